@@ -1,0 +1,158 @@
+"""Provides capture() and edit(): reading and changing a forward pass. All hooks are set here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hopscope.edits import Patch
+from hopscope.models.language_model import LanguageModel
+
+Rewrite = Callable[[int, Tensor], Tensor | None]
+
+
+@contextmanager
+def rewriting_residual(model: LanguageModel, rewrite: Rewrite) -> Iterator[None]:
+    """Pass the residual stream through `rewrite(boundary, hidden)` at each boundary.
+
+    Boundary ℓ lies before block ℓ; boundary n_layers before the final norm. `hidden` has shape
+    (rows, tokens, d_model); the rows may change in number. None leaves it as it is.
+    """
+
+    def at(boundary: int) -> Callable[..., Any]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            changed = rewrite(boundary, args[0] if args else kwargs["hidden_states"])
+            if changed is None:
+                return None
+            if args:
+                return (changed, *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": changed}
+
+        return hook
+
+    with ExitStack() as stack:
+        for boundary, module in enumerate((*model.layers, model.final_norm)):
+            handle = module.register_forward_pre_hook(at(boundary), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def rewriting_output(module: nn.Module, rewrite: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Pass the output of a module (the first of a tuple) through `rewrite`; None leaves it."""
+
+    def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        changed = rewrite(output[0] if isinstance(output, tuple) else output)
+        if changed is None or not isinstance(output, tuple):
+            return changed
+        return (changed, *output[1:])
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def reading_input(module: nn.Module, read: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call `read` with the first input of a module."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+        read(args[0])
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def edit(model: LanguageModel, patches: Sequence[Patch], n_tokens: int) -> Iterator[None]:
+    """Make the same edits in every row of the forward passes that read a whole prompt.
+
+    A pass over fewer tokens than the prompt has (a decoding step) is left as it is, so
+    `model.hf.generate` may run inside.
+
+    Args:
+        model: the model.
+        patches: what to replace.
+        n_tokens: length of the prompt in tokens.
+
+    Raises:
+        UsageError: if a patch does not fit the model or the prompt.
+
+    Example:
+        >>> with edit(model, [Patch(3, -1, vector)], n_tokens=ids.shape[1]):  # doctest: +SKIP
+        ...     logits = model.hf(input_ids=ids).logits
+    """
+    placed = [patch.placed(model.n_layers, model.d_model, n_tokens) for patch in patches]
+
+    def replaced(hidden: Tensor, chosen: Sequence[Patch]) -> Tensor | None:
+        if not chosen or hidden.shape[1] != n_tokens:
+            return None
+        hidden = hidden.clone()
+        for patch in chosen:
+            hidden[:, patch.position] = patch.vector.to(hidden)
+        return hidden
+
+    def residual(boundary: int, hidden: Tensor) -> Tensor | None:
+        return replaced(hidden, [p for p in placed if p.in_residual and p.boundary == boundary])
+
+    with ExitStack() as stack:
+        stack.enter_context(rewriting_residual(model, residual))
+        for patch in placed:
+            if not patch.in_residual:
+                module = model.writer(patch.layer, patch.site)
+                stack.enter_context(
+                    rewriting_output(module, lambda hidden, one=patch: replaced(hidden, [one]))
+                )
+        yield
+
+
+@contextmanager
+def recording(
+    model: LanguageModel, sites: Sequence[str], into: Mapping[str, list[Tensor | None]]
+) -> Iterator[None]:
+    """Keep the named states of a forward pass.
+
+    Args:
+        model: the model.
+        sites: any of `resid_pre`, `resid_post`, `attn_out`, `mlp_out`, `head_input`.
+        into: for each site a list with one place a block, filled with (rows, tokens, width).
+    """
+
+    def residual(boundary: int, hidden: Tensor) -> None:
+        if "resid_pre" in sites and boundary < model.n_layers:
+            into["resid_pre"][boundary] = hidden
+        if "resid_post" in sites and boundary > 0:
+            into["resid_post"][boundary - 1] = hidden
+
+    def keep(site: str, layer: int) -> Callable[[Tensor], None]:
+        def read(hidden: Tensor) -> None:
+            into[site][layer] = hidden
+
+        return read
+
+    with ExitStack() as stack:
+        if {"resid_pre", "resid_post"} & set(sites):
+            stack.enter_context(rewriting_residual(model, residual))
+        for layer in range(model.n_layers):
+            for site in {"attn_out", "mlp_out"} & set(sites):
+                stack.enter_context(rewriting_output(model.writer(layer, site), keep(site, layer)))
+            if "head_input" in sites:
+                projection = model.head_projection(layer)
+                stack.enter_context(reading_input(projection, keep("head_input", layer)))
+        yield
+
+
+def stacked(states: Sequence[Tensor | None], device: torch.device | str | None = None) -> Tensor:
+    """The states of all blocks as one tensor with a layer axis behind the tokens."""
+    found = [state for state in states if state is not None]
+    assert len(found) == len(states), "a block did not run"
+    return torch.stack([state.to(device or found[0].device) for state in found], dim=2)

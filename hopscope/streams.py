@@ -1,0 +1,218 @@
+"""Provides the keys and values of many rows over one shared prefix, and attention over them.
+
+A row attends to the prefix, which is stored once, and to its own tokens. The scores against the
+prefix are one matrix product for all rows, so the prefix is never copied per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AttentionInterface, Cache
+
+from hopscope.models.language_model import LanguageModel
+
+ATTENTION_NAME = "hopscope_shared_prefix"
+KeysValues = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Tokens that all rows begin with, and their keys and values.
+
+    Attributes:
+        ids: the tokens.
+        layers: for each block keys and values, each of shape (1, kv_heads, len(ids), head_dim);
+            empty when there is no token.
+    """
+
+    ids: tuple[int, ...] = ()
+    layers: tuple[KeysValues, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def crop(self, length: int) -> Prefix:
+        """Its first `length` tokens; the tensors are views."""
+        if not length:
+            return Prefix()
+        kept = tuple((keys[:, :, :length], values[:, :, :length]) for keys, values in self.layers)
+        return Prefix(self.ids[:length], kept)
+
+
+class StreamCache(Cache):
+    """The rows' own keys and values, beside a prefix that they share.
+
+    Args:
+        prefix: what all rows have in common.
+        n_layers: number of blocks.
+        record_patterns: keep the attention weights of the last pass in `patterns`.
+    """
+
+    def __init__(self, prefix: Prefix, n_layers: int, record_patterns: bool = False) -> None:
+        super().__init__(layers=[])
+        self.prefix = prefix
+        self.own: list[KeysValues | None] = [None] * n_layers
+        self.parents: list[Tensor | None] = [None] * n_layers
+        self.patterns: dict[int, Tensor] | None = {} if record_patterns else None
+        self.at_layer = 0
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> KeysValues:
+        """Append this pass's tokens, after each row has taken over its parent's past."""
+        past = self.own[layer_idx]
+        if past is not None:
+            past_keys, past_values = (self._inherited(part, layer_idx) for part in past)
+            keys = torch.cat([past_keys, keys], dim=2)
+            values = torch.cat([past_values, values], dim=2)
+        self.own[layer_idx] = (keys, values)
+        self.at_layer = layer_idx
+        return keys, values
+
+    def _inherited(self, part: Tensor, layer_idx: int) -> Tensor:
+        parents = self.parents[layer_idx]
+        return part if parents is None else part.index_select(0, parents.to(part.device))
+
+    def get_seq_length(self, layer_idx: int = 0, *_: Any, **__: Any) -> int:
+        """Number of tokens that each row has seen."""
+        own = self.own[layer_idx]
+        return len(self.prefix) + (0 if own is None else own[0].shape[2])
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """Length and offset of the keys, as mask builders ask for them."""
+        return self.get_seq_length(layer_idx) + query_length, 0
+
+    def as_prefix(self, ids: Sequence[int]) -> Prefix:
+        """The prefix with the tokens of a single row behind it."""
+        layers = []
+        for layer, own in enumerate(self.own):
+            assert own is not None
+            before = self.prefix.layers[layer] if len(self.prefix) else None
+            parts = [own] if before is None else [before, own]
+            layers.append(tuple(torch.cat(both, dim=2) for both in zip(*parts, strict=True)))
+        return Prefix((*self.prefix.ids, *ids), tuple(layers))  # type: ignore[arg-type]
+
+
+_active: ContextVar[StreamCache | None] = ContextVar("hopscope_stream_cache", default=None)
+
+
+def shared_prefix_attention(
+    module: nn.Module,
+    query: Float[Tensor, "row head query head_dim"],
+    key: Float[Tensor, "row kv_head own head_dim"],
+    value: Float[Tensor, "row kv_head own head_dim"],
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Float[Tensor, "row query head head_dim"], Tensor | None]:
+    """Attention of each row to the shared prefix and to its own tokens, both causal.
+
+    The signature is that of transformers' attention functions; its mask is not used, since
+    what a token sees follows from its position.
+    """
+    cache = _active.get()
+    assert cache is not None, "hopscope's attention function is only used inside `attending`"
+    groups = query.shape[1] // key.shape[1]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    grouped = rearrange(query, "row (kv group) q d -> row kv (group q) d", group=groups)
+    before = cache.prefix.layers[cache.at_layer] if len(cache.prefix) else None
+    parts = [] if before is None else [_prefix_scores(grouped, before[0])]
+    scores = torch.cat([*parts, grouped @ key.transpose(-1, -2)], dim=-1) * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = rearrange(scores, "row kv (group q) k -> row kv group q k", group=groups)
+    hidden = _hidden_keys(query.shape[2], scores.shape[-1], sliding_window, scores.device)
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
+    weights = _softmax(scores, s_aux).to(value.dtype)
+    if cache.patterns is not None:
+        cache.patterns[cache.at_layer] = rearrange(weights, "row kv g q k -> row (kv g) q k")
+    weights = rearrange(weights, "row kv group q k -> row kv (group q) k")
+    output = weights[..., -key.shape[2] :] @ value
+    if before is not None:
+        output = output + _prefix_values(weights[..., : len(cache.prefix)], before[1])
+    output = rearrange(output, "row kv (group q) d -> row q (kv group) d", group=groups)
+    return output.contiguous(), None
+
+
+def _prefix_scores(grouped: Tensor, keys: Tensor) -> Tensor:
+    rows = grouped.shape[0]
+    flat = rearrange(grouped, "row kv q d -> kv (row q) d")
+    return rearrange(flat @ keys[0].transpose(-1, -2), "kv (row q) k -> row kv q k", row=rows)
+
+
+def _prefix_values(weights: Tensor, values: Tensor) -> Tensor:
+    rows = weights.shape[0]
+    flat = rearrange(weights, "row kv q k -> kv (row q) k")
+    return rearrange(flat @ values[0], "kv (row q) d -> row kv q d", row=rows)
+
+
+def _hidden_keys(
+    n_queries: int, n_keys: int, window: int | None, device: torch.device
+) -> Tensor | None:
+    """Boolean (query, key), true where the key is later or outside the window; None if nowhere."""
+    if n_queries == 1 and (window is None or n_keys <= window):
+        return None
+    keys = torch.arange(n_keys, device=device)
+    queries = keys[-n_queries:, None]
+    hidden = keys > queries
+    return hidden if window is None else hidden | (queries - keys >= window)
+
+
+def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    if sinks is None:
+        return torch.softmax(scores, dim=-1, dtype=torch.float32)
+    shape = (*scores.shape[:-1], 1)
+    column = rearrange(sinks, "(kv g) -> 1 kv g 1 1", kv=scores.shape[1]).expand(shape)
+    joined = torch.cat([scores, column.to(scores.dtype)], dim=-1)
+    return torch.softmax(joined, dim=-1, dtype=torch.float32)[..., :-1]
+
+
+AttentionInterface.register(ATTENTION_NAME, shared_prefix_attention)
+
+
+@contextmanager
+def attending(model: LanguageModel, cache: StreamCache) -> Iterator[None]:
+    """Let the model's attention read `cache` while the context is open."""
+    before = model.config._attn_implementation
+    token = _active.set(cache)
+    model.config._attn_implementation = ATTENTION_NAME
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
+        _active.reset(token)
+
+
+def forward_streams(model: LanguageModel, cache: StreamCache, ids: Tensor, seen: int) -> Tensor:
+    """Run rows of tokens that follow `seen` earlier ones.
+
+    Args:
+        model: the model.
+        cache: the keys and values of what came before; it grows by these tokens.
+        ids: shape (rows, tokens).
+        seen: number of tokens before.
+
+    Returns:
+        Logits of each row's last token, shape (rows, vocabulary).
+    """
+    positions = torch.arange(seen, seen + ids.shape[1], device=ids.device)[None]
+    with attending(model, cache):
+        output = model.hf(
+            input_ids=ids,
+            position_ids=positions,
+            use_cache=True,
+            logits_to_keep=1,
+            **{model.cache_argument: cache},
+        )
+    return output.logits[:, -1]  # type: ignore[no-any-return]
