@@ -18,10 +18,12 @@ from pathlib import Path
 
 DATA = Path(__file__).resolve().parent
 WORLD = DATA / "world.csv"
-COLUMNS = (
-    "id,e1,r1,e2,r2,e3,e1_label,e2_label,e3_label,e1_aliases,e2_aliases,e3_aliases,"
-    "e1_type,r1_type,e2_type,r2_type,e3_type,r1_template,r2_template,source_prompt"
-).split(",")
+COLUMNS = [
+    *("id", "e1", "r1", "e2", "r2", "e3", "e1_label", "e2_label", "e3_label"),
+    *("e1_aliases", "e2_aliases", "e3_aliases"),
+    *("e1_type", "r1_type", "e2_type", "r2_type", "e3_type"),
+    *("r1_template", "r2_template", "source_prompt"),
+]
 
 
 @dataclass(frozen=True)

