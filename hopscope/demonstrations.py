@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import zip_longest
@@ -22,6 +22,7 @@ DEMONSTRATION_FORMS: Mapping[Form, Form] = {
     "second_hop": "second_hop",
     "entity_shortcut": "second_hop",
 }
+_COMMON = 0.02  # the share of a pool from which on one of its entities is common
 _UNSPACED = re.compile("[\u0e00-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af]")
 
 
@@ -140,17 +141,30 @@ def _touches(
 
 
 def arrange(pool: Sequence[TwoHopQuery], seed: int) -> tuple[TwoHopQuery, ...]:
-    """Shuffle a pool, take its relation pairs in turn, and put repeated entities last."""
-    shuffled = random.Random(seed).sample(pool, len(pool))
-    by_pair: dict[tuple[str, str], list[TwoHopQuery]] = defaultdict(list)
-    for query in shuffled:
-        by_pair[query.r1_template, query.r2_template].append(query)
-    rounds = zip_longest(*by_pair.values())
+    """Shuffle a pool, take its relation pairs in turn, and put shared entities last.
+
+    First come queries with no entity of an earlier one and none that is common in the pool (a
+    demonstration about "Europe" would serve few queries), then those with a common one, then
+    those that repeat.
+    """
+    counts = Counter(label for query in pool for label in _labels(query))
+    by_pair: dict[str, dict[str, list[TwoHopQuery]]] = defaultdict(lambda: defaultdict(list))
+    for query in random.Random(seed).sample(pool, len(pool)):
+        by_pair[query.r2_template][query.r1_template].append(query)
     seen: set[str] = set()
-    fresh: list[TwoHopQuery] = []
-    repeated: list[TwoHopQuery] = []
-    for query in (query for each in rounds for query in each if query is not None):
-        labels = {query.e1_label, query.e2_label, query.e3_label}
-        (repeated if labels & seen else fresh).append(query)
+    ranked: tuple[list[TwoHopQuery], ...] = ([], [], [])
+    for query in _in_turn([_in_turn(list(pairs.values())) for pairs in by_pair.values()]):
+        labels = _labels(query)
+        common = max(counts[label] for label in labels) > _COMMON * len(pool)
+        ranked[2 if labels & seen else int(common)].append(query)
         seen |= labels
-    return (*fresh, *repeated)
+    return tuple(query for rank in ranked for query in rank)
+
+
+def _in_turn(lists: Sequence[Sequence[TwoHopQuery]]) -> list[TwoHopQuery]:
+    """The first of every list, then the second of every list, and so on."""
+    return [each for turn in zip_longest(*lists) for each in turn if each is not None]
+
+
+def _labels(query: TwoHopQuery) -> set[str]:
+    return {query.e1_label, query.e2_label, query.e3_label}

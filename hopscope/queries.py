@@ -29,7 +29,7 @@ from .prompts import (
 from .query_files import SUFFIXES, from_frame, read_table, to_frame, write_csv
 
 if TYPE_CHECKING:
-    import datasets
+    import datasets  # type: ignore[import-untyped]
 
 __all__ = [
     "FORMS",

@@ -58,11 +58,19 @@ def read_table(path: Path) -> pd.DataFrame:
             lines = path.read_text(encoding="utf-8").splitlines()
             return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
         if path.suffix == ".csv":
-            text = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-            return text.apply(lambda column: column if column.name in COLUMNS else _typed(column))
+            return _read_csv(path)
     except (ValueError, OSError) as error:  # parse errors of pandas, json and pyarrow are such
         raise QueryError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
     raise QueryError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Read a CSV: our own columns as text, the others as what they look like."""
+    text = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
+    if not isinstance(text.index, pd.RangeIndex):
+        raise ValueError("its rows have more fields than its header")
+    others = [str(name) for name in text.columns if name not in (*_TEXTS, *_ALIASES)]
+    return text.assign(**{name: _typed(text[name]) for name in others if name != "source_prompt"})
 
 
 def _typed(column: pd.Series[Any]) -> pd.Series[Any]:
@@ -225,8 +233,8 @@ def _from_row(row: Row, number: int) -> TwoHopQuery:
     query = TwoHopQuery(**fields, extra=row)
     if prompt and prompt.strip() != query.two_hop():
         logger.warning(
-            "query %r: source_prompt is %r, but its templates compose to %r, which is what is asked",
-            *(query.id, prompt, query.two_hop()),
+            "query %r: asked is what its templates compose to, %r, and not source_prompt, %r",
+            *(query.id, query.two_hop(), prompt),
         )
     return query
 
@@ -245,7 +253,7 @@ def _from_fact(row: Row, number: int) -> TwoHopQuery:
     for part in (*_ENTITIES, "r1", "r2"):
         fields[f"{part}_type"] = _first(row, part, ("type", "category", "rough_category"))
     prompts = [_text(row.pop(name)).strip() for name in _FACT_PROMPTS]
-    query = TwoHopQuery(**fields, **_templates(*prompts, fields), extra=row)
+    query = TwoHopQuery(**fields | _templates(prompts, fields), extra=row)
     made = [query.first_hop(), query.second_hop(), query.two_hop()]
     for name, wanted, got in zip(_FACT_PROMPTS, prompts, made, strict=True):
         if wanted != got:
@@ -259,12 +267,13 @@ def _first(row: Row, part: str, names: Sequence[str]) -> str:
     return next((value for value in values if value), "")
 
 
-def _templates(first: str, second: str, both: str, labels: Row) -> dict[str, str]:
+def _templates(prompts: Sequence[str], labels: Row) -> Row:
     """Cut the templates out of the prompts r1(e1), r2(e2) and r2(r1(e1)).
 
     The two-hop prompt is the second-hop prompt with a phrase in place of e2; the first-hop
     prompt begins with that phrase.
     """
+    first, second, both = prompts
     e1, e2 = labels["e1_label"], labels["e2_label"]
     for found in re.finditer(re.escape(e2), second):
         before, after = second[: found.start()], second[found.end() :]

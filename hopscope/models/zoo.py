@@ -138,12 +138,18 @@ def pull(name: str, *, progress: bool = True, force: bool = False) -> Path:
     if final.exists() and not force:
         check_pulled(entry, final)
         return final
-    with _only_one_process(entry):
-        if final.exists() and not force:  # another process has just made it
-            check_pulled(entry, final)
-            return final
-        _remove_leftovers(entry)
-        _pull(entry, final, progress)
+    try:
+        with _only_one_process(entry):
+            if final.exists() and not force:  # another process has just made it
+                check_pulled(entry, final)
+                return final
+            _remove_leftovers(entry)
+            _pull(entry, final, progress)
+    except OSError as error:
+        raise ModelError(
+            f"cannot write {name} into the cache {cache_dir()}: {error}. Free some space there "
+            f"(about {entry.bytes * 7 // 10**6} MB), or name another folder in HOPSCOPE_CACHE."
+        ) from error
     return final
 
 
@@ -278,7 +284,7 @@ def _installed_file(part: ZooPart) -> Path | None:
 
 
 def _local_wheel(part: ZooPart) -> Path | None:
-    """The part's wheel in the folder that `$HOPSCOPE_WHEELS` names, for machines without network."""
+    """The part's wheel in the folder `$HOPSCOPE_WHEELS`, for machines without network."""
     folder = os.environ.get("HOPSCOPE_WHEELS")
     return _find_wheel(Path(folder).expanduser(), part) if folder else None
 
@@ -337,11 +343,11 @@ def read_gguf(
         ModelError: The file cannot be read, or its architecture is unknown to transformers.
     """
     place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    dense = {}
+    dense: dict[str, Any] = {}
     if hasattr(transformers, "GgufConfig"):  # else a GPU could be given packed 4-bit modules
         dense["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**place)  # type: ignore[no-untyped-call]
+        tokenizer = AutoTokenizer.from_pretrained(**place)
         model = AutoModelForCausalLM.from_pretrained(**place, dtype=dtype, **dense)
     except (ValueError, OSError, KeyError, NotImplementedError, RuntimeError) as error:
         raise ModelError(
@@ -349,12 +355,13 @@ def read_gguf(
             "architecture that transformers can dequantise."
         ) from error
     _forget_quantisation(model)
-    return model.eval(), _plain_tokenizer(tokenizer, path)
+    model.eval()  # type: ignore[no-untyped-call]
+    return model, _plain_tokenizer(tokenizer, path)
 
 
 def _forget_quantisation(model: PreTrainedModel) -> None:
     """Drops the traces of GGUF: the weights are dense by now, and must be saved and loaded so."""
-    model.hf_quantizer = None
+    model.hf_quantizer = None  # type: ignore[assignment]
     for trace in ("quantization_config", "_model_name_or_path"):
         model.config.__dict__.pop(trace, None)
 
@@ -413,12 +420,12 @@ def _convert(entry: ZooEntry, gguf: Path, folder: Path, steps: "tqdm[Any]") -> N
 def _quiet_transformers() -> Iterator[None]:
     """Silences transformers' own progress bars, which would break up the bar of the steps."""
     shown = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if shown:
-            transformers.utils.logging.enable_progress_bar()
+            transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _publish(entry: ZooEntry, temporary: Path, final: Path) -> None:
@@ -431,6 +438,8 @@ def _publish(entry: ZooEntry, temporary: Path, final: Path) -> None:
         os.replace(temporary, final)
     except OSError:
         if not final.exists():
+            if (retired / "old").exists():
+                os.replace(retired / "old", final)
             raise
         check_pulled(entry, final)  # another process was first: its folder is as good
     finally:
