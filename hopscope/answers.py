@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .errors import UsageError
 
@@ -109,8 +108,10 @@ def _bounded(pattern: str, name: str) -> str:
 
 def _loose(character: str, dots_optional: bool) -> str:
     """The pattern of one character of a name, loose about punctuation."""
-    if character in " -":
+    if character == "-":
         return "[ -]"
+    if character == " ":  # "Washington D.C." is also "Washington, D.C."
+        return "[.,]?[ -]"
     if character in ',"':
         return f"{character}?"
     if character == ".":
@@ -125,7 +126,7 @@ def _pattern(name: str) -> str:
     body = name.removesuffix(".")
     dots_optional = sum(map(str.isalnum, name)) > 2 and name.replace(".", "") not in _ENGLISH
     pattern = "".join(_loose(character, dots_optional) for character in body)
-    pattern = pattern.replace(" ?[ -]", "[ -]?")
+    pattern = pattern.replace(" ?[.,]?[ -]", "[ -]?")
     if body != name:  # "U.S" is "U.S.", but the start of "U.S.A" is not
         pattern += r"(?:\.|(?!\.))"
     return _bounded(pattern, name)
@@ -134,8 +135,8 @@ def _pattern(name: str) -> str:
 def _without_article(name: str) -> str:
     """Drop a leading "the", unless only a word of running text is left ("The Who")."""
     rest = name[4:] if name[:4].lower() == "the " else name
-    usable = sum(map(str.isalnum, rest)) > 1 and rest.casefold() not in _ENGLISH
-    return rest if usable else name
+    telling = _is_code(rest) or rest.casefold() not in _ENGLISH
+    return rest if telling and sum(map(str.isalnum, rest)) > 1 else name
 
 
 def _is_code(name: str) -> bool:
@@ -144,40 +145,34 @@ def _is_code(name: str) -> bool:
     return letters and (len(name) == 2 or (name.isupper() and name.lower() in _ENGLISH))
 
 
-@dataclass(frozen=True)
-class _Matcher:
-    """The patterns of one tuple of names; group n of a pattern is its n-th name."""
+class _Spelling(NamedTuple):
+    """One name, ready to be looked for in a folded text."""
 
-    folded: re.Pattern[str] | None
-    folded_names: tuple[str, ...]
-    codes: re.Pattern[str] | None
-    code_names: tuple[str, ...]
+    name: str
+    word: str
+    """Its longest word: a text without that needs no search."""
+    pattern: re.Pattern[str]
 
-    def find(self, text: str, *, closed: bool = False) -> str | None:
-        """The first name in a text; ``closed`` asks for one more character after the name."""
-        for pattern, names, case in (
-            (self.folded, self.folded_names, True),
-            (self.codes, self.code_names, False),
-        ):
-            if pattern is None:
-                continue
-            folded = _fold(text, case=case)
-            found = pattern.search(folded, 0, len(folded))
-            while found and closed and found.end() == len(folded):
-                found = pattern.search(folded, found.start() + 1)
-            if found and found.lastindex:
-                return names[found.lastindex - 1]
-        return None
+    @classmethod
+    def of(cls, name: str, folded: str) -> _Spelling:
+        """Compile a name by its folded spelling."""
+        word = max(re.findall(r"[^\W_]+", folded), key=len)
+        return cls(name, word, re.compile(_pattern(folded)))
 
-
-def _alternatives(patterns: list[str]) -> re.Pattern[str] | None:
-    return re.compile("|".join(f"({pattern})" for pattern in patterns)) if patterns else None
+    def found(self, text: str, *, closed: bool) -> bool:
+        """Whether the name is in a folded text; if ``closed``, with one more character after."""
+        if self.word not in text:
+            return False
+        match = self.pattern.search(text)
+        while match and closed and match.end() == len(text):
+            match = self.pattern.search(text, match.start() + 1)
+        return match is not None
 
 
 @lru_cache(maxsize=8192)
-def _matcher(names: tuple[str, ...]) -> _Matcher:
-    """Compile the usable names of an entity once."""
-    folded: dict[str, str] = {}
+def _spellings(names: tuple[str, ...]) -> tuple[tuple[_Spelling, ...], tuple[_Spelling, ...]]:
+    """Compile the usable names of an entity once: those of any case, and the codes."""
+    anycase: dict[str, str] = {}
     codes: dict[str, str] = {}
     for name in names:
         if not isinstance(name, str):
@@ -186,15 +181,23 @@ def _matcher(names: tuple[str, ...]) -> _Matcher:
         if sum(map(str.isalnum, plain)) < 2 and not re.search(f"[{_UNSPACED}]", plain):
             continue
         if _is_code(plain):
-            codes.setdefault(_pattern(plain.upper() if plain.islower() else plain), name)
+            codes.setdefault(plain.upper() if plain.islower() else plain, name)
         else:
-            folded.setdefault(_pattern(_without_article(normalise(name))), name)
-    return _Matcher(
-        _alternatives(list(folded)),
-        tuple(folded.values()),
-        _alternatives(list(codes)),
-        tuple(codes.values()),
+            anycase.setdefault(_without_article(normalise(name)), name)
+    return (
+        tuple(_Spelling.of(name, folded) for folded, name in anycase.items()),
+        tuple(_Spelling.of(name, folded) for folded, name in codes.items()),
     )
+
+
+def _find_word(text: str, names: tuple[str, ...], *, closed: bool = False) -> str | None:
+    """The first name in a text at word boundaries."""
+    for spellings, case in zip(_spellings(names), (True, False), strict=True):
+        folded = _fold(text, case=case) if spellings else ""
+        for spelling in spellings:
+            if spelling.found(folded, closed=closed):
+                return spelling.name
+    return None
 
 
 def _checked(names: Iterable[str], match: str) -> tuple[str, ...]:
@@ -220,10 +223,11 @@ def find_answer(text: str, names: Iterable[str], match: Match = "word") -> str |
         names: the label and aliases of an entity. Entries that are no string, or have fewer
             than two letters or digits (one for Chinese, Japanese, Korean), are ignored.
         match: "word" compares normalised names at word boundaries; a leading "the" and inner
-            commas, hyphens and quotes are optional; a two-letter name counts only in capitals
-            as it is spelled ("US" is not in "told us"). Scripts without spaces need no
-            boundary. "substring" is the rule of Hopping Too Late (Biran et al. 2024): any name
-            longer than one character occurs in the lower-cased text.
+            commas, full stops, hyphens and quotes are optional; a name of two letters, or one in
+            capitals that is an English word ("CAN"), counts only as it is spelled: "US" is not
+            in "told us". Scripts without spaces need no boundary. "substring" is the rule of
+            Hopping Too Late (Biran et al. 2024): any name longer than one character occurs in
+            the lower-cased text.
 
     Raises:
         UsageError: for another ``match``, or a bare string as ``names``.
@@ -235,7 +239,7 @@ def find_answer(text: str, names: Iterable[str], match: Match = "word") -> str |
     names = _checked(names, match)
     if match == "substring":
         return _find_substring(text, names)
-    return _matcher(names).find(text)
+    return _find_word(text, names)
 
 
 def matches(text: str, names: Iterable[str], match: Match = "word") -> bool:
@@ -263,4 +267,4 @@ def decided(text: str, names: Iterable[str], match: Match = "word") -> bool:
     text = text.rstrip("\ufffd")
     if match == "substring":
         return _find_substring(text, names) is not None
-    return _matcher(names).find(text, closed=True) is not None
+    return _find_word(text, names, closed=True) is not None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hopscope.errors import UsageError
 
+RESIDUAL = "residual"
 PatchSite = Literal["resid_pre", "resid_post", "attn_out", "mlp_out"]
 
 
@@ -54,6 +55,11 @@ class Patch:
     def boundary(self) -> int:
         """The first block that runs on changed values; n_layers for the final norm alone."""
         return self.layer + 1 if self.site == "resid_post" else self.layer
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Where the engine makes it: the residual stream at a boundary, or a block's sublayer."""
+        return (RESIDUAL, self.boundary) if self.in_residual else (self.site, self.layer)
 
     def placed(self, n_layers: int, d_model: int, n_tokens: int) -> Patch:
         """The same patch with its position counted from the start; checked against a prompt.

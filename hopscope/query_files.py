@@ -119,7 +119,8 @@ def to_frame(queries: Iterable[TwoHopQuery]) -> pd.DataFrame:
     if _INDEX in names:
         names.insert(0, names.pop(names.index(_INDEX)))
     kept = [name for name in names if "popularity" not in name or any(name in r for r in rows)]
-    return pd.DataFrame({name: _column([row.get(name) for row in rows]) for name in kept})
+    gaps = dict.fromkeys(_ENDINGS, " is")
+    return pd.DataFrame({n: _column([row.get(n, gaps.get(n)) for row in rows]) for n in kept})
 
 
 def _to_row(query: TwoHopQuery) -> Row:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -216,3 +216,36 @@ def forward_streams(model: LanguageModel, cache: StreamCache, ids: Tensor, seen:
             **{model.cache_argument: cache},
         )
     return output.logits[:, -1]  # type: ignore[no-any-return]
+
+
+@dataclass
+class PrefixStore:
+    """Keys and values of the prefixes that prompts share, each computed once.
+
+    Attributes:
+        model: the model.
+        most: how many prefixes are kept; the oldest goes first.
+    """
+
+    model: LanguageModel
+    most: int = 4
+    _kept: dict[tuple[int, ...], Prefix] = field(default_factory=dict)
+
+    def get(self, ids: tuple[int, ...]) -> Prefix:
+        """The prefix of these tokens."""
+        if not ids or not self.model.shares_prefixes:
+            return Prefix()
+        if ids not in self._kept:
+            if len(self._kept) >= self.most:
+                del self._kept[next(iter(self._kept))]
+            self._kept[ids] = extend(self.model, Prefix(), ids)
+        return self._kept[ids]
+
+
+@torch.inference_mode()
+def extend(model: LanguageModel, prefix: Prefix, ids: Sequence[int]) -> Prefix:
+    """The prefix with more tokens behind it."""
+    cache = StreamCache(prefix, model.n_layers)
+    row = torch.tensor([list(ids)], device=model.device)
+    forward_streams(model, cache, row, len(prefix))
+    return cache.as_prefix(ids)

@@ -12,19 +12,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hopscope.edits import Cell, Patch
+from hopscope.edits import RESIDUAL, Cell, Patch
 from hopscope.errors import UsageError
 from hopscope.hooks import edit, recording, rewriting_output, rewriting_residual, stacked
 from hopscope.models.language_model import LanguageModel
 from hopscope.rows import Histories, Layout
-from hopscope.streams import Prefix, StreamCache, forward_streams
+from hopscope.streams import Prefix, StreamCache, extend, forward_streams
 
 logger = logging.getLogger(__name__)
 
@@ -130,44 +130,14 @@ class CleanRun:
         return self.resid_post[position - self.first]
 
 
-@dataclass
-class PrefixStore:
-    """Keys and values of the prefixes that prompts share, each computed once.
-
-    Attributes:
-        model: the model.
-        most: how many prefixes are kept; the oldest goes first.
-    """
-
-    model: LanguageModel
-    most: int = 4
-    _kept: dict[tuple[int, ...], Prefix] = field(default_factory=dict)
-
-    def get(self, ids: tuple[int, ...]) -> Prefix:
-        """The prefix of these tokens."""
-        if not ids:
-            return Prefix()
-        if ids not in self._kept:
-            if len(self._kept) >= self.most:
-                del self._kept[next(iter(self._kept))]
-            self._kept[ids] = extend(self.model, Prefix(), ids)
-        return self._kept[ids]
-
-
-@torch.inference_mode()
-def extend(model: LanguageModel, prefix: Prefix, ids: Sequence[int]) -> Prefix:
-    """The prefix with more tokens behind it."""
-    cache = StreamCache(prefix, model.n_layers)
-    row = torch.tensor([list(ids)], device=model.device)
-    forward_streams(model, cache, row, len(prefix))
-    return cache.as_prefix(ids)
-
-
 @torch.inference_mode()
 def clean_run(model: LanguageModel, ids: Sequence[int], shared: Prefix) -> CleanRun:
     """Run a prompt that begins with `shared`, and keep its states after that."""
     into: dict[str, list[Tensor | None]] = {"resid_post": [None] * model.n_layers}
     with recording(model, ["resid_post"], into):
+        if not model.shares_prefixes:
+            model.hf(input_ids=torch.tensor([list(ids)], device=model.device))
+            return CleanRun(Prefix(), stacked(into["resid_post"], model.device)[0], 0)
         prefix = extend(model, shared, ids[len(shared) :])
     return CleanRun(prefix, stacked(into["resid_post"], model.device)[0], len(shared))
 
@@ -356,8 +326,7 @@ class _Placed:
         gathered: dict[tuple[str, int], list[tuple[int, Patch]]] = {}
         for index, cell in enumerate(cells):
             for patch in cell:
-                where = ("residual", patch.boundary) if patch.in_residual else _key(patch)
-                gathered.setdefault(where, []).append((index, patch))
+                gathered.setdefault(patch.place, []).append((index, patch))
         for where, patches in gathered.items():
             self.groups[where] = (
                 torch.tensor([index for index, _ in patches], device=device),
@@ -373,10 +342,6 @@ class _Placed:
         return hidden
 
 
-def _key(patch: Patch) -> tuple[str, int]:
-    return patch.site, patch.layer
-
-
 @contextmanager
 def _splitting(
     model: LanguageModel, cache: StreamCache, layout: Layout, placed: _Placed | None
@@ -389,15 +354,15 @@ def _splitting(
         entry = entries[boundary]
         if entry is not None:
             hidden = hidden.index_select(0, entry.to(hidden.device))
-        if placed is None or ("residual", boundary) not in placed.groups:
+        if placed is None or (RESIDUAL, boundary) not in placed.groups:
             return None if entry is None else hidden
         hidden = hidden if entry is not None else hidden.clone()
-        return placed.make(("residual", boundary), hidden, layout.shared[boundary])
+        return placed.make((RESIDUAL, boundary), hidden, layout.shared[boundary])
 
     with ExitStack() as stack:
         stack.enter_context(rewriting_residual(model, at_boundary))
         for site, layer in placed.groups if placed is not None else ():
-            if site != "residual":
+            if site != RESIDUAL:
                 stack.enter_context(
                     rewriting_output(
                         model.writer(layer, site),

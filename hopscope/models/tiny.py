@@ -159,16 +159,17 @@ def _trained_tokenizer() -> str:
     return str(tokenizer.to_str())
 
 
-def _build_tokenizer(adds_bos: bool) -> PreTrainedTokenizerFast:
+def _build_tokenizer(name: str) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer.from_str(_trained_tokenizer())
-    special = {"pad_token": PAD, "eos_token": EOS}
-    if adds_bos:
-        special["bos_token"] = BOS
+    special: dict[str, Any] = {"pad_token": PAD, "eos_token": EOS}
+    if name in _ADDS_BOS:
+        special |= {"bos_token": BOS, "add_bos_token": True}
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
         )
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
+        name_or_path=name,  # TransformerLens looks for it
         model_max_length=MAX_POSITIONS,
         clean_up_tokenization_spaces=False,
         **special,
@@ -212,7 +213,7 @@ def build_tiny(name: str, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTok
         raise UnknownModelError(
             f"no tiny model is called {name!r}; expected one of {', '.join(TINY_FAMILIES)}"
         )
-    tokenizer = _build_tokenizer(name in _ADDS_BOS)
+    tokenizer = _build_tokenizer(name)
     config_class, settings = _FAMILIES[name]
     config = config_class(
         **settings,
@@ -227,6 +228,7 @@ def build_tiny(name: str, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTok
             config, dtype=torch.float32
         )
         _spread_gains(model)
+    model.config.architectures = [type(model).__name__]  # as a saved model has it
     model.requires_grad_(False)
     model.eval()  # type: ignore[no-untyped-call]
     return model, tokenizer

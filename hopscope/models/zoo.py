@@ -8,6 +8,7 @@ integer times a scale) is not a bfloat16 or float16 number: four in five weights
 
 import hashlib
 import importlib.metadata
+import io
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ import tempfile
 import tomllib
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
@@ -144,7 +145,7 @@ def pull(name: str, *, progress: bool = True, force: bool = False) -> Path:
                 check_pulled(entry, final)
                 return final
             _remove_leftovers(entry)
-            _pull(entry, final, progress)
+            _pull(entry, final, progress, force)
     except OSError as error:
         raise ModelError(
             f"cannot write {name} into the cache {cache_dir()}: {error}. Free some space there "
@@ -161,7 +162,7 @@ def _entry(name: str) -> ZooEntry:
     return _entries()[name]
 
 
-def _pull(entry: ZooEntry, final: Path, progress: bool) -> None:
+def _pull(entry: ZooEntry, final: Path, progress: bool, force: bool) -> None:
     gguf = _gguf_path(entry)
     steps = tqdm(total=len(entry.parts) + 3, desc=entry.name, disable=not progress, leave=False)
     with steps:
@@ -169,7 +170,7 @@ def _pull(entry: ZooEntry, final: Path, progress: bool) -> None:
         temporary = _temporary_folder(entry)
         try:
             _convert(entry, gguf, temporary, steps)
-            _publish(entry, temporary, final)
+            _publish(entry, temporary, final, force)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     gguf.unlink(missing_ok=True)
@@ -418,22 +419,27 @@ def _convert(entry: ZooEntry, gguf: Path, folder: Path, steps: "tqdm[Any]") -> N
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Silences transformers' own progress bars, which would break up the bar of the steps."""
+    """Silences transformers' own progress bars, which would break up the bar of the steps.
+
+    The one of its GGUF reader knows no switch, so what is written to stderr meanwhile goes
+    nowhere. Log messages come through: their handlers hold the stream that was there before.
+    """
     shown = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        yield
+        with redirect_stderr(io.StringIO()):
+            yield
     finally:
         if shown:
             transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _publish(entry: ZooEntry, temporary: Path, final: Path) -> None:
-    """Renames the finished folder into its place; what stood there before goes only then."""
+def _publish(entry: ZooEntry, temporary: Path, final: Path, force: bool) -> None:
+    """Renames the finished folder into its place; with `force`, what stood there goes only then."""
     os.chmod(temporary, 0o755)
     retired = _temporary_folder(entry)
     try:
-        if final.exists():
+        if force and final.exists():
             os.replace(final, retired / "old")
         os.replace(temporary, final)
     except OSError:

@@ -1,0 +1,81 @@
+"""Provides the controls of a patching experiment: another query's vectors, and random ones."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hopscope.answers import normalise
+from hopscope.queries import QuerySet, TwoHopQuery
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Donor:
+    """The query that lends its states to another one.
+
+    Attributes:
+        query: the donor; its answer shares no name with that of the query it lends to.
+        same_relation: whether it asks the same second relation, too.
+    """
+
+    query: TwoHopQuery
+    same_relation: bool
+
+
+def choose_donors(queries: QuerySet, seed: int) -> dict[str, Donor]:
+    """For each query another one with another answer, of the same second relation if possible.
+
+    Returns:
+        Donors by query id; a query to which none fits is left out, and a warning says so.
+    """
+    answers = {query.id: {normalise(name) for name in query.names("e3")} for query in queries}
+    donors: dict[str, Donor] = {}
+    for query in queries:
+        others = [o for o in queries if not answers[o.id] & answers[query.id]]
+        same = [o for o in others if (o.r2, o.r2_template) == (query.r2, query.r2_template)]
+        pool = same or others
+        if pool:
+            chosen = random.Random(f"{seed} {query.id}").choice(pool)
+            donors[query.id] = Donor(chosen, same_relation=bool(same))
+    missing = len(queries) - len(donors)
+    strange = sum(not donor.same_relation for donor in donors.values())
+    if missing:
+        logger.warning(
+            "%d of %d queries have no row with control 'other': no query in the set has another "
+            "answer; give more queries",
+            missing,
+            len(queries),
+        )
+    if strange:
+        logger.warning(
+            "%d of %d queries borrow the vectors of control 'other' from a query with another "
+            "second relation, since no other query in the set asks theirs",
+            strange,
+            len(queries),
+        )
+    return donors
+
+
+def random_like(
+    states: Float[Tensor, "layer d_model"], seed: int, *names: str
+) -> Float[Tensor, "layer d_model"]:
+    """Gaussian vectors with the norms of `states`, the same on every device.
+
+    Args:
+        states: one vector a layer.
+        seed: the run's.
+        names: what else decides the draw: the query and the position.
+    """
+    digest = hashlib.sha256("\0".join((str(seed), *names)).encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    drawn = torch.randn(states.shape, generator=generator).to(states.device)
+    norms = states.float().norm(dim=-1, keepdim=True)
+    return (drawn / drawn.norm(dim=-1, keepdim=True) * norms).to(states.dtype)

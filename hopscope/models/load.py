@@ -1,0 +1,423 @@
+"""Provides `load_model`: a LanguageModel from a name, a hub id, a folder, a file or an object."""
+
+import difflib
+import json
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from hopscope.errors import ModelError, UnknownModelError, UsageError
+from hopscope.models.language_model import LanguageModel
+from hopscope.models.tiny import TINY_FAMILIES, build_tiny
+from hopscope.models.zoo import pull, read_gguf, zoo
+
+logger = logging.getLogger(__name__)
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+_Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase, str]
+
+
+def load_model(
+    x: object,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    name: str | None = None,
+) -> LanguageModel:
+    """Loads a causal language model, or takes one that is already loaded, in eval mode.
+
+    Args:
+        x: One of: a name of the zoo (`"smollm2-135m"`, fetched on first use) or of a tiny random
+            model (`"tiny-random-llama"`); a hub id (`"org/name"`); a folder with safetensors; a
+            `.gguf` file; a `PreTrainedModel`; a TransformerLens `TransformerBridge`; an nnsight
+            model; or a `LanguageModel`, which is returned as it is.
+        device: Where to put the model. By default a model that is loaded here goes to CUDA if
+            there is any, else to the CPU, and a model that is already loaded stays where it is.
+        dtype: Such as `torch.bfloat16`, `"bfloat16"`, or `"auto"` for the checkpoint's own. By
+            default float32 on the CPU and the checkpoint's own on CUDA; a model that is already
+            loaded keeps its own.
+        device_map: As for `from_pretrained`, for a model spread over several devices; instead of
+            `device`.
+        tokenizer: The tokenizer to use instead of the one that comes with the model.
+        trust_remote_code: Run the Python code that a checkpoint brings along, if it needs it.
+        allow_pickle: Read pickled weights (`*.bin`, `*.pt`) where there are no safetensors.
+        name: What results call the model; by default its name, hub id, or the folder's name.
+
+    Returns:
+        The model, whose parameters no longer require gradients.
+
+    Raises:
+        UnknownModelError: `x` is neither a known name nor a hub id, folder or file that exists.
+        ModelError: The model cannot be fetched, trusted, read, or is not a causal language model.
+        UsageError: `device` or `dtype` cannot be used.
+
+    Example:
+        >>> load_model("tiny-random-llama", device="cpu").n_layers
+        4
+    """
+    if isinstance(x, LanguageModel):
+        return x
+    if isinstance(x, (str, Path)):
+        read = _Reader(device, dtype, device_map, tokenizer, trust_remote_code, allow_pickle)
+        hf, found, default_name = read(x)
+        wrapped = None
+    else:
+        hf, found, default_name = _unwrap(x, tokenizer)
+        _move(hf, device, dtype, device_map)
+        wrapped = None if hf is x else x
+    _check_causal(hf.config, default_name)
+    _check_fast(found, default_name)
+    hf.eval()  # type: ignore[no-untyped-call]
+    hf.requires_grad_(False)
+    return LanguageModel(hf, found, name or default_name, wrapped)
+
+
+# --- names, hub ids, folders and files -----------------------------------------------------------
+
+
+class _Reader:
+    """Reads a model from a name or a path, with one choice of device, dtype and trust."""
+
+    def __init__(
+        self,
+        device: str | torch.device | None,
+        dtype: str | torch.dtype | None,
+        device_map: str | dict[str, Any] | None,
+        tokenizer: PreTrainedTokenizerBase | None,
+        trust_remote_code: bool,
+        allow_pickle: bool,
+    ) -> None:
+        if device is not None and device_map is not None:
+            raise UsageError("give either device or device_map, not both")
+        self.device = _device(device)
+        self.dtype = _dtype(dtype, self.device if device_map is None else None)
+        self.device_map = device_map
+        self.tokenizer = tokenizer
+        self.trust_remote_code = trust_remote_code
+        self.allow_pickle = allow_pickle
+
+    def __call__(self, x: str | Path) -> _Loaded:
+        text = str(x)
+        path = Path(x).expanduser()
+        if isinstance(x, str) and x in zoo():
+            advice = f"Run `hopscope models pull {x} --force` to make it again."
+            return self._checkpoint(pull(x), x, advice)
+        if isinstance(x, str) and x in TINY_FAMILIES:
+            return self._placed(*build_tiny(x), x)
+        if path.is_dir():
+            self._check_folder(path)
+            return self._checkpoint(path, path.resolve().name, "The files may be incomplete.")
+        if path.is_file():
+            return self._file(path)
+        if isinstance(x, str) and HUB_ID.fullmatch(x) and not x.startswith("."):
+            return self._checkpoint(x, x, _hub_advice(x))
+        raise _unknown(text)
+
+    def _file(self, path: Path) -> _Loaded:
+        if path.suffix != ".gguf":
+            raise ModelError(
+                f"{path} is a file, but not a .gguf one; give the folder that holds config.json "
+                "and the safetensors"
+            )
+        dtype = self.dtype if isinstance(self.dtype, torch.dtype) else torch.float32
+        return self._placed(*read_gguf(path, dtype), path.stem)
+
+    def _placed(
+        self,
+        hf: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+    ) -> _Loaded:
+        if self.device_map is not None:
+            raise UsageError(f"{name} takes a device, not a device_map")
+        _to(hf, self.device, self.dtype)
+        return hf, self.tokenizer or tokenizer, name
+
+    def _check_folder(self, folder: Path) -> None:
+        if not (folder / "config.json").is_file():
+            gguf = sorted(path.name for path in folder.glob("*.gguf"))
+            hint = f"; give the file itself: {folder / gguf[0]}" if gguf else ""
+            raise ModelError(
+                f"{folder} has no config.json, so it is not the folder of a saved model{hint}"
+            )
+        if any(folder.glob("*.safetensors")):
+            return
+        pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
+        if not pickled:
+            raise ModelError(f"{folder} has a config.json but no weights; expected *.safetensors")
+        if not self.allow_pickle:
+            raise ModelError(_pickle_refusal(f"{folder} ({', '.join(pickled)})"))
+
+    def _checkpoint(self, place: str | Path, name: str, advice: str) -> _Loaded:
+        """Loads a folder or a hub id; a failure becomes a ModelError that ends in `advice`."""
+        config = self._read(
+            lambda: PreTrainedConfig.get_config_dict(str(place))[0], "configuration", place, advice
+        )
+        _check_code(config, name, self.trust_remote_code)
+        _check_type(config, name)
+        hf = self._read(lambda: self._weights(place), "weights", place, advice)
+        tokenizer = self.tokenizer or self._read(
+            lambda: AutoTokenizer.from_pretrained(
+                str(place), trust_remote_code=self.trust_remote_code
+            ),
+            "tokenizer",
+            place,
+            advice,
+        )
+        return hf, tokenizer, name
+
+    def _weights(self, place: str | Path) -> PreTrainedModel:
+        read: Any = AutoModelForCausalLM.from_pretrained  # its types leave out the loading info
+        hf, report = read(
+            str(place),
+            dtype=self.dtype,
+            device_map=self.device_map,
+            attn_implementation="sdpa",
+            use_safetensors=None if self.allow_pickle else True,
+            trust_remote_code=self.trust_remote_code,
+            output_loading_info=True,
+        )
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise ValueError(
+                f"{len(missing)} parameters are not among the weights, such as {missing[0]}; "
+                "they would be random"
+            )
+        if self.device_map is None:
+            _to(hf, self.device, None)
+        return hf  # type: ignore[no-any-return]
+
+    def _read(self, read: Callable[[], Any], what: str, place: str | Path, advice: str) -> Any:
+        try:
+            return read()
+        except torch.OutOfMemoryError:
+            raise
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+            reason = str(error).strip() or type(error).__name__
+            if not self.allow_pickle and "safetensors" in reason and "appear to have" in reason:
+                raise ModelError(_pickle_refusal(str(place))) from error
+            raise ModelError(f"cannot read the {what} of {place}: {reason}\n{advice}") from error
+
+
+def _unknown(text: str) -> UnknownModelError:
+    known = [*zoo(), *TINY_FAMILIES]
+    if "/" in text or "\\" in text or text.endswith(".gguf"):
+        return UnknownModelError(
+            f"{text!r} is no folder or file here, and no hub id of the form 'org/name'; check the "
+            f"path, or give one of the names {', '.join(known)}"
+        )
+    near = difflib.get_close_matches(text, known, n=3)
+    meant = f" Did you mean {' or '.join(near)}?" if near else ""
+    return UnknownModelError(
+        f"unknown model {text!r}.{meant} Known names: {', '.join(known)}. Also accepted: a hub id "
+        "'org/name', a folder with safetensors, a .gguf file, or a loaded model."
+    )
+
+
+def _hub_advice(hub_id: str) -> str:
+    same = [name for name, entry in zoo().items() if entry.hub_id == hub_id]
+    near = f"; the same model comes without the hub as load_model({same[0]!r})" if same else ""
+    return (
+        "There is no folder of that name here, so it was taken for a hub id. "
+        "Check the id and the network (for a gated model, also `hf auth login`), or give a folder "
+        f"or .gguf file that is already here, or a name of the zoo ({', '.join(zoo())}){near}."
+    )
+
+
+def _pickle_refusal(where: str) -> str:
+    return (
+        f"{where} has pickled weights only, and a pickle can run any code when it is read. Convert "
+        "them to safetensors, or, if you trust their source, pass allow_pickle=True."
+    )
+
+
+def _check_code(config: dict[str, Any], name: str, trusted: bool) -> None:
+    if config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING and not trusted:
+        raise ModelError(
+            f"{name} (model_type {config.get('model_type')!r}) is not part of transformers and "
+            f"needs Python code that comes with it ({json.dumps(config['auto_map'])}). Read that "
+            "code first; if you trust it, pass trust_remote_code=True."
+        )
+
+
+def _check_type(config: dict[str, Any], name: str) -> None:
+    """Refuses a checkpoint of another kind before its weights are read."""
+    model_type = config.get("model_type")
+    if config.get("auto_map") and model_type not in CONFIG_MAPPING:
+        return
+    if model_type not in CONFIG_MAPPING:
+        raise ModelError(
+            f"{name} has a config.json whose model_type is {model_type!r}, which this version of "
+            "transformers does not know; expected a causal language model such as 'llama'"
+        )
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or _reads_both_ways(config):
+        raise _not_causal(name, model_type)
+
+
+def _check_causal(config: Any, name: str) -> None:
+    if _reads_both_ways(config.to_dict()):
+        raise _not_causal(name, config.model_type)
+
+
+def _reads_both_ways(config: dict[str, Any]) -> bool:
+    """Whether it is an encoder like BERT or an encoder-decoder like T5."""
+    is_encoder = config.get("model_type") in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return bool(config.get("is_encoder_decoder") or (is_encoder and not config.get("is_decoder")))
+
+
+def _not_causal(name: str, model_type: object) -> ModelError:
+    return ModelError(
+        f"{name} (model_type {model_type!r}) is not a causal language model; expected a "
+        "decoder-only one, such as Llama, Mistral, Qwen, Gemma, GPT-2, GPT-NeoX or OLMo"
+    )
+
+
+# --- models that are already loaded --------------------------------------------------------------
+
+
+def _comes_from(x: object, package: str) -> bool:
+    """Whether the class of `x` is one of `package`, told without importing it."""
+    return any(base.__module__.split(".")[0] == package for base in type(x).__mro__)
+
+
+def _unwrap(x: object, tokenizer: PreTrainedTokenizerBase | None) -> _Loaded:
+    """The Hugging Face model and tokenizer behind a loaded model of any supported kind."""
+    if _comes_from(x, "transformer_lens"):
+        hf, found = getattr(x, "original_model", None), getattr(x, "tokenizer", None)
+        found = tokenizer or _without_added_bos(found)
+    elif _comes_from(x, "nnsight"):
+        hf, found = _unwrap_nnsight(x)
+    else:
+        hf, found = x, None
+    if not isinstance(hf, PreTrainedModel):
+        raise ModelError(
+            f"cannot use a {type(x).__module__}.{type(x).__name__} as a model; expected a name, a "
+            "path, a PreTrainedModel, a TransformerBridge, or an nnsight model of a transformers "
+            "model"
+        )
+    origin = str(getattr(hf.config, "_name_or_path", "") or "")
+    tokenizer = tokenizer or found or _tokenizer_of(hf, origin)
+    # A folder is called by its last name, a hub id by the whole.
+    default_name = Path(origin).name if Path(origin).is_dir() else origin
+    return hf, tokenizer, default_name or hf.config.model_type
+
+
+def _unwrap_nnsight(x: Any) -> tuple[Any, Any]:
+    """The module inside an nnsight model, whose weights are read now if they are not yet."""
+    if not getattr(x, "dispatched", True):
+        x.dispatch()
+    return x._module, getattr(x, "tokenizer", None)
+
+
+def _without_added_bos(tokenizer: Any) -> Any:
+    """The model's own tokenizer, where TransformerLens has read it again with `add_bos_token`.
+
+    It does so for each tokenizer that has a BOS token, also where the model was trained without
+    one, as SmolLM2 was; prompts would then not be those that the model gets elsewhere.
+    """
+    if tokenizer is None or not tokenizer.init_kwargs.get("add_bos_token"):
+        return tokenizer
+    if tokenizer.name_or_path in TINY_FAMILIES:
+        return tokenizer
+    try:
+        return AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    except (OSError, ValueError):
+        logger.warning(
+            "the tokenizer of the TransformerBridge adds a BOS token, and that of %r cannot be "
+            "read to see whether it should; pass tokenizer= to be sure",
+            tokenizer.name_or_path,
+        )
+        return tokenizer
+
+
+def _tokenizer_of(hf: PreTrainedModel, origin: str) -> PreTrainedTokenizerBase:
+    try:
+        if not origin:
+            raise ValueError("the model does not say where it was loaded from")
+        return AutoTokenizer.from_pretrained(origin)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"cannot find the tokenizer of this {type(hf).__name__}: {error}. Pass tokenizer=."
+        ) from error
+
+
+def _move(
+    hf: PreTrainedModel,
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+    device_map: object,
+) -> None:
+    if device_map is not None:
+        raise UsageError("device_map is for models that are loaded here; this one is loaded")
+    wanted = None if dtype is None else _dtype(dtype, None)
+    _to(hf, None if device is None else _device(device), wanted)
+
+
+def _to(hf: PreTrainedModel, device: torch.device | None, dtype: torch.dtype | str | None) -> None:
+    """Moves and casts in place; `None`, and the dtype `"auto"`, leave things as they are."""
+    if device is not None:
+        torch.nn.Module.to(hf, device=device)
+    if isinstance(dtype, torch.dtype):
+        torch.nn.Module.to(hf, dtype=dtype)
+
+
+# --- arguments -----------------------------------------------------------------------------------
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(f"unknown device {device!r}; expected 'cpu', 'cuda', 'cuda:1'") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"device {str(device)!r} is not here: torch sees {torch.cuda.device_count()} CUDA "
+            "devices; use device='cpu'"
+        )
+    return chosen
+
+
+def _dtype(dtype: str | torch.dtype | None, device: torch.device | None) -> torch.dtype | str:
+    """The dtype asked for, or else float32 on the CPU and the checkpoint's own elsewhere."""
+    if dtype is None:
+        on_cpu = device.type == "cpu" if device is not None else not torch.cuda.is_available()
+        return torch.float32 if on_cpu else "auto"
+    if dtype == "auto":
+        return "auto"
+    chosen = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
+        raise UsageError(f"unknown dtype {dtype!r}; expected 'float32', 'bfloat16' or 'float16'")
+    return chosen
+
+
+def _check_fast(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"the tokenizer of {name} is a slow one ({type(tokenizer).__name__}), which does not "
+            "say where its tokens are in the text; pass a fast one as tokenizer="
+        )

@@ -1,0 +1,240 @@
+"""Provides Result: a tidy table, what was done to get it, and how it is saved."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+
+from hopscope.errors import ResultError, UsageError
+from hopscope.models.language_model import LanguageModel
+from hopscope.queries import QuerySet
+
+logger = logging.getLogger(__name__)
+
+LIBRARIES = ("torch", "transformers", "transformer-lens", "nnsight", "numpy", "pandas")
+Tables = dict[str, pd.DataFrame]
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """What an experiment found.
+
+    Attributes:
+        frame: the tidy table.
+        details: one row a query (and position): prompts, answers, clean outputs.
+        run: what was asked, and provenance.
+    """
+
+    kind: ClassVar[str] = ""
+    kinds: ClassVar[dict[str, type[Result]]] = {}
+
+    frame: pd.DataFrame
+    details: pd.DataFrame
+    run: Mapping[str, Any] = field(default_factory=dict)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Result.kinds[cls.kind] = cls
+
+    def __repr__(self) -> str:
+        name = self.run.get("model", {}).get("name", "?")
+        return (
+            f"{type(self).__name__}({name}, {self.run.get('queries', {}).get('name', '?')}, "
+            f"{self.details['query'].nunique()} queries, {len(self.frame)} rows)"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self!r}</p>{self.frame.head(10).to_html(index=False)}"
+
+    def save(self, path: str | Path) -> Path:
+        """Write the result as a run folder, replacing one that is there; never half of it.
+
+        Raises:
+            ResultError: if the path is something else than a run folder.
+        """
+        path = Path(path)
+        if path.exists() and not (path / "run.json").is_file() and any(path.iterdir()):
+            raise ResultError(f"{path} is not a run folder of hopscope; choose another place")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        write_part(beside, 0, {"frame": self.frame, "details": self.details})
+        write_json(beside / "run.json", {**self.run, "kind": self.kind})
+        shutil.rmtree(path, ignore_errors=True)
+        beside.rename(path)
+        path.chmod(0o755)
+        return path
+
+    @classmethod
+    def of(cls, tables: Tables, run: Mapping[str, Any]) -> Self:
+        """The result in these tables."""
+        return cls(tables["frame"], tables["details"], dict(run))
+
+
+def load_result(path: str | Path) -> Result:
+    """Read a run folder that `Result.save` or an experiment's `out` has written.
+
+    Raises:
+        ResultError: if there is none, or it is damaged.
+    """
+    path = Path(path)
+    run = read_run(path)
+    from hopscope import experiments  # noqa: F401  (its modules add themselves to `kinds`)
+
+    kind = Result.kinds.get(str(run.get("kind")))
+    if kind is None:
+        raise ResultError(
+            f"{path} holds a result of kind {run.get('kind')!r}, which this version of hopscope "
+            f"does not know; it knows {', '.join(filter(None, Result.kinds))}"
+        )
+    tables = read_parts(path)
+    found, asked = tables["details"]["query"].nunique(), run["queries"]["n"]
+    if found < asked:
+        logger.warning("%s is not finished: %d of %d queries", path, found, asked)
+    return kind.of(tables, run)
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The `run.json` of a run folder."""
+    try:
+        run: dict[str, Any] = json.loads((path / "run.json").read_text())
+    except FileNotFoundError:
+        raise ResultError(f"{path} is not a run folder: it has no run.json") from None
+    except json.JSONDecodeError as error:
+        raise ResultError(f"{path / 'run.json'} is damaged: {error}") from None
+    return run
+
+
+def part_path(path: Path, table: str, part: int) -> Path:
+    """Where a part of a table lies in a run folder."""
+    return path / f"{table}-{part:06d}.parquet"
+
+
+def write_part(path: Path, part: int, tables: Tables) -> None:
+    """Write one part of each table; `frame` comes last, so that it stands for the whole part."""
+    for table in sorted(tables, key=lambda name: name == "frame"):
+        target = part_path(path, table, part)
+        beside = target.with_name(f".{target.name}.{os.getpid()}")
+        tables[table].to_parquet(beside, index=False)
+        os.replace(beside, target)
+
+
+def read_parts(path: Path) -> Tables:
+    """All parts of each table, in the order of the queries."""
+    parts = sorted(int(file.stem.split("-")[1]) for file in path.glob("frame-*.parquet"))
+    if not parts:
+        raise ResultError(f"{path} has no finished part yet; run the experiment again to go on")
+    try:
+        return {
+            table: pd.concat(
+                [pd.read_parquet(part_path(path, table, part)) for part in parts],
+                ignore_index=True,
+            )
+            for table in ("frame", "details")
+        }
+    except (OSError, ValueError) as error:
+        raise ResultError(f"a table in {path} is damaged: {error}; delete it and run again") from error
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON beside, then rename."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    os.replace(beside, path)
+
+
+def provenance(
+    model: LanguageModel, queries: QuerySet, kind: str, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a result must carry so that it can be made again."""
+    record = {
+        "kind": kind,
+        "settings": dict(settings),
+        "model": {
+            "name": model.name,
+            "family": model.hf.config.model_type,
+            "sha256": model.fingerprint,
+            "n_layers": model.n_layers,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": _device_name(model.device),
+        },
+        "queries": {
+            "name": queries.name,
+            "n": len(queries),
+            "sha256": queries.fingerprint,
+            "few_shot": queries.few_shot,
+            "few_shot_seed": queries.few_shot_seed,
+        },
+        "versions": {
+            "hopscope": metadata.version("hopscope"),
+            "git": _git_commit(),
+            "python": platform.python_version(),
+            **{library: metadata.version(library) for library in LIBRARIES},
+        },
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    as_saved: dict[str, Any] = json.loads(json.dumps(record))
+    return as_saved
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _git_commit() -> str | None:
+    """The commit that hopscope runs from, if it runs from a checkout of its own."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """A mean with its 95 % percentile bootstrap interval over the values.
+
+    Args:
+        values: one number a query.
+        seed: of the resampling.
+
+    Returns:
+        Mean, low and high; of one value low and high are NaN, of none all three.
+    """
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return float(values.mean()) if len(values) else float("nan"), float("nan"), float("nan")
+    interval = stats.bootstrap(
+        (values,), np.mean, n_resamples=9999, method="percentile", rng=np.random.default_rng(seed)
+    ).confidence_interval
+    return float(values.mean()), float(interval.low), float(interval.high)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Read a shard `i/n`: every n-th query, from the i-th (1 to n) on.
+
+    Raises:
+        UsageError: if it is not of that form.
+    """
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        raise UsageError(f"{text!r} is not a shard: write i/n with 1 <= i <= n, such as 1/4")
+    return int(index), int(count)

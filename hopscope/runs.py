@@ -1,0 +1,101 @@
+"""Provides run_over(): an experiment as a map over queries that goes on where it was stopped."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from hopscope.errors import QueryError, ResultError, UsageError
+from hopscope.queries import QuerySet
+from hopscope.results import Tables, part_path, read_parts, read_run, write_json, write_part
+
+logger = logging.getLogger(__name__)
+
+SAME = ("kind", "settings", "model", "queries")
+"""What two runs must share to be one."""
+
+
+def run_over(
+    queries: QuerySet,
+    compute: Callable[[QuerySet], Tables],
+    run: Mapping[str, Any],
+    *,
+    per_part: int,
+    out: str | Path | None = None,
+    shard: tuple[int, int] | None = None,
+    progress: bool = True,
+) -> Tables:
+    """Compute the tables of all queries, part by part.
+
+    Args:
+        queries: the queries.
+        compute: gives the tables of some of them; must not depend on which others are there.
+        run: what was asked, and provenance.
+        per_part: queries in a part.
+        out: run folder; parts that are there already are not computed again.
+        shard: (i, n): only every n-th part, from the i-th (1 to n) on.
+        progress: show a progress bar.
+
+    Returns:
+        The tables of all finished parts.
+
+    Raises:
+        QueryError: if there is no query.
+        ResultError: if `out` holds another run.
+    """
+    if not len(queries):
+        raise QueryError(
+            f"{queries.name} is an empty query set: nothing to run. If it was chosen by grading, "
+            "grade more queries (a larger limit) or look at graded.summary()"
+        )
+    if shard is not None and out is None:
+        raise UsageError("a shard needs a run folder, where the shards come together: give out")
+    folder = None if out is None else open_run(Path(out), run)
+    index, count = shard or (1, 1)
+    starts = list(range(0, len(queries), per_part))[index - 1 :: count]
+    kept: list[Tables] = []
+    with tqdm(
+        total=sum(min(per_part, len(queries) - start) for start in starts),
+        desc=str(run["kind"]).replace("_", " "),
+        unit="query",
+        disable=not progress,
+    ) as bar:
+        for start in starts:
+            part = queries[start : start + per_part]
+            if folder is None:
+                kept.append(compute(part))
+            elif not part_path(folder, "frame", start).exists():
+                write_part(folder, start, compute(part))
+            bar.update(len(part))
+    if folder is not None:
+        return read_parts(folder)
+    return {name: pd.concat([part[name] for part in kept], ignore_index=True) for name in kept[0]}
+
+
+def open_run(path: Path, run: Mapping[str, Any]) -> Path:
+    """Make a run folder, or go on with one that asks the same.
+
+    Raises:
+        ResultError: if the folder holds something else.
+    """
+    if (path / "run.json").exists():
+        before = read_run(path)
+        differing = [key for key in SAME if before.get(key) != run.get(key)]
+        if differing:
+            key = differing[0]
+            raise ResultError(
+                f"{path} holds another run: its {key} is {before.get(key)}, not {run.get(key)}. "
+                "Choose another folder, or delete this one."
+            )
+        logger.info("going on with %s", path)
+        return path
+    if path.is_file() or (path.exists() and any(path.iterdir())):
+        raise ResultError(f"{path} is there and is not a run folder; choose another place")
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(path / "run.json", run)
+    return path

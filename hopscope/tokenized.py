@@ -1,0 +1,70 @@
+"""Provides TokenizedPrompt: a prompt as one model's tokens, with its named positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hopscope.errors import QueryError
+from hopscope.models.language_model import LanguageModel
+from hopscope.queries import Prompt, token_position
+
+
+@dataclass(frozen=True)
+class TokenizedPrompt:
+    """The tokens of a prompt.
+
+    Attributes:
+        prompt: the prompt.
+        ids: its tokens, special ones included.
+        offsets: the character range of each token.
+    """
+
+    prompt: Prompt
+    ids: tuple[int, ...]
+    offsets: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, model: LanguageModel, prompt: Prompt | str, room: int = 0) -> TokenizedPrompt:
+        """Tokenise a prompt, leaving `room` tokens of context for what is generated.
+
+        Raises:
+            UsageError: if it is empty or too long for the model's context.
+        """
+        if isinstance(prompt, str):
+            prompt = Prompt(prompt, query_id="", form="two_hop", spans={"t2": (0, len(prompt))})
+        encoded = model.encode(prompt.text, room)
+        return cls(prompt, encoded.ids, encoded.offsets)
+
+    @property
+    def n_shared(self) -> int:
+        """Number of tokens that lie in the demonstrations; never the last token."""
+        inside = 0
+        while inside < len(self.ids) - 1 and self.offsets[inside][1] <= self.prompt.few_shot:
+            inside += 1
+        return inside if self.prompt.few_shot else 0
+
+    def position(self, name: str | int) -> int:
+        """The index of a token: the last one of a named span, or a number as in a list.
+
+        Raises:
+            QueryError: if there is no such span or token.
+        """
+        if isinstance(name, str):
+            return token_position(self.prompt, name, self.offsets)
+        if not -len(self.ids) <= name < len(self.ids):
+            raise QueryError(f"no token {name}: {self.prompt.text!r} has {len(self.ids)} tokens")
+        return name % len(self.ids)
+
+
+def by_shape(prompts: Sequence[TokenizedPrompt]) -> list[list[int]]:
+    """Group prompts that can be one batch: the same shared tokens, and equally many in all.
+
+    Returns:
+        Indices into `prompts`, each exactly once.
+    """
+    groups: dict[tuple[tuple[int, ...], int], list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        shape = (prompt.ids[: prompt.n_shared], len(prompt.ids))
+        groups.setdefault(shape, []).append(index)
+    return list(groups.values())

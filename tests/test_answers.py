@@ -1,0 +1,264 @@
+"""Tests of answers.py: which texts name an entity."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hopscope.answers import MATCHES, decided, find_answer, first_line, matches, normalise
+from hopscope.errors import UsageError
+
+# (text, one name, does the text name it?)
+WORD_CASES = [
+    # accents and letters with strokes, both ways
+    ("It is Sao Paulo.", "São Paulo", True),
+    ("It is São Paulo.", "Sao Paulo", True),
+    ("It is Sa\u0303o Paulo.", "São Paulo", True),
+    ("SÃO PAULO", "São Paulo", True),
+    ("Lodz", "Łódź", True),
+    ("Malmø", "Malmo", True),
+    ("Αθηνα", "Αθήνα", True),
+    # word boundaries
+    ("Nigeria", "Niger", False),
+    ("Niger is", "Niger", True),
+    ("Romania", "Oman", False),
+    ("Oman", "Oman", True),
+    ("Perugia", "Peru", False),
+    ("1984a", "1984", False),
+    ("in 1984.", "1984", True),
+    ("Niger\u0301", "Nige", False),
+    ("Paris's mayor", "Paris", True),
+    ("snake_Paris", "Paris", True),
+    # codes of two letters, and codes that are words, count in capitals only
+    ("he told us so", "US", False),
+    ("in the US.", "US", True),
+    ("is it?", "IT", False),
+    ("IT", "IT", True),
+    ("cl", "CL", False),
+    ("CL", "cl", True),
+    ("she can do it", "CAN", False),
+    ("CAN", "CAN", True),
+    ("usa", "USA", True),
+    ("all of the us", "the US", False),
+    ("in the US", "the US", True),
+    ("in US", "the US", True),
+    ("Li Bai", "Li", True),
+    ("li", "Li", False),
+    # abbreviations
+    ("in the U.S. now", "U.S.", True),
+    ("in the U.S", "U.S.", True),
+    ("in the u.s.", "U.S.", True),
+    ("in the U. S.", "U.S.", True),
+    ("he told us", "U.S.", False),
+    ("the U.S.A.", "U.S.", False),
+    ("the U.S.A.", "U.S.A.", True),
+    ("St Louis", "St. Louis", True),
+    ("St. Louis", "St Louis", True),
+    ("Washington, D.C.", "Washington D.C.", True),
+    # punctuation inside names
+    ("Washington, D.C.", "Washington, D.C.", True),
+    ("Washington D.C.", "Washington, D.C.", True),
+    ("Washington, D. C. is", "Washington, D.C.", True),
+    ("Washington, DC", "Washington, D.C.", True),
+    ("Washington state", "Washington, D.C.", False),
+    ("Cote d’Ivoire", "Côte d'Ivoire", True),
+    ("Côte d'Ivoire", "Côte d’Ivoire", True),
+    ("Port au Prince", "Port-au-Prince", True),
+    ("Port-au-Prince", "Port au Prince", True),
+    ("Guinea–Bissau", "Guinea-Bissau", True),
+    ("Weird Al Yankovic", '"Weird Al" Yankovic', True),
+    ("Simon and Garfunkel", "Simon & Garfunkel", True),
+    ("C++", "C++", False),  # one letter is too little to go by
+    ("What (film) is", "What (film)", True),
+    # the article
+    ("The Netherlands", "Netherlands", True),
+    ("Netherlands", "The Netherlands", True),
+    ("the  netherlands", "The Netherlands", True),
+    ("Hague", "The Hague", True),
+    ("the band who sang", "The Who", False),
+    ("The Who sang", "The Who", True),
+    # scripts without spaces, and with marks that are no accents
+    ("首都は日本です", "日本", True),
+    ("日", "日", True),
+    ("서울은", "서울", True),
+    ("เมืองไทยนี้", "ไทย", True),
+    ("か", "が", False),
+    ("हिन्दी", "हिन्द", False),
+    ("यह हिन्दी है", "हिन्दी", True),
+    ("أنا في مصر", "مصر", True),
+    ("日本", "中国", False),
+    # compatibility forms and spacing
+    ("ＰＡＲＩＳ", "Paris", True),
+    ("New\u00a0York", "New York", True),
+    ("New\n York", "New York", True),
+    ("Straße", "Strasse", True),
+    # names that cannot be used
+    ("x", "x", False),
+    ("anything", "", False),
+    ("anything ...", "...", False),
+    ("flag 🇬🇧", "🇬🇧", False),
+]
+
+SUBSTRING_CASES = [
+    ("he told us so", "US", True),
+    ("Nigeria", "Niger", True),
+    ("Sao Paulo", "São Paulo", False),
+    ("The NETHERLANDS", "netherlands", True),
+    ("Netherlands", "The Netherlands", False),
+    ("x", "x", False),
+    ("anything", "", False),
+]
+
+
+@pytest.mark.parametrize(("text", "name", "expected"), WORD_CASES)
+def test_word_match(text: str, name: str, expected: bool) -> None:
+    assert matches(text, (name,)) is expected
+
+
+@pytest.mark.parametrize(("text", "name", "expected"), SUBSTRING_CASES)
+def test_substring_match_is_the_rule_of_the_paper(text: str, name: str, expected: bool) -> None:
+    assert matches(text, (name,), "substring") is expected
+
+
+def test_the_matched_name_is_returned_as_it_was_given() -> None:
+    names = ("United States of America", "US", "the U.S.")
+    assert find_answer("it is the u.s. of course", names) == "the U.S."
+    assert find_answer("it is the US", names) == "US"
+    assert find_answer("it told us", names) is None
+    assert find_answer("it told us", names, "substring") == "US"
+
+
+def test_entries_that_are_no_text_are_ignored() -> None:
+    names = (None, 7, "Paris", "")
+    for match in MATCHES:
+        assert find_answer("Paris.", names, match) == "Paris"  # type: ignore[arg-type]
+        assert find_answer("None 7", names, match) is None  # type: ignore[arg-type]
+
+
+def test_unknown_match_and_bare_string_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"'fuzzy'.*word, substring"):
+        matches("Paris", ("Paris",), "fuzzy")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="'fuzzy'"):
+        decided("Paris", ("Paris",), "fuzzy")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="'Paris'"):
+        matches("Paris", "Paris")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("  São  Paulo’s ", "sao paulo's"),
+        ("“Äther”", '"ather"'),
+        ("a—b", "a-b"),
+        ("a`b", "a'b"),
+        ("が", "が"),
+        ("हिन्दी", "हिन्दी"),
+        ("ё", "е"),
+        ("co\u00adop", "coop"),
+    ],
+)
+def test_normalise(text: str, expected: str) -> None:
+    assert normalise(text) == expected
+
+
+@given(st.text())
+def test_normalise_leaves_single_spaces_and_one_case(text: str) -> None:
+    once = normalise(text)
+    assert once == " ".join(once.split())
+    assert normalise(text.upper().lower()) == normalise(text.upper())
+
+
+@given(st.text(st.sampled_from("aéñßŁøİДёが東-’“ .\u0301\u00a0"), max_size=12))
+def test_normalise_is_idempotent(text: str) -> None:
+    assert normalise(normalise(text)) == normalise(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (" Paris\nThe", "Paris"),
+        ("Paris", "Paris"),
+        ("\nParis", ""),
+        (" Paris\r\n", "Paris"),
+        ("", ""),
+    ],
+)
+def test_first_line(text: str, expected: str) -> None:
+    assert first_line(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "expected"),
+    [
+        ("Niger", "Niger", False),
+        ("Niger ", "Niger", True),
+        ("Niger.", "Niger", True),
+        ("Nigeria.", "Niger", False),
+        ("Niger\ufffd", "Niger", False),
+        ("Niger \ufffd", "Niger", True),
+        ("Nige\u0301", "Nige", False),
+        ("U.S.", "U.S.", False),
+        ("U.S. ", "U.S.", True),
+        ("日本", "日本", False),
+        ("日本で", "日本", True),
+        ("か", "か", False),
+        ("Niger and Niger", "Niger", True),
+        ("US", "US", False),
+        ("US,", "US", True),
+    ],
+)
+def test_decided_in_word_mode(text: str, name: str, expected: bool) -> None:
+    assert decided(text, (name,)) is expected
+
+
+def test_decided_in_substring_mode_needs_nothing_after_the_name() -> None:
+    assert decided("Niger", ("Niger",), "substring")
+    assert not decided("Nige", ("Niger",), "substring")
+
+
+NAMES = ("Niger", "U.S.", "US", "São Paulo", "The Who", "日本", "か", "Washington, D.C.", "A & B")
+PIECES = st.sampled_from(
+    [
+        *NAMES,
+        "ia",
+        "n",
+        " ",
+        ".",
+        ",",
+        "A",
+        "\u0301",
+        "\u3099",
+        "\n",
+        "-",
+        "the ",
+        "'",
+        "\ufffd",
+        "s",
+    ]
+)
+
+
+@given(st.lists(PIECES, max_size=6), st.lists(PIECES, max_size=4), st.sampled_from(NAMES))
+def test_what_is_decided_stays_true_whatever_follows(
+    begun: list[str], rest: list[str], name: str
+) -> None:
+    text = "".join(begun)
+    if decided(text, (name,)):
+        assert matches(text.rstrip("\ufffd") + "".join(rest), (name,))
+
+
+@given(st.lists(PIECES, max_size=6), st.sampled_from(NAMES))
+def test_a_hit_followed_by_a_full_stop_and_a_space_is_decided(begun: list[str], name: str) -> None:
+    text = "".join(begun).rstrip("\ufffd") + ". "
+    assert decided(text, (name,)) == matches(text, (name,))
+
+
+def test_ten_thousand_verdicts_take_a_moment() -> None:
+    names = tuple(f"Name number {letter}{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")
+    start = time.perf_counter()
+    for index in range(10_000):
+        matches(f" it is certainly number {index} of the list,", names)
+    assert time.perf_counter() - start < 5

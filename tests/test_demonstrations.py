@@ -1,0 +1,167 @@
+"""Tests of demonstrations.py: few-shot examples that give no answer away."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+import unicodedata
+from collections import Counter
+
+import pytest
+
+from hopscope.demonstrations import Demonstrations, arrange
+from hopscope.errors import QueryError
+from hopscope.prompts import FORMS, TwoHopQuery
+from hopscope.queries import QuerySet, load_queries
+
+RELATIONS = ["capital", "currency", "largest city", "national anthem"]
+
+
+def invented(number: int, relation: str = "capital") -> TwoHopQuery:
+    """A query about a city, land and answer that no other number has."""
+    return TwoHopQuery(
+        id=f"{relation} {number}",
+        e1_label=f"Town{number}",
+        e2_label=f"Land{number}",
+        e3_label=f"Answer{number}{relation[0]}",
+        r1_template="The country of {}",
+        r2_template=f"The {relation} of {{}}",
+    )
+
+
+POOL = QuerySet(
+    tuple(invented(i * 4 + j, name) for i in range(10) for j, name in enumerate(RELATIONS))
+)
+
+
+@pytest.fixture(scope="module")
+def world() -> QuerySet:
+    return load_queries("world")
+
+
+def folded_words(text: str) -> str:
+    """An independent folding: no marks, no case, every run of other characters one space."""
+    letters = unicodedata.normalize("NFD", text.casefold())
+    plain = "".join(c for c in letters if not unicodedata.combining(c))
+    return " " + re.sub(r"[\W_]+", " ", plain) + " "
+
+
+def test_no_demonstration_names_an_entity_of_the_query(world: QuerySet) -> None:
+    """Every name of e1, e2, e3, on every form; but for words of the query's own templates."""
+    for form in FORMS:
+        for prompt in world.prompts(form):
+            query = world.by_id(prompt.query_id)
+            shown = folded_words(prompt.text[: prompt.few_shot])
+            own = folded_words(f"{query.r1_template} is {query.r2_template}")
+            for entity in ("e1", "e2", "e3"):
+                for name in query.names(entity):
+                    word = f" {folded_words(name).strip()} "
+                    if len(word) > 3 and word not in own:
+                        assert word not in shown, (query.id, name)
+
+
+def test_aliases_keep_a_demonstration_out_too() -> None:
+    queries = list(POOL)
+    first = POOL.with_few_shot(3)
+    shown = Demonstrations(POOL.queries, 3, 0).of(queries[0])
+    queries[0] = dataclasses.replace(queries[0], e2_aliases=(shown[0].e3_label.upper(),))
+    again = dataclasses.replace(first, queries=tuple(queries))
+    assert shown[0].e3_label not in again.prompts()[0].text
+    assert shown[0].e3_label in first.prompts()[0].text
+
+
+def test_a_demonstration_by_another_name_is_kept_out_by_its_id_or_alias() -> None:
+    shown = Demonstrations(POOL.queries, 1, 0).of(POOL[0])[0]
+    for change in ({"e2": "Q1"}, {"e2_aliases": ("Same Land",)}):
+        pool = [dataclasses.replace(q, **change) if q == shown else q for q in POOL]
+        asked = dataclasses.replace(POOL[0], **change)
+        assert Demonstrations(pool, 1, 0).of(asked)[0].id != shown.id
+
+
+def test_a_name_that_is_a_template_word_does_not_rule_every_demonstration_out() -> None:
+    iceland = dataclasses.replace(POOL[0], e2_aliases=("IS", "the"))
+    assert len(Demonstrations(POOL.queries, 4, 0).of(iceland)) == 4
+
+
+def test_a_query_is_never_its_own_demonstration() -> None:
+    demonstrations = Demonstrations(POOL.queries, 30, 0)
+    assert all(query not in demonstrations.of(query) for query in POOL)
+
+
+def test_nearly_all_queries_share_their_demonstrations(world: QuerySet) -> None:
+    prompts = world.prompts()
+    starts = Counter(prompt.text[: prompt.few_shot] for prompt in prompts)
+    assert starts.most_common(1)[0][1] > 0.8 * len(prompts)
+
+
+def test_demonstrations_differ_in_relations_and_answers(world: QuerySet) -> None:
+    shown = Demonstrations(world.queries, 5, 0).of(world[0])
+    assert len({(query.r1_template, query.r2_template) for query in shown}) == 5
+    assert len({query.e3_label for query in shown}) == 5
+    assert len({query.r2_template for query in shown}) == 5
+
+
+def test_the_lines_ask_in_a_form_that_fits() -> None:
+    queries = POOL.with_few_shot(2)
+    shown = Demonstrations(POOL.queries, 2, 0).of(POOL[0])
+    two = [f"{each.two_hop()} {each.e3_label}\n" for each in shown]
+    first = [f"{each.first_hop()} {each.e2_label}\n" for each in shown]
+    second = [f"{each.second_hop()} {each.e3_label}\n" for each in shown]
+    expected = {
+        "two_hop": two,
+        "relation_shortcut": two,
+        "first_hop": first,
+        "second_hop": second,
+        "entity_shortcut": second,
+    }
+    for form in FORMS:
+        prompt = queries.prompts(form)[0]
+        assert prompt.text == "".join(expected[form]) + getattr(POOL[0], form)()
+        assert prompt.few_shot == len("".join(expected[form]))
+
+
+def test_seeds_choose_and_repeat() -> None:
+    texts = [POOL.with_few_shot(3, seed).prompts()[0].text for seed in (0, 0, 1, 2)]
+    assert texts[0] == texts[1]
+    assert len(set(texts)) == 3
+
+
+def test_subsets_take_demonstrations_from_the_whole_set() -> None:
+    whole = POOL.with_few_shot(4)
+    assert whole[:1].prompts() == whole.prompts()[:1]
+    assert whole.sample(2).filter(lambda query: True).prompts()[0] in whole.prompts()
+
+
+def test_arrange_keeps_every_query_once() -> None:
+    assert sorted(arrange(POOL.queries, 3), key=POOL.queries.index) == list(POOL)
+
+
+def test_common_entities_come_late() -> None:
+    everywhere = [
+        dataclasses.replace(invented(i, "anthem"), e3_label="Everywhere") for i in range(100, 110)
+    ]
+    order = arrange((*everywhere, *(invented(i) for i in range(100))), 0)
+    assert {query.e3_label for query in order[-10:]} == {"Everywhere"}
+
+
+def test_a_pool_that_cannot_serve_is_an_error() -> None:
+    two = QuerySet((invented(1), dataclasses.replace(invented(2), e2_label="Land1")))
+    with pytest.raises(QueryError, match=r"query 'capital 1': only 0 of 2 .* 1 were asked"):
+        two.with_few_shot(1).prompts()
+    with pytest.raises(QueryError, match=r"40 demonstrations .* only 40 queries"):
+        POOL.with_few_shot(40)
+    with pytest.raises(QueryError, match="0 or more, not -1"):
+        POOL.with_few_shot(-1)
+    with pytest.raises(QueryError, match="'riddle'"):
+        Demonstrations(POOL.queries, 1, 0).text(POOL[0], "riddle")  # type: ignore[arg-type]
+
+
+def test_it_takes_a_moment_and_then_none(world: QuerySet) -> None:
+    fresh = dataclasses.replace(world)
+    start = time.perf_counter()
+    fresh.prompts()
+    first = time.perf_counter() - start
+    fresh.prompts()
+    assert first < 10
+    assert time.perf_counter() - start - first < 0.1
