@@ -18,9 +18,7 @@ from hopscope.queries import Prompt
 from hopscope.streams import PrefixStore, StreamCache, forward_streams
 from hopscope.tokenized import TokenizedPrompt, by_shape
 
-Site = Literal[
-    "resid_pre", "resid_post", "attn_out", "mlp_out", "attn_head_out", "attn_pattern"
-]
+Site = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "attn_head_out", "attn_pattern"]
 SITES: tuple[Site, ...] = get_args(Site)
 STATE_DIMS = ("query", "position", "layer", "d_model")
 DIMS: Mapping[str, tuple[str, ...]] = {
@@ -123,7 +121,9 @@ def capture(
         states = _batch_states(model, store, rows, at, sites, longest)
         for row, index in enumerate(batch):
             found[index] = {site: states[site][row].to(device or model.device) for site in sites}
-    tensors = {site: torch.stack([found[i][site] for i in range(len(prompts))]) for site in sites}
+    tensors: dict[str, Tensor] = {
+        site: torch.stack([found[i][site] for i in range(len(prompts))]) for site in sites
+    }
     ids = tuple(prompt.prompt.query_id for prompt in tokenized)
     return Activations(tensors, tuple(positions), torch.tensor(where), ids)
 
@@ -163,7 +163,7 @@ def _head_outputs(model: LanguageModel, inputs: Tensor) -> Tensor:
     split = rearrange(inputs, "... layer (head d) -> ... layer head d", head=model.n_heads)
     outputs = []
     for layer in range(model.n_layers):
-        weight: Tensor = model.head_projection(layer).weight.to(inputs.device)  # type: ignore[assignment, operator]
+        weight = model.head_projection(layer).get_parameter("weight").to(inputs.device)
         if type(model.head_projection(layer)).__name__ != "Conv1D":
             weight = weight.T
         per_head = rearrange(weight, "(head d) d_model -> head d d_model", head=model.n_heads)

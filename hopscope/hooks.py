@@ -42,7 +42,9 @@ def rewriting_residual(model: LanguageModel, rewrite: Rewrite) -> Iterator[None]
 
 
 @contextmanager
-def rewriting_output(module: nn.Module, rewrite: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+def rewriting_output(
+    module: nn.Module, rewrite: Callable[[Tensor], Tensor | None]
+) -> Iterator[None]:
     """Pass the output of a module (the first of a tuple) through `rewrite`; None leaves it."""
 
     def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
@@ -104,14 +106,15 @@ def edit(model: LanguageModel, patches: Sequence[Patch], n_tokens: int) -> Itera
     def residual(boundary: int, hidden: Tensor) -> Tensor | None:
         return replaced(hidden, [p for p in placed if p.in_residual and p.boundary == boundary])
 
+    def sublayer(patch: Patch) -> Callable[[Tensor], Tensor | None]:
+        return lambda hidden: replaced(hidden, [patch])
+
     with ExitStack() as stack:
         stack.enter_context(rewriting_residual(model, residual))
         for patch in placed:
             if not patch.in_residual:
                 module = model.writer(patch.layer, patch.site)
-                stack.enter_context(
-                    rewriting_output(module, lambda hidden, one=patch: replaced(hidden, [one]))
-                )
+                stack.enter_context(rewriting_output(module, sublayer(patch)))
         yield
 
 

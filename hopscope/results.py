@@ -148,7 +148,9 @@ def read_parts(path: Path) -> Tables:
             for table in ("frame", "details")
         }
     except (OSError, ValueError) as error:
-        raise ResultError(f"a table in {path} is damaged: {error}; delete it and run again") from error
+        raise ResultError(
+            f"a table in {path} is damaged: {error}; delete it and run again"
+        ) from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

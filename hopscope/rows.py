@@ -47,7 +47,7 @@ class Layout:
         rows = [s + o for s, o in zip(self.shared, self.own, strict=True)]
         parts = [*self.entry, *(p for p in self.parents if p is not None)]
         everything = torch.as_tensor(np.concatenate(parts)).to(device)
-        pieces = iter(everything.split([len(part) for part in parts]))
+        pieces = iter(torch.split(everything, [len(part) for part in parts]))
         entries = [
             None if _identity(entry, before) else piece
             for before, entry, piece in zip([self.inputs, *rows], self.entry, pieces, strict=False)

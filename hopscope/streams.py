@@ -65,7 +65,9 @@ class StreamCache(Cache):
         self.patterns: dict[int, Tensor] | None = {} if record_patterns else None
         self.at_layer = 0
 
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> KeysValues:
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> KeysValues:
         """Append this pass's tokens, after each row has taken over its parent's past."""
         past = self.own[layer_idx]
         if past is not None:

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -226,7 +227,7 @@ def plain_sweep(
         row = torch.tensor([list(ids)], device=model.device)
         for step in range(max(1, what.max_new_tokens)):
             with edit(model, cell, len(ids)) if step == 0 else ExitStack():
-                past = {} if cache is None else {model.cache_argument: cache}
+                past: dict[str, Any] = {} if cache is None else {model.cache_argument: cache}
                 output = model.hf(input_ids=row, use_cache=True, **past)
             cache, logits = getattr(output, model.cache_argument), output.logits[:, -1]
             if step == 0:
@@ -292,7 +293,7 @@ class _Rows:
         inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
         scores = self.model.n_heads * (len(self.prefix) + n_tokens)
         block = n_tokens * (4 * inner + 8 * config.hidden_size + 4 * scores)
-        return (states + block) * width + 2 * config.vocab_size * (width + 4)
+        return int((states + block) * width + 2 * config.vocab_size * (width + 4))
 
     def _run_chunk(
         self, chunk: np.ndarray, split: np.ndarray, what: ReadOut, next_token: _NextToken
@@ -312,7 +313,10 @@ class _Rows:
             if not len(histories.alive) or step + 1 == what.max_new_tokens:
                 break
             layout = histories.layout(self.model.n_layers, before=layout)
-            ids, seen = torch.tensor(histories.last, device=ids.device)[:, None], seen + ids.shape[1]
+            ids, seen = (
+                torch.tensor(histories.last, device=ids.device)[:, None],
+                seen + ids.shape[1],
+            )
             with _splitting(self.model, cache, layout, None):
                 logits = forward_streams(self.model, cache, ids, seen)
         return histories.generated
@@ -359,18 +363,15 @@ def _splitting(
         hidden = hidden if entry is not None else hidden.clone()
         return placed.make((RESIDUAL, boundary), hidden, layout.shared[boundary])
 
+    def in_sublayer(place: tuple[str, int], made: _Placed) -> Callable[[Tensor], Tensor]:
+        return lambda hidden: made.make(place, hidden.clone(), layout.shared[place[1]])
+
     with ExitStack() as stack:
         stack.enter_context(rewriting_residual(model, at_boundary))
-        for site, layer in placed.groups if placed is not None else ():
-            if site != RESIDUAL:
-                stack.enter_context(
-                    rewriting_output(
-                        model.writer(layer, site),
-                        lambda hidden, where=(site, layer): placed.make(
-                            where, hidden.clone(), layout.shared[where[1]]
-                        ),
-                    )
-                )
+        for site, layer in () if placed is None else placed.groups:
+            if placed is not None and site != RESIDUAL:
+                module = model.writer(layer, site)
+                stack.enter_context(rewriting_output(module, in_sublayer((site, layer), placed)))
         yield
 
 

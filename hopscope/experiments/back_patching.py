@@ -34,9 +34,17 @@ Criterion = Literal["generation", "first_token"]
 CONTROLS = ("other", "random")
 POSITIONS = ("t1", "t2", "t1->t2", "e1")
 PER_PART = 2
-COLUMNS = (
-    "query position source_layer target_layer control hit answer_rank answer_logprob generation"
-).split()
+COLUMNS = [
+    "query",
+    "position",
+    "source_layer",
+    "target_layer",
+    "control",
+    "hit",
+    "answer_rank",
+    "answer_logprob",
+    "generation",
+]
 
 
 class BestCell(NamedTuple):
@@ -270,9 +278,7 @@ def back_patch(
     return BackPatching(tables["frame"], tables["details"], run)
 
 
-def _checked_cells(
-    cells: Iterable[tuple[int, int]] | None, n_layers: int
-) -> list[tuple[int, int]]:
+def _checked_cells(cells: Iterable[tuple[int, int]] | None, n_layers: int) -> list[tuple[int, int]]:
     if cells is None:
         return [(a, b) for a in range(n_layers) for b in range(a)]
     pairs = list(dict.fromkeys((int(a), int(b)) for a, b in cells))

@@ -78,4 +78,5 @@ def random_like(
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     drawn = torch.randn(states.shape, generator=generator).to(states.device)
     norms = states.float().norm(dim=-1, keepdim=True)
-    return (drawn / drawn.norm(dim=-1, keepdim=True) * norms).to(states.dtype)
+    vectors: Tensor = drawn / drawn.norm(dim=-1, keepdim=True) * norms
+    return vectors.to(states.dtype)

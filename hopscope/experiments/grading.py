@@ -167,9 +167,7 @@ def _generations(
         for form in FORMS
         for prompt in queries.prompts(form)
     ]
-    what = ReadOut(
-        max_new_tokens=max_new_tokens, stop=at_line_end(model) if one_line else None
-    )
+    what = ReadOut(max_new_tokens=max_new_tokens, stop=at_line_end(model) if one_line else None)
     found: dict[tuple[str, Form], tuple[str, str]] = {}
     for group in by_shape(prompts):
         rows = [prompts[index] for index in group]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hopscope.errors import ModelError, UsageError
@@ -101,12 +101,12 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where the embeddings are, and so where token ids go."""
-        return self.hf.get_input_embeddings().weight.device  # type: ignore[no-any-return]
+        return next(self.hf.get_input_embeddings().parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """The floating-point type of the weights."""
-        return self.hf.dtype  # type: ignore[no-any-return]
+        return self.hf.dtype
 
     def attention(self, layer: int) -> nn.Module:
         """The attention module of block `layer`."""
@@ -129,9 +129,17 @@ class LanguageModel:
         block = self.layers[layer]
         normalised = hasattr(block, "post_feedforward_layernorm")
         if site == "attn_out":
-            return block.post_attention_layernorm if normalised else self.attention(layer)
+            return (
+                _child(block, ["post_attention_layernorm"], "attention's norm")
+                if normalised
+                else self.attention(layer)
+            )
         if site == "mlp_out":
-            return block.post_feedforward_layernorm if normalised else self.mlp(layer)
+            return (
+                _child(block, ["post_feedforward_layernorm"], "MLP's norm")
+                if normalised
+                else self.mlp(layer)
+            )
         raise UsageError(f"no module writes {site!r}: expected 'attn_out' or 'mlp_out'")
 
     @cached_property
@@ -179,8 +187,7 @@ class LanguageModel:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated tokens, without special tokens."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     @cached_property
     def end_tokens(self) -> frozenset[int]:
@@ -214,7 +221,7 @@ def plain_modules(module: PreTrainedModel) -> PreTrainedModel:
     plain.config = copy.deepcopy(module.config)
     for part in plain.modules():
         if getattr(part, "config", None) is module.config:
-            part.config = plain.config
+            part.config = plain.config  # type: ignore[assignment]
     return plain
 
 
@@ -260,7 +267,7 @@ def _child(parent: nn.Module, names: Sequence[str], what: str) -> nn.Module:
 
 
 def _find_unembedding(hf: PreTrainedModel) -> nn.Module:
-    unembedding = hf.get_output_embeddings()
+    unembedding = hf.get_output_embeddings()  # type: ignore[no-untyped-call]
     if unembedding is None:
         raise ModelError(
             f"{type(hf).__name__} has no unembedding: load it with a language-model head "

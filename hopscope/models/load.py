@@ -195,7 +195,6 @@ class _Reader:
             str(place),
             dtype=self.dtype,
             device_map=self.device_map,
-            attn_implementation="sdpa",
             use_safetensors=None if self.allow_pickle else True,
             trust_remote_code=self.trust_remote_code,
             output_loading_info=True,

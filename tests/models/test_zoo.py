@@ -104,10 +104,13 @@ def write_wheel(folder: Path, part: ZooPart, content: bytes) -> Path:
     wheel = folder / f"{stem}-{part.version}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(part.file, content)
+        about = f"{stem}-{part.version}.dist-info"
         archive.writestr(
-            f"{stem}-{part.version}.dist-info/METADATA",
+            f"{about}/METADATA",
             f"Metadata-Version: 2.1\nName: {part.package}\nVersion: {part.version}\n",
         )
+        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr(f"{about}/RECORD", "")
     return wheel
 
 

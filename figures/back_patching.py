@@ -1,0 +1,112 @@
+"""Draws how many queries back-patching repairs, beside chance, and where: from saved results."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from hopscope import plots
+from hopscope.errors import ResultError
+from hopscope.experiments import BackPatching
+from hopscope.results import load_result
+
+TITLES = {
+    "incorrect": "Both hops right, composition wrong",
+    "correct": "Composition right",
+}
+
+
+def draw(runs: Path, rendered: Path) -> list[Path]:
+    """Draw the figure from `runs/back_patching.{incorrect,correct}` into `rendered`.
+
+    Raises:
+        ResultError: if neither result is there.
+    """
+    results = {name: _load(runs / f"back_patching.{name}") for name in TITLES}
+    there = {name: result for name, result in results.items() if result is not None}
+    if not there:
+        raise ResultError(
+            f"{runs} holds no back-patching result: no query was graded incorrect or correct, "
+            "or `hopscope figures` has not run; grade more queries (--limit) or another model"
+        )
+    with plots.figure_style():
+        figure = _figure(there)
+        paths = plots.save_figure(figure, _numbers(there), rendered, "back_patching")
+        plt.close(figure)
+    return paths
+
+
+def _load(path: Path) -> BackPatching | None:
+    if not (path / "run.json").exists():
+        return None
+    result = load_result(path)
+    assert isinstance(result, BackPatching)
+    return result
+
+
+def _figure(results: dict[str, BackPatching]) -> Figure:
+    first = next(iter(results.values()))
+    positions = list(first.frame["position"].unique())
+    columns = max(len(positions), 2)
+    figure, axes = plt.subplots(
+        1 + len(results),
+        columns,
+        figsize=(3.9 * columns, 2.9 + 3.1 * len(results)),
+        layout="constrained",
+        squeeze=False,
+    )
+    for ax, (name, result) in zip(axes[0], results.items(), strict=False):
+        n = result.frame["query"].nunique()
+        plots.success_bars(result.success_rate(), ax, f"{TITLES[name]} (n = {n})")
+    for ax in axes[0][len(results) :]:
+        ax.axis("off")
+    axes[0][0].legend(*axes[0][0].get_legend_handles_labels(), loc="upper left")
+    for row, (name, result) in zip(axes[1:], results.items(), strict=True):
+        shares = {position: result.heatmap(position) for position in positions}
+        vmax = max(float(share.max().max()) for share in shares.values())
+        for ax, position in zip(row, positions, strict=False):
+            plots.layer_heatmap(shares[position], ax, f"{TITLES[name]}, {position}", vmax)
+    figure.suptitle(_title(first), fontsize=11)
+    return figure
+
+
+def _title(result: BackPatching) -> str:
+    run = result.run
+    hits = "answer generated" if run["settings"]["criterion"] == "generation" else "answer ranked 1"
+    return f"Back-patching {run['model']['name']} on “{run['queries']['name']}”: {hits}"
+
+
+def _numbers(results: dict[str, BackPatching]) -> pd.DataFrame:
+    """Every drawn number in one tidy table; `cell` rows are the heatmaps."""
+    tables = []
+    for name, result in results.items():
+        tables.append(result.success_rate().assign(subset=name, panel="any cell"))
+        for position in result.frame["position"].unique():
+            cells = result.heatmap(position).stack().rename("rate").reset_index()
+            n = result.frame["query"].nunique()
+            tables.append(
+                cells.assign(subset=name, panel="cell", position=position, control="none", n=n)
+            )
+    columns = [
+        "panel",
+        "subset",
+        "position",
+        "control",
+        "source_layer",
+        "target_layer",
+        "n",
+        "rate",
+        "low",
+        "high",
+    ]
+    table = pd.concat(tables, ignore_index=True)[[*keys, "n", "rate", "low", "high"]]
+    return table.astype({"source_layer": "Int64", "target_layer": "Int64"})
+
+
+if __name__ == "__main__":
+    for drawn in draw(Path(sys.argv[1]), Path(__file__).parent / "rendered"):
+        print(drawn)

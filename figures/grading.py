@@ -1,0 +1,31 @@
+"""Draws how many queries pass each hop, the composition and the shortcuts: from a saved result."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from matplotlib import pyplot as plt
+
+from hopscope import plots
+from hopscope.experiments import Grading
+from hopscope.results import load_result
+
+
+def draw(runs: Path, rendered: Path) -> list[Path]:
+    """Draw the figure from `runs/grading` into `rendered`."""
+    result = load_result(runs / "grading")
+    assert isinstance(result, Grading)
+    summary = result.summary()
+    with plots.figure_style():
+        figure, ax = plt.subplots(figsize=(5.8, 3.4), layout="constrained")
+        run = result.run
+        plots.grading_bars(summary, ax, f"{run['model']['name']} on “{run['queries']['name']}”")
+        paths = plots.save_figure(figure, summary, rendered, "grading")
+        plt.close(figure)
+    return paths
+
+
+if __name__ == "__main__":
+    for drawn in draw(Path(sys.argv[1]), Path(__file__).parent / "rendered"):
+        print(drawn)
