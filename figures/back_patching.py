@@ -91,18 +91,7 @@ def _numbers(results: dict[str, BackPatching]) -> pd.DataFrame:
             tables.append(
                 cells.assign(subset=name, panel="cell", position=position, control="none", n=n)
             )
-    columns = [
-        "panel",
-        "subset",
-        "position",
-        "control",
-        "source_layer",
-        "target_layer",
-        "n",
-        "rate",
-        "low",
-        "high",
-    ]
+    keys = ["panel", "subset", "position", "control", "source_layer", "target_layer"]
     table = pd.concat(tables, ignore_index=True)[[*keys, "n", "rate", "low", "high"]]
     return table.astype({"source_layer": "Int64", "target_layer": "Int64"})
 

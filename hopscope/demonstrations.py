@@ -156,7 +156,7 @@ def arrange(pool: Sequence[TwoHopQuery], seed: int) -> tuple[TwoHopQuery, ...]:
     for query in _in_turn([_in_turn(list(pairs.values())) for pairs in by_pair.values()]):
         labels = _labels(query)
         common = max(counts[label] for label in labels) > _COMMON * len(pool)
-        ranked[0].append(query)
+        ranked[2 if labels & seen else int(common)].append(query)
         seen |= labels
     return tuple(query for rank in ranked for query in rank)
 

@@ -29,8 +29,9 @@ _QUOTES = "\"'‘’“”«»"
 
 
 def _lowered(template: str) -> str:
-    """Lower the first letter of a template that starts with "The "."""
-    return template[0].lower() + template[1:] if template.startswith("The ") else template
+    """Lower the first letter of a template that starts with an article."""
+    articled = template.startswith(("The ", "A ", "An "))
+    return template[0].lower() + template[1:] if articled else template
 
 
 def relation_only(template: str) -> str:
@@ -81,7 +82,7 @@ class TwoHopQuery:
 
     The templates are noun phrases with one ``{}`` for their argument ("the capital of {}"). A
     prompt is the composed phrase and its ending, by default " is". A first template that starts
-    with "The " is lowered inside another phrase.
+    with "The ", "A " or "An " is lowered inside another phrase.
 
     Args:
         id: what the query is called in results; unique in its set.

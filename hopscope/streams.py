@@ -66,9 +66,10 @@ class StreamCache(Cache):
         self.at_layer = 0
 
     def update(
-        self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> KeysValues:
         """Append this pass's tokens, after each row has taken over its parent's past."""
+        keys, values = key_states, value_states
         past = self.own[layer_idx]
         if past is not None:
             past_keys, past_values = (self._inherited(part, layer_idx) for part in past)

@@ -87,6 +87,12 @@ def test_a_name_that_is_a_template_word_does_not_rule_every_demonstration_out() 
 def test_a_query_is_never_its_own_demonstration() -> None:
     demonstrations = Demonstrations(POOL.queries, 30, 0)
     assert all(query not in demonstrations.of(query) for query in POOL)
+    short = [
+        dataclasses.replace(invented(i), e1_label=a, e2_label=a, e3_label=a)
+        for i, a in enumerate("xyz")
+    ]
+    for query in short:  # names of one letter touch nothing
+        assert query not in Demonstrations(short, 2, 0).of(query)
 
 
 def test_nearly_all_queries_share_their_demonstrations(world: QuerySet) -> None:

@@ -50,6 +50,12 @@ def test_a_lower_case_template_is_left_as_it_is() -> None:
     assert plain.first_hop() == "the country of the Louvre is"
 
 
+def test_every_article_is_lowered_and_nothing_else() -> None:
+    for template, inner in [("A part of {}", "a part"), ("An area of {}", "an area")]:
+        assert query(r1_template=template).two_hop().startswith(f"The capital of {inner} of")
+    assert query(r1_template="Thebes in {}").two_hop().startswith("The capital of Thebes in")
+
+
 def test_only_the_template_is_lowered_never_the_entity() -> None:
     possessive = query(r1_template="{}'s country", e1_label="The Louvre")
     assert possessive.two_hop() == "The capital of The Louvre's country is"
@@ -275,6 +281,14 @@ def test_an_accented_letter_of_two_tokens_ends_at_the_second() -> None:
     position = token_position(prompt, "e1", encoding.offsets)
     assert encoding.offsets[position] == encoding.offsets[position - 1]
     assert encoding.tokens[position + 1] == "Ġis"
+
+
+def test_spaces_at_the_ends_of_an_entity_belong_to_no_position() -> None:
+    prompt = Prompt.of(query(e1_label=" Rome "))
+    start, end = prompt.spans["e1"]
+    letters = (start + 1, end - 1)
+    offsets = [(0, start), (start, start + 1), letters, (end - 1, end), (end, end + 3)]
+    assert token_span(prompt, "e1", offsets) == (2, 3)
 
 
 def test_repeated_substrings_do_not_mislead() -> None:

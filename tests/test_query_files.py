@@ -224,6 +224,10 @@ def test_two_hop_fact_is_written_in_our_form_and_read_again(tmp_path: Path) -> N
         ("r2(r1(e1)).prompt", "The birthplace of the writer of the novel is"),
         ("r1(e1).prompt", "Who wrote Nineteen Eighty-Four? It was"),
         ("r2(e2).prompt", "He was born in the city of"),
+        (
+            "r2(r1(e1)).prompt",
+            "the author of the novel Nineteen Eighty-Four was born in the city of",
+        ),
     ],
 )
 def test_two_hop_fact_prompts_that_do_not_fit_are_refused(
@@ -324,6 +328,13 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
     assert list(tmp_path.iterdir()) == [hopping]
     with pytest.raises(QueryError, match="no folder"):
         queries.to_csv(tmp_path / "no" / "where.csv")
+
+
+def test_a_file_is_replaced_never_written_over(hopping: Path, tmp_path: Path) -> None:
+    (tmp_path / "reader.csv").hardlink_to(hopping)
+    load_queries(hopping)[:1].to_csv(hopping)
+    assert len(load_queries(hopping)) == 1
+    assert (tmp_path / "reader.csv").read_text(encoding="utf-8") == HOPPING
 
 
 def test_json_lines_with_lists(tmp_path: Path) -> None:

@@ -18,6 +18,11 @@ from hopscope.errors import ModelError, UsageError
 ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention", "attn_module")
 MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "mlp_module")
 NORM_NAMES = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
+WRITERS = {
+    "attn_out": "post_attention_layernorm",
+    "mlp_out": "post_feedforward_layernorm",
+}
+"""The norms that write to the residual stream, in families that norm a sublayer's output."""
 PROJECTION_NAMES = ("o_proj", "c_proj", "dense", "out_proj", "wo")
 
 
@@ -126,21 +131,12 @@ class LanguageModel:
         Families that normalise a sublayer's output (Gemma 2 and 3, OLMo 2) add the normalised
         one, so there it is the norm's output that is `attn_out` or `mlp_out`.
         """
+        if site not in WRITERS:
+            raise UsageError(f"no module writes {site!r}: expected 'attn_out' or 'mlp_out'")
         block = self.layers[layer]
-        normalised = hasattr(block, "post_feedforward_layernorm")
-        if site == "attn_out":
-            return (
-                _child(block, ["post_attention_layernorm"], "attention's norm")
-                if normalised
-                else self.attention(layer)
-            )
-        if site == "mlp_out":
-            return (
-                _child(block, ["post_feedforward_layernorm"], "MLP's norm")
-                if normalised
-                else self.mlp(layer)
-            )
-        raise UsageError(f"no module writes {site!r}: expected 'attn_out' or 'mlp_out'")
+        if hasattr(block, "post_feedforward_layernorm"):
+            return _child(block, [WRITERS[site]], f"norm of {site}")
+        return self.attention(layer) if site == "attn_out" else self.mlp(layer)
 
     @cached_property
     def shares_prefixes(self) -> bool:
