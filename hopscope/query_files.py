@@ -257,7 +257,7 @@ def _from_fact(row: Row, number: int) -> TwoHopQuery:
     query = TwoHopQuery(**fields | _templates(prompts, fields), extra=row)
     made = [query.first_hop(), query.second_hop(), query.two_hop()]
     for name, wanted, got in zip(_FACT_PROMPTS, prompts, made, strict=True):
-        if False:
+        if wanted != got:
             raise QueryError(f"column {name}: {wanted!r} does not fit the row's other prompts")
     return query
 

@@ -31,6 +31,7 @@ from hopscope.models.zoo import pull, read_gguf, zoo
 logger = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 _Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase, str]
@@ -163,11 +164,13 @@ class _Reader:
             raise ModelError(
                 f"{folder} has no config.json, so it is not the folder of a saved model{hint}"
             )
-        if any(folder.glob("*.safetensors")):
+        if any((folder / weights).is_file() for weights in SAFE_WEIGHTS):
             return
         pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
         if not pickled:
-            raise ModelError(f"{folder} has a config.json but no weights; expected *.safetensors")
+            raise ModelError(
+                f"{folder} has a config.json but no weights; expected {' or '.join(SAFE_WEIGHTS)}"
+            )
         if not self.allow_pickle:
             raise ModelError(_pickle_refusal(f"{folder} ({', '.join(pickled)})"))
 

@@ -387,6 +387,33 @@ def test_pickled_weights_only_on_demand(folder: Path) -> None:
     assert same_as_built(load_model(folder, device="cpu", allow_pickle=True), LLAMA)
 
 
+def test_pickled_weights_beside_other_safetensors(folder: Path) -> None:
+    """Safetensors that are not the model's weights do not open the door to the pickle."""
+    weights = load_file(folder / "model.safetensors")
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").rename(folder / "adapter.safetensors")
+    with pytest.raises(ModelError, match="allow_pickle=True"):
+        load_model(folder)
+
+
+def test_hub_models_are_asked_for_safetensors_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub repository cannot be looked into first, so the refusal is left to transformers."""
+    asked: list[bool | None] = []
+
+    def refuse(*_: object, use_safetensors: bool | None, **__: object) -> None:
+        asked.append(use_safetensors)
+        raise OSError("x does not appear to have a file named model.safetensors or ...")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", refuse)
+    with pytest.raises(ModelError, match="pickle can run any code"):
+        load_model(folder)
+    with pytest.raises(ModelError, match="does not appear"):
+        load_model(folder, allow_pickle=True)
+    assert asked == [True, None]
+
+
 def test_truncated_weights(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -452,7 +479,8 @@ def test_remote_code_only_on_demand(
         },
     }
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="trust_remote_code=True"):
+    # hopscope's own words: transformers' refusal stands behind it and must not be what is tested.
+    with pytest.raises(ModelError, match=r"Read that code first.*trust_remote_code=True"):
         load_model(folder)
     assert not marker.exists()
     model = load_model(folder, device="cpu", trust_remote_code=True)
