@@ -69,7 +69,7 @@ class Activations(Mapping[str, Tensor]):
         return DIMS[site]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def capture(
     model: LanguageModel,
     prompts: Sequence[Prompt | str],

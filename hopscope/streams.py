@@ -245,7 +245,7 @@ class PrefixStore:
         return self._kept[ids]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def extend(model: LanguageModel, prefix: Prefix, ids: Sequence[int]) -> Prefix:
     """The prefix with more tokens behind it."""
     cache = StreamCache(prefix, model.n_layers)

@@ -131,7 +131,7 @@ class CleanRun:
         return self.resid_post[position - self.first]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def clean_run(model: LanguageModel, ids: Sequence[int], shared: Prefix) -> CleanRun:
     """Run a prompt that begins with `shared`, and keep its states after that."""
     into: dict[str, list[Tensor | None]] = {"resid_post": [None] * model.n_layers}
@@ -143,7 +143,7 @@ def clean_run(model: LanguageModel, ids: Sequence[int], shared: Prefix) -> Clean
     return CleanRun(prefix, stacked(into["resid_post"], model.device)[0], len(shared))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sweep(
     model: LanguageModel,
     ids: Sequence[int],
@@ -181,7 +181,7 @@ def sweep(
     return rows.run(what, max_memory)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],

@@ -1,0 +1,51 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MODEL ?= smollm2-135m
+QUERIES ?= world
+PRESET ?= quick
+# Threads that wait must not spin: on a shared machine spinning costs a factor of ten.
+export OMP_WAIT_POLICY ?= PASSIVE
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help figures test lint format notebooks benchmark setup clean
+.DEFAULT_GOAL := help
+
+help:  ## Say what can be made.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+figures: $(VENV)/.installed  ## Grade real two-hop queries, back-patch, draw figures/rendered/.
+	$(BIN)/hopscope figures --model $(MODEL) --queries $(QUERIES) --preset $(PRESET) \
+		$(if $(LIMIT),--limit $(LIMIT))
+
+test: lint  ## Check style and types, run all tests and notebooks.
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=900 tests notebooks
+
+lint: $(VENV)/.developed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy hopscope probes figures benchmarks
+
+format: $(VENV)/.developed  ## Format the code.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+notebooks: $(VENV)/.developed  ## Execute the notebooks in place.
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+
+benchmark: $(VENV)/.installed  ## hopscope beside plain hooks, TransformerLens and nnsight.
+	$(BIN)/python benchmarks/back_patching.py
+
+setup: $(VENV)/.developed  ## Make the environment, developers' tools included.
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.developed: $(VENV)/.installed
+	$(INSTALL) -e ".[dev]"
+	@touch $@
+
+clean:  ## Remove the environment and the runs.
+	rm -rf $(VENV) runs build *.egg-info
