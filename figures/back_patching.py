@@ -86,7 +86,8 @@ def _numbers(results: dict[str, BackPatching]) -> pd.DataFrame:
     for name, result in results.items():
         tables.append(result.success_rate().assign(subset=name, panel="any cell"))
         for position in result.frame["position"].unique():
-            cells = result.heatmap(position).stack().rename("rate").reset_index()
+            shares = result.heatmap(position).melt(ignore_index=False, value_name="rate")
+            cells = shares.dropna().reset_index()
             n = result.frame["query"].nunique()
             tables.append(
                 cells.assign(subset=name, panel="cell", position=position, control="none", n=n)

@@ -178,12 +178,15 @@ def back_patch_command(
 ) -> None:
     """Copy later states into earlier layers: which queries does that repair, beside chance?"""
     from hopscope.experiments import back_patch, grade
+    from hopscope.experiments.back_patching import check_choices
     from hopscope.study import layer_cells, limited
 
     if subset not in ("incorrect", "correct", "all"):
         raise UsageError(f"unknown subset {subset!r}: choose incorrect, correct or all")
     if parity:
         match, stop_early, few_shot = "substring", False, 0
+    check_choices(_names(positions), _names(controls), criterion, match)
+    part = _shard(shard)
     asked = _queries(queries, few_shot, limit, seed)
     loaded = _model(model, device, dtype)
     if subset != "all":
@@ -208,7 +211,7 @@ def back_patch_command(
         stop_early=stop_early,
         seed=seed,
         out=out,
-        shard=_shard(shard),
+        shard=part,
     )
     rates = result.success_rate(seed)
     found: dict[str, Any] = {

@@ -49,7 +49,8 @@ class LogitLens(nn.Module):
         """
         logits = self(states)
         chosen = logits.gather(-1, tokens.expand(logits.shape[:-1])[..., None])
-        return (logits > chosen).sum(dim=-1)
+        ranks: Tensor = (logits > chosen).sum(dim=-1)
+        return ranks
 
     @torch.no_grad()
     def logprob(self, states: Tensor, tokens: Tensor) -> Tensor:

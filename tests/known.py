@@ -1,8 +1,8 @@
-"""Provides a model whose answers, and whose back-patching hits, are known by construction.
+"""Provides a model whose answers and back-patching hits are known, and results made by hand.
 
-It is a `LlamaForCausalLM` of six blocks whose weights are written by hand. Its norms do nothing,
-its residual stream holds features that are 0 or 1, and its MLPs are lists of rules, so that what
-it says can be read off the table `FACTS`:
+The model is a `LlamaForCausalLM` of six blocks whose weights are written by hand. Its norms do
+nothing, its residual stream holds features that are 0 or 1, and its MLPs are lists of rules, so
+that what it says can be read off the table `FACTS`:
 
 - block 0, attention: each token notes whether "country" and "capital" stand before it;
 - block 1, MLP: the token of a bridge names that bridge; the token of an *early* source does, too,
@@ -24,17 +24,21 @@ Where nothing is known the model says "Metro", which makes both shortcuts of one
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
+import pandas as pd
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.models.llama.modeling_llama import LlamaAttention
 
+from hopscope.experiments import BackPatching, Grading
 from hopscope.models import LanguageModel
-from hopscope.queries import QuerySet, TwoHopQuery
+from hopscope.queries import FORMS, QuerySet, TwoHopQuery
 
 N_LAYERS = 6
 CONTEXT = 64
@@ -42,8 +46,8 @@ HEADS, HEAD_DIM = 3, 16
 CONTENT = 7
 """The dimension of a head in which keys are told apart; rotary positions leave it as it is."""
 
-NEUTRAL = ("<unk>", "<eos>", "The", "the", "of", "is", "Upper", "again", ".", "\n", "country")
-NEUTRAL += ("capital", "Wrongville", "Lundby")
+ASKED = ("<unk>", "<eos>", "The", "the", "of", "is", "Upper", "country", "capital")
+ONLY_SAID = ("again", ".", "\n", "Wrongville", "Lundby")
 
 
 @dataclass(frozen=True)
@@ -143,8 +147,10 @@ def known_queries() -> QuerySet:
 
 
 def _words() -> list[str]:
-    names = (word for f in FACTS for name in (f.source, f.bridge, f.answer) for word in name.split())
-    return list(dict.fromkeys([*NEUTRAL, *names]))
+    names = (
+        word for f in FACTS for name in (f.source, f.bridge, f.answer) for word in name.split()
+    )
+    return list(dict.fromkeys([*ASKED, *ONLY_SAID, *names]))
 
 
 Feature = tuple[str, str]
@@ -213,10 +219,10 @@ class RuleMLP(nn.Module):
         self.bias = nn.Parameter(torch.tensor([1.0 - 2 * len(rule.needs) for rule in chosen]))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return (hidden @ self.needs + self.bias).clamp(0, 1) @ self.writes
+        return (hidden.clamp(0, 1) @ self.needs + self.bias).clamp(0, 1) @ self.writes
 
 
-def _look(attention: nn.Module, head: int, pairs: Sequence[tuple[Feature, Feature]]) -> None:
+def _look(attention: LlamaAttention, head: int, pairs: Sequence[tuple[Feature, Feature]]) -> None:
     """Let a head attend to tokens with any of some features, and write others for them."""
     start = head * HEAD_DIM
     attention.q_proj.bias[start + CONTENT] = 16.0
@@ -245,7 +251,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words = Regex(r"\n|\.|[^\s.]+")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(words, behavior="removed", invert=True)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         unk_token="<unk>",
         eos_token="<eos>",
@@ -280,5 +286,88 @@ def known_model() -> LanguageModel:
     for block, layer in enumerate(hf.model.layers):
         layer.input_layernorm = layer.post_attention_layernorm = nn.Identity()
         layer.mlp = RuleMLP([rule for rule in rules() if rule.block == block])
-    hf.eval().requires_grad_(False)
+    hf.eval()  # type: ignore[no-untyped-call]
+    hf.requires_grad_(False)
     return LanguageModel(hf, _tokenizer(), "known")
+
+
+# --- results made by hand ------------------------------------------------------------------------
+
+Cells = Mapping[tuple[str, str, str], set[tuple[int, int]]]
+
+
+def made_back_patching(
+    hits: Cells,
+    cells: Sequence[tuple[int, int]],
+    logprob: Mapping[tuple[int, int], float] | None = None,
+) -> BackPatching:
+    """A back-patching result with the hits of each query, position and control.
+
+    Args:
+        hits: the cells that hit; every key has a row for each of `cells`.
+        cells: the cells that were run.
+        logprob: of the answer in a cell; -1 where none is given.
+    """
+    rows = [
+        {
+            "query": query,
+            "position": position,
+            "source_layer": a,
+            "target_layer": b,
+            "control": control,
+            "hit": (a, b) in there,
+            "answer_rank": 0 if (a, b) in there else 5,
+            "answer_logprob": np.float32((logprob or {}).get((a, b), -1.0)),
+            "generation": f" {query} from {a} to {b}",
+        }
+        for (query, position, control), there in hits.items()
+        for a, b in cells
+    ]
+    run = {
+        "kind": "back_patching",
+        "settings": {"criterion": "generation", "seed": 0},
+        "model": {"name": "made-up"},
+        "queries": {"name": "by-hand", "n": len({query for query, _, _ in hits})},
+    }
+    return BackPatching(pd.DataFrame(rows), _made_details(hits), run)
+
+
+def _made_details(hits: Cells) -> pd.DataFrame:
+    asked = dict.fromkeys((query, position) for query, position, _ in hits)
+    return pd.DataFrame(
+        [
+            {
+                "query": query,
+                "position": position,
+                "prompt": f"The capital of the country of {query} is",
+                "bridge": f"bridge of {query}",
+                "answer": f"answer of {query}",
+                "token": 3,
+                "clean_generation": f" before {query}",
+                "clean_hit": False,
+                "clean_rank": 7,
+                "clean_logprob": -5.0,
+                "donor": None,
+                "donor_same_relation": None,
+            }
+            for query, position in asked
+        ]
+    )
+
+
+def made_grading(right: Mapping[str, set[str]]) -> Grading:
+    """A grading in which each query passes the forms of `right`."""
+    rows = [
+        (query, form, f"{form} of {query}", f" {form} said", form in passed)
+        for query, passed in right.items()
+        for form in FORMS
+    ]
+    frame = pd.DataFrame(rows, columns=["query", "form", "prompt", "generation", "correct"])
+    details = pd.DataFrame({"query": list(right), "source": "s", "bridge": "b", "answer": "a"})
+    run = {
+        "kind": "grading",
+        "settings": {"match": "word"},
+        "model": {"name": "made-up"},
+        "queries": {"name": "by-hand", "n": len(right)},
+    }
+    return Grading(frame, details, run)

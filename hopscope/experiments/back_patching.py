@@ -244,7 +244,7 @@ def back_patch(
     """
     line = queries.few_shot > 0 if one_line is None else one_line
     pairs = _checked_cells(cells, model.n_layers)
-    _check_choices(positions, controls, criterion, match)
+    check_choices(positions, controls, criterion, match)
     settings = {
         "positions": list(positions),
         "controls": list(controls),
@@ -291,9 +291,14 @@ def _checked_cells(cells: Iterable[tuple[int, int]] | None, n_layers: int) -> li
     return pairs
 
 
-def _check_choices(
+def check_choices(
     positions: Sequence[str], controls: Sequence[str], criterion: str, match: str
 ) -> None:
+    """Refuse what `back_patch` cannot do, before anything is run.
+
+    Raises:
+        UsageError: naming the first unknown position, control, criterion or match.
+    """
     matches("", ("",), match)  # type: ignore[arg-type]
     for what, given, known in (
         ("position", positions, POSITIONS),

@@ -1,0 +1,786 @@
+"""Tests of back_patch() on known hits and beside plain hooks, and of what its result computes."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from known import (
+    CONTEXT,
+    CORRECT,
+    FACTS,
+    HITS,
+    INCORRECT,
+    N_LAYERS,
+    known_model,
+    known_queries,
+    made_back_patching,
+)
+from matplotlib.axes import Axes
+from torch import Tensor
+
+import hopscope as hs
+from hopscope.answers import matches
+from hopscope.errors import QueryError, UsageError
+from hopscope.experiments import BackPatching, back_patch
+from hopscope.experiments.controls import random_like
+from hopscope.models import LanguageModel
+from hopscope.queries import QuerySet, TwoHopQuery
+
+Cell = tuple[int, int]
+EVERYWHERE = ("t1", "t2", "t1->t2")
+ALL_CELLS = {(a, b) for a in range(N_LAYERS) for b in range(a)}
+COLUMNS = "query position source_layer target_layer control hit answer_rank answer_logprob"
+
+
+def chosen(ids: Sequence[str]) -> QuerySet:
+    return known_queries().filter(lambda query: query.id in ids)
+
+
+def patched(queries: QuerySet, **settings: Any) -> BackPatching:
+    return back_patch(known_model(), queries, progress=False, **settings)
+
+
+@pytest.fixture(scope="module")
+def late() -> BackPatching:
+    return patched(chosen(INCORRECT), positions=EVERYWHERE)
+
+
+def cells_of(frame: pd.DataFrame) -> list[Cell]:
+    return list(zip(frame["source_layer"], frame["target_layer"], strict=True))
+
+
+def rows(result: BackPatching, query: str, position: str, control: str) -> pd.DataFrame:
+    frame = result.frame
+    here = (frame["query"] == query) & (frame["position"] == position)
+    return frame[here & (frame["control"] == control)]
+
+
+def hits(result: BackPatching, query: str, position: str, control: str = "none") -> set[Cell]:
+    there = rows(result, query, position, control)
+    return set(cells_of(there[there["hit"]]))
+
+
+# --- known hits ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("position", EVERYWHERE)
+@pytest.mark.parametrize("query", INCORRECT)
+def test_late_queries_are_repaired_in_the_known_cells(
+    late: BackPatching, query: str, position: str
+) -> None:
+    assert hits(late, query, position) == HITS[position]
+
+
+@pytest.mark.parametrize("control", ["other", "random"])
+def test_controls_repair_no_late_query(late: BackPatching, control: str) -> None:
+    frame = late.frame[late.frame["control"] == control]
+    assert len(frame) == 3 * 3 * len(ALL_CELLS)
+    assert not frame["hit"].any()
+
+
+def test_cells_say_what_is_known(late: BackPatching) -> None:
+    said = rows(late, "late-1", "t1", "none").set_index(["source_layer", "target_layer"])
+    assert said.loc[(3, 1), "generation"] == "Crag ."
+    assert str(said.loc[(2, 1), "generation"]).startswith("Cland . \n")
+    donor = late.details.set_index("query").loc["late-1", "donor"].iloc[0]
+    answer = {fact.id: fact.answer for fact in FACTS}[donor]
+    lent = rows(late, "late-1", "t1", "other").set_index(["source_layer", "target_layer"])
+    assert str(lent.loc[(3, 1), "generation"]).startswith(f"{answer} .")
+
+
+@pytest.mark.parametrize("query", CORRECT)
+def test_right_queries_stay_right_with_their_own_states(query: str) -> None:
+    result = patched(chosen(CORRECT), controls=("other",))
+    for position in ("t1", "t2"):
+        assert hits(result, query, position) == ALL_CELLS
+    after_the_bridge_has_left = {(a, b) for a, b in ALL_CELLS if b >= 2}
+    assert hits(result, query, "t1", "other") == after_the_bridge_has_left
+
+
+def test_e1_is_the_end_of_the_source(late: BackPatching) -> None:
+    at_e1 = patched(chosen(INCORRECT), positions=("e1",), controls=()).frame
+    at_t1 = late.frame.query("position == 't1' and control == 'none'").reset_index(drop=True)
+    pd.testing.assert_frame_equal(at_e1.drop(columns="position"), at_t1.drop(columns="position"))
+
+
+def test_few_shot_prompts_are_repaired_in_the_same_cells() -> None:
+    result = patched(chosen(INCORRECT).with_few_shot(2), positions=EVERYWHERE, controls=())
+    assert result.run["settings"]["one_line"] is True
+    for query, position in itertools.product(INCORRECT, EVERYWHERE):
+        assert hits(result, query, position) == HITS[position]
+
+
+def test_an_answer_is_one_line_where_asked() -> None:
+    queries = chosen(["second-line"])
+    for one_line in (True, False):
+        result = patched(queries, one_line=one_line, controls=())
+        assert hits(result, "second-line", "t2") == (set() if one_line else ALL_CELLS)
+
+
+def test_substring_counts_what_word_does_not() -> None:
+    for match in ("word", "substring"):
+        result = patched(chosen(["longer"]), match=match, controls=())
+        assert hits(result, "longer", "t2") == (ALL_CELLS if match == "substring" else set())
+
+
+# --- the frame -----------------------------------------------------------------------------------
+
+
+def test_the_frame_has_the_columns_of_the_design(late: BackPatching) -> None:
+    frame = late.frame
+    assert list(frame.columns) == [*COLUMNS.split(), "generation"]
+    for name in ("query", "position", "control", "generation"):
+        assert pd.api.types.is_string_dtype(frame[name]), name
+    for name in ("source_layer", "target_layer", "answer_rank"):
+        assert pd.api.types.is_integer_dtype(frame[name]), name
+    assert frame["hit"].dtype == bool
+    assert pd.api.types.is_float_dtype(frame["answer_logprob"])
+    assert not frame.isna().to_numpy().any()
+    assert list(frame.index) == list(range(len(frame)))
+
+
+def test_every_query_position_control_and_cell_has_one_row(late: BackPatching) -> None:
+    keys = list(late.frame[["query", "position", "control"]].itertuples(index=False, name=None))
+    assert len(late.frame) == 3 * 3 * 3 * 15
+    for key in itertools.product(INCORRECT, EVERYWHERE, ("none", "other", "random")):
+        assert keys.count(key) == 15
+    for _, group in late.frame.groupby(["query", "position", "control"]):
+        assert sorted(cells_of(group)) == sorted(ALL_CELLS)
+
+
+def test_details_have_one_row_a_query_and_position(late: BackPatching) -> None:
+    details = late.details
+    keys = list(details[["query", "position"]].itertuples(index=False, name=None))
+    assert keys == list(itertools.product(INCORRECT, EVERYWHERE))
+    first = details.iloc[0]
+    assert first["prompt"] == "The capital of the country of Cedar is"
+    assert (first["bridge"], first["answer"]) == ("Cland", "Crag")
+    assert first["clean_generation"].startswith("Cland .")
+    assert not first["clean_hit"]
+    assert list(details["token"][:3]) == [6, 7, 6]
+    assert list(details[details["query"] == "late-2"]["token"]) == [7, 8, 7]
+    assert (details["donor"] != details["query"]).all()
+    assert details["donor_same_relation"].all()
+
+
+def test_rank_and_logprob_are_of_the_best_first_token(late: BackPatching) -> None:
+    assert (late.frame["hit"] == (late.frame["answer_rank"] == 0)).all()
+    assert (late.frame["answer_logprob"] < 0).all()
+    two_names = replace(chosen(["late-1"])[0], e3_aliases=("Cland Republic",))
+    result = patched(QuerySet((two_names,)), controls=(), criterion="first_token")
+    assert (result.frame["answer_rank"] == 0).all()  # "Cland" is what it says, or "Crag"
+
+
+@pytest.mark.parametrize("cells", [[(5, 0)], [(0, 5), (2, 2), (5, 1)], [(4, 1), (4, 1), (3, 0)]])
+def test_cells_can_be_chosen(cells: list[Cell], late: BackPatching) -> None:
+    result = patched(chosen(INCORRECT), cells=cells, positions=("t1",), controls=())
+    once = list(dict.fromkeys(cells))
+    assert cells_of(result.frame) == once * 3
+    for query in INCORRECT:
+        assert hits(result, query, "t1") == HITS["t1"] & set(once)
+    assert result.run["settings"]["cells"] == [list(cell) for cell in once]
+
+
+def test_a_cell_onto_itself_changes_nothing(late: BackPatching) -> None:
+    same = [(layer, layer) for layer in range(N_LAYERS)]
+    frame = patched(chosen(["late-1"]), cells=same, controls=(), stop_early=False).frame
+    assert set(frame["generation"]) == {late.details["clean_generation"].iloc[0]}
+
+
+# --- beside plain hooks --------------------------------------------------------------------------
+
+
+@dataclass
+class Plain:
+    """One hooked forward and one hooked `generate` per cell: nothing of hopscope's engine."""
+
+    hf: Any
+    tokenizer: Any
+
+    def blocks(self) -> Any:
+        stack = self.hf.transformer.h if hasattr(self.hf, "transformer") else self.hf.model.layers
+        return list(stack)
+
+    def ids(self, text: str) -> Tensor:
+        found: Tensor = self.tokenizer(text, return_tensors="pt")["input_ids"]
+        return found
+
+    def states(self, text: str, position: int) -> Tensor:
+        """The output of each block at one token, shape (layer, d_model)."""
+        found: list[Tensor] = []
+
+        def keep(_: object, __: object, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            found.append(hidden[0, position].clone())
+
+        handles = [block.register_forward_hook(keep) for block in self.blocks()]
+        with torch.no_grad():
+            self.hf(self.ids(text))
+        for handle in handles:
+            handle.remove()
+        return torch.stack(found)
+
+    @contextmanager
+    def replacing(self, layer: int, position: int, vector: Tensor, length: int) -> Iterator[None]:
+        def put(_: object, __: object, output: Any) -> Any:
+            hidden = output[0] if isinstance(output, tuple) else output
+            if hidden.shape[1] == length:
+                hidden[:, position] = vector
+            return output
+
+        handle = self.blocks()[layer].register_forward_hook(put)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def outputs(
+        self, text: str, layer: int, position: int, vector: Tensor, names: Iterable[str]
+    ) -> tuple[int, float, str]:
+        """Rank and log-probability of the answer's first token, and ten greedy tokens."""
+        ids = self.ids(text)
+        answer = [self.tokenizer(f" {n}", add_special_tokens=False)["input_ids"][0] for n in names]
+        with torch.no_grad(), self.replacing(layer, position, vector, ids.shape[1]):
+            logits = self.hf(ids).logits[0, -1]
+            out = self.hf.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False
+            )
+        best = logits[answer].max()
+        new = out[0, ids.shape[1] :]
+        return (
+            int((logits > best).sum()),
+            float(best - logits.logsumexp(-1)),
+            self.tokenizer.decode(new, skip_special_tokens=True),
+        )
+
+
+def places() -> QuerySet:
+    sources = ["Kyoto", "the Eiffel Tower", "Rio de Janeiro", "Berlin", "the Colosseum"]
+    queries = tuple(
+        TwoHopQuery(
+            id=source,
+            e1_label=source,
+            e2_label=f"Land{number}",
+            e3_label=("Tokyo", "Paris", "Brasilia", "Bonn", "Rome")[number],
+            e3_aliases=("the city", "is", "of the"),
+            r1_template="The country where {} lies",
+            r2_template="The capital of {}",
+        )
+        for number, source in enumerate(sources)
+    )
+    return QuerySet(queries, "places")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is back-patched in one comparison."""
+
+    model: str
+    few_shot: int
+    positions: tuple[str, ...]
+
+    def queries(self) -> QuerySet:
+        queries = chosen(INCORRECT) if self.model == "known" else places()[:2]
+        return replace(queries, few_shot=self.few_shot)
+
+    def load(self) -> LanguageModel:
+        return known_model() if self.model == "known" else hs.load_model(self.model, device="cpu")
+
+
+CASES = (
+    Case("known", 0, ("t2", "t1->t2")),
+    Case("tiny-random-gemma3", 0, ("t1", "t2")),
+    Case("tiny-random-gemma3", 2, ("t1", "e1")),
+    Case("tiny-random-gpt2", 0, ("t1", "t1->t2")),
+    Case("tiny-random-gpt2", 2, ("t2", "t1->t2")),
+)
+
+
+@cache
+def run_case(case: Case, stop_early: bool = False, match: str = "word") -> BackPatching:
+    return back_patch(
+        case.load(),
+        case.queries(),
+        positions=case.positions,
+        match=match,  # type: ignore[arg-type]
+        stop_early=stop_early,
+        progress=False,
+    )
+
+
+def last_token(plain: Plain, text: str, end: int) -> int:
+    """The index of the token that ends where the text is cut."""
+    return plain.ids(text[:end]).shape[1] - 1
+
+
+def token_of(plain: Plain, query: TwoHopQuery, text: str, name: str) -> int:
+    begin = text.rindex("The capital of")
+    if name == "t2":
+        return last_token(plain, text, len(text))
+    source = text.index(query.e1_label, begin) + len(query.e1_label)
+    phrase_end = source if name == "e1" else text.index(" is", source)
+    return last_token(plain, text, phrase_end)
+
+
+def plain_rows(case: Case, result: BackPatching) -> Iterator[tuple[Any, ...]]:
+    """The rows of a result, computed the plain way."""
+    model, queries = case.load(), case.queries()
+    plain = Plain(model.hf, model.tokenizer)
+    texts = {prompt.query_id: prompt.text for prompt in queries.prompts()}
+    layers = range(len(plain.blocks()))
+    donors = dict(zip(result.details["query"], result.details["donor"], strict=True))
+    for query, position in itertools.product(queries, case.positions):
+        read, _, write = position.partition("->")
+        text, lender = texts[query.id], queries.by_id(donors[query.id])
+        own = plain.states(text, token_of(plain, query, text, read))
+        lent = texts[lender.id]
+        vectors = {
+            "none": own,
+            "other": plain.states(lent, token_of(plain, lender, lent, read)),
+            "random": random_like(own, 0, query.id, position),
+        }
+        at = token_of(plain, query, text, write or read)
+        for control, (a, b) in itertools.product(vectors, itertools.product(layers, layers)):
+            if a > b:
+                found = plain.outputs(text, b, at, vectors[control][a], query.names("e3"))
+                said = found[2].split("\n")[0] if case.few_shot else found[2]
+                hit = matches(said, query.names("e3"))
+                yield (query.id, position, a, b, control, hit, *found)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_cell_equals_a_plain_hooked_generate(case: Case) -> None:
+    result = run_case(case)
+    columns = [*COLUMNS.split(), "generation"]
+    plain = pd.DataFrame(list(plain_rows(case, result)), columns=columns)
+    exact = [name for name in columns if name != "answer_logprob"]
+    pd.testing.assert_frame_equal(result.frame[exact], plain[exact])
+    np.testing.assert_allclose(
+        result.frame["answer_logprob"], plain["answer_logprob"], rtol=0, atol=1e-4
+    )
+
+
+def test_the_comparison_is_not_idle() -> None:
+    """The patches matter, and some cells hit while others do not."""
+    for case in CASES:
+        frame = run_case(case).frame
+        assert frame["generation"].nunique() > 10, case
+        assert frame["answer_rank"].nunique() > 2, case
+    assert {bool(hit) for case in CASES for hit in run_case(case).frame["hit"]} == {True, False}
+
+
+# --- stopping early ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("match", ["word", "substring"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_stopping_early_changes_no_verdict(case: Case, match: str) -> None:
+    early, whole = (run_case(case, stop_early, match) for stop_early in (True, False))
+    same = [*COLUMNS.split()]
+    pd.testing.assert_frame_equal(early.frame[same], whole.frame[same])
+    for short, long in zip(early.frame["generation"], whole.frame["generation"], strict=True):
+        assert long.startswith(short)
+
+
+def test_stopping_early_stops() -> None:
+    early, whole = (run_case(CASES[0], stop_early) for stop_early in (True, False))
+    hit = early.frame["hit"]
+    assert (
+        early.frame["generation"][hit].str.len() < whole.frame["generation"][hit].str.len()
+    ).all()
+    few = patched(chosen(INCORRECT).with_few_shot(2), controls=())
+    assert all(text.endswith(("\n", ".")) for text in few.frame["generation"])
+
+
+@pytest.mark.parametrize("n", [1, 3, 10])
+def test_generations_are_whole_without_it(n: int) -> None:
+    model, queries = known_model(), chosen([*INCORRECT, *CORRECT])
+    result = patched(queries, stop_early=False, max_new_tokens=n, controls=())
+    for query, text in zip(result.frame["query"], result.frame["generation"], strict=True):
+        length = len(model.tokenizer(text)["input_ids"])
+        assert length == n or (query, text) == ("early-2", "Brig")
+
+
+def test_few_shot_generations_are_whole_without_it() -> None:
+    result = patched(chosen(["late-1"]).with_few_shot(2), stop_early=False, controls=())
+    for text in result.frame["generation"]:
+        assert len(known_model().tokenizer(text)["input_ids"]) == 10
+
+
+# --- the criterion -------------------------------------------------------------------------------
+
+
+def test_first_token_asks_for_the_likeliest_next_token() -> None:
+    result = patched(chosen([*INCORRECT, "half"]), criterion="first_token")
+    assert (result.frame["hit"] == (result.frame["answer_rank"] == 0)).all()
+    for query, position in itertools.product(INCORRECT, ("t1", "t2")):
+        assert hits(result, query, position) == HITS[position]
+    assert hits(result, "half", "t2") == ALL_CELLS  # "Port", of "Port Bela"
+    assert {len(text.split()) for text in result.frame["generation"]} == {1}
+    assert result.run["settings"]["max_new_tokens"] == 1
+
+
+def test_generation_asks_for_the_whole_answer() -> None:
+    result = patched(chosen(["half"]), controls=())
+    assert hits(result, "half", "t2") == set()
+    assert (result.frame["answer_rank"] == 0).all()
+
+
+# --- controls ------------------------------------------------------------------------------------
+
+
+def test_controls_can_be_left_out() -> None:
+    for controls in ((), ("random",), ("other",)):
+        result = patched(chosen(INCORRECT), controls=controls, cells=[(3, 0)])
+        assert list(dict.fromkeys(result.frame["control"])) == ["none", *controls]
+    assert result.details["donor"].notna().all()
+
+
+def test_a_query_without_a_donor_has_no_other_rows(caplog: pytest.LogCaptureFixture) -> None:
+    queries = chosen(["late-1", "late-2", "late-3"])
+    alike = [replace(query, e3_label="Crag") for query in queries][:2]
+    with caplog.at_level(logging.WARNING):
+        result = patched(QuerySet((*alike,)), cells=[(3, 0)])
+    assert "no row with control 'other'" in caplog.text
+    assert set(result.frame["control"]) == {"none", "random"}
+    assert result.details["donor"].isna().all()
+
+
+def test_controls_follow_the_seed() -> None:
+    first, again, second = (patched(chosen(INCORRECT), seed=seed) for seed in (0, 0, 5))
+    pd.testing.assert_frame_equal(first.frame, again.frame)
+    own = first.frame["control"] == "none"
+    pd.testing.assert_frame_equal(first.frame[own], second.frame[own])
+    drawn = first.frame["control"] == "random"
+    assert (first.frame["answer_logprob"] != second.frame["answer_logprob"])[drawn].mean() > 0.5
+
+
+def by_row(result: BackPatching) -> pd.DataFrame:
+    keys = ["query", "position", "control", "source_layer", "target_layer"]
+    return result.frame.sort_values(keys, ignore_index=True)
+
+
+def test_controls_do_not_depend_on_the_order_of_the_queries() -> None:
+    queries = chosen([*INCORRECT, *CORRECT])
+    turned = replace(queries, queries=queries.queries[::-1])
+    pd.testing.assert_frame_equal(by_row(patched(queries)), by_row(patched(turned)))
+
+
+def test_controls_do_not_depend_on_the_shard(tmp_path: Path) -> None:
+    queries = chosen([*INCORRECT, *CORRECT])
+    whole = patched(queries)
+    for shard in ((2, 2), (1, 2)):
+        patched(queries, out=tmp_path / "run", shard=shard)
+    together = hs.load_result(tmp_path / "run")
+    pd.testing.assert_frame_equal(together.frame, whole.frame)
+    pd.testing.assert_frame_equal(together.details, whole.details)
+
+
+def test_rows_in_small_chunks_are_the_same(late: BackPatching) -> None:
+    chunked = patched(chosen(INCORRECT), positions=EVERYWHERE, max_memory=1)
+    pd.testing.assert_frame_equal(chunked.frame, late.frame, check_exact=False, atol=1e-5)
+
+
+# --- mistakes ------------------------------------------------------------------------------------
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"positions": ("t1", "t3")}, "unknown position 't3': .* t1, t2, t1->t2, e1"),
+    ({"positions": "t1"}, "unknown position 't1': give a list"),
+    ({"positions": ()}, "at least one position of t1, t2"),
+    ({"controls": ("others",)}, "unknown control 'others': .* other, random"),
+    ({"controls": "other"}, "unknown control 'other': give a list"),
+    ({"criterion": "rank"}, "unknown criterion 'rank': .* generation, first_token"),
+    ({"match": "exact"}, "unknown match 'exact'"),
+    ({"cells": [(1, 0), (6, 0)]}, r"layers 0 to 5; got \(6, 0\)"),
+    ({"cells": [(0, -1)]}, r"layers 0 to 5; got \(0, -1\)"),
+    ({"cells": []}, "got none"),
+    ({"cells": [(1,)]}, r"pairs of layers 0 to 5; got \(1,\)"),
+    ({"cells": [(3, 2, 1)]}, r"pairs of layers 0 to 5; got \(3, 2, 1\)"),
+    ({"cells": [3]}, "pairs of layers 0 to 5; got 3"),
+    ({"cells": [("a", 0)]}, r"pairs of layers 0 to 5; got \('a', 0\)"),
+    ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more, not 0"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), MISTAKES, ids=str)
+def test_a_mistake_is_told(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        patched(chosen(INCORRECT), out=tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_set_is_refused() -> None:
+    with pytest.raises(QueryError, match=r"empty query set.*graded\.summary"):
+        patched(chosen([]))
+
+
+def test_a_prompt_that_is_too_long_is_told() -> None:
+    long = replace(chosen(["late-1"])[0], e1_label="Upper " * CONTEXT + "Cedar")
+    with pytest.raises(UsageError, match=rf"the prompt has \d+ tokens .* {CONTEXT} tokens"):
+        patched(QuerySet((long,)), controls=())
+
+
+# --- rates ---------------------------------------------------------------------------------------
+
+CELLS = [(1, 0), (2, 0), (2, 1)]
+
+
+def made(**hits_of: dict[str, set[Cell]]) -> BackPatching:
+    """A result at t1: for each query the hits of each control."""
+    return made_back_patching(
+        {(q, "t1", control): cells for q, by in hits_of.items() for control, cells in by.items()},
+        CELLS,
+    )
+
+
+def test_success_rate_counts_queries_with_any_hit() -> None:
+    result = made(
+        a={"none": {(1, 0), (2, 0)}, "other": set(), "random": set()},
+        b={"none": {(2, 1)}, "other": {(2, 1)}, "random": set()},
+        c={"none": {(2, 1)}, "other": set(), "random": set()},
+        d={"none": set(), "random": {(1, 0)}},
+    )
+    rates = result.success_rate()
+    assert list(rates.columns) == ["position", "control", "n", "rate", "low", "high"]
+    table = rates.set_index("control")
+    assert list(table.index) == ["none", "other", "random"]
+    assert table["n"].to_dict() == {"none": 4, "other": 3, "random": 4}
+    assert table["rate"].to_dict() == pytest.approx(
+        {"none": 3 / 4, "other": 1 / 3, "random": 1 / 4}
+    )
+    assert ((table["low"] <= table["rate"]) & (table["rate"] <= table["high"])).all()
+    assert (table["low"] < table["high"]).all()
+
+
+def test_success_rate_keeps_positions_apart(late: BackPatching) -> None:
+    only_t2 = {("a", "t1", "none"): set[Cell](), ("a", "t2", "none"): {(1, 0)}}
+    rates = made_back_patching(only_t2, CELLS).success_rate()
+    assert list(zip(rates["position"], rates["rate"], strict=True)) == [("t1", 0.0), ("t2", 1.0)]
+    found = late.success_rate().set_index(["position", "control"])["rate"].to_dict()
+    assert found == {
+        (p, c): float(c == "none") for p in EVERYWHERE for c in ("none", "other", "random")
+    }
+
+
+def half_right(n: int) -> BackPatching:
+    return made(**{f"q{i}": {"none": {(2, 1)} if i % 2 else set()} for i in range(n)})
+
+
+def test_intervals_are_95_percent_and_seeded() -> None:
+    result = half_right(100)
+    low, high = result.success_rate()[["low", "high"]].iloc[0]
+    assert (low, high) == pytest.approx((0.5 - 0.098, 0.5 + 0.098), abs=0.012)
+    pd.testing.assert_frame_equal(result.success_rate(3), result.success_rate(3))
+    assert not result.success_rate(3).equals(result.success_rate(4))
+
+
+def test_the_interval_of_one_query_is_unknown() -> None:
+    row = made(a={"none": {(1, 0)}}).success_rate().iloc[0]
+    assert (row["n"], row["rate"]) == (1, 1.0)
+    assert np.isnan([row["low"], row["high"]]).all()
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_the_interval_of_equal_queries_is_a_point(rate: float) -> None:
+    there = {(1, 0)} if rate else set[Cell]()
+    row = made(**{f"q{i}": {"none": there} for i in range(5)}).success_rate().iloc[0]
+    assert (row["rate"], row["low"], row["high"]) == (rate, rate, rate)
+
+
+def test_above_chance_pairs_each_query_with_its_control() -> None:
+    result = made(
+        a={"none": {(1, 0)}, "other": set(), "random": {(1, 0)}},
+        b={"none": {(1, 0)}, "other": {(2, 0)}, "random": {(1, 0)}},
+        c={"none": set(), "other": set(), "random": {(2, 1)}},
+        d={"none": {(1, 0)}, "random": {(1, 0)}},
+    )
+    table = result.above_chance().set_index("control")
+    assert list(table.columns) == ["position", "n", "difference", "low", "high"]
+    assert table["n"].to_dict() == {"other": 3, "random": 4}  # d has no other row
+    assert table["difference"].to_dict() == pytest.approx({"other": 1 / 3, "random": -1 / 4})
+    assert ((table["low"] <= table["difference"]) & (table["difference"] <= table["high"])).all()
+
+
+def test_above_chance_is_about_pairs() -> None:
+    """Equal in every pair: no spread, though each rate alone has one."""
+    result = made(**{f"q{i}": dict.fromkeys(("none", "other"), {CELLS[i % 2]}) for i in range(8)})
+    row = result.above_chance().iloc[0]
+    assert (row["difference"], row["low"], row["high"]) == (0.0, 0.0, 0.0)
+
+
+def test_above_chance_without_controls_is_empty() -> None:
+    assert made(a={"none": {(1, 0)}}).above_chance().empty
+
+
+# --- the best cell -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_best_cell_is_scored_on_the_other_half(seed: int) -> None:
+    """Each query is repaired in a cell of its own, so what is best for some helps no other."""
+    cells = [(i + 1, 0) for i in range(6)]
+    alone = {(f"q{i}", "t1", "none"): {cells[i]} for i in range(6)}
+    best = made_back_patching(alone, cells).best_cell(seed=seed)
+    assert (best.rate, best.n) == (0.0, 3)
+
+
+def test_the_best_cell_is_the_one_with_most_hits() -> None:
+    spread = {f"q{i}": {"none": {(2, 1)} | ({(1, 0)} if i < 2 else set())} for i in range(8)}
+    best = made(**spread).best_cell()
+    assert best._fields[:6] == ("position", "source_layer", "target_layer", "rate", "low", "high")
+    assert best[:6] == ("t1", 2, 1, 1.0, 1.0, 1.0)
+    assert best.n == 4
+
+
+def test_the_best_cell_is_the_same_by_seed_and_order() -> None:
+    rng = np.random.default_rng(0)
+    cells = [(a, b) for a in range(6) for b in range(a)]
+    hits_of = {
+        (f"q{i:02}", "t1", "none"): {cell for cell in cells if rng.random() < 0.3}
+        for i in range(20)
+    }
+    turned = dict(reversed(hits_of.items()))
+    for seed in range(4):
+        best = made_back_patching(hits_of, cells).best_cell(seed=seed)
+        assert best == made_back_patching(turned, cells).best_cell(seed=seed)
+        assert best.low <= best.rate <= best.high
+    assert len({made_back_patching(hits_of, cells).best_cell(seed=s)[:3] for s in range(20)}) > 1
+
+
+@pytest.mark.parametrize("likelier", CELLS)
+def test_a_tie_goes_to_the_likelier_answer(likelier: Cell) -> None:
+    everywhere = {(f"q{i}", "t1", "none"): set(CELLS) for i in range(4)}
+    result = made_back_patching(everywhere, CELLS, logprob={likelier: -0.5})
+    assert result.best_cell()[1:3] == likelier
+
+
+def test_hits_come_before_likelihood() -> None:
+    hits_of = {(f"q{i}", "t1", "none"): {(1, 0)} for i in range(4)}
+    result = made_back_patching(hits_of, CELLS, logprob={(2, 1): -0.1})
+    assert result.best_cell()[1:3] == (1, 0)
+
+
+def test_the_best_cell_is_no_control() -> None:
+    result = made(**{f"q{i}": {"none": {(1, 0)}, "other": {(2, 0)}} for i in range(4)})
+    only_other = made(**{f"q{i}": {"none": set(), "other": {(2, 0)}} for i in range(4)})
+    assert result.best_cell()[1:4] == (1, 0, 1.0)
+    assert only_other.best_cell().rate == 0.0
+
+
+def test_the_best_cell_of_one_position() -> None:
+    hits_of = {(f"q{i}", "t1", "none"): set[Cell]() for i in range(4)}
+    hits_of |= {(f"q{i}", "t2", "none"): {(2, 0)} for i in range(4)}
+    result = made_back_patching(hits_of, CELLS)
+    assert result.best_cell()[:4] == ("t2", 2, 0, 1.0)
+    assert result.best_cell("t1")[0] == "t1"
+    assert result.best_cell("t1").rate == 0.0
+
+
+def test_the_best_cell_needs_two_queries() -> None:
+    with pytest.raises(UsageError, match="needs two queries"):
+        made(a={"none": {(1, 0)}}).best_cell()
+    assert made(a={"none": {(1, 0)}}, b={"none": {(1, 0)}}).best_cell().n == 1
+
+
+def test_the_known_best_cell_is_a_known_hit(late: BackPatching) -> None:
+    for position in EVERYWHERE:
+        best = late.best_cell(position)
+        assert best[0] == position
+        assert (best[1], best[2]) in HITS[position]
+        assert best.rate == 1.0
+
+
+# --- tables and pictures -------------------------------------------------------------------------
+
+
+def test_the_heatmap_is_the_share_of_each_cell() -> None:
+    result = made(
+        a={"none": {(2, 1), (1, 0)}, "other": {(2, 0)}}, b={"none": {(2, 1)}, "other": set()}
+    )
+    share = result.heatmap()
+    assert (share.index.name, share.columns.name) == ("target_layer", "source_layer")
+    assert (share.loc[0, 1], share.loc[0, 2], share.loc[1, 2]) == (0.5, 0.0, 1.0)
+    assert np.isnan(share.loc[1, 1])
+    assert result.heatmap("t1", "other").loc[0, 2] == 0.5
+
+
+def test_the_known_heatmap(late: BackPatching) -> None:
+    for position, known in HITS.items():
+        share = late.heatmap(position).stack()
+        assert {(a, b) for (b, a), value in share.items() if value == 1.0} == known
+        assert set(share) == {0.0, 1.0}
+
+
+def test_an_unknown_position_or_control_is_told(late: BackPatching) -> None:
+    with pytest.raises(UsageError, match="no position 't3': the run has t1, t2, t1->t2"):
+        late.heatmap("t3")
+    with pytest.raises(UsageError, match="no cells with control 'others': .*none, other, random"):
+        late.heatmap("t1", "others")
+    with pytest.raises(UsageError, match="no position 'e1'"):
+        late.best_cell("e1")
+    with pytest.raises(UsageError, match="no position 'e1'"):
+        late.examples(position="e1")
+
+
+def test_examples_tell_before_and_after(late: BackPatching) -> None:
+    table = late.examples()
+    names = "query position prompt bridge answer before after source_layer target_layer cells"
+    assert list(table.columns) == names.split()
+    assert len(table) == 9
+    first = table[(table["query"] == "late-1") & (table["position"] == "t2")].iloc[0]
+    assert (first["bridge"], first["answer"]) == ("Cland", "Crag")
+    assert first["before"].startswith("Cland .")
+    assert first["after"] == "Crag ."
+    assert (first["source_layer"], first["target_layer"]) in HITS["t2"]
+    assert first["cells"] == len(HITS["t2"])
+
+
+def test_repaired_examples_come_first() -> None:
+    result = made(
+        a={"none": set()}, b={"none": {(1, 0)}}, c={"none": set()}, d={"none": {(1, 0), (2, 1)}}
+    )
+    assert list(result.examples()["query"]) == ["d", "b", "a", "c"]
+    assert list(result.examples(n=1)["cells"]) == [2]
+
+
+def test_examples_of_one_position(late: BackPatching) -> None:
+    assert set(late.examples(position="t1")["position"]) == {"t1"}
+    assert len(late.examples(position="t1")) == 3
+
+
+def test_plot_draws_one_position(late: BackPatching) -> None:
+    ax = late.plot("t2", "other")
+    assert isinstance(ax, Axes)
+    assert ax.get_title() == "t2, other"
+    assert ax.get_xlabel().startswith("source layer")
+    assert ax.get_ylabel().startswith("target layer")
+    assert late.plot(ax=ax) is ax
+
+
+def test_it_shows_itself(late: BackPatching) -> None:
+    assert repr(late) == "BackPatching(known, known, 3 queries, 405 rows)"
+    assert "<table" in late._repr_html_()
+    assert "BackPatching(known" in late._repr_html_()
+
+
+# --- saved and read ------------------------------------------------------------------------------
+
+
+def test_it_is_saved_and_read(late: BackPatching, tmp_path: Path) -> None:
+    loaded = hs.load_result(late.save(tmp_path / "deep" / "run"))
+    assert isinstance(loaded, BackPatching)
+    pd.testing.assert_frame_equal(loaded.frame, late.frame)
+    pd.testing.assert_frame_equal(loaded.details, late.details)
+    assert loaded.run == late.run
+    assert loaded.best_cell() == late.best_cell()

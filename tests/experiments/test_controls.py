@@ -1,0 +1,162 @@
+"""Tests of the controls: whose vectors are borrowed, and random ones."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from hopscope.experiments.controls import choose_donors, random_like
+from hopscope.queries import QuerySet, TwoHopQuery
+
+
+def query(id: str, answer: str, r2: str = "capital", aliases: Sequence[str] = ()) -> TwoHopQuery:
+    return TwoHopQuery(
+        id=id,
+        e1_label=f"Town {id}",
+        e2_label=f"Land {id}",
+        e3_label=answer,
+        e3_aliases=tuple(aliases),
+        r1_template="The country of {}",
+        r2_template=f"The {r2} of {{}}",
+        r2=r2,
+    )
+
+
+def many(n: int = 12) -> QuerySet:
+    """Queries of two second relations, in which two neighbours share an answer."""
+    relations = ("capital", "currency")
+    return QuerySet(tuple(query(str(i), f"{i // 2}", relations[i % 2]) for i in range(n)))
+
+
+def donors(queries: QuerySet, seed: int = 0) -> dict[str, str]:
+    return {id: donor.query.id for id, donor in choose_donors(queries, seed).items()}
+
+
+# --- donors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_donor_has_another_answer_and_the_same_relation(seed: int) -> None:
+    queries = many()
+    chosen = choose_donors(queries, seed)
+    assert set(chosen) == {each.id for each in queries}
+    for each in queries:
+        donor = chosen[each.id]
+        assert donor.query.e3_label != each.e3_label
+        assert donor.query.r2 == each.r2
+        assert donor.same_relation
+
+
+def test_a_shared_alias_is_the_same_answer() -> None:
+    queries = QuerySet(
+        (
+            query("a", "São Paulo"),
+            query("b", "Sampa", aliases=["SAO PAULO"]),
+            query("c", "Rio"),
+        )
+    )
+    for seed in range(10):
+        chosen = donors(queries, seed)
+        assert (chosen["a"], chosen["b"]) == ("c", "c")
+        assert chosen["c"] in ("a", "b")
+
+
+def test_the_template_tells_relations_apart_where_there_are_no_ids() -> None:
+    first, second = (query(id, f"answer {id}", "capital") for id in "ab")
+    third = query("c", "answer c", "currency")
+    plain = [
+        TwoHopQuery(each.id, each.e1_label, each.e2_label, each.e3_label, *templates)
+        for each in (first, second, third)
+        for templates in [(each.r1_template, each.r2_template)]
+    ]
+    chosen = donors(QuerySet(tuple(plain)))
+    assert (chosen["a"], chosen["b"]) == ("b", "a")
+
+
+def test_another_relation_lends_where_none_asks_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    queries = QuerySet((query("a", "1"), query("b", "2"), query("c", "3", "currency")))
+    with caplog.at_level(logging.WARNING):
+        chosen = choose_donors(queries, 0)
+    assert not chosen["c"].same_relation
+    assert chosen["a"].same_relation
+    assert "1 of 3 queries borrow" in caplog.text
+
+
+def test_a_query_without_a_donor_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    queries = QuerySet((query("a", "Paris"), query("b", "Paris"), query("c", "PARIS")))
+    with caplog.at_level(logging.WARNING):
+        assert choose_donors(queries, 0) == {}
+    assert "3 of 3 queries have no row with control 'other'" in caplog.text
+
+
+def test_all_is_quiet_when_each_query_has_its_donor(caplog: pytest.LogCaptureFixture) -> None:
+    choose_donors(many(), 0)
+    assert caplog.text == ""
+
+
+def test_donors_are_drawn_by_seed() -> None:
+    assert donors(many(), 3) == donors(many(), 3)
+    assert len({tuple(donors(many(), seed).items()) for seed in range(5)}) == 5
+
+
+def test_donors_do_not_depend_on_the_order_of_the_queries() -> None:
+    queries = many()
+    for seed in range(5):
+        assert donors(QuerySet(queries.queries[::-1]), seed) == donors(queries, seed)
+
+
+def test_donors_are_spread() -> None:
+    """Not one donor for all: each query draws its own."""
+    queries = QuerySet(tuple(query(str(i), str(i)) for i in range(40)))
+    assert len(set(donors(queries).values())) > 15
+
+
+# --- random vectors ------------------------------------------------------------------------------
+
+STATES = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 0.5], [1e3, 1e3, 1e3]]).repeat(1, 40)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_random_vectors_have_the_norms_of_the_states(dtype: torch.dtype) -> None:
+    drawn = random_like(STATES.to(dtype), 0, "q", "t1")
+    assert drawn.dtype == dtype
+    assert drawn.shape == STATES.shape
+    torch.testing.assert_close(drawn.float().norm(dim=-1), STATES.norm(dim=-1), rtol=5e-3, atol=0.0)
+
+
+def test_random_vectors_are_drawn_by_seed_and_name_alone() -> None:
+    torch.manual_seed(1)
+    first = random_like(STATES, 0, "q", "t1")
+    torch.manual_seed(2)
+    before = torch.random.get_rng_state()
+    assert torch.equal(random_like(STATES, 0, "q", "t1"), first)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for seed, names in ((1, ("q", "t1")), (0, ("q", "t2")), (0, ("r", "t1")), (0, ("qt", "1"))):
+        assert not torch.allclose(random_like(STATES, seed, *names), first)
+
+
+def test_random_directions_do_not_depend_on_the_states() -> None:
+    """So they are the same on every device and in every precision."""
+    first, second = random_like(STATES, 0, "q"), random_like(2 * STATES.roll(1, 0), 0, "q")
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one / one.norm(), other / other.norm())
+
+
+def test_random_vectors_are_gaussian_and_differ_by_layer() -> None:
+    drawn = random_like(torch.ones(50, 400), 0, "q")
+    assert abs(float(drawn.mean())) < 0.03
+    assert float(drawn.std()) == pytest.approx(1.0, abs=0.02)
+    assert float((drawn**4).mean()) == pytest.approx(3.0, abs=0.2)
+    cosines = torch.corrcoef(drawn).fill_diagonal_(0.0)
+    assert float(cosines.abs().max()) < 0.25
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_random_vectors_are_the_same_on_a_gpu() -> None:
+    on_gpu = random_like(STATES.cuda(), 0, "q")
+    assert on_gpu.device.type == "cuda"
+    torch.testing.assert_close(on_gpu.cpu(), random_like(STATES, 0, "q"))

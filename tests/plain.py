@@ -1,0 +1,209 @@
+"""Provides the plain way: one forward per cell over the full prompt, with nothing of hopscope's.
+
+Vectors are put into the outputs of decoder layers (or of the modules that write to the residual
+stream) by raw torch hooks, and tokens come from transformers' own `generate`. It is slow, easy to
+read, and what the engine must equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hopscope.edits import Cell, Patch
+
+LAYERS = ("model.layers", "transformer.h", "gpt_neox.layers", "transformer.blocks")
+POST_NORMS = {"attn_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"}
+WRITERS = {
+    "gpt2": {"attn_out": "attn", "mlp_out": "mlp"},
+    "gpt_neox": {"attn_out": "attention", "mlp_out": "mlp"},
+    "gemma2": POST_NORMS,
+    "gemma3_text": POST_NORMS,
+    "olmo2": POST_NORMS,
+}
+USUAL_WRITERS = {"attn_out": "self_attn", "mlp_out": "mlp"}
+NO_TOKEN = -1
+MARGIN = 1e-4
+"""Logits nearer than this may change places between two ways of computing them."""
+
+
+@dataclass(frozen=True)
+class PlainOutput:
+    """What one cell gives.
+
+    Attributes:
+        logits: of the token after the prompt, shape (vocabulary,).
+        tokens: what is generated, without a token that ends the text.
+    """
+
+    logits: Tensor
+    tokens: tuple[int, ...]
+
+    def logprob(self, answer_tokens: Sequence[int]) -> float:
+        """The log-probability of the likeliest answer token."""
+        return float(torch.log_softmax(self.logits.float(), -1)[list(answer_tokens)].max())
+
+    def ranks(self, answer_tokens: Sequence[int]) -> range:
+        """The ranks that the likeliest answer token may have; one, but for near ties."""
+        best = self.logits[list(answer_tokens)].max()
+        certain = int((self.logits > best + MARGIN).sum())
+        possible = int((self.logits > best - MARGIN).sum())  # counts the answer itself
+        return range(certain, possible)
+
+    def stopped(self, stop: Callable[[tuple[int, ...]], bool]) -> tuple[int, ...]:
+        """The generated tokens up to where `stop` first says so."""
+        for n in range(1, len(self.tokens)):
+            if stop(self.tokens[:n]):
+                return self.tokens[:n]
+        return self.tokens
+
+
+def decoder_layers(hf: nn.Module) -> nn.ModuleList:
+    """The blocks of a model, found by the names that families give them."""
+    for path in LAYERS:
+        try:
+            found = hf.get_submodule(path)
+        except AttributeError:
+            continue
+        assert isinstance(found, nn.ModuleList)
+        return found
+    raise AssertionError(f"{type(hf).__name__} has its blocks elsewhere")
+
+
+def writer(hf: PreTrainedModel, layer: int, site: str) -> nn.Module:
+    """The module whose output a block adds to the residual stream."""
+    names = WRITERS.get(hf.config.model_type, USUAL_WRITERS)
+    return decoder_layers(hf)[layer].get_submodule(names[site])
+
+
+def first_of(output: Any) -> Tensor:
+    """The hidden states in what a module returns."""
+    return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def states(hf: PreTrainedModel, ids: Sequence[int]) -> Tensor:
+    """The residual stream after each block, shape (layer, token, d_model)."""
+    found: list[Tensor] = []
+    with ExitStack() as stack:
+        for layer in decoder_layers(hf):
+            hook = layer.register_forward_hook(lambda _, __, out: found.append(first_of(out)[0]))
+            stack.callback(hook.remove)
+        hf(input_ids=torch.tensor([list(ids)], device=hf.device))
+    return torch.stack(found)
+
+
+def _put(hidden: Tensor, patch: Patch) -> Tensor:
+    changed = hidden.clone()
+    changed[:, patch.position] = patch.vector.to(hidden)
+    return changed
+
+
+def _once(module: nn.Module, patch: Patch) -> Any:
+    """Patch the first output of a module, that of the pass over the prompt."""
+    calls: list[None] = []
+
+    def hook(_: nn.Module, __: Any, output: Any) -> Any:
+        calls.append(None)
+        if len(calls) > 1:
+            return output
+        changed = _put(first_of(output), patch)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    return module.register_forward_hook(hook)
+
+
+def _once_before(module: nn.Module, patch: Patch) -> Any:
+    """Patch the first input of a module."""
+    calls: list[None] = []
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        calls.append(None)
+        if len(calls) > 1:
+            return args, kwargs
+        if args:
+            return (_put(args[0], patch), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": _put(kwargs["hidden_states"], patch)}
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+@contextmanager
+def patched(hf: PreTrainedModel, cell: Cell) -> Iterator[None]:
+    """Make a cell's edits in the next pass, and in none after it."""
+    with ExitStack() as stack:
+        for patch in cell:
+            layers = decoder_layers(hf)
+            if patch.site == "resid_post":
+                handle = _once(layers[patch.layer], patch)
+            elif patch.site == "resid_pre" and patch.layer > 0:
+                handle = _once(layers[patch.layer - 1], patch)
+            elif patch.site == "resid_pre":
+                handle = _once_before(layers[0], patch)
+            else:
+                handle = _once(writer(hf, patch.layer, patch.site), patch)
+            stack.callback(handle.remove)
+        yield
+
+
+@torch.no_grad()
+def plain_output(
+    hf: PreTrainedModel,
+    ids: Sequence[int],
+    cell: Cell,
+    max_new_tokens: int = 0,
+    end_tokens: Iterable[int] = (),
+) -> PlainOutput:
+    """One cell: a hooked forward for its logits, and a hooked `generate` for its tokens."""
+    row = torch.tensor([list(ids)], device=hf.device)
+    with patched(hf, cell):
+        logits = hf(input_ids=row).logits[0, -1]
+    if not max_new_tokens:
+        return PlainOutput(logits, ())
+    with patched(hf, cell):
+        tokens = generated(hf, row, torch.ones_like(row), max_new_tokens, end_tokens)[0]
+    return PlainOutput(logits, tokens)
+
+
+def plain_outputs(
+    hf: PreTrainedModel,
+    ids: Sequence[int],
+    cells: Sequence[Cell],
+    max_new_tokens: int = 0,
+    end_tokens: Iterable[int] = (),
+) -> list[PlainOutput]:
+    """All cells, one after the other."""
+    ends = tuple(end_tokens)
+    return [plain_output(hf, ids, cell, max_new_tokens, ends) for cell in cells]
+
+
+@torch.no_grad()
+def generated(
+    hf: PreTrainedModel,
+    ids: Tensor,
+    attention_mask: Tensor,
+    max_new_tokens: int,
+    end_tokens: Iterable[int] = (),
+) -> list[tuple[int, ...]]:
+    """The greedy tokens of a batch by transformers' own `generate`, cut where the text ends."""
+    ends = set(end_tokens)
+    output = hf.generate(  # type: ignore[operator]
+        input_ids=ids,
+        attention_mask=attention_mask,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=sorted(ends) or [NO_TOKEN],
+        pad_token_id=0,
+    )
+    return [_cut(row, ends) for row in output[:, ids.shape[1] :].tolist()]
+
+
+def _cut(tokens: Sequence[int], ends: set[int]) -> tuple[int, ...]:
+    end = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+    return tuple(tokens[:end])

@@ -1,0 +1,667 @@
+"""The engine against the plain way: the same numbers and tokens, however it is run."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from beartype.roar import BeartypeCallHintViolation
+from conftest import loaded
+from jaxtyping import TypeCheckError
+from plain import PlainOutput, first_of, generated, plain_outputs, states
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hopscope.edits import Cell, Patch, PatchSite
+from hopscope.errors import UsageError
+from hopscope.models import LanguageModel, load_model
+from hopscope.models.tiny import SLIDING_WINDOW, TINY_FAMILIES
+from hopscope.prompts import Prompt, TwoHopQuery
+from hopscope.streams import ATTENTION_NAME, Prefix, PrefixStore
+from hopscope.sweep import (
+    CellOutputs,
+    ReadOut,
+    clean_run,
+    free_memory,
+    generate,
+    plain_sweep,
+    sweep,
+)
+from hopscope.tokenized import TokenizedPrompt, by_shape
+
+QUERY = TwoHopQuery(
+    id="1",
+    e1_label="the Eiffel Tower",
+    e2_label="France",
+    e3_label="Paris",
+    r1_template="The country where {} is located",
+    r2_template="The capital of {}",
+)
+DEMONSTRATIONS = (
+    "The capital of the country of the Colosseum is Rome.\n"
+    "The author of the novel Hamlet was born in Stratford.\n"
+)
+PROMPTS: dict[str, Prompt | str] = {
+    "zero-shot": Prompt.of(QUERY),
+    "few-shot": Prompt.of(QUERY, demonstrations=DEMONSTRATIONS),
+    "short": "The capital of France",
+}
+ANSWERS = (300, 41, 77)
+N_TOKENS = 10
+READ = ReadOut(ANSWERS, N_TOKENS)
+EVERY_SITE: tuple[PatchSite, ...] = ("resid_pre", "resid_post", "attn_out", "mlp_out")
+CUDA = pytest.param(
+    "cuda",
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    ],
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A prompt of one model, and its own states, from which vectors are taken.
+
+    Attributes:
+        states: the residual stream after each block, shape (layer, token, d_model).
+    """
+
+    model: LanguageModel
+    prompt: TokenizedPrompt
+    states: Tensor
+
+    @classmethod
+    def of(cls, model: LanguageModel, prompt: str = "zero-shot") -> Problem:
+        tokenized = TokenizedPrompt.of(model, PROMPTS[prompt])
+        return cls(model, tokenized, states(model.hf, tokenized.ids))
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return self.prompt.ids
+
+    def back_patches(self, *names: str) -> list[Cell]:
+        """All cells with source > target, at each of the positions."""
+        positions = [self.prompt.position(name) for name in names]
+        return [
+            [Patch(target, position, self.states[source, position])]
+            for position in positions
+            for source in range(self.model.n_layers)
+            for target in range(source)
+        ]
+
+    def every_kind(self) -> list[Cell]:
+        """Cells of all sites, positions and numbers of edits, in no order."""
+        n_layers, t1, t2 = self.model.n_layers, *map(self.prompt.position, ("t1", "t2"))
+        take = self.states[2, t1]
+        single: list[Cell] = [
+            [Patch(layer, position, take, site)]
+            for site in EVERY_SITE
+            for layer, position in [(0, t1), (2, t2), (n_layers - 1, t2)]
+        ]
+        several: list[Cell] = [
+            [Patch(3, t2, take), Patch(0, t1, self.states[3, t2])],
+            [Patch(1, t2 - 2, take, "mlp_out"), Patch(1, t2 - 1, take, "attn_out")],
+            [Patch(2, t1, take, site) for site in EVERY_SITE],
+        ]
+        last_of_all: list[Cell] = [[Patch(n_layers - 1, t2, self.states[0, t2])]]
+        cells: list[Cell] = [*single, *several, *last_of_all, [], single[0], several[0], []]
+        random.Random(0).shuffle(cells)
+        return cells
+
+    def plain(self, cells: Sequence[Cell], max_new_tokens: int = N_TOKENS) -> list[PlainOutput]:
+        return plain_outputs(self.model.hf, self.ids, cells, max_new_tokens, self.model.end_tokens)
+
+
+@cache
+def solved(
+    name: str, prompt: str, positions: tuple[str, ...]
+) -> tuple[Problem, list[Cell], list[PlainOutput]]:
+    """A problem, its cells (all kinds if no position is named), and what the plain way gives."""
+    problem = Problem.of(loaded(name), prompt)
+    cells = problem.back_patches(*positions) if positions else problem.every_kind()
+    return problem, cells, problem.plain(cells)
+
+
+def assert_equal(outputs: CellOutputs, expected: Sequence[PlainOutput], atol: float = 1e-4) -> None:
+    assert outputs.tokens == tuple(cell.tokens for cell in expected)
+    logprobs = torch.tensor([cell.logprob(ANSWERS) for cell in expected])
+    torch.testing.assert_close(outputs.logprob, logprobs, atol=atol, rtol=0)
+    for rank, cell in zip(outputs.rank.tolist(), expected, strict=True):
+        assert rank in cell.ranks(ANSWERS)
+
+
+def assert_different(expected: Sequence[PlainOutput]) -> None:
+    """The cells are a test: most say something else."""
+    assert len({cell.tokens for cell in expected}) > len(expected) // 2
+
+
+# --- equal to the plain way ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_memory", [None, 1, 300_000], ids=["whole", "one by one", "chunks"])
+@pytest.mark.parametrize("position", ["t1", "t2"])
+def test_all_back_patches(tiny_model: LanguageModel, position: str, max_memory: int | None) -> None:
+    problem, cells, expected = solved(tiny_model.name, "zero-shot", (position,))
+    assert_different(expected)
+    assert_equal(sweep(tiny_model, problem.ids, cells, READ, max_memory=max_memory), expected)
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["whole prompt", "kept prefix"])
+def test_a_few_shot_prompt(tiny_model: LanguageModel, kept: bool) -> None:
+    problem, cells, expected = solved(tiny_model.name, "few-shot", ("t1", "t2"))
+    clean = None
+    if kept:
+        n_shared = problem.prompt.n_shared
+        assert 0 < n_shared < problem.prompt.position("t1")
+        shared = PrefixStore(tiny_model).get(problem.ids[:n_shared])
+        clean = clean_run(tiny_model, problem.ids, shared)
+    assert_equal(sweep(tiny_model, problem.ids, cells, READ, clean=clean), expected)
+
+
+def test_generation_grows_beyond_the_window(tiny_model: LanguageModel) -> None:
+    problem, cells, expected = solved(tiny_model.name, "short", ("t2",))
+    assert len(problem.ids) < SLIDING_WINDOW < len(problem.ids) + N_TOKENS
+    assert_equal(sweep(tiny_model, problem.ids, cells, READ), expected)
+
+
+@pytest.mark.parametrize("max_memory", [None, 1, 300_000], ids=["whole", "one by one", "chunks"])
+def test_every_kind_of_cell_in_one_sweep(tiny_model: LanguageModel, max_memory: int | None) -> None:
+    problem, cells, expected = solved(tiny_model.name, "zero-shot", ())
+    assert_equal(sweep(tiny_model, problem.ids, cells, READ, max_memory=max_memory), expected)
+
+
+@pytest.mark.parametrize("site", EVERY_SITE)
+def test_every_layer_of_a_site(tiny_model: LanguageModel, site: PatchSite) -> None:
+    problem = Problem.of(tiny_model)
+    at = problem.prompt.position("t1")
+    vector = 2 * problem.states[1, at]
+    cells: list[Cell] = [[Patch(layer, at, vector, site)] for layer in range(tiny_model.n_layers)]
+    assert_equal(sweep(tiny_model, problem.ids, cells, READ), problem.plain(cells))
+
+
+def test_plain_sweep(tiny_model: LanguageModel) -> None:
+    problem, cells, expected = solved(tiny_model.name, "zero-shot", ())
+    assert_equal(plain_sweep(tiny_model, problem.ids, cells, READ), expected)
+
+
+@pytest.mark.parametrize("positions", [(), ("t1", "t2")])
+def test_a_family_without_replaceable_attention(
+    tiny_model: LanguageModel, positions: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, cells, expected = solved(tiny_model.name, "few-shot", positions)
+    monkeypatch.setattr(tiny_model, "shares_prefixes", False)
+    monkeypatch.setattr("hopscope.streams.forward_streams", refuse)
+    monkeypatch.setattr("hopscope.sweep.forward_streams", refuse)
+    shared = PrefixStore(tiny_model).get(problem.ids[: problem.prompt.n_shared])
+    clean = clean_run(tiny_model, problem.ids, shared)
+    assert_equal(sweep(tiny_model, problem.ids, cells, READ, clean=clean), expected)
+    assert_equal(generate(tiny_model, [problem.ids], READ, shared=shared), problem.plain([[]]))
+
+
+def refuse(*_: object, **__: object) -> NoReturn:
+    raise AssertionError("the engine ran")
+
+
+def test_negative_positions_count_from_the_end(llama: LanguageModel) -> None:
+    problem = Problem.of(llama)
+    vector = problem.states[3, -1]
+    outputs = sweep(llama, problem.ids, [[Patch(0, -4, vector)]], READ)
+    n_tokens = len(problem.ids)
+    assert_equal(outputs, problem.plain([[Patch(0, n_tokens - 4, vector)]]))
+    assert outputs.tokens != sweep(llama, problem.ids, [[]], READ).tokens
+
+
+def test_a_patch_at_the_first_token(tiny_model: LanguageModel) -> None:
+    problem = Problem.of(tiny_model)
+    cells: list[Cell] = [[Patch(layer, 0, problem.states[2, -1])] for layer in (0, 3)]
+    assert_equal(sweep(tiny_model, problem.ids, cells, READ), problem.plain(cells))
+
+
+def test_a_prompt_of_one_token(tiny_model: LanguageModel) -> None:
+    problem = Problem.of(tiny_model)
+    ids = problem.ids[-1:]
+    cells: list[Cell] = [[], [Patch(1, 0, problem.states[3, -1])]]
+    expected = plain_outputs(tiny_model.hf, ids, cells, N_TOKENS, tiny_model.end_tokens)
+    assert_equal(sweep(tiny_model, ids, cells, READ), expected)
+    assert_equal(plain_sweep(tiny_model, ids, cells, READ), expected)
+
+
+def test_no_cell(llama: LanguageModel) -> None:
+    outputs = sweep(llama, Problem.of(llama).ids, [], ReadOut(ANSWERS, 3, top_k=2))
+    assert outputs.tokens == ()
+    assert outputs.rank.shape == (0,)
+    assert outputs.top_tokens.shape == (0, 2)
+
+
+def test_vectors_of_another_dtype_are_cast(llama: LanguageModel) -> None:
+    problem = Problem.of(llama)
+    vectors = [problem.states[3, -1].to(dtype) for dtype in (torch.float32, torch.float64)]
+    cells: list[Cell] = [[Patch(0, -1, vector)] for vector in vectors]
+    outputs = sweep(llama, problem.ids, cells, READ)
+    assert outputs.tokens[0] == outputs.tokens[1]
+    assert_equal(outputs, problem.plain(cells))
+
+
+# --- the clean run -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompt", ["zero-shot", "few-shot"])
+@pytest.mark.parametrize("shares", [True, False])
+def test_states_of_the_clean_run(
+    tiny_model: LanguageModel, prompt: str, shares: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = Problem.of(tiny_model, prompt)
+    monkeypatch.setattr(tiny_model, "shares_prefixes", shares)
+    shared = PrefixStore(tiny_model).get(problem.ids[: problem.prompt.n_shared])
+    clean = clean_run(tiny_model, problem.ids, shared)
+    assert clean.first == (problem.prompt.n_shared if shares else 0)
+    for position in range(clean.first, len(problem.ids)):
+        expected = problem.states[:, position]
+        torch.testing.assert_close(clean.state(position), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_states_of_the_shared_prefix_are_not_kept(llama: LanguageModel) -> None:
+    problem = Problem.of(llama)
+    clean = clean_run(llama, problem.ids, PrefixStore(llama).get(problem.ids[:5]))
+    assert clean.state(5).shape == (llama.n_layers, llama.d_model)
+    with pytest.raises(UsageError, match=r"token 4 lies in the few-shot part .*5 tokens"):
+        clean.state(4)
+
+
+def test_a_kept_clean_run_is_not_run_again(
+    llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, cells, expected = solved(llama.name, "zero-shot", ("t2",))
+    clean = clean_run(llama, problem.ids, Prefix())
+    monkeypatch.setattr("hopscope.sweep.extend", refuse)
+    assert_equal(sweep(llama, problem.ids, cells, READ, clean=clean), expected)
+
+
+# --- the read-out --------------------------------------------------------------------------------
+
+
+def stops_after(tokens: Sequence[int]) -> Callable[[tuple[int, ...]], bool]:
+    return lambda said: said == tuple(tokens)
+
+
+@pytest.mark.parametrize("run", [sweep, plain_sweep])
+@pytest.mark.parametrize("length", [1, 4, N_TOKENS])
+def test_a_cell_stops_when_told_and_the_others_go_on(
+    tiny_model: LanguageModel, length: int, run: Callable[..., CellOutputs]
+) -> None:
+    problem, cells, expected = solved(tiny_model.name, "zero-shot", ("t1", "t2"))
+    told = max(expected, key=lambda cell: sum(cell.tokens[:1] == e.tokens[:1] for e in expected))
+    stop = stops_after(told.tokens[:length])
+    outputs = run(tiny_model, problem.ids, cells, ReadOut(ANSWERS, N_TOKENS, stop))
+    assert outputs.tokens == tuple(cell.stopped(stop) for cell in expected)
+    if length < N_TOKENS:
+        lengths = {len(tokens) for tokens in outputs.tokens}
+        assert lengths == {length, N_TOKENS}
+
+
+@pytest.mark.parametrize("run", [sweep, plain_sweep])
+def test_stopping_at_any_time(tiny_model: LanguageModel, run: Callable[..., CellOutputs]) -> None:
+    """Cells leave after different numbers of tokens, and the rows that stay are regathered."""
+    problem, cells, expected = solved(tiny_model.name, "zero-shot", ())
+
+    def stop(said: tuple[int, ...]) -> bool:
+        return sum(said) % 5 == 0
+
+    what = ReadOut(ANSWERS, N_TOKENS, stop)
+    wanted = tuple(cell.stopped(stop) for cell in expected)
+    assert len({len(tokens) for tokens in wanted}) > 2
+    assert run(tiny_model, problem.ids, cells, what).tokens == wanted
+
+
+def test_stop_is_asked_once_for_the_same_tokens(llama: LanguageModel) -> None:
+    problem, cells, expected = solved(llama.name, "zero-shot", ("t2",))
+    asked: list[tuple[int, ...]] = []
+
+    def stop(said: tuple[int, ...]) -> bool:
+        asked.append(said)
+        return False
+
+    sweep(llama, problem.ids, [*cells, *cells], ReadOut(ANSWERS, N_TOKENS, stop))
+    said = {cell.tokens[:n] for cell in expected for n in range(1, N_TOKENS + 1)}
+    assert sorted(asked) == sorted(said)
+
+
+@pytest.mark.parametrize("run", [sweep, plain_sweep])
+@pytest.mark.parametrize("step", [0, 1, 5])
+def test_an_end_token_ends_a_cell(
+    tiny_model: LanguageModel,
+    step: int,
+    run: Callable[..., CellOutputs],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem, cells, before = solved(tiny_model.name, "zero-shot", ("t1",))
+    end = before[0].tokens[step]
+    monkeypatch.setattr(tiny_model, "end_tokens", frozenset({end}))
+    expected = problem.plain(cells)
+    assert len(expected[0].tokens) <= step
+    assert_equal(run(tiny_model, problem.ids, cells, READ), expected)
+
+
+def test_several_end_tokens(llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, cells, before = solved(llama.name, "zero-shot", ("t1", "t2"))
+    ends = frozenset(cell.tokens[i % 3] for i, cell in enumerate(before[::2]))
+    monkeypatch.setattr(llama, "end_tokens", ends)
+    expected = problem.plain(cells)
+    assert len({len(cell.tokens) for cell in expected}) > 1
+    assert_equal(sweep(llama, problem.ids, cells, READ), expected)
+
+
+@pytest.mark.parametrize("run", [sweep, plain_sweep])
+def test_the_likeliest_tokens(tiny_model: LanguageModel, run: Callable[..., CellOutputs]) -> None:
+    problem, cells, expected = solved(tiny_model.name, "zero-shot", ())
+    outputs = run(tiny_model, problem.ids, cells, ReadOut(top_k=3))
+    logprobs = torch.stack([torch.log_softmax(cell.logits, -1) for cell in expected])
+    values, tokens = logprobs.topk(3)
+    torch.testing.assert_close(outputs.top_logprobs, values, atol=1e-4, rtol=0)
+    assert torch.equal(outputs.top_tokens, tokens)
+    assert (outputs.rank == -1).all()
+    assert outputs.logprob.isnan().all()
+    assert set(outputs.tokens) == {()}
+
+
+@pytest.mark.parametrize("run", [sweep, plain_sweep])
+def test_the_next_token_alone(tiny_model: LanguageModel, run: Callable[..., CellOutputs]) -> None:
+    problem, cells, _ = solved(tiny_model.name, "zero-shot", ())
+    assert_equal(run(tiny_model, problem.ids, cells, ReadOut(ANSWERS)), problem.plain(cells, 0))
+
+
+def test_the_rank_counts_what_is_likelier(llama: LanguageModel) -> None:
+    problem = Problem.of(llama)
+    order = problem.plain([[]], 0)[0].logits.argsort(descending=True).tolist()
+    for rank, answers in [(0, order[:1]), (7, order[7:8]), (3, [order[9], order[3], order[5]])]:
+        assert sweep(llama, problem.ids, [[]], ReadOut(tuple(answers))).rank.tolist() == [rank]
+
+
+def test_shapes_and_types_are_checked_in_tests(llama: LanguageModel) -> None:
+    with pytest.raises((TypeCheckError, BeartypeCallHintViolation)):
+        CellOutputs(torch.zeros(2, dtype=torch.long), torch.zeros(3), (), *[torch.zeros(0, 0)] * 2)
+
+
+# --- unedited prompts ----------------------------------------------------------------------------
+
+ENDINGS = (
+    "The country of Kyoto is",
+    "The author of Hamlet was born in",
+    "The currency of Japan is",
+)
+
+
+@pytest.mark.parametrize("max_memory", [None, 1])
+@pytest.mark.parametrize("demonstrations", ["", DEMONSTRATIONS], ids=["zero-shot", "few-shot"])
+def test_prompts_without_edits_equal_a_padded_batch(
+    tiny_model: LanguageModel, demonstrations: str, max_memory: int | None
+) -> None:
+    texts = [ENDINGS[i % 3] + " the" * (i % 2) for i in range(7)]
+    prompts = [
+        TokenizedPrompt.of(
+            tiny_model,
+            Prompt(demonstrations + text, "", "two_hop", few_shot=len(demonstrations)),
+        )
+        for text in texts
+    ]
+    groups, store = by_shape(prompts), PrefixStore(tiny_model)
+    assert 1 < len(groups) < len(prompts)
+    tokens: dict[int, tuple[int, ...]] = {}
+    for group in groups:
+        first = prompts[group[0]]
+        shared = store.get(first.ids[: first.n_shared])
+        rows = [prompts[i].ids for i in group]
+        outputs = generate(tiny_model, rows, READ, shared=shared, max_memory=max_memory)
+        tokens |= zip(group, outputs.tokens, strict=True)
+        assert_equal(outputs, [alone(tiny_model, ids) for ids in rows])
+    padded, mask = left_padded([prompt.ids for prompt in prompts])
+    expected = generated(tiny_model.hf, padded, mask, N_TOKENS, tiny_model.end_tokens)
+    assert [tokens[i] for i in range(len(prompts))] == expected
+
+
+def alone(model: LanguageModel, ids: Sequence[int]) -> PlainOutput:
+    return plain_outputs(model.hf, ids, [[]], N_TOKENS, model.end_tokens)[0]
+
+
+def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in prompts])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts])
+    return ids, mask
+
+
+def test_prompts_of_unequal_length_are_refused(llama: LanguageModel) -> None:
+    with pytest.raises(UsageError, match="equally many tokens"):
+        generate(llama, [(5, 6), (5, 6, 7)], READ)
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def memory_for(
+    model: LanguageModel, rows: int, error: type[Exception] | Exception
+) -> Iterator[None]:
+    """Raise an error wherever more rows than that leave the model."""
+
+    def hook(_: nn.Module, __: Any, hidden: Tensor) -> None:
+        if hidden.shape[0] > rows:
+            raise error
+
+    handle = model.final_norm.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")],
+    ids=["device", "host"],
+)
+@pytest.mark.parametrize("rows", [1, 4])
+def test_the_chunk_is_halved_when_memory_runs_out(
+    llama: LanguageModel, rows: int, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    problem, cells, expected = solved(llama.name, "zero-shot", ("t1", "t2"))
+    with memory_for(llama, rows, error), caplog.at_level(logging.WARNING):
+        outputs = sweep(llama, problem.ids, cells, READ)
+    assert_equal(outputs, expected)
+    assert "out of memory with 12 rows; going on with 6" in caplog.text
+    assert_equal(sweep(llama, problem.ids, cells, READ), expected)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError("a bug"), KeyError])
+def test_what_cannot_be_mended_by_halving_is_raised(
+    llama: LanguageModel, error: type[Exception] | Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    problem, cells, _ = solved(llama.name, "zero-shot", ("t1", "t2"))
+    clean = clean_run(llama, problem.ids, Prefix())
+    kind = error if isinstance(error, type) else type(error)
+    with memory_for(llama, 0, error), pytest.raises(kind):
+        sweep(llama, problem.ids, cells, READ, clean=clean)
+    assert bool(caplog.records) == (kind is torch.OutOfMemoryError)
+
+
+def row_counts(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]
+) -> list[list[int]]:
+    """How many rows each block runs, for each pass of the engine."""
+    passes: list[list[int]] = []
+    with monkeypatch.context() as patch:
+        for index, layer in enumerate(model.layers):
+            original = layer.forward
+
+            def forward(
+                *args: Any, index: int = index, original: Any = original, **kwargs: Any
+            ) -> Any:
+                output = original(*args, **kwargs)
+                if index == 0:
+                    passes.append([])
+                passes[-1].append(first_of(output).shape[0])
+                return output
+
+            patch.setattr(layer, "forward", forward)
+        run()
+    return passes
+
+
+def test_cells_are_one_row_until_they_differ(
+    tiny_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, cells, expected = solved(tiny_model.name, "zero-shot", ("t1", "t2"))
+    clean = clean_run(tiny_model, problem.ids, Prefix())
+    run = lambda: sweep(tiny_model, problem.ids, cells, READ, clean=clean)  # noqa: E731
+    split = [patch.layer + 1 for (patch,) in cells]
+    wanted = [
+        [
+            sum(s <= layer for s in split)
+            + len({c.tokens[:step] for c, s in zip(expected, split, strict=True) if s > layer})
+            for layer in range(tiny_model.n_layers)
+        ]
+        for step in range(N_TOKENS)
+    ]
+    assert row_counts(tiny_model, monkeypatch, run) == wanted
+
+
+@pytest.mark.parametrize(("max_memory", "passes"), [(1, 12), (None, 1)])
+def test_memory_bounds_the_rows(
+    llama: LanguageModel, max_memory: int | None, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, cells, _ = solved(llama.name, "zero-shot", ("t1", "t2"))
+    clean, what = clean_run(llama, problem.ids, Prefix()), ReadOut(ANSWERS)
+    run = lambda: sweep(llama, problem.ids, cells, what, clean=clean, max_memory=max_memory)  # noqa: E731
+    assert len(row_counts(llama, monkeypatch, run)) == passes
+
+
+def test_free_memory_of_a_cpu() -> None:
+    assert free_memory(torch.device("cpu")) == 2**30
+
+
+# --- what a sweep leaves behind ------------------------------------------------------------------
+
+
+def hooks(hf: nn.Module) -> list[object]:
+    return [
+        hook
+        for module in hf.modules()
+        for kind in (module._forward_pre_hooks, module._forward_hooks, module._backward_hooks)
+        for hook in kind.values()
+    ]
+
+
+@contextmanager
+def left_as_it_was(model: LanguageModel, ids: Sequence[int]) -> Iterator[None]:
+    """The model has no hook, its attention and its logits."""
+
+    def logits(hf: PreTrainedModel) -> Tensor:
+        with torch.no_grad():
+            return hf(input_ids=torch.tensor([list(ids)])).logits
+
+    attention = model.config._attn_implementation
+    before = logits(model.hf)
+    assert attention != ATTENTION_NAME
+    assert not hooks(model.hf)
+    yield
+    assert model.config._attn_implementation == attention
+    assert not hooks(model.hf)
+    assert torch.equal(logits(model.hf), before)
+
+
+def interrupt(_: tuple[int, ...]) -> bool:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", TINY_FAMILIES)
+@pytest.mark.parametrize("run", [sweep, plain_sweep])
+def test_the_model_is_left_as_it_was(name: str, run: Callable[..., CellOutputs]) -> None:
+    problem = Problem.of(load_model(name, device="cpu"))
+    with left_as_it_was(problem.model, problem.ids):
+        run(problem.model, problem.ids, problem.every_kind(), READ)
+
+
+@pytest.mark.parametrize("name", TINY_FAMILIES)
+@pytest.mark.parametrize("run", [sweep, plain_sweep])
+def test_the_model_is_left_as_it_was_after_an_error(
+    name: str, run: Callable[..., CellOutputs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = Problem.of(load_model(name, device="cpu"))
+    model, cells = problem.model, problem.every_kind()
+    with left_as_it_was(model, problem.ids):
+        with pytest.raises(KeyboardInterrupt):
+            run(model, problem.ids, cells, ReadOut(ANSWERS, N_TOKENS, interrupt))
+        with monkeypatch.context() as patch, pytest.raises(AssertionError, match="engine ran"):
+            patch.setattr(model.mlp(2), "forward", refuse)
+            run(model, problem.ids, cells, READ)
+
+
+def test_vectors_and_the_kept_prefix_are_not_changed(llama: LanguageModel) -> None:
+    problem = Problem.of(llama)
+    clean = clean_run(llama, problem.ids, Prefix())
+    tensors = [t for pair in clean.prefix.layers for t in pair] + [clean.resid_post, problem.states]
+    before = [tensor.clone() for tensor in tensors]
+    sweep(llama, problem.ids, problem.every_kind(), READ, clean=clean)
+    assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("patch", "message"),
+    [
+        (Patch(4, 0, torch.zeros(48)), "no layer 4.*0 to 3"),
+        (Patch(-1, 0, torch.zeros(48)), "no layer -1"),
+        (Patch(0, 99, torch.zeros(48)), "no position 99.*tokens"),
+        (Patch(0, -99, torch.zeros(48)), "no position -99"),
+        (Patch(0, 0, torch.zeros(47)), "length 47.*d_model 48"),
+    ],
+)
+def test_a_patch_that_does_not_fit_is_refused(
+    llama: LanguageModel, patch: Patch, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        sweep(llama, Problem.of(llama).ids, [[], [patch]], READ)
+
+
+# --- other types and devices ---------------------------------------------------------------------
+
+
+def agreement(a: Sequence[tuple[int, ...]], b: Sequence[tuple[int, ...]]) -> float:
+    return sum(x == y for x, y in zip(a, b, strict=True)) / len(a)
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize("name", TINY_FAMILIES)
+def test_bfloat16(name: str, device: str) -> None:
+    problem = Problem.of(load_model(name, device=device, dtype="bfloat16"))
+    cells = problem.back_patches("t1", "t2")
+    outputs, expected = sweep(problem.model, problem.ids, cells, READ), problem.plain(cells)
+    assert outputs.logprob.isfinite().all()
+    assert (outputs.rank >= 0).all()
+    first = [cell.tokens[:1] for cell in expected]
+    assert agreement([tokens[:1] for tokens in outputs.tokens], first) >= 0.8
+    logprobs = torch.tensor([cell.logprob(ANSWERS) for cell in expected])
+    assert (outputs.logprob - logprobs).abs().median() < 0.1
+
+
+@pytest.mark.parametrize("device", [CUDA])
+@pytest.mark.parametrize("prompt", ["zero-shot", "few-shot"])
+@pytest.mark.parametrize("name", TINY_FAMILIES)
+def test_on_a_gpu(name: str, prompt: str, device: str) -> None:
+    problem = Problem.of(load_model(name, device=device, dtype="float32"), prompt)
+    cells = [*problem.back_patches("t1", "t2"), *problem.every_kind()]
+    expected = problem.plain(cells)
+    for max_memory in (None, 300_000):
+        outputs = sweep(problem.model, problem.ids, cells, READ, max_memory=max_memory)
+        assert_equal(outputs, [on_cpu(cell) for cell in expected])
+
+
+def on_cpu(cell: PlainOutput) -> PlainOutput:
+    return PlainOutput(cell.logits.cpu(), cell.tokens)
