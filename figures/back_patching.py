@@ -64,7 +64,8 @@ def _figure(results: dict[str, BackPatching]) -> Figure:
         plots.success_bars(result.success_rate(), ax, f"{TITLES[name]} (n = {n})")
     for ax in axes[0][len(results) :]:
         ax.axis("off")
-    axes[0][0].legend(*axes[0][0].get_legend_handles_labels(), loc="upper left")
+    handles = axes[0][0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(handles[0]))
     for row, (name, result) in zip(axes[1:], results.items(), strict=True):
         shares = {position: result.heatmap(position) for position in positions}
         vmax = max(float(share.max().max()) for share in shares.values())

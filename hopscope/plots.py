@@ -118,20 +118,18 @@ def layer_heatmap(
         vmin=0,
         vmax=top,
         xticklabels=_every([int(layer) for layer in table.columns]),
-        yticklabels=_every([int(layer) for layer in table.index]),
-        cbar_kws={"label": "queries answered", "format": mpl.ticker.PercentFormatter(1.0)},
+        yticklabels=_every([int(layer) for layer in table.index])[::-1],
+        cbar_kws={"label": "queries answered", "format": mpl.ticker.PercentFormatter(1.0, decimals=0)},
     )
     ax.tick_params(rotation=0, length=2)
     ax.set(xlabel="source layer (read)", ylabel="target layer (replaced)", title=title)
     return ax
 
 
-def _every(layers: list[int], most: int = 10) -> list[str]:
-    """Labels of layers, thinned to a round step so that they do not touch."""
-    span = max(layers) - min(layers) + 1
-    step = next(s for s in (1, 2, 5, 10, 20, 50, 100) if span / s <= most)
-    shown = {min(layers, key=lambda layer: abs(layer - t)) for t in range(0, max(layers) + 1, step)}
-    return [str(layer) if layer in shown else "" for layer in layers]
+def _every(layers: list[int], most: int = 12) -> list[str]:
+    """Labels of layers, every so many left out so that they do not touch."""
+    step = -(-len(layers) // most)
+    return [str(layer) if index % step == 0 else "" for index, layer in enumerate(sorted(layers))]
 
 
 def grading_bars(summary: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
