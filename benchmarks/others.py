@@ -82,7 +82,7 @@ def paper_generation(task: Task) -> Callable[[Pair], list[Tokens]]:
     positions = [length - len(s.ids) + s.position for s in task.subjects]
     rows = torch.arange(len(positions), device=model.device)
     states = source_states(task, ids, mask)
-    config = GenerationConfig(
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=task.max_new_tokens,
         do_sample=False,
         eos_token_id=end or None,
@@ -137,7 +137,7 @@ def transformer_lens_first_token(task: Task) -> Callable[[Pair], FirstToken]:
 
 def nnsight_first_token(task: Task) -> Callable[[Pair], FirstToken]:
     """nnsight: one trace per cell, on its own copy of the modules."""
-    from nnsight import TransformersModel
+    from nnsight import TransformersModel  # type: ignore[import-untyped]
 
     model, position = task.model, task.subject.position
     ids = torch.tensor([task.subject.ids], device=model.device)

@@ -141,7 +141,7 @@ def build_model(
         return hs.load_model(name, device=device, dtype=dtype)
     torch.manual_seed(0)
     with torch.device(device or "cpu"):
-        hf = AutoModelForCausalLM.from_config(
+        hf = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             LlamaConfig(**CONFIGS[config]), dtype=getattr(torch, dtype or "float32")
         )
     return hs.load_model(hf, tokenizer=build_tiny("tiny-random-llama")[1], name=config)

@@ -119,7 +119,10 @@ def layer_heatmap(
         vmax=top,
         xticklabels=_every([int(layer) for layer in table.columns]),
         yticklabels=_every([int(layer) for layer in table.index])[::-1],
-        cbar_kws={"label": "queries answered", "format": mpl.ticker.PercentFormatter(1.0, decimals=0)},
+        cbar_kws={
+            "label": "queries answered",
+            "format": mpl.ticker.PercentFormatter(1.0, decimals=0),
+        },
     )
     ax.tick_params(rotation=0, length=2)
     ax.set(xlabel="source layer (read)", ylabel="target layer (replaced)", title=title)

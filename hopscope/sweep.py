@@ -313,10 +313,8 @@ class _Rows:
             if not len(histories.alive) or step + 1 == what.max_new_tokens:
                 break
             layout = histories.layout(self.model.n_layers, before=layout)
-            ids, seen = (
-                torch.tensor(histories.last, device=ids.device)[:, None],
-                seen + ids.shape[1],
-            )
+            seen += ids.shape[1]
+            ids = torch.tensor(histories.last, device=ids.device)[:, None]
             with _splitting(self.model, cache, layout, None):
                 logits = forward_streams(self.model, cache, ids, seen)
         return histories.generated

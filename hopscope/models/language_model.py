@@ -140,8 +140,14 @@ class LanguageModel:
 
     @cached_property
     def shares_prefixes(self) -> bool:
-        """Whether the sweep engine can put its own attention function into this family."""
-        return bool(getattr(self.hf, "_supports_attention_backend", False))
+        """Whether the sweep engine can put its own attention function into this family.
+
+        It can where transformers lets attention be replaced and every layer attends to all
+        earlier tokens or to a sliding window of them.
+        """
+        kinds = set(getattr(self.config, "layer_types", None) or ())
+        known = kinds <= {"full_attention", "sliding_attention"}
+        return known and bool(getattr(self.hf, "_supports_attention_backend", False))
 
     @cached_property
     def cache_argument(self) -> str:

@@ -93,7 +93,7 @@ def test_cells_say_what_is_known(late: BackPatching) -> None:
     said = rows(late, "late-1", "t1", "none").set_index(["source_layer", "target_layer"])
     assert said.loc[(3, 1), "generation"] == "Crag ."
     assert str(said.loc[(2, 1), "generation"]).startswith("Cland . \n")
-    donor = late.details.set_index("query").loc["late-1", "donor"].iloc[0]
+    donor = late.details["donor"].iloc[0]
     answer = {fact.id: fact.answer for fact in FACTS}[donor]
     lent = rows(late, "late-1", "t1", "other").set_index(["source_layer", "target_layer"])
     assert str(lent.loc[(3, 1), "generation"]).startswith(f"{answer} .")
@@ -273,7 +273,7 @@ def places() -> QuerySet:
             e1_label=source,
             e2_label=f"Land{number}",
             e3_label=("Tokyo", "Paris", "Brasilia", "Bonn", "Rome")[number],
-            e3_aliases=("the city", "is", "of the"),
+            e3_aliases=(("the", "city of", "is", "country", "was")[number],),
             r1_template="The country where {} lies",
             r2_template="The capital of {}",
         )
@@ -390,7 +390,7 @@ def test_stopping_early_changes_no_verdict(case: Case, match: str) -> None:
     same = [*COLUMNS.split()]
     pd.testing.assert_frame_equal(early.frame[same], whole.frame[same])
     for short, long in zip(early.frame["generation"], whole.frame["generation"], strict=True):
-        assert long.startswith(short)
+        assert long.startswith(short.rstrip("\ufffd"))  # cut within a character
 
 
 def test_stopping_early_stops() -> None:
@@ -487,9 +487,10 @@ def test_controls_do_not_depend_on_the_shard(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(together.details, whole.details)
 
 
-def test_rows_in_small_chunks_are_the_same(late: BackPatching) -> None:
-    chunked = patched(chosen(INCORRECT), positions=EVERYWHERE, max_memory=1)
-    pd.testing.assert_frame_equal(chunked.frame, late.frame, check_exact=False, atol=1e-5)
+def test_rows_in_small_chunks_are_the_same() -> None:
+    queries, cells = chosen(["late-1", "late-2"]), [(3, 0), (4, 2), (5, 1)]
+    chunked, whole = (patched(queries, cells=cells, max_memory=m) for m in (1, None))
+    pd.testing.assert_frame_equal(chunked.frame, whole.frame, check_exact=False, atol=1e-5)
 
 
 # --- mistakes ------------------------------------------------------------------------------------
@@ -582,13 +583,14 @@ def test_intervals_are_95_percent_and_seeded() -> None:
     low, high = result.success_rate()[["low", "high"]].iloc[0]
     assert (low, high) == pytest.approx((0.5 - 0.098, 0.5 + 0.098), abs=0.012)
     pd.testing.assert_frame_equal(result.success_rate(3), result.success_rate(3))
-    assert not result.success_rate(3).equals(result.success_rate(4))
+    rates = [half_right(1001).success_rate(seed)["low"].iloc[0] for seed in range(6)]
+    assert len(set(rates)) > 1
 
 
 def test_the_interval_of_one_query_is_unknown() -> None:
-    row = made(a={"none": {(1, 0)}}).success_rate().iloc[0]
-    assert (row["n"], row["rate"]) == (1, 1.0)
-    assert np.isnan([row["low"], row["high"]]).all()
+    rates = made(a={"none": {(1, 0)}}).success_rate()
+    assert rates[["n", "rate"]].to_numpy().tolist() == [[1, 1.0]]
+    assert rates[["low", "high"]].isna().all(axis=None)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
@@ -614,7 +616,7 @@ def test_above_chance_pairs_each_query_with_its_control() -> None:
 
 def test_above_chance_is_about_pairs() -> None:
     """Equal in every pair: no spread, though each rate alone has one."""
-    result = made(**{f"q{i}": dict.fromkeys(("none", "other"), {CELLS[i % 2]}) for i in range(8)})
+    result = made(**{f"q{i}": {c: {CELLS[i % 2]} for c in ("none", "other")} for i in range(8)})
     row = result.above_chance().iloc[0]
     assert (row["difference"], row["low"], row["high"]) == (0.0, 0.0, 0.0)
 
@@ -711,21 +713,22 @@ def test_the_heatmap_is_the_share_of_each_cell() -> None:
     share = result.heatmap()
     assert (share.index.name, share.columns.name) == ("target_layer", "source_layer")
     assert (share.loc[0, 1], share.loc[0, 2], share.loc[1, 2]) == (0.5, 0.0, 1.0)
-    assert np.isnan(share.loc[1, 1])
+    assert share.isna().loc[1, 1]
     assert result.heatmap("t1", "other").loc[0, 2] == 0.5
 
 
 def test_the_known_heatmap(late: BackPatching) -> None:
     for position, known in HITS.items():
-        share = late.heatmap(position).stack()
-        assert {(a, b) for (b, a), value in share.items() if value == 1.0} == known
-        assert set(share) == {0.0, 1.0}
+        share = late.heatmap(position)
+        for a, b in ALL_CELLS:
+            assert share.loc[b, a] == float((a, b) in known)
+        assert int(share.notna().sum().sum()) == len(ALL_CELLS)
 
 
 def test_an_unknown_position_or_control_is_told(late: BackPatching) -> None:
     with pytest.raises(UsageError, match="no position 't3': the run has t1, t2, t1->t2"):
         late.heatmap("t3")
-    with pytest.raises(UsageError, match="no cells with control 'others': .*none, other, random"):
+    with pytest.raises(UsageError, match=r"no cells with control 'others': .*none, other, random"):
         late.heatmap("t1", "others")
     with pytest.raises(UsageError, match="no position 'e1'"):
         late.best_cell("e1")
@@ -783,4 +786,4 @@ def test_it_is_saved_and_read(late: BackPatching, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(loaded.frame, late.frame)
     pd.testing.assert_frame_equal(loaded.details, late.details)
     assert loaded.run == late.run
-    assert loaded.best_cell() == late.best_cell()
+    assert loaded.best_cell()[:4] == late.best_cell()[:4]
