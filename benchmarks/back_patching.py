@@ -118,6 +118,8 @@ def main(
     task = build_task(
         model, config, device, dtype, prompt, first_hop, answer, few_shot, where, layer_step, batch
     )
+    if len(task.layers) < 2:
+        raise typer.BadParameter(f"--layer-step {layer_step} leaves one layer; cells need two")
     race = Race(task, None if full else sample, rounds, partial(typer.echo, err=True))
     race.run()
     result = report(race)

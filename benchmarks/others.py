@@ -75,19 +75,12 @@ def _decode(task: Task, output: Any) -> Tokens:
 
 def paper_generation(task: Task) -> Callable[[Pair], list[Tokens]]:
     """The paper's way: all prompts in one left-padded batch per cell, and `generate`."""
-    model = task.model
-    end = sorted(model.end_tokens)
-    ids, mask = left_padded([s.ids for s in task.subjects], end[0] if end else 0, model.device)
+    model, config = task.model, _greedy(task)
+    ids, mask = left_padded([s.ids for s in task.subjects], config.pad_token_id, model.device)
     length = ids.shape[1]
     positions = [length - len(s.ids) + s.position for s in task.subjects]
     rows = torch.arange(len(positions), device=model.device)
     states = source_states(task, ids, mask)
-    config = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=task.max_new_tokens,
-        do_sample=False,
-        eos_token_id=end or None,
-        pad_token_id=end[0] if end else 0,
-    )
 
     @torch.inference_mode()
     def run(pair: Pair) -> list[Tokens]:
@@ -101,6 +94,16 @@ def paper_generation(task: Task) -> Callable[[Pair], list[Tokens]]:
     return run
 
 
+def _greedy(task: Task) -> GenerationConfig:
+    end = sorted(task.model.end_tokens)
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=task.max_new_tokens,
+        do_sample=False,
+        eos_token_id=end or None,
+        pad_token_id=end[0] if end else 0,
+    )
+
+
 def _until(tokens: Sequence[int], end: frozenset[int]) -> Tokens:
     """The tokens before the first that ends the text."""
     stop = next((i for i, token in enumerate(tokens) if token in end), len(tokens))
@@ -109,23 +112,15 @@ def _until(tokens: Sequence[int], end: frozenset[int]) -> Tokens:
 
 def transformer_lens_first_token(task: Task) -> Callable[[Pair], FirstToken]:
     """TransformerLens: `run_with_hooks` per cell, on its own copy of the modules."""
-    from transformer_lens.model_bridge import TransformerBridge
-
-    model, subject = task.model, task.subject
-    ids = torch.tensor([subject.ids], device=model.device)
+    position = task.subject.position
+    ids = torch.tensor([task.subject.ids], device=task.model.device)
     states = source_states(task, ids)
-    bridge = TransformerBridge.boot_transformers(
-        model.name,
-        hf_model=copy_of_modules(model.hf),
-        tokenizer=model.tokenizer,
-        device=str(model.device),
-        dtype=model.dtype,
-    )
+    bridge = _bridge(task)
 
     @torch.inference_mode()
     def run(pair: Pair) -> FirstToken:
         def put(hidden: Tensor, hook: object) -> Tensor:
-            hidden[:, subject.position] = states[pair.source][:, subject.position]
+            hidden[:, position] = states[pair.source][:, position]
             return hidden
 
         name = f"blocks.{pair.target}.hook_resid_post"
@@ -135,27 +130,46 @@ def transformer_lens_first_token(task: Task) -> Callable[[Pair], FirstToken]:
     return run
 
 
+def _bridge(task: Task) -> Any:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    model = task.model
+    return TransformerBridge.boot_transformers(
+        model.name,
+        hf_model=copy_of_modules(model.hf),
+        tokenizer=model.tokenizer,
+        device=str(model.device),
+        dtype=model.dtype,
+    )
+
+
 def nnsight_first_token(task: Task) -> Callable[[Pair], FirstToken]:
     """nnsight: one trace per cell, on its own copy of the modules."""
-    from nnsight import TransformersModel  # type: ignore[import-untyped]
-
-    model, position = task.model, task.subject.position
-    ids = torch.tensor([task.subject.ids], device=model.device)
+    position = task.subject.position
+    ids = torch.tensor([task.subject.ids], device=task.model.device)
     states = source_states(task, ids)
-    names = {module: name for name, module in model.hf.named_modules()}
-    traced = TransformersModel(copy_of_modules(model.hf), tokenizer=model.tokenizer)
-    blocks = [attrgetter(names[layer])(traced) for layer in model.layers]
-    unembedding = attrgetter(names[model.unembedding])(traced)
+    trace, blocks, unembedding = _envoys(task)
 
     @torch.inference_mode()
     def run(pair: Pair) -> FirstToken:
         vector = states[pair.source][:, position]
-        with traced.trace(ids, use_cache=False, logits_to_keep=1):
+        with trace(ids, use_cache=False, logits_to_keep=1):
             blocks[pair.target].output[:, position] = vector
             logits = unembedding.output.save()
         return read(logits[0, -1], task.answer_tokens)
 
     return run
+
+
+def _envoys(task: Task) -> tuple[Any, list[Any], Any]:
+    """nnsight's `trace`, and its stand-ins for the blocks and the unembedding."""
+    from nnsight import TransformersModel  # type: ignore[import-untyped]
+
+    model = task.model
+    names = {module: name for name, module in model.hf.named_modules()}
+    traced = TransformersModel(copy_of_modules(model.hf), tokenizer=model.tokenizer)
+    blocks = [attrgetter(names[layer])(traced) for layer in model.layers]
+    return traced.trace, blocks, attrgetter(names[model.unembedding])(traced)
 
 
 @contextmanager

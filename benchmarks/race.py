@@ -12,7 +12,7 @@ import torch
 from benchmarks.agreement import Agreement, compare_first_tokens, compare_generations
 from benchmarks.floor import UnitTimes, Work, decoding_work, prompt_work, unit_times
 from benchmarks.others import CONTENDERS
-from benchmarks.subjects import Pair, Subject, Task, sample_of, timed
+from benchmarks.subjects import Pair, Subject, Task, load_average, sample_of, timed
 from hopscope.edits import Patch
 from hopscope.streams import Prefix
 from hopscope.sweep import CellOutputs, ReadOut, clean_run, sweep
@@ -89,9 +89,11 @@ class Race:
     records: dict[str, Record] = field(default_factory=dict)
     ours: Ours = field(default_factory=Ours)
     units: list[UnitTimes] = field(default_factory=list)
+    load_before: float | None = None
 
     def run(self) -> None:
         """Set up, warm up, and take turns."""
+        self.load_before = load_average()
         self._warm_up()
         parts = {
             name: sample_of(record.cells, self.sample, self.rounds)

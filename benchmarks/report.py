@@ -41,7 +41,7 @@ def report(race: Race) -> dict[str, Any]:
         },
         "task": _described(task),
         "peak_memory_bytes": {**race.ours.peak, **{n: r.peak for n, r in records.items()}},
-        "machine": machine(task.model),
+        "machine": {**machine(task.model), "load_before": race.load_before},
     }
 
 

@@ -192,12 +192,13 @@ def subject_of(model: LanguageModel, text: str, phrase: str | None) -> Subject:
 def random_subjects(
     model: LanguageModel, where: Where, few_shot: bool, n: int
 ) -> tuple[tuple[Subject, ...], tuple[int, ...]]:
-    """Seeded tokens, for models that know no words; as long as the real prompts."""
+    """Seeded tokens, for models that know no words; about as long as the real prompts."""
     length = 60 if few_shot else 11
     draw = torch.Generator().manual_seed(0)
     rows = torch.randint(3, min(model.vocab_size, 512), (n + 1, length), generator=draw).tolist()
-    position = length - (2 if where == "t1" else 1)
-    return tuple(Subject(tuple(row), position) for row in rows[:-1]), (int(rows[-1][0]),)
+    from_end = 2 if where == "t1" else 1
+    prompts = [tuple(row[: length - i % 3]) for i, row in enumerate(rows[:-1])]
+    return tuple(Subject(ids, len(ids) - from_end) for ids in prompts), (int(rows[-1][0]),)
 
 
 def sample_of(
@@ -224,19 +225,20 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def load_average() -> float | None:
+    """How many processes wanted a core in the last minute, where the system says."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
 def machine(model: LanguageModel) -> dict[str, Any]:
     """What the numbers depend on."""
     packages = ("torch", "transformers", "transformer-lens", "nnsight", "hopscope")
     device = model.device
-    is_cuda = device.type == "cuda"
     return {
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load_average": round(os.getloadavg()[0], 2),
-        "device": torch.cuda.get_device_name(device) if is_cuda else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "dtype": str(model.dtype).removeprefix("torch."),
         "python": platform.python_version(),
         **{name.replace("-", "_"): version(name) for name in packages},

@@ -234,7 +234,7 @@ def one_by_one(model: LanguageModel, queries: QuerySet) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-@pytest.mark.parametrize(("family", "few_shot"), zip(FAMILIES, (2, 0, 2), strict=True))
+@pytest.mark.parametrize(("family", "few_shot"), list(zip(FAMILIES, (2, 0, 2), strict=True)))
 def test_batched_is_one_by_one(family: str, few_shot: int) -> None:
     model, queries = hs.load_model(family, device="cpu"), small_queries().with_few_shot(few_shot)
     queries = queries[:4]

@@ -1,0 +1,326 @@
+"""Tests of runs.py: parts, going on after a stop or a kill, shards, and folders of other runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from known import known_model, known_queries
+
+import hopscope as hs
+from hopscope import sweep
+from hopscope.errors import QueryError, ResultError, UsageError
+from hopscope.experiments import back_patch
+from hopscope.queries import QuerySet, TwoHopQuery
+from hopscope.results import Tables, load_result, provenance
+from hopscope.runs import run_over
+
+N_PARTS = 6
+
+
+def run_of(queries: QuerySet, **settings: object) -> dict[str, Any]:
+    return provenance(known_model(), queries, "grading", settings)
+
+
+@dataclass
+class Compute:
+    """Gives the length of each id; notes what it was asked, and fails where it is told to."""
+
+    fail_at: str | None = None
+    error: type[BaseException] = RuntimeError
+    asked: list[str] = field(default_factory=list)
+
+    def __call__(self, queries: QuerySet) -> Tables:
+        ids = [query.id for query in queries]
+        if self.fail_at in ids:
+            raise self.error("stopped")
+        self.asked += ids
+        frame = pd.DataFrame({"query": ids, "length": [len(id) for id in ids]})
+        return {"frame": frame, "details": frame[["query"]]}
+
+
+def run(
+    out: Path | None, compute: Compute | None = None, queries: QuerySet | None = None, **more: Any
+) -> Tables:
+    asked = known_queries() if queries is None else queries
+    given = {"per_part": 2, "progress": False, **more}
+    return run_over(asked, compute or Compute(), run_of(asked), out=out, **given)
+
+
+def parts(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
+
+
+# --- a run from end to end -----------------------------------------------------------------------
+
+
+def test_tables_are_in_the_order_of_the_queries(tmp_path: Path) -> None:
+    ids = [query.id for query in known_queries()]
+    for out in (None, tmp_path / "run"):
+        tables = run(out)
+        assert list(tables["frame"]["query"]) == ids
+        assert list(tables["details"]["query"]) == ids
+        assert list(tables["frame"].index) == list(range(len(ids)))
+
+
+def test_a_run_folder_has_a_part_for_each_few_queries(tmp_path: Path) -> None:
+    run(tmp_path / "a" / "run")
+    names = sorted(path.name for path in (tmp_path / "a" / "run").iterdir())
+    starts = [f"{start:06d}" for start in range(0, 12, 2)]
+    tables = [f"{table}-{start}.parquet" for table in ("details", "frame") for start in starts]
+    assert names == sorted([*tables, "run.json"])
+    second = pd.read_parquet(tmp_path / "a" / "run" / "frame-000002.parquet")
+    assert list(second["query"]) == ["late-1", "late-2"]
+
+
+def test_a_run_in_a_folder_is_a_run_in_memory(tmp_path: Path) -> None:
+    pd.testing.assert_frame_equal(run(tmp_path / "run")["frame"], run(None)["frame"])
+
+
+def test_progress_is_counted_in_queries(capsys: pytest.CaptureFixture[str]) -> None:
+    run(None, progress=True)
+    shown = capsys.readouterr()
+    assert "12/12" in shown.err
+    assert shown.out == ""
+
+
+# --- going on ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_stopped_run_goes_on(tmp_path: Path, error: type[BaseException]) -> None:
+    run(tmp_path / "whole")
+    stopped = Compute("named", error)
+    with pytest.raises(error):
+        run(tmp_path / "run", stopped)
+    assert stopped.asked == ["early-1", "early-2", "late-1", "late-2"]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    again = Compute()
+    tables = run(tmp_path / "run", again)
+    assert again.asked == [query.id for query in known_queries()][4:]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert parts(tmp_path / "run") == parts(tmp_path / "whole")
+    pd.testing.assert_frame_equal(tables["frame"], run(None)["frame"])
+
+
+def test_a_finished_run_is_not_computed_again(tmp_path: Path) -> None:
+    first = run(tmp_path / "run")
+    again = Compute("early-1")
+    pd.testing.assert_frame_equal(run(tmp_path / "run", again)["frame"], first["frame"])
+    assert again.asked == []
+
+
+def test_half_written_parts_are_no_parts(tmp_path: Path) -> None:
+    """What a kill can leave: a file beside its place, or details without their frame."""
+    with pytest.raises(RuntimeError):
+        run(tmp_path / "run", Compute("late-1"))
+    (tmp_path / "run" / ".frame-000002.parquet.4711").write_bytes(b"PAR1 half")
+    details = (tmp_path / "run" / "details-000000.parquet").read_bytes()
+    (tmp_path / "run" / "details-000002.parquet").write_bytes(details)
+    tables = run(tmp_path / "run")
+    pd.testing.assert_frame_equal(tables["details"], run(None)["details"])
+    pd.testing.assert_frame_equal(tables["frame"], run(None)["frame"])
+
+
+def test_a_kill_before_anything_is_written_is_no_other_run(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.json.4711").write_text('{"kind"')
+    assert len(run(tmp_path / "run")["frame"]) == 12
+
+
+def test_the_frame_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    replaced = os.replace
+
+    def noting(source: Path, target: Path) -> None:
+        written.append(Path(target).name)
+        replaced(source, target)
+
+    monkeypatch.setattr(os, "replace", noting)
+    run(tmp_path / "run", queries=known_queries()[:2])
+    assert written == ["run.json", "details-000000.parquet", "frame-000000.parquet"]
+
+
+def test_a_damaged_part_is_told(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    (tmp_path / "run" / "frame-000004.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ResultError, match=r"is damaged.*delete it and run again"):
+        run(tmp_path / "run")
+
+
+# --- other runs, other folders -------------------------------------------------------------------
+
+
+def changed_runs() -> Iterator[tuple[str, dict[str, Any]]]:
+    asked = run_of(known_queries())
+    yield "kind", {**asked, "kind": "back_patching"}
+    yield "settings", {**asked, "settings": {"match": "substring"}}
+    yield "model", {**asked, "model": {**asked["model"], "sha256": "0" * 64}}
+    yield "queries", {**asked, "queries": {**asked["queries"], "sha256": "0" * 64}}
+
+
+@pytest.mark.parametrize(("key", "other"), list(changed_runs()), ids=lambda each: str(each)[:8])
+def test_another_run_is_refused(tmp_path: Path, key: str, other: dict[str, Any]) -> None:
+    run(tmp_path / "run")
+    before = parts(tmp_path / "run")
+    with pytest.raises(ResultError, match=f"holds another run: its {key} is .*, not ") as caught:
+        run_over(
+            known_queries(), Compute(), other, per_part=2, out=tmp_path / "run", progress=False
+        )
+    assert "Choose another folder, or delete this one" in str(caught.value)
+    assert parts(tmp_path / "run") == before
+
+
+def test_time_and_versions_may_differ(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    later = {**run_of(known_queries()), "time": "2999-01-01", "versions": {"torch": "9"}}
+    again = Compute()
+    run_over(known_queries(), again, later, per_part=2, out=tmp_path / "run", progress=False)
+    assert again.asked == []
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("ten years of work")
+    for place in (tmp_path, tmp_path / "thesis.tex"):
+        with pytest.raises(ResultError, match="is not a run folder; choose another place"):
+            run(place)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_empty_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(QueryError, match="known is an empty query set: nothing to run"):
+        run(tmp_path / "run", queries=known_queries()[:0])
+    assert not (tmp_path / "run").exists()
+
+
+# --- shards --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_shards_make_the_whole(tmp_path: Path, order: tuple[int, int]) -> None:
+    run(tmp_path / "whole")
+    asked = []
+    for index in order:
+        compute = Compute()
+        run(tmp_path / "run", compute, shard=(index, 2))
+        asked.append(compute.asked)
+    assert not set(asked[0]) & set(asked[1])
+    assert parts(tmp_path / "run") == parts(tmp_path / "whole")
+    pd.testing.assert_frame_equal(load_result(tmp_path / "run").frame, run(None)["frame"])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 6])
+def test_shards_divide_the_parts(tmp_path: Path, count: int) -> None:
+    asked = []
+    for index in range(1, count + 1):
+        compute = Compute()
+        run(tmp_path / "run", compute, shard=(index, count))
+        asked += compute.asked
+        assert len(compute.asked) >= 2 * (N_PARTS // count)
+    assert sorted(asked) == sorted(query.id for query in known_queries())
+
+
+def test_a_shard_of_a_run_is_unfinished(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert len(run(tmp_path / "run", shard=(2, 3))["frame"]) == 4
+    load_result(tmp_path / "run")
+    assert "is not finished: 4 of 12 queries" in caplog.text
+
+
+def test_a_shard_without_a_folder_is_told() -> None:
+    with pytest.raises(UsageError, match=r"a shard needs a run folder.*give out"):
+        run(None, shard=(1, 2))
+
+
+def test_a_shard_with_nothing_to_do_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"shard 7/7 has nothing to do: .* 6 parts"):
+        run(tmp_path / "run", shard=(7, 7))
+
+
+# --- a real experiment ---------------------------------------------------------------------------
+
+
+def test_back_patching_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries = known_queries()
+    settings: dict[str, Any] = {"cells": [(3, 0), (4, 1)], "progress": False}
+    whole = back_patch(known_model(), queries, out=tmp_path / "whole", **settings)
+    real, calls = sweep.sweep, iter(range(1000))
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == 9:
+            raise MemoryError
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr("hopscope.experiments.back_patching.sweep", failing)
+    with pytest.raises(MemoryError):
+        back_patch(known_model(), queries, out=tmp_path / "run", **settings)
+    assert 0 < len(parts(tmp_path / "run")) < len(parts(tmp_path / "whole"))
+    monkeypatch.undo()
+    again = back_patch(known_model(), queries, out=tmp_path / "run", **settings)
+    pd.testing.assert_frame_equal(again.frame, whole.frame)
+    assert parts(tmp_path / "run") == parts(tmp_path / "whole")
+
+
+def many_queries() -> QuerySet:
+    return QuerySet(
+        tuple(
+            TwoHopQuery(
+                id=f"q{number}",
+                e1_label=f"Tower {number}",
+                e2_label=f"Land {number}",
+                e3_label=f"City {number}",
+                r1_template="The country of {}",
+                r2_template="The capital of {}",
+            )
+            for number in range(40)
+        ),
+        "many",
+    )
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As the killed process has it, so that all numbers are the same to the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def kill_once_it_has_a_part(command: list[str], folder: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not list(folder.glob("frame-*.parquet")) and process.poll() is None:
+        assert time.monotonic() < deadline, "no part was written in time"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_killed_command_goes_on(tmp_path: Path) -> None:
+    many_queries().to_csv(tmp_path / "many.csv")
+    command = [sys.executable, "-m", "hopscope.cli", "back-patch", "--model", "tiny-random-llama"]
+    command += ["--queries", str(tmp_path / "many.csv"), "--subset", "all", "--device", "cpu"]
+    kill_once_it_has_a_part([*command, "--out", str(tmp_path / "run")], tmp_path / "run")
+    finished = parts(tmp_path / "run")
+    assert 0 < len(finished) < 40
+    model = hs.load_model("tiny-random-llama", device="cpu")
+    queries = replace(hs.load_queries(tmp_path / "many.csv"), name="many")
+    whole, again = (
+        back_patch(model, queries, out=tmp_path / name, progress=False) for name in ("whole", "run")
+    )
+    pd.testing.assert_frame_equal(again.frame, whole.frame)
+    assert parts(tmp_path / "run") == parts(tmp_path / "whole")
+    assert {name: parts(tmp_path / "run")[name] for name in finished} == finished

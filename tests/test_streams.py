@@ -1,0 +1,276 @@
+"""Attention over a shared prefix against attention written out; prefixes and their store."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from hopscope.models import LanguageModel
+from hopscope.streams import (
+    ATTENTION_NAME,
+    Prefix,
+    PrefixStore,
+    StreamCache,
+    attending,
+    extend,
+    forward_streams,
+    shared_prefix_attention,
+)
+
+ROWS, HEADS, KV_HEADS, HEAD_DIM, VALUE_DIM = 3, 4, 2, 8, 8
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One call of the attention function: what is seen, and the options."""
+
+    prefix: int
+    past: int
+    queries: int
+    window: int | None
+    softcap: float | None
+    sinks: bool
+    scaling: float | None
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (row, head, q, d), and all keys and values (row, kv_head, k, d)."""
+        generator = torch.Generator().manual_seed(0)
+        total = self.prefix + self.past + self.queries
+        query = torch.randn(ROWS, HEADS, self.queries, HEAD_DIM, generator=generator)
+        keys = torch.randn(ROWS, KV_HEADS, total, HEAD_DIM, generator=generator)
+        values = torch.randn(ROWS, KV_HEADS, total, VALUE_DIM, generator=generator)
+        keys[:, :, : self.prefix] = keys[:1, :, : self.prefix]
+        values[:, :, : self.prefix] = values[:1, :, : self.prefix]
+        return query, keys, values
+
+    def sink_logits(self) -> Tensor | None:
+        return torch.tensor([0.5, -1.0, 2.0, 0.0]) if self.sinks else None
+
+    def weights(self, query: Tensor, keys: Tensor, row: int, head: int, q: int) -> Tensor:
+        """What one query gives to each key, one number at a time."""
+        scale = 1 / math.sqrt(HEAD_DIM) if self.scaling is None else self.scaling
+        position, kv = self.prefix + self.past + q, head // (HEADS // KV_HEADS)
+        scores = torch.full((keys.shape[2],), -math.inf)
+        for k in range(position + 1):
+            if self.window is not None and k <= position - self.window:
+                continue
+            score = sum(query[row, head, q, d] * keys[row, kv, k, d] for d in range(HEAD_DIM))
+            score = score * scale
+            if self.softcap is not None:
+                score = self.softcap * torch.tanh(score / self.softcap)
+            scores[k] = score
+        exponents, sinks = scores.exp(), self.sink_logits()
+        return exponents / (exponents.sum() + (0 if sinks is None else sinks[head].exp()))
+
+    def by_hand(self) -> tuple[Tensor, Tensor]:
+        """Outputs (row, q, head, d) and weights (row, head, q, k)."""
+        query, keys, values = self.tensors()
+        patterns = torch.zeros(ROWS, HEADS, self.queries, keys.shape[2])
+        output = torch.zeros(ROWS, self.queries, HEADS, VALUE_DIM)
+        for row, head, q in product(range(ROWS), range(HEADS), range(self.queries)):
+            patterns[row, head, q] = self.weights(query, keys, row, head, q)
+            kv = head // (HEADS // KV_HEADS)
+            output[row, q, head] = patterns[row, head, q] @ values[row, kv]
+        return output, patterns
+
+    def by_hopscope(self, model: LanguageModel) -> tuple[Tensor, Tensor]:
+        query, keys, values = self.tensors()
+        ids, own = tuple(range(self.prefix)), self.prefix + self.past
+        layer = keys[:1, :, : self.prefix], values[:1, :, : self.prefix]
+        cache = StreamCache(Prefix(ids, (layer,)) if ids else Prefix(), 1, record_patterns=True)
+        if self.past:
+            cache.update(keys[:, :, self.prefix : own], values[:, :, self.prefix : own], 0)
+        key, value = cache.update(keys[:, :, own:], values[:, :, own:], 0)
+        with attending(model, cache):
+            output, _ = shared_prefix_attention(
+                nn.Identity(),
+                query,
+                key,
+                value,
+                None,
+                scaling=self.scaling,
+                sliding_window=self.window,
+                softcap=self.softcap,
+                s_aux=self.sink_logits(),
+            )
+        assert cache.patterns is not None
+        return output, cache.patterns[0]
+
+
+def every_attention() -> Iterator[Attention]:
+    for prefix, past, queries in product((0, 5), (0, 2), (1, 3)):
+        for window in (None, 1, 2, 6):
+            yield Attention(prefix, past, queries, window, None, False, None)
+        yield Attention(prefix, past, queries, None, 1.5, False, None)
+        yield Attention(prefix, past, queries, None, None, True, None)
+        yield Attention(prefix, past, queries, 3, 1.5, True, 0.7)
+
+
+@pytest.mark.parametrize("attention", list(every_attention()), ids=str)
+def test_attention_by_hand(llama: LanguageModel, attention: Attention) -> None:
+    output, patterns = attention.by_hopscope(llama)
+    expected, expected_patterns = attention.by_hand()
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(patterns, expected_patterns, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_attention_keeps_the_dtype(llama: LanguageModel, dtype: torch.dtype) -> None:
+    query, keys, values = (t.to(dtype) for t in Attention(4, 0, 3, 5, 1.5, True, None).tensors())
+    cache = StreamCache(Prefix(tuple(range(4)), ((keys[:1, :, :4], values[:1, :, :4]),)), 1)
+    key, value = cache.update(keys[:, :, 4:], values[:, :, 4:], 0)
+    sinks = torch.zeros(HEADS, dtype=dtype)
+    with attending(llama, cache):
+        output, _ = shared_prefix_attention(
+            nn.Identity(), query, key, value, None, sliding_window=5, softcap=1.5, s_aux=sinks
+        )
+    assert output.dtype == dtype
+    assert output.isfinite().all()
+
+
+def test_attention_is_the_models_own_again_afterwards(llama: LanguageModel) -> None:
+    before, cache = llama.config._attn_implementation, StreamCache(Prefix(), llama.n_layers)
+    with attending(llama, cache):
+        assert llama.config._attn_implementation == ATTENTION_NAME
+    assert llama.config._attn_implementation == before
+    with pytest.raises(KeyError), attending(llama, cache):
+        raise KeyError
+    assert llama.config._attn_implementation == before
+    with pytest.raises(AssertionError, match="inside `attending`"):
+        shared_prefix_attention(nn.Identity(), *[torch.zeros(1, 1, 1, 1)] * 3, None)
+
+
+# --- the cache -----------------------------------------------------------------------------------
+
+
+def test_rows_take_over_the_past_of_their_parents() -> None:
+    cache = StreamCache(Prefix(), 1)
+    keys = torch.arange(3.0).reshape(3, 1, 1, 1)
+    cache.update(keys, -keys, 0)
+    cache.parents[0] = torch.tensor([2, 0, 0, 1])
+    new = torch.full((4, 1, 1, 1), 9.0)
+    keys, values = cache.update(new, -new, 0)
+    assert keys[:, 0, :, 0].tolist() == [[2, 9], [0, 9], [0, 9], [1, 9]]
+    assert torch.equal(values, -keys)
+    assert cache.get_seq_length() == 2
+    assert cache.get_mask_sizes(1) == (3, 0)
+
+
+def test_the_prefix_counts_as_seen() -> None:
+    layer = torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2)
+    assert StreamCache(Prefix((1, 2, 3, 4), (layer,)), 1).get_seq_length() == 4
+    assert StreamCache(Prefix(), 1).get_seq_length() == 0
+
+
+# --- prefixes ------------------------------------------------------------------------------------
+
+TEXT = "The capital of the country of the Colosseum is Rome. The capital of Spain is"
+
+
+def tokens(model: LanguageModel) -> tuple[int, ...]:
+    return model.encode(TEXT).ids
+
+
+def assert_same(a: Prefix, b: Prefix) -> None:
+    assert a.ids == b.ids
+    for (keys, values), (other_keys, other_values) in zip(a.layers, b.layers, strict=True):
+        torch.testing.assert_close(keys, other_keys, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(values, other_values, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def keys_and_values(model: LanguageModel, ids: tuple[int, ...]) -> Prefix:
+    """What transformers itself keeps of a plain forward; without a config it keeps all."""
+    cache = DynamicCache()
+    model.hf(input_ids=torch.tensor([ids]), use_cache=True, **{model.cache_argument: cache})
+    return Prefix(ids, tuple((layer.keys, layer.values) for layer in cache.layers))
+
+
+def test_a_prefix_is_what_transformers_keeps(tiny_model: LanguageModel) -> None:
+    ids = tokens(tiny_model)
+    assert_same(extend(tiny_model, Prefix(), ids), keys_and_values(tiny_model, ids))
+
+
+@pytest.mark.parametrize("pieces", [(1,), (5,), (3, 4, 11), (12, 13, 14)], ids=str)
+def test_a_prefix_extended_is_the_whole(tiny_model: LanguageModel, pieces: tuple[int, ...]) -> None:
+    ids, prefix = tokens(tiny_model), Prefix()
+    for start, end in zip((0, *pieces), (*pieces, len(ids)), strict=True):
+        prefix = extend(tiny_model, prefix, ids[start:end])
+    assert_same(prefix, keys_and_values(tiny_model, ids))
+
+
+@pytest.mark.parametrize("length", [1, 6])
+def test_a_cropped_prefix_is_that_of_fewer_tokens(tiny_model: LanguageModel, length: int) -> None:
+    ids = tokens(tiny_model)
+    whole = extend(tiny_model, Prefix(), ids)
+    assert_same(whole.crop(length), keys_and_values(tiny_model, ids[:length]))
+    assert len(whole.crop(length)) == length
+    shared, own = whole.crop(length).layers[0][0], whole.layers[0][0]
+    assert shared.data_ptr() == own.data_ptr(), "a copy, not a view"
+
+
+def test_a_prefix_of_no_token_is_empty(llama: LanguageModel) -> None:
+    assert extend(llama, Prefix(), tokens(llama)).crop(0) == Prefix()
+    assert len(Prefix()) == 0
+
+
+def test_rows_over_a_prefix_equal_whole_prompts(tiny_model: LanguageModel) -> None:
+    ids = tokens(tiny_model)
+    endings = torch.tensor([[5, 50, 500], [400, 40, 4], [7, 7, 7]])
+    cache = StreamCache(extend(tiny_model, Prefix(), ids), tiny_model.n_layers)
+    whole = torch.cat([torch.tensor([ids] * 3), endings], dim=1)
+    with torch.no_grad():
+        logits = forward_streams(tiny_model, cache, endings, len(ids))
+        expected = tiny_model.hf(input_ids=whole).logits[:, -1]
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+# --- the store -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The tokens of every prefix that is computed, in order."""
+    seen: list[tuple[int, ...]] = []
+
+    def counting(model: LanguageModel, prefix: Prefix, ids: tuple[int, ...]) -> Prefix:
+        seen.append(ids)
+        return extend(model, prefix, ids)
+
+    monkeypatch.setattr("hopscope.streams.extend", counting)
+    return seen
+
+
+def test_a_prefix_is_computed_once(llama: LanguageModel, computed: list[tuple[int, ...]]) -> None:
+    store, ids = PrefixStore(llama), tokens(llama)
+    first = store.get(ids[:4])
+    assert_same(first, keys_and_values(llama, ids[:4]))
+    assert store.get(ids[:4]) is first
+    assert len(store.get(ids[:5])) == 5
+    assert store.get(()) == Prefix()
+    assert computed == [ids[:4], ids[:5]]
+
+
+def test_the_oldest_prefix_goes_first(
+    llama: LanguageModel, computed: list[tuple[int, ...]]
+) -> None:
+    store = PrefixStore(llama, most=2)
+    a, b, c = (5,), (6,), (7,)
+    for ids in (a, b, c, b, c, a, c):
+        assert store.get(ids).ids == ids
+    assert computed == [a, b, c, a]
+
+
+def test_without_replaceable_attention_nothing_is_shared(
+    llama: LanguageModel, computed: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama, "shares_prefixes", False)
+    assert PrefixStore(llama).get((5, 6)) == Prefix()
+    assert computed == []

@@ -1,0 +1,100 @@
+"""A prompt as tokens: its positions, its demonstrations, and which prompts can be one batch."""
+
+from __future__ import annotations
+
+import pytest
+
+from hopscope.errors import QueryError, UsageError
+from hopscope.models import LanguageModel
+from hopscope.prompts import Prompt, TwoHopQuery
+from hopscope.tokenized import TokenizedPrompt, by_shape
+
+QUERY = TwoHopQuery(
+    id="1",
+    e1_label="the Eiffel Tower",
+    e2_label="France",
+    e3_label="Paris",
+    r1_template="The country where {} is located",
+    r2_template="The capital of {}",
+)
+DEMONSTRATIONS = ("", "The capital of Japan is Tokyo.\n", "Q: 2+2?\n\nA: 4\n\n")
+
+
+@pytest.mark.parametrize("demonstrations", DEMONSTRATIONS)
+def test_named_positions(tiny_model: LanguageModel, demonstrations: str) -> None:
+    prompt = TokenizedPrompt.of(tiny_model, Prompt.of(QUERY, demonstrations=demonstrations))
+    names = ("e1", "t1", "t2")
+    until = [tiny_model.decode(prompt.ids[: prompt.position(name) + 1]) for name in names]
+    e1 = f"{demonstrations}The capital of the country where the Eiffel Tower"
+    assert until == [e1, f"{e1} is located", f"{e1} is located is"]
+
+
+@pytest.mark.parametrize("demonstrations", DEMONSTRATIONS)
+def test_the_shared_tokens_are_the_demonstrations(
+    tiny_model: LanguageModel, demonstrations: str
+) -> None:
+    prompt = TokenizedPrompt.of(tiny_model, Prompt.of(QUERY, demonstrations=demonstrations))
+    shared = tiny_model.decode(prompt.ids[: prompt.n_shared])
+    assert demonstrations.startswith(shared)
+    assert (prompt.n_shared > 0) == bool(demonstrations)
+    if demonstrations:
+        assert prompt.offsets[prompt.n_shared][1] > len(demonstrations), "one more is shared"
+
+
+def test_the_last_token_is_never_shared(llama: LanguageModel) -> None:
+    text = "The capital of Japan is"
+    prompt = TokenizedPrompt.of(llama, Prompt(text, "", "two_hop", few_shot=len(text)))
+    assert prompt.n_shared == len(prompt.ids) - 1
+
+
+def test_a_text_is_a_prompt_whose_last_token_is_t2(tiny_model: LanguageModel) -> None:
+    prompt = TokenizedPrompt.of(tiny_model, "The capital of Japan is")
+    assert prompt.position("t2") == len(prompt.ids) - 1
+    assert prompt.ids == tiny_model.encode("The capital of Japan is").ids
+    assert len(prompt.offsets) == len(prompt.ids)
+
+
+@pytest.mark.parametrize(("number", "found"), [(0, 0), (2, 2), (-1, 4), (-5, 0)])
+def test_numbered_positions(llama: LanguageModel, number: int, found: int) -> None:
+    prompt = TokenizedPrompt.of(llama, "The capital of Japan is")
+    assert len(prompt.ids) == 5, "another tokenizer: choose other numbers"
+    assert prompt.position(number) == found
+
+
+@pytest.mark.parametrize(
+    ("position", "message"),
+    [(5, "no token 5"), (-6, "no token -6.*has 5 tokens"), ("t1", "t1"), ("bridge", "bridge")],
+)
+def test_unknown_positions(llama: LanguageModel, position: str | int, message: str) -> None:
+    prompt = TokenizedPrompt.of(llama, "The capital of Japan is")
+    with pytest.raises(QueryError, match=message):
+        prompt.position(position)
+
+
+@pytest.mark.parametrize(("n", "room", "fits"), [(256, 0, True), (246, 10, True), (247, 10, False)])
+def test_room_for_what_is_generated(llama: LanguageModel, n: int, room: int, fits: bool) -> None:
+    text = " the" * n
+    assert llama.max_context == 256
+    if fits:
+        assert len(TokenizedPrompt.of(llama, text, room).ids) == n
+        return
+    with pytest.raises(UsageError, match=r"247 tokens and 10 are to be generated.* 256 tokens"):
+        TokenizedPrompt.of(llama, text, room)
+
+
+def test_prompts_of_one_shape(llama: LanguageModel) -> None:
+    shots = "The capital of Japan is Tokyo.\n"
+    texts = ["The capital of", "The author of", "The capital of France is", "The currency of"]
+    zero = [TokenizedPrompt.of(llama, text) for text in texts]
+    few = [
+        TokenizedPrompt.of(llama, Prompt(shots + text, "", "two_hop", few_shot=len(shots)))
+        for text in texts[:2]
+    ]
+    prompts = [*zero, *few]
+    groups = by_shape(prompts)
+    assert sorted(index for group in groups for index in group) == list(range(len(prompts)))
+    shape = [(p.ids[: p.n_shared], len(p.ids)) for p in prompts]
+    for group in groups:
+        assert len({shape[i] for i in group}) == 1
+    assert len(groups) == len(set(shape))
+    assert by_shape([]) == []
