@@ -55,6 +55,9 @@ class StreamCache(Cache):
         prefix: what all rows have in common.
         n_layers: number of blocks.
         record_patterns: keep the attention weights of the last pass in `patterns`.
+
+    Attributes:
+        padding: number of each row's own first tokens that are padding, if any are.
     """
 
     def __init__(self, prefix: Prefix, n_layers: int, record_patterns: bool = False) -> None:
@@ -62,6 +65,7 @@ class StreamCache(Cache):
         self.prefix = prefix
         self.own: list[KeysValues | None] = [None] * n_layers
         self.parents: list[Tensor | None] = [None] * n_layers
+        self.padding: Tensor | None = None
         self.patterns: dict[int, Tensor] | None = {} if record_patterns else None
         self.at_layer = 0
 
@@ -134,7 +138,7 @@ def shared_prefix_attention(
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     scores = rearrange(scores, "row kv (group q) k -> row kv group q k", group=groups)
-    hidden = _hidden_keys(query.shape[2], scores.shape[-1], sliding_window, scores.device)
+    hidden = _hidden_keys(cache, query.shape[2], scores.shape[-1], sliding_window, scores.device)
     if hidden is not None:
         scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
     weights = _softmax(scores, s_aux).to(value.dtype)
@@ -161,15 +165,23 @@ def _prefix_values(weights: Tensor, values: Tensor) -> Tensor:
 
 
 def _hidden_keys(
-    n_queries: int, n_keys: int, window: int | None, device: torch.device
+    cache: StreamCache, n_queries: int, n_keys: int, window: int | None, device: torch.device
 ) -> Tensor | None:
-    """Boolean (query, key), true where the key is later or outside the window; None if nowhere."""
-    if n_queries == 1 and (window is None or n_keys <= window):
+    """Which keys a query does not see: later ones, those outside the window, and padding.
+
+    Returns:
+        Booleans that broadcast to (row, kv_head, group, query, key), or None if it sees all.
+    """
+    if cache.padding is None and n_queries == 1 and (window is None or n_keys <= window):
         return None
     keys = torch.arange(n_keys, device=device)
-    queries = keys[-n_queries:, None]
-    hidden = keys > queries
-    return hidden if window is None else hidden | (queries - keys >= window)
+    queries, own = keys[-n_queries:, None], keys >= len(cache.prefix)
+    padding: Tensor | int = 0
+    if cache.padding is not None:
+        padding = rearrange(cache.padding.to(device), "row -> row 1 1 1 1")
+    distance = (queries - padding) - (keys - padding * own)
+    hidden = (distance < 0) | (own & (keys < len(cache.prefix) + padding))
+    return hidden if window is None else hidden | (distance >= window)
 
 
 def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
@@ -204,12 +216,14 @@ def forward_streams(model: LanguageModel, cache: StreamCache, ids: Tensor, seen:
         model: the model.
         cache: the keys and values of what came before; it grows by these tokens.
         ids: shape (rows, tokens).
-        seen: number of tokens before.
+        seen: number of tokens before, padding included.
 
     Returns:
         Logits of each row's last token, shape (rows, vocabulary).
     """
     positions = torch.arange(seen, seen + ids.shape[1], device=ids.device)[None]
+    if cache.padding is not None:
+        positions = (positions - cache.padding[:, None]).clamp(min=0)
     with attending(model, cache):
         output = model.hf(
             input_ids=ids,

@@ -190,7 +190,7 @@ def generate(
     shared: Prefix | None = None,
     max_memory: int | None = None,
 ) -> CellOutputs:
-    """Read out unedited prompts of equal length that begin with the same prefix.
+    """Read out unedited prompts that begin with the same prefix, as one padded batch.
 
     Args:
         model: the model.
@@ -198,19 +198,18 @@ def generate(
         what: what to read.
         shared: the prefix that all begin with.
         max_memory: bytes that the rows may take; measured if None.
-
-    Raises:
-        UsageError: if the prompts differ in length.
     """
-    if len({len(ids) for ids in prompts}) > 1:
-        raise UsageError("prompts that are read together must have equally many tokens")
     if not model.shares_prefixes:
         return _joined([plain_sweep(model, ids, [[]], what) for ids in prompts])
     prefix = shared or Prefix()
     suffixes: dict[tuple[int, ...], int] = {}
     start = [suffixes.setdefault(tuple(ids[len(prefix) :]), len(suffixes)) for ids in prompts]
-    rows = torch.tensor([list(suffix) for suffix in suffixes], device=model.device)
-    return _Rows(model, prefix, rows, [[] for _ in prompts], np.array(start)).run(what, max_memory)
+    longest = max(len(suffix) for suffix in suffixes)
+    padding = np.array([longest - len(suffix) for suffix in suffixes])
+    padded = [[*suffix[:1] * (longest - len(suffix)), *suffix] for suffix in suffixes]
+    rows = torch.tensor(padded, device=model.device)
+    no_edits: list[Cell] = [[] for _ in prompts]
+    return _Rows(model, prefix, rows, no_edits, np.array(start), padding).run(what, max_memory)
 
 
 def plain_sweep(
@@ -252,6 +251,7 @@ class _Rows:
     suffixes: Tensor
     cells: Sequence[Cell]
     start: np.ndarray
+    padding: np.ndarray | None = None
 
     def run(self, what: ReadOut, max_memory: int | None) -> CellOutputs:
         """Read out all cells; halve the chunk and go on when memory runs out."""
@@ -304,6 +304,7 @@ class _Rows:
         histories = Histories.first(self.start[chunk], split)
         layout = histories.layout(self.model.n_layers, before=None)
         ids, seen = self.suffixes[torch.as_tensor(histories.suffixes)], len(self.prefix)
+        cache.padding = self._padding(histories)
         with _splitting(self.model, cache, layout, _Placed(cells, seen, ids.device)):
             logits = forward_streams(self.model, cache, ids, seen)
         next_token.read(logits, layout.read, chunk, what)
@@ -315,9 +316,16 @@ class _Rows:
             layout = histories.layout(self.model.n_layers, before=layout)
             seen += ids.shape[1]
             ids = torch.tensor(histories.last, device=ids.device)[:, None]
+            cache.padding = self._padding(histories)
             with _splitting(self.model, cache, layout, None):
                 logits = forward_streams(self.model, cache, ids, seen)
         return histories.generated
+
+    def _padding(self, histories: Histories) -> Tensor | None:
+        """Padding before each input row; only unedited cells, which never split, have any."""
+        if self.padding is None or not self.padding.any():
+            return None
+        return torch.as_tensor(self.padding[histories.suffixes]).to(self.model.device)
 
 
 class _Placed:

@@ -57,6 +57,26 @@ class TokenizedPrompt:
         return name % len(self.ids)
 
 
+def by_prefix(prompts: Sequence[TokenizedPrompt], most: int) -> list[list[int]]:
+    """Group prompts with the same shared tokens, those of like length together.
+
+    Args:
+        prompts: the prompts.
+        most: largest number of prompts in a group.
+
+    Returns:
+        Indices into `prompts`, each exactly once.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids)):
+        groups.setdefault(prompts[index].ids[: prompts[index].n_shared], []).append(index)
+    return [
+        group[start : start + most]
+        for group in groups.values()
+        for start in range(0, len(group), most)
+    ]
+
+
 def by_shape(prompts: Sequence[TokenizedPrompt]) -> list[list[int]]:
     """Group prompts that can be one batch: the same shared tokens, and equally many in all.
 

@@ -17,7 +17,7 @@ from hopscope.results import Result, Tables, provenance
 from hopscope.runs import run_over
 from hopscope.streams import PrefixStore
 from hopscope.sweep import ReadOut, Stop, generate
-from hopscope.tokenized import TokenizedPrompt, by_shape
+from hopscope.tokenized import TokenizedPrompt, by_prefix
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,8 +100,8 @@ def grade(
 ) -> Grading:
     """Ask each query's first hop, second hop, two hops and both shortcuts, greedily.
 
-    Hopping Too Late, section 3. Prompts of equal length are one batch and share the keys and
-    values of their demonstrations.
+    Hopping Too Late, section 3. Prompts with the same demonstrations are
+    one batch and share their keys and values.
 
     Args:
         model: the model.
@@ -169,7 +169,7 @@ def _generations(
     ]
     what = ReadOut(max_new_tokens=max_new_tokens, stop=at_line_end(model) if one_line else None)
     found: dict[tuple[str, Form], tuple[str, str]] = {}
-    for group in by_shape(prompts):
+    for group in by_prefix(prompts, BATCH):
         rows = [prompts[index] for index in group]
         shared = store.get(rows[0].ids[: rows[0].n_shared])
         outputs = generate(
