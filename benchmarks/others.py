@@ -137,7 +137,7 @@ def _bridge(task: Task) -> Any:
     return TransformerBridge.boot_transformers(
         model.name,
         hf_model=copy_of_modules(model.hf),
-        tokenizer=model.tokenizer,
+        tokenizer=copy.deepcopy(model.tokenizer),  # it is given other special tokens in place
         device=str(model.device),
         dtype=model.dtype,
     )

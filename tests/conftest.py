@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 with install_import_hook(["hopscope.streams", "hopscope.sweep"], "beartype.beartype"):
@@ -16,6 +17,9 @@ with install_import_hook(["hopscope.streams", "hopscope.sweep"], "beartype.beart
 
 from hopscope.models import LanguageModel, load_model
 from hopscope.models.tiny import TINY_FAMILIES
+
+# The products of tiny models are too small for threads: waiting costs more than they bring.
+torch.set_num_threads(1)
 
 
 @cache

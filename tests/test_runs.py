@@ -281,7 +281,7 @@ def many_queries() -> QuerySet:
                 r1_template="The country of {}",
                 r2_template="The capital of {}",
             )
-            for number in range(40)
+            for number in range(20)
         ),
         "many",
     )
@@ -315,7 +315,7 @@ def test_a_killed_command_goes_on(tmp_path: Path) -> None:
     command += ["--queries", str(tmp_path / "many.csv"), "--subset", "all", "--device", "cpu"]
     kill_once_it_has_a_part([*command, "--out", str(tmp_path / "run")], tmp_path / "run")
     finished = parts(tmp_path / "run")
-    assert 0 < len(finished) < 40
+    assert 0 < len(finished) < 20
     model = hs.load_model("tiny-random-llama", device="cpu")
     queries = replace(hs.load_queries(tmp_path / "many.csv"), name="many")
     whole, again = (

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -61,8 +62,7 @@ class Attention:
         for k in range(position + 1):
             if self.window is not None and k <= position - self.window:
                 continue
-            score = sum(query[row, head, q, d] * keys[row, kv, k, d] for d in range(HEAD_DIM))
-            score = score * scale
+            score = (query[row, head, q] * keys[row, kv, k]).sum() * scale
             if self.softcap is not None:
                 score = self.softcap * torch.tanh(score / self.softcap)
             scores[k] = score
@@ -143,8 +143,9 @@ def test_attention_is_the_models_own_again_afterwards(llama: LanguageModel) -> N
     with pytest.raises(KeyError), attending(llama, cache):
         raise KeyError
     assert llama.config._attn_implementation == before
+    nothing = torch.zeros(1, 1, 1, 1)
     with pytest.raises(AssertionError, match="inside `attending`"):
-        shared_prefix_attention(nn.Identity(), *[torch.zeros(1, 1, 1, 1)] * 3, None)
+        shared_prefix_attention(nn.Identity(), nothing, nothing, nothing, None)
 
 
 # --- the cache -----------------------------------------------------------------------------------
@@ -190,7 +191,8 @@ def keys_and_values(model: LanguageModel, ids: tuple[int, ...]) -> Prefix:
     """What transformers itself keeps of a plain forward; without a config it keeps all."""
     cache = DynamicCache()
     model.hf(input_ids=torch.tensor([ids]), use_cache=True, **{model.cache_argument: cache})
-    return Prefix(ids, tuple((layer.keys, layer.values) for layer in cache.layers))
+    kept: list[Any] = list(cache.layers)
+    return Prefix(ids, tuple((layer.keys, layer.values) for layer in kept))
 
 
 def test_a_prefix_is_what_transformers_keeps(tiny_model: LanguageModel) -> None:

@@ -25,7 +25,7 @@ from hopscope.errors import UsageError
 from hopscope.models import LanguageModel, load_model
 from hopscope.models.tiny import SLIDING_WINDOW, TINY_FAMILIES
 from hopscope.prompts import Prompt, TwoHopQuery
-from hopscope.streams import ATTENTION_NAME, Prefix, PrefixStore
+from hopscope.streams import ATTENTION_NAME, Prefix, PrefixStore, extend
 from hopscope.sweep import (
     CellOutputs,
     ReadOut,
@@ -449,9 +449,26 @@ def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def test_prompts_of_unequal_length_are_refused(llama: LanguageModel) -> None:
-    with pytest.raises(UsageError, match="equally many tokens"):
-        generate(llama, [(5, 6), (5, 6, 7)], READ)
+@pytest.mark.parametrize("n_shared", [0, 2], ids=["from the start", "after a prefix"])
+def test_prompts_of_unequal_length_are_one_padded_batch(
+    tiny_model: LanguageModel, n_shared: int
+) -> None:
+    texts = ["Paris", "The capital of France is", "The author of the book that won the prize is"]
+    prompts = [(5, 6, *tiny_model.encode(text).ids) for text in texts]
+    assert len({len(ids) for ids in prompts}) == 3
+    what = ReadOut(answer_tokens=ANSWERS, max_new_tokens=12)
+    outputs = generate(
+        tiny_model, prompts, what, shared=extended(tiny_model, prompts[0][:n_shared])
+    )
+    for row, ids in enumerate(prompts):
+        by_itself = plain_sweep(tiny_model, ids, [[]], what)
+        assert outputs.tokens[row] == by_itself.tokens[0]
+        assert outputs.logprob[row] == pytest.approx(float(by_itself.logprob[0]), abs=1e-4)
+        assert outputs.rank[row] == by_itself.rank[0]
+
+
+def extended(model: LanguageModel, ids: Sequence[int]) -> Prefix:
+    return extend(model, Prefix(), ids) if ids else Prefix()
 
 
 # --- memory --------------------------------------------------------------------------------------
@@ -579,7 +596,8 @@ def left_as_it_was(model: LanguageModel, ids: Sequence[int]) -> Iterator[None]:
 
     def logits(hf: PreTrainedModel) -> Tensor:
         with torch.no_grad():
-            return hf(input_ids=torch.tensor([list(ids)])).logits
+            found: Tensor = hf(input_ids=torch.tensor([list(ids)])).logits
+        return found
 
     attention = model.config._attn_implementation
     before = logits(model.hf)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from known import (
     CONTEXT,
     CORRECT,
@@ -27,10 +25,12 @@ from known import (
     made_back_patching,
 )
 from matplotlib.axes import Axes
+from plain import plain_output, states
 from torch import Tensor
 
 import hopscope as hs
 from hopscope.answers import matches
+from hopscope.edits import Patch
 from hopscope.errors import QueryError, UsageError
 from hopscope.experiments import BackPatching, back_patch
 from hopscope.experiments.controls import random_like
@@ -201,70 +201,6 @@ def test_a_cell_onto_itself_changes_nothing(late: BackPatching) -> None:
 # --- beside plain hooks --------------------------------------------------------------------------
 
 
-@dataclass
-class Plain:
-    """One hooked forward and one hooked `generate` per cell: nothing of hopscope's engine."""
-
-    hf: Any
-    tokenizer: Any
-
-    def blocks(self) -> Any:
-        stack = self.hf.transformer.h if hasattr(self.hf, "transformer") else self.hf.model.layers
-        return list(stack)
-
-    def ids(self, text: str) -> Tensor:
-        found: Tensor = self.tokenizer(text, return_tensors="pt")["input_ids"]
-        return found
-
-    def states(self, text: str, position: int) -> Tensor:
-        """The output of each block at one token, shape (layer, d_model)."""
-        found: list[Tensor] = []
-
-        def keep(_: object, __: object, output: Any) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
-            found.append(hidden[0, position].clone())
-
-        handles = [block.register_forward_hook(keep) for block in self.blocks()]
-        with torch.no_grad():
-            self.hf(self.ids(text))
-        for handle in handles:
-            handle.remove()
-        return torch.stack(found)
-
-    @contextmanager
-    def replacing(self, layer: int, position: int, vector: Tensor, length: int) -> Iterator[None]:
-        def put(_: object, __: object, output: Any) -> Any:
-            hidden = output[0] if isinstance(output, tuple) else output
-            if hidden.shape[1] == length:
-                hidden[:, position] = vector
-            return output
-
-        handle = self.blocks()[layer].register_forward_hook(put)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    def outputs(
-        self, text: str, layer: int, position: int, vector: Tensor, names: Iterable[str]
-    ) -> tuple[int, float, str]:
-        """Rank and log-probability of the answer's first token, and ten greedy tokens."""
-        ids = self.ids(text)
-        answer = [self.tokenizer(f" {n}", add_special_tokens=False)["input_ids"][0] for n in names]
-        with torch.no_grad(), self.replacing(layer, position, vector, ids.shape[1]):
-            logits = self.hf(ids).logits[0, -1]
-            out = self.hf.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False
-            )
-        best = logits[answer].max()
-        new = out[0, ids.shape[1] :]
-        return (
-            int((logits > best).sum()),
-            float(best - logits.logsumexp(-1)),
-            self.tokenizer.decode(new, skip_special_tokens=True),
-        )
-
-
 def places() -> QuerySet:
     sources = ["Kyoto", "the Eiffel Tower", "Rio de Janeiro", "Berlin", "the Colosseum"]
     queries = tuple(
@@ -319,41 +255,54 @@ def run_case(case: Case, stop_early: bool = False, match: str = "word") -> BackP
     )
 
 
-def last_token(plain: Plain, text: str, end: int) -> int:
-    """The index of the token that ends where the text is cut."""
-    return plain.ids(text[:end]).shape[1] - 1
+class Plain:
+    """Asks one model the plain way: one hooked forward and one hooked `generate` per cell."""
 
+    def __init__(self, case: Case) -> None:
+        model = case.load()
+        self.hf, self.tokenizer, self.end_tokens = model.hf, model.tokenizer, model.end_tokens
+        self.texts = {prompt.query_id: prompt.text for prompt in case.queries().prompts()}
 
-def token_of(plain: Plain, query: TwoHopQuery, text: str, name: str) -> int:
-    begin = text.rindex("The capital of")
-    if name == "t2":
-        return last_token(plain, text, len(text))
-    source = text.index(query.e1_label, begin) + len(query.e1_label)
-    phrase_end = source if name == "e1" else text.index(" is", source)
-    return last_token(plain, text, phrase_end)
+    def ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text)["input_ids"])
+
+    def position(self, query: TwoHopQuery, name: str) -> int:
+        """The token that ends where the prompt is cut behind a span."""
+        text = self.texts[query.id]
+        source = text.rindex(query.e1_label) + len(query.e1_label)
+        end = {"e1": source, "t1": text.index(" is", source), "t2": len(text)}[name]
+        return len(self.ids(text[:end])) - 1
+
+    def states(self, query: TwoHopQuery, name: str) -> Tensor:
+        """The output of each block at one token, shape (layer, d_model)."""
+        return states(self.hf, self.ids(self.texts[query.id]))[:, self.position(query, name)]
+
+    def outputs(self, query: TwoHopQuery, patch: Patch) -> tuple[range, float, str]:
+        """Ranks and log-probability of the answer's first token, and ten greedy tokens."""
+        names = [f" {name}" for name in query.names("e3")]
+        first = [self.tokenizer(n, add_special_tokens=False)["input_ids"][0] for n in names]
+        ids = self.ids(self.texts[query.id])
+        found = plain_output(self.hf, ids, [patch], 10, self.end_tokens)
+        text = str(self.tokenizer.decode(list(found.tokens), skip_special_tokens=True))
+        return found.ranks(first), found.logprob(first), text
 
 
 def plain_rows(case: Case, result: BackPatching) -> Iterator[tuple[Any, ...]]:
     """The rows of a result, computed the plain way."""
-    model, queries = case.load(), case.queries()
-    plain = Plain(model.hf, model.tokenizer)
-    texts = {prompt.query_id: prompt.text for prompt in queries.prompts()}
-    layers = range(len(plain.blocks()))
+    plain, queries = Plain(case), case.queries()
     donors = dict(zip(result.details["query"], result.details["donor"], strict=True))
     for query, position in itertools.product(queries, case.positions):
         read, _, write = position.partition("->")
-        text, lender = texts[query.id], queries.by_id(donors[query.id])
-        own = plain.states(text, token_of(plain, query, text, read))
-        lent = texts[lender.id]
+        own = plain.states(query, read)
         vectors = {
             "none": own,
-            "other": plain.states(lent, token_of(plain, lender, lent, read)),
+            "other": plain.states(queries.by_id(donors[query.id]), read),
             "random": random_like(own, 0, query.id, position),
         }
-        at = token_of(plain, query, text, write or read)
-        for control, (a, b) in itertools.product(vectors, itertools.product(layers, layers)):
+        at, layers = plain.position(query, write or read), range(len(own))
+        for control, a, b in itertools.product(vectors, layers, layers):
             if a > b:
-                found = plain.outputs(text, b, at, vectors[control][a], query.names("e3"))
+                found = plain.outputs(query, Patch(b, at, vectors[control][a]))
                 said = found[2].split("\n")[0] if case.few_shot else found[2]
                 hit = matches(said, query.names("e3"))
                 yield (query.id, position, a, b, control, hit, *found)
@@ -364,8 +313,10 @@ def test_every_cell_equals_a_plain_hooked_generate(case: Case) -> None:
     result = run_case(case)
     columns = [*COLUMNS.split(), "generation"]
     plain = pd.DataFrame(list(plain_rows(case, result)), columns=columns)
-    exact = [name for name in columns if name != "answer_logprob"]
+    exact = [name for name in columns if name not in ("answer_rank", "answer_logprob")]
     pd.testing.assert_frame_equal(result.frame[exact], plain[exact])
+    for rank, ranks in zip(result.frame["answer_rank"], plain["answer_rank"], strict=True):
+        assert rank in ranks
     np.testing.assert_allclose(
         result.frame["answer_logprob"], plain["answer_logprob"], rtol=0, atol=1e-4
     )

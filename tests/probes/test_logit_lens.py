@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from torch import nn
-
 from hopscope.probes import LogitLens
+from torch import nn
 
 
 @pytest.fixture

@@ -1,0 +1,458 @@
+"""Tests of the `hopscope` command: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pytest
+
+import hopscope as hs
+from hopscope import cli, sweep
+from hopscope.answers import matches
+from hopscope.experiments import grade
+from hopscope.models import LanguageModel
+from hopscope.models.zoo import zoo
+from hopscope.queries import QuerySet, TwoHopQuery
+
+SCRIPTS = Path(__file__).parents[1] / "figures"
+COMMANDS = (
+    (),
+    ("models",),
+    ("models", "list"),
+    ("models", "pull"),
+    ("grade",),
+    ("back-patch",),
+    ("figures",),
+)
+
+
+class Done(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def hopscope(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Command:
+    """Runs the command as a shell would, in this process, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["hopscope", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return Done(code, *capsys.readouterr())
+
+    return run
+
+
+# --- queries that a random model answers ---------------------------------------------------------
+
+
+@cache
+def tiny() -> LanguageModel:
+    return hs.load_model("tiny-random-llama", device="cpu")
+
+
+def plain_queries(n: int) -> QuerySet:
+    places = ["Kyoto", "Berlin", "Nairobi", "Dublin", "Oxford", "Titanic", "Ottawa", "Brazil"]
+    queries = tuple(
+        TwoHopQuery(
+            id=place,
+            e1_label=place,
+            e2_label=f"Land{number}",
+            e3_label=f"City{number}",
+            r1_template="The country of {}",
+            r2_template="The capital of {}",
+        )
+        for number, place in enumerate(places[:n])
+    )
+    return QuerySet(queries, "plain")
+
+
+@cache
+def answered() -> QuerySet:
+    """Queries whose aliases are what the random model happens to say: half of them composed."""
+    queries = plain_queries(8)
+    frame = grade(tiny(), queries, progress=False).frame
+    said = {(row.query, row.form): str(row.generation).strip() for row in frame.itertuples()}
+    made = []
+    for number, query in enumerate(queries):
+        form = "two_hop" if number % 2 else "second_hop"
+        others = [text for key, text in said.items() if key != (query.id, form)]
+        answer = said[query.id, form]
+        assert not any(matches(text, [answer]) for text in others), "two prompts, one answer"
+        bridge = said[query.id, "first_hop"]
+        made.append(replace(query, e2_aliases=(bridge,), e3_aliases=(answer,)))
+    return QuerySet(tuple(made), "answered")
+
+
+@pytest.fixture
+def csv(tmp_path: Path) -> Path:
+    """A query set of which the random model gets half right and half wrong."""
+    answered().to_csv(tmp_path / "answered.csv")
+    return tmp_path / "answered.csv"
+
+
+TINY = ("--model", "tiny-random-llama", "--device", "cpu")
+
+
+# --- help, version, models -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help(hopscope: Command, command: Sequence[str]) -> None:
+    done = hopscope(*command, "--help")
+    assert done.code == 0
+    assert "Usage:" in done.out
+    assert done.err == ""
+    if command in {("grade",), ("back-patch",), ("figures",)}:
+        for option in ("--model", "--queries", "--limit", "--few-shot", "--seed", "--device"):
+            assert option in done.out
+
+
+def test_version(hopscope: Command) -> None:
+    assert hopscope("--version") == (0, f"{hs.__version__}\n", "")
+
+
+def test_models_list(hopscope: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOPSCOPE_CACHE", str(tmp_path))
+    (tmp_path / "models" / "smollm2-135m").mkdir(parents=True)
+    done = hopscope("models", "list", "--json")
+    assert (done.code, done.err) == (0, "")
+    models = {model["name"]: model for model in json.loads(done.out)["models"]}
+    assert list(models) == list(zoo())
+    assert models["smollm2-135m"]["hub_id"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert models["smollm2-135m"]["here"] is True
+    assert models["gemma3-270m"]["here"] is False
+    table = hopscope("models", "list").out
+    assert all(name in table for name in models)
+
+
+# --- grade ---------------------------------------------------------------------------------------
+
+
+def test_grade_prints_one_object(hopscope: Command, csv: Path) -> None:
+    done = hopscope("grade", *TINY, "-q", csv, "--json")
+    assert done.code == 0
+    found = json.loads(done.out)
+    graded = grade(tiny(), hs.load_queries(csv), progress=False)
+    assert found["rows"] == json.loads(graded.frame.to_json(orient="records"))
+    counts = {row["what"]: row["right"] for row in found["summary"]}
+    assert (counts["correct"], counts["incorrect"]) == (4, 4)
+    assert found["run"]["model"]["name"] == "tiny-random-llama"
+    assert "8/8" in done.err  # the progress bar
+
+
+def test_grade_prints_a_table(hopscope: Command, csv: Path) -> None:
+    done = hopscope("grade", *TINY, "-q", csv)
+    assert done.code == 0
+    lines = done.out.splitlines()
+    assert lines[0].split() == ["what", "right", "n", "share", "low", "high"]
+    assert "two_hop" in done.out
+
+
+def test_grade_takes_its_settings(hopscope: Command, csv: Path) -> None:
+    more = ("--limit", 3, "--few-shot", 1, "--seed", 4, "--match", "substring")
+    done = hopscope("grade", *TINY, "-q", csv, *more, "--max-new-tokens", 2, "--json")
+    run = json.loads(done.out)["run"]
+    assert run["settings"] == {"match": "substring", "max_new_tokens": 2, "one_line": True}
+    assert run["queries"]["n"] == 3
+    assert (run["queries"]["few_shot"], run["queries"]["few_shot_seed"]) == (1, 4)
+
+
+# --- back-patch ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("subset", ["incorrect", "correct", "all"])
+def test_back_patch_prints_one_object(hopscope: Command, csv: Path, subset: str) -> None:
+    done = hopscope("back-patch", *TINY, "-q", csv, "--subset", subset, "--json")
+    assert done.code == 0
+    found = json.loads(done.out)
+    assert set(found) == {"success_rate", "above_chance", "best_cell", "run"}
+    chosen = hs.load_queries(csv).filter(lambda query: _is_in(query, subset))
+    result = hs.back_patch(tiny(), chosen, progress=False)
+    rates = json.loads(result.success_rate().to_json(orient="records"))
+    assert found["success_rate"] == rates
+    assert {row["n"] for row in rates} == {8 if subset == "all" else 4}
+    assert found["best_cell"]["source_layer"] == result.best_cell().source_layer
+    assert found["run"]["queries"]["sha256"] == chosen.fingerprint
+
+
+def _is_in(query: TwoHopQuery, subset: str) -> bool:
+    number = int(query.e2_label.removeprefix("Land"))
+    return subset == "all" or (number % 2 == 1) is (subset == "correct")
+
+
+def test_back_patch_prints_tables(hopscope: Command, csv: Path) -> None:
+    done = hopscope("back-patch", *TINY, "-q", csv, "--positions", "t2", "--controls", "other")
+    assert done.code == 0
+    assert done.out.splitlines()[0].split() == ["position", "control", "n", "rate", "low", "high"]
+    assert "best cell, chosen on one half and scored on the other:" in done.out
+
+
+def test_what_is_unknown_is_null(hopscope: Command, csv: Path) -> None:
+    done = hopscope("back-patch", *TINY, "-q", csv, "--most", 1, "--controls", "", "--json")
+    found = json.loads(done.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert found["best_cell"] is None
+    assert found["success_rate"][0]["low"] is None
+
+
+def test_back_patch_takes_its_settings(hopscope: Command, csv: Path) -> None:
+    what = ("--positions", "t2, t1->t2", "--controls", "random", "--criterion", "first_token")
+    more = ("--layer-step", 3, "--no-stop-early", "--seed", 5, "--most", 2)
+    done = hopscope("back-patch", *TINY, "-q", csv, *what, *more, "--json")
+    run = json.loads(done.out)["run"]
+    assert run["queries"]["n"] == 2
+    assert run["settings"] == {
+        "positions": ["t2", "t1->t2"],
+        "controls": ["random"],
+        "criterion": "first_token",
+        "max_new_tokens": 1,
+        "match": "word",
+        "cells": [[3, 0]],
+        "stop_early": False,
+        "one_line": False,
+        "seed": 5,
+    }
+
+
+def test_parity_is_the_papers_way(hopscope: Command, csv: Path) -> None:
+    done = hopscope("back-patch", *TINY, "-q", csv, "--parity", "--few-shot", 1, "--json")
+    run = json.loads(done.out)["run"]
+    settings = run["settings"]
+    assert (settings["match"], settings["stop_early"]) == ("substring", False)
+    assert (settings["one_line"], run["queries"]["few_shot"]) == (False, 0)
+
+
+def test_shards_come_together(hopscope: Command, csv: Path) -> None:
+    asked = ("back-patch", *TINY, "-q", csv, "--subset", "all", "--layer-step", 3)
+    whole = hopscope(*asked, "--out", "whole").out
+    hopscope(*asked, "--out", "run", "--shard", "2/2")
+    assert hopscope(*asked, "--out", "run", "--shard", "1/2").out == whole
+    first, second = (hs.load_result(name).frame for name in ("whole", "run"))
+    pd.testing.assert_frame_equal(first, second)
+
+
+def test_a_real_shell_gets_the_object_alone(csv: Path) -> None:
+    command = [sys.executable, "-m", "hopscope.cli", "back-patch", *TINY, "--queries", str(csv)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--layer-step", "3", "--json"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)) == {"success_rate", "above_chance", "best_cell", "run"}
+    assert "back patching: 100%" in done.stderr
+
+
+# --- figures -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def figures(csv: Path, tmp_path: Path) -> tuple[object, ...]:
+    places = ("--scripts", SCRIPTS, "--runs", tmp_path / "runs", "--rendered", tmp_path / "drawn")
+    return ("figures", *TINY, "-q", csv, *places)
+
+
+def test_figures_from_end_to_end(
+    hopscope: Command, figures: tuple[object, ...], tmp_path: Path
+) -> None:
+    done = hopscope(*figures, "--limit", 6)
+    assert done.code == 0, done.err
+    drawn = sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    names = [f"{n}.{s}" for n in ("back_patching", "grading") for s in ("csv", "png", "svg")]
+    assert drawn == names
+    assert all(str(tmp_path / "drawn" / name) in done.out for name in names)
+    folder = tmp_path / "runs" / "tiny-random-llama.answered.quick"
+    kinds = ["back_patching.correct", "back_patching.incorrect", "grading"]
+    assert sorted(path.name for path in folder.iterdir()) == kinds
+    assert hs.load_result(folder / "grading").run["queries"]["n"] == 6
+
+
+def test_figures_that_are_there_are_drawn_again(
+    hopscope: Command, figures: tuple[object, ...], tmp_path: Path
+) -> None:
+    hopscope(*figures)
+    drawn = {path: path.read_bytes() for path in (tmp_path / "drawn").iterdir()}
+    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.parquet")}
+    done = hopscope(*figures, "grading")
+    assert done.code == 0
+    assert {path: path.read_bytes() for path in drawn} == drawn
+    assert {path: path.stat().st_mtime_ns for path in parts} == parts
+
+
+# --- a user's mistake: 2 -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> None:
+    """Query sets, whole and broken, in the folder in which the command runs."""
+    queries = plain_queries(4)
+    frame = queries.to_pandas()
+    queries.to_csv(tmp_path / "plain.csv")
+    frame.drop(columns=["e3_label"]).to_csv(tmp_path / "missing.csv", index=False)
+    frame.head(0).to_csv(tmp_path / "header.csv", index=False)
+    long = replace(queries[0], e1_label="Kyoto " * 300)
+    QuerySet((long,)).to_csv(tmp_path / "long.csv")
+    frame.loc[1, "e3_aliases"] = "['Paris', "
+    frame.to_csv(tmp_path / "aliases.csv", index=False)
+
+
+PLAIN = (*TINY, "-q", "plain.csv")
+PATCH = ("back-patch", *PLAIN)
+MISTAKES: dict[str, tuple[tuple[object, ...], str]] = {
+    "model": (("grade", "-m", "smolm2-135m", "-q", "plain.csv"), "smollm2-135m"),
+    "model folder": (("grade", "-m", "no/such/folder"), "'no/such/folder' is no folder"),
+    "pull": (("models", "pull", "smolm2"), "expected one of smollm2-135m"),
+    "query set": (("grade", *TINY, "-q", "wrld"), "did you mean world?"),
+    "missing column": (("grade", *TINY, "-q", "missing.csv"), "missing column e3_label"),
+    "aliases": (("grade", *TINY, "-q", "aliases.csv"), "row 2 below the header: column e3_aliases"),
+    "no rows": (("grade", *TINY, "-q", "header.csv"), "holds no queries"),
+    "too long": (("grade", *TINY, "-q", "long.csv"), "context of tiny-random-llama is 256 tokens"),
+    "too long to patch": (
+        ("back-patch", *TINY, "-q", "long.csv", "--subset", "all"),
+        "context of tiny-random-llama is 256 tokens",
+    ),
+    "empty subset": (PATCH, "is an empty query set"),
+    "few-shot": (("grade", *PLAIN, "--few-shot", 9), "9 demonstrations were asked for"),
+    "shard": ((*PATCH, "--shard", "3/2", "-o", "run"), "'3/2' is not a shard"),
+    "shard without out": ((*PATCH, "--subset", "all", "--shard", "1/2"), "needs a run folder"),
+    "position": ((*PATCH, "--positions", "t1,t3"), "unknown position 't3'"),
+    "control": ((*PATCH, "--controls", "none"), "unknown control 'none'"),
+    "criterion": ((*PATCH, "--criterion", "rank"), "unknown criterion 'rank'"),
+    "match": (("grade", *PLAIN, "--match", "exact"), "unknown match 'exact'"),
+    "subset": ((*PATCH, "--subset", "wrong"), "unknown subset 'wrong'"),
+    "layer step": ((*PATCH, "--subset", "all", "--layer-step", 9), "layers 0 to 3; got none"),
+    "no layer step": ((*PATCH, "--layer-step", 0), "--layer-step"),
+    "preset": (("figures", *PLAIN, "--preset", "full"), "unknown preset 'full'"),
+    "figure": (("figures", "bagging", "--scripts", SCRIPTS), "no figure 'bagging'"),
+    "scripts": (("figures", *PLAIN, "--scripts", "none"), "no figure scripts in"),
+    "device": (("grade", "-m", "tiny-random-llama", "--device", "tpu9"), "device 'tpu9'"),
+    "no such GPU": (("grade", "-m", "tiny-random-llama", "--device", "cuda:99"), "cuda:99"),
+    "dtype": (("grade", *PLAIN, "--dtype", "float99"), "unknown dtype 'float99'"),
+    "limit": (("grade", *PLAIN, "--limit", 0), "--limit"),
+    "option": (("grade", "--colour", "red"), "No such option"),
+    "command": (("gradee",), "No such command"),
+}
+
+
+@pytest.mark.usefixtures("tables")
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_exits_with_2(hopscope: Command, name: str) -> None:
+    arguments, message = MISTAKES[name]
+    done = hopscope(*arguments)
+    assert done.code == 2, done
+    assert message in done.err
+    assert "Traceback" not in done.err
+    assert done.out == ""
+    assert not Path("run").exists()
+
+
+def test_a_mistake_in_a_real_shell(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hopscope.cli", "grade", "--queries", "wrld"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("hopscope: no query set 'wrld'")
+    assert len(done.stderr.splitlines()) == 1
+
+
+# --- a failure: 1 --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["frame", "run.json", "other settings"])
+def test_a_damaged_run_folder_exits_with_1(hopscope: Command, csv: Path, damage: str) -> None:
+    asked: tuple[object, ...] = ("grade", *TINY, "-q", csv, "-o", "run")
+    assert hopscope(*asked).code == 0
+    if damage == "frame":
+        Path("run/frame-000000.parquet").write_bytes(b"PAR1 and no more")
+    elif damage == "run.json":
+        Path("run/run.json").write_text("{")
+    else:
+        asked = (*asked, "--match", "substring")
+    done = hopscope(*asked)
+    assert done.code == 1
+    expected = "holds another run: its settings" if damage == "other settings" else "is damaged"
+    assert expected in done.err
+    assert done.err.splitlines()[-1].startswith(("hopscope: ", "Choose"))
+    assert "Traceback" not in done.err
+    assert done.out == ""
+
+
+def test_a_foreign_folder_exits_with_1(hopscope: Command, csv: Path) -> None:
+    Path("thesis").mkdir()
+    Path("thesis/thesis.tex").write_text("ten years of work")
+    done = hopscope("grade", *TINY, "-q", csv, "-o", "thesis")
+    assert done.code == 1
+    assert "hopscope: thesis is there and is not a run folder" in done.err
+    assert [path.name for path in Path("thesis").iterdir()] == ["thesis.tex"]
+
+
+def test_a_model_that_cannot_be_read_exits_with_1(hopscope: Command, csv: Path) -> None:
+    Path("model").mkdir()
+    done = hopscope("grade", "-m", "model", "-q", csv)
+    assert done.code == 1
+    assert "hopscope: model has no config.json" in done.err
+
+
+def test_a_figure_without_results_exits_with_1(
+    hopscope: Command, figures: tuple[object, ...], tmp_path: Path
+) -> None:
+    plain_queries(3).to_csv(tmp_path / "answered.csv")  # of which none is right
+    done = hopscope(*figures, "back_patching")
+    assert done.code == 1
+    assert "no query was graded incorrect or correct" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_an_interrupt_exits_with_130(
+    hopscope: Command, csv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hopscope.experiments.grading.generate", interrupted)
+    done = hopscope("grade", *TINY, "-q", csv, "-o", "run")
+    assert done.code == 130
+    assert "the same command goes on from here" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_an_interrupted_command_goes_on(
+    hopscope: Command, csv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("back-patch", *TINY, "-q", csv, "--subset", "all", "--layer-step", 3)
+    calls, real = iter(range(100)), sweep.sweep
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == 9:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    whole = hopscope(*asked).out
+    with monkeypatch.context() as patch:
+        patch.setattr("hopscope.experiments.back_patching.sweep", interrupted)
+        assert hopscope(*asked, "-o", "run").code != 0
+    assert 0 < len(list(Path("run").glob("frame-*.parquet"))) < 4
+    assert hopscope(*asked, "-o", "run").out == whole

@@ -1,0 +1,100 @@
+"""Tests of what an import loads: `hopscope` nothing heavy, `hopscope.probes` torch alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hopscope
+
+HEAVY = ("transformer_lens", "nnsight", "matplotlib", "datasets", "transformers")
+
+# Runs a statement, and prints which of the modules named after it were loaded.
+WATCHER = """
+import sys
+exec(sys.argv[1])
+print(*(name for name in sys.argv[2:] if name in sys.modules))
+"""
+
+# Runs a statement where nothing can be imported but the standard library, hopscope, and what
+# torch has loaded by itself.
+TORCH_ALONE = """
+import sys
+import torch
+
+allowed = {name.partition(".")[0] for name in sys.modules} | sys.stdlib_module_names
+allowed |= {"hopscope", "leaky"}
+
+
+class Refusing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in allowed:
+            raise ImportError(f"refused: {name}")
+
+
+sys.meta_path.insert(0, Refusing())
+exec(sys.argv[1])
+"""
+
+USING_A_PROBE = """
+import torch
+from hopscope.probes import LogitLens
+lens = LogitLens(torch.nn.LayerNorm(4), torch.nn.Linear(4, 10, bias=False))
+states, token = torch.randn(2, 3, 4), torch.tensor(7)
+assert lens(states).shape == (2, 3, 10)
+assert lens.rank(states, token).shape == lens.logprob(states, token).shape == (2, 3)
+"""
+
+
+def python(code: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder)
+
+
+def loaded(statement: str, folder: Path) -> list[str]:
+    """The heavy modules that a statement loads."""
+    done = python(WATCHER, statement, *HEAVY, folder=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("statement", ["import hopscope", "import hopscope.cli"])
+def test_the_package_loads_nothing_heavy(statement: str, tmp_path: Path) -> None:
+    assert loaded(statement, tmp_path) == []
+
+
+def test_it_would_be_seen_if_it_did(tmp_path: Path) -> None:
+    (tmp_path / "leaky.py").write_text("import datasets, matplotlib\n")
+    assert loaded("import leaky", tmp_path) == ["matplotlib", "datasets"]
+
+
+def test_the_experiments_load_only_what_they_use(tmp_path: Path) -> None:
+    statement = "import hopscope as hs; hs.grade; hs.back_patch; hs.load_model; hs.load_queries"
+    assert set(loaded(statement, tmp_path)) <= {"transformers"}
+
+
+def test_probes_need_torch_alone(tmp_path: Path) -> None:
+    done = python(TORCH_ALONE, USING_A_PROBE, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", ["transformers", "pandas"])
+def test_it_would_be_seen_if_they_needed_more(module: str, tmp_path: Path) -> None:
+    (tmp_path / "leaky.py").write_text(f"import {module}\n")
+    done = python(TORCH_ALONE, f"import leaky\n{USING_A_PROBE}", folder=tmp_path)
+    assert done.returncode != 0
+    assert f"refused: {module}" in done.stderr
+
+
+@pytest.mark.parametrize("name", hopscope._HOME)
+def test_every_public_name_is_there(name: str) -> None:
+    assert getattr(hopscope, name).__name__ == name
+    assert name in dir(hopscope)
+
+
+def test_an_unknown_name_is_told() -> None:
+    with pytest.raises(AttributeError, match="module 'hopscope' has no attribute 'patch_back'"):
+        hopscope.patch_back  # noqa: B018

@@ -1,0 +1,211 @@
+"""Tests of plots.py: what is drawn is what the tables say, and the same bytes each time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from known import RIGHT, made_grading
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.container import BarContainer
+from matplotlib.patches import Rectangle
+
+from hopscope import plots
+
+RATES = pd.DataFrame(
+    [
+        ("t1", "none", 8, 0.5, 0.25, 0.75),
+        ("t1", "other", 8, 0.25, 0.0, 0.5),
+        ("t1", "random", 8, 0.125, 0.0, 0.375),
+        ("t2", "none", 8, 1.0, 1.0, 1.0),
+        ("t2", "other", 8, 0.75, 0.5, 1.0),
+        ("t2", "random", 8, 0.0, 0.0, 0.0),
+    ],
+    columns=["position", "control", "n", "rate", "low", "high"],
+)
+SHARE = pd.DataFrame(
+    [[0.25, 0.5, 0.0], [np.nan, 1.0, 0.75]],
+    index=pd.Index([0, 1], name="target_layer"),
+    columns=pd.Index([1, 2, 3], name="source_layer"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _closed_figures() -> object:
+    yield
+    plt.close("all")
+
+
+def heights(container: BarContainer) -> list[float]:
+    return [bar.get_height() for bar in container.patches]
+
+
+def bars(ax: Axes) -> dict[str, BarContainer]:
+    """The bars of each label."""
+    found = [each for each in ax.containers if isinstance(each, BarContainer)]
+    return {str(each.get_label()): each for each in found}
+
+
+def spans(container: BarContainer) -> list[tuple[float, float]]:
+    """The ends of each error bar."""
+    assert container.errorbar is not None
+    (lines,) = container.errorbar.lines[2]
+    return [(float(ends[0, 1]), float(ends[1, 1])) for ends in lines.get_segments()]
+
+
+# --- bars ----------------------------------------------------------------------------------------
+
+
+def test_success_bars_are_the_rates() -> None:
+    ax = plots.success_bars(RATES, title="twenty queries")
+    drawn = bars(ax)
+    assert heights(drawn["own later state"]) == [0.5, 1.0]
+    assert heights(drawn["another query's state"]) == [0.25, 0.75]
+    assert heights(drawn["random vector"]) == [0.125, 0.0]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["t1", "t2"]
+    assert ax.get_title() == "twenty queries"
+    assert ax.get_ylim() == (0, 1)
+
+
+def test_success_bars_have_their_intervals() -> None:
+    drawn = bars(plots.success_bars(RATES))
+    assert spans(drawn["own later state"]) == [(0.25, 0.75), (1.0, 1.0)]
+    assert spans(drawn["another query's state"]) == [(0.0, 0.5), (0.5, 1.0)]
+
+
+def test_bars_stand_side_by_side() -> None:
+    patches = [bar for each in bars(plots.success_bars(RATES)).values() for bar in each.patches]
+    edges = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in patches)
+    assert all(right <= left for (_, right), (left, _) in pairwise(edges))
+    assert len({bar.get_facecolor() for bar in patches}) == 3
+
+
+@pytest.mark.parametrize("controls", [["none"], ["none", "random"]])
+def test_controls_that_were_not_run_take_no_place(controls: Sequence[str]) -> None:
+    ax = plots.success_bars(RATES[RATES["control"].isin(controls)])
+    assert len(bars(ax)) == len(controls)
+
+
+def test_an_unknown_interval_is_drawn_as_none() -> None:
+    one = RATES.head(1).assign(low=np.nan, high=np.nan)
+    drawn = bars(plots.success_bars(one))["own later state"]
+    assert heights(drawn) == [0.5]
+    assert spans(drawn) == [(0.5, 0.5)]
+
+
+def test_an_axes_that_is_given_is_drawn_on() -> None:
+    _, (left, right) = plt.subplots(1, 2)
+    assert plots.success_bars(RATES, left) is left
+    assert plots.layer_heatmap(SHARE, right) is right
+
+
+def test_grading_bars_are_the_summary() -> None:
+    summary = made_grading(RIGHT).summary()
+    ax = plots.grading_bars(summary)
+    share = summary.set_index("what")["share"]
+    widths = [bar.get_width() for bar in ax.patches if isinstance(bar, Rectangle)]
+    assert widths == pytest.approx([share[name] for name in plots.FORM_LABELS])
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert labels == list(plots.FORM_LABELS.values())
+    counts = dict(zip(summary["what"], summary["right"], strict=True))
+    shown = [text.get_text() for text in ax.texts]
+    assert shown == [str(counts[name]) for name in plots.FORM_LABELS]
+    assert ax.get_xlabel() == "share of 12 queries"
+    assert ax.yaxis_inverted()  # the first hop on top
+
+
+# --- the heatmap ---------------------------------------------------------------------------------
+
+
+def mesh(ax: Axes) -> QuadMesh:
+    found = next(each for each in ax.collections if isinstance(each, QuadMesh))
+    ax.figure.draw_without_rendering()  # type: ignore[union-attr]
+    return found
+
+
+def test_the_heatmap_has_sources_to_the_right_and_targets_upwards() -> None:
+    ax = plots.layer_heatmap(SHARE, title="t1")
+    drawn: np.ndarray = np.ma.filled(np.ma.asarray(mesh(ax).get_array()), -1.0).reshape(2, 3)
+    assert ax.yaxis_inverted()  # the first row is on top: the highest target
+    assert drawn.tolist() == [[-1.0, 1.0, 0.75], [0.25, 0.5, 0.0]]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "3"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["1", "0"]
+    assert (ax.get_xlabel(), ax.get_title()) == ("source layer (read)", "t1")
+
+
+@pytest.mark.parametrize(("vmax", "top"), [(None, 1.0), (0.5, 0.5)])
+def test_the_colours_end_where_asked(vmax: float | None, top: float) -> None:
+    assert mesh(plots.layer_heatmap(SHARE, vmax=vmax)).get_clim() == (0, top)
+
+
+def test_a_heatmap_without_a_hit_is_drawn() -> None:
+    low, high = mesh(plots.layer_heatmap(SHARE * 0)).get_clim()
+    assert low == 0 < high
+
+
+def test_labels_of_many_layers_are_thinned_and_stay_right() -> None:
+    layers = list(range(0, 60, 2))
+    share = pd.DataFrame(0.0, index=layers[:-1], columns=layers[1:])
+    ax = plots.layer_heatmap(share)
+    for axis, shown in ((ax.xaxis, layers[1:]), (ax.yaxis, layers[-2::-1])):
+        labels = [label.get_text() for label in axis.get_ticklabels()]
+        assert len(labels) == len(shown)
+        named = [(label, layer) for label, layer in zip(labels, shown, strict=True) if label]
+        assert all(label == str(layer) for label, layer in named)
+        assert 5 <= len(named) <= 12
+
+
+# --- style and files -----------------------------------------------------------------------------
+
+
+def test_the_style_ends_with_its_context() -> None:
+    before = dict(mpl.rcParams)
+    with plots.figure_style():
+        assert mpl.rcParams["svg.hashsalt"] == "hopscope"
+    assert dict(mpl.rcParams) == before
+
+
+def draw(folder: Path) -> list[Path]:
+    with plots.figure_style():
+        figure, axes = plt.subplots(1, 2, layout="constrained")
+        plots.success_bars(RATES, axes[0])
+        plots.layer_heatmap(SHARE, axes[1])
+        return plots.save_figure(figure, RATES, folder, "rates")
+
+
+def test_a_figure_is_saved_with_its_numbers(tmp_path: Path) -> None:
+    paths = draw(tmp_path / "deep" / "rendered")
+    names = ["rates.png", "rates.svg", "rates.csv"]
+    assert [path.name for path in paths] == names
+    assert sorted(path.name for path in (tmp_path / "deep" / "rendered").iterdir()) == sorted(names)
+    pd.testing.assert_frame_equal(pd.read_csv(paths[2]), RATES)
+    assert paths[0].read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_figure_has_the_same_bytes(tmp_path: Path) -> None:
+    first = draw(tmp_path / "one")
+    with mpl.rc_context({"font.size": 20, "axes.facecolor": "pink", "svg.hashsalt": None}):
+        second = draw(tmp_path / "two")
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes(), one.name
+    assert b"<dc:date>" not in first[1].read_bytes()
+    assert b"Software" not in first[0].read_bytes()
+
+
+def test_a_figure_replaces_an_earlier_one(tmp_path: Path) -> None:
+    (tmp_path / "rates.svg").write_text("old")
+    assert draw(tmp_path)[1].read_text().startswith("<?xml")
+
+
+def test_numbers_are_written_short(tmp_path: Path) -> None:
+    figure = plt.figure()
+    numbers = pd.DataFrame({"a": [1 / 3, np.nan], "b": [1, 2]})
+    path = plots.save_figure(figure, numbers, tmp_path, "n")[2]
+    assert path.read_bytes() == b"a,b\n0.333333,1\n,2\n"

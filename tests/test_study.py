@@ -1,0 +1,286 @@
+"""Tests of study.py and of the figure scripts: what is run, and what is drawn from it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from known import (
+    CORRECT,
+    INCORRECT,
+    RIGHT,
+    known_model,
+    known_queries,
+    made_back_patching,
+    made_grading,
+)
+
+import hopscope as hs
+from hopscope.errors import ResultError, UsageError
+from hopscope.experiments import BackPatching
+from hopscope.study import (
+    PRESETS,
+    Preset,
+    draw_figures,
+    figure_scripts,
+    layer_cells,
+    limited,
+    preset,
+    run_study,
+    study_folder,
+)
+
+SCRIPTS = Path(__file__).parents[1] / "figures"
+CELLS = [(a, b) for a in range(5) for b in range(a)]
+SMALL = Preset(limit=None, most=2, layer_step=3)
+
+
+def made(seed: int, controls: tuple[str, ...] = ("none", "other", "random")) -> BackPatching:
+    """A result of some queries, with hits drawn by seed."""
+    rng = np.random.default_rng(seed)
+    hits = {
+        (f"q{i}", position, control): {cell for cell in CELLS if rng.random() < 0.1}
+        for i in range(7)
+        for position in ("t1", "t2")
+        for control in controls
+    }
+    return made_back_patching(hits, CELLS)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """The saved results that the figures are drawn from."""
+    made_grading(RIGHT).save(tmp_path / "runs" / "grading")
+    made(0).save(tmp_path / "runs" / "back_patching.incorrect")
+    made(1).save(tmp_path / "runs" / "back_patching.correct")
+    return tmp_path / "runs"
+
+
+# --- what is run ---------------------------------------------------------------------------------
+
+
+def test_presets() -> None:
+    assert preset("paper") == Preset(limit=None, most=None, layer_step=1)
+    quick = preset("quick")
+    assert quick.limit is not None
+    assert quick.most is not None
+    assert quick.layer_step > 1
+
+
+def test_an_unknown_preset_is_told() -> None:
+    with pytest.raises(UsageError, match="unknown preset 'full': choose one of quick, paper"):
+        preset("full")
+    assert set(PRESETS) == {"quick", "paper"}
+
+
+@pytest.mark.parametrize(
+    ("step", "cells"),
+    [
+        (1, None),
+        (2, [(2, 0), (4, 0), (4, 2)]),
+        (3, [(3, 0)]),
+        (4, [(4, 0)]),
+        (5, []),
+    ],
+)
+def test_layer_cells(step: int, cells: list[tuple[int, int]] | None) -> None:
+    assert layer_cells(5, step) == cells
+
+
+def test_a_layer_step_below_one_is_told() -> None:
+    with pytest.raises(UsageError, match="the layer step must be 1 or more, not 0"):
+        layer_cells(5, 0)
+
+
+def test_limited_draws_by_seed() -> None:
+    queries = known_queries()
+    assert limited(queries, None) is queries
+    assert limited(queries, 12) is queries
+    assert limited(queries, 99) is queries
+    drawn = [tuple(query.id for query in limited(queries, 4, seed)) for seed in (0, 0, 1)]
+    assert len(drawn[0]) == 4
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_study_grades_and_back_patches_both_subsets(tmp_path: Path) -> None:
+    graded = run_study(known_model(), known_queries(), tmp_path, SMALL, progress=False)
+    assert [query.id for query in graded.incorrect()] == INCORRECT
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "back_patching.correct",
+        "back_patching.incorrect",
+        "grading",
+    ]
+    for name, subset in (("incorrect", INCORRECT), ("correct", CORRECT)):
+        result = hs.load_result(tmp_path / f"back_patching.{name}")
+        assert isinstance(result, BackPatching)
+        assert set(result.frame["query"]) < set(subset)
+        assert result.frame["query"].nunique() == SMALL.most
+        assert set(result.frame["source_layer"]) == {3}
+        assert result.run["settings"]["cells"] == [[3, 0]]
+
+
+def test_a_study_goes_on(tmp_path: Path) -> None:
+    run_study(known_model(), known_queries(), tmp_path, SMALL, progress=False)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    next(tmp_path.glob("back_patching.correct/frame-*.parquet")).unlink()
+    run_study(known_model(), known_queries(), tmp_path, SMALL, progress=False)
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    assert set(after) == set(before)
+    same = [path for path in before if path.parent.name != "back_patching.correct"]
+    assert same
+    assert all(after[path] == before[path] for path in same)
+
+
+def test_a_subset_without_queries_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = known_queries().filter(lambda query: query.id in CORRECT)
+    run_study(known_model(), right, tmp_path, SMALL, progress=False)
+    assert not (tmp_path / "back_patching.incorrect").exists()
+    assert (tmp_path / "back_patching.correct").exists()
+    assert "no query was graded incorrect" in caplog.text
+
+
+def test_the_limit_bounds_what_is_graded(tmp_path: Path) -> None:
+    size = replace(SMALL, limit=5)
+    graded = run_study(known_model(), known_queries(), tmp_path, size, progress=False)
+    assert len(graded.verdicts()) == 5
+
+
+def test_a_study_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    model, queries = known_model(), replace(known_queries(), name="my set/2.csv")
+    folder = study_folder(tmp_path, model, queries, "quick")
+    assert folder.parent == tmp_path
+    assert folder.name == "known.my-set-2-csv.quick"
+    assert study_folder(tmp_path, model, queries, "paper") != folder
+
+
+# --- figure scripts ------------------------------------------------------------------------------
+
+
+def test_each_script_is_a_figure() -> None:
+    assert {"back_patching", "grading"} <= set(figure_scripts(SCRIPTS, []))
+    assert list(figure_scripts(SCRIPTS, ["grading"])) == ["grading"]
+
+
+def test_an_unknown_figure_is_told() -> None:
+    with pytest.raises(UsageError, match=r"no figure 'bagging' in .*: there is back_patching, "):
+        figure_scripts(SCRIPTS, ["grading", "bagging"])
+
+
+def test_a_folder_without_scripts_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no figure scripts in .*in a checkout of hopscope"):
+        figure_scripts(tmp_path, [])
+
+
+def test_figures_are_drawn_from_saved_results(runs: Path, tmp_path: Path) -> None:
+    names = ["back_patching", "grading"]
+    paths = draw_figures(SCRIPTS, names, runs, tmp_path / "rendered")
+    expected = [f"{name}.{suffix}" for name in names for suffix in ("png", "svg", "csv")]
+    assert [path.name for path in paths] == expected
+    assert sorted(path.name for path in (tmp_path / "rendered").iterdir()) == sorted(expected)
+    assert all(path.stat().st_size > 100 for path in paths)
+
+
+def test_drawing_twice_gives_the_same_bytes(runs: Path, tmp_path: Path) -> None:
+    first = draw_figures(SCRIPTS, [], runs, tmp_path / "one")
+    with mpl.rc_context({"font.size": 22.0, "figure.facecolor": "pink", "svg.hashsalt": None}):
+        second = draw_figures(SCRIPTS, [], runs, tmp_path / "two")
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes(), one.name
+
+
+def test_another_process_draws_the_same_bytes(runs: Path, tmp_path: Path) -> None:
+    first = draw_figures(SCRIPTS, ["back_patching"], runs, tmp_path / "one")
+    code = (
+        "import sys; from pathlib import Path; from hopscope.study import draw_figures; "
+        "draw_figures(Path(sys.argv[1]), ['back_patching'], *map(Path, sys.argv[2:]))"
+    )
+    arguments = [str(SCRIPTS), str(runs), str(tmp_path / "two")]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+    for path in first:
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
+def numbers(runs: Path, folder: Path, name: str) -> pd.DataFrame:
+    draw_figures(SCRIPTS, [name], runs, folder)
+    return pd.read_csv(folder / f"{name}.csv")
+
+
+def loaded(runs: Path) -> Mapping[str, BackPatching]:
+    found = {}
+    for name in ("incorrect", "correct"):
+        result = hs.load_result(runs / f"back_patching.{name}")
+        assert isinstance(result, BackPatching)
+        found[name] = result
+    return found
+
+
+def test_the_numbers_are_the_success_rates(runs: Path, tmp_path: Path) -> None:
+    table = numbers(runs, tmp_path, "back_patching")
+    drawn = table[table["panel"] == "any cell"]
+    for name, result in loaded(runs).items():
+        rates = result.success_rate()
+        here = drawn[drawn["subset"] == name].reset_index(drop=True)
+        pd.testing.assert_frame_equal(here[list(rates.columns)], rates, rtol=1e-5)
+    assert drawn[["source_layer", "target_layer"]].isna().all(axis=None)
+
+
+def test_the_numbers_are_the_heatmaps(runs: Path, tmp_path: Path) -> None:
+    table = numbers(runs, tmp_path, "back_patching")
+    cells = table[table["panel"] == "cell"]
+    assert len(cells) == 2 * 2 * len(CELLS)
+    assert set(cells["control"]) == {"none"}
+    for name, result in loaded(runs).items():
+        for position in ("t1", "t2"):
+            share = result.heatmap(position)
+            here = cells[(cells["subset"] == name) & (cells["position"] == position)]
+            for a, b, rate in zip(
+                here["source_layer"], here["target_layer"], here["rate"], strict=True
+            ):
+                assert rate == pytest.approx(share.loc[b, a], abs=1e-6)
+
+
+def test_the_numbers_of_grading_are_its_summary(runs: Path, tmp_path: Path) -> None:
+    table = numbers(runs, tmp_path, "grading")
+    pd.testing.assert_frame_equal(table, made_grading(RIGHT).summary(), rtol=1e-5)
+
+
+def test_one_subset_is_enough(runs: Path, tmp_path: Path) -> None:
+    for path in (runs / "back_patching.correct").iterdir():
+        path.unlink()
+    (runs / "back_patching.correct").rmdir()
+    table = numbers(runs, tmp_path, "back_patching")
+    assert set(table["subset"]) == {"incorrect"}
+
+
+def test_results_of_one_query_without_controls_are_drawn(tmp_path: Path) -> None:
+    hits = {("q", "t1", "none"): {(1, 0)}}
+    made_back_patching(hits, [(1, 0)]).save(tmp_path / "runs" / "back_patching.incorrect")
+    table = numbers(tmp_path / "runs", tmp_path, "back_patching")
+    assert list(table["rate"]) == [1.0, 1.0]
+    assert table["low"].isna().all()
+
+
+def test_missing_results_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ResultError, match=r"holds no back-patching result.*--limit"):
+        draw_figures(SCRIPTS, ["back_patching"], tmp_path, tmp_path / "rendered")
+    with pytest.raises(ResultError, match="is not a run folder"):
+        draw_figures(SCRIPTS, ["grading"], tmp_path, tmp_path / "rendered")
+    assert not (tmp_path / "rendered").exists()
+
+
+def test_a_result_of_another_kind_is_told(runs: Path, tmp_path: Path) -> None:
+    made(0).save(runs / "grading")
+    with pytest.raises(ResultError, match="grading"):
+        draw_figures(SCRIPTS, ["grading"], runs, tmp_path / "rendered")
+    made_grading(RIGHT).save(runs / "back_patching.correct")
+    with pytest.raises(ResultError, match=r"back_patching\.correct"):
+        draw_figures(SCRIPTS, ["back_patching"], runs, tmp_path / "rendered")
