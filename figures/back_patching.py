@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from hopscope import plots
 from hopscope.errors import ResultError
 from hopscope.experiments import BackPatching
-from hopscope.results import load_result
 
 TITLES = {
     "incorrect": "Both hops right, composition wrong",
@@ -41,11 +40,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
 
 
 def _load(path: Path) -> BackPatching | None:
-    if not (path / "run.json").exists():
-        return None
-    result = load_result(path)
-    assert isinstance(result, BackPatching)
-    return result
+    return BackPatching.load(path) if (path / "run.json").exists() else None
 
 
 def _figure(results: dict[str, BackPatching]) -> Figure:

@@ -9,13 +9,11 @@ from matplotlib import pyplot as plt
 
 from hopscope import plots
 from hopscope.experiments import Grading
-from hopscope.results import load_result
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:
     """Draw the figure from `runs/grading` into `rendered`."""
-    result = load_result(runs / "grading")
-    assert isinstance(result, Grading)
+    result = Grading.load(runs / "grading")
     summary = result.summary()
     with plots.figure_style():
         figure, ax = plt.subplots(figsize=(5.8, 3.4), layout="constrained")

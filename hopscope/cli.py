@@ -29,6 +29,8 @@ app = typer.Typer(
 models_app = typer.Typer(no_args_is_help=True, help="The models that hopscope knows by name.")
 app.add_typer(models_app, name="models")
 
+INTERRUPTED = 130
+
 Model = Annotated[
     str, typer.Option("--model", "-m", help="Zoo name, hub id, folder or .gguf file.")
 ]
@@ -64,9 +66,10 @@ def main() -> None:
         _fail(error, 2)
     except HopscopeError as error:
         _fail(error, 1)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here if it has -o", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # typer has swallowed the KeyboardInterrupt
+            print("stopped; with -o, the same command goes on from here", file=sys.stderr)
+        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

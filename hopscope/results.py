@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -69,16 +70,31 @@ class Result:
             ResultError: if the path is something else than a run folder.
         """
         path = Path(path)
-        if path.exists() and not (path / "run.json").is_file() and any(path.iterdir()):
+        if path.is_file() or (path.exists() and not is_run(path) and any(path.iterdir())):
             raise ResultError(f"{path} is not a run folder of hopscope; choose another place")
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        write_part(beside, 0, {"frame": self.frame, "details": self.details})
-        write_json(beside / "run.json", {**self.run, "kind": self.kind})
-        shutil.rmtree(path, ignore_errors=True)
-        beside.rename(path)
-        path.chmod(0o755)
+        try:
+            write_part(beside, 0, {"frame": self.frame, "details": self.details})
+            write_json(beside / "run.json", {**self.run, "kind": self.kind})
+            beside.chmod(0o755)
+            shutil.rmtree(path, ignore_errors=True)
+            beside.rename(path)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
         return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a run folder that holds a result of this kind.
+
+        Raises:
+            ResultError: if there is none, it is damaged, or of another kind.
+        """
+        result = load_result(path)
+        if not isinstance(result, cls):
+            raise ResultError(f"{path} holds a result of kind {result.kind!r}, not {cls.kind!r}")
+        return result
 
     @classmethod
     def of(cls, tables: Tables, run: Mapping[str, Any]) -> Self:
@@ -102,6 +118,8 @@ def load_result(path: str | Path) -> Result:
             f"{path} holds a result of kind {run.get('kind')!r}, which this version of hopscope "
             f"does not know; it knows {', '.join(filter(None, Result.kinds))}"
         )
+    if "n" not in run.get("queries", {}):
+        raise ResultError(f"{path / 'run.json'} is damaged: it does not say what was asked")
     tables = read_parts(path)
     found, asked = tables["details"]["query"].nunique(), run["queries"]["n"]
     if found < asked:
@@ -112,12 +130,19 @@ def load_result(path: str | Path) -> Result:
 def read_run(path: Path) -> dict[str, Any]:
     """The `run.json` of a run folder."""
     try:
-        run: dict[str, Any] = json.loads((path / "run.json").read_text())
-    except FileNotFoundError:
+        run = json.loads((path / "run.json").read_text())
+    except (FileNotFoundError, NotADirectoryError):
         raise ResultError(f"{path} is not a run folder: it has no run.json") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ResultError(f"{path / 'run.json'} is damaged: {error}") from None
+    if not isinstance(run, dict):
+        raise ResultError(f"{path / 'run.json'} is damaged: it holds no object")
     return run
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run folder."""
+    return (path / "run.json").is_file()
 
 
 def part_path(path: Path, table: str, part: int) -> Path:
@@ -237,6 +262,7 @@ def parse_shard(text: str) -> tuple[int, int]:
         UsageError: if it is not of that form.
     """
     index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+    plain = re.fullmatch(r"[0-9]+/[0-9]+", text)
+    if plain is None or not 1 <= int(index) <= int(count):
         raise UsageError(f"{text!r} is not a shard: write i/n with 1 <= i <= n, such as 1/4")
     return int(index), int(count)

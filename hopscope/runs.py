@@ -12,7 +12,15 @@ from tqdm.auto import tqdm
 
 from hopscope.errors import QueryError, ResultError, UsageError
 from hopscope.queries import QuerySet
-from hopscope.results import Tables, part_path, read_parts, read_run, write_json, write_part
+from hopscope.results import (
+    Tables,
+    is_run,
+    part_path,
+    read_parts,
+    read_run,
+    write_json,
+    write_part,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +63,15 @@ def run_over(
         )
     if shard is not None and out is None:
         raise UsageError("a shard needs a run folder, where the shards come together: give out")
-    folder = None if out is None else open_run(Path(out), run)
     index, count = shard or (1, 1)
-    starts = list(range(0, len(queries), per_part))[index - 1 :: count]
+    parts = range(0, len(queries), per_part)
+    starts = parts[index - 1 :: count]
+    if not starts:
+        raise UsageError(
+            f"shard {index}/{count} has nothing to do: the {len(queries)} queries make "
+            f"{len(parts)} parts; use at most {len(parts)} shards"
+        )
+    folder = None if out is None else open_run(Path(out), run)
     kept: list[Tables] = []
     with tqdm(
         total=sum(min(per_part, len(queries) - start) for start in starts),
@@ -83,7 +97,7 @@ def open_run(path: Path, run: Mapping[str, Any]) -> Path:
     Raises:
         ResultError: if the folder holds something else.
     """
-    if (path / "run.json").exists():
+    if is_run(path):
         before = read_run(path)
         differing = [key for key in SAME if before.get(key) != run.get(key)]
         if differing:
@@ -94,8 +108,13 @@ def open_run(path: Path, run: Mapping[str, Any]) -> Path:
             )
         logger.info("going on with %s", path)
         return path
-    if path.is_file() or (path.exists() and any(path.iterdir())):
+    if path.is_file() or (path.exists() and any(map(_is_foreign, path.iterdir()))):
         raise ResultError(f"{path} is there and is not a run folder; choose another place")
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / "run.json", run)
     return path
+
+
+def _is_foreign(file: Path) -> bool:
+    """Whether a file is none that a killed run may have left before its run.json was there."""
+    return not file.name.startswith(".run.json.")

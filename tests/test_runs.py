@@ -251,12 +251,12 @@ def test_a_shard_with_nothing_to_do_is_told(tmp_path: Path) -> None:
 
 def test_back_patching_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     queries = known_queries()
-    settings: dict[str, Any] = {"cells": [(3, 0), (4, 1)], "progress": False}
+    settings: dict[str, Any] = {"cells": [(3, 0)], "max_new_tokens": 2, "progress": False}
     whole = back_patch(known_model(), queries, out=tmp_path / "whole", **settings)
     real, calls = sweep.sweep, iter(range(1000))
 
     def failing(*args: Any, **kwargs: Any) -> Any:
-        if next(calls) == 9:
+        if next(calls) == 9:  # in the third of six parts
             raise MemoryError
         return real(*args, **kwargs)
 
@@ -281,7 +281,7 @@ def many_queries() -> QuerySet:
                 r1_template="The country of {}",
                 r2_template="The capital of {}",
             )
-            for number in range(20)
+            for number in range(40)
         ),
         "many",
     )
@@ -313,13 +313,15 @@ def test_a_killed_command_goes_on(tmp_path: Path) -> None:
     many_queries().to_csv(tmp_path / "many.csv")
     command = [sys.executable, "-m", "hopscope.cli", "back-patch", "--model", "tiny-random-llama"]
     command += ["--queries", str(tmp_path / "many.csv"), "--subset", "all", "--device", "cpu"]
+    command += ["--max-new-tokens", "2"]
     kill_once_it_has_a_part([*command, "--out", str(tmp_path / "run")], tmp_path / "run")
     finished = parts(tmp_path / "run")
-    assert 0 < len(finished) < 20
+    assert 0 < len(finished) < 40
     model = hs.load_model("tiny-random-llama", device="cpu")
     queries = replace(hs.load_queries(tmp_path / "many.csv"), name="many")
     whole, again = (
-        back_patch(model, queries, out=tmp_path / name, progress=False) for name in ("whole", "run")
+        back_patch(model, queries, out=tmp_path / name, max_new_tokens=2, progress=False)
+        for name in ("whole", "run")
     )
     pd.testing.assert_frame_equal(again.frame, whole.frame)
     assert parts(tmp_path / "run") == parts(tmp_path / "whole")

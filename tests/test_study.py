@@ -39,6 +39,7 @@ from hopscope.study import (
 
 SCRIPTS = Path(__file__).parents[1] / "figures"
 CELLS = [(a, b) for a in range(5) for b in range(a)]
+FIGURES = ["back_patching", "grading"]
 SMALL = Preset(limit=None, most=2, layer_step=3)
 
 
@@ -54,13 +55,24 @@ def made(seed: int, controls: tuple[str, ...] = ("none", "other", "random")) -> 
     return made_back_patching(hits, CELLS)
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    """The saved results that the figures are drawn from."""
-    made_grading(RIGHT).save(tmp_path / "runs" / "grading")
-    made(0).save(tmp_path / "runs" / "back_patching.incorrect")
-    made(1).save(tmp_path / "runs" / "back_patching.correct")
-    return tmp_path / "runs"
+def save_all(runs: Path) -> Path:
+    """Save the results that the figures are drawn from."""
+    made_grading(RIGHT).save(runs / "grading")
+    made(0).save(runs / "back_patching.incorrect")
+    made(1).save(runs / "back_patching.correct")
+    return runs
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_all(tmp_path_factory.mktemp("study") / "runs")
+
+
+@pytest.fixture(scope="module")
+def drawn(runs: Path) -> dict[str, Path]:
+    """The files of all figures, drawn once, by name."""
+    paths = draw_figures(SCRIPTS, FIGURES, runs, runs.parent / "rendered")
+    return {path.name: path for path in paths}
 
 
 # --- what is run ---------------------------------------------------------------------------------
@@ -180,38 +192,38 @@ def test_a_folder_without_scripts_is_told(tmp_path: Path) -> None:
         figure_scripts(tmp_path, [])
 
 
-def test_figures_are_drawn_from_saved_results(runs: Path, tmp_path: Path) -> None:
-    names = ["back_patching", "grading"]
-    paths = draw_figures(SCRIPTS, names, runs, tmp_path / "rendered")
-    expected = [f"{name}.{suffix}" for name in names for suffix in ("png", "svg", "csv")]
-    assert [path.name for path in paths] == expected
-    assert sorted(path.name for path in (tmp_path / "rendered").iterdir()) == sorted(expected)
-    assert all(path.stat().st_size > 100 for path in paths)
+def test_figures_are_drawn_from_saved_results(drawn: dict[str, Path], runs: Path) -> None:
+    expected = [f"{name}.{suffix}" for name in FIGURES for suffix in ("png", "svg", "csv")]
+    assert list(drawn) == expected
+    assert sorted(path.name for path in (runs.parent / "rendered").iterdir()) == sorted(expected)
+    assert all(path.stat().st_size > 100 for path in drawn.values())
 
 
-def test_drawing_twice_gives_the_same_bytes(runs: Path, tmp_path: Path) -> None:
-    first = draw_figures(SCRIPTS, [], runs, tmp_path / "one")
+def test_drawing_again_gives_the_same_bytes(
+    drawn: dict[str, Path], runs: Path, tmp_path: Path
+) -> None:
     with mpl.rc_context({"font.size": 22.0, "figure.facecolor": "pink", "svg.hashsalt": None}):
-        second = draw_figures(SCRIPTS, [], runs, tmp_path / "two")
-    for one, other in zip(first, second, strict=True):
-        assert one.read_bytes() == other.read_bytes(), one.name
+        draw_figures(SCRIPTS, FIGURES, runs, tmp_path)
+    for name, path in drawn.items():
+        assert path.read_bytes() == (tmp_path / name).read_bytes(), name
 
 
-def test_another_process_draws_the_same_bytes(runs: Path, tmp_path: Path) -> None:
-    first = draw_figures(SCRIPTS, ["back_patching"], runs, tmp_path / "one")
+def test_another_process_draws_the_same_bytes(
+    drawn: dict[str, Path], runs: Path, tmp_path: Path
+) -> None:
     code = (
         "import sys; from pathlib import Path; from hopscope.study import draw_figures; "
-        "draw_figures(Path(sys.argv[1]), ['back_patching'], *map(Path, sys.argv[2:]))"
+        "draw_figures(Path(sys.argv[1]), [], *map(Path, sys.argv[2:]))"
     )
-    arguments = [str(SCRIPTS), str(runs), str(tmp_path / "two")]
+    arguments = [str(SCRIPTS), str(runs), str(tmp_path)]
     subprocess.run([sys.executable, "-c", code, *arguments], check=True)
-    for path in first:
-        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+    for name, path in drawn.items():
+        assert path.read_bytes() == (tmp_path / name).read_bytes(), name
 
 
-def numbers(runs: Path, folder: Path, name: str) -> pd.DataFrame:
-    draw_figures(SCRIPTS, [name], runs, folder)
-    return pd.read_csv(folder / f"{name}.csv")
+def numbers(runs: Path, folder: Path) -> pd.DataFrame:
+    draw_figures(SCRIPTS, ["back_patching"], runs, folder)
+    return pd.read_csv(folder / "back_patching.csv")
 
 
 def loaded(runs: Path) -> Mapping[str, BackPatching]:
@@ -223,18 +235,18 @@ def loaded(runs: Path) -> Mapping[str, BackPatching]:
     return found
 
 
-def test_the_numbers_are_the_success_rates(runs: Path, tmp_path: Path) -> None:
-    table = numbers(runs, tmp_path, "back_patching")
-    drawn = table[table["panel"] == "any cell"]
+def test_the_numbers_are_the_success_rates(drawn: dict[str, Path], runs: Path) -> None:
+    table = pd.read_csv(drawn["back_patching.csv"])
+    bars = table[table["panel"] == "any cell"]
     for name, result in loaded(runs).items():
         rates = result.success_rate()
-        here = drawn[drawn["subset"] == name].reset_index(drop=True)
+        here = bars[bars["subset"] == name].reset_index(drop=True)
         pd.testing.assert_frame_equal(here[list(rates.columns)], rates, rtol=1e-5)
-    assert drawn[["source_layer", "target_layer"]].isna().all(axis=None)
+    assert bars[["source_layer", "target_layer"]].isna().all(axis=None)
 
 
-def test_the_numbers_are_the_heatmaps(runs: Path, tmp_path: Path) -> None:
-    table = numbers(runs, tmp_path, "back_patching")
+def test_the_numbers_are_the_heatmaps(drawn: dict[str, Path], runs: Path) -> None:
+    table = pd.read_csv(drawn["back_patching.csv"])
     cells = table[table["panel"] == "cell"]
     assert len(cells) == 2 * 2 * len(CELLS)
     assert set(cells["control"]) == {"none"}
@@ -248,23 +260,16 @@ def test_the_numbers_are_the_heatmaps(runs: Path, tmp_path: Path) -> None:
                 assert rate == pytest.approx(share.loc[b, a], abs=1e-6)
 
 
-def test_the_numbers_of_grading_are_its_summary(runs: Path, tmp_path: Path) -> None:
-    table = numbers(runs, tmp_path, "grading")
+def test_the_numbers_of_grading_are_its_summary(drawn: dict[str, Path]) -> None:
+    table = pd.read_csv(drawn["grading.csv"])
     pd.testing.assert_frame_equal(table, made_grading(RIGHT).summary(), rtol=1e-5)
 
 
-def test_one_subset_is_enough(runs: Path, tmp_path: Path) -> None:
-    for path in (runs / "back_patching.correct").iterdir():
-        path.unlink()
-    (runs / "back_patching.correct").rmdir()
-    table = numbers(runs, tmp_path, "back_patching")
-    assert set(table["subset"]) == {"incorrect"}
-
-
-def test_results_of_one_query_without_controls_are_drawn(tmp_path: Path) -> None:
+def test_one_subset_of_one_query_without_controls_is_drawn(tmp_path: Path) -> None:
     hits = {("q", "t1", "none"): {(1, 0)}}
-    made_back_patching(hits, [(1, 0)]).save(tmp_path / "runs" / "back_patching.incorrect")
-    table = numbers(tmp_path / "runs", tmp_path, "back_patching")
+    made_back_patching(hits, [(1, 0)]).save(tmp_path / "runs" / "back_patching.correct")
+    table = numbers(tmp_path / "runs", tmp_path)
+    assert set(table["subset"]) == {"correct"}
     assert list(table["rate"]) == [1.0, 1.0]
     assert table["low"].isna().all()
 
@@ -277,7 +282,8 @@ def test_missing_results_are_told(tmp_path: Path) -> None:
     assert not (tmp_path / "rendered").exists()
 
 
-def test_a_result_of_another_kind_is_told(runs: Path, tmp_path: Path) -> None:
+def test_a_result_of_another_kind_is_told(tmp_path: Path) -> None:
+    runs = save_all(tmp_path / "runs")
     made(0).save(runs / "grading")
     with pytest.raises(ResultError, match="grading"):
         draw_figures(SCRIPTS, ["grading"], runs, tmp_path / "rendered")

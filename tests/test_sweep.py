@@ -25,7 +25,7 @@ from hopscope.errors import UsageError
 from hopscope.models import LanguageModel, load_model
 from hopscope.models.tiny import SLIDING_WINDOW, TINY_FAMILIES
 from hopscope.prompts import Prompt, TwoHopQuery
-from hopscope.streams import ATTENTION_NAME, Prefix, PrefixStore, extend
+from hopscope.streams import ATTENTION_NAME, Prefix, PrefixStore
 from hopscope.sweep import (
     CellOutputs,
     ReadOut,
@@ -35,7 +35,7 @@ from hopscope.sweep import (
     plain_sweep,
     sweep,
 )
-from hopscope.tokenized import TokenizedPrompt, by_shape
+from hopscope.tokenized import TokenizedPrompt, by_prefix, by_shape
 
 QUERY = TwoHopQuery(
     id="1",
@@ -410,36 +410,45 @@ ENDINGS = (
 )
 
 
-@pytest.mark.parametrize("max_memory", [None, 1])
-@pytest.mark.parametrize("demonstrations", ["", DEMONSTRATIONS], ids=["zero-shot", "few-shot"])
-def test_prompts_without_edits_equal_a_padded_batch(
-    tiny_model: LanguageModel, demonstrations: str, max_memory: int | None
-) -> None:
-    texts = [ENDINGS[i % 3] + " the" * (i % 2) for i in range(7)]
+@cache
+def unedited(name: str, demonstrations: str) -> tuple[list[TokenizedPrompt], list[PlainOutput]]:
+    """Prompts of several lengths, and what one padded batch of transformers gives for them."""
+    model = loaded(name)
+    texts = [ENDINGS[i % 3] + " the" * (i % 2) for i in range(7)] + ["Kyoto"]
     prompts = [
         TokenizedPrompt.of(
-            tiny_model,
-            Prompt(demonstrations + text, "", "two_hop", few_shot=len(demonstrations)),
+            model, Prompt(demonstrations + text, "", "two_hop", few_shot=len(demonstrations))
         )
         for text in texts
     ]
-    groups, store = by_shape(prompts), PrefixStore(tiny_model)
-    assert 1 < len(groups) < len(prompts)
-    tokens: dict[int, tuple[int, ...]] = {}
-    for group in groups:
-        first = prompts[group[0]]
-        shared = store.get(first.ids[: first.n_shared])
-        rows = [prompts[i].ids for i in group]
-        outputs = generate(tiny_model, rows, READ, shared=shared, max_memory=max_memory)
-        tokens |= zip(group, outputs.tokens, strict=True)
-        assert_equal(outputs, [alone(tiny_model, ids) for ids in rows])
     padded, mask = left_padded([prompt.ids for prompt in prompts])
-    expected = generated(tiny_model.hf, padded, mask, N_TOKENS, tiny_model.end_tokens)
-    assert [tokens[i] for i in range(len(prompts))] == expected
+    said = generated(model.hf, padded, mask, N_TOKENS, model.end_tokens)
+    logits = [plain_outputs(model.hf, prompt.ids, [[]])[0].logits for prompt in prompts]
+    return prompts, [PlainOutput(*both) for both in zip(logits, said, strict=True)]
 
 
-def alone(model: LanguageModel, ids: Sequence[int]) -> PlainOutput:
-    return plain_outputs(model.hf, ids, [[]], N_TOKENS, model.end_tokens)[0]
+BATCHES: dict[str, Callable[[Sequence[TokenizedPrompt]], list[list[int]]]] = {
+    "equal lengths": by_shape,
+    "padded": lambda prompts: by_prefix(prompts, most=5),
+}
+
+
+@pytest.mark.parametrize(
+    ("batches", "max_memory"), [("equal lengths", None), ("padded", None), ("padded", 200_000)]
+)
+@pytest.mark.parametrize("demonstrations", ["", DEMONSTRATIONS], ids=["zero-shot", "few-shot"])
+def test_prompts_without_edits(
+    tiny_model: LanguageModel, demonstrations: str, batches: str, max_memory: int | None
+) -> None:
+    prompts, expected = unedited(tiny_model.name, demonstrations)
+    groups, store = BATCHES[batches](prompts), PrefixStore(tiny_model)
+    assert sorted(i for group in groups for i in group) == list(range(len(prompts)))
+    assert 1 < len(groups) < len(prompts)
+    for group in groups:
+        rows = [prompts[i].ids for i in group]
+        shared = store.get(rows[0][: prompts[group[0]].n_shared])
+        outputs = generate(tiny_model, rows, READ, shared=shared, max_memory=max_memory)
+        assert_equal(outputs, [expected[i] for i in group])
 
 
 def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -447,28 +456,6 @@ def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in prompts])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts])
     return ids, mask
-
-
-@pytest.mark.parametrize("n_shared", [0, 2], ids=["from the start", "after a prefix"])
-def test_prompts_of_unequal_length_are_one_padded_batch(
-    tiny_model: LanguageModel, n_shared: int
-) -> None:
-    texts = ["Paris", "The capital of France is", "The author of the book that won the prize is"]
-    prompts = [(5, 6, *tiny_model.encode(text).ids) for text in texts]
-    assert len({len(ids) for ids in prompts}) == 3
-    what = ReadOut(answer_tokens=ANSWERS, max_new_tokens=12)
-    outputs = generate(
-        tiny_model, prompts, what, shared=extended(tiny_model, prompts[0][:n_shared])
-    )
-    for row, ids in enumerate(prompts):
-        by_itself = plain_sweep(tiny_model, ids, [[]], what)
-        assert outputs.tokens[row] == by_itself.tokens[0]
-        assert outputs.logprob[row] == pytest.approx(float(by_itself.logprob[0]), abs=1e-4)
-        assert outputs.rank[row] == by_itself.rank[0]
-
-
-def extended(model: LanguageModel, ids: Sequence[int]) -> Prefix:
-    return extend(model, Prefix(), ids) if ids else Prefix()
 
 
 # --- memory --------------------------------------------------------------------------------------

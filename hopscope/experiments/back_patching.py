@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -18,7 +19,7 @@ from hopscope.answers import Match, decided, matches
 from hopscope.edits import Patch
 from hopscope.errors import UsageError
 from hopscope.experiments.controls import Donor, choose_donors, random_like
-from hopscope.experiments.grading import said
+from hopscope.experiments.grading import check_tokens, said
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries import Prompt, QuerySet, TwoHopQuery
 from hopscope.results import Result, Tables, mean_interval, provenance
@@ -245,6 +246,7 @@ def back_patch(
     line = queries.few_shot > 0 if one_line is None else one_line
     pairs = _checked_cells(cells, model.n_layers)
     check_choices(positions, controls, criterion, match)
+    check_tokens(max_new_tokens)
     settings = {
         "positions": list(positions),
         "controls": list(controls),
@@ -281,14 +283,20 @@ def back_patch(
 def _checked_cells(cells: Iterable[tuple[int, int]] | None, n_layers: int) -> list[tuple[int, int]]:
     if cells is None:
         return [(a, b) for a in range(n_layers) for b in range(a)]
-    pairs = list(dict.fromkeys((int(a), int(b)) for a, b in cells))
-    wrong = [pair for pair in pairs if not all(0 <= layer < n_layers for layer in pair)]
-    if wrong or not pairs:
+    given = list(cells)
+    wrong = [cell for cell in given if not _is_cell(cell, n_layers)]
+    if wrong or not given:
         raise UsageError(
             f"cells are (source layer, target layer) pairs of layers 0 to {n_layers - 1}; "
             f"got {wrong[0] if wrong else 'none'}"
         )
-    return pairs
+    return list(dict.fromkeys((int(source), int(target)) for source, target in given))
+
+
+def _is_cell(cell: object, n_layers: int) -> bool:
+    if not isinstance(cell, Sequence) or len(cell) != 2:
+        return False
+    return all(isinstance(layer, Integral) and 0 <= int(layer) < n_layers for layer in cell)
 
 
 def check_choices(

@@ -39,7 +39,9 @@ def choose_donors(queries: QuerySet, seed: int) -> dict[str, Donor]:
     answers = {query.id: {normalise(name) for name in query.names("e3")} for query in queries}
     donors: dict[str, Donor] = {}
     for query in queries:
-        others = [o for o in queries if not answers[o.id] & answers[query.id]]
+        others = [
+            o for o in sorted(queries, key=lambda q: q.id) if not answers[o.id] & answers[query.id]
+        ]
         same = [o for o in others if (o.r2, o.r2_template) == (query.r2, query.r2_template)]
         pool = same or others
         if pool:

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from hopscope.answers import Match, first_line, matches
-from hopscope.errors import ResultError
+from hopscope.errors import ResultError, UsageError
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries import FORMS, Form, QuerySet
 from hopscope.results import Result, Tables, provenance
@@ -125,6 +125,7 @@ def grade(
     """
     line = queries.few_shot > 0 if one_line is None else one_line
     matches("", ("",), match)  # an unknown `match` is told before anything runs
+    check_tokens(max_new_tokens)
     settings = {"match": match, "max_new_tokens": max_new_tokens, "one_line": line}
     run = provenance(model, queries, Grading.kind, settings)
     store = PrefixStore(model, most=64)
@@ -137,6 +138,16 @@ def grade(
         queries, compute, run, per_part=PER_PART, out=out, shard=shard, progress=progress
     )
     return Grading(tables["frame"], tables["details"], run, queries)
+
+
+def check_tokens(max_new_tokens: int) -> None:
+    """Refuse to generate nothing.
+
+    Raises:
+        UsageError: if there is no token to generate.
+    """
+    if max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
 
 
 def at_line_end(model: LanguageModel) -> Stop:

@@ -235,7 +235,7 @@ class Case:
 
 
 CASES = (
-    Case("known", 0, ("t2", "t1->t2")),
+    Case("known", 0, ("t1->t2",)),
     Case("tiny-random-gemma3", 0, ("t1", "t2")),
     Case("tiny-random-gemma3", 2, ("t1", "e1")),
     Case("tiny-random-gpt2", 0, ("t1", "t1->t2")),
@@ -439,8 +439,8 @@ def test_controls_do_not_depend_on_the_shard(tmp_path: Path) -> None:
 
 
 def test_rows_in_small_chunks_are_the_same() -> None:
-    queries, cells = chosen(["late-1", "late-2"]), [(3, 0), (4, 2), (5, 1)]
-    chunked, whole = (patched(queries, cells=cells, max_memory=m) for m in (1, None))
+    settings = {"cells": [(3, 0), (4, 2), (5, 1)], "controls": ("random",), "positions": ("t2",)}
+    chunked, whole = (patched(chosen(["late-1"]), max_memory=m, **settings) for m in (1, None))
     pd.testing.assert_frame_equal(chunked.frame, whole.frame, check_exact=False, atol=1e-5)
 
 
