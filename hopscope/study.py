@@ -32,7 +32,7 @@ class Preset:
     layer_step: int
 
 
-PRESETS = {"quick": Preset(limit=320, most=20, layer_step=3), "paper": Preset(None, None, 1)}
+PRESETS = {"quick": Preset(limit=256, most=16, layer_step=3), "paper": Preset(None, None, 1)}
 
 
 def preset(name: str) -> Preset:
