@@ -266,7 +266,8 @@ def figures_command(
     study.figure_scripts(scripts, names or [])
     asked = _queries(queries, few_shot, None, seed)
     loaded = _model(model, device, dtype)
-    folder = study.study_folder(runs, loaded, asked, preset)
+    label = preset if limit is None else f"{preset}-{limit}"
+    folder = study.study_folder(runs, loaded, asked, f"{label}-seed-{seed}")
     graded = study.run_study(loaded, asked, folder, size, seed=seed)
     print(graded.summary().to_string(index=False, float_format="%.3f"))
     for path in study.draw_figures(scripts, names or [], folder, rendered or scripts / "rendered"):

@@ -93,9 +93,9 @@ def run_study(
     return graded
 
 
-def study_folder(runs: Path, model: LanguageModel, queries: QuerySet, preset_name: str) -> Path:
-    """Where the results of one model, query set and preset lie."""
-    parts = (model.name, queries.name, preset_name)
+def study_folder(runs: Path, model: LanguageModel, queries: QuerySet, label: str) -> Path:
+    """Where the results of one model, query set, few-shot number and size lie."""
+    parts = (model.name, queries.name, f"{queries.few_shot}-shot", label)
     return runs / ".".join(re.sub(r"[^\w-]+", "-", part).strip("-") for part in parts)
 
 

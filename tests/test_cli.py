@@ -285,7 +285,7 @@ def test_figures_from_end_to_end(
     names = [f"{n}.{s}" for n in ("back_patching", "grading") for s in ("csv", "png", "svg")]
     assert drawn == names
     assert all(str(tmp_path / "drawn" / name) in done.out for name in names)
-    folder = tmp_path / "runs" / "tiny-random-llama.answered.quick"
+    folder = tmp_path / "runs" / "tiny-random-llama.answered.0-shot.quick-6-seed-0"
     kinds = ["back_patching.correct", "back_patching.incorrect", "grading"]
     assert sorted(path.name for path in folder.iterdir()) == kinds
     assert hs.load_result(folder / "grading").run["queries"]["n"] == 6

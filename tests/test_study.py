@@ -170,7 +170,7 @@ def test_a_study_has_a_folder_of_its_own(tmp_path: Path) -> None:
     model, queries = known_model(), replace(known_queries(), name="my set/2.csv")
     folder = study_folder(tmp_path, model, queries, "quick")
     assert folder.parent == tmp_path
-    assert folder.name == "known.my-set-2-csv.quick"
+    assert folder.name == "known.my-set-2-csv.0-shot.quick"
     assert study_folder(tmp_path, model, queries, "paper") != folder
 
 
