@@ -93,11 +93,11 @@ class _NextToken:
         if not (what.answer_tokens or what.top_k):
             return
         # A few rows at a time stay in a CPU's cache; a GPU is quicker with all at once.
-        pieces = logits.split(len(logits) if logits.is_cuda else 16)
+        pieces = torch.split(logits, len(logits) if logits.is_cuda else 16)
         total = torch.cat([torch.logsumexp(piece.float(), dim=-1) for piece in pieces])
         if what.answer_tokens:
             best = logits[:, list(what.answer_tokens)].amax(dim=-1)
-            bests = best[:, None].split(len(pieces[0]))
+            bests = torch.split(best[:, None], len(pieces[0]))
             higher = [(p > b).sum(dim=-1) for p, b in zip(pieces, bests, strict=True)]
             self.rank[into] = torch.cat(higher).cpu()[at]
             self.logprob[into] = (best.float() - total).cpu()[at]
