@@ -6,6 +6,7 @@ prefix are one matrix product for all rows, so the prefix is never copied per ro
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,7 +19,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AttentionInterface, Cache
 
+from hopscope.hooks import rewriting_residual
 from hopscope.models.language_model import LanguageModel
+
+logger = logging.getLogger(__name__)
 
 ATTENTION_NAME = "hopscope_shared_prefix"
 KeysValues = tuple[Tensor, Tensor]
@@ -266,3 +270,48 @@ def extend(model: LanguageModel, prefix: Prefix, ids: Sequence[int]) -> Prefix:
     row = torch.tensor([list(ids)], device=model.device)
     forward_streams(model, cache, row, len(prefix))
     return cache.as_prefix(ids)
+
+
+PROBE_TOKENS = 24
+
+
+def _doubled_after_first(boundary: int, hidden: Tensor) -> Tensor | None:
+    """Rows must be allowed to become more on their way through the blocks."""
+    return hidden.repeat(2, 1, 1) if boundary == 1 else None
+
+
+@torch.no_grad()
+def agrees_with_plain(model: LanguageModel) -> bool:
+    """Whether rows over a shared prefix give the model's own logits, told by a short probe.
+
+    Args:
+        model: the model; `shares_prefixes` asks this once.
+
+    Returns:
+        False if they differ by more than rounding, or the family cannot be run so.
+    """
+    ids = [7 * index % model.vocab_size for index in range(PROBE_TOKENS)]
+    half = PROBE_TOKENS // 2
+    row = torch.tensor([ids[half:]], device=model.device)
+    plain = model.hf(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1].float()
+    try:
+        prefix = extend(model, Prefix(), ids[:half])
+        cache = StreamCache(prefix, model.n_layers)
+        with rewriting_residual(model, _doubled_after_first):
+            shared = forward_streams(model, cache, row, half).float()
+    except (
+        AttributeError,
+        AssertionError,
+        IndexError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ):
+        logger.warning("%s cannot share prefixes: its cells run one by one", model.name)
+        return False
+    tolerance = plain.std() * (0.01 if model.dtype == torch.float32 else 0.5)
+    if bool((shared - plain).abs().max() > tolerance):
+        logger.warning("%s has attention of its own: its cells run one by one", model.name)
+        return False
+    return True

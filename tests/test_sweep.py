@@ -161,6 +161,16 @@ def test_all_back_patches(tiny_model: LanguageModel, position: str, max_memory: 
     assert_equal(sweep(tiny_model, problem.ids, cells, READ, max_memory=max_memory), expected)
 
 
+def test_back_patches_at_every_token(tiny_model: LanguageModel) -> None:
+    """More rows than are read at once."""
+    problem, cells = Problem.of(tiny_model), list[Cell]()
+    for position in range(len(problem.ids)):
+        for cell in problem.back_patches("t2")[::2]:
+            cells.append([replace(patch, position=position) for patch in cell])
+    outputs = sweep(tiny_model, problem.ids, cells, ReadOut(ANSWERS))
+    assert_equal(outputs, problem.plain(cells, 0))
+
+
 @pytest.mark.parametrize("kept", [False, True], ids=["whole prompt", "kept prefix"])
 def test_a_few_shot_prompt(tiny_model: LanguageModel, kept: bool) -> None:
     problem, cells, expected = solved(tiny_model.name, "few-shot", ("e1", "t2"))

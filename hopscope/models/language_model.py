@@ -142,12 +142,17 @@ class LanguageModel:
     def shares_prefixes(self) -> bool:
         """Whether the sweep engine can put its own attention function into this family.
 
-        It can where transformers lets attention be replaced and every layer attends to all
-        earlier tokens or to a sliding window of them.
+        It can where transformers lets attention be replaced, every layer attends to all earlier
+        tokens or to a sliding window of them, and a probe gives the same logits both ways: some
+        families do more to their attention than its arguments say.
         """
         kinds = set(getattr(self.config, "layer_types", None) or ())
         known = kinds <= {"full_attention", "sliding_attention"}
-        return known and bool(getattr(self.hf, "_supports_attention_backend", False))
+        if not known or not getattr(self.hf, "_supports_attention_backend", False):
+            return False
+        from hopscope.streams import agrees_with_plain  # built on this module
+
+        return agrees_with_plain(self)
 
     @cached_property
     def cache_argument(self) -> str:

@@ -121,10 +121,11 @@ def test_few_shot_prompts_are_repaired_in_the_same_cells() -> None:
         assert hits(result, query, position) == HITS[position]
 
 
-def test_an_answer_is_one_line_where_asked() -> None:
+@pytest.mark.parametrize("stop_early", [True, False])
+def test_an_answer_is_one_line_where_asked(stop_early: bool) -> None:
     queries = chosen(["second-line"])
     for one_line in (True, False):
-        result = patched(queries, one_line=one_line, controls=())
+        result = patched(queries, one_line=one_line, stop_early=stop_early, controls=())
         assert hits(result, "second-line", "t2") == (set() if one_line else ALL_CELLS)
 
 

@@ -135,6 +135,15 @@ def test_one_line_can_be_chosen(one_line: bool, few_shot: int) -> None:
     assert ("two_hop" in passed(result)["second-line"]) is not one_line
 
 
+def test_what_is_said_after_the_line_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a token holds the line's end and more, so that decoding could not stop there."""
+    monkeypatch.setattr("hopscope.experiments.grading.at_line_end", lambda _: None)
+    queries = known_queries().filter(lambda query: query.id == "second-line")
+    result = grade(known_model(), queries, one_line=True, progress=False)
+    assert generation(result, "second-line").startswith("Wrongville \n Jarn")
+    assert passed(result) == {"second-line": {"first_hop"}}
+
+
 # --- subsets -------------------------------------------------------------------------------------
 
 

@@ -353,7 +353,6 @@ def test_another_family_one_cell_at_a_time(family: str) -> None:
     assert_plain(model)
 
 
-@pytest.mark.xfail(strict=True, reason="taken for attention that rows can share")
 @pytest.mark.parametrize("family", OWN_ATTENTION)
 def test_attention_of_its_own_is_left_alone(family: str) -> None:
     assert_plain(build(*OWN_ATTENTION[family]))
