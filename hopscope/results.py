@@ -130,7 +130,7 @@ def load_result(path: str | Path) -> Result:
 def read_run(path: Path) -> dict[str, Any]:
     """The `run.json` of a run folder."""
     try:
-        run = json.loads((path / "run.json").read_text())
+        run = json.loads((path / "run.json").read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ResultError(f"{path} is not a run folder: it has no run.json") from None
     except ValueError as error:
@@ -181,7 +181,9 @@ def read_parts(path: Path) -> Tables:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON beside, then rename."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    beside.write_text(
+        json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8"
+    )
     os.replace(beside, path)
 
 

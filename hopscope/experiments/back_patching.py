@@ -247,6 +247,7 @@ def back_patch(
     pairs = _checked_cells(cells, model.n_layers)
     check_choices(positions, controls, criterion, match)
     check_tokens(max_new_tokens)
+    positions, controls = list(dict.fromkeys(positions)), list(dict.fromkeys(controls))
     settings = {
         "positions": list(positions),
         "controls": list(controls),
