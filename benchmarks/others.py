@@ -8,7 +8,6 @@ decoded, logits of the last token alone where the library can be told so.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from benchmarks.subjects import Pair, Task
+from hopscope.interop import copy_of_modules
 
 FirstToken = Float[Tensor, "2"]
 """Log-probability of the best answer token, and its rank."""
@@ -115,7 +115,7 @@ def transformer_lens_first_token(task: Task) -> Callable[[Pair], FirstToken]:
     position = task.subject.position
     ids = torch.tensor([task.subject.ids], device=task.model.device)
     states = source_states(task, ids)
-    bridge = _bridge(task)
+    bridge = task.model.to_transformer_lens()
 
     @torch.inference_mode()
     def run(pair: Pair) -> FirstToken:
@@ -128,19 +128,6 @@ def transformer_lens_first_token(task: Task) -> Callable[[Pair], FirstToken]:
         return read(logits[0, -1], task.answer_tokens)
 
     return run
-
-
-def _bridge(task: Task) -> Any:
-    from transformer_lens.model_bridge import TransformerBridge
-
-    model = task.model
-    return TransformerBridge.boot_transformers(
-        model.name,
-        hf_model=copy_of_modules(model.hf),
-        tokenizer=copy.deepcopy(model.tokenizer),  # it is given other special tokens in place
-        device=str(model.device),
-        dtype=model.dtype,
-    )
 
 
 def nnsight_first_token(task: Task) -> Callable[[Pair], FirstToken]:
@@ -227,15 +214,6 @@ def left_padded(
     rows = [[pad] * (length - len(ids)) + list(ids) for ids in prompts]
     mask = [[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts]
     return torch.tensor(rows, device=device), torch.tensor(mask, device=device)
-
-
-def copy_of_modules(hf: nn.Module) -> nn.Module:
-    """The same model in other module objects, so that wrapping it leaves the first alone.
-
-    The weights are shared, not copied.
-    """
-    shared = {id(part): part for part in (*hf.parameters(), *hf.buffers())}
-    return copy.deepcopy(hf, shared)
 
 
 CONTENDERS: dict[str, Callable[[Task], Callable[[Pair], Any]]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from einops import einsum, rearrange
@@ -18,12 +18,19 @@ from hopscope.queries import Prompt
 from hopscope.streams import PrefixStore, StreamCache, forward_streams
 from hopscope.tokenized import TokenizedPrompt, by_shape
 
-Site = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "attn_head_out", "attn_pattern"]
+if TYPE_CHECKING:
+    from transformer_lens import ActivationCache
+    from transformer_lens.model_bridge import TransformerBridge
+
+Site = Literal[
+    "resid_pre", "resid_post", "attn_out", "mlp_out", "attn_head_out", "z", "attn_pattern"
+]
 SITES: tuple[Site, ...] = get_args(Site)
 STATE_DIMS = ("query", "position", "layer", "d_model")
 DIMS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("resid_pre", "resid_post", "attn_out", "mlp_out"), STATE_DIMS),
     "attn_head_out": ("query", "position", "layer", "head", "d_model"),
+    "z": ("query", "position", "layer", "head", "head_dim"),
     "attn_pattern": ("query", "position", "layer", "head", "key"),
 }
 
@@ -68,6 +75,22 @@ class Activations(Mapping[str, Tensor]):
         """The names of the axes of a site's tensor."""
         return DIMS[site]
 
+    def to_activation_cache(self, bridge: TransformerBridge | None = None) -> ActivationCache:
+        """The states as a TransformerLens cache: queries as its batch, positions as its `pos`.
+
+        Args:
+            bridge: the model whose weights the cache's methods use; `to_transformer_lens()` of the
+                model. Without one a cache can be indexed and stacked.
+
+        Raises:
+            UsageError: if a site has no name in TransformerLens.
+
+        See `hopscope.interop.to_activation_cache`.
+        """
+        from hopscope.interop import to_activation_cache  # built on this module
+
+        return to_activation_cache(self, bridge)
+
 
 @torch.no_grad()
 def capture(
@@ -87,8 +110,9 @@ def capture(
         prompts: `QuerySet.prompts()`, or texts.
         sites: the residual stream before (`resid_pre`) or after a block (`resid_post`); what
             attention (`attn_out`) or MLP (`mlp_out`) adds to it; each head's part of attention's
-            output before its bias and norm (`attn_head_out`); attention weights
-            (`attn_pattern`, padded with zeros to the longest prompt).
+            output before its bias and norm (`attn_head_out`), and what the head gives to the
+            output projection (`z`); attention weights (`attn_pattern`, padded with zeros to the
+            longest prompt).
         positions: names of spans, whose last token is meant (`t1`, `t2`, `e1`), or token indices.
         device: where the tensors go; where they were computed if None.
         batch_size: prompts in a batch; only prompts of equal length share one, none is padded.
@@ -142,8 +166,7 @@ def _batch_states(
         store.get(rows[0].ids[:n_shared]), model.n_layers, record_patterns="attn_pattern" in sites
     )
     read: dict[str, str] = {site: site for site in sites if site != "attn_pattern"}
-    if "attn_head_out" in read:
-        read["attn_head_out"] = "head_input"
+    read |= dict.fromkeys({"attn_head_out", "z"} & set(read), "head_input")
     into: dict[str, list[Tensor | None]] = {site: [None] * model.n_layers for site in read.values()}
     ids = torch.tensor([row.ids[n_shared:] for row in rows], device=model.device)
     with recording(model, list(into), into):
@@ -151,6 +174,9 @@ def _batch_states(
     tokens = torch.tensor(where, device=model.device) - n_shared
     row = torch.arange(len(rows), device=model.device)[:, None]
     states = {site: stacked(into[name], model.device)[row, tokens] for site, name in read.items()}
+    if "z" in states:
+        heads = "query position layer (head d) -> query position layer head d"
+        states["z"] = rearrange(states["z"], heads, head=model.n_heads)
     if "attn_head_out" in states:
         states["attn_head_out"] = _head_outputs(model, states["attn_head_out"])
     if cache.patterns is not None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import Tensor
 
 from hopscope.errors import UsageError
 
+if TYPE_CHECKING:
+    from hopscope.models.language_model import LanguageModel
+
 RESIDUAL = "residual"
-PatchSite = Literal["resid_pre", "resid_post", "attn_out", "mlp_out"]
+PatchSite = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "z"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,9 +24,11 @@ class Patch:
     Args:
         layer: 0-based index of the block.
         position: index of the token in the prompt; negative counts from its end.
-        vector: shape (d_model,), the new value.
+        vector: shape (d_model,), the new value; (head_dim,) for `z`.
         site: which vector of the block: the residual stream before (`resid_pre`) or after it
-            (`resid_post`), or what its attention (`attn_out`) or MLP (`mlp_out`) adds.
+            (`resid_post`), what its attention (`attn_out`) or MLP (`mlp_out`) adds, or the
+            output of one attention head before the output projection (`z`).
+        head: the head, for `z`.
 
     Example:
         >>> import torch
@@ -35,6 +40,7 @@ class Patch:
     position: int
     vector: Tensor
     site: PatchSite = "resid_post"
+    head: int | None = None
 
     def __post_init__(self) -> None:
         if self.site not in get_args(PatchSite):
@@ -43,8 +49,11 @@ class Patch:
             )
         if self.vector.ndim != 1:
             raise UsageError(
-                f"a patch takes one vector of shape (d_model,), not {tuple(self.vector.shape)}"
+                "a patch takes one vector of shape (d_model,), or (head_dim,) for site 'z', not "
+                f"{tuple(self.vector.shape)}"
             )
+        if (self.head is None) == (self.site == "z"):
+            raise UsageError("a head goes with site 'z' and with no other: give both or neither")
 
     @property
     def in_residual(self) -> bool:
@@ -61,24 +70,116 @@ class Patch:
         """Where the engine makes it: the residual stream at a boundary, or a block's sublayer."""
         return (RESIDUAL, self.boundary) if self.in_residual else (self.site, self.layer)
 
-    def placed(self, n_layers: int, d_model: int, n_tokens: int) -> Patch:
+    @property
+    def first(self) -> int:
+        """The first token that it changes."""
+        return self.position
+
+    def placed(self, model: LanguageModel, n_tokens: int) -> Patch:
         """The same patch with its position counted from the start; checked against a prompt.
 
         Raises:
-            UsageError: if layer, position or vector do not fit.
+            UsageError: if layer, position, head or vector do not fit.
         """
-        if not 0 <= self.layer < n_layers:
-            raise UsageError(f"no layer {self.layer}: the model has layers 0 to {n_layers - 1}")
-        if not -n_tokens <= self.position < n_tokens:
-            raise UsageError(f"no position {self.position}: the prompt has {n_tokens} tokens")
-        if self.vector.shape[0] != d_model:
+        _check_layers([self.layer], model.n_layers)
+        position = _from_start(self.position, n_tokens)
+        if self.head is not None:
+            _check_heads([self.head], model.n_heads)
+        width, name = (
+            (model.d_model, "d_model") if self.head is None else (model.head_dim, "head_dim")
+        )
+        if self.vector.shape[0] != width:
             raise UsageError(
-                f"a vector of length {self.vector.shape[0]} cannot replace one of d_model {d_model}"
+                f"a vector of length {self.vector.shape[0]} cannot replace one of {name} {width}"
             )
-        if self.position >= 0:
-            return self
-        return Patch(self.layer, self.position + n_tokens, self.vector, self.site)
+        return self if position == self.position else replace(self, position=position)
 
 
-Cell = Sequence[Patch]
+@dataclass(frozen=True)
+class Knockout:
+    """Block attention from some tokens to others while the model reads a prompt.
+
+    Attention knockout (Geva et al. 2023; Hopping Too Late, section 5). What is blocked gets no
+    weight; the other weights of that token sum to 1. A token always attends to itself, since
+    one that attends to nothing has no attention output.
+
+    Args:
+        layers: 0-based indices of the blocks.
+        queries: indices of the tokens that attend; negative ones count from the prompt's end.
+        keys: indices of the tokens that they no longer see.
+        heads: only in these heads; in all if None.
+
+    Example:
+        >>> Knockout(layers=range(3, 10), queries=[-1], keys=[5]).layers
+        (3, 4, 5, 6, 7, 8, 9)
+    """
+
+    layers: Sequence[int]
+    queries: Sequence[int]
+    keys: Sequence[int]
+    heads: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "queries", "keys", "heads"):
+            given = getattr(self, name)
+            if given is not None:
+                object.__setattr__(self, name, tuple(sorted({int(each) for each in given})))
+            if given is not None and not getattr(self, name):
+                raise UsageError(f"a knockout without {name} blocks nothing: give at least one")
+
+    @property
+    def boundary(self) -> int:
+        """The first block that runs differently."""
+        return self.layers[0]
+
+    @property
+    def first(self) -> int:
+        """The first token whose attention changes."""
+        return self.queries[0]
+
+    def edges(self) -> Iterator[tuple[int, int]]:
+        """The blocked pairs (query, key) of a placed knockout."""
+        return ((q, k) for q in self.queries for k in self.keys if k < q)
+
+    def placed(self, model: LanguageModel, n_tokens: int) -> Knockout:
+        """The same knockout with its tokens counted from the start; checked against a prompt.
+
+        Raises:
+            UsageError: if layers, tokens or heads do not fit, or no token sees one of the keys.
+        """
+        _check_layers(self.layers, model.n_layers)
+        _check_heads(self.heads or (), model.n_heads)
+        placed = replace(
+            self,
+            queries=[_from_start(each, n_tokens) for each in self.queries],
+            keys=[_from_start(each, n_tokens) for each in self.keys],
+        )
+        if not any(placed.edges()):
+            raise UsageError(
+                f"nothing to block: none of the tokens {placed.queries} comes after one of "
+                f"{placed.keys}, and attention looks back only"
+            )
+        return placed
+
+
+def _check_layers(layers: Sequence[int], n_layers: int) -> None:
+    for layer in layers:
+        if not 0 <= layer < n_layers:
+            raise UsageError(f"no layer {layer}: the model has layers 0 to {n_layers - 1}")
+
+
+def _check_heads(heads: Sequence[int], n_heads: int) -> None:
+    for head in heads:
+        if not 0 <= head < n_heads:
+            raise UsageError(f"no head {head}: the model has heads 0 to {n_heads - 1}")
+
+
+def _from_start(position: int, n_tokens: int) -> int:
+    if not -n_tokens <= position < n_tokens:
+        raise UsageError(f"no position {position}: the prompt has {n_tokens} tokens")
+    return position % n_tokens
+
+
+Edit = Patch | Knockout
+Cell = Sequence[Edit]
 """One version of a prompt: the edits that are made together."""

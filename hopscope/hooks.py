@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hopscope.edits import Patch
+from hopscope.edits import Edit, Knockout, Patch
+from hopscope.errors import ModelError
 from hopscope.models.language_model import LanguageModel
 
 Rewrite = Callable[[int, Tensor], Tensor | None]
@@ -61,6 +62,77 @@ def rewriting_output(
 
 
 @contextmanager
+def rewriting_input(
+    module: nn.Module, rewrite: Callable[[Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Pass the first input of a module through `rewrite`; None leaves it."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        changed = rewrite(args[0])
+        return None if changed is None else (changed, *args[1:])
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def blocking_attention(
+    attention: nn.Module, knockouts: Sequence[Knockout], n_heads: int, n_tokens: int
+) -> Iterator[None]:
+    """Block edges of one attention module, whatever form its mask has, in passes over a prompt.
+
+    Raises:
+        ModelError: when it runs, if the attention implementation takes no mask of its own.
+    """
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if hidden.shape[1] != n_tokens:
+            return None
+        if "attention_mask" not in kwargs:
+            raise ModelError(f"{type(attention).__name__} is given no attention mask to change")
+        blocked = blocked_edges(knockouts, n_heads, n_tokens).to(hidden.device)
+        mask = kwargs["attention_mask"]
+        config = getattr(attention, "config", None)
+        if mask is None and getattr(config, "_attn_implementation", "sdpa") in ("sdpa", "eager"):
+            mask = ~torch.ones_like(blocked[:1]).triu(1)[None]
+        mask = _without(mask, blocked, hidden.dtype)
+        return args, {**kwargs, "attention_mask": mask}
+
+    handle = attention.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def blocked_edges(knockouts: Sequence[Knockout], n_heads: int, n_tokens: int) -> Tensor:
+    """Which edges of a prompt are blocked: booleans of shape (head or 1, query, key)."""
+    by_head = any(knockout.heads is not None for knockout in knockouts)
+    blocked = torch.zeros(n_heads if by_head else 1, n_tokens, n_tokens, dtype=torch.bool)
+    for knockout in knockouts:
+        heads = slice(None) if knockout.heads is None else list(knockout.heads)
+        for query, key in knockout.edges():
+            blocked[heads, query, key] = True
+    return blocked
+
+
+def _without(mask: Any, blocked: Tensor, dtype: torch.dtype) -> Tensor:
+    """An attention mask (booleans to keep, or floats to add) with less to see."""
+    if not isinstance(mask, Tensor) or mask.ndim != 4:
+        raise ModelError(
+            "knockouts need an attention implementation that takes a 4-D mask; load the model "
+            "with attn_implementation='sdpa' or 'eager'"
+        )
+    if mask.dtype == torch.bool:
+        return mask & ~blocked
+    return torch.where(blocked, torch.finfo(dtype).min, mask)
+
+
+@contextmanager
 def reading_input(module: nn.Module, read: Callable[[Tensor], None]) -> Iterator[None]:
     """Call `read` with the first input of a module."""
 
@@ -75,7 +147,7 @@ def reading_input(module: nn.Module, read: Callable[[Tensor], None]) -> Iterator
 
 
 @contextmanager
-def edit(model: LanguageModel, patches: Sequence[Patch], n_tokens: int) -> Iterator[None]:
+def edit(model: LanguageModel, edits: Sequence[Edit], n_tokens: int) -> Iterator[None]:
     """Make the same edits in every row of the forward passes that read a whole prompt.
 
     A pass over fewer tokens than the prompt has (a decoding step) is left as it is, so
@@ -83,39 +155,61 @@ def edit(model: LanguageModel, patches: Sequence[Patch], n_tokens: int) -> Itera
 
     Args:
         model: the model.
-        patches: what to replace.
-        n_tokens: length of the prompt in tokens.
+        edits: patches and knockouts; of two patches in one place the later one counts.
+        n_tokens: length of the prompt in tokens, padding included.
 
     Raises:
-        UsageError: if a patch does not fit the model or the prompt.
+        UsageError: if an edit does not fit the model or the prompt.
 
     Example:
         >>> with edit(model, [Patch(3, -1, vector)], n_tokens=ids.shape[1]):  # doctest: +SKIP
         ...     logits = model.hf(input_ids=ids).logits
     """
-    placed = [patch.placed(model.n_layers, model.d_model, n_tokens) for patch in patches]
+    placed = [each.placed(model, n_tokens) for each in edits]
+    patches = [each for each in placed if isinstance(each, Patch)]
+    knockouts = [each for each in placed if isinstance(each, Knockout)]
 
     def replaced(hidden: Tensor, chosen: Sequence[Patch]) -> Tensor | None:
         if not chosen or hidden.shape[1] != n_tokens:
             return None
         hidden = hidden.clone()
         for patch in chosen:
-            hidden[:, patch.position] = patch.vector.to(hidden)
+            hidden[:, patch.position, _part(patch)] = patch.vector.to(hidden)
         return hidden
 
     def residual(boundary: int, hidden: Tensor) -> Tensor | None:
-        return replaced(hidden, [p for p in placed if p.in_residual and p.boundary == boundary])
+        return replaced(hidden, [p for p in patches if p.in_residual and p.boundary == boundary])
 
     def sublayer(patch: Patch) -> Callable[[Tensor], Tensor | None]:
         return lambda hidden: replaced(hidden, [patch])
 
     with ExitStack() as stack:
         stack.enter_context(rewriting_residual(model, residual))
-        for patch in placed:
+        for patch in patches:
             if not patch.in_residual:
-                module = model.writer(patch.layer, patch.site)
-                stack.enter_context(rewriting_output(module, sublayer(patch)))
+                stack.enter_context(rewriting(model, patch.site, patch.layer, sublayer(patch)))
+        for layer in sorted({layer for knockout in knockouts for layer in knockout.layers}):
+            chosen = [knockout for knockout in knockouts if layer in knockout.layers]
+            attention = model.attention(layer)
+            stack.enter_context(blocking_attention(attention, chosen, model.n_heads, n_tokens))
         yield
+
+
+def _part(patch: Patch) -> slice:
+    """The components that a patch replaces in the vector at its place."""
+    if patch.head is None:
+        return slice(None)
+    width = patch.vector.shape[0]
+    return slice(patch.head * width, (patch.head + 1) * width)
+
+
+def rewriting(
+    model: LanguageModel, site: str, layer: int, rewrite: Callable[[Tensor], Tensor | None]
+) -> AbstractContextManager[None]:
+    """Pass what a sublayer writes, or the heads' outputs (`z`), through `rewrite`."""
+    if site == "z":
+        return rewriting_input(model.head_projection(layer), rewrite)
+    return rewriting_output(model.writer(layer, site), rewrite)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ prefix are one matrix product for all rows, so the prefix is never copied per ro
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -62,6 +62,8 @@ class StreamCache(Cache):
 
     Attributes:
         padding: number of each row's own first tokens that are padding, if any are.
+        blocked: by block, the edges of the next pass that are blocked: booleans of shape
+            (row, head or 1, query, key), the prefix's keys included.
     """
 
     def __init__(self, prefix: Prefix, n_layers: int, record_patterns: bool = False) -> None:
@@ -70,6 +72,7 @@ class StreamCache(Cache):
         self.own: list[KeysValues | None] = [None] * n_layers
         self.parents: list[Tensor | None] = [None] * n_layers
         self.padding: Tensor | None = None
+        self.blocked: Mapping[int, Tensor] = {}
         self.patterns: dict[int, Tensor] | None = {} if record_patterns else None
         self.at_layer = 0
 
@@ -145,6 +148,11 @@ def shared_prefix_attention(
     hidden = _hidden_keys(cache, query.shape[2], scores.shape[-1], sliding_window, scores.device)
     if hidden is not None:
         scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
+    blocked = cache.blocked.get(cache.at_layer)
+    if blocked is not None:
+        group = groups if blocked.shape[1] > 1 else 1
+        blocked = rearrange(blocked, "row (kv group) q k -> row kv group q k", group=group)
+        scores = scores.masked_fill(blocked.to(scores.device), torch.finfo(scores.dtype).min)
     weights = _softmax(scores, s_aux).to(value.dtype)
     if cache.patterns is not None:
         cache.patterns[cache.at_layer] = rearrange(weights, "row kv g q k -> row (kv g) q k")

@@ -10,19 +10,20 @@ are one row. Every block runs once a step, on the rows that exist there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hopscope.edits import RESIDUAL, Cell, Patch
+from hopscope.edits import RESIDUAL, Cell, Knockout, Patch
 from hopscope.errors import UsageError
-from hopscope.hooks import edit, recording, rewriting_output, rewriting_residual, stacked
+from hopscope.hooks import edit, recording, rewriting, rewriting_residual, stacked
 from hopscope.models.language_model import LanguageModel
 from hopscope.rows import Histories, Layout
 from hopscope.streams import Prefix, StreamCache, extend, forward_streams
@@ -42,12 +43,18 @@ class ReadOut:
         max_new_tokens: how many tokens to generate greedily.
         stop: called with the tokens generated so far, says whether the cell is done.
         top_k: how many of the likeliest next tokens to keep.
+        track: tokens whose log-probabilities as the next token are kept.
+        draws: numbers in [0, 1), shape (cell, max_new_tokens): token `s` of a cell is not the
+            likeliest one but drawn from the model's distribution, by inverting its cumulative
+            sum at `draws[cell, s]`. So a draw does not depend on which cells run together.
     """
 
     answer_tokens: tuple[int, ...] = ()
     max_new_tokens: int = 0
     stop: Stop | None = None
     top_k: int = 0
+    track: tuple[int, ...] = ()
+    draws: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,7 @@ class CellOutputs:
         tokens: the generated tokens, without the one that ended the text.
         top_tokens: the `top_k` likeliest next tokens, the likeliest first.
         top_logprobs: their log-probabilities.
+        tracked: the log-probabilities of the tokens in `track`.
     """
 
     rank: Int[Tensor, " cell"]
@@ -67,6 +75,7 @@ class CellOutputs:
     tokens: tuple[tuple[int, ...], ...]
     top_tokens: Int[Tensor, "cell k"]
     top_logprobs: Float[Tensor, "cell k"]
+    tracked: Float[Tensor, "cell token"]
 
 
 @dataclass
@@ -77,20 +86,22 @@ class _NextToken:
     logprob: Tensor
     top_tokens: Tensor
     top_logprobs: Tensor
+    tracked: Tensor
 
     @classmethod
-    def empty(cls, cells: int, top_k: int) -> _NextToken:
+    def empty(cls, cells: int, what: ReadOut) -> _NextToken:
         return cls(
             torch.full((cells,), -1),
             torch.full((cells,), float("nan")),
-            torch.full((cells, top_k), -1),
-            torch.full((cells, top_k), float("nan")),
+            torch.full((cells, what.top_k), -1),
+            torch.full((cells, what.top_k), float("nan")),
+            torch.full((cells, len(what.track)), float("nan")),
         )
 
     def read(self, logits: Tensor, rows: np.ndarray, cells: np.ndarray, what: ReadOut) -> None:
         """Read the logits (rows, vocabulary) into the places of the cells."""
         at, into = torch.as_tensor(rows), torch.as_tensor(cells)
-        if not (what.answer_tokens or what.top_k):
+        if not (what.answer_tokens or what.top_k or what.track):
             return
         # A few rows at a time stay in a CPU's cache; a GPU is quicker with all at once.
         pieces = torch.split(logits, len(logits) if logits.is_cuda else 16)
@@ -105,6 +116,9 @@ class _NextToken:
             values, tokens = logits.topk(what.top_k, dim=-1)
             self.top_tokens[into] = tokens.cpu()[at]
             self.top_logprobs[into] = (values.float() - total[:, None]).cpu()[at]
+        if what.track:
+            chosen = logits[:, list(what.track)].float()
+            self.tracked[into] = (chosen - total[:, None]).cpu()[at]
 
 
 @dataclass(frozen=True)
@@ -154,6 +168,7 @@ def sweep(
     cells: Sequence[Cell],
     what: ReadOut,
     *,
+    base: Cell = (),
     clean: CleanRun | None = None,
     max_memory: int | None = None,
 ) -> CellOutputs:
@@ -162,27 +177,59 @@ def sweep(
     Args:
         model: the model.
         ids: tokens of the prompt.
-        cells: for each cell its patches; an empty cell is the clean prompt.
+        cells: for each cell its edits; an empty cell is the prompt with nothing but `base`.
         what: what to read.
-        clean: the clean run of this prompt, if it is there already.
+        base: edits that are made in every cell, before its own: of two patches in one place the
+            cell's counts. Cells share their work up to where their own edits begin.
+        clean: the clean run of this prompt, without `base`, if it is there already.
         max_memory: bytes that the rows may take; measured if None.
 
     Returns:
         The outputs, in the order of the cells.
 
     Raises:
-        UsageError: if a patch does not fit the model or the prompt.
+        UsageError: if an edit does not fit the model or the prompt, or the draws do not fit
+            the cells.
     """
-    placed = [
-        [patch.placed(model.n_layers, model.d_model, len(ids)) for patch in cell] for cell in cells
-    ]
+    placed, always = (
+        [[each.placed(model, len(ids)) for each in cell] for cell in group]
+        for group in (cells, [base])
+    )
+    _check_draws(what, len(cells))
     if not model.shares_prefixes:
-        return plain_sweep(model, ids, placed, what)
-    first = min((patch.position for cell in placed for patch in cell), default=len(ids) - 1)
+        return plain_sweep(model, ids, [[*always[0], *cell] for cell in placed], what)
+    first = min((each.first for cell in [*placed, *always] for each in cell), default=len(ids) - 1)
     whole = extend(model, Prefix(), ids) if clean is None else clean.prefix
     suffix = torch.tensor([list(ids[first:])], device=model.device)
-    rows = _Rows(model, whole.crop(first), suffix, placed, np.zeros(len(placed), dtype=np.int64))
+    start = np.zeros(len(placed), dtype=np.int64)
+    rows = _Rows(model, whole.crop(first), suffix, placed, start, base=always[0])
     return rows.run(what, max_memory)
+
+
+def _check_draws(what: ReadOut, n_cells: int) -> None:
+    shape = (n_cells, what.max_new_tokens)
+    if what.draws is not None and tuple(what.draws.shape) != shape:
+        raise UsageError(
+            f"draws of shape {tuple(what.draws.shape)} do not fit {n_cells} cells of "
+            f"{what.max_new_tokens} new tokens: give one number for each token, shape {shape}"
+        )
+
+
+def _chosen(logits: Tensor, rows: np.ndarray, cells: np.ndarray, step: int, what: ReadOut) -> Any:
+    """The next token of each cell, shape (cell,), from the logits (row, vocabulary)."""
+    if what.draws is None:
+        return np.array(logits.argmax(dim=-1).tolist())[rows]
+    cumulative = torch.softmax(logits.float(), dim=-1).cumsum(dim=-1)
+    draws = what.draws[torch.as_tensor(cells), step].to(cumulative)[:, None]
+    found = [
+        torch.searchsorted(cumulative[row], draw, right=True)
+        for row, draw in zip(
+            torch.split(torch.as_tensor(rows, device=logits.device), 64),
+            torch.split(draws, 64),
+            strict=True,
+        )
+    ]
+    return torch.cat(found)[:, 0].clamp(max=logits.shape[-1] - 1).cpu().numpy()
 
 
 @torch.no_grad()
@@ -203,8 +250,9 @@ def generate(
         shared: the prefix that all begin with.
         max_memory: bytes that the rows may take; measured if None.
     """
+    _check_draws(what, len(prompts))
     if not model.shares_prefixes:
-        return _joined([plain_sweep(model, ids, [[]], what) for ids in prompts])
+        return _plain_generate(model, prompts, what)
     prefix = shared or Prefix()
     suffixes: dict[tuple[int, ...], int] = {}
     start = [suffixes.setdefault(tuple(ids[len(prefix) :]), len(suffixes)) for ids in prompts]
@@ -216,6 +264,18 @@ def generate(
     return _Rows(model, prefix, rows, no_edits, np.array(start), padding).run(what, max_memory)
 
 
+def _plain_generate(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], what: ReadOut
+) -> CellOutputs:
+    own = [None] * len(prompts) if what.draws is None else [row[None] for row in what.draws]
+    return _joined(
+        [
+            plain_sweep(model, ids, [[]], replace(what, draws=draws))
+            for ids, draws in zip(prompts, own, strict=True)
+        ]
+    )
+
+
 def plain_sweep(
     model: LanguageModel, ids: Sequence[int], cells: Sequence[Cell], what: ReadOut
 ) -> CellOutputs:
@@ -223,7 +283,7 @@ def plain_sweep(
 
     It is what the engine must equal, and what serves families whose attention cannot be replaced.
     """
-    next_token = _NextToken.empty(len(cells), what.top_k)
+    next_token = _NextToken.empty(len(cells), what)
     tokens = []
     for index, cell in enumerate(cells):
         cache, generated = None, list[int]()
@@ -235,8 +295,10 @@ def plain_sweep(
             cache, logits = getattr(output, model.cache_argument), output.logits[:, -1]
             if step == 0:
                 next_token.read(logits, np.array([0]), np.array([index]), what)
-            token = int(logits.argmax(dim=-1))
-            if not what.max_new_tokens or token in model.end_tokens:
+            if not what.max_new_tokens:
+                break
+            token = int(_chosen(logits, np.array([0]), np.array([index]), step, what)[0])
+            if token in model.end_tokens:
                 break
             generated.append(token)
             if what.stop is not None and what.stop(tuple(generated)):
@@ -256,16 +318,17 @@ class _Rows:
     cells: Sequence[Cell]
     start: np.ndarray
     padding: np.ndarray | None = None
+    base: Cell = ()
 
     def run(self, what: ReadOut, max_memory: int | None) -> CellOutputs:
         """Read out all cells; halve the chunk and go on when memory runs out."""
         n_layers = self.model.n_layers
         split = np.array(
-            [min((p.boundary for p in cell), default=n_layers + 1) for cell in self.cells],
+            [min((each.boundary for each in cell), default=n_layers + 1) for cell in self.cells],
             dtype=np.int64,
         )
         order = np.lexsort((self.start, split))
-        next_token = _NextToken.empty(len(self.cells), what.top_k)
+        next_token = _NextToken.empty(len(self.cells), what)
         tokens: list[tuple[int, ...]] = [()] * len(self.cells)
         size, done = self._chunk_size(what, max_memory), 0
         while done < len(order):
@@ -309,11 +372,12 @@ class _Rows:
         layout = histories.layout(self.model.n_layers, before=None)
         ids, seen = self.suffixes[torch.as_tensor(histories.suffixes)], len(self.prefix)
         cache.padding = self._padding(histories)
-        with _splitting(self.model, cache, layout, _Placed(cells, seen, ids.device)):
+        made = _Placed.of(self.model, cells, self.base, layout, seen, ids.shape[1])
+        with _splitting(self.model, cache, layout, made):
             logits = forward_streams(self.model, cache, ids, seen)
         next_token.read(logits, layout.read, chunk, what)
         for step in range(what.max_new_tokens):
-            chosen = np.array(logits.argmax(dim=-1).tolist())[layout.read]
+            chosen = _chosen(logits, layout.read, chunk[layout.alive], step, what)
             histories = histories.grown(chosen, self.model.end_tokens, what.stop)
             if not len(histories.alive) or step + 1 == what.max_new_tokens:
                 break
@@ -332,56 +396,141 @@ class _Rows:
         return torch.as_tensor(self.padding[histories.suffixes]).to(self.model.device)
 
 
+@dataclass(frozen=True)
 class _Placed:
-    """The patches of a chunk's cells, gathered by where they are made."""
+    """The edits of a chunk's cells, gathered by where they are made.
 
-    def __init__(self, cells: Sequence[Cell], seen: int, device: torch.device) -> None:
-        self.groups: dict[tuple[str, int], tuple[Tensor, Tensor, Tensor]] = {}
-        gathered: dict[tuple[str, int], list[tuple[int, Patch]]] = {}
-        for index, cell in enumerate(cells):
-            for patch in cell:
-                gathered.setdefault(patch.place, []).append((index, patch))
-        for where, patches in gathered.items():
-            self.groups[where] = (
-                torch.tensor([index for index, _ in patches], device=device),
-                torch.tensor([patch.position - seen for _, patch in patches], device=device),
-                torch.stack([patch.vector.to(device) for _, patch in patches]),
-            )
+    Attributes:
+        patches: by place: rows, tokens, heads and vectors; the rows are counted from the first
+            own one, and those of `base`, which are made in every row, come first.
+        blocked: by block, the edges that are blocked, of shape (row, head or 1, query, key).
+    """
 
-    def make(self, where: tuple[str, int], hidden: Tensor, first_own: int) -> Tensor:
-        """`hidden` (rows, tokens, d_model) with the vectors put in; own rows begin at a row."""
-        if where in self.groups:
-            rows, tokens, vectors = (part.to(hidden.device) for part in self.groups[where])
-            hidden[rows + first_own, tokens] = vectors.to(hidden.dtype)
+    patches: Mapping[tuple[str, int], list[_Gathered]]
+    blocked: Mapping[int, Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        model: LanguageModel,
+        cells: Sequence[Cell],
+        base: Cell,
+        layout: Layout,
+        seen: int,
+        n_tokens: int,
+    ) -> _Placed:
+        """Gather the edits of cells whose rows hold `n_tokens` tokens after `seen` ones."""
+        everywhere = [(None, each) for each in base]
+        own = [(index, each) for index, cell in enumerate(cells) for each in cell]
+        patches: dict[tuple[str, int], list[_Gathered]] = {}
+        for group in (everywhere, own):
+            places: dict[tuple[str, int], dict[Any, tuple[int | None, Patch]]] = {}
+            for index, each in group:
+                if isinstance(each, Patch):
+                    one = (index, each.position, each.head)
+                    places.setdefault(each.place, {})[one] = (index, each)
+            for place, found in places.items():
+                gathered = _Gathered.of(list(found.values()), seen, model.device)
+                patches.setdefault(place, []).append(gathered)
+        knockouts = [(i, each) for i, each in [*everywhere, *own] if isinstance(each, Knockout)]
+        blocked = {
+            layer: _blocked(model, layer, knockouts, layout, seen, n_tokens)
+            for layer in sorted({layer for _, each in knockouts for layer in each.layers})
+        }
+        return cls(patches, blocked)
+
+    def make(self, place: tuple[str, int], hidden: Tensor, first_own: int) -> Tensor:
+        """Put the vectors of one place into `hidden` (row, token, width); own rows come last."""
+        for gathered in self.patches[place]:
+            gathered.put(hidden, first_own)
         return hidden
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """Patches that are made in one place; `rows` is None if each is made in every row."""
+
+    rows: Tensor | None
+    tokens: Tensor
+    heads: Tensor | None
+    vectors: Tensor
+
+    @classmethod
+    def of(
+        cls, found: Sequence[tuple[int | None, Patch]], seen: int, device: torch.device
+    ) -> _Gathered:
+        rows = [index for index, _ in found if index is not None]
+        heads = [patch.head for _, patch in found if patch.head is not None]
+        return cls(
+            torch.tensor(rows, device=device) if rows else None,
+            torch.tensor([patch.position - seen for _, patch in found], device=device),
+            torch.tensor(heads, device=device) if heads else None,
+            torch.stack([patch.vector.to(device) for _, patch in found]),
+        )
+
+    def put(self, hidden: Tensor, first_own: int) -> None:
+        tokens, vectors = self.tokens.to(hidden.device), self.vectors.to(hidden)
+        rows: Tensor | slice = slice(None)
+        if self.rows is not None:
+            rows = self.rows.to(hidden.device) + first_own
+        if self.heads is None:
+            hidden[rows, tokens] = vectors
+        else:
+            width = vectors.shape[-1]
+            by_head = rearrange(hidden, "row token (head d) -> row token head d", d=width)
+            by_head[rows, tokens, self.heads.to(hidden.device)] = vectors
+
+
+def _blocked(
+    model: LanguageModel,
+    layer: int,
+    knockouts: Sequence[tuple[int | None, Knockout]],
+    layout: Layout,
+    seen: int,
+    n_tokens: int,
+) -> Tensor:
+    """The edges that are blocked in one block, of shape (row, head or 1, query, key)."""
+    here = [(index, each) for index, each in knockouts if layer in each.layers]
+    n_heads = model.n_heads if any(each.heads is not None for _, each in here) else 1
+    n_rows = layout.shared[layer] + layout.own[layer]
+    blocked = np.zeros((n_rows, n_heads, n_tokens, seen + n_tokens), dtype=bool)
+    for index, each in here:
+        rows = slice(None) if index is None else layout.shared[layer] + index
+        heads = slice(None) if each.heads is None or n_heads == 1 else list(each.heads)
+        view = blocked[rows, heads]
+        for query, key in each.edges():
+            view[..., query - seen, key] = True
+        blocked[rows, heads] = view
+    return torch.as_tensor(blocked).to(model.device)
 
 
 @contextmanager
 def _splitting(
-    model: LanguageModel, cache: StreamCache, layout: Layout, placed: _Placed | None
+    model: LanguageModel, cache: StreamCache, layout: Layout, made: _Placed | None
 ) -> Iterator[None]:
-    """Regather the rows at each boundary of the next pass, and make the patches."""
+    """Regather the rows at each boundary of the next pass, and make the edits."""
     entries, parents = layout.on(model.device)
     cache.parents[:] = parents
+    cache.blocked = {} if made is None else made.blocked
 
     def at_boundary(boundary: int, hidden: Tensor) -> Tensor | None:
         entry = entries[boundary]
         if entry is not None:
             hidden = hidden.index_select(0, entry.to(hidden.device))
-        if placed is None or (RESIDUAL, boundary) not in placed.groups:
+        if made is None or (RESIDUAL, boundary) not in made.patches:
             return None if entry is None else hidden
         hidden = hidden if entry is not None else hidden.clone()
-        return placed.make((RESIDUAL, boundary), hidden, layout.shared[boundary])
+        return made.make((RESIDUAL, boundary), hidden, layout.shared[boundary])
 
     def in_sublayer(place: tuple[str, int], made: _Placed) -> Callable[[Tensor], Tensor]:
         return lambda hidden: made.make(place, hidden.clone(), layout.shared[place[1]])
 
     with ExitStack() as stack:
         stack.enter_context(rewriting_residual(model, at_boundary))
-        for site, layer in () if placed is None else placed.groups:
-            if placed is not None and site != RESIDUAL:
-                module = model.writer(layer, site)
-                stack.enter_context(rewriting_output(module, in_sublayer((site, layer), placed)))
+        for site, layer in () if made is None else made.patches:
+            if made is not None and site != RESIDUAL:
+                rewrite = in_sublayer((site, layer), made)
+                stack.enter_context(rewriting(model, site, layer, rewrite))
         yield
 
 
@@ -408,6 +557,7 @@ def _outputs(next_token: _NextToken, tokens: Sequence[tuple[int, ...]]) -> CellO
         tuple(tokens),
         next_token.top_tokens,
         next_token.top_logprobs,
+        next_token.tracked,
     )
 
 
@@ -418,4 +568,5 @@ def _joined(parts: Sequence[CellOutputs]) -> CellOutputs:
         tuple(sequence for part in parts for sequence in part.tokens),
         torch.cat([part.top_tokens for part in parts]),
         torch.cat([part.top_logprobs for part in parts]),
+        torch.cat([part.tracked for part in parts]),
     )

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from hopscope.errors import QueryError
 from hopscope.models.language_model import LanguageModel
-from hopscope.queries import Prompt, token_position
+from hopscope.queries import Prompt, token_position, token_span
+
+SPANS = ("t1", "t2", "e1", "r1", "r2", "before", "few_shot")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,38 @@ class TokenizedPrompt:
         if not -len(self.ids) <= name < len(self.ids):
             raise QueryError(f"no token {name}: {self.prompt.text!r} has {len(self.ids)} tokens")
         return name % len(self.ids)
+
+    def tokens(self, name: str) -> tuple[int, ...]:
+        """The indices of the tokens of a named part, in their order; there may be none.
+
+        Args:
+            name: `t1`, `t2`: the last token of the first-hop phrase, and of the prompt; `e1`: the
+                source entity; `r1`: the rest of the first-hop phrase; `r2`: the rest of the
+                question; `before`: all tokens but the last; `few_shot`: the demonstrations.
+
+        Raises:
+            QueryError: for another name, or a prompt without that part.
+        """
+        if name not in SPANS:
+            raise QueryError(f"unknown span {name!r}: choose one of {', '.join(SPANS)}")
+        last = len(self.ids) - 1
+        if name in ("t1", "t2"):
+            return (self.position(name),)
+        if name == "before":
+            return tuple(range(last))
+        if name == "few_shot":
+            return tuple(range(self.n_shared))
+        entity, hop = (self._span(span) for span in ("e1", "r1e1"))
+        if name == "e1":
+            return tuple(entity)
+        if name == "r1":
+            return tuple(index for index in hop if index not in entity)
+        special = sum(1 for start, end in self.offsets if start == end)
+        start = max(self.n_shared, special)
+        return tuple(index for index in range(start, last) if index not in hop)
+
+    def _span(self, name: str) -> range:
+        return range(*token_span(self.prompt, name, self.offsets))
 
 
 def by_prefix(prompts: Sequence[TokenizedPrompt], most: int) -> list[list[int]]:

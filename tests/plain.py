@@ -1,8 +1,9 @@
 """Provides the plain way: one forward per cell over the full prompt, with nothing of hopscope's.
 
 Vectors are put into the outputs of decoder layers (or of the modules that write to the residual
-stream) by raw torch hooks, and tokens come from transformers' own `generate`. It is slow, easy to
-read, and what the engine must equal.
+stream, or into the input of the heads' projection) by raw torch hooks; blocked edges are left out
+by an attention function that goes through heads and tokens one by one; and tokens come from
+transformers' own `generate`. It is slow, easy to read, and what the engine must equal.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
-from hopscope.edits import Cell, Patch
+from hopscope.edits import Cell, Knockout, Patch
 
 LAYERS = ("model.layers", "transformer.h", "gpt_neox.layers", "transformer.blocks")
 POST_NORMS = {"attn_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"}
@@ -28,6 +29,8 @@ WRITERS = {
     "olmo2": POST_NORMS,
 }
 USUAL_WRITERS = {"attn_out": "self_attn", "mlp_out": "mlp"}
+PROJECTIONS = {"gpt2": "attn.c_proj", "gpt_neox": "attention.dense"}
+USUAL_PROJECTION = "self_attn.o_proj"
 NO_TOKEN = -1
 MARGIN = 1e-4
 """Logits nearer than this may change places between two ways of computing them."""
@@ -99,6 +102,33 @@ def states(hf: PreTrainedModel, ids: Sequence[int]) -> Tensor:
     return torch.stack(found)
 
 
+@torch.no_grad()
+def site_states(hf: PreTrainedModel, ids: Sequence[int], site: str) -> Tensor:
+    """What every block has at a site of `Patch`, shape (layer, token, width); heads side by side.
+
+    `resid_pre` of block 0 is what the tokens are embedded as.
+    """
+    found: list[Tensor] = []
+    name = PROJECTIONS.get(hf.config.model_type, USUAL_PROJECTION)
+
+    def keep_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append((args[0] if args else kwargs["hidden_states"])[0])
+
+    with ExitStack() as stack:
+        for number, layer in enumerate(decoder_layers(hf)):
+            if site in ("resid_pre", "z"):
+                module = layer if site == "resid_pre" else layer.get_submodule(name)
+                hook = module.register_forward_pre_hook(keep_input, with_kwargs=True)
+            else:
+                module = layer if site == "resid_post" else writer(hf, number, site)
+                hook = module.register_forward_hook(
+                    lambda _, __, out: found.append(first_of(out)[0])
+                )
+            stack.callback(hook.remove)
+        hf(input_ids=torch.tensor([list(ids)], device=hf.device))
+    return torch.stack(found)
+
+
 def _put(hidden: Tensor, patch: Patch) -> Tensor:
     changed = hidden.clone()
     changed[:, patch.position] = patch.vector.to(hidden)
@@ -134,11 +164,103 @@ def _once_before(module: nn.Module, patch: Patch) -> Any:
     return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
+def _once_in_head(hf: PreTrainedModel, patch: Patch) -> Any:
+    """Patch one head's part of what the heads' projection is first given."""
+    calls: list[None] = []
+    name = PROJECTIONS.get(hf.config.model_type, USUAL_PROJECTION)
+    assert patch.head is not None
+    first = patch.head * len(patch.vector)
+
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        calls.append(None)
+        if len(calls) > 1:
+            return args
+        changed = args[0].clone()
+        changed[:, patch.position, first : first + len(patch.vector)] = patch.vector.to(changed)
+        return (changed, *args[1:])
+
+    return decoder_layers(hf)[patch.layer].get_submodule(name).register_forward_pre_hook(hook)
+
+
+# --- attention, one head and one token at a time -------------------------------------------------
+
+BRUTE = "plain_brute_force"
+_knockouts: list[Knockout] = []
+_prompt_length: list[int] = []
+
+
+def brute_force_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention of one row of tokens, without the blocked edges of the prompt."""
+    _, n_heads, n_queries, width = query.shape
+    n_keys, groups = key.shape[2], n_heads // key.shape[1]
+    scale = width**-0.5 if scaling is None else scaling
+    reading = n_queries == n_keys == _prompt_length[-1]
+    output = torch.zeros(1, n_queries, n_heads, width, dtype=query.dtype)
+    for head in range(n_heads):
+        for place in range(n_queries):
+            at = n_keys - n_queries + place
+            seen = [
+                k
+                for k in range(at + 1)
+                if (sliding_window is None or at - k < sliding_window)
+                and not (reading and _is_blocked(int(module.layer_idx), head, at, k))  # type: ignore[call-overload]
+            ]
+            scores = key[0, head // groups, seen] @ query[0, head, place] * scale
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            output[0, place, head] = torch.softmax(scores, 0) @ value[0, head // groups, seen]
+    return output, None
+
+
+def _is_blocked(layer: int, head: int, query: int, key: int) -> bool:
+    return query != key and any(
+        layer in k.layers
+        and query in k.queries
+        and key in k.keys
+        and (k.heads is None or head in k.heads)
+        for k in _knockouts
+    )
+
+
+AttentionInterface.register(BRUTE, brute_force_attention)
+
+
 @contextmanager
-def patched(hf: PreTrainedModel, cell: Cell) -> Iterator[None]:
-    """Make a cell's edits in the next pass, and in none after it."""
+def blocked(hf: PreTrainedModel, knockouts: Sequence[Knockout], n_tokens: int) -> Iterator[None]:
+    """Leave out edges of a prompt of `n_tokens` tokens."""
+    config = hf.config.get_text_config()
+    before = config._attn_implementation
+    _knockouts[:] = knockouts
+    _prompt_length.append(n_tokens)
+    config._attn_implementation = BRUTE
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        _knockouts.clear()
+        _prompt_length.pop()
+
+
+@contextmanager
+def patched(hf: PreTrainedModel, cell: Cell, n_tokens: int) -> Iterator[None]:
+    """Make a cell's edits in the next pass, which reads the prompt, and in none after it."""
+    knockouts = [edit for edit in cell if isinstance(edit, Knockout)]
     with ExitStack() as stack:
+        if knockouts:
+            stack.enter_context(blocked(hf, knockouts, n_tokens))
         for patch in cell:
+            if isinstance(patch, Knockout):
+                continue
             layers = decoder_layers(hf)
             if patch.site == "resid_post":
                 handle = _once(layers[patch.layer], patch)
@@ -146,6 +268,8 @@ def patched(hf: PreTrainedModel, cell: Cell) -> Iterator[None]:
                 handle = _once(layers[patch.layer - 1], patch)
             elif patch.site == "resid_pre":
                 handle = _once_before(layers[0], patch)
+            elif patch.site == "z":
+                handle = _once_in_head(hf, patch)
             else:
                 handle = _once(writer(hf, patch.layer, patch.site), patch)
             stack.callback(handle.remove)
@@ -162,11 +286,11 @@ def plain_output(
 ) -> PlainOutput:
     """One cell: a hooked forward for its logits, and a hooked `generate` for its tokens."""
     row = torch.tensor([list(ids)], device=hf.device)
-    with patched(hf, cell):
+    with patched(hf, cell, len(ids)):
         logits = hf(input_ids=row).logits[0, -1]
     if not max_new_tokens:
         return PlainOutput(logits, ())
-    with patched(hf, cell):
+    with patched(hf, cell, len(ids)):
         tokens = generated(hf, row, torch.ones_like(row), max_new_tokens, end_tokens)[0]
     return PlainOutput(logits, tokens)
 

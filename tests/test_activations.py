@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import loaded
-from plain import decoder_layers, states, writer
+from plain import decoder_layers, site_states, states, writer
 from torch import Tensor, nn
 
 from hopscope.activations import SITES, Activations, Site, capture
@@ -127,6 +127,37 @@ def test_each_head_is_what_the_projection_makes_of_it_alone(tiny_model: Language
         assert close(found["attn_head_out"][0, :, layer, head], expected)
 
 
+@pytest.mark.parametrize("demonstrations", ["", DEMONSTRATIONS], ids=["zero-shot", "few-shot"])
+def test_what_the_heads_give_to_the_projection(
+    tiny_model: LanguageModel, demonstrations: str
+) -> None:
+    prompts = some_prompts(demonstrations)
+    positions: tuple[str | int, ...] = ("e1", "t2", 3)
+    found = capture(tiny_model, prompts, ["z"], positions)["z"]
+    width = tiny_model.head_dim
+    assert found.shape == (len(prompts), 3, tiny_model.n_layers, tiny_model.n_heads, width)
+    for row, prompt in enumerate(prompts):
+        tokenized = TokenizedPrompt.of(tiny_model, prompt)
+        raw = site_states(tiny_model.hf, tokenized.ids, "z")
+        for column, position in enumerate(positions):
+            given = raw[:, tokenized.position(position)]
+            for head in range(tiny_model.n_heads):
+                own = given[:, head * width : (head + 1) * width]
+                assert close(found[row, column, :, head], own)
+
+
+def test_z_through_the_projection_is_what_each_head_adds(tiny_model: LanguageModel) -> None:
+    found = capture(tiny_model, some_prompts(), ["z", "attn_head_out"], ["t1", "t2"])
+    for layer in range(tiny_model.n_layers):
+        module = projection(tiny_model, layer)
+        nothing = module(torch.zeros(found["z"][:, :, layer].flatten(-2).shape))
+        for head in range(tiny_model.n_heads):
+            alone = torch.zeros_like(found["z"][:, :, layer])
+            alone[:, :, head] = found["z"][:, :, layer, head]
+            added = module(alone.flatten(-2)) - nothing
+            assert close(found["attn_head_out"][:, :, layer, head], added)
+
+
 def test_patterns_are_those_of_eager_attention(tiny_model: LanguageModel) -> None:
     where = every_position(tiny_model, TEXT)
     found = capture(tiny_model, [TEXT], ["attn_pattern"], where)["attn_pattern"]
@@ -238,6 +269,7 @@ def test_shapes(llama: LanguageModel, site: Site) -> None:
         "layer": llama.n_layers,
         "d_model": llama.d_model,
         "head": llama.n_heads,
+        "head_dim": llama.head_dim,
         "key": longest,
     }
     assert found[site].shape == tuple(sizes[dim] for dim in Activations.dims(site))

@@ -16,11 +16,11 @@ import torch
 from beartype.roar import BeartypeCallHintViolation
 from conftest import loaded
 from jaxtyping import TypeCheckError
-from plain import PlainOutput, first_of, generated, plain_outputs, states
+from plain import PlainOutput, first_of, generated, patched, plain_outputs, states
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hopscope.edits import Cell, Patch, PatchSite
+from hopscope.edits import Cell, Knockout, Patch, PatchSite
 from hopscope.errors import UsageError
 from hopscope.models import LanguageModel, load_model
 from hopscope.models.tiny import SLIDING_WINDOW, TINY_FAMILIES
@@ -269,6 +269,110 @@ def test_vectors_of_another_dtype_are_cast(llama: LanguageModel) -> None:
     assert_equal(outputs, problem.plain(cells))
 
 
+# --- knockouts, heads, and edits of all cells ----------------------------------------------------
+
+
+def knockouts(problem: Problem) -> list[Cell]:
+    """Windows of one to all layers, at the last token and before it, in all heads and in some."""
+    e1, t1, t2 = map(problem.prompt.position, ("e1", "t1", "t2"))
+    n_layers, before = problem.model.n_layers, range(t2)
+    windows = [range(max(0, at - 1), min(n_layers, at + 2)) for at in range(n_layers)]
+    cells: list[Cell] = [[Knockout(window, [t2], [t1])] for window in windows]
+    cells += [[Knockout(window, [t2], [e1 - 2, e1], heads=[1, 2])] for window in windows[1:]]
+    cells += [
+        [],
+        [Knockout([2], [t2], before)],
+        [Knockout([0, 3], range(e1 - 1, t2 + 1), range(e1 - 2, t2), heads=[0, 3])],
+        [Knockout([1], [t2], [t1]), Patch(0, t2, problem.states[3, e1])],
+        [Knockout([1], [e1], before), Knockout([1, 2], [t2], [e1], heads=[3])],
+    ]
+    random.Random(1).shuffle(cells)
+    return cells
+
+
+def assert_mostly_different(expected: Sequence[PlainOutput]) -> None:
+    assert len({round(cell.logprob(ANSWERS), 4) for cell in expected}) > len(expected) // 2
+
+
+def test_knockouts(tiny_model: LanguageModel) -> None:
+    problem = Problem.of(tiny_model)
+    cells = knockouts(problem)
+    few = ReadOut(ANSWERS, 2)
+    expected = problem.plain(cells, 2)
+    assert_mostly_different(expected)
+    for max_memory in (None, 300_000):
+        assert_equal(sweep(tiny_model, problem.ids, cells, few, max_memory=max_memory), expected)
+    assert_equal(plain_sweep(tiny_model, problem.ids, cells, few), expected)
+
+
+def test_knockouts_in_a_few_shot_prompt(tiny_model: LanguageModel) -> None:
+    problem = Problem.of(tiny_model, "few-shot")
+    cells = knockouts(problem)
+    expected = problem.plain(cells, 0)
+    assert_mostly_different(expected)
+    shared = PrefixStore(tiny_model).get(problem.ids[: problem.prompt.n_shared])
+    clean = clean_run(tiny_model, problem.ids, shared)
+    assert_equal(sweep(tiny_model, problem.ids, cells, ReadOut(ANSWERS), clean=clean), expected)
+
+
+def head_patches(problem: Problem) -> list[Cell]:
+    model, e1, t2 = problem.model, *map(problem.prompt.position, ("e1", "t2"))
+    vector = torch.linspace(-1, 1, model.head_dim)
+    cells: list[Cell] = [
+        [Patch(layer, position, vector, "z", head)]
+        for layer in range(model.n_layers)
+        for position, head in [(e1, layer), (t2, 3 - layer)]
+    ]
+    both: Cell = [Patch(2, t2, vector, "z", 0), Patch(2, t2, -vector, "z", 3)]
+    return [*cells, both, [Patch(1, e1, problem.states[2, t2]), *both], []]
+
+
+def test_patches_of_heads(tiny_model: LanguageModel) -> None:
+    problem = Problem.of(tiny_model)
+    cells = head_patches(problem)
+    expected = problem.plain(cells, 2)
+    assert_mostly_different(expected)
+    assert_equal(sweep(tiny_model, problem.ids, cells, ReadOut(ANSWERS, 2)), expected)
+    assert_equal(plain_sweep(tiny_model, problem.ids, cells, ReadOut(ANSWERS, 2)), expected)
+
+
+def test_edits_of_all_cells(tiny_model: LanguageModel) -> None:
+    """As in causal tracing: what the source's tokens say is spoilt, and one state restored."""
+    problem = Problem.of(tiny_model)
+    e1, t2 = map(problem.prompt.position, ("e1", "t2"))
+    noise = torch.linspace(-2, 2, tiny_model.d_model)
+    base: Cell = [
+        *(Patch(0, place, noise * (place - e1 + 4), "resid_pre") for place in (e1 - 1, e1)),
+        Patch(2, t2, noise, "mlp_out"),
+        Knockout([1], [t2], [e1]),
+    ]
+    cells: list[Cell] = [
+        [Patch(layer, place, problem.states[layer, place])]
+        for place in (e1, t2)
+        for layer in range(tiny_model.n_layers)
+    ]
+    cells += [[], [Patch(0, e1, -noise, "resid_pre")], [Knockout([2], [t2], [0, e1], [1])]]
+    expected = problem.plain([[*base, *cell] for cell in cells], 3)
+    clean = clean_run(tiny_model, problem.ids, Prefix())
+    few = ReadOut(ANSWERS, 3)
+    for given in (None, clean):
+        assert_equal(sweep(tiny_model, problem.ids, cells, few, base=base, clean=given), expected)
+    clean_logits = problem.plain([[]], 0)[0].logits
+    assert (clean_logits - expected[-3].logits).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_of_two_patches_in_one_place_the_later_counts(
+    llama: LanguageModel, shares: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = Problem.of(llama)
+    monkeypatch.setattr(llama, "shares_prefixes", shares)
+    first, second = (Patch(1, -1, problem.states[layer, 3]) for layer in (2, 3))
+    outputs = sweep(llama, problem.ids, [[first, second], [second, first], [second], [first]], READ)
+    assert outputs.logprob[:2].tolist() == pytest.approx(outputs.logprob[2:].tolist(), abs=1e-5)
+    assert abs(outputs.logprob[0] - outputs.logprob[1]) > 0.01
+
+
 # --- the clean run -------------------------------------------------------------------------------
 
 
@@ -302,6 +406,65 @@ def test_a_kept_clean_run_is_not_run_again(
     clean = clean_run(llama, problem.ids, Prefix())
     monkeypatch.setattr("hopscope.sweep.extend", refuse)
     assert_equal(sweep(llama, problem.ids, cells, READ, clean=clean), expected)
+
+
+# --- drawn tokens and tracked ones ---------------------------------------------------------------
+
+
+@torch.no_grad()
+def drawn(problem: Problem, cell: Cell, draws: Sequence[float]) -> tuple[int, ...]:
+    """Tokens drawn one by one, each from a hooked forward over all that came before."""
+    ids, tokens = list(problem.ids), list[int]()
+    for draw in draws:
+        row = torch.tensor([[*ids, *tokens]])
+        with patched(problem.model.hf, cell, len(ids)):
+            logits = problem.model.hf(input_ids=row).logits[0, -1]
+        sums = torch.softmax(logits, -1).cumsum(-1)
+        token = int((sums <= draw).sum())
+        if token in problem.model.end_tokens:
+            break
+        tokens.append(token)
+    return tuple(tokens)
+
+
+@pytest.mark.parametrize("max_memory", [None, 300_000], ids=["whole", "chunks"])
+def test_drawn_tokens(tiny_model: LanguageModel, max_memory: int | None) -> None:
+    problem = Problem.of(tiny_model)
+    cells = problem.back_patches("t1")
+    cells += [[], []]
+    draws = torch.rand(len(cells), 4, generator=torch.Generator().manual_seed(1))
+    what = ReadOut(max_new_tokens=4, draws=draws)
+    expected = tuple(drawn(problem, c, d.tolist()) for c, d in zip(cells, draws, strict=True))
+    assert len(set(expected)) > len(cells) // 2
+    assert sweep(tiny_model, problem.ids, cells, what, max_memory=max_memory).tokens == expected
+    assert plain_sweep(tiny_model, problem.ids, cells, what).tokens == expected
+
+
+def test_drawn_tokens_of_unedited_prompts(
+    llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, short = Problem.of(llama), Problem.of(llama, "short")
+    draws = torch.rand(2, 4, generator=torch.Generator().manual_seed(1))
+    expected = (drawn(problem, [], draws[0].tolist()), drawn(short, [], draws[1].tolist()))
+    what = ReadOut(max_new_tokens=4, draws=draws)
+    assert generate(llama, [problem.ids, short.ids], what).tokens == expected
+    monkeypatch.setattr(llama, "shares_prefixes", False)
+    assert generate(llama, [problem.ids, short.ids], what).tokens == expected
+
+
+def test_draws_must_fit_the_cells(llama: LanguageModel) -> None:
+    what = ReadOut(max_new_tokens=3, draws=torch.rand(2, 4))
+    with pytest.raises(UsageError, match=r"\(2, 4\) do not fit 1 cells of 3 new tokens.*\(1, 3\)"):
+        sweep(llama, Problem.of(llama).ids, [[]], what)
+
+
+def test_tracked_tokens(tiny_model: LanguageModel) -> None:
+    problem, cells, expected = solved(tiny_model.name, "zero-shot", ("t2",))
+    what = ReadOut(track=(77, 3, 300))
+    by_hand = torch.stack([torch.log_softmax(cell.logits, -1)[[77, 3, 300]] for cell in expected])
+    for run in (sweep, plain_sweep):
+        found = run(tiny_model, problem.ids, cells, what).tracked
+        torch.testing.assert_close(found, by_hand, atol=1e-4, rtol=0)
 
 
 # --- the read-out --------------------------------------------------------------------------------
@@ -408,7 +571,7 @@ def test_the_rank_counts_what_is_likelier(llama: LanguageModel) -> None:
 
 def test_shapes_and_types_are_checked_in_tests(llama: LanguageModel) -> None:
     with pytest.raises((TypeCheckError, BeartypeCallHintViolation)):
-        CellOutputs(torch.zeros(2, dtype=torch.long), torch.zeros(3), (), *[torch.zeros(0, 0)] * 2)
+        CellOutputs(torch.zeros(2, dtype=torch.long), torch.zeros(3), (), *[torch.zeros(0, 0)] * 3)
 
 
 # --- unedited prompts ----------------------------------------------------------------------------

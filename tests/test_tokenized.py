@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from conftest import loaded
 
 from hopscope.errors import QueryError, UsageError
 from hopscope.models import LanguageModel
 from hopscope.prompts import Prompt, TwoHopQuery
-from hopscope.tokenized import TokenizedPrompt, by_shape
+from hopscope.tokenized import SPANS, TokenizedPrompt, by_shape
 
 QUERY = TwoHopQuery(
     id="1",
@@ -69,6 +70,106 @@ def test_unknown_positions(llama: LanguageModel, position: str | int, message: s
     prompt = TokenizedPrompt.of(llama, "The capital of Japan is")
     with pytest.raises(QueryError, match=message):
         prompt.position(position)
+
+
+# --- the tokens of named parts --------------------------------------------------------------------
+
+AROUND = TwoHopQuery(
+    id="2",
+    e1_label="the song Imagine",
+    e2_label="John Lennon",
+    e3_label="London",
+    r1_template="{}'s singer",
+    r2_template="The city where {} was born",
+)
+QUESTIONS = {
+    "inside": (
+        QUERY,
+        {
+            "e1": " the Eiffel Tower",
+            "r1": " the country where is located",
+            "r2": "The capital of",
+            "t1": " located",
+        },
+    ),
+    "around": (
+        AROUND,
+        {
+            "e1": " the song Imagine",
+            "r1": "'s singer",
+            "r2": "The city where was born",
+            "t1": " singer",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("demonstrations", DEMONSTRATIONS)
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_the_tokens_of_every_span(
+    tiny_model: LanguageModel, question: str, demonstrations: str
+) -> None:
+    query, parts = QUESTIONS[question]
+    prompt = TokenizedPrompt.of(tiny_model, Prompt.of(query, demonstrations=demonstrations))
+    said = {name: tiny_model.decode([prompt.ids[i] for i in prompt.tokens(name)]) for name in SPANS}
+    assert {name: said[name] for name in ("e1", "r1", "r2")} == {
+        name: parts[name] for name in ("e1", "r1", "r2")
+    }
+    assert said["few_shot"] == demonstrations
+    assert said["before"] == prompt.prompt.text.removesuffix(" is")
+    assert said["t2"] == " is"
+    assert parts["t1"].endswith(said["t1"])  # a piece of the word, in some vocabularies
+
+
+@pytest.mark.parametrize("demonstrations", DEMONSTRATIONS)
+def test_parts_lie_side_by_side(tiny_model: LanguageModel, demonstrations: str) -> None:
+    """Each token of a prompt is in one part, but for special ones, which are before all."""
+    prompt = TokenizedPrompt.of(tiny_model, Prompt.of(QUERY, demonstrations=demonstrations))
+    last, special = len(prompt.ids) - 1, sum(a == b for a, b in prompt.offsets)
+    parts = [prompt.tokens(name) for name in ("few_shot", "r2", "r1", "e1", "t2")]
+    together = sorted(token for part in parts for token in part)
+    assert together == list(range(0 if demonstrations else special, last + 1))
+    for name in SPANS:
+        assert list(prompt.tokens(name)) == sorted(set(prompt.tokens(name)))
+    assert prompt.tokens("before") == tuple(range(last))
+    assert prompt.tokens("t1") == (prompt.position("t1"),)
+    assert prompt.tokens("t2") == (last,)
+    assert prompt.tokens("t1")[0] in prompt.tokens("r1")
+    assert prompt.tokens("few_shot") == tuple(range(prompt.n_shared))
+
+
+@pytest.mark.parametrize("demonstrations", DEMONSTRATIONS)
+def test_a_special_token_is_no_part_of_the_question(demonstrations: str) -> None:
+    model = loaded("tiny-random-mistral")
+    prompt = TokenizedPrompt.of(model, Prompt.of(QUERY, demonstrations=demonstrations))
+    assert prompt.ids[0] == model.tokenizer.bos_token_id
+    assert {name for name in SPANS if 0 in prompt.tokens(name)} == (
+        {"before", "few_shot"} if demonstrations else {"before"}
+    )
+
+
+def test_a_first_hop_that_is_the_source_alone_has_no_relation(llama: LanguageModel) -> None:
+    """Nor is there a second relation but for the last token."""
+    bare = Prompt("Kyoto is", "", "two_hop", spans={"e1": (0, 5), "r1e1": (0, 5), "t2": (0, 8)})
+    prompt = TokenizedPrompt.of(llama, bare)
+    assert (prompt.tokens("r1"), prompt.tokens("r2")) == ((), ())
+    assert prompt.tokens("e1") == prompt.tokens("before")
+
+
+@pytest.mark.parametrize("name", ["bridge", "r1e1", "", "T1"])
+def test_an_unknown_part_is_told(llama: LanguageModel, name: str) -> None:
+    prompt = TokenizedPrompt.of(llama, Prompt.of(QUERY))
+    with pytest.raises(QueryError, match=r"unknown span .*t1, t2, e1, r1, r2, before, few_shot"):
+        prompt.tokens(name)
+
+
+@pytest.mark.parametrize("name", ["e1", "r1", "r2", "t1"])
+def test_a_prompt_without_a_part_is_told(llama: LanguageModel, name: str) -> None:
+    prompt = TokenizedPrompt.of(llama, "The capital of Japan is")
+    with pytest.raises(QueryError, match="no span"):
+        prompt.tokens(name)
+    assert prompt.tokens("few_shot") == ()
+    assert prompt.tokens("before") == (0, 1, 2, 3)
 
 
 @pytest.mark.parametrize(("n", "room", "fits"), [(256, 0, True), (246, 10, True), (247, 10, False)])

@@ -5,15 +5,20 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hopscope.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention", "attn_module")
 MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "mlp_module")
@@ -23,6 +28,7 @@ WRITERS = {
     "mlp_out": "post_feedforward_layernorm",
 }
 """The norms that write to the residual stream, in families that norm a sublayer's output."""
+_ARTICLE = re.compile(r"^(?:the|a|an) (?=\S)", re.IGNORECASE)
 PROJECTION_NAMES = ("o_proj", "c_proj", "dense", "out_proj", "wo")
 
 
@@ -91,6 +97,12 @@ class LanguageModel:
     def n_heads(self) -> int:
         """Number of query heads of a block."""
         return int(self.config.num_attention_heads)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head's output."""
+        stated = getattr(self.config, "head_dim", None)
+        return int(stated or self.d_model // self.n_heads)
 
     @property
     def vocab_size(self) -> int:
@@ -206,14 +218,37 @@ class LanguageModel:
             return frozenset()
         return frozenset([configured] if isinstance(configured, int) else configured)
 
-    def first_tokens(self, names: Iterable[str]) -> tuple[int, ...]:
-        """The first token of each name as it would follow a prompt, after one space."""
+    def first_tokens(self, names: Iterable[str], variants: bool = False) -> tuple[int, ...]:
+        """The first token of each name as it would follow a prompt, after one space.
+
+        Args:
+            names: the names.
+            variants: also those of the name without the space, and in lower case; of a name that
+                begins with an article those of the rest, since an article names nothing.
+        """
         found: dict[int, None] = {}
-        for name in names:
-            ids = self.tokenizer(" " + name.strip(), add_special_tokens=False)["input_ids"]
-            if name.strip() and ids:
-                found[ids[0]] = None
+        for name in filter(None, (name.strip() for name in names)):
+            spellings = [f" {name}"]
+            if variants:
+                plain = _ARTICLE.sub("", name)
+                spellings = [f" {plain}", plain, f" {plain.lower()}", plain.lower()]
+            for spelling in spellings:
+                ids = self.tokenizer(spelling, add_special_tokens=False)["input_ids"]
+                if ids:
+                    found[ids[0]] = None
         return tuple(found)
+
+    def to_transformer_lens(self) -> TransformerBridge:
+        """The model as a TransformerLens bridge over the same parameters; it stays as it is.
+
+        Raises:
+            ModelError: if TransformerLens does not support the family.
+
+        See `hopscope.interop.to_transformer_lens`.
+        """
+        from hopscope.interop import to_transformer_lens  # built on this module
+
+        return to_transformer_lens(self)
 
 
 def plain_modules(module: PreTrainedModel) -> PreTrainedModel:
@@ -237,6 +272,9 @@ def _unwrapped(module: nn.Module, seen: dict[int, nn.Module]) -> nn.Module:
         module = module._modules["_original_component"]  # type: ignore[assignment]
     if id(module) not in seen:
         clone = copy.copy(module)
+        for name, value in vars(module).items():
+            if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
+                vars(clone)[name] = value.copy()  # edits of this model are not the bridge's
         seen[id(module)] = clone
         clone._modules = {
             name: None if child is None else _unwrapped(child, seen)

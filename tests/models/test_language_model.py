@@ -15,7 +15,8 @@ from plain import plain_outputs, states
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hopscope.edits import Cell, Patch
+import hopscope as hs
+from hopscope.edits import Cell, Edit, Knockout, Patch, PatchSite
 from hopscope.errors import ModelError, UsageError
 from hopscope.models import LanguageModel, load_model
 from hopscope.models.tiny import TINY_FAMILIES, build_tiny
@@ -141,6 +142,62 @@ def test_the_first_tokens_of_names(tiny_model: LanguageModel) -> None:
     assert tiny_model.first_tokens([]) == ()
 
 
+def first_token(model: LanguageModel, text: str) -> int:
+    return int(model.tokenizer(text, add_special_tokens=False)["input_ids"][0])
+
+
+VARIANTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("Paris", (" Paris", "Paris", " paris", "paris")),
+    ("the Eiffel Tower", (" Eiffel", "Eiffel", " eiffel", "eiffel")),
+    ("The Hague", (" Hague", "Hague", " hague", "hague")),
+    ("A Coruna", (" Coruna", "Coruna", " coruna", "coruna")),
+    ("an Egyptian", (" Egyptian", "Egyptian", " egyptian", "egyptian")),
+    ("yen", (" yen", "yen")),
+    ("  London ", (" London", "London", " london", "london")),
+    # No article: nothing follows it, or it is the end or the beginning of another word.
+    ("The", (" The", "The", " the", "the")),
+    ("Thebes", (" Thebes", "Thebes", " thebes", "thebes")),
+    ("Anna Lee", (" Anna", "Anna", " anna", "anna")),
+    ("La Paz", (" La Paz", "La Paz", " la paz", "la paz")),
+    ("Ha Long", (" Ha Long", "Ha Long", " ha long", "ha long")),
+)
+
+
+@pytest.mark.parametrize(("name", "spellings"), VARIANTS, ids=[name for name, _ in VARIANTS])
+def test_the_first_tokens_of_a_names_variants(
+    llama: LanguageModel, name: str, spellings: tuple[str, ...]
+) -> None:
+    expected = dict.fromkeys(first_token(llama, spelling) for spelling in spellings)
+    assert llama.first_tokens([name], variants=True) == tuple(expected)
+
+
+def test_a_variants_article_is_left_out_at_the_beginning_alone(
+    llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    tokenizer = llama.tokenizer
+
+    def reading(text: str, **settings: Any) -> Any:
+        asked.append(text)
+        return tokenizer(text, **settings)
+
+    monkeypatch.setattr(llama, "tokenizer", reading)
+    for name in ("Costa Rica", "the Lord of the Rings", "The A Team"):
+        llama.first_tokens([name], variants=True)
+    plain = [text for text in asked if text.startswith(" ") and text != text.lower()]
+    assert plain == [" Costa Rica", " Lord of the Rings", " A Team"]
+
+
+def test_variants_of_several_names(llama: LanguageModel) -> None:
+    names = ["Paris", "", "the Tower", "Paris"]
+    found = llama.first_tokens(names, variants=True)
+    one, other = (llama.first_tokens([name], variants=True) for name in ("Paris", "the Tower"))
+    assert found == tuple(dict.fromkeys([*one, *other]))
+    assert llama.first_tokens(["the Tower"]) == (first_token(llama, " the"),)
+    assert first_token(llama, " the") not in other
+    assert llama.first_tokens([" "], variants=True) == ()
+
+
 @pytest.mark.parametrize(
     ("configured", "tokenizers", "ends"),
     [(7, "<eos>", {7}), ([7, 9], "<eos>", {7, 9}), (None, "<eos>", {1}), (None, None, set())],
@@ -226,6 +283,56 @@ def test_a_bridge_works_as_before(family: str) -> None:
         after, cached_after = bridge.run_with_cache(ids)
     assert torch.equal(before, after)
     assert set(cached.keys()) == set(cached_after.keys())
+
+
+def every_edit(model: LanguageModel) -> list[Edit]:
+    """An edit of every kind, at the last token, in the second block."""
+    generator = torch.Generator().manual_seed(0)
+    wide, narrow = (
+        torch.randn(width, generator=generator) * 5 for width in (model.d_model, model.head_dim)
+    )
+    sites: tuple[PatchSite, ...] = ("resid_pre", "resid_post", "attn_out", "mlp_out")
+    patches = [Patch(1, -1, wide, site) for site in sites]
+    return [*patches, Patch(1, -1, narrow, "z", 2), Knockout([1, 2], [-1], [-2, -3, -4])]
+
+
+@pytest.mark.parametrize("family", [f"tiny-random-{n}" for n in ("llama", "gemma2", "gpt2")])
+@torch.no_grad()
+def test_an_edit_leaves_the_bridge_alone_while_it_is_open(family: str) -> None:
+    """The model shares the bridge's parameters, but not its hooks."""
+    bridge, _ = in_bridge(family)
+    model, ids = load_model(bridge), torch.tensor([loaded(family).encode(TEXT).ids])
+    before, unedited = bridge(ids), logits(model.hf, ids)
+    for one in every_edit(model):
+        with hs.edit(model, [one], ids.shape[1]):
+            assert torch.equal(bridge(ids), before), one
+            assert not torch.allclose(logits(model.hf, ids), unedited, atol=1e-3), one
+        assert torch.equal(logits(model.hf, ids), unedited)
+    assert torch.equal(bridge(ids), before)
+
+
+@torch.no_grad()
+def test_hooks_of_the_bridge_and_of_the_model_do_not_meet() -> None:
+    """Neither those that the bridge had before, nor those that come after."""
+    family = "tiny-random-llama"
+    bridge, _ = in_bridge(family)
+    ids = torch.tensor([loaded(family).encode(TEXT).ids])
+    model = load_model(bridge)
+    unedited = logits(model.hf, ids)
+
+    def nothing(value: Tensor, hook: Any) -> Tensor:
+        return torch.zeros_like(value)
+
+    before, edits = bridge(ids), every_edit(model)[:1]
+    with bridge.hooks([("blocks.1.hook_resid_post", nothing)]):
+        hooked = bridge(ids)
+        assert not torch.allclose(hooked, before)
+        assert torch.equal(logits(model.hf, ids), unedited)
+        with hs.edit(model, edits, ids.shape[1]):
+            changed = logits(model.hf, ids)
+            assert torch.equal(bridge(ids), hooked)
+    with hs.edit(model, edits, ids.shape[1]):
+        assert torch.equal(logits(model.hf, ids), changed)
 
 
 @every_family

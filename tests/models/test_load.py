@@ -55,7 +55,8 @@ def same_as_built(model: LanguageModel, family: str) -> bool:
     hf, tokenizer = build_tiny(family)
     ids = tokenizer(PROMPTS[0], return_tensors="pt").input_ids
     assert model.encode(PROMPTS[0]).ids == tuple(ids[0].tolist())
-    return torch.allclose(logits(model.hf, ids), logits(hf, ids), atol=1e-5)
+    # TransformerLens sets eager attention, which rounds otherwise than sdpa.
+    return torch.allclose(logits(model.hf, ids), logits(hf, ids), atol=1e-4)
 
 
 # --- tiny models ---------------------------------------------------------------------------------
