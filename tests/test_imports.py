@@ -41,11 +41,15 @@ exec(sys.argv[1])
 
 USING_A_PROBE = """
 import torch
-from hopscope.probes import LogitLens
-lens = LogitLens(torch.nn.LayerNorm(4), torch.nn.Linear(4, 10, bias=False))
+from hopscope.probes import LinearProbe, LogitLens, TunedLens, control_labels
+norm, unembedding = torch.nn.LayerNorm(4), torch.nn.Linear(4, 10, bias=False)
 states, token = torch.randn(2, 3, 4), torch.tensor(7)
-assert lens(states).shape == (2, 3, 10)
-assert lens.rank(states, token).shape == lens.logprob(states, token).shape == (2, 3)
+for lens in (LogitLens(norm, unembedding), TunedLens(norm, unembedding, n_layers=3, d_model=4)):
+    assert lens(states).shape == (2, 3, 10)
+    assert lens.rank(states, token).shape == lens.logprob(states, token).shape == (2, 3)
+    assert lens.score(states, token.expand(2)).shape == (3,)
+assert LinearProbe(2).n_classes == 2
+assert control_labels(torch.arange(2), torch.arange(2)).shape == (2,)
 """
 
 

@@ -5,6 +5,8 @@ import torch
 from hopscope.probes import LogitLens
 from torch import nn
 
+from hopscope.errors import UsageError
+
 
 @pytest.fixture
 def lens() -> LogitLens:
@@ -40,3 +42,22 @@ def test_last_state_gives_the_models_own_logits(name: str) -> None:
     lens = LogitLens(model.final_norm, model.unembedding, softcap)
     ids = torch.tensor([model.encode(text).ids])
     torch.testing.assert_close(lens(state), model.hf(ids).logits[0, -1], atol=1e-4, rtol=0)
+
+
+def test_score_is_the_share_of_likeliest_tokens(lens: LogitLens) -> None:
+    acts = torch.tensor([[2.0, 1.0], [-1.0, 0.5], [0.0, 3.0], [5.0, 0.0]])
+    labels = torch.tensor([0, 1, 1, 0])
+    for batch_size in (1, 3, 128):
+        score = lens.fit(acts, labels).score(acts, labels, batch_size=batch_size)
+        assert score.shape == ()
+        assert score == 0.75
+    layers = torch.stack([acts, -acts], dim=1)
+    assert lens.score(layers, labels).tolist() == [0.75, 0.0]
+    with pytest.raises(UsageError, match=r"\(3,\) for 4 rows"):
+        lens.score(acts, labels[:3])
+
+
+def test_states_are_read_in_the_models_dtype(lens: LogitLens) -> None:
+    states = torch.randn(5, 2)
+    assert torch.equal(lens(states.double()), lens(states))
+    assert torch.equal(lens(states.bfloat16()), lens(states.bfloat16().float()))

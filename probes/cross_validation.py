@@ -1,0 +1,138 @@
+"""Provides cross_validate: how well a linear probe tells classes apart on rows it has not seen."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hopscope.errors import UsageError
+
+from .linear_probe import LinearProbe
+from .probe import check_acts, check_finite, check_labels, numbered
+
+
+def cross_validate(
+    acts: Tensor,
+    labels: Tensor,
+    *,
+    folds: int = 5,
+    groups: Tensor | None = None,
+    seed: int = 0,
+    l2: float = 1.0,
+) -> Tensor:
+    """Held-out accuracy of a LinearProbe, for each fold and layer.
+
+    Each fold is held out once, and a probe fitted on the rest. Every fold has about the same
+    share of each class. Give `groups` where rows belong together (prompts about one entity):
+    a probe could else know a held-out row by its twin.
+
+    Args:
+        acts: states, shape (n, d_model) or (n, layer, d_model).
+        labels: classes, any integers (token ids will do), shape (n,).
+        folds: how many.
+        groups: integers of shape (n,); rows of one group are in one fold. None: each by itself.
+        seed: of which rows are dealt to which fold.
+        l2: penalty of the probes.
+
+    Returns:
+        Shape (folds,), or (folds, layer) if there is a layer axis: the mean over folds estimates
+        the accuracy.
+
+    Raises:
+        UsageError: if a shape or dtype is not as said, a state is not finite, or a class has
+            fewer rows (or groups) than there are folds.
+
+    Example:
+        >>> acts, labels = torch.randn(40, 3, 8), torch.arange(40) % 4
+        >>> cross_validate(acts, labels).mean(dim=0).shape
+        torch.Size([3])
+    """
+    check_acts(acts)
+    check_finite(acts)
+    fold_of = assign_folds(labels, folds=folds, groups=groups, seed=seed)
+    check_labels(labels, len(acts))
+    return held_out_accuracy(acts, labels, fold_of, l2)
+
+
+def assign_folds(
+    labels: Tensor, *, folds: int = 5, groups: Tensor | None = None, seed: int = 0
+) -> Tensor:
+    """The fold of each row, from 0, shape (n,): classes spread evenly, groups kept whole.
+
+    Raises:
+        UsageError: if there are too few folds or classes, or a class has fewer rows (or groups)
+            than there are folds.
+    """
+    check_labels(labels, labels.numel())
+    if groups is not None:
+        check_labels(groups, len(labels), "groups")
+    classes, label_of = numbered(labels.cpu())
+    if folds < 2 or len(classes) < 2:
+        raise UsageError(f"folds={folds} and {len(classes)} classes; give 2 of each at least")
+    members = _members(label_of, groups)
+    least, smallest = (members > 0).sum(dim=0).min(dim=0)
+    if least < folds:
+        unit = "rows" if groups is None else "groups"
+        raise UsageError(
+            f"class {classes[smallest]} has {least} {unit}, fewer than folds={folds}; "
+            "use fewer folds, or leave out the rows of rare classes"
+        )
+    return deal(label_of, folds, groups, seed)
+
+
+def deal(strata: Tensor, folds: int, groups: Tensor | None, seed: int) -> Tensor:
+    """Deal groups (or single rows) to folds, largest first, each to where its strata are rarest.
+
+    Args:
+        strata: integers from 0, shape (n,), to be spread evenly over folds.
+        folds: how many.
+        groups: integers of shape (n,), or None.
+        seed: of the order among groups of one size.
+
+    Returns:
+        The fold of each row, shape (n,), on the CPU.
+    """
+    members = _members(strata, groups).double()
+    share = members / members.sum(dim=0)
+    order = torch.randperm(len(members), generator=torch.Generator().manual_seed(seed))
+    order = order[members[order].sum(dim=1).argsort(descending=True, stable=True)]
+    held = torch.zeros(folds, members.shape[1], dtype=torch.double)
+    fold_of_group = torch.empty(len(members), dtype=torch.long)
+    for group in order.tolist():
+        crowding = held @ share[group]
+        # Among folds that are equally short of these strata, the smallest.
+        rivals = (crowding == crowding.min()).nonzero().flatten()
+        fold = rivals[held[rivals].sum(dim=1).argmin()]
+        fold_of_group[group] = fold
+        held[fold] += members[group]
+    return fold_of_group[_group_of(len(strata), groups)]
+
+
+def held_out_accuracy(acts: Tensor, labels: Tensor, fold_of: Tensor, l2: float) -> Tensor:
+    """Accuracy on each fold of a probe fitted on the others, shape (folds,) or (folds, layer).
+
+    A held-out row of a class that the other folds lack counts as wrong.
+    """
+    labels = labels.to(acts.device)
+    accuracies = []
+    for fold in range(int(fold_of.max()) + 1):
+        held_out = (fold_of == fold).to(acts.device)
+        known, train_labels = numbered(labels[~held_out])
+        probe = LinearProbe(len(known), l2=l2).fit(acts[~held_out], train_labels)
+        predicted = known[probe.predict(acts[held_out])]
+        truth = labels[held_out].view(-1, *[1] * (predicted.ndim - 1))
+        accuracies.append((predicted == truth).float().mean(dim=0))
+    return torch.stack(accuracies)
+
+
+def _group_of(n: int, groups: Tensor | None) -> Tensor:
+    if groups is None:
+        return torch.arange(n)
+    return numbered(groups.cpu())[1]
+
+
+def _members(strata: Tensor, groups: Tensor | None) -> Tensor:
+    """How many rows each group has in each stratum, shape (group, stratum)."""
+    group_of = _group_of(len(strata), groups)
+    counts = torch.zeros(int(group_of.max()) + 1, int(strata.max()) + 1, dtype=torch.long)
+    return counts.index_put((group_of, strata), torch.ones_like(strata), accumulate=True)

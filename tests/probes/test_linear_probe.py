@@ -1,0 +1,194 @@
+"""LinearProbe: classes that are there and that are not, the optimum, dtypes, files, mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hopscope.probes import LinearProbe
+from scipy.optimize import minimize
+from torch import Tensor
+
+from hopscope.errors import UsageError
+
+
+def clusters(n: int, d_model: int, n_classes: int, spread: float) -> tuple[Tensor, Tensor]:
+    """States around one point for each class, and their classes."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(n) % n_classes
+    points = 3 * torch.randn(n_classes, d_model, generator=generator)
+    return points[labels] + spread * torch.randn(n, d_model, generator=generator), labels
+
+
+def standardised(probe: LinearProbe, acts: Tensor) -> Tensor:
+    return ((acts - probe.center) / probe.scale).double()
+
+
+def objective(parameters: Tensor, inputs: Tensor, labels: Tensor, probe: LinearProbe) -> Tensor:
+    """What the docstring says is minimised; parameters are weights, then biases."""
+    weight, bias = parameters.split([probe.n_classes * inputs.shape[1], probe.n_classes])
+    weight = weight.view(probe.n_classes, -1)
+    errors = torch.nn.functional.cross_entropy(inputs @ weight.T + bias, labels, reduction="sum")
+    return errors + probe.l2 / 2 * weight.square().sum()
+
+
+def flat(probe: LinearProbe) -> Tensor:
+    return torch.cat([probe.weight.flatten(), probe.bias]).double()
+
+
+def test_it_reads_the_layer_that_knows_and_no_other() -> None:
+    known, labels = clusters(120, 16, 4, spread=0.3)
+    noise = torch.randn(120, 16, generator=torch.Generator().manual_seed(1))
+    acts = torch.stack([noise, known], dim=1)
+    probe = LinearProbe(4).fit(acts[:80], labels[:80])
+    at_noise, at_known = probe.score(acts[80:], labels[80:]).tolist()
+    assert at_known == 1
+    assert at_noise < 0.5
+    assert torch.equal(probe.predict(acts[80:])[:, 1], labels[80:])
+
+
+@pytest.mark.parametrize(("n", "d_model"), [(30, 50), (90, 6)], ids=["wide", "tall"])
+@pytest.mark.parametrize("l2", [0.3, 10.0])
+def test_the_optimum_is_one(n: int, d_model: int, l2: float) -> None:
+    acts, labels = clusters(n, d_model, 3, spread=4)
+    probe = LinearProbe(3, l2=l2).fit(acts, labels)
+    inputs = standardised(probe, acts)
+    found = flat(probe).requires_grad_()
+    loss = objective(found, inputs, labels, probe)
+    (gradient,) = torch.autograd.grad(loss, found)
+    assert gradient.abs().max() < 5e-4 * n
+
+    def value_and_slope(values: Any) -> tuple[float, Any]:
+        at = torch.tensor(values).requires_grad_()
+        value = objective(at, inputs, labels, probe)
+        return value.item(), torch.autograd.grad(value, at)[0].numpy()
+
+    start = torch.zeros(len(found), dtype=torch.double).numpy()
+    options = {"ftol": 1e-14, "gtol": 1e-8, "maxiter": 5000}
+    best = minimize(value_and_slope, start, jac=True, method="L-BFGS-B", options=options)
+    assert loss.item() == pytest.approx(best.fun, rel=1e-4)
+    weights = 3 * d_model
+    torch.testing.assert_close(
+        found[:weights].detach(), torch.tensor(best.x)[:weights], atol=1e-2, rtol=1e-2
+    )
+
+
+def test_each_layer_is_as_if_alone() -> None:
+    acts, labels = clusters(40, 10, 3, spread=3)
+    layers = torch.stack([acts, acts.flip(1) ** 2, acts * 5], dim=1)
+    together = LinearProbe(3).fit(layers, labels)
+    for layer in range(3):
+        alone = LinearProbe(3).fit(layers[:, layer], labels)
+        torch.testing.assert_close(
+            together.logits(layers)[:, layer], alone.logits(layers[:, layer])
+        )
+        score = alone.score(layers[:, layer], labels)
+        assert score.shape == ()
+        assert score == together.score(layers, labels)[layer]
+
+
+def test_the_scale_of_a_coordinate_does_not_matter() -> None:
+    acts, labels = clusters(40, 10, 3, spread=3)
+    stretched = acts * torch.logspace(-3, 3, 10) + 7
+    expected = LinearProbe(3).fit(acts, labels).logits(acts)
+    found = LinearProbe(3).fit(stretched, labels).logits(stretched)
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0.02)
+
+
+def test_a_constant_coordinate_says_nothing() -> None:
+    acts, labels = clusters(40, 10, 3, spread=3)
+    # Its spread is rounding, which must not be blown up to 1.
+    constant = torch.full((40, 1), 1234.567) + torch.linspace(0, 3e-4, 40)[:, None]
+    probe = LinearProbe(3).fit(torch.cat([acts, constant], dim=1), labels)
+    elsewhere = torch.cat([acts, constant + 0.01], dim=1)
+    expected = LinearProbe(3).fit(acts, labels).logits(acts)
+    torch.testing.assert_close(probe.logits(elsewhere), expected, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_states_in_any_dtype(dtype: torch.dtype) -> None:
+    acts, labels = clusters(40, 10, 3, spread=3)
+    acts = acts.to(dtype)
+    probe = LinearProbe(3).fit(acts, labels.int())
+    assert probe.logits(acts).dtype == torch.float32
+    expected = LinearProbe(3).fit(acts.float(), labels).logits(acts.float())
+    torch.testing.assert_close(probe.logits(acts), expected)
+
+
+def test_nothing_in_it_is_random() -> None:
+    acts, labels = clusters(40, 10, 3, spread=3)
+    torch.manual_seed(1)
+    first = LinearProbe(3).fit(acts, labels)
+    drawn = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(drawn, torch.rand(1))
+    assert torch.equal(first.weight, LinearProbe(3).fit(acts, labels).weight)
+
+
+@pytest.mark.parametrize("layered", [True, False])
+def test_a_file_gives_the_same_probe(layered: bool, tmp_path: Path) -> None:
+    acts, labels = clusters(40, 10, 3, spread=3)
+    acts = torch.stack([acts, -acts], dim=1) if layered else acts
+    probe = LinearProbe(3, l2=2.5, classes=["Köln", "Paris", "Rome"]).fit(acts, labels)
+    loaded = LinearProbe.load(probe.save(tmp_path / "new" / "probe.safetensors"))
+    assert torch.equal(loaded.logits(acts), probe.logits(acts))
+    assert (loaded.l2, loaded.classes) == (2.5, ("Köln", "Paris", "Rome"))
+
+
+def test_a_small_file_reads_almost_the_same(tmp_path: Path) -> None:
+    acts, labels = clusters(60, 300, 3, spread=3)
+    acts *= 1e-9
+    probe = LinearProbe(3).fit(acts, labels)
+    large, small = tmp_path / "large", tmp_path / "small"
+    loaded = LinearProbe.load(probe.save(small, dtype=torch.float16))
+    assert small.stat().st_size < 0.8 * probe.save(large).stat().st_size
+    assert loaded.weight.dtype == torch.float32
+    torch.testing.assert_close(loaded.logits(acts), probe.logits(acts), atol=1e-2, rtol=1e-2)
+
+
+ACTS, LABELS = clusters(6, 4, 3, spread=1)
+
+
+@pytest.mark.parametrize(
+    ("acts", "labels", "says"),
+    [
+        (ACTS[0], LABELS, r"\(4,\).*give \(n, d_model\)"),
+        (ACTS[:0], LABELS[:0], "a row at least"),
+        (ACTS.long(), LABELS, "floating-point"),
+        (ACTS, LABELS[:5], r"\(5,\) for 6 rows"),
+        (ACTS, LABELS.float(), "give integers"),
+        (ACTS / 0, LABELS, "float16 ends at 65504"),
+        (ACTS, LABELS + 1, "labels run from 1 to 3; with n_classes=3 give 0 to 2"),
+        (ACTS, LABELS.clamp(max=1), "no row has a label of 2; .*torch.unique"),
+    ],
+)
+def test_what_cannot_be_fitted(acts: Tensor, labels: Tensor, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        LinearProbe(3).fit(acts, labels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"n_classes": 1}, "2 classes"),
+        ({"n_classes": 2, "l2": 0.0}, "more than 0"),
+        ({"n_classes": 2, "classes": ["one"]}, "1 names for n_classes=2"),
+    ],
+)
+def test_what_cannot_be_made(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        LinearProbe(**arguments)
+
+
+def test_what_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="call fit"):
+        LinearProbe(3).predict(ACTS)
+    with pytest.raises(UsageError, match="call fit"):
+        LinearProbe(3).save(tmp_path / "probe")
+    probe = LinearProbe(3).fit(ACTS, LABELS)
+    with pytest.raises(UsageError, match=r"\(6, 3\); .*fitted on states of shape \(n, 4\)"):
+        probe.predict(ACTS[:, :3])
+    with pytest.raises(UsageError, match=r"\(5,\) for 6 rows"):
+        probe.score(ACTS, LABELS[:5])
