@@ -8,15 +8,19 @@ PRESET ?= quick
 export OMP_WAIT_POLICY ?= PASSIVE
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help figures test lint format notebooks benchmark setup clean
+.PHONY: help figures study test lint format notebooks benchmark setup clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what can be made.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 figures: $(VENV)/.installed  ## Grade real two-hop queries, back-patch, draw figures/rendered/.
-	$(BIN)/hopscope figures --model $(MODEL) --queries $(QUERIES) --preset $(PRESET) \
+	$(BIN)/hopscope figures grading back_patching --model $(MODEL) --queries $(QUERIES) --preset $(PRESET) \
 		$(if $(LIMIT),--limit $(LIMIT))
+
+study: $(VENV)/.installed  ## Run every analysis; write figures, tables and a page into study/.
+	$(BIN)/hopscope study --model $(MODEL) --queries $(QUERIES) --preset $(PRESET) \
+		$(if $(LIMIT),--limit $(LIMIT)) -o study
 
 test: lint  ## Check style and types, run all tests and notebooks.
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=900 tests notebooks

@@ -10,8 +10,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from hopscope import plots
-from hopscope.errors import ResultError
 from hopscope.experiments import BackPatching
+from hopscope.study import results_of
 
 TITLES = {
     "incorrect": "Both hops right, composition wrong",
@@ -25,22 +25,12 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
     Raises:
         ResultError: if neither result is there.
     """
-    results = {name: _load(runs / f"back_patching.{name}") for name in TITLES}
-    there = {name: result for name, result in results.items() if result is not None}
-    if not there:
-        raise ResultError(
-            f"{runs} holds no back-patching result: no query was graded incorrect or correct, "
-            "or `hopscope figures` has not run; grade more queries (--limit) or another model"
-        )
+    there = results_of(runs, "back_patching", BackPatching)
     with plots.figure_style():
         figure = _figure(there)
         paths = plots.save_figure(figure, _numbers(there), rendered, "back_patching")
         plt.close(figure)
     return paths
-
-
-def _load(path: Path) -> BackPatching | None:
-    return BackPatching.load(path) if (path / "run.json").exists() else None
 
 
 def _figure(results: dict[str, BackPatching]) -> Figure:

@@ -17,11 +17,30 @@ from hopscope.errors import HopscopeError as HopscopeError
 if TYPE_CHECKING:
     from hopscope.activations import Activations as Activations
     from hopscope.activations import capture as capture
+    from hopscope.edits import Knockout as Knockout
     from hopscope.edits import Patch as Patch
+    from hopscope.experiments import ActivationPatching as ActivationPatching
     from hopscope.experiments import BackPatching as BackPatching
+    from hopscope.experiments import Description as Description
     from hopscope.experiments import Grading as Grading
+    from hopscope.experiments import Knockouts as Knockouts
+    from hopscope.experiments import Probing as Probing
+    from hopscope.experiments import Projection as Projection
+    from hopscope.experiments import Recall as Recall
+    from hopscope.experiments import Stages as Stages
+    from hopscope.experiments import Tracing as Tracing
+    from hopscope.experiments import activation_patch as activation_patch
     from hopscope.experiments import back_patch as back_patch
+    from hopscope.experiments import describe as describe
+    from hopscope.experiments import fit_probe as fit_probe
     from hopscope.experiments import grade as grade
+    from hopscope.experiments import knockout as knockout
+    from hopscope.experiments import logit_lens as logit_lens
+    from hopscope.experiments import probe as probe
+    from hopscope.experiments import project as project
+    from hopscope.experiments import recall as recall
+    from hopscope.experiments import stages as stages
+    from hopscope.experiments import trace as trace
     from hopscope.hooks import edit as edit
     from hopscope.models import LanguageModel as LanguageModel
     from hopscope.models import load_model as load_model
@@ -35,22 +54,41 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "ActivationPatching": "experiments",
     "Activations": "activations",
     "BackPatching": "experiments",
+    "Description": "experiments",
     "Grading": "experiments",
+    "Knockout": "edits",
+    "Knockouts": "experiments",
     "LanguageModel": "models",
     "Patch": "edits",
+    "Probing": "experiments",
+    "Projection": "experiments",
     "QuerySet": "queries",
     "ReadOut": "sweep",
+    "Recall": "experiments",
     "Result": "results",
+    "Stages": "experiments",
+    "Tracing": "experiments",
     "TwoHopQuery": "queries",
+    "activation_patch": "experiments",
     "back_patch": "experiments",
     "capture": "activations",
+    "describe": "experiments",
     "edit": "hooks",
+    "fit_probe": "experiments",
     "grade": "experiments",
+    "knockout": "experiments",
     "load_model": "models",
     "load_queries": "queries",
     "load_result": "results",
+    "logit_lens": "experiments",
+    "probe": "experiments",
+    "project": "experiments",
+    "recall": "experiments",
+    "stages": "experiments",
+    "trace": "experiments",
 }
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from hopscope.models import LanguageModel
     from hopscope.queries import QuerySet
+    from hopscope.results import Result
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,6 +52,11 @@ Out = Annotated[
 Shard = Annotated[str | None, typer.Option(help="i/n: only every n-th part of the queries.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU if there is one.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, ...")]
+Subset = Annotated[str, typer.Option(help="incorrect or correct (graded first), or all.")]
+Most = Annotated[int | None, typer.Option(min=1, help="Run at most this many of them.")]
+Positions = Annotated[str, typer.Option(help="Of t1, t2, e1; with commas.")]
+Controls = Annotated[bool, typer.Option(help="Run the control, too.")]
+Step = Annotated[int, typer.Option("--layer-step", min=1, help="Only every so many layers.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
@@ -154,16 +160,14 @@ def grade_command(
 def back_patch_command(
     model: Model = "smollm2-135m",
     queries: Queries = "world",
-    subset: Annotated[
-        str, typer.Option(help="incorrect or correct (graded first), or all.")
-    ] = "incorrect",
+    subset: Subset = "incorrect",
     limit: Limit = None,
-    most: Annotated[int | None, typer.Option(min=1, help="Back-patch only this many.")] = None,
+    most: Most = None,
     few_shot: FewShot = None,
     positions: Annotated[str, typer.Option(help="Of t1, t2, t1->t2, e1; with commas.")] = "t1,t2",
     controls: Annotated[str, typer.Option(help="Of other, random; with commas.")] = "other,random",
     criterion: Annotated[str, typer.Option(help="generation or first_token.")] = "generation",
-    layer_step: Annotated[int, typer.Option(min=1, help="Only every so many layers.")] = 1,
+    layer_step: Step = 1,
     stop_early: Annotated[
         bool, typer.Option(help="Stop a cell when its answer is certain.")
     ] = True,
@@ -180,31 +184,21 @@ def back_patch_command(
     as_json: AsJson = False,
 ) -> None:
     """Copy later states into earlier layers: which queries does that repair, beside chance?"""
-    from hopscope.experiments import back_patch, grade
+    from hopscope.experiments import back_patch
     from hopscope.experiments.back_patching import check_choices
-    from hopscope.study import layer_cells, limited
+    from hopscope.study import layer_cells
 
-    if subset not in ("incorrect", "correct", "all"):
-        raise UsageError(f"unknown subset {subset!r}: choose incorrect, correct or all")
+    _check_subset(subset)
     if parity:
         match, stop_early, few_shot = "substring", False, 0
     check_choices(_names(positions), _names(controls), criterion, match)
     part = _shard(shard)
     asked = _queries(queries, few_shot, limit, seed)
     loaded = _model(model, device, dtype)
-    if subset != "all":
-        folder = None if out is None else out.with_name(f"{out.name}.grading")
-        graded = grade(
-            loaded,
-            asked,
-            match=match,  # type: ignore[arg-type]
-            max_new_tokens=max_new_tokens,
-            out=folder,
-        )
-        asked = graded.incorrect() if subset == "incorrect" else graded.correct()
+    chosen = _chosen(loaded, asked, subset, most, seed, match, max_new_tokens, out)
     result = back_patch(
         loaded,
-        limited(asked, most, seed),
+        chosen,
         positions=_names(positions),
         controls=_names(controls),
         criterion=criterion,  # type: ignore[arg-type]
@@ -234,6 +228,365 @@ def back_patch_command(
         return "\n".join(lines)
 
     _show(found, as_json, text)
+
+
+@app.command("knockout")
+def knockout_command(
+    model: Model = "smollm2-135m",
+    queries: Queries = "world",
+    subset: Subset = "correct",
+    limit: Limit = None,
+    most: Most = None,
+    few_shot: FewShot = None,
+    edges: Annotated[
+        str, typer.Option(help="query->key of t1, t2, e1, r1, r2, before, few_shot; with commas.")
+    ] = "t2->t1,t2->e1,t2->r1,t1->e1",
+    window: Annotated[int, typer.Option(min=0, help="Layers on each side of the middle.")] = 3,
+    heads: Annotated[str | None, typer.Option(help="Only these heads; with commas.")] = None,
+    layer_step: Step = 1,
+    control: Controls = True,
+    criterion: Annotated[str, typer.Option(help="generation or first_token.")] = "generation",
+    seed: Seed = 0,
+    match: Match = "word",
+    max_new_tokens: Tokens = 10,
+    out: Out = None,
+    shard: Shard = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Block attention between parts of the question: which edges carry the answer, and where?"""
+    from hopscope.experiments import knockout
+
+    _check_subset(subset)
+    part, asked = _shard(shard), _queries(queries, few_shot, limit, seed)
+    loaded = _model(model, device, dtype)
+    result = knockout(
+        loaded,
+        _chosen(loaded, asked, subset, most, seed, match, max_new_tokens, out),
+        edges=_names(edges),
+        controls=["random"] if control else [],
+        window=window,
+        layers=range(0, loaded.n_layers, layer_step),
+        heads=_numbers(heads, "heads"),
+        criterion=criterion,  # type: ignore[arg-type]
+        max_new_tokens=max_new_tokens,
+        match=match,  # type: ignore[arg-type]
+        seed=seed,
+        out=out,
+        shard=part,
+    )
+    _show_tables(
+        result,
+        {"effect": result.effect(seed=seed), "above_chance": result.above_chance(seed)},
+        as_json,
+    )
+
+
+@app.command("project")
+def project_command(
+    model: Model = "smollm2-135m",
+    queries: Queries = "world",
+    subset: Subset = "correct",
+    limit: Limit = None,
+    most: Most = None,
+    few_shot: FewShot = None,
+    positions: Positions = "t1,t2",
+    sites: Annotated[
+        str, typer.Option(help="Of attn_out, mlp_out, resid_post; with commas.")
+    ] = "attn_out,mlp_out,resid_post",
+    rank: Annotated[int, typer.Option(min=0, help="Resolved where the rank is at most this.")] = 0,
+    seed: Seed = 0,
+    out: Out = None,
+    shard: Shard = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Project attention, MLP and residual stream: where are bridge and answer resolved?"""
+    from hopscope.experiments import project
+
+    _check_subset(subset)
+    part, asked = _shard(shard), _queries(queries, few_shot, limit, seed)
+    loaded = _model(model, device, dtype)
+    result = project(
+        loaded,
+        _chosen(loaded, asked, subset, most, seed, "word", 10, out),
+        positions=_names(positions),
+        sites=_names(sites),
+        seed=seed,
+        out=out,
+        shard=part,
+    )
+    _show_tables(result, {"summary": result.summary(rank, seed)}, as_json)
+
+
+@app.command("describe")
+def describe_command(
+    model: Model = "smollm2-135m",
+    queries: Queries = "world",
+    subset: Subset = "correct",
+    limit: Limit = None,
+    most: Most = None,
+    few_shot: FewShot = None,
+    positions: Positions = "t1,t2",
+    prompts: Annotated[
+        str, typer.Option(help="Of description, identity; with commas.")
+    ] = "description",
+    samples: Annotated[int, typer.Option(min=0, help="Texts drawn for a cell; 0: greedy.")] = 0,
+    layer_step: Step = 1,
+    seed: Seed = 0,
+    match: Match = "word",
+    max_new_tokens: Tokens = 10,
+    out: Out = None,
+    shard: Shard = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let the model describe its own states: which entity is in them?"""
+    from hopscope.experiments import describe
+
+    _check_subset(subset)
+    part, asked = _shard(shard), _queries(queries, few_shot, limit, seed)
+    loaded = _model(model, device, dtype)
+    layers = range(0, loaded.n_layers, layer_step)
+    result = describe(
+        loaded,
+        _chosen(loaded, asked, subset, most, seed, match, 10, out),
+        positions=_names(positions),
+        prompts=_names(prompts),
+        source_layers=layers,
+        target_layers=layers,
+        samples=samples,
+        max_new_tokens=max_new_tokens,
+        match=match,  # type: ignore[arg-type]
+        seed=seed,
+        out=out,
+        shard=part,
+    )
+    tables = {
+        "described": result.described(seed),
+        "above_chance": result.above_chance(seed),
+        "shares": result.shares(),
+    }
+    _show_tables(result, tables, as_json)
+
+
+@app.command("stages")
+def stages_command(
+    model: Model = "smollm2-135m",
+    queries: Queries = "world",
+    subset: Subset = "correct",
+    limit: Limit = None,
+    most: Most = None,
+    few_shot: FewShot = None,
+    layer_step: Step = 1,
+    seed: Seed = 0,
+    out: Out = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put the stages of the computation on one axis, and count the broken orders."""
+    from hopscope.experiments import stages
+
+    _check_subset(subset)
+    asked = _queries(queries, few_shot, limit, seed)
+    loaded = _model(model, device, dtype)
+    chosen = _chosen(loaded, asked, subset, most, seed, "word", 10, out)
+    result = stages(loaded, chosen, layer_step=layer_step, seed=seed, out=out)
+    tables = {"summary": result.summary(seed), "broken": result.broken()}
+    _show_tables(result, tables, as_json)
+
+
+@app.command("patch")
+def patch_command(
+    model: Model = "smollm2-135m",
+    queries: Queries = "world",
+    subset: Subset = "correct",
+    limit: Limit = None,
+    most: Most = None,
+    few_shot: FewShot = None,
+    positions: Positions = "t1,t2",
+    sites: Annotated[
+        str, typer.Option(help="Of resid_post, attn_out, mlp_out, z (heads); with commas.")
+    ] = "resid_post,attn_out,mlp_out",
+    control: Controls = True,
+    seed: Seed = 0,
+    out: Out = None,
+    shard: Shard = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put states of another question in: which of them carry the source entity to the answer?"""
+    from hopscope.experiments import activation_patch
+
+    _check_subset(subset)
+    part, asked = _shard(shard), _queries(queries, few_shot, limit, seed)
+    loaded = _model(model, device, dtype)
+    result = activation_patch(
+        loaded,
+        _chosen(loaded, asked, subset, most, seed, "word", 10, out),
+        positions=_names(positions),
+        sites=_names(sites),
+        controls=["random"] if control else [],
+        seed=seed,
+        out=out,
+        shard=part,
+    )
+    _show_tables(result, {"summary": result.summary(seed)}, as_json)
+
+
+@app.command("trace")
+def trace_command(
+    model: Model = "smollm2-135m",
+    queries: Queries = "world",
+    subset: Subset = "correct",
+    limit: Limit = None,
+    most: Most = None,
+    few_shot: FewShot = None,
+    positions: Positions = "t1,t2",
+    sites: Annotated[
+        str, typer.Option(help="Of resid_post, attn_out, mlp_out; with commas.")
+    ] = "resid_post,attn_out,mlp_out",
+    noise: Annotated[float, typer.Option(help="In standard deviations of the embeddings.")] = 3.0,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of noise.")] = 3,
+    window: Annotated[
+        int, typer.Option(min=0, help="Layers of a sublayer restored on each side.")
+    ] = 2,
+    seed: Seed = 0,
+    out: Out = None,
+    shard: Shard = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Noise the source entity, and put clean states back: which bring the answer back?"""
+    from hopscope.experiments import trace
+
+    _check_subset(subset)
+    part, asked = _shard(shard), _queries(queries, few_shot, limit, seed)
+    loaded = _model(model, device, dtype)
+    result = trace(
+        loaded,
+        _chosen(loaded, asked, subset, most, seed, "word", 10, out),
+        positions=_names(positions),
+        sites=_names(sites),
+        noise=noise,
+        draws=draws,
+        window=window,
+        seed=seed,
+        out=out,
+        shard=part,
+    )
+    tables = {"total_effect": result.total_effect(seed), "summary": result.summary(seed)}
+    _show_tables(result, tables, as_json)
+
+
+@app.command("recall")
+def recall_command(
+    model: Model = "smollm2-135m",
+    queries: Queries = "world",
+    subset: Subset = "correct",
+    limit: Limit = None,
+    most: Most = None,
+    few_shot: FewShot = None,
+    seed: Seed = 0,
+    out: Out = None,
+    shard: Shard = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how well t1 recalls the bridge (EntRec), and how it is used (CnstScore)."""
+    from hopscope.experiments import recall
+
+    _check_subset(subset)
+    part, asked = _shard(shard), _queries(queries, few_shot, limit, seed)
+    loaded = _model(model, device, dtype)
+    chosen = _chosen(loaded, asked, subset, most, seed, "word", 10, out)
+    result = recall(loaded, chosen, seed=seed, out=out, shard=part)
+    tables = {"summary": result.summary(seed), "consistency": result.consistency(seed)}
+    _show_tables(result, tables, as_json)
+
+
+@app.command("probe")
+def probe_command(
+    model: Model = "smollm2-135m",
+    queries: Queries = "world",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most this many; all of a source entity's.")
+    ] = 1000,
+    few_shot: FewShot = None,
+    target: Annotated[str, typer.Option(help="e2 (the bridge) or e2_type.")] = "e2",
+    position: Annotated[str, typer.Option(help="t1, t2 or e1.")] = "t1",
+    folds: Annotated[int, typer.Option(min=2, help="Of the cross-validation.")] = 5,
+    layer_step: Step = 1,
+    seed: Seed = 0,
+    save: Annotated[
+        Path | None, typer.Option(help="Fit a probe on all of them, and write it here.")
+    ] = None,
+    out: Out = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read the bridge off t1 with a linear probe, beside a control task."""
+    from hopscope.experiments import fit_probe, probe
+    from hopscope.experiments.probing import TARGETS, labelled, sample_entities
+
+    if target not in TARGETS:
+        raise UsageError(f"unknown target {target!r}: choose from {', '.join(TARGETS)}")
+    asked = labelled(_queries(queries, few_shot, None, seed), target, folds)[0]  # type: ignore[arg-type]
+    if limit is not None:
+        asked = sample_entities(asked, limit, seed)
+    loaded = _model(model, device, dtype)
+    layers = range(0, loaded.n_layers, layer_step)
+    asked_for: dict[str, Any] = {"position": position, "layers": layers, "folds": folds}
+    result = probe(loaded, asked, target, seed=seed, out=out, **asked_for)  # type: ignore[arg-type]
+    _show_tables(result, {"selectivity": result.selectivity()}, as_json)
+    if save is not None:
+        fitted = fit_probe(loaded, asked, target, **asked_for)  # type: ignore[arg-type]
+        print(fitted.save(save), file=sys.stderr)
+
+
+@app.command("study")
+def study_command(
+    model: Model = "smollm2-135m",
+    queries: Queries = "world",
+    preset: Annotated[str, typer.Option(help="quick (minutes) or paper (everything).")] = "quick",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Grade this many, and analyse all of them that fit.")
+    ] = None,
+    few_shot: FewShot = None,
+    seed: Seed = 0,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the report; a stopped study goes on.")
+    ] = Path("study"),
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Grade, run every analysis, and write figures, tables and a page that says what was found."""
+    from dataclasses import replace
+
+    from hopscope import report, study
+
+    size = study.preset(preset)
+    if limit is not None:
+        size = replace(size, limit=limit, most=limit)
+    asked = _queries(queries, few_shot, None, seed)
+    loaded = _model(model, device, dtype)
+    found = study.run_study(loaded, asked, out / "runs", size, seed=seed)
+    told = report.sections(found)
+    page, findings = report.write(found, out, told), report.findings(told)
+    _show(
+        {"report": str(page), "findings": findings},
+        as_json,
+        lambda: "\n".join([*findings, "", str(page)]),
+    )
 
 
 @app.command("figures")
@@ -268,8 +621,8 @@ def figures_command(
     loaded = _model(model, device, dtype)
     label = preset if limit is None else f"{preset}-{limit}"
     folder = study.study_folder(runs, loaded, asked, f"{label}-seed-{seed}")
-    graded = study.run_study(loaded, asked, folder, size, seed=seed)
-    print(graded.summary().to_string(index=False, float_format="%.3f"))
+    found = study.run_study(loaded, asked, folder, size, study.needed(names or []), seed=seed)
+    print(found.grading.summary().to_string(index=False, float_format="%.3f"))
     for path in study.draw_figures(scripts, names or [], folder, rendered or scripts / "rendered"):
         print(path)
 
@@ -286,6 +639,47 @@ def _queries(source: str, few_shot: int | None, limit: int | None, seed: int) ->
 
     loaded = load_queries(source, few_shot=few_shot)
     return limited(loaded.with_few_shot(loaded.few_shot, seed), limit, seed)
+
+
+def _check_subset(subset: str) -> None:
+    if subset not in ("incorrect", "correct", "all"):
+        raise UsageError(f"unknown subset {subset!r}: choose incorrect, correct or all")
+
+
+def _chosen(
+    model: LanguageModel,
+    queries: QuerySet,
+    subset: str,
+    most: int | None,
+    seed: int,
+    match: str,
+    max_new_tokens: int,
+    out: Path | None,
+) -> QuerySet:
+    """The queries of a subset, graded first into a folder beside `out`."""
+    from hopscope.experiments import grade
+    from hopscope.study import limited
+
+    if subset == "all":
+        return limited(queries, most, seed)
+    folder = None if out is None else out.with_name(f"{out.name}.grading")
+    graded = grade(
+        model,
+        queries,
+        match=match,  # type: ignore[arg-type]  # grade checks it
+        max_new_tokens=max_new_tokens,
+        out=folder,
+    )
+    return limited(graded.incorrect() if subset == "incorrect" else graded.correct(), most, seed)
+
+
+def _numbers(text: str | None, what: str) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(number) for number in _names(text)]
+    except ValueError:
+        raise UsageError(f"{what} are numbers with commas between, not {text!r}") from None
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:
@@ -312,6 +706,19 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 def _short(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _show_tables(result: Result, tables: dict[str, pd.DataFrame], as_json: bool) -> None:
+    """Print named tables; as JSON with the run's provenance."""
+
+    def text() -> str:
+        return "\n\n".join(
+            f"{name.replace('_', ' ')}\n{table.to_string(index=False, float_format='%.3f')}"
+            for name, table in tables.items()
+        )
+
+    found = {name: _records(table) for name, table in tables.items()}
+    _show({**found, "run": result.run}, as_json, text)
 
 
 def _show(found: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:

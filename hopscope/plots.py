@@ -98,7 +98,11 @@ def success_bars(rates: pd.DataFrame, ax: Axes | None = None, title: str = "") -
 
 
 def layer_heatmap(
-    share: pd.DataFrame, ax: Axes | None = None, title: str = "", vmax: float | None = None
+    share: pd.DataFrame,
+    ax: Axes | None = None,
+    title: str = "",
+    vmax: float | None = None,
+    label: str = "queries answered",
 ) -> Axes:
     """Source × target layers, shaded by the share of queries; cells that were not run are blank.
 
@@ -107,6 +111,7 @@ def layer_heatmap(
         ax: where to draw.
         title: of the axes.
         vmax: share at the dark end of the colours; the largest one if None.
+        label: what the shares are of.
     """
     ax = _axes(ax, (4.2, 3.6))
     top = max(float(np.nanmax(share.to_numpy())) if vmax is None else vmax, 1e-9)
@@ -120,13 +125,298 @@ def layer_heatmap(
         xticklabels=_every([int(layer) for layer in table.columns]),
         yticklabels=_every([int(layer) for layer in table.index])[::-1],
         cbar_kws={
-            "label": "queries answered",
+            "label": label,
             "format": mpl.ticker.PercentFormatter(1.0, decimals=0),
         },
     )
     ax.tick_params(rotation=0, length=2)
     ax.set(xlabel="source layer (read)", ylabel="target layer (replaced)", title=title)
     return ax
+
+
+def described_bars(described: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """Share of queries in which some state is described as an entity, beside another one's.
+
+    Args:
+        described: `Description.described()`.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = _axes(ax, (3.9, 3.0))
+    wanted = [("e2", "t1"), ("e2", "t2"), ("e3", "t1"), ("e3", "t2")]
+    there = set(zip(described["entity"], described["position"], strict=True))
+    bars = [each for each in wanted if each in there]
+    for offset, other, color, label in (
+        (-0.2, "", "#0072B2", "own entity"),
+        (0.2, "_other", "#E69F00", "another query's entity"),
+    ):
+        table = described.drop_duplicates(["entity", "position"]).set_index(["entity", "position"])
+        rows = table.reindex([(f"{entity}{other}", position) for entity, position in bars])
+        ax.bar(
+            np.arange(len(bars)) + offset,
+            rows["share"],
+            0.37,
+            yerr=_errors(rows, "share"),
+            color=color,
+            label=label,
+            error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#222222"},
+        )
+    ax.set_xticks(range(len(bars)), [f"{entity} at {position}" for entity, position in bars])
+    ax.set(ylim=(0, 1), ylabel="queries, in any cell", title=title)
+    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    return ax
+
+
+def head_heatmap(table: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """Layer × head, shaded by mean recovery, red towards the partner's answer.
+
+    Args:
+        table: rows layer, columns head (`ActivationPatching.heads()`).
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = _axes(ax, (4.2, 3.6))
+    top = max(float(np.nanmax(np.abs(table.to_numpy()))), 1e-9)
+    sns.heatmap(
+        table.sort_index(ascending=False),
+        ax=ax,
+        cmap="vlag",
+        vmin=-top,
+        vmax=top,
+        xticklabels=_every([int(head) for head in table.columns]),
+        yticklabels=_every([int(layer) for layer in table.index])[::-1],
+        cbar_kws={"label": "mean recovery"},
+    )
+    ax.tick_params(rotation=0, length=2)
+    ax.set(xlabel="head", ylabel="layer", title=title)
+    return ax
+
+
+def knockout_lines(
+    effect: pd.DataFrame, ax: Axes | None = None, title: str = "", measure: str = "changed"
+) -> Axes:
+    """The effect of blocked edges by layer: a line for each edge, its control dashed.
+
+    Args:
+        effect: `Knockouts.effect()`.
+        ax: where to draw.
+        title: of the axes.
+        measure: what the effect is, for the axis.
+    """
+    names = {
+        "changed": "queries whose answer changes",
+        "prediction_change": "change of log P(prediction), nats",
+        "answer_change": "change of log P(answer), nats",
+    }
+    ax = _axes(ax, (5.2, 3.2))
+    for edge, color in _colored(effect["edge"]):
+        for control, dash in (("none", "-"), ("random", ":")):
+            rows = effect[(effect["edge"] == edge) & (effect["control"] == control)]
+            label = edge.replace("->", " → ") if control == "none" else None
+            _line(ax, rows, "effect", color, dash, label)
+    _layer_axis(ax, "layer (middle of the window)", names[measure], title)
+    if measure == "changed":
+        _share_axis(ax)
+    if (effect["control"] == "random").any():
+        ax.plot([], [], ":", color="#444444", label="as many random edges")
+    _legend_beside(ax)
+    return ax
+
+
+TARGET_STYLES = {
+    "e2": ("#0072B2", "-", "bridge e2"),
+    "e2_other": ("#0072B2", ":", "another bridge"),
+    "e3": ("#D55E00", "-", "answer e3"),
+    "e3_other": ("#D55E00", ":", "another answer"),
+    "prediction": ("#222222", "-", "prediction"),
+}
+SITE_LABELS = {"attn_out": "attention", "mlp_out": "MLP", "resid_post": "residual", "z": "heads"}
+
+
+def projection_lines(
+    by_layer: pd.DataFrame, ax: Axes | None = None, title: str = "", site: str | None = None
+) -> Axes:
+    """Share of queries in which a sublayer's output resolves each target, by layer.
+
+    Args:
+        by_layer: `Projection.by_layer()` at one position.
+        ax: where to draw.
+        title: of the axes.
+        site: the sublayer; the first one if None.
+    """
+    ax = _axes(ax, (4.2, 3.0))
+    site = str(by_layer["site"].iloc[0]) if site is None else site
+    here = by_layer[by_layer["site"] == site]
+    for target, (color, dash, label) in TARGET_STYLES.items():
+        _line(ax, here[here["target"] == target], "share", color, dash, label)
+    named = SITE_LABELS.get(site, site)
+    _layer_axis(ax, "layer", "queries that resolve it", f"{named} at {title}" if title else named)
+    _share_axis(ax)
+    ax.legend(loc="best")
+    return ax
+
+
+def stage_axis(
+    frame: pd.DataFrame, summary: pd.DataFrame, ax: Axes | None = None, title: str = ""
+) -> Axes:
+    """The first layers of all stages on one axis: every query a dot, the mean with its interval.
+
+    Args:
+        frame: `Stages.frame`.
+        summary: `Stages.summary()`.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = _axes(ax, (6.4, 2.9))
+    colors = {1: "#0072B2", 2: "#009E73", 3: "#E69F00", 4: "#D55E00"}
+    labels = []
+    for place, row in enumerate(summary.to_dict("records")):
+        color = colors[row["number"]]
+        layers = frame.loc[frame["stage"] == row["stage"], "first_layer"].dropna().to_numpy()
+        ax.plot(layers, place + _spread(layers), "o", ms=3.5, mew=0, color=color, alpha=0.45)
+        ax.plot([row["low"], row["high"]], [place, place], "-", color=color, lw=2)
+        ax.plot(row["mean"], place, "D", ms=6, color=color, mec="white", mew=0.8)
+        stage = row["stage"].replace("->", " → ")
+        labels.append(f"{row['number']}  {stage}\n{row['n']} of {row['queries']} queries")
+    ax.set_yticks(range(len(summary)), labels)
+    ax.set_ylim(len(summary) - 0.5, -0.5)
+    ax.set(xlabel="first layer", title=title)
+    ax.grid(axis="x", color="#E5E5E5", lw=0.6)
+    ax.set_axisbelow(True)
+    return ax
+
+
+def _spread(layers: np.ndarray, width: float = 0.34) -> np.ndarray:
+    """Offsets that set apart dots of the same layer."""
+    offsets = np.zeros(len(layers))
+    for layer in np.unique(layers):
+        same = np.flatnonzero(layers == layer)
+        step = min(0.09, width / max(len(same), 1))
+        offsets[same] = (np.arange(len(same)) - (len(same) - 1) / 2) * 2 * step
+    return offsets
+
+
+SITE_DASHES = {"resid_post": "-", "attn_out": "--", "mlp_out": "-."}
+
+
+def recovery_lines(summary: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """Recovery by layer: colours for positions, dashes for sites; the control in grey.
+
+    Args:
+        summary: `ActivationPatching.summary()` without heads.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = _axes(ax, (5.2, 3.2))
+    control = summary[(summary["control"] == "random") & (summary["site"] == "resid_post")]
+    for position, rows in control.groupby("position", sort=False):
+        color = "#9A9A9A" if position == control["position"].iloc[0] else "#444444"
+        _line(ax, rows, "recovery", color, ":", f"random residual, {position}")
+    _by_position_and_site(ax, summary[summary["control"] == "none"], "recovery")
+    _layer_axis(ax, "layer", "recovery of the partner's answer", title)
+    _legend_beside(ax)
+    return ax
+
+
+def tracing_lines(summary: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """The average indirect effect by layer: colours for positions, dashes for sites.
+
+    Args:
+        summary: `Tracing.summary()`.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = _axes(ax, (5.2, 3.2))
+    _by_position_and_site(ax, summary, "effect")
+    _layer_axis(ax, "layer (middle of the window)", "average indirect effect", title)
+    _legend_beside(ax)
+    return ax
+
+
+def recall_lines(summary: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """How often the bridge is recalled better than in a substituted question, by layer.
+
+    Args:
+        summary: `Recall.summary()`.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = _axes(ax, (4.6, 3.0))
+    labels = {"e1": "another source entity", "r1": "another first relation"}
+    for substitute, color in _colored(summary["substitute"]):
+        rows = summary[summary["substitute"] == substitute]
+        _line(ax, rows, "share", color, "-", labels.get(substitute, substitute))
+    ax.axhline(0.5, color="#9A9A9A", lw=0.8, ls=":")
+    _layer_axis(ax, "layer", "queries that recall the bridge better", title)
+    _share_axis(ax)
+    ax.legend(loc="best")
+    return ax
+
+
+def probe_lines(scores: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """Held-out accuracy of a probe by layer, with the control task and the largest class.
+
+    Args:
+        scores: `Probing.summary()`.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = _axes(ax, (4.6, 3.0))
+    styles = {
+        "accuracy": ("#0072B2", "-", "new questions"),
+        "new_entities": ("#009E73", "-", "new source entities"),
+        "control": ("#E69F00", "--", "control task (random labels per entity)"),
+        "majority": ("#9A9A9A", ":", "largest class"),
+    }
+    for what, (color, dash, label) in styles.items():
+        _line(ax, scores[scores["what"] == what], "score", color, dash, label)
+    _layer_axis(ax, "layer", "held-out accuracy", title)
+    _share_axis(ax)
+    ax.legend(loc="best")
+    return ax
+
+
+def _by_position_and_site(ax: Axes, table: pd.DataFrame, value: str) -> None:
+    for position, color in _colored(table["position"]):
+        for site, dash in SITE_DASHES.items():
+            rows = table[(table["position"] == position) & (table["site"] == site)]
+            _line(ax, rows, value, color, dash, f"{SITE_LABELS[site]}, {position}")
+
+
+def _colored(names: pd.Series[str]) -> list[tuple[str, str]]:
+    """Each name with a colour that those with another colour vision can tell, too."""
+    colors = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
+    found = list(dict.fromkeys(names))
+    return [(name, colors[index % len(colors)]) for index, name in enumerate(found)]
+
+
+def _line(
+    ax: Axes, rows: pd.DataFrame, value: str, color: str, dash: str, label: str | None
+) -> None:
+    """One line over layers, with its interval as a band; dotted ones, of controls, have none."""
+    if rows.empty:
+        return
+    layers, middle, low, high = (
+        rows[name].to_numpy(dtype=float) for name in ("layer", value, "low", "high")
+    )
+    ax.plot(layers, middle, dash, color=color, lw=1.5, label=label)
+    if dash != ":":
+        ax.fill_between(layers, low, high, color=color, alpha=0.12, lw=0)
+
+
+def _legend_beside(ax: Axes) -> None:
+    """A legend that hides no line."""
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+def _layer_axis(ax: Axes, x: str, y: str, title: str) -> None:
+    ax.set(xlabel=x, ylabel=y, title=title)
+    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+
+
+def _share_axis(ax: Axes) -> None:
+    ax.set_ylim(-0.02, 1.02)
+    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
 
 
 def _every(layers: list[int], most: int = 12) -> list[str]:
@@ -162,6 +452,25 @@ def grading_bars(summary: pd.DataFrame, ax: Axes | None = None, title: str = "")
     ax.set(xlim=(0, 1), xlabel=f"share of {int(table['n'].iloc[0])} queries", title=title)
     ax.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
     return ax
+
+
+SUBSET_TITLES = {
+    "incorrect": "both hops right, composition wrong",
+    "correct": "composition right",
+    "all": "all queries",
+}
+
+
+def title_of(result: Any, what: str) -> str:
+    """The title of a figure: what it shows, of which model, on which queries."""
+    run = result.run
+    return f"{what}: {run['model']['name']} on “{run['queries']['name']}”"
+
+
+def panel_title(result: Any, subset: str) -> str:
+    """The title of a panel: the subset, and its number of queries."""
+    n = result.details["query"].nunique()
+    return f"{SUBSET_TITLES.get(subset, subset)} (n = {n})"
 
 
 def save_figure(figure: Figure, numbers: pd.DataFrame, folder: Path, name: str) -> list[Path]:

@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -255,6 +255,35 @@ def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, floa
         (values,), np.mean, n_resamples=9999, method="percentile", rng=np.random.default_rng(seed)
     ).confidence_interval
     return float(values.mean()), float(interval.low), float(interval.high)
+
+
+def mean_intervals(
+    groups: Sequence[np.ndarray], seed: int = 0, n_resamples: int = 9999
+) -> list[tuple[float, float, float]]:
+    """The means of many groups with their 95 % percentile bootstrap intervals, quickly.
+
+    As `mean_interval`, but groups of one size share their resamples, which makes a resampled mean
+    of all of them one row of a matrix product.
+
+    Args:
+        groups: for each group one number a query.
+        seed: of the resampling.
+        n_resamples: how many.
+
+    Returns:
+        Mean, low and high of each group.
+    """
+    unknown = float("nan")
+    found = [(float(each.mean()) if len(each) else unknown, unknown, unknown) for each in groups]
+    for size in sorted({len(group) for group in groups if len(group) > 1}):
+        members = [index for index, group in enumerate(groups) if len(group) == size]
+        rng = np.random.default_rng(seed)
+        counts = rng.multinomial(size, np.full(size, 1 / size), size=n_resamples)
+        means = counts @ np.stack([groups[index] for index in members], axis=1) / size
+        lows, highs = np.percentile(means, [2.5, 97.5], axis=0)
+        for index, low, high in zip(members, lows, highs, strict=True):
+            found[index] = (found[index][0], float(low), float(high))
+    return found
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -91,6 +91,27 @@ def run_over(
     return {name: pd.concat([part[name] for part in kept], ignore_index=True) for name in kept[0]}
 
 
+def run_once(
+    compute: Callable[[], Tables], run: Mapping[str, Any], out: str | Path | None = None
+) -> Tables:
+    """Compute tables that no query has for itself, unless they are in a run folder already.
+
+    Args:
+        compute: gives the tables.
+        run: what was asked, and provenance.
+        out: run folder.
+
+    Raises:
+        ResultError: if `out` holds another run.
+    """
+    if out is None:
+        return compute()
+    folder = open_run(Path(out), run)
+    if not part_path(folder, "frame", 0).exists():
+        write_part(folder, 0, compute())
+    return read_parts(folder)
+
+
 def open_run(path: Path, run: Mapping[str, Any]) -> Path:
     """Make a run folder, or go on with one that asks the same.
 

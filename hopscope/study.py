@@ -1,20 +1,40 @@
-"""Runs what the figures are drawn from: grading, then back-patching what was graded."""
+"""Runs what the figures are drawn from: grading, then the experiments on what was graded."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
-from hopscope.errors import UsageError
-from hopscope.experiments import Grading, back_patch, grade
+from hopscope.errors import QueryError, ResultError, UsageError
+from hopscope.experiments import (
+    Description,
+    Grading,
+    Knockouts,
+    Projection,
+    activation_patch,
+    back_patch,
+    combine,
+    describe,
+    grade,
+    knockout,
+    probe,
+    project,
+    recall,
+    trace,
+)
+from hopscope.experiments.probing import FOLDS, labelled, sample_entities
 from hopscope.models import LanguageModel
 from hopscope.queries import QuerySet
+from hopscope.results import Result, is_run
 
 logger = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Result)
 
 
 @dataclass(frozen=True)
@@ -23,8 +43,8 @@ class Preset:
 
     Attributes:
         limit: queries that are graded; all if None.
-        most: queries of each subset that are back-patched; all if None.
-        layer_step: only every so many layers are sources and targets.
+        most: queries of each subset that are analysed; all if None.
+        layer_step: only every so many layers are sources and targets, or probed.
     """
 
     limit: int | None
@@ -59,38 +79,206 @@ def layer_cells(n_layers: int, step: int) -> list[tuple[int, int]] | None:
     return None if step == 1 else [(a, b) for a in layers for b in layers if a > b]
 
 
+SUBSETS = ("incorrect", "correct")
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "grading": (),
+    "back_patching": ("back_patching",),
+    "description": ("description",),
+    "projection": ("projection",),
+    "knockout": ("knockout",),
+    "stages": ("description", "projection", "knockout"),
+    "patching": ("patching",),
+    "tracing": ("tracing",),
+    "recall": ("recall",),
+    "probing": ("probing",),
+}
+"""The experiments that each figure is drawn from, grading aside; their names are the figures'."""
+
+
+def needed(figures: Sequence[str]) -> list[str]:
+    """The experiments that some figures need, in their order; all if no figure is named."""
+    wanted = {step for name in figures or NEEDS for step in NEEDS.get(name, ())}
+    return [step for step in STEPS if step in wanted]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What was run of one model and query set.
+
+    Attributes:
+        grading: which queries the model gets right.
+        results: by name, such as `back_patching.incorrect`.
+        left_out: why an experiment has no result, by the same names.
+        folder: where the run folders lie.
+    """
+
+    grading: Grading
+    results: Mapping[str, Result]
+    left_out: Mapping[str, str]
+    folder: Path
+
+
 def run_study(
     model: LanguageModel,
     queries: QuerySet,
     folder: Path,
     size: Preset,
+    steps: Sequence[str] | None = None,
     *,
     seed: int = 0,
     progress: bool = True,
-) -> Grading:
-    """Grade, and back-patch both subsets, into `folder`; finished parts are kept.
+) -> Study:
+    """Grade, and run experiments on what was graded, into `folder`; finished parts are kept.
 
-    A subset without queries is left out, and a warning says so.
+    Args:
+        model: the model.
+        queries: the queries, of which `size` says how many are graded.
+        folder: of the run folders.
+        size: how much is run.
+        steps: names of `STEPS`; all if None.
+        seed: of all that is drawn.
+        progress: show progress bars.
+
+    An experiment that finds no query is left out, and a warning says so.
     """
     graded = grade(
-        model,
-        limited(queries, size.limit, seed),
-        out=folder / "grading",
-        progress=progress,
+        model, limited(queries, size.limit, seed), out=folder / "grading", progress=progress
     )
-    for name, subset in (("incorrect", graded.incorrect()), ("correct", graded.correct())):
-        if not len(subset):
-            logger.warning("no query was graded %s: it has no back-patching result", name)
-            continue
-        back_patch(
-            model,
-            limited(subset, size.most, seed),
-            cells=layer_cells(model.n_layers, size.layer_step),
-            seed=seed,
-            out=folder / f"back_patching.{name}",
-            progress=progress,
-        )
-    return graded
+    task = _Task(model, queries, graded, folder, size, seed, progress)
+    results: dict[str, Result] = {}
+    left_out: dict[str, str] = {}
+    for step in STEPS if steps is None else steps:
+        for subset in STEPS[step].subsets:
+            name = f"{step}.{subset}"
+            try:
+                results[name] = STEPS[step].run(task, subset, folder / name)
+            except QueryError as error:
+                logger.warning("%s is left out: %s", name, error)
+                left_out[name] = str(error)
+    if {"description", "knockout", "projection"} <= set(STEPS if steps is None else steps):
+        for subset in SUBSETS:
+            _combine(results, left_out, subset, folder)
+    return Study(graded, results, left_out, folder)
+
+
+def _combine(
+    results: dict[str, Result], left_out: dict[str, str], subset: str, folder: Path
+) -> None:
+    name = f"stages.{subset}"
+    parts = [results.get(f"{step}.{subset}") for step in ("description", "knockout", "projection")]
+    described, knocked, projected = parts
+    if (
+        isinstance(described, Description)
+        and isinstance(knocked, Knockouts)
+        and isinstance(projected, Projection)
+    ):
+        results[name] = combine(described, knocked, projected)
+        results[name].save(folder / name)
+    else:
+        left_out[name] = "it needs description, knockout and projection of the same queries"
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What every step is given."""
+
+    model: LanguageModel
+    queries: QuerySet
+    graded: Grading
+    folder: Path
+    size: Preset
+    seed: int
+    progress: bool
+
+    def subset(self, name: str) -> QuerySet:
+        """The queries of a subset.
+
+        Raises:
+            QueryError: if there is none.
+        """
+        chosen = self.graded.incorrect() if name == "incorrect" else self.graded.correct()
+        if not len(chosen):
+            raise QueryError(
+                f"no query was graded {name}; grade more queries (a larger limit), or give "
+                "another model"
+            )
+        return limited(chosen, self.size.most, self.seed)
+
+    @property
+    def layers(self) -> range:
+        """The layers of a grid of sources and targets."""
+        return range(0, self.model.n_layers, self.size.layer_step)
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """What all experiments take."""
+        return {"seed": self.seed, "progress": self.progress}
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One experiment: on which subsets, and how."""
+
+    run: Callable[[_Task, str, Path], Result]
+    subsets: tuple[str, ...] = SUBSETS
+
+
+def _back_patching(task: _Task, subset: str, out: Path) -> Result:
+    cells = layer_cells(task.model.n_layers, task.size.layer_step)
+    return back_patch(task.model, task.subset(subset), cells=cells, out=out, **task.common)
+
+
+def _description(task: _Task, subset: str, out: Path) -> Result:
+    return describe(
+        task.model,
+        task.subset(subset),
+        source_layers=task.layers,
+        target_layers=task.layers,
+        out=out,
+        **task.common,
+    )
+
+
+def _projection(task: _Task, subset: str, out: Path) -> Result:
+    return project(task.model, task.subset(subset), out=out, **task.common)
+
+
+def _knockout(task: _Task, subset: str, out: Path) -> Result:
+    return knockout(task.model, task.subset(subset), out=out, **task.common)
+
+
+def _patching(task: _Task, subset: str, out: Path) -> Result:
+    return activation_patch(task.model, task.subset(subset), out=out, **task.common)
+
+
+def _tracing(task: _Task, subset: str, out: Path) -> Result:
+    return trace(task.model, task.subset(subset), out=out, **task.common)
+
+
+def _recall(task: _Task, subset: str, out: Path) -> Result:
+    return recall(task.model, task.subset(subset), out=out, **task.common)
+
+
+def _probing(task: _Task, _: str, out: Path) -> Result:
+    usable, _labels, _classes = labelled(task.queries, "e2", FOLDS)
+    chosen = sample_entities(usable, PROBED, task.seed)
+    return probe(task.model, chosen, layers=task.layers, out=out, **task.common)
+
+
+PROBED = 1000
+"""Queries that are probed at most, whether they were graded or not."""
+
+STEPS: Mapping[str, _Step] = {
+    "back_patching": _Step(_back_patching),
+    "description": _Step(_description),
+    "projection": _Step(_projection),
+    "knockout": _Step(_knockout),
+    "patching": _Step(_patching, ("correct",)),
+    "tracing": _Step(_tracing, ("correct",)),
+    "recall": _Step(_recall),
+    "probing": _Step(_probing, ("all",)),
+}
+"""The experiments of a study, in their order."""
 
 
 def study_folder(runs: Path, model: LanguageModel, queries: QuerySet, label: str) -> Path:
@@ -105,7 +293,7 @@ def figure_scripts(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     Raises:
         UsageError: for an unknown figure, or a folder without scripts.
     """
-    there = {path.stem: path for path in sorted(folder.glob("*.py"))}
+    there = {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
     if not there:
         raise UsageError(
             f"no figure scripts in {folder}: run this in a checkout of hopscope, or give --scripts"
@@ -116,17 +304,40 @@ def figure_scripts(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     return {name: there[name] for name in names or there}
 
 
+def results_of(runs: Path, step: str, kind: type[R]) -> dict[str, R]:
+    """The results of an experiment that lie in a folder of runs, by subset.
+
+    Raises:
+        ResultError: if there is none.
+    """
+    found = {
+        subset: kind.load(runs / f"{step}.{subset}")
+        for subset in (*SUBSETS, "all")
+        if is_run(runs / f"{step}.{subset}")
+    }
+    if not found:
+        name = step.replace("_", "-")
+        raise ResultError(
+            f"{runs} holds no {name} result: no query was graded incorrect or correct, or "
+            "`hopscope figures` has not run; grade more queries (--limit) or another model"
+        )
+    return found
+
+
 def draw_figures(scripts: Path, names: Sequence[str], runs: Path, rendered: Path) -> list[Path]:
     """Run the `draw` of figure scripts.
 
     Args:
         scripts: folder of the scripts.
-        names: which; all if empty.
+        names: which; if empty, all that have a result.
         runs: folder of saved results.
         rendered: where pictures and numbers go.
 
     Returns:
         The files that were written.
+
+    Raises:
+        ResultError: if a named figure has no result, or none of them has.
     """
     drawn: list[Path] = []
     for name, path in figure_scripts(scripts, names).items():
@@ -135,5 +346,12 @@ def draw_figures(scripts: Path, names: Sequence[str], runs: Path, rendered: Path
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        drawn += module.draw(runs, rendered)
+        try:
+            drawn += module.draw(runs, rendered)
+        except ResultError as error:
+            if names:
+                raise
+            logger.warning("no figure %s: %s", name, error)
+    if not drawn:
+        raise ResultError(f"{runs} holds no result to draw: run `hopscope figures` or `study`")
     return drawn

@@ -8,4 +8,5 @@ from .cross_validation import cross_validate as cross_validate
 from .linear_probe import LinearProbe as LinearProbe
 from .logit_lens import LogitLens as LogitLens
 from .probe import Probe as Probe
+from .shipped import shipped as shipped
 from .tuned_lens import TunedLens as TunedLens

@@ -32,6 +32,15 @@ COMMANDS = (
     ("grade",),
     ("back-patch",),
     ("figures",),
+    ("knockout",),
+    ("project",),
+    ("describe",),
+    ("stages",),
+    ("patch",),
+    ("trace",),
+    ("recall",),
+    ("probe",),
+    ("study",),
 )
 
 
@@ -128,7 +137,7 @@ def test_every_command_has_help(hopscope: Command, command: Sequence[str]) -> No
     assert done.code == 0
     assert "Usage:" in done.out
     assert done.err == ""
-    if command in {("grade",), ("back-patch",), ("figures",)}:
+    if command and command[0] != "models":
         for option in ("--model", "--queries", "--limit", "--few-shot", "--seed", "--device"):
             assert option in done.out
 
@@ -273,6 +282,53 @@ def test_a_real_shell_gets_the_object_alone(csv: Path) -> None:
     assert "back patching: 100%" in done.stderr
 
 
+# --- the other analyses --------------------------------------------------------------------------
+
+ANALYSES: dict[str, tuple[tuple[object, ...], set[str]]] = {
+    "knockout": (("--criterion", "first_token", "--layer-step", 2), {"effect", "above_chance"}),
+    "project": (("--rank", 9), {"summary"}),
+    "describe": (("--layer-step", 3, "--samples", 1), {"described", "above_chance", "shares"}),
+    "stages": (("--layer-step", 3), {"summary", "broken"}),
+    "patch": (("--sites", "resid_post,z", "--no-control"), {"summary"}),
+    "trace": (("--draws", 1, "--sites", "resid_post"), {"total_effect", "summary"}),
+    "recall": ((), {"summary", "consistency"}),
+}
+
+
+def replace_answers(queries: QuerySet) -> QuerySet:
+    """The same with answers that begin with different tokens, so that all have partners."""
+    answers = ("Paris", "Rome", "Tokyo", "Leo")
+    made = [replace(q, e3_label=a, e3_aliases=()) for q, a in zip(queries, answers, strict=True)]
+    return QuerySet(tuple(made), "partners")
+
+
+@pytest.mark.parametrize("name", ANALYSES)
+def test_an_analysis_prints_tables_or_one_object(hopscope: Command, csv: Path, name: str) -> None:
+    options, expected = ANALYSES[name]
+    partners = replace_answers(plain_queries(4))
+    partners.to_csv(csv)
+    asked = (name, *TINY, "-q", csv, "--subset", "all", "--most", 2, *options)
+    done = hopscope(*asked, "--json", "-o", "run")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert set(found) == {*expected, "run"}
+    assert all(found[table] for table in expected)
+    assert found["run"]["queries"]["n"] == 2
+    words = hopscope(*asked, "-o", "run")  # now from the run folder
+    assert words.code == 0
+    for table in expected:
+        assert table.replace("_", " ") in words.out
+
+
+def test_a_study_writes_its_page(hopscope: Command, csv: Path) -> None:
+    done = hopscope("study", *TINY, "-q", csv, "--limit", 4, "--json", "-o", "told")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["report"] == "told/index.html"
+    assert Path("told/index.html").read_text("utf-8").startswith("<!doctype html>")
+    assert any(sentence.startswith("Of 4 queries the model has") for sentence in found["findings"])
+
+
 # --- figures -------------------------------------------------------------------------------------
 
 
@@ -285,7 +341,7 @@ def figures(csv: Path, tmp_path: Path) -> tuple[object, ...]:
 def test_figures_from_end_to_end(
     hopscope: Command, figures: tuple[object, ...], tmp_path: Path
 ) -> None:
-    done = hopscope(*figures, "--limit", 6)
+    done = hopscope(*figures, "grading", "back_patching", "--limit", 6)
     assert done.code == 0, done.err
     drawn = sorted(path.name for path in (tmp_path / "drawn").iterdir())
     names = [f"{n}.{s}" for n in ("back_patching", "grading") for s in ("csv", "png", "svg")]
@@ -320,6 +376,7 @@ def tables(tmp_path: Path) -> None:
     queries.to_csv(tmp_path / "plain.csv")
     frame.drop(columns=["e3_label"]).to_csv(tmp_path / "missing.csv", index=False)
     frame.head(0).to_csv(tmp_path / "header.csv", index=False)
+    frame.head(1).to_csv(tmp_path / "alone.csv", index=False)
     long = replace(queries[0], e1_label="Kyoto " * 300)
     QuerySet((long,)).to_csv(tmp_path / "long.csv")
     frame.loc[1, "e3_aliases"] = "['Paris', "
@@ -328,6 +385,7 @@ def tables(tmp_path: Path) -> None:
 
 PLAIN = (*TINY, "-q", "plain.csv")
 PATCH = ("back-patch", *PLAIN)
+ALL = (*PLAIN, "--subset", "all")
 MISTAKES: dict[str, tuple[tuple[object, ...], str]] = {
     "model": (("grade", "-m", "smolm2-135m", "-q", "plain.csv"), "smollm2-135m"),
     "model folder": (("grade", "-m", "no/such/folder"), "'no/such/folder' is no folder"),
@@ -358,6 +416,30 @@ MISTAKES: dict[str, tuple[tuple[object, ...], str]] = {
     "device": (("grade", "-m", "tiny-random-llama", "--device", "tpu9"), "device 'tpu9'"),
     "no such GPU": (("grade", "-m", "tiny-random-llama", "--device", "cuda:99"), "cuda:99"),
     "dtype": (("grade", *PLAIN, "--dtype", "float99"), "unknown dtype 'float99'"),
+    "edge": (("knockout", *ALL, "--edges", "t2>t1"), "'t2>t1' is no edge"),
+    "span": (("knockout", *ALL, "--edges", "t2->t3"), "each one of t1, t2, e1"),
+    "window": (("knockout", *ALL, "--window", -1), "--window"),
+    "head": (("knockout", *ALL, "--heads", "0,9"), "no head 9: the model has heads 0 to 3"),
+    "heads": (("knockout", *ALL, "--heads", "all"), "heads are numbers with commas"),
+    "nothing to knock out": (("knockout", *PLAIN), "is an empty query set"),
+    "site": (("project", *ALL, "--sites", "resid_mid"), "unknown site 'resid_mid'"),
+    "rank": (("project", *ALL, "--rank", -1), "--rank"),
+    "prompt": (("describe", *ALL, "--prompts", "poem"), "unknown prompt 'poem'"),
+    "samples": (("describe", *ALL, "--samples", -2), "--samples"),
+    "described position": (("describe", *ALL, "--positions", "t9"), "unknown position 't9'"),
+    "stages of no subset": (("stages", *PLAIN, "--subset", "half"), "unknown subset 'half'"),
+    "patched site": (("patch", *ALL, "--sites", "q"), "unknown site 'q'"),
+    "no partner": (("patch", *TINY, "-q", "alone.csv", "--subset", "all"), "has a partner"),
+    "noise": (("trace", *ALL, "--noise", 0), "noise must be above 0"),
+    "traced position": (("trace", *ALL, "--positions", ""), "give a list of positions"),
+    "nothing to recall": (
+        ("recall", *TINY, "-q", "alone.csv", "--subset", "all"),
+        "has a partner",
+    ),
+    "target": (("probe", *PLAIN, "--target", "e9"), "unknown target 'e9'"),
+    "folds": (("probe", *PLAIN, "--folds", 1), "--folds"),
+    "few to probe": (("probe", *PLAIN), "0 classes of e2 have 5 source entities"),
+    "study preset": (("study", *PLAIN, "--preset", "full", "-o", "run"), "unknown preset"),
     "limit": (("grade", *PLAIN, "--limit", 0), "--limit"),
     "option": (("grade", "--colour", "red"), "No such option"),
     "command": (("gradee",), "No such command"),

@@ -151,7 +151,7 @@ def test_the_licence_is_the_same_everywhere() -> None:
 
 # --- the wheel -----------------------------------------------------------------------------------
 
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "hopscope", "probes")
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "hopscope", "probes", "figures")
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "hopscope/data/README.md",
         "hopscope/experiments/back_patching.py",
         "hopscope/models/zoo.toml",
+        "hopscope/report.html.j2",
+        "hopscope/figures/knockout.py",
         "hopscope/probes/__init__.py",
+        "hopscope/probes/trained/README.md",
+        "hopscope/probes/trained/smollm2-135m.bridge_probe.safetensors",
+        "hopscope/probes/trained/smollm2-135m.tuned_lens.safetensors",
         "hopscope/probes/py.typed",
     ],
 )
@@ -196,7 +201,9 @@ def test_the_wheel_holds(wheel: list[str], name: str) -> None:
 def test_the_wheel_holds_every_module(wheel: list[str]) -> None:
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hopscope").rglob("*.py")}
     modules |= {
-        f"hopscope/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("probes/*.py")
+        f"hopscope/{path.relative_to(ROOT).as_posix()}"
+        for folder in ("probes", "figures")
+        for path in ROOT.glob(f"{folder}/*.py")
     }
     assert modules - set(wheel) == set()
 

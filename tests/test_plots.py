@@ -209,3 +209,130 @@ def test_numbers_are_written_short(tmp_path: Path) -> None:
     numbers = pd.DataFrame({"a": [1 / 3, np.nan], "b": [1, 2]})
     path = plots.save_figure(figure, numbers, tmp_path, "n")[2]
     assert path.read_bytes() == b"a,b\n0.333333,1\n,2\n"
+
+
+# --- lines over layers ---------------------------------------------------------------------------
+
+
+def over_layers(value: str, **groups: Sequence[object]) -> pd.DataFrame:
+    """A made table: for each combination of the groups three layers with a value of their own."""
+    keys = pd.MultiIndex.from_product(groups.values(), names=list(groups)).to_frame(index=False)
+    table = keys.merge(pd.DataFrame({"layer": [0, 1, 2]}), how="cross")
+    table[value] = np.linspace(0, 1, len(table))
+    return table.assign(low=table[value] - 0.1, high=table[value] + 0.1, n=5)
+
+
+def lines(ax: Axes) -> dict[str, list[float]]:
+    """The heights of each line with a label."""
+    named = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
+    return {str(line.get_label()): np.asarray(line.get_ydata()).tolist() for line in named}
+
+
+def values(table: pd.DataFrame, value: str, **where: object) -> list[float]:
+    for column, wanted in where.items():
+        table = table[table[column] == wanted]
+    return table[value].tolist()
+
+
+def test_knockout_lines() -> None:
+    table = over_layers("effect", edge=["t2->t1", "t2->r1"], control=["none", "random"])
+    ax = plots.knockout_lines(table, title="here")
+    drawn = lines(ax)
+    assert drawn.pop("as many random edges") == []
+    assert drawn == {
+        "t2 → t1": values(table, "effect", edge="t2->t1", control="none"),
+        "t2 → r1": values(table, "effect", edge="t2->r1", control="none"),
+    }
+    assert len(ax.get_lines()) == 5  # both controls, and their entry in the legend
+    assert len(ax.collections) == 2  # bands of what is no control
+    assert ax.get_ylabel() == "queries whose answer changes"
+    assert ax.get_title() == "here"
+    assert "nats" in plots.knockout_lines(table, measure="answer_change").get_ylabel()
+
+
+def test_projection_lines() -> None:
+    table = over_layers("share", site=["attn_out", "mlp_out"], target=["e2", "e2_other"])
+    drawn = lines(plots.projection_lines(table, title="t2", site="mlp_out"))
+    assert drawn == {
+        "bridge e2": values(table, "share", site="mlp_out", target="e2"),
+        "another bridge": values(table, "share", site="mlp_out", target="e2_other"),
+    }
+    assert plots.projection_lines(table, title="t2").get_title() == "attention at t2"
+
+
+def test_recovery_lines() -> None:
+    table = over_layers(
+        "recovery", position=["t1"], site=["resid_post", "attn_out"], control=["none", "random"]
+    )
+    drawn = lines(plots.recovery_lines(table))
+    assert drawn == {
+        "random residual, t1": values(table, "recovery", site="resid_post", control="random"),
+        "residual, t1": values(table, "recovery", site="resid_post", control="none"),
+        "attention, t1": values(table, "recovery", site="attn_out", control="none"),
+    }
+
+
+def test_tracing_lines() -> None:
+    table = over_layers("effect", position=["t1", "t2"], site=["mlp_out"])
+    drawn = lines(plots.tracing_lines(table))
+    assert drawn == {
+        "MLP, t1": values(table, "effect", position="t1"),
+        "MLP, t2": values(table, "effect", position="t2"),
+    }
+
+
+def test_recall_and_probe_lines() -> None:
+    table = over_layers("share", substitute=["e1", "r1"])
+    assert lines(plots.recall_lines(table))["another first relation"] == values(
+        table, "share", substitute="r1"
+    )
+    table = over_layers("score", what=["accuracy", "control", "new_entities", "majority"])
+    drawn = lines(plots.probe_lines(table, title="e2"))
+    assert len(drawn) == 4
+    assert drawn["new source entities"] == values(table, "score", what="new_entities")
+
+
+def test_the_stage_axis_has_every_query_and_the_mean() -> None:
+    frame = pd.DataFrame(
+        {
+            "query": ["a", "b", "a", "b"],
+            "stage": ["first", "first", "second", "second"],
+            "number": [1, 1, 2, 2],
+            "first_layer": [2.0, 2.0, 5.0, np.nan],
+        }
+    )
+    summary = pd.DataFrame(
+        [("first", 1, 2, 2, 2.0, 2.0, 2.0), ("second", 2, 2, 1, 5.0, np.nan, np.nan)],
+        columns=["stage", "number", "queries", "n", "mean", "low", "high"],
+    )
+    ax = plots.stage_axis(frame, summary)
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert labels == ["1  first\n2 of 2 queries", "2  second\n1 of 2 queries"]
+    dots, _, mean = ax.get_lines()[:3]
+    assert np.asarray(dots.get_xdata()).tolist() == [2.0, 2.0]
+    assert len(set(np.asarray(dots.get_ydata()).tolist())) == 2  # set apart
+    assert np.asarray(mean.get_xdata()).tolist() == [2.0]
+    assert len(ax.get_lines()[3].get_xdata()) == 1  # type: ignore[arg-type]
+
+
+def test_described_bars_stand_beside_their_chance_level() -> None:
+    rows = [
+        (entity, position, 0.1 * index, 0.0, 1.0)
+        for index, (entity, position) in enumerate(
+            (entity, position)
+            for entity in ("e2", "e3", "e2_other", "e3_other")
+            for position in ("t1", "t2")
+        )
+    ]
+    table = pd.DataFrame(rows, columns=["entity", "position", "share", "low", "high"])
+    drawn = bars(plots.described_bars(table))
+    assert heights(drawn["own entity"]) == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    assert heights(drawn["another query's entity"]) == pytest.approx([0.4, 0.5, 0.6, 0.7])
+
+
+def test_the_head_heatmap_is_centred_at_no_effect() -> None:
+    table = pd.DataFrame([[0.5, -0.25], [0.0, 0.1]], columns=[0, 1], index=[0, 1])
+    ax = plots.head_heatmap(table)
+    (mesh,) = (each for each in ax.collections if isinstance(each, QuadMesh))
+    assert mesh.get_clim() == (-0.5, 0.5)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["1", "0"]

@@ -17,7 +17,7 @@ import hopscope as hs
 from hopscope import results
 from hopscope.errors import HopscopeError, ResultError, UsageError
 from hopscope.experiments import BackPatching, Grading, back_patch, grade
-from hopscope.results import Result, mean_interval, parse_shard, provenance
+from hopscope.results import Result, mean_interval, mean_intervals, parse_shard, provenance
 
 CELLS = [(1, 0), (2, 0), (2, 1)]
 
@@ -279,3 +279,21 @@ def test_a_wrong_shard_is_told(text: str) -> None:
 def test_a_shard_of_strange_digits_is_told(text: str) -> None:
     with pytest.raises(UsageError, match="is not a shard"):
         parse_shard(text)
+
+
+def test_many_intervals_at_once_are_like_those_of_one() -> None:
+    draw = np.random.default_rng(3)
+    groups = [draw.random(size) for size in (12, 5, 12, 12, 1, 0)]
+    many = mean_intervals(groups, seed=1)
+    for group, found in zip(groups[:4], many, strict=False):
+        one = mean_interval(group, seed=2)
+        assert found[0] == pytest.approx(one[0])
+        assert found[1:] == pytest.approx(one[1:], abs=0.02)
+    assert many[4][0] == groups[4][0]
+    assert np.isnan(many[4][1:]).all()
+    assert np.isnan(many[5]).all()
+    assert mean_intervals(groups[:1], seed=1) == mean_intervals(groups[:1], seed=1)
+
+
+def test_intervals_of_constant_values_have_no_width() -> None:
+    assert mean_intervals([np.ones(7), np.zeros(7)]) == [(1.0, 1.0, 1.0), (0.0, 0.0, 0.0)]

@@ -25,13 +25,18 @@ from known import (
 import hopscope as hs
 from hopscope.errors import ResultError, UsageError
 from hopscope.experiments import BackPatching
+from hopscope.queries import QuerySet
 from hopscope.study import (
+    NEEDS,
     PRESETS,
+    STEPS,
     Preset,
+    Study,
     draw_figures,
     figure_scripts,
     layer_cells,
     limited,
+    needed,
     preset,
     run_study,
     study_folder,
@@ -121,9 +126,29 @@ def test_limited_draws_by_seed() -> None:
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def run(folder: Path, queries: QuerySet | None = None, size: Preset = SMALL) -> Study:
+    """The known model's study, of back-patching alone."""
+    asked = known_queries() if queries is None else queries
+    return run_study(known_model(), asked, folder, size, ["back_patching"], progress=False)
+
+
+def test_what_figures_need() -> None:
+    assert needed(["grading"]) == []
+    assert needed(["stages", "back_patching"]) == [
+        "back_patching",
+        "description",
+        "projection",
+        "knockout",
+    ]
+    assert needed([]) == list(STEPS)
+    assert set(NEEDS) == set(figure_scripts(SCRIPTS, []))
+
+
 def test_a_study_grades_and_back_patches_both_subsets(tmp_path: Path) -> None:
-    graded = run_study(known_model(), known_queries(), tmp_path, SMALL, progress=False)
-    assert [query.id for query in graded.incorrect()] == INCORRECT
+    study = run(tmp_path)
+    assert [query.id for query in study.grading.incorrect()] == INCORRECT
+    assert list(study.results) == ["back_patching.incorrect", "back_patching.correct"]
+    assert not study.left_out
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "back_patching.correct",
         "back_patching.incorrect",
@@ -139,10 +164,10 @@ def test_a_study_grades_and_back_patches_both_subsets(tmp_path: Path) -> None:
 
 
 def test_a_study_goes_on(tmp_path: Path) -> None:
-    run_study(known_model(), known_queries(), tmp_path, SMALL, progress=False)
+    run(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
     next(tmp_path.glob("back_patching.correct/frame-*.parquet")).unlink()
-    run_study(known_model(), known_queries(), tmp_path, SMALL, progress=False)
+    run(tmp_path)
     after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
     assert set(after) == set(before)
     same = [path for path in before if path.parent.name != "back_patching.correct"]
@@ -154,7 +179,8 @@ def test_a_subset_without_queries_is_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     right = known_queries().filter(lambda query: query.id in CORRECT)
-    run_study(known_model(), right, tmp_path, SMALL, progress=False)
+    study = run(tmp_path, right)
+    assert "no query was graded incorrect" in study.left_out["back_patching.incorrect"]
     assert not (tmp_path / "back_patching.incorrect").exists()
     assert (tmp_path / "back_patching.correct").exists()
     assert "no query was graded incorrect" in caplog.text
@@ -162,8 +188,7 @@ def test_a_subset_without_queries_is_left_out(
 
 def test_the_limit_bounds_what_is_graded(tmp_path: Path) -> None:
     size = replace(SMALL, limit=5)
-    graded = run_study(known_model(), known_queries(), tmp_path, size, progress=False)
-    assert len(graded.verdicts()) == 5
+    assert len(run(tmp_path, size=size).grading.verdicts()) == 5
 
 
 def test_a_study_has_a_folder_of_its_own(tmp_path: Path) -> None:

@@ -66,18 +66,23 @@ def choose_donors(queries: QuerySet, seed: int) -> dict[str, Donor]:
     return donors
 
 
+def seeded(seed: int, *names: str) -> torch.Generator:
+    """A generator on the CPU that depends on the run's seed and on what is drawn, alone."""
+    digest = hashlib.sha256("\0".join((str(seed), *names)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
 def random_like(
-    states: Float[Tensor, "layer d_model"], seed: int, *names: str
-) -> Float[Tensor, "layer d_model"]:
+    states: Float[Tensor, "*layer width"], seed: int, *names: str
+) -> Float[Tensor, "*layer width"]:
     """Gaussian vectors with the norms of `states`, the same on every device.
 
     Args:
-        states: one vector a layer.
+        states: one vector a layer (and head).
         seed: the run's.
         names: what else decides the draw: the query and the position.
     """
-    digest = hashlib.sha256("\0".join((str(seed), *names)).encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    generator = seeded(seed, *names)
     drawn = torch.randn(states.shape, generator=generator).to(states.device)
     norms = states.float().norm(dim=-1, keepdim=True)
     vectors: Tensor = drawn / drawn.norm(dim=-1, keepdim=True) * norms

@@ -1,0 +1,1 @@
+"""The figures: one script each, which draws from saved results."""

@@ -1,0 +1,50 @@
+"""Draws what happens when edges of attention are blocked, by layer: from saved results."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+from matplotlib import pyplot as plt
+
+from hopscope import plots
+from hopscope.experiments import Knockouts
+from hopscope.experiments.attention_knockout import Measure
+from hopscope.study import results_of
+
+MEASURES: tuple[Measure, ...] = ("changed", "prediction_change")
+
+
+def draw(runs: Path, rendered: Path) -> list[Path]:
+    """Draw the figure from `runs/knockout.*` into `rendered`.
+
+    Raises:
+        ResultError: if there is no such result.
+    """
+    results = results_of(runs, "knockout", Knockouts)
+    first = next(iter(results.values()))
+    with plots.figure_style():
+        figure, axes = plt.subplots(
+            len(results), 2, figsize=(9.6, 3.1 * len(results)), layout="constrained", squeeze=False
+        )
+        numbers = []
+        for row, (subset, result) in zip(axes, results.items(), strict=True):
+            for ax, measure in zip(row, MEASURES, strict=True):
+                effect = result.effect(measure)
+                plots.knockout_lines(effect, ax, plots.panel_title(result, subset), measure)
+                ax.get_legend().remove()
+                numbers.append(effect.assign(subset=subset, measure=measure))
+        window = 2 * first.run["settings"]["window"] + 1
+        figure.suptitle(
+            plots.title_of(first, f"Attention knockout in {window} layers"), fontsize=11
+        )
+        table = pd.concat(numbers, ignore_index=True)
+        paths = plots.save_figure(figure, table, rendered, "knockout")
+        plt.close(figure)
+    return paths
+
+
+if __name__ == "__main__":
+    for drawn in draw(Path(sys.argv[1]), Path(__file__).parent / "rendered"):
+        print(drawn)

@@ -1,0 +1,41 @@
+"""Draws how well a linear probe reads the bridge, by layer: from a saved result."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from matplotlib import pyplot as plt
+
+from hopscope import plots
+from hopscope.experiments import Probing
+from hopscope.study import results_of
+
+
+def draw(runs: Path, rendered: Path) -> list[Path]:
+    """Draw the figure from `runs/probing.*` into `rendered`.
+
+    Raises:
+        ResultError: if there is no such result.
+    """
+    results = results_of(runs, "probing", Probing)
+    first = next(iter(results.values()))
+    with plots.figure_style():
+        figure, ax = plt.subplots(figsize=(5.6, 3.6), layout="constrained")
+        settings, n = first.run["settings"], len(first.details)
+        classes = first.details["label"].nunique()
+        table = first.summary()
+        plots.probe_lines(
+            table,
+            ax,
+            f"{settings['target']} at {settings['position']}: {n} queries, {classes} classes",
+        )
+        figure.suptitle(plots.title_of(first, "Linear probe"), fontsize=11)
+        paths = plots.save_figure(figure, table, rendered, "probing")
+        plt.close(figure)
+    return paths
+
+
+if __name__ == "__main__":
+    for drawn in draw(Path(sys.argv[1]), Path(__file__).parent / "rendered"):
+        print(drawn)

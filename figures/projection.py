@@ -1,0 +1,70 @@
+"""Draws where attention, MLP and residual stream say bridge and answer: from saved results."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+from matplotlib import pyplot as plt
+
+from hopscope import plots
+from hopscope.experiments import Projection
+from hopscope.study import results_of
+
+RANK = 9
+"""Drawn; rank 0, the paper's criterion, stands in the numbers beside it."""
+
+
+def draw(runs: Path, rendered: Path) -> list[Path]:
+    """Draw the figure from `runs/projection.*` into `rendered`.
+
+    Raises:
+        ResultError: if there is no such result.
+    """
+    results = results_of(runs, "projection", Projection)
+    first = next(iter(results.values()))
+    with plots.figure_style():
+        subset, result = (
+            ("correct", results["correct"])
+            if "correct" in results
+            else (next(iter(results.items())))
+        )
+        by_layer = result.by_layer(RANK)
+        positions, sites = (list(dict.fromkeys(by_layer[key])) for key in ("position", "site"))
+        figure, axes = plt.subplots(
+            len(positions),
+            len(sites),
+            figsize=(3.9 * len(sites), 2.9 * len(positions)),
+            layout="constrained",
+            squeeze=False,
+            sharey=True,
+        )
+        for row, position in zip(axes, positions, strict=True):
+            here = by_layer[by_layer["position"] == position]
+            for ax, site in zip(row, sites, strict=True):
+                plots.projection_lines(here, ax, position, site)
+                ax.get_legend().remove()
+        for ax in axes[:, 1:].flat:
+            ax.set_ylabel("")
+        handles = axes[0][0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=len(handles[0]))
+        what = f"Among the {RANK + 1} likeliest tokens"
+        title = f"{plots.title_of(first, what)}; {plots.panel_title(result, subset)}"
+        figure.suptitle(title, fontsize=11)
+        table = pd.concat(
+            [
+                each.by_layer(rank).assign(subset=name, rank=rank)
+                for name, each in results.items()
+                for rank in (0, RANK)
+            ],
+            ignore_index=True,
+        )
+        paths = plots.save_figure(figure, table, rendered, "projection")
+        plt.close(figure)
+    return paths
+
+
+if __name__ == "__main__":
+    for drawn in draw(Path(sys.argv[1]), Path(__file__).parent / "rendered"):
+        print(drawn)

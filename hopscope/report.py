@@ -1,0 +1,532 @@
+"""Provides the report of a study: what was found, in words, with numbers and what controls say.
+
+Reads results, draws the figure scripts, and writes a folder; computes nothing on a model.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from hopscope.errors import ResultError
+from hopscope.experiments import (
+    ActivationPatching,
+    BackPatching,
+    Description,
+    Grading,
+    Knockouts,
+    Probing,
+    Projection,
+    Recall,
+    Stages,
+    Tracing,
+)
+from hopscope.plots import SITE_LABELS, SUBSET_TITLES
+from hopscope.results import Result
+from hopscope.study import Study, draw_figures
+
+Tables = dict[str, pd.DataFrame]
+Told = tuple[list[str], Tables]
+MOST_ROWS = 400
+"""Rows of a table that the page shows; its CSV has all."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One analysis on the page.
+
+    Attributes:
+        name: of the figure and of the tables.
+        title: the heading.
+        question: what is asked, in a sentence.
+        findings: sentences.
+        tables: by name; each is a CSV file, too.
+        image: the figure as base64, or None.
+    """
+
+    name: str
+    title: str
+    question: str
+    findings: list[str]
+    tables: Tables = field(default_factory=dict)
+    image: str | None = None
+
+
+def write(study: Study, out: Path, told: Sequence[Section] | None = None) -> Path:
+    """Write `figures/`, `tables/` and `index.html` into a folder; the same study, the same bytes.
+
+    Args:
+        study: what was run.
+        out: the folder.
+        told: its `sections`; they are made if None.
+
+    Returns:
+        The page.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    told = sections(study) if told is None else told
+    for folder in ("figures", "tables"):  # what an earlier study of another size left
+        shutil.rmtree(out / folder, ignore_errors=True)
+        (out / folder).mkdir()
+    images = {section.name: _figure(section.name, study.folder, out) for section in told}
+    for section in told:
+        for name, table in section.tables.items():
+            table.to_csv(
+                out / "tables" / f"{name}.csv",
+                index=False,
+                float_format="%.6g",
+                lineterminator="\n",
+            )
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("hopscope", "."),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    run = study.grading.run
+    text = environment.get_template("report.html.j2").render(
+        model=run["model"]["name"],
+        queries=run["queries"]["name"],
+        subtitle=_subtitle(study),
+        sections=[
+            {
+                **vars(section),
+                "image": images[section.name],
+                "tables": {name: _html(table) for name, table in section.tables.items()},
+            }
+            for section in told
+        ],
+        provenance=_provenance(study),
+    )
+    page = out / "index.html"
+    beside = page.with_name(f".{page.name}.{os.getpid()}")
+    beside.write_text(text, "utf-8")
+    os.replace(beside, page)
+    return page
+
+
+def findings(told: Sequence[Section]) -> list[str]:
+    """All sentences of the report, in its order."""
+    return [sentence for section in told for sentence in section.findings]
+
+
+def sections(study: Study) -> list[Section]:
+    """What the study says, analysis by analysis."""
+    told = [_section("grading", "What it gets right", _grading, {"": study.grading}, {})]
+    for name, (title, tell) in _TELLERS.items():
+        here = {
+            key.partition(".")[2]: result
+            for key, result in study.results.items()
+            if key.partition(".")[0] == name
+        }
+        missing = {
+            key.partition(".")[2]: reason
+            for key, reason in study.left_out.items()
+            if key.partition(".")[0] == name
+        }
+        if here or missing:
+            told.append(_section(name, title, tell, here, missing))
+    return told
+
+
+def _section(
+    name: str,
+    title: str,
+    tell: Callable[[Any, str], Told],
+    results: dict[str, Any],
+    left_out: dict[str, str],
+) -> Section:
+    sentences: list[str] = []
+    tables: Tables = {}
+    for subset, result in results.items():
+        said, found = tell(result, subset)
+        lead = SUBSET_TITLES.get(subset)
+        if lead is not None and said:
+            said[0] = f"{lead} (n = {_n(result)}): {said[0]}"
+        sentences += [sentence[0].upper() + sentence[1:] for sentence in said]
+        suffix = f".{subset}" if subset else ""
+        tables |= {f"{name}{suffix}.{what}": table for what, table in found.items()}
+    for subset, reason in left_out.items():
+        sentences.append(f"Not run on queries graded {subset}: {reason}.")
+    return Section(name, title, QUESTIONS[name], sentences, tables)
+
+
+QUESTIONS = {
+    "grading": "Which hops, compositions and shortcuts does the model get right?",
+    "back_patching": "Does copying a later state of a token into an earlier layer let the model "
+    "answer? (Hopping Too Late, section 6)",
+    "description": "Which entity is in a hidden state, by the model's own description? "
+    "(Patchscopes; Hopping Too Late, section 4)",
+    "projection": "Where do attention, MLP and residual stream say the bridge and the answer? "
+    "(Hopping Too Late, section 5)",
+    "knockout": "Which edges of attention does the answer need, and in which layers? "
+    "(Hopping Too Late, section 5)",
+    "stages": "When does each step first show, and does the order hold query by query? "
+    "(Hopping Too Late, figure 1; Layer-Order Inversion)",
+    "patching": "Which states of the same question about another entity bring that one's answer?",
+    "tracing": "Which clean states bring the answer back when the source entity is noised? (ROME)",
+    "recall": "Does t1 recall the bridge, and does the model use it? (EntRec and CnstScore, "
+    "Yang et al. 2024)",
+    "probing": "From which layer on can the bridge be read off t1 by a linear map, and is that "
+    "more than memory? (Hewitt and Liang 2019)",
+}
+
+
+CONTROL_NAMES = {"other": "another query's state", "random": "a random vector"}
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+def percent(share: float) -> str:
+    """A share in whole per cent."""
+    return f"{100 * share:.0f} %"
+
+
+def with_interval(share: float, low: float, high: float) -> str:
+    """A share with its interval: `38 % (12–62)`; without one where it is unknown."""
+    if low != low:
+        return percent(share)
+    return f"{percent(share)} ({100 * low:.0f}–{100 * high:.0f})"
+
+
+def points(difference: float, low: float, high: float) -> str:
+    """A difference of shares in points, with its interval."""
+    if low != low:
+        return f"{100 * difference:+.0f} points"
+    return f"{100 * difference:+.0f} points ({100 * low:+.0f} to {100 * high:+.0f})"
+
+
+def verdict(low: float, high: float) -> str:
+    """What the interval of a paired difference to a control says."""
+    if low != low:
+        return "too few queries to tell"
+    if low > 0:
+        return "more than chance"
+    return "less than chance" if high < 0 else "not told apart from chance"
+
+
+def _n(result: Result) -> int:
+    return int(result.details["query"].nunique())
+
+
+def _rows(table: pd.DataFrame, **where: Any) -> Iterator[dict[str, Any]]:
+    for column, value in where.items():
+        table = table[table[column] == value]
+    for row in table.to_dict("records"):
+        yield {str(name): value for name, value in row.items()}
+
+
+def _one(table: pd.DataFrame, **where: Any) -> dict[str, Any] | None:
+    return next(_rows(table, **where), None)
+
+
+def _largest(table: pd.DataFrame, column: str) -> dict[str, Any]:
+    """The row with the largest value, the first of several."""
+    order = table.sort_values(column, ascending=False, kind="stable")
+    return next(_rows(order))
+
+
+def _layer(value: float) -> str:
+    return "never" if value != value else f"layer {value:.1f}".removesuffix(".0")
+
+
+# --- what each analysis says ---------------------------------------------------------------------
+
+
+def _grading(result: Grading, _: str) -> Told:
+    summary = result.summary()
+    share = {row["what"]: row for row in _rows(summary)}
+
+    def of(what: str) -> str:
+        row = share[what]
+        return with_interval(row["share"], row["low"], row["high"])
+
+    return [
+        f"Of {int(summary['n'].iloc[0])} queries the model has {of('first_hop')} first hops, "
+        f"{of('second_hop')} second hops and {of('two_hop')} compositions right; both single hops "
+        f"in {of('both_hops')}.",
+        f"The entity shortcut alone gives the answer in {of('entity_shortcut')}, the relation "
+        f"shortcut in {of('relation_shortcut')}. Without shortcuts, {share['correct']['right']} "
+        f"queries are answered (subset correct), and {share['incorrect']['right']} fail although "
+        "both hops are known (subset incorrect).",
+    ], {"summary": summary}
+
+
+def _back_patching(result: BackPatching, _: str) -> Told:
+    rates, gains = result.success_rate(), result.above_chance()
+    said = []
+    for position in dict.fromkeys(rates["position"]):
+        own = _one(rates, position=position, control="none")
+        assert own is not None
+        beside = [
+            f"{percent(row['rate'])} with {label}"
+            for control, label in CONTROL_NAMES.items()
+            for row in _rows(rates, position=position, control=control)
+        ]
+        sentence = (
+            f"at {position} some cell has the answer for "
+            f"{with_interval(own['rate'], own['low'], own['high'])} of the queries"
+        )
+        if beside:
+            sentence += f", against {' and '.join(beside)}"
+        for gain in _rows(gains, position=position, control="other"):
+            difference = points(gain["difference"], gain["low"], gain["high"])
+            sentence += (
+                f"; {difference} over another query's state: {verdict(gain['low'], gain['high'])}"
+            )
+        said.append(f"{sentence}.")
+    if _n(result) > 1:
+        best = result.best_cell()
+        said.append(
+            f"The best single cell, chosen on one half ({best.position}, {best.source_layer} → "
+            f"{best.target_layer}), has the answer for "
+            f"{with_interval(best.rate, best.low, best.high)} of the other half."
+        )
+    return said, {"success_rate": rates, "above_chance": gains}
+
+
+def _description(result: Description, _: str) -> Told:
+    described, gains = result.described(), result.above_chance()
+    said = []
+    for entity, position in (("e2", "t1"), ("e2", "t2"), ("e3", "t2")):
+        row = _one(described, entity=entity, position=position)
+        if row is None:
+            continue
+        other = _one(described, entity=f"{entity}_other", position=position)
+        gain = _one(gains, entity=entity, position=position)
+        name = "the bridge" if entity == "e2" else "the answer"
+        sentence = (
+            f"{name} is described at {position} in some cell for "
+            f"{with_interval(row['share'], row['low'], row['high'])} of the queries"
+        )
+        if row["share"] > 0:
+            sentence += f", first from {_layer(row['mean_first_layer'])} on average"
+        if other is not None and gain is not None:
+            sentence += (
+                f"; another query's for {percent(other['share'])}: "
+                f"{verdict(gain['low'], gain['high'])}"
+            )
+        said.append(f"{sentence}.")
+    return said, {"described": described, "above_chance": gains, "shares": result.shares()}
+
+
+def _projection(result: Projection, _: str) -> Told:
+    exact, near = result.summary(0), result.summary(9)
+    said = []
+    for target, site, position in (
+        ("e2", "mlp_out", "t1"),
+        ("e2", "attn_out", "t2"),
+        ("prediction", "mlp_out", "t2"),
+    ):
+        where = {"target": target, "site": site, "position": position}
+        first, ten = _one(exact, **where), _one(near, **where)
+        if first is None or ten is None:
+            continue
+        name = "the bridge" if target == "e2" else "the prediction"
+        part = "attention" if site == "attn_out" else "MLP"
+        sentence = (
+            f"the output of {part} at {position} has {name} as its likeliest token in some layer "
+            f"for {with_interval(first['share'], first['low'], first['high'])} of the queries, "
+            f"among the ten likeliest for {percent(ten['share'])}"
+        )
+        other = _one(near, **{**where, "target": f"{target}_other"})
+        if other is not None:
+            sentence += f" (another query's: {percent(other['share'])})"
+        said.append(f"{sentence}.")
+    return said, {"rank_0": exact, "rank_9": near, "by_layer": result.by_layer()}
+
+
+def _knockout(result: Knockouts, _: str) -> Told:
+    effect, gains = result.effect(), result.above_chance()
+    said = []
+    for edge in dict.fromkeys(effect["edge"]):
+        rows = effect[(effect["edge"] == edge) & (effect["control"] == "none")]
+        worst = _largest(rows, "effect")
+        sentence = (
+            f"blocking {edge.replace('->', ' → ')} changes the answer most around layer "
+            f"{worst['layer']}: "
+            f"{with_interval(worst['effect'], worst['low'], worst['high'])} of "
+            f"{worst['n']} queries"
+        )
+        gain = _one(gains, edge=edge)
+        if gain is not None:
+            sentence += (
+                f"; over all layers {points(gain['difference'], gain['low'], gain['high'])} over "
+                f"as many random edges: {verdict(gain['low'], gain['high'])}"
+            )
+        said.append(f"{sentence}.")
+    tables = {
+        "changed": effect,
+        "prediction_change": result.effect("prediction_change"),
+        "answer_change": result.effect("answer_change"),
+        "above_chance": gains,
+    }
+    return said, tables
+
+
+def _stages(result: Stages, _: str) -> Told:
+    summary, broken = result.summary(), result.broken()
+    shown = [row for row in _rows(summary) if row["n"]]
+    steps = [
+        f"{row['stage'].replace('->', ' → ')} {_layer(row['mean'])} ({row['n']} of "
+        f"{row['queries']} queries)"
+        for row in shown
+    ]
+    said = [f"mean first layers: {'; '.join(steps)}." if steps else "no stage shows."]
+    some = _one(broken, earlier="any")
+    if some is not None and some["n"]:
+        said.append(
+            f"Of {some['n']} queries in which two stages or more show, "
+            f"{with_interval(some['share'], some['low'], some['high'])} have some pair in another "
+            "order than the paper's."
+        )
+    return said, {"summary": summary, "broken": broken}
+
+
+def _patching(result: ActivationPatching, _: str) -> Told:
+    summary = result.summary()
+    said = []
+    for position in dict.fromkeys(summary["position"]):
+        rows = summary[(summary["position"] == position) & (summary["site"] == "resid_post")]
+        own = rows[rows["control"] == "none"]
+        if own.empty or own["recovery"].isna().all():
+            continue
+        best = _largest(own, "recovery")
+        over = own.loc[own["recovery"] >= 0.5, "layer"]
+        sentence = (
+            f"the other question's residual stream at {position} brings its answer most at layer "
+            f"{best['layer']}: recovery {best['recovery']:.2f} ({best['low']:.2f}–"
+            f"{best['high']:.2f}), answer flipped in {percent(best['flip_rate'])}"
+        )
+        if len(over):
+            sentence += f"; it is at least one half in layers {over.min()} to {over.max()}"
+        random = _one(rows[rows["control"] == "random"], layer=best["layer"])
+        if random is not None:
+            sentence += (
+                f"; a random vector there: recovery {random['recovery']:.2f}, flipped in "
+                f"{percent(random['flip_rate'])}"
+            )
+        said.append(f"{sentence}.")
+    return said, {"summary": summary}
+
+
+def _tracing(result: Tracing, _: str) -> Told:
+    total, summary = result.total_effect(), result.summary()
+    mean = {row["what"]: row["mean"] for row in _rows(total)}
+    said = [
+        f"noise on the source entity lowers the answer's probability from {mean['clean']:.2f} to "
+        f"{mean['noised']:.2f}."
+    ]
+    for position in dict.fromkeys(summary["position"]):
+        parts = []
+        for site, name in SITE_LABELS.items():
+            rows = summary[(summary["position"] == position) & (summary["site"] == site)]
+            if len(rows):
+                best = _largest(rows, "effect")
+                parts.append(f"{name} {best['effect']:.2f} at layer {best['layer']}")
+        said.append(f"Largest average indirect effects at {position}: {', '.join(parts)}.")
+    return said, {"total_effect": total, "summary": summary}
+
+
+def _recall(result: Recall, _: str) -> Told:
+    summary, consistency = result.summary(), result.consistency()
+    said = []
+    for substitute, name in (("e1", "another source entity"), ("r1", "another first relation")):
+        rows = summary[summary["substitute"] == substitute]
+        if rows.empty:
+            continue
+        best = _largest(rows, "share")
+        said.append(
+            f"t1 recalls the bridge better than with {name} most often at layer {best['layer']}: "
+            f"{with_interval(best['share'], best['low'], best['high'])} of the queries (chance 50 "
+            f"%; the best of {len(rows)} layers); the mean over layers is "
+            f"{percent(rows['share'].mean())}."
+        )
+    gain = _one(consistency, what="gain")
+    if gain is not None:
+        said.append(
+            f"CnstScore with the bridge's own second hop is {gain['mean']:+.2f} nats "
+            f"({gain['low']:+.2f} to {gain['high']:+.2f}) over another bridge's: "
+            f"{verdict(gain['low'], gain['high'])}."
+        )
+    return said, {"summary": summary, "consistency": consistency}
+
+
+def _probing(result: Probing, _: str) -> Told:
+    table = result.selectivity()
+    best = _one(table, layer=result.best_layer())
+    assert best is not None
+    n, classes = len(result.details), result.details["label"].nunique()
+    settings = result.run["settings"]
+    return [
+        f"on {n} queries of {classes} classes a linear probe at {settings['position']} reads "
+        f"{settings['target']} of entities that it has not seen best at layer {best['layer']}: "
+        f"{percent(best['new_entities'])}, the largest class being {percent(best['majority'])}. "
+        f"For entities it has seen it is {percent(best['accuracy'])}, against "
+        f"{percent(best['control'])} on the control task: selectivity "
+        f"{100 * best['selectivity']:+.0f} points."
+    ], {"selectivity": table}
+
+
+_TELLERS: dict[str, tuple[str, Callable[[Any, str], Told]]] = {
+    "back_patching": ("Back-patching", _back_patching),
+    "description": ("Entity description", _description),
+    "projection": ("Sublayer projection", _projection),
+    "knockout": ("Attention knockout", _knockout),
+    "stages": ("Stages", _stages),
+    "patching": ("Activation patching", _patching),
+    "tracing": ("Causal tracing", _tracing),
+    "recall": ("Entity recall", _recall),
+    "probing": ("Linear probes", _probing),
+}
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+def _figure(name: str, runs: Path, out: Path) -> str | None:
+    """Draw a figure; the PNG as base64, or None if there is nothing to draw."""
+    scripts = Path(str(import_module("hopscope.figures").__file__)).parent
+    try:
+        drawn: Sequence[Path] = draw_figures(scripts, [name], runs, out / "figures")
+    except ResultError:
+        return None
+    png = next(path for path in drawn if path.suffix == ".png")
+    return base64.b64encode(png.read_bytes()).decode()
+
+
+def _html(table: pd.DataFrame) -> str:
+    shown = table.head(MOST_ROWS)
+    return str(shown.to_html(index=False, border=0, float_format="{:.3f}".format, na_rep=""))
+
+
+def _subtitle(study: Study) -> str:
+    run = study.grading.run
+    few = run["queries"]["few_shot"]
+    shots = f"{few} demonstrations in each prompt" if few else "no demonstrations"
+    model = run["model"]
+    return (
+        f"{model['n_layers']} layers, {model['family']}, {model['dtype']} on {model['device']}; "
+        f"{run['queries']['n']} queries of “{run['queries']['name']}”, {shots}."
+    )
+
+
+def _provenance(study: Study) -> dict[str, str]:
+    run = study.grading.run
+    return {
+        "model": run["model"]["name"],
+        "weights sha256": run["model"]["sha256"],
+        "queries": f"{run['queries']['name']} ({run['queries']['n']})",
+        "queries sha256": run["queries"]["sha256"],
+        **{name: str(version) for name, version in run["versions"].items() if version},
+    }

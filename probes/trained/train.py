@@ -1,0 +1,96 @@
+"""Trains the probes that come with hopscope, and says how good they are.
+
+    python probes/trained/train.py
+
+Everything is seeded; the numbers it prints are those of README.md beside it.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+from hopscope.probes import LogitLens, TunedLens
+from torch import Tensor
+
+import hopscope as hs
+from hopscope.models import LanguageModel
+from hopscope.queries import QuerySet
+
+MODEL = "smollm2-135m"
+FOLDER = Path(__file__).parent
+TRAINED, HELD_OUT = 1000, 200
+"""States of each; they come from other questions."""
+RANK, EPOCHS = 16, 2
+
+
+def states(model: LanguageModel, queries: QuerySet, n: int) -> Tensor:
+    """Residual states at `n` random tokens of the queries' prompts, shape (n, layer, d_model)."""
+    draw = torch.Generator().manual_seed(0)
+    found = []
+    for prompt in queries.prompts():
+        length = len(model.encode(prompt.text))
+        at = torch.randperm(length, generator=draw)[:6].tolist()
+        found.append(hs.capture(model, [prompt], ["resid_post"], at)["resid_post"][0])
+        if sum(map(len, found)) >= n:
+            break
+    return torch.cat(found)[:n]
+
+
+def tuned_lens(model: LanguageModel, queries: QuerySet) -> pd.DataFrame:
+    """Train the tuned lens, save it, and compare it with the logit lens on other questions."""
+    train, test = queries.split(0.8, seed=0)
+    acts, held_out = states(model, train.sample(300), TRAINED), states(model, test, HELD_OUT)
+    lens = TunedLens(
+        model.final_norm, model.unembedding, model.n_layers, model.d_model, rank=RANK
+    ).fit(acts, epochs=EPOCHS, progress=lambda done, of, loss: print(done, of, f"{loss:.3f}"))
+    lens.save(FOLDER / f"{MODEL}.tuned_lens.safetensors", dtype=torch.float16)
+    lens = TunedLens.load(
+        FOLDER / f"{MODEL}.tuned_lens.safetensors", model.final_norm, model.unembedding
+    )
+    plain = LogitLens(model.final_norm, model.unembedding)
+    final = torch.log_softmax(plain(held_out[:, -1]), dim=-1)
+    says = final.argmax(dim=-1)
+    rows = []
+    for layer in range(0, model.n_layers, 3):
+        row: dict[str, float] = {"layer": layer}
+        for name, logits in (
+            ("logit", plain(held_out[:, layer])),
+            ("tuned", lens(held_out[:, layer], layer=layer)),
+        ):
+            read = torch.log_softmax(logits, dim=-1)
+            row[f"{name}_kl"] = float((final.exp() * (final - read)).sum(dim=-1).mean())
+            row[f"{name}_agrees"] = float((read.argmax(dim=-1) == says).float().mean())
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def bridge_probe(model: LanguageModel, queries: QuerySet) -> pd.DataFrame:
+    """Fit the bridge probe on all questions of `world` that can be used; cross-validate it."""
+    layers = range(0, model.n_layers, 3)
+    scores = hs.probe(model, queries, layers=layers)
+    probe = hs.fit_probe(model, queries, layers=layers)
+    probe.save(FOLDER / f"{MODEL}.bridge_probe.safetensors", dtype=torch.float16)
+    return scores.selectivity()
+
+
+@torch.no_grad()
+def main() -> None:
+    """Train both probes."""
+    model, queries = hs.load_model(MODEL), hs.load_queries("world")
+    for name, table in (
+        ("bridge probe", bridge_probe(model, queries)),
+        ("tuned lens", tuned_lens(model, queries)),
+    ):
+        print(f"\n{name}\n{table.to_string(index=False, float_format='%.3f')}")
+    for path in sorted(FOLDER.glob("*.safetensors")):
+        print(path.name, f"{path.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,330 @@
+"""Tests of stages: how three results become one axis, how often its order breaks, and a known run.
+
+The names of the stages are long; `BRIDGE` to `PREDICTION` stand for them, in the paper's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import import_module
+from math import sqrt
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pandas as pd
+import pytest
+from known import known_queries
+from test_projection import readable_model
+
+import hopscope as hs
+from hopscope.errors import QueryError, ResultError, UsageError
+from hopscope.experiments.attention_knockout import Knockouts, knockout
+from hopscope.experiments.description import CONTROLS, ENTITIES, PROMPTS, Description
+from hopscope.experiments.projection import Projection
+from hopscope.experiments.stage_order import STAGES, Stages, combine, stages
+from hopscope.queries import QuerySet
+
+MODULES = {
+    name: import_module(f"hopscope.experiments.{module}")
+    for name, module in (
+        ("description", "description"),
+        ("knockout", "attention_knockout"),
+        ("projection", "projection"),
+    )
+}
+BRIDGE, KNOCKOUT, ATTENTION, ANSWER, PREDICTION = STAGES
+Firsts = Mapping[str, tuple[int | None, ...]]
+"""For each query the first layer of each stage; None where it never shows."""
+
+BY_HAND: Firsts = {
+    "a": (1, 2, 2, 3, 5),
+    "b": (3, 2, 4, 5, 5),  # the bridge leaves t1 before it is described there
+    "c": (None, 4, None, 2, 1),  # each stage before the one that should come first
+    "d": (2, None, None, None, None),
+    "e": (None, None, None, None, None),
+    "f": (0, 6, 1, 3, 4),  # the two measures of the second stage have no order of their own
+}
+
+
+def run_of(kind: str, model: str = "m", queries: str = "q") -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "settings": {"of": kind},
+        "model": {"name": "made-up", "sha256": model},
+        "queries": {"name": "by-hand", "n": len(BY_HAND), "sha256": queries},
+    }
+
+
+def made(firsts: Firsts) -> tuple[Description, Knockouts, Projection]:
+    """Three results in which each stage shows at its first layer, at the next, and not before.
+
+    Rows that have nothing to do with the stages say layer 0.
+    """
+    described, knocked, projected = [], [], []
+    layers = range(7)
+    for query, (bridge, bites, attention, answer, prediction) in firsts.items():
+        for layer in layers:
+            named = [{"e2": shows(bridge, layer)}, {"e3": shows(answer, layer), "e2": True}]
+            for position, entities in zip(("t1", "t2"), named, strict=True):
+                row = dict.fromkeys([*ENTITIES, *CONTROLS], False) | {"e1": True, **entities}
+                keys = {"query": query, "prompt": "description", "position": position}
+                cell = {"sample": 0, "source_layer": layer, "target_layer": 6 - layer}
+                described.append({**keys, **cell, **row, "generation": ""})
+            for edge, control, there in (
+                ("t2->t1", "none", shows(bites, layer)),
+                ("t2->t1", "random", True),
+                ("t2->e1", "none", True),
+            ):
+                row = {"query": query, "edge": edge, "control": control}
+                knocked.append({**row, "layer": layer, "changed": there})
+            for position, site, target, there in (
+                ("t2", "attn_out", "e2", shows(attention, layer)),
+                ("t2", "mlp_out", "prediction", shows(prediction, layer)),
+                ("t1", "attn_out", "e2", True),
+                ("t2", "attn_out", "prediction", True),
+                ("t2", "mlp_out", "e2", True),
+            ):
+                row = {"query": query, "position": position, "site": site, "target": target}
+                rank = 0 if there else 1
+                projected.append({**row, "layer": layer, "rank": rank, "logprob": -1.0})
+    details = pd.DataFrame({"query": list(firsts), "prompt": "p", "bridge": "b", "answer": "a"})
+    return (
+        Description(pd.DataFrame(described), details, run_of("description")),
+        Knockouts(pd.DataFrame(knocked), details, run_of("knockout")),
+        Projection(pd.DataFrame(projected), details, run_of("projection")),
+    )
+
+
+def shows(first: int | None, layer: int) -> bool:
+    return first is not None and layer in (first, first + 1)
+
+
+def first_layers(result: Stages) -> dict[str, tuple[int | None, ...]]:
+    wide = result.frame.pivot(index="query", columns="stage", values="first_layer")
+    return {
+        str(query): tuple(None if np.isnan(row[stage]) else int(row[stage]) for stage in STAGES)
+        for query, row in wide.iterrows()
+    }
+
+
+# --- combining -----------------------------------------------------------------------------------
+
+
+def test_the_first_layer_of_each_stage() -> None:
+    result = combine(*made(BY_HAND))
+    assert list(result.frame.columns) == ["query", "stage", "number", "first_layer"]
+    assert first_layers(result) == BY_HAND
+    assert len(result.frame) == len(BY_HAND) * len(STAGES)
+    numbers = result.frame.groupby("stage", sort=False)["number"].unique()
+    assert {stage: list(found) for stage, found in numbers.items()} == {
+        BRIDGE: [1],
+        KNOCKOUT: [2],
+        ATTENTION: [2],
+        ANSWER: [3],
+        PREDICTION: [4],
+    }
+
+
+def test_a_combined_result_tells_where_it_is_from(tmp_path: Path) -> None:
+    result = combine(*made(BY_HAND))
+    assert result.run["kind"] == "stages"
+    assert result.run["model"]["sha256"] == "m"
+    kinds = ("description", "knockout", "projection")
+    assert result.run["settings"] == {kind: {"of": kind} for kind in kinds}
+    assert list(result.details.columns) == ["query", "prompt", "bridge", "answer"]
+    assert repr(result) == "Stages(made-up, by-hand, 6 queries, 30 rows)"
+    read = hs.load_result(result.save(tmp_path / "run"))
+    assert isinstance(read, Stages)
+    pd.testing.assert_frame_equal(read.frame, result.frame)
+    pd.testing.assert_frame_equal(read.broken(), result.broken())
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("key", ["model", "queries"])
+def test_results_of_different_runs_are_refused(which: int, key: str) -> None:
+    results: list[Any] = list(made(BY_HAND))
+    other = run_of(results[which].kind, **{key: "another"})
+    results[which] = replace(results[which], run=other)
+    with pytest.raises(ResultError, match=f"the three results are not of the same {key}: run desc"):
+        combine(*results)
+
+
+# --- summary -------------------------------------------------------------------------------------
+
+
+def test_summary_by_hand() -> None:
+    table = combine(*made(BY_HAND)).summary()
+    names = ["stage", "number", "queries", "n", "share", "mean", "low", "high"]
+    assert list(table.columns) == names
+    assert list(table["stage"]) == list(STAGES)
+    assert list(table["number"]) == [1, 2, 2, 3, 4]
+    assert list(table["queries"]) == [6] * 5
+    assert list(table["n"]) == [4, 4, 3, 4, 4]
+    assert list(table["share"]) == pytest.approx([4 / 6, 4 / 6, 3 / 6, 4 / 6, 4 / 6])
+    means = [6 / 4, 14 / 4, 7 / 3, 13 / 4, 15 / 4]
+    assert list(table["mean"]) == pytest.approx(means)
+    assert ((table["low"] <= table["mean"]) & (table["mean"] <= table["high"])).all()
+
+
+def test_a_stage_that_never_shows_has_no_mean() -> None:
+    table = combine(*made({"a": (None, 1, 2, 3, 4), "b": (None, 2, 2, 3, 4)})).summary()
+    never = table.set_index("stage").loc[BRIDGE]
+    assert (never["queries"], never["n"], never["share"]) == (2, 0, 0.0)
+    assert never[["mean", "low", "high"]].isna().all()
+    assert list(table["n"]) == [0, 2, 2, 2, 2]
+
+
+# --- the order -----------------------------------------------------------------------------------
+
+BROKEN = {
+    (BRIDGE, KNOCKOUT): (3, 1),  # b, of a, b, f
+    (BRIDGE, ATTENTION): (3, 0),
+    (BRIDGE, ANSWER): (3, 0),
+    (BRIDGE, PREDICTION): (3, 0),
+    (KNOCKOUT, ANSWER): (4, 2),  # c and f, of a, b, c, f
+    (KNOCKOUT, PREDICTION): (4, 2),
+    (ATTENTION, ANSWER): (3, 0),
+    (ATTENTION, PREDICTION): (3, 0),
+    (ANSWER, PREDICTION): (4, 1),  # c; in b both are at one layer
+    ("any", "any"): (4, 3),  # in d one stage shows, in e none: they have no order
+}
+
+
+def wilson(n: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share, by the textbook."""
+    z, share = 1.959963984540054, count / n
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return middle - half, middle + half
+
+
+def test_broken_orders_by_hand() -> None:
+    table = combine(*made(BY_HAND)).broken()
+    assert list(table.columns) == ["earlier", "later", "n", "broken", "share", "low", "high"]
+    found = table.set_index(["earlier", "later"])
+    assert {key: (row["n"], row["broken"]) for key, row in found.iterrows()} == BROKEN
+    assert list(found.index) == list(BROKEN)
+    for key, (n, count) in BROKEN.items():
+        row = found.loc[key]
+        assert row["share"] == pytest.approx(count / n)
+        assert (row["low"], row["high"]) == pytest.approx(wilson(n, count), abs=1e-9)
+
+
+def test_an_order_that_no_query_shows_is_unknown() -> None:
+    table = combine(*made({"d": BY_HAND["d"], "e": BY_HAND["e"]})).broken()
+    assert len(table) == len(BROKEN)
+    assert set(table["n"]) == set(table["broken"]) == {0}
+    assert table[["share", "low", "high"]].isna().all(axis=None)
+
+
+def test_an_order_that_all_keep() -> None:
+    table = combine(*made({"a": BY_HAND["a"], "b": (0, 1, 2, 3, 4)})).broken()
+    assert set(table["n"]) == {2}
+    assert set(table["broken"]) == {0}
+    assert set(table["low"]) == {0.0}
+    assert table["high"].iloc[0] == pytest.approx(wilson(2, 0)[1])
+
+
+# --- a known run ---------------------------------------------------------------------------------
+
+
+def chosen(*ids: str) -> QuerySet:
+    return known_queries().filter(lambda query: query.id in ids)
+
+
+def staged(queries: QuerySet, **settings: Any) -> Stages:
+    return stages(readable_model(), queries, progress=False, **settings)
+
+
+@pytest.fixture
+def short_target_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target prompt is in words that the known model knows; see test_description.py."""
+    monkeypatch.setitem(PROMPTS, "description", "The country of")
+
+
+KNOWN: Firsts = {
+    # Described as the bridge at t1 from block 1 on and read off attention in 2; as the answer at
+    # t2 from block 2 on, whose bridge can still be answered; written by the MLP of block 3. A
+    # knockout with three blocks on each side reaches block 2 from block 0 on.
+    "early-1": (1, 0, 2, 2, 3),
+    # Named in block 3, taken over in 4, which windows from block 1 on reach; the bridge is said
+    # by the MLP of block 5. Before it is named, the token of a source can still be: layer 0.
+    "late-1": (0, 1, 4, 4, 5),
+}
+
+
+@pytest.mark.usefixtures("short_target_prompt")
+def test_known_stages() -> None:
+    result = staged(chosen("early-1", "late-1"))
+    assert first_layers(result) == KNOWN
+    broken = result.broken().set_index(["earlier", "later"])
+    assert broken["broken"].sum() == 1 + 1  # early-1 alone: the window is wide
+    assert broken.loc[(BRIDGE, KNOCKOUT), ["n", "broken"]].tolist() == [2, 1]
+    assert broken.loc[("any", "any"), ["n", "broken"]].tolist() == [2, 1]
+    assert list(result.details["answer"]) == ["Alba", "Crag"]
+    assert set(result.run["settings"]) == {"description", "knockout", "projection"}
+    assert result.run["settings"]["knockout"]["edges"] == ["t2->t1"]
+
+
+@pytest.mark.usefixtures("short_target_prompt")
+def test_layers_of_the_description_can_be_skipped() -> None:
+    result = staged(chosen("early-1", "late-1"), layer_step=3, seed=4)
+    settings = result.run["settings"]
+    assert settings["description"]["source_layers"] == [0, 3]
+    assert settings["description"]["target_layers"] == [0, 3]
+    assert settings["knockout"]["layers"] == list(range(6))
+    assert {settings[kind]["seed"] for kind in settings} == {4}
+    # Of the known cells (see test_description.py) those of layers 0 and 3 are left.
+    assert {query: found[0] for query, found in first_layers(result).items()} == {
+        "early-1": None,
+        "late-1": 0,
+    }
+    assert {query: found[3] for query, found in first_layers(result).items()} == {
+        "early-1": 3,
+        "late-1": None,
+    }
+
+
+def refuse(*_: object, **__: object) -> NoReturn:
+    raise AssertionError("it was run again")
+
+
+@pytest.mark.usefixtures("short_target_prompt")
+def test_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, out = chosen("early-1", "late-1"), tmp_path / "deep" / "run"
+    whole = staged(queries, layer_step=2)
+    with monkeypatch.context() as stopped:
+        stopped.setattr(MODULES["projection"], "capture", refuse)
+        with pytest.raises(AssertionError, match="it was run again"):
+            staged(queries, layer_step=2, out=out)
+    assert sorted(path.name for path in out.iterdir()) == list(MODULES)
+    with monkeypatch.context() as done:
+        for name in ("description", "knockout"):
+            done.setattr(MODULES[name], "sweep", refuse)
+        result = staged(queries, layer_step=2, out=out)
+        done.setattr(MODULES["projection"], "capture", refuse)
+        again = staged(queries, layer_step=2, out=out)
+    for each in (result, again, hs.load_result(out / "stages")):
+        assert isinstance(each, Stages)
+        pd.testing.assert_frame_equal(each.frame, whole.frame)
+    kinds = [type(hs.load_result(out / name)) for name in MODULES]
+    assert kinds == [Description, Knockouts, Projection]
+
+
+@pytest.mark.usefixtures("short_target_prompt")
+def test_mistakes_are_told(tmp_path: Path) -> None:
+    for step in (0, -1):
+        with pytest.raises(UsageError, match=f"the layer step must be 1 or more, not {step}"):
+            staged(chosen("early-1"), layer_step=step, out=tmp_path / "run")
+    with pytest.raises(QueryError, match="empty query set"):
+        staged(chosen(), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"edges": ["t2->t1"], "progress": False}
+    knockout(readable_model(), chosen("late-1"), out=tmp_path / "run" / "knockout", **settings)
+    with pytest.raises(ResultError, match="holds another run: its"):
+        staged(chosen("early-1"), layer_step=5, out=tmp_path / "run")

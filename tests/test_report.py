@@ -1,0 +1,187 @@
+"""The report of a study: its words, numbers and files, and that a kill leaves no trace in them."""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from known import CORRECT, INCORRECT, known_model, known_queries
+
+from hopscope import report, study
+from hopscope.study import Preset, Study, run_study
+
+SMALL = Preset(limit=None, most=2, layer_step=2)
+
+
+def run(folder: Path) -> Study:
+    return run_study(known_model(), known_queries(), folder / "runs", SMALL, progress=False)
+
+
+@cache
+def shared(base: Path) -> tuple[Study, Path]:
+    """One study and its page, for all tests that only read."""
+    found = run(base / "study")
+    return found, report.write(found, base / "study")
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
+    return shared(tmp_path_factory.getbasetemp() / "report")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What a study leaves for its reader, by name."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "runs" not in path.relative_to(folder).parts
+    }
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def test_every_analysis_has_its_section_figure_and_tables(written: tuple[Study, Path]) -> None:
+    found, page = written
+    text = page.read_text("utf-8")
+    assert set(re.findall(r'<h2 id="(\w+)"', text)) == set(report.QUESTIONS)
+    there = files(page.parent)
+    for name in report.QUESTIONS:
+        ran = name == "grading" or any(key.startswith(f"{name}.") for key in found.results)
+        assert (f"figures/{name}.png" in there) == ran, name
+        assert any(key.startswith(f"tables/{name}.") for key in there) == ran, name
+
+
+def test_the_page_needs_no_other_file(written: tuple[Study, Path]) -> None:
+    _, page = written
+    text = page.read_text("utf-8")
+    sources = re.findall(r'(?:src|href)="([^"]*)"', text)
+    assert sources
+    for source in sources:
+        assert source.startswith("data:image/png;base64,")
+        assert base64.b64decode(source.partition(",")[2]).startswith(b"\x89PNG")
+    assert "http" not in text
+
+
+def test_tables_are_the_results_own(written: tuple[Study, Path]) -> None:
+    found, page = written
+    table = pd.read_csv(page.parent / "tables" / "back_patching.incorrect.success_rate.csv")
+    expected = found.results["back_patching.incorrect"].success_rate()  # type: ignore[attr-defined]
+    pd.testing.assert_frame_equal(table, expected, check_dtype=False, atol=1e-5)
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+def finding(found: Study, name: str) -> str:
+    (section,) = (each for each in report.sections(found) if each.name == name)
+    return " ".join(section.findings)
+
+
+def test_the_known_model_is_told_as_it_is(written: tuple[Study, Path]) -> None:
+    found, _ = written
+    grading = finding(found, "grading")
+    assert f"{len(CORRECT)} queries are answered (subset correct)" in grading
+    assert f"and {len(INCORRECT)} fail although" in grading
+    patched = finding(found, "back_patching")
+    assert "Both hops right, composition wrong (n = 2): at t1 some cell has the answer" in patched
+    assert "0 % with another query's state and 0 % with a random vector" in patched
+    assert "blocking t2 \u2192 t1 changes the answer" in finding(found, "knockout").replace(
+        "Blocking", "blocking"
+    )
+
+
+def test_what_was_left_out_is_said_with_its_reason(written: tuple[Study, Path]) -> None:
+    found, page = written
+    assert found.left_out
+    for name, reason in found.left_out.items():
+        subset = name.partition(".")[2]
+        assert f"Not run on queries graded {subset}: {reason}." in finding(
+            found, name.partition(".")[0]
+        )
+    assert "Not run on" in page.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.1, 0.4, "more than chance"),
+        (-0.4, -0.1, "less than chance"),
+        (-0.1, 0.2, "not told apart from chance"),
+        (0.0, 0.2, "not told apart from chance"),
+        (float("nan"), float("nan"), "too few queries to tell"),
+    ],
+)
+def test_verdicts(low: float, high: float, said: str) -> None:
+    assert report.verdict(low, high) == said
+
+
+def test_shares_and_differences_in_words() -> None:
+    assert report.with_interval(0.375, 0.12, 0.624) == "38 % (12\u201362)"
+    assert report.with_interval(1.0, float("nan"), float("nan")) == "100 %"
+    assert report.points(-0.065, -0.2, 0.07) == "-6 points (-20 to +7)"
+
+
+def test_names_are_escaped(written: tuple[Study, Path], tmp_path: Path) -> None:
+    found, _ = written
+    run_record: dict[str, Any] = dict(found.grading.run)
+    run_record["model"] = {**run_record["model"], "name": "<script>alert(1)</script>"}
+    hostile = replace(found, grading=replace(found.grading, run=run_record))
+    text = report.write(hostile, tmp_path).read_text("utf-8")
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+
+
+# --- the same bytes ------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+def killing_after(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop the study when it has written `n` parts."""
+    from hopscope import runs
+
+    write, left = runs.write_part, iter(range(n))
+
+    def dying(*args: Any) -> None:
+        if next(left, None) is None:
+            raise Killed
+        write(*args)
+
+    monkeypatch.setattr(runs, "write_part", dying)
+
+
+@pytest.mark.parametrize("n", [1, 6])
+def test_a_killed_study_ends_with_the_same_bytes(
+    n: int, written: tuple[Study, Path], tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        killing_after(n, patch)
+        with pytest.raises(Killed):
+            run(tmp_path)
+    page = report.write(run(tmp_path), tmp_path)
+    assert files(page.parent) == files(written[1].parent)
+
+
+def test_a_smaller_study_leaves_nothing_of_a_larger_one(
+    written: tuple[Study, Path], tmp_path: Path
+) -> None:
+    found, _ = written
+    report.write(found, tmp_path)
+    few = replace(found, results={}, left_out={})
+    report.write(few, tmp_path)
+    assert [path.name for path in (tmp_path / "tables").iterdir()] == ["grading.summary.csv"]
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"grading"}
+
+
+def test_every_step_can_be_told() -> None:
+    assert {*study.STEPS, "stages"} == set(report._TELLERS)
+    assert {"grading", *report._TELLERS} == set(report.QUESTIONS) == set(study.NEEDS)
