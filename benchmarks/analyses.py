@@ -3,12 +3,12 @@
     python benchmarks/analyses.py                 # SmolLM2-135M, a table
     python benchmarks/analyses.py --json          # one JSON object
 
-Each analysis runs on real two-hop questions with their demonstrations, as `hopscope study` runs
-it. The plain loop makes the same edits with hooks, in a forward of its own over the whole prompt
-for each cell (with a key-value cache and greedy steps where text is generated). It runs a seeded
-sample of the cells, dealt into rounds between which hopscope runs all of them; seconds are medians
-over the rounds, the loop's scaled up by count. For the read-outs of a clean run (`project`,
-`recall`) a cell of the loop is one forward with one hook, for one sublayer and layer.
+Each analysis runs on real two-hop questions with five demonstrations, without its control, all
+layers. The plain loop makes the same edits with hooks, in a forward of its own over the whole
+prompt for each cell (with a key-value cache and greedy steps where text is generated). It runs a
+seeded sample of the cells, dealt into rounds between which hopscope runs all of them; seconds are
+medians over the rounds, the loop's scaled up by count. For `project`, the read-out of a clean run,
+a cell of the loop is one forward that reads one sublayer of one layer.
 
 A ratio is the loop's time over hopscope's for all cells, clean runs and tables included. `agree`
 says whether the sampled cells give the same log-probabilities (1e-3) and greedy tokens.
@@ -52,7 +52,7 @@ SWEPT: dict[str, tuple[str, Callable[..., Any]]] = {
     "describe": ("description", hs.describe),
     "activation_patch": ("patching", partial(hs.activation_patch, controls=())),
     "activation_patch_heads": ("patching", partial(hs.activation_patch, sites=["z"], controls=())),
-    "trace": ("tracing", partial(hs.trace, draws=1)),
+    "trace": ("tracing", hs.trace),
 }
 """The analyses that sweep over cells, and the modules that they are in."""
 

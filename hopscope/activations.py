@@ -102,6 +102,7 @@ def capture(
     device: torch.device | str | None = None,
     batch_size: int = 64,
     progress: bool = False,
+    store: PrefixStore | None = None,
 ) -> Activations:
     """Run prompts and keep the states at some sites and positions.
 
@@ -117,6 +118,7 @@ def capture(
         device: where the tensors go; where they were computed if None.
         batch_size: prompts in a batch; only prompts of equal length share one, none is padded.
         progress: show a progress bar.
+        store: keeps the prefixes that prompts share, for calls that follow each other.
 
     Returns:
         For each site a tensor; see `Activations.dims`.
@@ -134,7 +136,8 @@ def capture(
     tokenized = [TokenizedPrompt.of(model, prompt) for prompt in prompts]
     where = [[prompt.position(name) for name in positions] for prompt in tokenized]
     longest = max(len(prompt.ids) for prompt in tokenized)
-    store, found = PrefixStore(model), dict[int, dict[str, Tensor]]()
+    store = PrefixStore(model) if store is None else store
+    found = dict[int, dict[str, Tensor]]()
     batches = [
         group[start : start + batch_size]
         for group in by_shape(tokenized)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import base64
 import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -74,10 +73,11 @@ def write(study: Study, out: Path, told: Sequence[Section] | None = None) -> Pat
     """
     out.mkdir(parents=True, exist_ok=True)
     told = sections(study) if told is None else told
-    for folder in ("figures", "tables"):  # what an earlier study of another size left
-        shutil.rmtree(out / folder, ignore_errors=True)
-        (out / folder).mkdir()
     images = {section.name: _figure(section.name, study.folder, out) for section in told}
+    tables = {name for section in told for name in section.tables}
+    _remove_stale(out / "figures", {name for name, image in images.items() if image}, "{}.*")
+    _remove_stale(out / "tables", tables, "{}.*.csv")
+    (out / "tables").mkdir(exist_ok=True)
     for section in told:
         for name, table in section.tables.items():
             table.to_csv(
@@ -112,6 +112,14 @@ def write(study: Study, out: Path, told: Sequence[Section] | None = None) -> Pat
     beside.write_text(text, "utf-8")
     os.replace(beside, page)
     return page
+
+
+def _remove_stale(folder: Path, kept: set[str], pattern: str) -> None:
+    """Remove what an earlier report of more analyses left; never what a report does not make."""
+    for name in QUESTIONS:
+        for path in folder.glob(pattern.format(name)):
+            if path.suffix in (".png", ".svg", ".csv") and path.stem not in kept:
+                path.unlink()
 
 
 def findings(told: Sequence[Section]) -> list[str]:
@@ -199,6 +207,13 @@ def with_interval(share: float, low: float, high: float) -> str:
     return f"{percent(share)} ({100 * low:.0f}–{100 * high:.0f})"
 
 
+def value_with_interval(value: float, low: float, high: float, sign: str = "") -> str:
+    """A number with its interval: `0.96 (0.84 to 1.07)`; without one where it is unknown."""
+    if low != low:
+        return f"{value:{sign}.2f}"
+    return f"{value:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
+
+
 def points(difference: float, low: float, high: float) -> str:
     """A difference of shares in points, with its interval."""
     if low != low:
@@ -206,13 +221,17 @@ def points(difference: float, low: float, high: float) -> str:
     return f"{100 * difference:+.0f} points ({100 * low:+.0f} to {100 * high:+.0f})"
 
 
-def verdict(low: float, high: float) -> str:
-    """What the interval of a paired difference to a control says."""
-    if low != low:
+LEAST_QUERIES = 6
+"""With fewer pairs no exact two-sided sign test can reach the 5 % level."""
+
+
+def verdict(gain: Mapping[str, Any]) -> str:
+    """What a paired difference to a control says: a row with `n`, `low` and `high`."""
+    if gain["n"] < LEAST_QUERIES:
         return "too few queries to tell"
-    if low > 0:
+    if gain["low"] > 0:
         return "more than chance"
-    return "less than chance" if high < 0 else "not told apart from chance"
+    return "less than chance" if gain["high"] < 0 else "not told apart from chance"
 
 
 def _n(result: Result) -> int:
@@ -281,9 +300,7 @@ def _back_patching(result: BackPatching, _: str) -> Told:
             sentence += f", against {' and '.join(beside)}"
         for gain in _rows(gains, position=position, control="other"):
             difference = points(gain["difference"], gain["low"], gain["high"])
-            sentence += (
-                f"; {difference} over another query's state: {verdict(gain['low'], gain['high'])}"
-            )
+            sentence += f"; {difference} over another query's state: {verdict(gain)}"
         said.append(f"{sentence}.")
     if _n(result) > 1:
         best = result.best_cell()
@@ -312,10 +329,7 @@ def _description(result: Description, _: str) -> Told:
         if row["share"] > 0:
             sentence += f", first from {_layer(row['mean_first_layer'])} on average"
         if other is not None and gain is not None:
-            sentence += (
-                f"; another query's for {percent(other['share'])}: "
-                f"{verdict(gain['low'], gain['high'])}"
-            )
+            sentence += f"; another query's for {percent(other['share'])}: {verdict(gain)}"
         said.append(f"{sentence}.")
     return said, {"described": described, "above_chance": gains, "shares": result.shares()}
 
@@ -353,16 +367,19 @@ def _knockout(result: Knockouts, _: str) -> Told:
         rows = effect[(effect["edge"] == edge) & (effect["control"] == "none")]
         worst = _largest(rows, "effect")
         sentence = (
-            f"blocking {edge.replace('->', ' → ')} changes the answer most around layer "
-            f"{worst['layer']}: "
+            f"blocking {edge.replace('->', ' → ')} changes what is said most around layer "
+            f"{worst['layer']}, the largest of {len(rows)}: "
             f"{with_interval(worst['effect'], worst['low'], worst['high'])} of "
             f"{worst['n']} queries"
         )
+        random = _one(effect, edge=edge, control="random", layer=worst["layer"])
+        if random is not None:
+            sentence += f" (as many random edges there: {percent(random['effect'])})"
         gain = _one(gains, edge=edge)
         if gain is not None:
             sentence += (
                 f"; over all layers {points(gain['difference'], gain['low'], gain['high'])} over "
-                f"as many random edges: {verdict(gain['low'], gain['high'])}"
+                f"as many random edges: {verdict(gain)}"
             )
         said.append(f"{sentence}.")
     tables = {
@@ -405,11 +422,15 @@ def _patching(result: ActivationPatching, _: str) -> Told:
         over = own.loc[own["recovery"] >= 0.5, "layer"]
         sentence = (
             f"the other question's residual stream at {position} brings its answer most at layer "
-            f"{best['layer']}: recovery {best['recovery']:.2f} ({best['low']:.2f}–"
-            f"{best['high']:.2f}), answer flipped in {percent(best['flip_rate'])}"
+            f"{best['layer']}, the largest of {len(own)}: recovery "
+            f"{value_with_interval(best['recovery'], best['low'], best['high'])}, answer flipped "
+            f"in {percent(best['flip_rate'])}"
         )
         if len(over):
-            sentence += f"; it is at least one half in layers {over.min()} to {over.max()}"
+            sentence += (
+                f"; it is at least one half in {len(over)} of {len(own)} layers, from "
+                f"{over.min()} to {over.max()}"
+            )
         random = _one(rows[rows["control"] == "random"], layer=best["layer"])
         if random is not None:
             sentence += (
@@ -417,6 +438,11 @@ def _patching(result: ActivationPatching, _: str) -> Told:
                 f"{percent(random['flip_rate'])}"
             )
         said.append(f"{sentence}.")
+    ceiling = result.details["partner_answers"].mean()
+    said.append(
+        "The other question by itself has its answer as the likeliest token in "
+        f"{percent(ceiling)}: about so many flips can be expected at most."
+    )
     return said, {"summary": summary}
 
 
@@ -434,7 +460,11 @@ def _tracing(result: Tracing, _: str) -> Told:
             if len(rows):
                 best = _largest(rows, "effect")
                 parts.append(f"{name} {best['effect']:.2f} at layer {best['layer']}")
-        said.append(f"Largest average indirect effects at {position}: {', '.join(parts)}.")
+        layers = summary["layer"].nunique()
+        said.append(
+            f"Average indirect effects at {position}, the largest of {layers} layers: "
+            f"{', '.join(parts)}."
+        )
     return said, {"total_effect": total, "summary": summary}
 
 
@@ -455,9 +485,10 @@ def _recall(result: Recall, _: str) -> Told:
     gain = _one(consistency, what="gain")
     if gain is not None:
         said.append(
-            f"CnstScore with the bridge's own second hop is {gain['mean']:+.2f} nats "
-            f"({gain['low']:+.2f} to {gain['high']:+.2f}) over another bridge's: "
-            f"{verdict(gain['low'], gain['high'])}."
+            f"CnstScore with the bridge's own second hop is, in nats, "
+            f"{value_with_interval(gain['mean'], gain['low'], gain['high'], '+')} over another "
+            "bridge's: "
+            f"{verdict(gain)}."
         )
     return said, {"summary": summary, "consistency": consistency}
 
@@ -470,7 +501,8 @@ def _probing(result: Probing, _: str) -> Told:
     settings = result.run["settings"]
     return [
         f"on {n} queries of {classes} classes a linear probe at {settings['position']} reads "
-        f"{settings['target']} of entities that it has not seen best at layer {best['layer']}: "
+        f"{settings['target']} of entities that it has not seen best at layer {best['layer']}, of "
+        f"{len(table)}: "
         f"{percent(best['new_entities'])}, the largest class being {percent(best['majority'])}. "
         f"For entities it has seen it is {percent(best['accuracy'])}, against "
         f"{percent(best['control'])} on the control task: selectivity "

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hopscope.errors import QueryError, ResultError, UsageError
+from hopscope.errors import ModelError, QueryError, ResultError, UsageError
 from hopscope.experiments import (
     Description,
     Grading,
@@ -152,7 +152,7 @@ def run_study(
             name = f"{step}.{subset}"
             try:
                 results[name] = STEPS[step].run(task, subset, folder / name)
-            except QueryError as error:
+            except (QueryError, ModelError) as error:
                 logger.warning("%s is left out: %s", name, error)
                 left_out[name] = str(error)
     if {"description", "knockout", "projection"} <= set(STEPS if steps is None else steps):

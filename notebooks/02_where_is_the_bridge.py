@@ -91,7 +91,7 @@ moves.nlargest(3, "recovery").round(2)
 
 # %%
 heads = hs.activation_patch(model, right[:3], positions=["t2"], sites=["z"], controls=[])
-heads.heads("t2").stack().nlargest(5).round(2)
+heads.plot_heads("t2");
 
 # %% [markdown]
 # ## Noised and restored

@@ -109,17 +109,18 @@ def test_what_was_left_out_is_said_with_its_reason(written: tuple[Study, Path]) 
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"),
+    ("n", "low", "high", "said"),
     [
-        (0.1, 0.4, "more than chance"),
-        (-0.4, -0.1, "less than chance"),
-        (-0.1, 0.2, "not told apart from chance"),
-        (0.0, 0.2, "not told apart from chance"),
-        (float("nan"), float("nan"), "too few queries to tell"),
+        (6, 0.1, 0.4, "more than chance"),
+        (9, -0.4, -0.1, "less than chance"),
+        (9, -0.1, 0.2, "not told apart from chance"),
+        (9, 0.0, 0.2, "not told apart from chance"),
+        (5, 1.0, 1.0, "too few queries to tell"),
+        (1, float("nan"), float("nan"), "too few queries to tell"),
     ],
 )
-def test_verdicts(low: float, high: float, said: str) -> None:
-    assert report.verdict(low, high) == said
+def test_verdicts(n: int, low: float, high: float, said: str) -> None:
+    assert report.verdict({"n": n, "low": low, "high": high}) == said
 
 
 def test_shares_and_differences_in_words() -> None:
@@ -180,6 +181,16 @@ def test_a_smaller_study_leaves_nothing_of_a_larger_one(
     report.write(few, tmp_path)
     assert [path.name for path in (tmp_path / "tables").iterdir()] == ["grading.summary.csv"]
     assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"grading"}
+
+
+def test_what_no_report_made_is_left_alone(written: tuple[Study, Path], tmp_path: Path) -> None:
+    found, _ = written
+    mine = [tmp_path / "figures" / "knockout.py", tmp_path / "tables" / "mine.csv"]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("years of work")
+    report.write(found, tmp_path)
+    assert [path.read_text() for path in mine] == ["years of work"] * 2
 
 
 def test_every_step_can_be_told() -> None:

@@ -25,6 +25,7 @@ from known import (
 import hopscope as hs
 from hopscope.errors import ResultError, UsageError
 from hopscope.experiments import BackPatching
+from hopscope.models import load_model
 from hopscope.queries import QuerySet
 from hopscope.study import (
     NEEDS,
@@ -184,6 +185,24 @@ def test_a_subset_without_queries_is_left_out(
     assert not (tmp_path / "back_patching.incorrect").exists()
     assert (tmp_path / "back_patching.correct").exists()
     assert "no query was graded incorrect" in caplog.text
+
+
+def test_what_a_family_cannot_do_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A family whose attention cannot be replaced has no projection; the rest of it goes on."""
+    model = load_model("tiny-random-llama", device="cpu")
+    monkeypatch.setattr(model, "shares_prefixes", False)
+    asked = known_queries()[:2]
+    graded = made_grading({query.id: {"first_hop", "second_hop"} for query in asked})
+    monkeypatch.setattr("hopscope.study.grade", lambda *_, **__: replace(graded, queries=asked))
+    steps = ["back_patching", "projection"]
+    study = run_study(model, asked, tmp_path, SMALL, steps, progress=False)
+    assert (
+        "capture needs a family with replaceable attention"
+        in (study.left_out["projection.incorrect"])
+    )
+    assert list(study.results) == ["back_patching.incorrect"]
 
 
 def test_the_limit_bounds_what_is_graded(tmp_path: Path) -> None:

@@ -115,7 +115,10 @@ class Knockouts(Result):
         return intervals(table, ["edge"], "gain", "difference", seed)
 
     def first_layers(self, edge: str = "t2->t1") -> pd.Series[float]:
-        """For each query the first layer whose knockout changes the answer; NaN if none does."""
+        """For each query the first layer whose knockout changes the answer; NaN if none does.
+
+        It is the middle of a window of layers, of which the last may be the one that bites.
+        """
         rows = self.frame[(self.frame["edge"] == edge) & (self.frame["control"] == "none")]
         if rows.empty:
             raise UsageError(
@@ -162,8 +165,8 @@ def knockout(
             first-hop phrase. Parts: `t1`, `t2` (one token each), `e1` (the source entity), `r1`
             (the rest of the first-hop phrase), `r2` (the rest of the question), `before` (all
             that comes before), `few_shot` (the demonstrations).
-        controls: `random`: as many edges from the same tokens to other ones of the question,
-            drawn by seed; none where there are too few others. () for no control.
+        controls: `random`: as many edges from the same tokens to other ones of the relations,
+            neither e1 nor t1, drawn by seed; none where there are too few. () for no control.
         window: layers on each side of the middle one.
         layers: the middles; all if None.
         heads: only these heads; all if None.
@@ -286,7 +289,8 @@ class _Blocker:
             max_memory=self.max_memory,
         )
         frame = self._frame(query, edges, outputs)
-        return frame, [self._details(query, prompt, edge, outputs) for edge in edges]
+        rows = [self._details(query, prompt, edge, outputs) for edge in edges]
+        return frame, rows or [{"query": query.id, "prompt": question(prompt)}]
 
     def _edges(self, query: TwoHopQuery, prompt: TokenizedPrompt) -> list[_Edge]:
         edges = []
@@ -310,9 +314,10 @@ class _Blocker:
         queries: tuple[int, ...],
         keys: tuple[int, ...],
     ) -> tuple[int, ...] | None:
-        """As many other tokens of the question, all seen by the first of the queries."""
-        parts = (prompt.tokens(part) for part in ("r2", "r1", "e1"))
-        pool = sorted({token for part in parts for token in part} - {*keys, *queries})
+        """As many other tokens of the relations, all seen by the first of the queries."""
+        parts = (prompt.tokens(part) for part in ("r2", "r1"))
+        taken = {*keys, *queries, *prompt.tokens("e1"), *prompt.tokens("t1")}
+        pool = sorted({token for part in parts for token in part} - taken)
         pool = [token for token in pool if token < min(queries)]
         if len(pool) < len(keys):
             return None
@@ -322,7 +327,7 @@ class _Blocker:
     def _read_out(self, query: TwoHopQuery, predicted: int) -> ReadOut:
         model, generates = self.asker.model, self.settings["criterion"] == "generation"
         return ReadOut(
-            answer_tokens=model.first_tokens(query.names("e3")),
+            answer_tokens=model.answer_tokens(query.names("e3")),
             max_new_tokens=self.settings["max_new_tokens"] if generates else 0,
             stop=at_line_end(model) if self.settings["one_line"] else None,
             top_k=1,

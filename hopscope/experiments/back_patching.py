@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from hopscope.answers import Match, decided, matches
+from hopscope.answers import Match, matches
 from hopscope.edits import Patch
 from hopscope.errors import UsageError
+from hopscope.experiments.asking import until_answered
 from hopscope.experiments.controls import Donor, choose_donors, random_like
 from hopscope.experiments.grading import check_tokens, said
 from hopscope.models.language_model import LanguageModel
@@ -25,7 +26,7 @@ from hopscope.queries import Prompt, QuerySet, TwoHopQuery
 from hopscope.results import Result, Tables, mean_interval, provenance
 from hopscope.runs import run_over
 from hopscope.streams import PrefixStore
-from hopscope.sweep import CellOutputs, CleanRun, ReadOut, Stop, clean_run, sweep
+from hopscope.sweep import CellOutputs, CleanRun, ReadOut, clean_run, sweep
 from hopscope.tokenized import TokenizedPrompt
 
 if TYPE_CHECKING:
@@ -382,21 +383,14 @@ class _Patcher:
         return prompt, clean_run(self.model, prompt.ids, shared)
 
     def _read_out(self, query: TwoHopQuery) -> ReadOut:
+        match, line = self.settings["match"], self.settings["one_line"]
         return ReadOut(
             answer_tokens=self.model.first_tokens(query.names("e3")),
             max_new_tokens=self.settings["max_new_tokens"],
-            stop=self._stop(query) if self.settings["stop_early"] else None,
+            stop=until_answered(self.model, query.names("e3"), match, line)
+            if self.settings["stop_early"]
+            else None,
         )
-
-    def _stop(self, query: TwoHopQuery) -> Stop:
-        """Stop when the line has ended, or the answer is there whatever may follow."""
-        names, match, line = query.names("e3"), self.settings["match"], self.settings["one_line"]
-
-        def stop(tokens: tuple[int, ...]) -> bool:
-            text = self.model.decode(tokens)
-            return (line and "\n" in text) or decided(text, names, match)
-
-        return stop
 
     def _frame(
         self, query: TwoHopQuery, outputs: CellOutputs, controls: Sequence[str], position: str

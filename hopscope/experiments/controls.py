@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +30,41 @@ class Donor:
 
     query: TwoHopQuery
     same_relation: bool
+
+
+def choose_others(queries: QuerySet, seed: int) -> dict[str, TwoHopQuery]:
+    """For each query another one whose names of e2 and e3 it does not share: a chance level.
+
+    It comes from the set that the queries were chosen from, asks the same second relation if
+    possible, and its bridge and answer stand in no demonstration of the query.
+
+    Returns:
+        Queries by id of the query that they stand beside; one to which none fits is left out.
+    """
+    pool = sorted({q.id: q for q in (*queries.pool, *queries)}.values(), key=lambda q: q.id)
+    names = {q.id: {normalise(n) for n in (*q.names("e2"), *q.names("e3"))} for q in pool}
+    shown = {p.query_id: normalise(p.text[: p.few_shot]) for p in queries.prompts()}
+    others: dict[str, TwoHopQuery] = {}
+    for query in queries:
+        candidates = list(pool)
+        random.Random(f"{seed} {query.id}").shuffle(candidates)
+        candidates.sort(key=lambda other: other.r2_template != query.r2_template)
+        for other in candidates:
+            labels = (normalise(other.e2_label), normalise(other.e3_label))
+            told = any(label in shown[query.id] for label in labels)
+            if not told and not names[other.id] & names[query.id]:
+                others[query.id] = other
+                break
+    return others
+
+
+def fingerprint(others: Mapping[str, TwoHopQuery]) -> str:
+    """sha256 of which query stands beside which: for a run's settings."""
+    listed = [
+        [id, *(getattr(other, f"{entity}_label") for entity in ("e1", "e2", "e3"))]
+        for id, other in sorted(others.items())
+    ]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 def choose_donors(queries: QuerySet, seed: int) -> dict[str, Donor]:

@@ -20,7 +20,7 @@ from hopscope.answers import Match, matches
 from hopscope.edits import Cell, Patch
 from hopscope.errors import UsageError
 from hopscope.experiments.asking import Asker, check_choice, check_layers, intervals, question
-from hopscope.experiments.controls import Donor, choose_donors, seeded
+from hopscope.experiments.controls import choose_others, fingerprint, seeded
 from hopscope.experiments.grading import check_tokens
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries import QuerySet, TwoHopQuery
@@ -227,6 +227,7 @@ def describe(
     if samples < 0:
         raise UsageError(f"samples must be 0 (greedy) or more, not {samples}")
     texts = _texts(prompts)
+    others = choose_others(queries, seed)
     settings = {
         "positions": check_choice("position", positions, POSITIONS),
         "prompts": texts,
@@ -236,11 +237,12 @@ def describe(
         "max_new_tokens": max_new_tokens,
         "match": match,
         "seed": seed,
+        "others": fingerprint(others),
     }
     describer = _Describer(
         Asker.of(model, queries),
         {name: _Target.of(model, text, max_new_tokens) for name, text in texts.items()},
-        choose_donors(queries, seed),
+        others,
         max_memory,
         settings,
     )
@@ -278,7 +280,7 @@ class _Describer:
 
     asker: Asker
     targets: Mapping[str, _Target]
-    donors: Mapping[str, Donor]
+    others: Mapping[str, TwoHopQuery]
     max_memory: int | None
     settings: Mapping[str, Any]
 
@@ -312,8 +314,8 @@ class _Describer:
         }
 
     def _other(self, query_id: str) -> str | None:
-        donor = self.donors.get(query_id)
-        return None if donor is None else donor.query.id
+        other = self.others.get(query_id)
+        return None if other is None else other.id
 
     def _described(
         self,
@@ -378,10 +380,10 @@ class _Describer:
 
     def _named(self, query: TwoHopQuery, said: Sequence[str]) -> dict[str, pd.Series[Any]]:
         """Which entities each text names; missing for the controls of a query without another."""
-        match, donor = self.settings["match"], self.donors.get(query.id)
+        match, other = self.settings["match"], self.others.get(query.id)
         names = {entity: query.names(entity) for entity in ENTITIES}  # type: ignore[arg-type]
-        if donor is not None:
-            names |= {"e2_other": donor.query.names("e2"), "e3_other": donor.query.names("e3")}
+        if other is not None:
+            names |= {"e2_other": other.names("e2"), "e3_other": other.names("e3")}
         distinct = list(dict.fromkeys(said))
         found: dict[str, pd.Series[Any]] = {}
         for entity in (*ENTITIES, *CONTROLS):

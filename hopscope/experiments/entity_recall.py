@@ -111,8 +111,8 @@ def recall(
     """
     pairs = pair_up(model, queries, seed)
     kept = queries.filter(lambda query: query.id in pairs)
-    settings = {"seed": seed, "partners": fingerprint(pairs)}
     relations = _other_relations(queries, seed)
+    settings = {"seed": seed, "partners": fingerprint(pairs), "relations": relations}
     measurer = _Measurer(
         Asker.of(model, kept),
         Asker.of(model, kept, form="second_hop"),
@@ -179,14 +179,17 @@ class _Measurer:
                     )
                 )
         return {
-            "frame": pd.concat(frames, ignore_index=True)[COLUMNS],
+            "frame": pd.concat(frames, ignore_index=True)[COLUMNS] if frames else _no_rows(),
             "details": self._details(queries),
         }
 
     def _substituted(self, query: TwoHopQuery, what: str) -> Prompt | None:
         prompt = self.asker.prompts[query.id]
         if what == "e1":
-            return instead(prompt, query, e1_label=self.pairs[query.id].partner.e1_label)
+            partner = self.pairs[query.id].partner
+            if self._token(partner) == self._token(query):
+                return None  # the bridges cannot be told apart by their first tokens
+            return instead(prompt, query, e1_label=partner.e1_label)
         template = self.relations.get(query.id)
         return None if template is None else instead(prompt, query, r1_template=template)
 
@@ -194,11 +197,15 @@ class _Measurer:
         """For each query the log-probability of its bridge's first token at t1, by layer."""
         model = self.asker.model
         acts = capture(model, prompts, ["resid_post"], ["t1"])["resid_post"][:, 0]
-        tokens = [model.first_tokens([query.e2_label], variants=True)[0] for query in queries]
+        tokens = [self._token(query) for query in queries]
         return [
             self.lens.logprob(states, torch.tensor(token, device=states.device)).cpu()
             for states, token in zip(acts, tokens, strict=True)
         ]
+
+    def _token(self, query: TwoHopQuery) -> int:
+        """The first token of a query's bridge, an article left out."""
+        return self.asker.model.first_tokens([query.e2_label], variants=True)[0]
 
     def _details(self, queries: QuerySet) -> pd.DataFrame:
         two_hop = self._next_token([self.asker.prompts[query.id] for query in queries])
@@ -239,3 +246,14 @@ def consistency(a: Tensor, b: Tensor) -> np.ndarray:
     cross = (a.exp() * b).sum(dim=-1) + (b.exp() * a).sum(dim=-1)
     score: np.ndarray = (cross / 2).cpu().numpy()
     return score
+
+
+def _no_rows() -> pd.DataFrame:
+    """An empty frame with the types of a full one."""
+    kinds = {
+        "layer": "int64",
+        "entrec": "float32",
+        "entrec_substituted": "float32",
+        "beats": "bool",
+    }
+    return pd.DataFrame({name: pd.Series(dtype=kinds.get(name, "str")) for name in COLUMNS})

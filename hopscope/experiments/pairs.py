@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import random
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from hopscope.answers import normalise
 from hopscope.errors import QueryError
+from hopscope.experiments import controls
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries import Prompt, QuerySet, TwoHopQuery
 
@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Pair:
     """A query and its partner, which asks the same relations of another source entity.
+
+    Nothing of the partner stands in the query's demonstrations, with which both are asked.
 
     Attributes:
         query: the query.
@@ -48,9 +50,12 @@ def pair_up(model: LanguageModel, queries: QuerySet, seed: int) -> dict[str, Pai
     groups: dict[tuple[str, str, str], list[TwoHopQuery]] = {}
     for query in sorted(candidates.values(), key=lambda query: query.id):
         groups.setdefault(_relations(query), []).append(query)
+    shown = {
+        prompt.query_id: normalise(prompt.text[: prompt.few_shot]) for prompt in queries.prompts()
+    }
     pairs: dict[str, Pair] = {}
     for query in queries:
-        pair = _partner(model, query, groups[_relations(query)], seed)
+        pair = _partner(model, query, groups[_relations(query)], seed, shown[query.id])
         if pair is not None:
             pairs[query.id] = pair
     if not pairs and len(queries):
@@ -73,8 +78,13 @@ def _relations(query: TwoHopQuery) -> tuple[str, str, str]:
 
 
 def _partner(
-    model: LanguageModel, query: TwoHopQuery, others: Sequence[TwoHopQuery], seed: int
+    model: LanguageModel,
+    query: TwoHopQuery,
+    others: Sequence[TwoHopQuery],
+    seed: int,
+    shown: str,
 ) -> Pair | None:
+    """A partner of which nothing stands in the query's demonstrations, `shown`."""
     names, token = _names(query), model.first_tokens([query.e3_label])
     source = normalise(query.e1_label)
     pool = [
@@ -85,15 +95,15 @@ def _partner(
     random.Random(f"{seed} {query.id}").shuffle(pool)
     for other in pool:
         theirs = model.first_tokens([other.e3_label])
-        if token and theirs and token[0] != theirs[0]:
+        labels = (other.e1_label, other.e2_label, other.e3_label)
+        if token[:1] != theirs[:1] and not any(normalise(label) in shown for label in labels):
             return Pair(query, other, (token[0], theirs[0]))
     return None
 
 
 def fingerprint(pairs: Mapping[str, Pair]) -> str:
     """sha256 of who is whose partner: a run's settings hold it, since the pool is not the set."""
-    listed = "\n".join(f"{id} {pair.partner.id}" for id, pair in sorted(pairs.items()))
-    return hashlib.sha256(listed.encode()).hexdigest()
+    return controls.fingerprint({id: pair.partner for id, pair in pairs.items()})
 
 
 def instead(prompt: Prompt, query: TwoHopQuery, **changes: str) -> Prompt:

@@ -36,7 +36,7 @@ SITES = ("resid_post", "attn_out", "mlp_out", "z")
 CONTROLS = ("random",)
 POSITIONS = ("t1", "t2", "e1")
 LEAST_DIFFERENCE = 0.5
-"""Nats: pairs whose logit differences lie nearer than this have no recovery to normalise."""
+"""Nats by which a query must prefer its own answer more than its partner does."""
 PER_PART = 4
 COLUMNS = [
     "query",
@@ -57,9 +57,11 @@ class ActivationPatching(Result):
 
     `frame` has one row a query, position, site, control, layer and head (-1 but for `z`):
     `logit_diff`, the logit of the query's answer less that of the partner's (nats); `recovery`,
-    how far that has gone from the query's own (0) to the partner's (1), NaN where the two lie too
-    near; `flipped`, whether the partner's answer is now the likeliest next token. `details` has
-    one row a query: both questions, answers and unpatched logit differences.
+    how far that has gone from the query's own (0) to the partner's (1), NaN where the query does
+    not prefer its own answer clearly more than its partner does; `flipped`, whether the partner's
+    answer is now the likeliest next token. `details` has one row a query: both questions, answers
+    and unpatched logit differences, and whether the partner's own question has its answer as the
+    likeliest token (`partner_answers`).
     """
 
     kind = "patching"
@@ -85,6 +87,12 @@ class ActivationPatching(Result):
         if chosen.empty:
             raise UsageError(f"the run has no heads at {position!r}: give sites=['z', ...]")
         return chosen.pivot_table(index="layer", columns="head", values="recovery", aggfunc="mean")
+
+    def plot_heads(self, position: str = "t2", ax: Axes | None = None) -> Axes:
+        """Draw the mean recovery of each head."""
+        from hopscope import plots
+
+        return plots.head_heatmap(self.heads(position), ax, title=f"heads at {position}")
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the mean recovery by layer, a line for each position and site."""
@@ -198,7 +206,7 @@ class _Patcher:
         frame = pd.DataFrame([vars(each) for each in where]).assign(
             query=query.id,
             logit_diff=difference,
-            recovery=(own - difference) / span if abs(span) >= LEAST_DIFFERENCE else np.nan,
+            recovery=(own - difference) / span if span >= LEAST_DIFFERENCE else np.nan,
             flipped=(outputs.top_tokens[1:, 0] == pair.tokens[1]).numpy(),
         )
         details = {
@@ -210,6 +218,7 @@ class _Patcher:
             "partner_answer": pair.partner.e3_label,
             "logit_diff": own,
             "partner_logit_diff": other,
+            "partner_answers": bool(theirs.top_tokens[0, 0] == pair.tokens[1]),
         }
         return frame, details
 
@@ -217,7 +226,8 @@ class _Patcher:
         self, query: TwoHopQuery, prompt: TokenizedPrompt, partner: TokenizedPrompt
     ) -> tuple[list[_Where], list[Cell]]:
         sites, positions = self.settings["sites"], self.settings["positions"]
-        acts = capture(self.asker.model, [partner.prompt], sites, positions)
+        store = self.asker.store
+        acts = capture(self.asker.model, [partner.prompt], sites, positions, store=store)
         where: list[_Where] = []
         cells: list[Cell] = []
         for site in sites:

@@ -45,7 +45,7 @@ FOLDS = 5
 class Probing(Result):
     """How well a linear probe reads the bridge, by layer.
 
-    `frame` has one row a measure and layer: `what`, `layer`, `score`, `n` (held-out rows). What:
+    `frame` has one row a measure and layer: `what`, `layer`, `score`, `n` (source entities). What:
     `accuracy` (new questions, about entities that the probe has seen), `control` (the same with
     labels drawn at random for each entity), `new_entities` (questions about entities that it has
     not seen), `majority` (the largest class). `details` has one row a query that was used.
@@ -54,7 +54,9 @@ class Probing(Result):
     kind = "probing"
 
     def summary(self) -> pd.DataFrame:
-        """Scores by measure and layer with Wilson 95 % intervals over the held-out rows.
+        """Scores by measure and layer with Wilson 95 % intervals.
+
+        They are as wide as for one row a source entity, since an entity's rows are near twins.
 
         Returns:
             Columns `what, layer, n, score, low, high`.
@@ -231,7 +233,7 @@ def _tables(
     }
     frame = pd.DataFrame(
         [
-            {"what": what, "layer": layer, "score": score, "n": len(queries)}
+            {"what": what, "layer": layer, "score": score, "n": len(names)}
             for what, values in scores.items()
             for layer, score in zip(settings["layers"], values.tolist(), strict=True)
         ]

@@ -18,7 +18,7 @@ from torch import Tensor
 from hopscope.activations import Activations, capture
 from hopscope.errors import ModelError, UsageError
 from hopscope.experiments.asking import Asker, check_choice, intervals, question
-from hopscope.experiments.controls import Donor, choose_donors
+from hopscope.experiments.controls import choose_others, fingerprint
 from hopscope.models.language_model import LanguageModel
 from hopscope.probes import LogitLens
 from hopscope.queries import QuerySet, TwoHopQuery
@@ -144,14 +144,14 @@ def project(
     Example:
         >>> project(model, graded.correct()).summary()  # doctest: +SKIP
     """
+    others = choose_others(queries, seed)
     settings = {
         "positions": check_choice("position", positions, POSITIONS),
         "sites": check_choice("site", sites, SITES),
         "seed": seed,
+        "others": fingerprint(others),
     }
-    projector = _Projector(
-        Asker.of(model, queries), logit_lens(model), choose_donors(queries, seed), settings
-    )
+    projector = _Projector(Asker.of(model, queries), logit_lens(model), others, settings)
     run = provenance(model, queries, Projection.kind, settings)
     tables = run_over(
         queries, projector.tables, run, per_part=PER_PART, out=out, shard=shard, progress=progress
@@ -181,7 +181,7 @@ class _Projector:
 
     asker: Asker
     lens: LogitLens
-    donors: Mapping[str, Donor]
+    others: Mapping[str, TwoHopQuery]
     settings: Mapping[str, Any]
 
     def tables(self, queries: QuerySet) -> Tables:
@@ -189,7 +189,7 @@ class _Projector:
         prompts = [self.asker.prompts[query.id] for query in queries]
         positions = list(dict.fromkeys([*self.settings["positions"], "t2"]))
         sites = list(dict.fromkeys([*self.settings["sites"], "resid_post"]))
-        acts = capture(self.asker.model, prompts, sites, positions)
+        acts = capture(self.asker.model, prompts, sites, positions, store=self.asker.store)
         done = [self._query(query, acts, index) for index, query in enumerate(queries)]
         return {
             "frame": pd.concat([frame for frame, _ in done], ignore_index=True)[COLUMNS],
@@ -223,14 +223,14 @@ class _Projector:
                     )
                 )
         prompt = self.asker.prompt(query)
-        donor = self.donors.get(query.id)
+        other = self.others.get(query.id)
         details = {
             "query": query.id,
             "prompt": question(prompt),
             "bridge": query.e2_label,
             "answer": query.e3_label,
             "prediction": model.decode([predicted]),
-            "other": None if donor is None else donor.query.id,
+            "other": None if other is None else other.id,
             "t1": prompt.position("t1"),
             "t2": prompt.position("t2"),
         }
@@ -238,15 +238,15 @@ class _Projector:
 
     def _targets(self, query: TwoHopQuery, predicted: int) -> dict[str, tuple[int, ...]]:
         """The tokens that stand for each target; without what the query's own names share."""
-        model, donor = self.asker.model, self.donors.get(query.id)
+        model, other = self.asker.model, self.others.get(query.id)
         targets = {
             "e2": model.first_tokens(query.names("e2"), variants=True),
             "e3": model.first_tokens(query.names("e3"), variants=True),
             "prediction": (predicted,),
         }
-        if donor is not None:
+        if other is not None:
             for entity in ("e2", "e3"):
-                tokens = model.first_tokens(donor.query.names(entity), variants=True)
+                tokens = model.first_tokens(other.names(entity), variants=True)
                 others = tuple(token for token in tokens if token not in targets[entity])
                 if others:
                     targets[f"{entity}_other"] = others

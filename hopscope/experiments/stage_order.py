@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,8 +67,9 @@ class Stages(Result):
     def broken(self) -> pd.DataFrame:
         """How often a later stage shows before an earlier one, query by query.
 
-        Only queries in which both stages show count. The last row, `any`, counts the queries in
-        which at least two stages show and some pair is out of order.
+        Only queries in which both stages show count. An order is broken if the later stage shows
+        at an earlier layer, by more than the layers that description skipped. The last row,
+        `any`, counts the queries in which at least two stages show and some pair is out of order.
 
         Returns:
             Columns `earlier, later, n, broken, share, low, high`: Wilson 95 % intervals.
@@ -77,13 +78,14 @@ class Stages(Result):
             index="query", columns="stage", values="first_layer", sort=False, dropna=False
         )
         there = [stage for stage in STAGES if stage in wide]
+        tolerance = int(self.run.get("settings", {}).get("tolerance", 0))
         rows, any_broken = [], pd.Series(False, index=wide.index)
         paired = pd.Series(False, index=wide.index)
         for earlier, later in combinations(there, 2):
             if STAGES[earlier] == STAGES[later]:
                 continue
             both = wide[[earlier, later]].notna().all(axis=1)
-            wrong = both & (wide[earlier] > wide[later])
+            wrong = both & (wide[earlier] > wide[later] + tolerance)
             paired, any_broken = paired | both, any_broken | wrong
             rows.append((earlier, later, int(both.sum()), int(wrong.sum())))
         rows.append(("any", "any", int(paired.sum()), int(any_broken.sum())))
@@ -108,6 +110,8 @@ def _wilson(n: int, count: int) -> tuple[float, float, float]:
 def combine(described: Description, knocked: Knockouts, projected: Projection) -> Stages:
     """The stages that three results of the same queries and model show.
 
+    A knockout bites at the last layer of the first window that changes the answer.
+
     Raises:
         ResultError: if they are of different models or queries.
     """
@@ -122,7 +126,7 @@ def combine(described: Description, knocked: Knockouts, projected: Projection) -
             )
     firsts = {
         "bridge described at t1": described.first_layers("e2", "t1"),
-        "knockout t2->t1 bites": knocked.first_layers("t2->t1"),
+        "knockout t2->t1 bites": _last_of_window(knocked),
         "attention at t2 projects bridge": projected.first_layers("e2", "t2", "attn_out"),
         "answer described at t2": described.first_layers("e3", "t2"),
         "MLP at t2 projects prediction": projected.first_layers("prediction", "t2", "mlp_out"),
@@ -135,9 +139,23 @@ def combine(described: Description, knocked: Knockouts, projected: Projection) -
     run: dict[str, Any] = {
         **projected.run,
         "kind": Stages.kind,
-        "settings": {one["kind"]: one["settings"] for one in runs if "kind" in one},
+        "settings": {one["kind"]: one["settings"] for one in runs if "kind" in one}
+        | {"tolerance": _step(described) - 1},
     }
     return Stages(frame, details, run)
+
+
+def _last_of_window(knocked: Knockouts) -> pd.Series[float]:
+    """The last layer of the first window that bites: a layer shows first at the window's end."""
+    last = int(knocked.frame["layer"].max())
+    half = int(knocked.run.get("settings", {}).get("window", 0))
+    return (knocked.first_layers("t2->t1") + half).clip(upper=last)
+
+
+def _step(described: Description) -> int:
+    """How many layers lie between two that were described."""
+    layers = sorted(described.frame["source_layer"].unique())
+    return max((int(b - a) for a, b in pairwise(layers)), default=1)
 
 
 def stages(
@@ -170,9 +188,8 @@ def stages(
     if layer_step < 1:
         raise UsageError(f"the layer step must be 1 or more, not {layer_step}")
     folder = None if out is None else Path(out)
-    parts = {name: None if folder is None else folder / name for name in ("d", "k", "p")}
-    if folder is not None:
-        parts = {"d": folder / "description", "k": folder / "knockout", "p": folder / "projection"}
+    names = ("description", "knockout", "projection")
+    parts = {name: None if folder is None else folder / name for name in names}
     every = range(0, model.n_layers, layer_step)
     described = describe(
         model,
@@ -182,7 +199,7 @@ def stages(
         seed=seed,
         progress=progress,
         max_memory=max_memory,
-        out=parts["d"],
+        out=parts["description"],
     )
     knocked = knockout(
         model,
@@ -191,9 +208,9 @@ def stages(
         seed=seed,
         progress=progress,
         max_memory=max_memory,
-        out=parts["k"],
+        out=parts["knockout"],
     )
-    projected = project(model, queries, seed=seed, progress=progress, out=parts["p"])
+    projected = project(model, queries, seed=seed, progress=progress, out=parts["projection"])
     result = combine(described, knocked, projected)
     if folder is not None:
         result.save(folder / "stages")

@@ -91,6 +91,9 @@ def trace(
 ) -> Tracing:
     """Noise the embeddings of the source entity, and put back clean states one by one.
 
+    Where the first-hop phrase ends with the source entity, t1 is its last token, so that a state
+    put back there in an early layer undoes part of the noise itself.
+
     Args:
         model: the model.
         queries: usually `graded.correct()`.
@@ -152,7 +155,7 @@ class _Tracer:
     def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, dict[str, Any]]:
         model, prompt = self.asker.model, self.asker.prompt(query)
         clean = self.asker.clean(prompt)
-        what = ReadOut(answer_tokens=model.first_tokens(query.names("e3")))
+        what = ReadOut(answer_tokens=model.answer_tokens(query.names("e3")))
         where, cells = self._cells(prompt)
         noised = [
             sweep(
@@ -187,7 +190,9 @@ class _Tracer:
         """For each draw the noised embeddings of the source entity."""
         tokens = prompt.tokens("e1")
         asked = range(prompt.n_shared, len(prompt.ids))
-        embedded = capture(self.asker.model, [prompt.prompt], ["resid_pre"], list(asked))
+        embedded = capture(
+            self.asker.model, [prompt.prompt], ["resid_pre"], list(asked), store=self.asker.store
+        )
         states = embedded["resid_pre"][0, :, 0]
         spread = self.settings["noise"] * states.float().std()
         bases: list[Cell] = []
@@ -210,6 +215,7 @@ class _Tracer:
             [prompt.prompt],
             self.settings["sites"],
             self.settings["positions"],
+            store=self.asker.store,
         )
         last = self.asker.model.n_layers - 1
         where: list[tuple[str, str, int]] = []

@@ -218,6 +218,15 @@ class LanguageModel:
             return frozenset()
         return frozenset([configured] if isinstance(configured, int) else configured)
 
+    def answer_tokens(self, names: Iterable[str]) -> tuple[int, ...]:
+        """First tokens that tell an answer: of the names without an article, if there are any.
+
+        The first token of "the euro" is that of "the yen", too.
+        """
+        names = tuple(names)
+        telling = [name for name in names if not _ARTICLE.match(name.strip())]
+        return self.first_tokens(telling or names)
+
     def first_tokens(self, names: Iterable[str], variants: bool = False) -> tuple[int, ...]:
         """The first token of each name as it would follow a prompt, after one space.
 

@@ -8,6 +8,8 @@ Everything is seeded; the numbers it prints are those of README.md beside it.
 from __future__ import annotations
 
 import os
+import random
+from dataclasses import replace
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -21,31 +23,45 @@ from torch import Tensor
 import hopscope as hs
 from hopscope.models import LanguageModel
 from hopscope.queries import QuerySet
+from hopscope.tokenized import TokenizedPrompt
 
 MODEL = "smollm2-135m"
 FOLDER = Path(__file__).parent
 TRAINED, HELD_OUT = 1000, 200
-"""States of each; they come from other questions."""
+"""States of each; they come from questions about other source entities."""
 RANK, EPOCHS = 16, 2
 
 
 def states(model: LanguageModel, queries: QuerySet, n: int) -> Tensor:
-    """Residual states at `n` random tokens of the queries' prompts, shape (n, layer, d_model)."""
-    draw = torch.Generator().manual_seed(0)
-    found = []
+    """Residual states at the source entity and at the end of questions, (n, layer, d_model).
+
+    Tokens before the source entity stand in many prompts alike, after the same tokens: their
+    states would be in both the training and the held-out set.
+    """
+    found: list[Tensor] = []
     for prompt in queries.prompts():
-        length = len(model.encode(prompt.text))
-        at = torch.randperm(length, generator=draw)[:6].tolist()
+        tokens = TokenizedPrompt.of(model, prompt)
+        at = sorted({*tokens.tokens("e1"), *tokens.tokens("t1"), *tokens.tokens("t2")})
         found.append(hs.capture(model, [prompt], ["resid_post"], at)["resid_post"][0])
         if sum(map(len, found)) >= n:
             break
     return torch.cat(found)[:n]
 
 
+def by_source(queries: QuerySet) -> tuple[QuerySet, QuerySet]:
+    """Questions about four fifths of the source entities, and about the others; shuffled."""
+    sources = sorted({query.e1_label for query in queries})
+    random.Random(0).shuffle(sources)
+    train = set(sources[: len(sources) * 4 // 5])
+    shuffled = random.Random(1).sample(list(queries), len(queries))
+    parts = [[q for q in shuffled if (q.e1_label in train) == wanted] for wanted in (True, False)]
+    return replace(queries, queries=tuple(parts[0])), replace(queries, queries=tuple(parts[1]))
+
+
 def tuned_lens(model: LanguageModel, queries: QuerySet) -> pd.DataFrame:
     """Train the tuned lens, save it, and compare it with the logit lens on other questions."""
-    train, test = queries.split(0.8, seed=0)
-    acts, held_out = states(model, train.sample(300), TRAINED), states(model, test, HELD_OUT)
+    train, test = by_source(queries)
+    acts, held_out = states(model, train, TRAINED), states(model, test, HELD_OUT)
     lens = TunedLens(
         model.final_norm, model.unembedding, model.n_layers, model.d_model, rank=RANK
     ).fit(acts, epochs=EPOCHS, progress=lambda done, of, loss: print(done, of, f"{loss:.3f}"))

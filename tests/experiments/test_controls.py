@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 
-from hopscope.experiments.controls import choose_donors, random_like
+from hopscope.experiments.controls import choose_donors, choose_others, fingerprint, random_like
 from hopscope.queries import QuerySet, TwoHopQuery
 
 
@@ -112,6 +113,95 @@ def test_donors_are_spread() -> None:
     """Not one donor for all: each query draws its own."""
     queries = QuerySet(tuple(query(str(i), str(i)) for i in range(40)))
     assert len(set(donors(queries).values())) > 15
+
+
+# --- another query, as a chance level ------------------------------------------------------------
+
+
+def towns(n: int = 24) -> QuerySet:
+    """Queries of two second relations, in which every sixth has the same bridge."""
+    relations = ("capital", "currency")
+    made = (query(f"t{i:02}", f"City {i:02}", relations[i % 2]) for i in range(n))
+    return QuerySet(
+        tuple(replace(q, e2_label=f"Land {i % 6}") for i, q in enumerate(made)), "towns"
+    )
+
+
+def others(queries: QuerySet, seed: int = 0) -> dict[str, str]:
+    return {id: other.id for id, other in choose_others(queries, seed).items()}
+
+
+@pytest.mark.parametrize("few_shot", [0, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_another_query_shares_no_name_and_is_not_told(seed: int, few_shot: int) -> None:
+    queries = towns().with_few_shot(few_shot, seed)
+    chosen = choose_others(queries, seed)
+    assert set(chosen) == {each.id for each in queries}
+    told = 0
+    for prompt in queries.prompts():
+        own, other = queries.by_id(prompt.query_id), chosen[prompt.query_id]
+        assert other.e2_label != own.e2_label
+        assert other.e3_label != own.e3_label
+        assert other.r2_template == own.r2_template
+        shown = prompt.text[: prompt.few_shot]
+        assert bool(shown) == bool(few_shot)
+        assert other.e2_label not in shown
+        assert other.e3_label not in shown
+        told += any(each.e3_label in shown for each in queries)
+    assert told == (len(queries) if few_shot else 0)
+
+
+def test_a_bridge_that_is_the_others_answer_is_shared_too() -> None:
+    first = query("a", "Land b")
+    second = query("b", "City b")
+    third = query("c", "City c", "currency", aliases=["CITY B"])
+    assert others(QuerySet((first, second))) == {}
+    assert others(QuerySet((first, second, third))) == {"a": "c", "c": "a"}
+
+
+def test_a_told_query_is_no_chance_level_even_if_nothing_else_is_there() -> None:
+    queries = QuerySet((query("a", "Oslo"), query("b", "Bonn"))).with_few_shot(1)
+    assert others(queries) == {}
+    third = query("c", "Lima", "currency")
+    assert set(others(replace(queries, pool=(*queries, third)))) == {"a", "b"}
+    assert others(queries.with_few_shot(0)) == {"a": "b", "b": "a"}
+
+
+def test_another_query_comes_from_the_pool_whoever_else_is_asked() -> None:
+    queries = towns()
+    for seed in range(3):
+        whole = others(queries, seed)
+        assert others(replace(queries, queries=queries.queries[::-1]), seed) == whole
+        assert others(replace(queries, pool=queries.queries[::-1]), seed) == whole
+        for each in queries:
+            alone = queries.filter(lambda q, id=each.id: q.id == id)
+            assert others(alone, seed) == {each.id: whole[each.id]}
+    assert others(QuerySet(queries.queries[:1])) == {}
+
+
+def test_another_second_relation_is_the_last_resort() -> None:
+    first, second = query("a", "Oslo"), query("b", "Krone", "currency")
+    assert others(QuerySet((first, second))) == {"a": "b", "b": "a"}
+    third = query("c", "Bonn")
+    for seed in range(5):
+        assert others(QuerySet((first, second, third)), seed)["a"] == "c"
+
+
+def test_other_queries_are_drawn_by_seed_and_spread() -> None:
+    assert others(towns(), 3) == others(towns(), 3)
+    assert len({tuple(others(towns(), seed).items()) for seed in range(5)}) == 5
+    assert len(set(others(towns()).values())) > 8
+
+
+def test_the_fingerprint_tells_who_stands_beside_whom() -> None:
+    first = choose_others(towns(), 0)
+    turned = dict(reversed(first.items()))
+    assert fingerprint(first) == fingerprint(turned) == fingerprint(choose_others(towns(), 0))
+    assert fingerprint(first) != fingerprint(choose_others(towns(), 1))
+    id, other = next(iter(first.items()))
+    for changes in ({"e1_label": "X"}, {"e2_label": "X"}, {"e3_label": "X"}):
+        assert fingerprint({**first, id: replace(other, **changes)}) != fingerprint(first)
+    assert fingerprint({}) != fingerprint(first)
 
 
 # --- random vectors ------------------------------------------------------------------------------

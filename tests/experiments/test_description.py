@@ -329,18 +329,40 @@ CASES = [("llama", 0), ("mistral", 1), ("gemma3", 0), ("gpt2", 1)]
 def test_every_text_equals_a_plain_hooked_generate(family: str, few_shot: int) -> None:
     queries, result = run_places(family, few_shot, 0)
     plain, found = Plain(loaded(f"tiny-random-{family}"), queries), []
-    donors = dict(zip(result.details["query"], result.details["other"], strict=True))
+    others = dict(zip(result.details["query"], result.details["other"], strict=True))
+    pool = {query.id: query for query in queries.pool}
     for (name, text), query, position, a, b in itertools.product(
         TWO_PROMPTS.items(), queries, POSITIONS, SOURCES, TARGETS
     ):
         said = plain.greedy(text, plain.patch(query.id, position, text, a, b))
-        other = queries.by_id(donors[query.id])
+        other = pool[others[query.id]]
         names = [query.names(entity) for entity in ("e1", "e2", "e3")]  # type: ignore[arg-type]
         names += [other.names("e2"), other.names("e3")]
         verdicts = [matches(said, each, "substring") for each in names]
         found.append((query.id, name, position, 0, a, b, *verdicts, said))
     expected = pd.DataFrame(found, columns=COLUMNS)
     pd.testing.assert_frame_equal(result.frame, expected, check_dtype=False)
+
+
+@pytest.mark.parametrize("few_shot", [0, 1])
+def test_the_other_query_comes_from_the_pool_and_is_not_told(few_shot: int) -> None:
+    found = set()
+    for seed in range(6):
+        queries = places()[:2].with_few_shot(few_shot, seed)
+        result = describe_places(loaded("tiny-random-llama"), queries, seed=seed)
+        pool = {query.id: query for query in queries.pool}
+        for row in result.details.itertuples():
+            query, other = queries.by_id(row.query), pool[row.other]
+            assert other.id != query.id
+            for entity in ("e2", "e3"):
+                assert not set(other.names(entity)) & {*query.names("e2"), *query.names("e3")}
+            prompt = next(each for each in queries.prompts() if each.query_id == query.id)
+            shown = prompt.text[: prompt.few_shot].lower()
+            assert bool(shown) == bool(few_shot)
+            assert other.e2_label.lower() not in shown
+            assert other.e3_label.lower() not in shown
+            found.add(other.id)
+    assert found >= {"Rio de Janeiro", "Berlin"}  # which are not asked
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
@@ -432,7 +454,8 @@ def test_a_run_goes_on_and_is_read(tmp_path: Path) -> None:
 
 
 def test_a_query_without_a_donor_has_no_chance_level(tmp_path: Path) -> None:
-    result = described(chosen("early-1"), source_layers=[3], target_layers=[0])
+    alone = QuerySet((chosen("early-1")[0],), "alone")
+    result = described(alone, source_layers=[3], target_layers=[0])
     assert result.frame[list(CONTROLS)].isna().all(axis=None)
     assert result.frame["e3"].all()
     assert result.details["other"].isna().all()

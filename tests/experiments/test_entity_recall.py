@@ -116,9 +116,17 @@ def test_without_another_relation_there_is_no_row_for_one() -> None:
 
 def places() -> QuerySet:
     """Two first relations, so that either can be substituted, and demonstrations for each."""
-    sources = ("Kyoto", "the Eiffel Tower", "Imagine", "the Magic Flute", "Hamlet")
-    bridges = ("Japan", "France", "John Lennon", "Germany", "Denmark")
-    answers = ("Tokyo", "Paris", "London", "Berlin", "Roskilde")
+    sources = (
+        "Kyoto",
+        "the Eiffel Tower",
+        "Imagine",
+        "the Magic Flute",
+        "Hamlet",
+        "Jolene",
+        "Aida",
+    )
+    bridges = ("Japan", "the Republic", "John Lennon", "Germany", "Denmark", "Spain", "Egypt")
+    answers = ("Tokyo", "Paris", "London", "Berlin", "Roskilde", "Madrid", "Cairo")
     templates = ("The country where {} lies", "The singer of {}")
     return QuerySet(
         tuple(
@@ -127,7 +135,7 @@ def places() -> QuerySet:
                 e1_label=source,
                 e2_label=bridges[number],
                 e3_label=answers[number],
-                r1_template=templates[number in (2, 3)],
+                r1_template=templates[number in (2, 3, 5, 6)],
                 r2_template="The capital of {}",
             )
             for number, source in enumerate(sources)
@@ -173,7 +181,8 @@ def entrec(model: LanguageModel, text: str, until: str, bridge: str) -> list[flo
     read = hf.lm_head(norm(states(hf, ids)[:, at]))
     cap = getattr(hf.config, "final_logit_softcapping", None)
     read = read if cap is None else cap * torch.tanh(read / cap)
-    token = model.tokenizer(f" {bridge}", add_special_tokens=False)["input_ids"][0]
+    named = bridge.removeprefix("the ")  # an article names nothing
+    token = model.tokenizer(f" {named}", add_special_tokens=False)["input_ids"][0]
     return torch.log_softmax(read, dim=-1)[:, token].tolist()
 
 
@@ -195,6 +204,7 @@ FIRST_HOPS = {
 def test_entrec_is_the_lens_read_by_hand(case: Case) -> None:
     result, model, queries = run_case(case), loaded(case.family), case.queries()
     texts = {prompt.query_id: prompt.text for prompt in queries.prompts()}
+    shown = {each.query_id: each.text[: each.few_shot].lower() for each in queries.prompts()}
     details = result.details.set_index("query")
     assert len(result.frame) == 3 * 2 * model.n_layers
     for query in queries:
@@ -206,6 +216,9 @@ def test_entrec_is_the_lens_read_by_hand(case: Case) -> None:
         relation = FIRST_HOPS[str(details.loc[query.id, "other_relation"])]
         assert partner.r1_template == query.r1_template
         assert relation != phrase
+        assert bool(shown[query.id]) == bool(case.few_shot)
+        for label in (partner.e1_label, partner.e2_label, partner.e3_label):
+            assert label.lower() not in shown[query.id]
         instead = {"e1": phrase.format(partner.e1_label), "r1": relation.format(query.e1_label)}
         expected = entrec(model, texts[query.id], own, query.e2_label)
         for substitute, hop in instead.items():
@@ -353,6 +366,38 @@ def test_the_frame_has_a_row_for_each_layer() -> None:
 # --- partners, and runs that go on ---------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("bridge", "same"), [("the John Adams", True), ("Adams", False)])
+def test_bridges_of_one_first_token_are_not_compared(bridge: str, same: bool) -> None:
+    """EntRec could not tell them apart; the rest of the query is measured all the same."""
+    model, (_, _, first, second, *_) = loaded("tiny-random-gpt2"), places()
+    third = replace(places()[5], e2_label="Spain")
+    asked = QuerySet((first, replace(second, e2_label=bridge)), "two")
+    pool = (*asked, replace(places()[0], e2_label="Japan"))
+    result = recall(model, replace(asked, pool=pool), progress=False)
+    assert list(result.details["query"]) == [first.id, second.id]
+    assert list(result.details["partner"]) == [second.id, first.id]
+    assert result.details[["consistency", "consistency_other"]].notna().all(axis=None)
+    for query in asked:
+        assert len(rows(result, query.id, "e1")) == (0 if same else model.n_layers)
+        assert len(rows(result, query.id, "r1")) == model.n_layers
+    # A query whose partner's bridge begins otherwise is compared, whatever its set's others do.
+    asked = QuerySet((first, third), "others", pool=pool)
+    found = recall(model, asked, progress=False).frame
+    assert set(found[found["query"] == third.id]["substitute"]) == {"e1", "r1"}
+
+
+def test_a_partner_told_in_the_demonstrations_is_no_partner() -> None:
+    for seed in range(5):
+        queries = places().with_few_shot(2, seed)
+        details = recall(loaded("tiny-random-llama"), queries, progress=False).details
+        assert len(details) > 3
+        shown = {each.query_id: each.text[: each.few_shot].lower() for each in queries.prompts()}
+        for row in details.itertuples():
+            partner = queries.by_id(row.partner)
+            for label in (partner.e1_label, partner.e2_label, partner.e3_label):
+                assert label.lower() not in shown[row.query]
+
+
 def test_queries_without_a_partner_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     queries = chosen([*LATE, "early-1"])
     strange = replace(queries.by_id("early-1"), r1_template="The land of {}")
@@ -395,3 +440,25 @@ def test_it_is_saved_and_gone_on_with(tmp_path: Path) -> None:
     for other in (again, read):
         pd.testing.assert_frame_equal(other.frame, result.frame)
         pd.testing.assert_frame_equal(other.details, result.details)
+
+
+def test_questions_that_no_substitute_tells_apart_have_no_row() -> None:
+    """Both bridges begin with the same token, and there is no other first relation."""
+    asked = [
+        TwoHopQuery(
+            id=song,
+            e1_label=song,
+            e2_label=bridge,
+            e3_label=answer,
+            r1_template="The performer of {}",
+            r2_template="The spouse of {}",
+        )
+        for song, bridge, answer in (
+            ("Imagine", "John Lennon", "Yoko Ono"),
+            ("Nixon", "the John Adams", "Deborah"),
+        )
+    ]
+    result = recall(loaded("tiny-random-llama"), QuerySet(tuple(asked)), progress=False)
+    assert result.frame.empty
+    assert len(result.details) == 2
+    assert result.summary().empty

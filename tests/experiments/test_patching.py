@@ -405,7 +405,7 @@ def test_every_cell_equals_a_plain_hooked_forward(case: Case) -> None:
         difference, ranks = plain.difference(plain.text, [patch])
         row = table.loc[key]
         assert row["logit_diff"] == pytest.approx(difference, abs=1e-3), key
-        recovery = (own - difference) / (own - other) if abs(own - other) >= 0.5 else np.nan
+        recovery = (own - difference) / (own - other) if own - other >= 0.5 else np.nan
         assert row["recovery"] == pytest.approx(recovery, abs=3e-3, nan_ok=True), key
         assert 0 in ranks if row["flipped"] else ranks != range(1), key
         keys.append(key)
@@ -417,7 +417,7 @@ def test_the_comparison_is_not_idle() -> None:
     for case in CASES:
         frame = run_case(case).frame
         assert frame["logit_diff"].round(4).nunique() > 0.7 * len(frame), case
-    assert sum(run_case(case).frame["recovery"].notna().all() for case in CASES) >= 6
+    assert sum(run_case(case).frame["recovery"].notna().all() for case in CASES) >= 2
 
 
 def test_the_last_state_of_the_last_token_is_all_there_is() -> None:

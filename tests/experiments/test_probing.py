@@ -134,8 +134,8 @@ def test_the_bridge_is_read_from_its_layer_on() -> None:
 def test_intervals_are_wilsons() -> None:
     result = probe(loaded("tiny-random-llama"), queries(), folds=4, l2=1.0, progress=False)
     row = result.summary().query("what == 'new_entities' and layer == 3").iloc[0]
-    assert (row["n"], row["score"]) == (24, 1.0)
-    assert row["low"] == pytest.approx(24 / (24 + 1.959964**2))
+    assert (row["n"], row["score"]) == (12, 1.0)  # source entities
+    assert row["low"] == pytest.approx(12 / (12 + 1.959964**2))
     assert row["high"] == pytest.approx(1.0)
 
 

@@ -193,6 +193,8 @@ def places() -> QuerySet:
         ("the Eiffel Tower", "the French Republic", "Paris", ("city of Paris",)),
         ("Kyoto", "Japan", "Tokyo", ("the capital",)),
         ("Rio de Janeiro", "the French Republic", "Brasilia", ()),
+        ("Bergen", "Norway", "Oslo", ()),
+        ("Cayenne", "the French Antilles", "Fort-de-France", ()),
     )
     queries = tuple(
         TwoHopQuery(
@@ -294,7 +296,7 @@ class Plain:
 
 @cache
 def run_places(family: str, few_shot: int) -> tuple[QuerySet, Projection]:
-    queries = replace(places()[:2] if few_shot else places(), few_shot=few_shot)
+    queries = replace(places()[:3] if few_shot else places(), few_shot=few_shot)
     queries = replace(queries, pool=places().queries)
     return queries, projected(queries, loaded(f"tiny-random-{family}"), positions=POSITIONS)
 
@@ -305,12 +307,20 @@ def test_every_row_equals_raw_hooks(family: str, few_shot: int) -> None:
     model = loaded(f"tiny-random-{family}")
     queries, result = run_places(family, few_shot)
     others = dict(zip(result.details["query"], result.details["other"], strict=True))
+    pool = {query.id: query for query in queries.pool}
+    for prompt in queries.prompts():
+        query, other = queries.by_id(prompt.query_id), pool[others[prompt.query_id]]
+        assert not {*other.names("e2"), *other.names("e3")} & {*query.names("e2"), query.e3_label}
+        shown = prompt.text[: prompt.few_shot].lower()
+        assert bool(shown) == bool(few_shot)
+        assert other.e2_label.lower() not in shown
+        assert other.e3_label.lower() not in shown
     texts = {prompt.query_id: prompt.text for prompt in queries.prompts()}
     plains = [Plain(model, texts[query.id], query) for query in queries]
     rows = [
         row
         for query, plain in zip(queries, plains, strict=True)
-        for row in plain.rows(queries.by_id(others[query.id]))
+        for row in plain.rows(pool[others[query.id]])
     ]
     expected = pd.DataFrame(rows)
     pd.testing.assert_frame_equal(result.frame[KEYS], expected[KEYS], check_dtype=False)
@@ -342,13 +352,25 @@ def test_the_comparison_is_not_idle() -> None:
         assert frame["rank"].nunique() > 50, family
         spread = frame.groupby(["query", "position", "layer", "target"])["logprob"].std()
         assert (spread > 0.05).mean() > 0.8, family
-    assert set(run_places("llama", 0)[1].frame["target"]) == set(TARGETS)
+    for few_shot in (0, 1):
+        for family in FAMILIES:
+            assert set(run_places(family, few_shot)[1].frame["target"]) == set(TARGETS)
 
 
 def test_another_querys_name_is_no_chance_level_where_it_is_the_own() -> None:
-    queries = QuerySet((places()[0], places()[2]), "same bridge")
-    frame = projected(queries, loaded("tiny-random-llama")).frame
-    assert set(frame["target"]) == {"e2", "e3", "prediction", "e3_other"}
+    model = loaded("tiny-random-llama")
+    tower, kyoto, rio, _, cayenne = places()
+    # Another bridge of which the first token is that of the own one.
+    result = projected(QuerySet((tower, cayenne), "same token"), model)
+    assert list(result.details["other"]) == [cayenne.id, tower.id]
+    assert set(result.frame["target"]) == {"e2", "e3", "prediction", "e3_other"}
+    # The same bridge: no chance level at all, unless another query has one.
+    result = projected(QuerySet((tower, rio), "same bridge"), model)
+    assert result.details["other"].isna().all()
+    assert set(result.frame["target"]) == {"e2", "e3", "prediction"}
+    result = projected(QuerySet((tower, rio), "same bridge", pool=(tower, kyoto, rio)), model)
+    assert list(result.details["other"]) == [kyoto.id] * 2
+    assert set(result.frame["target"]) == set(TARGETS)
 
 
 def test_the_lens_is_the_models_own_norm_and_unembedding() -> None:

@@ -132,7 +132,10 @@ def test_a_combined_result_tells_where_it_is_from(tmp_path: Path) -> None:
     assert result.run["kind"] == "stages"
     assert result.run["model"]["sha256"] == "m"
     kinds = ("description", "knockout", "projection")
-    assert result.run["settings"] == {kind: {"of": kind} for kind in kinds}
+    assert result.run["settings"] == {
+        **{kind: {"of": kind} for kind in kinds},
+        "tolerance": 0,
+    }
     assert list(result.details.columns) == ["query", "prompt", "bridge", "answer"]
     assert repr(result) == "Stages(made-up, by-hand, 6 queries, 30 rows)"
     read = hs.load_result(result.save(tmp_path / "run"))
@@ -247,11 +250,11 @@ def short_target_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
 KNOWN: Firsts = {
     # Described as the bridge at t1 from block 1 on and read off attention in 2; as the answer at
     # t2 from block 2 on, whose bridge can still be answered; written by the MLP of block 3. A
-    # knockout with three blocks on each side reaches block 2 from block 0 on.
-    "early-1": (1, 0, 2, 2, 3),
-    # Named in block 3, taken over in 4, which windows from block 1 on reach; the bridge is said
+    # knockout with three blocks on each side reaches block 2 from block 0 on: it ends in 3.
+    "early-1": (1, 3, 2, 2, 3),
+    # Named in block 3, taken over in 4, where the first window that bites ends; the bridge is said
     # by the MLP of block 5. Before it is named, the token of a source can still be: layer 0.
-    "late-1": (0, 1, 4, 4, 5),
+    "late-1": (0, 4, 4, 4, 5),
 }
 
 
@@ -261,9 +264,10 @@ def test_known_stages() -> None:
     assert first_layers(result) == KNOWN
     broken = result.broken().set_index(["earlier", "later"])
     assert broken["broken"].sum() == 1 + 1  # early-1 alone: the window is wide
-    assert broken.loc[(BRIDGE, KNOCKOUT), ["n", "broken"]].tolist() == [2, 1]
+    assert broken.loc[(KNOCKOUT, ANSWER), ["n", "broken"]].tolist() == [2, 1]
     assert broken.loc[("any", "any"), ["n", "broken"]].tolist() == [2, 1]
     assert list(result.details["answer"]) == ["Alba", "Crag"]
+    assert result.run["settings"].pop("tolerance") == 0
     assert set(result.run["settings"]) == {"description", "knockout", "projection"}
     assert result.run["settings"]["knockout"]["edges"] == ["t2->t1"]
 
@@ -271,7 +275,8 @@ def test_known_stages() -> None:
 @pytest.mark.usefixtures("short_target_prompt")
 def test_layers_of_the_description_can_be_skipped() -> None:
     result = staged(chosen("early-1", "late-1"), layer_step=3, seed=4)
-    settings = result.run["settings"]
+    settings = dict(result.run["settings"])
+    assert settings.pop("tolerance") == 2
     assert settings["description"]["source_layers"] == [0, 3]
     assert settings["description"]["target_layers"] == [0, 3]
     assert settings["knockout"]["layers"] == list(range(6))

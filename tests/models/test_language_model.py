@@ -507,3 +507,9 @@ def test_a_model_that_is_not_causal_is_refused(kind: Any, config: Any, name: str
     tokenizer = build_tiny("tiny-random-llama")[1]
     with pytest.raises(ModelError, match=f"'{name}'.*not a causal language model.*decoder-only"):
         load_model(kind(copy.deepcopy(config)), tokenizer=tokenizer)
+
+
+def test_answers_are_told_by_names_without_an_article(llama: LanguageModel) -> None:
+    assert llama.answer_tokens(["the euro", "Euro"]) == llama.first_tokens(["Euro"])
+    assert llama.answer_tokens(["the yen"]) == llama.first_tokens(["the yen"])  # nothing better
+    assert llama.answer_tokens(["Theodore", "A Coruña"]) == llama.first_tokens(["Theodore"])
