@@ -17,6 +17,9 @@
 # transformers. So the states may come from anywhere; here from hopscope's `capture`.
 
 # %%
+import tempfile
+from pathlib import Path
+
 import torch
 
 import hopscope as hs
@@ -71,7 +74,7 @@ probe = LinearProbe(len(names), classes=names, l2=100.0).fit(t1[:, every], label
 probe.score(t1[:, every], labels)
 
 # %%
-path = probe.save("/tmp/bridge_probe.safetensors")
+path = probe.save(Path(tempfile.mkdtemp()) / "bridge_probe.safetensors")
 again = LinearProbe.load(path)
 assert torch.equal(again.predict(t1[:, every]), probe.predict(t1[:, every]))
 again.classes
