@@ -35,6 +35,8 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
                 plots.knockout_lines(effect, ax, plots.panel_title(result, subset), measure)
                 ax.get_legend().remove()
                 numbers.append(effect.assign(subset=subset, measure=measure))
+        handles = axes[0][0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=len(handles[0]))
         window = 2 * first.run["settings"]["window"] + 1
         figure.suptitle(
             plots.title_of(first, f"Attention knockout in {window} layers"), fontsize=11

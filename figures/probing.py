@@ -21,7 +21,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
     results = results_of(runs, "probing", Probing)
     first = next(iter(results.values()))
     with plots.figure_style():
-        figure, ax = plt.subplots(figsize=(5.6, 3.6), layout="constrained")
+        figure, ax = plt.subplots(figsize=(7.6, 3.4), layout="constrained")
         settings, n = first.run["settings"], len(first.details)
         classes = first.details["label"].nunique()
         table = first.summary()

@@ -34,7 +34,10 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         for ax, (subset, result) in zip(axes[0], results.items(), strict=True):
             summary = result.summary()
             plots.recall_lines(summary, ax, plots.panel_title(result, subset))
+            ax.get_legend().remove()
             numbers.append(summary.assign(subset=subset))
+        handles = axes[0][0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=len(handles[0]))
         figure.suptitle(plots.title_of(first, "Entity recall at t1"), fontsize=11)
         table = pd.concat(numbers, ignore_index=True)
         paths = plots.save_figure(figure, table, rendered, "recall")

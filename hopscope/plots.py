@@ -372,7 +372,7 @@ def probe_lines(scores: pd.DataFrame, ax: Axes | None = None, title: str = "") -
         _line(ax, scores[scores["what"] == what], "score", color, dash, label)
     _layer_axis(ax, "layer", "held-out accuracy", title)
     _share_axis(ax)
-    ax.legend(loc="best")
+    _legend_beside(ax)
     return ax
 
 

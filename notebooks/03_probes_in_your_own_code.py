@@ -18,6 +18,7 @@
 
 # %%
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -29,6 +30,8 @@ model = hs.load_model("smollm2-135m")
 queries = hs.load_queries("world")
 countries = ("Australia", "Canada", "France", "Germany", "Italy", "United States")
 asked = queries.filter(lambda q: q.e2_label in countries and q.e1_type == "city")
+rows = Counter(q.e1_label for q in asked)
+asked = asked.filter(lambda q: rows[q.e1_label] > 1)  # several questions about each city
 asked
 
 # %%
