@@ -477,7 +477,8 @@ def _recall(result: Recall, _: str) -> Told:
             continue
         best = _largest(rows, "share")
         said.append(
-            f"t1 recalls the bridge better than with {name} most often at layer {best['layer']}: "
+            f"the bridge is recalled at t1 better than with {name} most often at layer "
+            f"{best['layer']}: "
             f"{with_interval(best['share'], best['low'], best['high'])} of the queries (chance 50 "
             f"%; the best of {len(rows)} layers); the mean over layers is "
             f"{percent(rows['share'].mean())}."

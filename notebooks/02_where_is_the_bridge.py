@@ -23,7 +23,10 @@
 import hopscope as hs
 
 model = hs.load_model("smollm2-135m")
-graded = hs.grade(model, hs.load_queries("world").sample(160, seed=1))
+cities = hs.load_queries("world").filter(
+    lambda q: q.e1_type in ("city", "us-city") and q.r2 in ("capital", "largest-city")
+)
+graded = hs.grade(model, cities.sample(120, seed=0))
 right = graded.correct()[:6]
 right
 

@@ -92,9 +92,7 @@ def test_the_known_model_is_told_as_it_is(written: tuple[Study, Path]) -> None:
     patched = finding(found, "back_patching")
     assert "Both hops right, composition wrong (n = 2): at t1 some cell has the answer" in patched
     assert "0 % with another query's state and 0 % with a random vector" in patched
-    assert "blocking t2 \u2192 t1 changes the answer" in finding(found, "knockout").replace(
-        "Blocking", "blocking"
-    )
+    assert "blocking t2 → t1 changes what is said most around layer" in finding(found, "knockout")
 
 
 def test_what_was_left_out_is_said_with_its_reason(written: tuple[Study, Path]) -> None:
