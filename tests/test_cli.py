@@ -296,9 +296,12 @@ ANALYSES: dict[str, tuple[tuple[object, ...], set[str]]] = {
 
 
 def replace_answers(queries: QuerySet) -> QuerySet:
-    """The same with answers that begin with different tokens, so that all have partners."""
-    answers = ("Paris", "Rome", "Tokyo", "Leo")
-    made = [replace(q, e3_label=a, e3_aliases=()) for q, a in zip(queries, answers, strict=True)]
+    """The same with bridges and answers of different first tokens, so that all have partners."""
+    names = (("France", "Paris"), ("Italy", "Rome"), ("Japan", "Tokyo"), ("Brazil", "Leo"))
+    made = [
+        replace(query, e2_label=bridge, e3_label=answer, e3_aliases=())
+        for query, (bridge, answer) in zip(queries, names, strict=True)
+    ]
     return QuerySet(tuple(made), "partners")
 
 
