@@ -32,6 +32,21 @@ class Donor:
     same_relation: bool
 
 
+def whole_pool(queries: QuerySet) -> list[TwoHopQuery]:
+    """A set and the one that it was chosen from, by id."""
+    return sorted({q.id: q for q in (*queries.pool, *queries)}.values(), key=lambda q: q.id)
+
+
+def names_of(query: TwoHopQuery) -> set[str]:
+    """The normalised names of a query's bridge and answer."""
+    return {normalise(name) for name in (*query.names("e2"), *query.names("e3"))}
+
+
+def demonstrations_of(queries: QuerySet) -> dict[str, str]:
+    """The normalised demonstrations of each query's two-hop prompt, by query id."""
+    return {p.query_id: normalise(p.text[: p.few_shot]) for p in queries.prompts()}
+
+
 def choose_others(queries: QuerySet, seed: int) -> dict[str, TwoHopQuery]:
     """For each query another one whose names of e2 and e3 it does not share: a chance level.
 
@@ -41,9 +56,9 @@ def choose_others(queries: QuerySet, seed: int) -> dict[str, TwoHopQuery]:
     Returns:
         Queries by id of the query that they stand beside; one to which none fits is left out.
     """
-    pool = sorted({q.id: q for q in (*queries.pool, *queries)}.values(), key=lambda q: q.id)
-    names = {q.id: {normalise(n) for n in (*q.names("e2"), *q.names("e3"))} for q in pool}
-    shown = {p.query_id: normalise(p.text[: p.few_shot]) for p in queries.prompts()}
+    pool = whole_pool(queries)
+    names = {query.id: names_of(query) for query in pool}
+    shown = demonstrations_of(queries)
     others: dict[str, TwoHopQuery] = {}
     for query in queries:
         candidates = list(pool)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hopscope.activations import capture
 from hopscope.experiments.asking import Asker, intervals, question
-from hopscope.experiments.controls import seeded
+from hopscope.experiments.controls import seeded, whole_pool
 from hopscope.experiments.pairs import Pair, fingerprint, instead, pair_up
 from hopscope.experiments.projection import logit_lens
 from hopscope.models.language_model import LanguageModel
@@ -130,7 +130,7 @@ def recall(
 def _other_relations(queries: QuerySet, seed: int) -> dict[str, str]:
     """For each query id the template of another first relation, if possible of the same type."""
     known: dict[str, str] = {}
-    for query in sorted({q.id: q for q in (*queries.pool, *queries)}.values(), key=lambda q: q.id):
+    for query in whole_pool(queries):
         known.setdefault(query.r1_template, query.e1_type)
     chosen: dict[str, str] = {}
     for query in queries:

@@ -33,10 +33,6 @@ class Pair:
     tokens: tuple[int, int]
 
 
-def _names(query: TwoHopQuery) -> set[str]:
-    return {normalise(name) for entity in ("e2", "e3") for name in query.names(entity)}
-
-
 def pair_up(model: LanguageModel, queries: QuerySet, seed: int) -> dict[str, Pair]:
     """For each query a partner from the set, or the set's pool, drawn by seed.
 
@@ -46,13 +42,10 @@ def pair_up(model: LanguageModel, queries: QuerySet, seed: int) -> dict[str, Pai
     Raises:
         QueryError: if no query has a partner.
     """
-    candidates = {query.id: query for query in (*queries.pool, *queries)}
     groups: dict[tuple[str, str, str], list[TwoHopQuery]] = {}
-    for query in sorted(candidates.values(), key=lambda query: query.id):
+    for query in controls.whole_pool(queries):
         groups.setdefault(_relations(query), []).append(query)
-    shown = {
-        prompt.query_id: normalise(prompt.text[: prompt.few_shot]) for prompt in queries.prompts()
-    }
+    shown = controls.demonstrations_of(queries)
     pairs: dict[str, Pair] = {}
     for query in queries:
         pair = _partner(model, query, groups[_relations(query)], seed, shown[query.id])
@@ -85,12 +78,12 @@ def _partner(
     shown: str,
 ) -> Pair | None:
     """A partner of which nothing stands in the query's demonstrations, `shown`."""
-    names, token = _names(query), model.first_tokens([query.e3_label])
+    names, token = controls.names_of(query), model.first_tokens([query.e3_label])
     source = normalise(query.e1_label)
     pool = [
         other
         for other in others
-        if not _names(other) & names and normalise(other.e1_label) != source
+        if not controls.names_of(other) & names and normalise(other.e1_label) != source
     ]
     random.Random(f"{seed} {query.id}").shuffle(pool)
     for other in pool:
