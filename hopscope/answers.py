@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -268,3 +269,48 @@ def decided(text: str, names: Iterable[str], match: Match = "word") -> bool:
     if match == "substring":
         return _find_substring(text, names) is not None
     return _find_word(text, names, closed=True) is not None
+
+
+def squashed(text: str) -> str:
+    """The letters and digits of a text in lower case, of any script.
+
+    Example:
+        >>> squashed("St. John's"), squashed("東京!")
+        ('stjohns', '東京')
+    """
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).casefold()))
+
+
+def contains(text: str, names: Iterable[str]) -> bool:
+    """Whether a text holds one of the names when both are squashed to letters and digits.
+
+    What Huang et al. 2025 call exact match. They keep Latin letters only, so that a reference in
+    another script becomes empty and is always found; here all scripts' letters stay, and a name
+    without any is never found.
+    """
+    within = squashed(text)
+    return any(name and name in within for name in map(squashed, names))
+
+
+def _squad_words(text: str) -> list[str]:
+    """The words of a text without punctuation and articles, as SQuAD's evaluation has them."""
+    kept = "".join(each for each in text.casefold() if not unicodedata.category(each)[0] == "P")
+    return [word for word in kept.split() if word not in ("a", "an", "the")]
+
+
+def exact_match(text: str, names: Iterable[str]) -> bool:
+    """Whether a text is one of the names, but for case, punctuation and articles (SQuAD)."""
+    words = _squad_words(text)
+    return any(words == _squad_words(name) for name in names)
+
+
+def f1_score(text: str, names: Iterable[str]) -> float:
+    """The best F1 of a text's words against those of a name (SQuAD), from 0 to 1."""
+    return max((_f1(_squad_words(text), _squad_words(name)) for name in names), default=0.0)
+
+
+def _f1(words: list[str], wanted: list[str]) -> float:
+    if not words or not wanted:
+        return float(words == wanted)
+    common = sum((Counter(words) & Counter(wanted)).values())
+    return 2 * common / (len(words) + len(wanted))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hopscope.edits import Edit, Knockout, Patch
 from hopscope.errors import ModelError
+from hopscope.masks import lower, within_window
 from hopscope.models.language_model import LanguageModel
 
 Rewrite = Callable[[int, Tensor], Tensor | None]
@@ -107,6 +108,37 @@ def blocking_attention(
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def masking(
+    model: LanguageModel, keeps: Sequence[Tensor], positions: Tensor
+) -> Iterator[None]:
+    """Give every block a mask of its own, in the form that its attention takes.
+
+    Args:
+        model: the model.
+        keeps: for each block who sees whom, booleans of shape (head or 1, query, key).
+        positions: the position ids of all keys, shape (1, key), by which sliding windows cut.
+    """
+
+    def hook(layer: int) -> Callable[..., Any]:
+        keep, window = keeps[layer].to(positions.device), model.window(layer)
+        if window is not None:
+            keep = within_window(keep, positions[0], window)
+        mask = lower(keep[None], model.config._attn_implementation, model.dtype)
+
+        def replace_mask(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return args, {**kwargs, "attention_mask": mask}
+
+        return replace_mask
+
+    with ExitStack() as stack:
+        for layer in range(model.n_layers):
+            attention = model.attention(layer)
+            handle = attention.register_forward_pre_hook(hook(layer), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
 
 
 def blocked_edges(knockouts: Sequence[Knockout], n_heads: int, n_tokens: int) -> Tensor:

@@ -28,7 +28,7 @@ _PARTICIPLE = re.compile(
 _QUOTES = "\"'‘’“”«»"
 
 
-def _lowered(template: str) -> str:
+def lowered(template: str) -> str:
     """Lower the first letter of a template that starts with an article."""
     articled = template.startswith(("The ", "A ", "An "))
     return template[0].lower() + template[1:] if articled else template
@@ -202,7 +202,7 @@ class TwoHopQuery:
 
     def _inner(self, phrase: str) -> str:
         """A phrase as it stands inside the second template."""
-        return phrase if self.r2_template.startswith(_SLOT) else _lowered(phrase)
+        return phrase if self.r2_template.startswith(_SLOT) else lowered(phrase)
 
     def _second(self, argument: str) -> str:
         """The second relation of an argument, with its ending."""

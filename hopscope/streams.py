@@ -7,7 +7,7 @@ prefix are one matrix product for all rows, so the prefix is never copied per ro
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AttentionInterface, Cache
 
 from hopscope.hooks import rewriting_residual
@@ -114,6 +115,76 @@ class StreamCache(Cache):
         return Prefix((*self.prefix.ids, *ids), tuple(layers))  # type: ignore[arg-type]
 
 
+class MaskedCache(StreamCache):
+    """Keys and values of rows in which any token may see any other, with no shared prefix.
+
+    Args:
+        n_layers: number of blocks.
+        past: gives for a block the keys and values of what came before, shape (row, kv_head,
+            token, head_dim), with room for what is to come.
+        n_past: how many tokens came before.
+        growing: whether more than one pass is to come, so that what was there must be kept.
+        record_patterns: keep the attention weights of the last pass in `patterns`.
+
+    Attributes:
+        own: by block, the keys and values of the last pass alone.
+        visible: by block, which keys the next pass sees: booleans of shape (row, head or 1, query,
+            key); None where each sees itself and what came before, and nothing else was there.
+        positions: the position ids of all keys of the next pass, shape (row, key), by which
+            `visible` is cut to a sliding window.
+    """
+
+    def __init__(
+        self,
+        n_layers: int,
+        past: Callable[[int], KeysValues] | None = None,
+        n_past: int = 0,
+        *,
+        growing: bool = False,
+        record_patterns: bool = False,
+    ) -> None:
+        super().__init__(Prefix(), n_layers, record_patterns)
+        self.past, self.growing = past, growing
+        self.room: list[KeysValues | None] = [None] * n_layers
+        self.length = [n_past] * n_layers
+        self.visible: Mapping[int, Tensor | None] = {}
+        self.positions = torch.empty(0)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> KeysValues:
+        """Put this pass's tokens behind those that are there."""
+        self.at_layer = layer_idx
+        self.own[layer_idx] = key_states, value_states
+        start = self.length[layer_idx]
+        stop = self.length[layer_idx] = start + key_states.shape[2]
+        room = self.room[layer_idx]
+        if room is None and self.past is not None:
+            room = self.past(layer_idx)
+        if room is None:
+            return key_states, value_states
+        room[0][:, :, start:stop] = key_states
+        room[1][:, :, start:stop] = value_states
+        if self.growing:
+            self.room[layer_idx] = room
+        return room[0][:, :, :stop], room[1][:, :, :stop]
+
+    def get_seq_length(self, layer_idx: int = 0, *_: Any, **__: Any) -> int:
+        """Number of tokens that each row has seen."""
+        return self.length[layer_idx]
+
+    def sees(self, n_queries: int, window: int | None, device: torch.device) -> Tensor | None:
+        """What the pass sees in the block it is in, cut to the window; None if that is causal."""
+        visible = self.visible[self.at_layer]
+        if window is None:
+            return None if visible is None else visible.to(device)
+        if visible is None:
+            visible = torch.ones(1, 1, n_queries, n_queries, dtype=torch.bool).tril()
+        positions = self.positions.to(device)
+        distance = positions[:, -n_queries:, None] - positions[:, None, :]
+        return visible.to(device) & (distance.abs() < window)[:, None]
+
+
 _active: ContextVar[StreamCache | None] = ContextVar("hopscope_stream_cache", default=None)
 
 
@@ -139,13 +210,25 @@ def shared_prefix_attention(
     groups = query.shape[1] // key.shape[1]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     grouped = rearrange(query, "row (kv group) q d -> row kv (group q) d", group=groups)
+    visible = None
+    if isinstance(cache, MaskedCache):
+        visible = cache.sees(query.shape[2], sliding_window, query.device)
+        plain = softcap is None and s_aux is None and cache.patterns is None
+        if plain and query.shape[2] > 1:
+            return _fused(query, key, value, visible, scale), None
     before = cache.prefix.layers[cache.at_layer] if len(cache.prefix) else None
     parts = [] if before is None else [_prefix_scores(grouped, before[0])]
     scores = torch.cat([*parts, grouped @ key.transpose(-1, -2)], dim=-1) * scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     scores = rearrange(scores, "row kv (group q) k -> row kv group q k", group=groups)
-    hidden = _hidden_keys(cache, query.shape[2], scores.shape[-1], sliding_window, scores.device)
+    if visible is not None:
+        group = groups if visible.shape[1] > 1 else 1
+        seen = rearrange(visible, "row (kv group) q k -> row kv group q k", group=group)
+        hidden: Tensor | None = ~seen
+    else:
+        sizes = query.shape[2], scores.shape[-1]
+        hidden = _hidden_keys(cache, *sizes, sliding_window, scores.device)
     if hidden is not None:
         scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
     blocked = cache.blocked.get(cache.at_layer)
@@ -162,6 +245,25 @@ def shared_prefix_attention(
         output = output + _prefix_values(weights[..., : len(cache.prefix)], before[1])
     output = rearrange(output, "row kv (group q) d -> row q (kv group) d", group=groups)
     return output.contiguous(), None
+
+
+def _fused(
+    query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, scale: float
+) -> Tensor:
+    """Torch's own attention under a mask, or (None) causally."""
+    groups = query.shape[1] // key.shape[1]
+    if query.is_cuda and groups > 1:  # its kernels with masks want a key for every head
+        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+    output = functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=visible,
+        is_causal=visible is None,
+        scale=scale,
+        enable_gqa=key.shape[1] < query.shape[1],
+    )
+    return output.transpose(1, 2).contiguous()
 
 
 def _prefix_scores(grouped: Tensor, keys: Tensor) -> Tensor:
@@ -221,7 +323,13 @@ def attending(model: LanguageModel, cache: StreamCache) -> Iterator[None]:
         _active.reset(token)
 
 
-def forward_streams(model: LanguageModel, cache: StreamCache, ids: Tensor, seen: int) -> Tensor:
+def forward_streams(
+    model: LanguageModel,
+    cache: StreamCache,
+    ids: Tensor,
+    seen: int = 0,
+    positions: Tensor | None = None,
+) -> Tensor:
     """Run rows of tokens that follow `seen` earlier ones.
 
     Args:
@@ -229,13 +337,15 @@ def forward_streams(model: LanguageModel, cache: StreamCache, ids: Tensor, seen:
         cache: the keys and values of what came before; it grows by these tokens.
         ids: shape (rows, tokens).
         seen: number of tokens before, padding included.
+        positions: their position ids, shape (rows, tokens), where they do not just follow.
 
     Returns:
         Logits of each row's last token, shape (rows, vocabulary).
     """
-    positions = torch.arange(seen, seen + ids.shape[1], device=ids.device)[None]
-    if cache.padding is not None:
-        positions = (positions - cache.padding[:, None]).clamp(min=0)
+    if positions is None:
+        positions = torch.arange(seen, seen + ids.shape[1], device=ids.device)[None]
+        if cache.padding is not None:
+            positions = (positions - cache.padding[:, None]).clamp(min=0)
     with attending(model, cache):
         output = model.hf(
             input_ids=ids,

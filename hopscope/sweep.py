@@ -79,7 +79,7 @@ class CellOutputs:
 
 
 @dataclass
-class _NextToken:
+class NextToken:
     """Collects the read-outs of the first generated position."""
 
     rank: Tensor
@@ -89,7 +89,7 @@ class _NextToken:
     tracked: Tensor
 
     @classmethod
-    def empty(cls, cells: int, what: ReadOut) -> _NextToken:
+    def empty(cls, cells: int, what: ReadOut) -> NextToken:
         return cls(
             torch.full((cells,), -1),
             torch.full((cells,), float("nan")),
@@ -283,7 +283,7 @@ def plain_sweep(
 
     It is what the engine must equal, and what serves families whose attention cannot be replaced.
     """
-    next_token = _NextToken.empty(len(cells), what)
+    next_token = NextToken.empty(len(cells), what)
     tokens = []
     for index, cell in enumerate(cells):
         cache, generated = None, list[int]()
@@ -305,7 +305,7 @@ def plain_sweep(
                 break
             row = torch.tensor([[token]], device=model.device)
         tokens.append(tuple(generated))
-    return _outputs(next_token, tokens)
+    return outputs_of(next_token, tokens)
 
 
 @dataclass
@@ -328,7 +328,7 @@ class _Rows:
             dtype=np.int64,
         )
         order = np.lexsort((self.start, split))
-        next_token = _NextToken.empty(len(self.cells), what)
+        next_token = NextToken.empty(len(self.cells), what)
         tokens: list[tuple[int, ...]] = [()] * len(self.cells)
         size, done = self._chunk_size(what, max_memory), 0
         while done < len(order):
@@ -344,7 +344,7 @@ class _Rows:
             for cell, sequence in zip(chunk, generated, strict=True):
                 tokens[cell] = sequence
             done += len(chunk)
-        return _outputs(next_token, tokens)
+        return outputs_of(next_token, tokens)
 
     def _chunk_size(self, what: ReadOut, max_memory: int | None) -> int:
         budget = free_memory(self.model.device) if max_memory is None else max_memory
@@ -363,7 +363,7 @@ class _Rows:
         return int((states + block) * width + 2 * config.vocab_size * (width + 4))
 
     def _run_chunk(
-        self, chunk: np.ndarray, split: np.ndarray, what: ReadOut, next_token: _NextToken
+        self, chunk: np.ndarray, split: np.ndarray, what: ReadOut, next_token: NextToken
     ) -> list[tuple[int, ...]]:
         """The generated tokens of some cells, sorted by the boundary where they split off."""
         cells = [self.cells[i] for i in chunk]
@@ -550,7 +550,7 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return "can't allocate memory" in str(error)
 
 
-def _outputs(next_token: _NextToken, tokens: Sequence[tuple[int, ...]]) -> CellOutputs:
+def outputs_of(next_token: NextToken, tokens: Sequence[tuple[int, ...]]) -> CellOutputs:
     return CellOutputs(
         next_token.rank,
         next_token.logprob,

@@ -20,6 +20,8 @@ from hopscope.errors import ModelError, UsageError
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+    from hopscope.rotary import Rotary
+
 ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention", "attn_module")
 MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "mlp_module")
 NORM_NAMES = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
@@ -165,6 +167,20 @@ class LanguageModel:
         from hopscope.streams import agrees_with_plain  # built on this module
 
         return agrees_with_plain(self)
+
+    @cached_property
+    def rotary(self) -> Rotary | None:
+        """How keys are turned to other positions; None if that cannot be done."""
+        from hopscope.rotary import Rotary  # built on this module
+
+        return Rotary.of(self)
+
+    def window(self, layer: int) -> int | None:
+        """The sliding window of block `layer` in tokens; None if it attends to everything."""
+        types = getattr(self.config, "layer_types", None)
+        sliding = types[layer] == "sliding_attention" if types else True
+        window = getattr(self.config, "sliding_window", None)
+        return int(window) if sliding and window is not None else None
 
     @cached_property
     def cache_argument(self) -> str:
