@@ -294,7 +294,7 @@ def contains(text: str, names: Iterable[str]) -> bool:
 
 def _squad_words(text: str) -> list[str]:
     """The words of a text without punctuation and articles, as SQuAD's evaluation has them."""
-    kept = "".join(each for each in text.casefold() if not unicodedata.category(each)[0] == "P")
+    kept = "".join(each for each in text.casefold() if unicodedata.category(each)[0] != "P")
     return [word for word in kept.split() if word not in ("a", "an", "the")]
 
 

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 BUNDLED = {"world-docs": "invented", "world-docs-real": "real"}
 """The question sets that come with hopscope, each with the names that its documents use."""
 
+DEMONSTRATION_DISTRACTORS = 2
+
 
 @dataclass(frozen=True)
 class Document:
@@ -106,6 +108,13 @@ class MultiDocQuestion:
         """The answer and its aliases."""
         return (self.answer, *self.aliases)
 
+    @property
+    def mentioned(self) -> frozenset[str]:
+        """The titles of the documents, and the answers of the hops."""
+        answers = (self.answer, *(hop.answer for hop in self.hops))
+        titles = (document.title for document in self.documents)
+        return frozenset(filter(None, (*answers, *titles)))
+
     def without(self, dropped: Sequence[int]) -> MultiDocQuestion:
         """The question without some distractors; the other documents are numbered anew.
 
@@ -126,9 +135,13 @@ class QuestionSet(Sequence[MultiDocQuestion]):
     Args:
         questions: the questions.
         name: what the set is called in results.
+        few_shot: how many demonstrations a prompt has; 0 for none.
+        few_shot_seed: of the choice of demonstrations.
+        pool: where demonstrations are taken from: the set that this one was chosen from. An
+            empty pool stands for the questions themselves.
 
     Raises:
-        QueryError: for repeated ids.
+        QueryError: for repeated ids, or a negative number of demonstrations.
 
     Example:
         >>> questions = load_questions("world-docs", distractors=4)
@@ -138,9 +151,15 @@ class QuestionSet(Sequence[MultiDocQuestion]):
 
     questions: tuple[MultiDocQuestion, ...]
     name: str = "questions"
+    few_shot: int = 0
+    few_shot_seed: int = 0
+    pool: tuple[MultiDocQuestion, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "questions", tuple(self.questions))
+        object.__setattr__(self, "pool", tuple(self.pool) or self.questions)
+        if self.few_shot < 0:
+            raise QueryError(f"few_shot must be 0 or more, not {self.few_shot}")
         ids = [question.id for question in self.questions]
         if len(set(ids)) < len(ids):
             twice = next(each for each in ids if ids.count(each) > 1)
@@ -162,7 +181,7 @@ class QuestionSet(Sequence[MultiDocQuestion]):
         return self.questions[index]
 
     def __repr__(self) -> str:
-        return f"QuestionSet({self.name!r}, {len(self)} questions)"
+        return f"QuestionSet({self.name!r}, {len(self)} questions, few_shot={self.few_shot})"
 
     def _repr_html_(self) -> str:
         import pandas as pd
@@ -182,14 +201,45 @@ class QuestionSet(Sequence[MultiDocQuestion]):
     @cached_property
     def fingerprint(self) -> str:
         """The sha256 of what the set asks."""
-        content = [{**asdict(each), "extra": None} for each in self.questions]
-        text = json.dumps(content, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()
+        digest = hashlib.sha256()
+        for each in (*self.questions, *(self.pool if self.few_shot else ())):
+            content = {**asdict(each), "extra": None}
+            digest.update(json.dumps(content, sort_keys=True, default=str).encode())
+        digest.update(f"{self.few_shot} {self.few_shot_seed}".encode())
+        return digest.hexdigest()
 
-    @property
-    def record(self) -> dict[str, Any]:
-        """What a result says of the set."""
-        return {"name": self.name, "n": len(self), "sha256": self.fingerprint}
+    def with_few_shot(self, k: int, seed: int = 0) -> QuestionSet:
+        """The set with `k` demonstrations in every prompt, chosen by `seed`."""
+        return replace(self, few_shot=k, few_shot_seed=seed)
+
+    @cached_property
+    def _candidates(self) -> list[tuple[MultiDocQuestion, frozenset[str]]]:
+        """What demonstrations are chosen from, in the order of the choice, with their names."""
+        shuffled = list(self.pool)
+        random.Random(self.few_shot_seed).shuffle(shuffled)
+        return [(short, short.mentioned) for short in map(_shortened, shuffled)]
+
+    def demonstrations(self, question: MultiDocQuestion) -> tuple[MultiDocQuestion, ...]:
+        """The demonstrations of a question, at most two distractors in each.
+
+        None of them shares a title or an answer with the question or with another one.
+
+        Raises:
+            QueryError: if the pool has too few of that kind.
+        """
+        taken, found = question.mentioned, list[MultiDocQuestion]()
+        for candidate, mentioned in self._candidates if self.few_shot else ():
+            if candidate.id != question.id and not taken & mentioned:
+                found.append(candidate)
+                taken |= mentioned
+            if len(found) == self.few_shot:
+                break
+        if len(found) < self.few_shot:
+            raise QueryError(
+                f"question {question.id!r}: only {len(found)} others in {self.name} share no name "
+                f"with it, and {self.few_shot} demonstrations were asked for; take fewer"
+            )
+        return tuple(found)
 
     def filter(self, predicate: Callable[[MultiDocQuestion], bool]) -> QuestionSet:
         """The questions for which `predicate` is true; there may be none."""
@@ -208,6 +258,11 @@ class QuestionSet(Sequence[MultiDocQuestion]):
             )
         chosen = sorted(random.Random(seed).sample(range(len(self)), n))
         return replace(self, questions=tuple(self.questions[index] for index in chosen))
+
+
+def _shortened(question: MultiDocQuestion) -> MultiDocQuestion:
+    """A question with at most two distractors, as a demonstration has."""
+    return question.without(question.distractors[DEMONSTRATION_DISTRACTORS:])
 
 
 def load_questions(

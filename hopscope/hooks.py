@@ -111,9 +111,7 @@ def blocking_attention(
 
 
 @contextmanager
-def masking(
-    model: LanguageModel, keeps: Sequence[Tensor], positions: Tensor
-) -> Iterator[None]:
+def masking(model: LanguageModel, keeps: Sequence[Tensor], positions: Tensor) -> Iterator[None]:
     """Give every block a mask of its own, in the form that its attention takes.
 
     Args:

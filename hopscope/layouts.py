@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Literal, get_args
 
@@ -63,9 +64,7 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
             max_new_tokens=128,
         ),
         "plain": Template("", "{text}\n", "Question: {question}\nAnswer:"),
-        "chat": Template(
-            _SHORT, _DOCUMENT, "\nQuestion: {question}", max_new_tokens=24, chat=True
-        ),
+        "chat": Template(_SHORT, _DOCUMENT, "\nQuestion: {question}", max_new_tokens=24, chat=True),
     }
 )
 """`answer_only` and `cot` after Huang et al. 2025, section 3; `plain` for base models and short
@@ -223,6 +222,7 @@ def lay_out(
     label: Label = "position",
     answer: str | None = None,
     seed: int = 0,
+    demonstrations: Sequence[MultiDocQuestion] = (),
     frame: tuple[str, str] = ("", ""),
 ) -> Layout:
     """Put a question and its documents into tokens.
@@ -240,6 +240,8 @@ def lay_out(
             original order (`fixed`), or `none`.
         answer: a text to lay out behind the prompt, for teacher forcing.
         seed: of shuffles.
+        demonstrations: questions with documents and answers that stand in front, in their
+            original order; they count as the instruction.
         frame: texts before and after the whole, such as a chat template's.
 
     Raises:
@@ -255,42 +257,57 @@ def lay_out(
         raise UsageError(f"unknown way to permute {way!r}: choose {', '.join(get_args(Way))}")
     if label not in get_args(Label):
         raise UsageError(f"unknown label {label!r}: choose {', '.join(get_args(Label))}")
+    form = template_of(template)
+    shown = "".join(f"{_demonstration(each, form, label)}\n\n" for each in demonstrations)
+    opening = frame[0] + form.instruction + shown
+
+    def text(documents: tuple[int, ...]) -> Layout:
+        parts = _parts(question, documents, form, label)
+        whole = [opening, *parts[:-1], parts[-1] + frame[1]]
+        return _tokenised(encode, question, documents, whole, answer)
+
     wanted = arrange(question, order, seed)
     if way == "text":
-        return _text(encode, question, wanted, template_of(template), label, answer, frame)
+        return text(wanted)
     whole = tuple(range(len(question.documents)))
     if way == "positions" and len(wanted) < len(whole):
         raise QueryError(
             "position ids alone cannot leave documents out: permute by text, mask or positions+mask"
         )
-    layout = _text(encode, question, whole, template_of(template), label, answer, frame)
+    layout = text(whole)
     permuted = with_order(layout, wanted)
     if way == "positions":
         return replace(layout, positions=permuted.rank)
     return replace(permuted, positions=permuted.rank) if way == "positions+mask" else permuted
 
 
-def _text(
-    encode: Encode,
-    question: MultiDocQuestion,
-    order: tuple[int, ...],
-    template: Template,
-    label: Label,
-    answer: str | None,
-    frame: tuple[str, str],
-) -> Layout:
-    parts = [frame[0] + template.instruction]
+def _parts(
+    question: MultiDocQuestion, order: Sequence[int], template: Template, label: Label
+) -> list[str]:
+    """The text of each document in an order, and of the question."""
+    parts = []
     for place, index in enumerate(order):
         number = {"position": f" [{place + 1}]", "fixed": f" [{index + 1}]", "none": ""}[label]
         document = question.documents[index]
-        parts.append(
-            template.document.format(
-                label=number, title=_one_line(document.title), text=_one_line(document.text)
-            )
-        )
-    parts.append(template.question.format(question=question.question) + frame[1])
+        title, text = _one_line(document.title), _one_line(document.text)
+        parts.append(template.document.format(label=number, title=title, text=text))
+    return [*parts, template.question.format(question=question.question)]
+
+
+def _demonstration(question: MultiDocQuestion, template: Template, label: Label) -> str:
+    parts = _parts(question, range(len(question.documents)), template, label)
+    return f"{''.join(parts)} {question.answer}"
+
+
+def _tokenised(
+    encode: Encode,
+    question: MultiDocQuestion,
+    order: tuple[int, ...],
+    parts: list[str],
+    answer: str | None,
+) -> Layout:
     if answer is not None:
-        parts.append(" " + answer.strip())
+        parts = [*parts, f" {answer.strip()}"]
     text = "".join(parts)
     ids, offsets = encode(text)
     return Layout(
@@ -322,7 +339,7 @@ def _segments(
             place = max(place, int(np.searchsorted(ends, start, side="right")))
         starts.append(place)
     bounds = np.searchsorted(starts, np.arange(len(parts) + 1), side="left")
-    return tuple((int(a), int(b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True))
+    return tuple((int(a), int(b)) for a, b in pairwise(bounds))
 
 
 def with_order(layout: Layout, wanted: tuple[int, ...]) -> Layout:

@@ -9,11 +9,11 @@ under a block mask each document, wherever it stands, its keys turned to the new
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from graphlib import TopologicalSorter
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -65,6 +65,7 @@ def read(
     what: ReadOut,
     *,
     attention: bool = False,
+    openings: Openings | None = None,
     max_memory: int | None = None,
 ) -> Readings:
     """Read prompts under masks: prefill with the mask, and decode after it, causally.
@@ -77,6 +78,7 @@ def read(
         versions: the prompts; those of one question share the most.
         what: what to read.
         attention: also read how much attention goes to each segment.
+        openings: keeps what was computed of instructions and demonstrations from call to call.
         max_memory: bytes that the rows may take; measured if None.
 
     Raises:
@@ -93,7 +95,11 @@ def read(
         same.setdefault(index if attention else plan.last.key, []).append(index)
     rows = [_Answer(plans[indices[0]], indices) for indices in same.values()]
     store = _Store(model, free_memory(model.device) if max_memory is None else max_memory)
-    store.fill(_passes(rows, keep_tails=not attention))
+    if openings is not None:
+        store.kept |= openings.kept
+    store.fill(_passes(rows, store.kept, keep_tails=not attention))
+    if openings is not None:
+        openings.take(plans, store.kept)
     return _Decoding(model, store, rows, what, attention).run(len(versions))
 
 
@@ -159,13 +165,15 @@ class _Plan:
         n, label = connected_components(sees, directed=True, connection="strong")
         members = [np.flatnonzero(label == each) for each in range(n)]
         graph = {
-            group: sorted({int(other) for other in label[sees[members[group]].any(axis=0)]} - {group})
+            group: sorted(
+                {int(other) for other in label[sees[members[group]].any(axis=0)]} - {group}
+            )
             for group in np.argsort([parts_of[0] for parts_of in members]).tolist()
         }
         made: dict[int, _Unit] = {}
         for group in TopologicalSorter(graph).static_order():
-            tokens = np.concatenate([np.array(parts[each]) for each in members[group]])
-            made[group] = self._unit(np.sort(tokens), [made[other] for other in graph[group]])
+            places = np.concatenate([np.array(parts[each]) for each in members[group]])
+            made[group] = self._unit(np.sort(places), [made[other] for other in graph[group]])
         return list(made.values())
 
     def _unit(self, tokens: np.ndarray, seen: list[_Unit]) -> _Unit:
@@ -255,8 +263,18 @@ def _outside(units: Sequence[_Unit], own: Sequence[_Unit]) -> list[_Unit]:
     return [each for key, each in seen.items() if key not in {id(unit) for unit in own}]
 
 
-R = TypeVar("R", _Pass, _Answer)
-"""Tokens of one version that are run after others of it: `tokens` after `places`."""
+class _Row(Protocol):
+    """Tokens of one version that are run after others of it: `tokens` after `places`."""
+
+    @property
+    def plan(self) -> _Plan: ...
+    @property
+    def tokens(self) -> np.ndarray: ...
+    @property
+    def places(self) -> np.ndarray: ...
+
+
+R = TypeVar("R", bound=_Row)
 
 
 @dataclass
@@ -265,6 +283,32 @@ class _Stored:
 
     base: int
     layers: list[KeysValues]
+
+
+@dataclass
+class Openings:
+    """The keys and values of what prompts begin with: instructions, demonstrations.
+
+    Attributes:
+        most: how many are kept; the oldest goes first.
+    """
+
+    most: int = 16
+    kept: dict[bytes, _Stored] = field(default_factory=dict)
+
+    def take(self, plans: Sequence[_Plan], computed: Mapping[bytes, _Stored]) -> None:
+        """Keep the opening of each plan."""
+        for plan in plans:
+            n_first = plan.layout.segments[0][1]
+            first = next((unit for unit in plan.needed if unit.tokens[0] == 0), None)
+            if first is None or first.seen or len(first.tokens) != n_first:
+                continue
+            if first.key in computed and first.key not in self.kept:
+                own = computed[first.key]
+                layers = [(keys.clone(), values.clone()) for keys, values in own.layers]
+                self.kept[first.key] = _Stored(own.base, layers)
+        while len(self.kept) > self.most:
+            del self.kept[next(iter(self.kept))]
 
 
 @dataclass
@@ -344,8 +388,9 @@ class _Store:
 
         return MaskedCache(
             self.model.n_layers,
-            past if longest or growing else None,
+            past if longest else None,
             longest,
+            more,
             growing=growing,
             record_patterns=record_patterns,
         )
@@ -396,13 +441,14 @@ def _places(units: Sequence[_Unit]) -> np.ndarray:
     return np.concatenate([nothing, *(unit.tokens for unit in units)])
 
 
-def _passes(rows: Sequence[_Answer], keep_tails: bool) -> list[_Pass]:
+def _passes(rows: Sequence[_Answer], there: Container[bytes], keep_tails: bool) -> list[_Pass]:
     """What is to be computed for some rows, each unit once.
 
     A unit goes with the one before it in one pass if it sees it and the same rows need both.
 
     Args:
         rows: the rows.
+        there: keys of units that are computed already.
         keep_tails: give a row its last pass as its `tail`, if no other row needs it.
     """
     users: dict[bytes, set[int]] = {}
@@ -414,7 +460,7 @@ def _passes(rows: Sequence[_Answer], keep_tails: bool) -> list[_Pass]:
     for row in rows:
         before: _Unit | None = None
         for unit in row.plan.needed:
-            if unit.key in known:
+            if unit.key in known or unit.key in there:
                 before = None
                 continue
             known.add(unit.key)
@@ -433,7 +479,7 @@ def _levels(passes: Sequence[_Pass]) -> list[list[_Pass]]:
     level: dict[bytes, int] = {}
     groups: list[list[_Pass]] = []
     for each in passes:
-        own = max((level[unit.key] + 1 for unit in each.before), default=0)
+        own = max((level.get(unit.key, 0) + 1 for unit in each.before), default=0)
         level |= {unit.key: own for unit in each.units}
         groups += [[] for _ in range(own + 1 - len(groups))]
         groups[own].append(each)
@@ -456,7 +502,7 @@ class _Batch:
     visible: Mapping[int, Tensor | None]
 
     @classmethod
-    def of(cls, model: LanguageModel, rows: Sequence[_Pass] | Sequence[_Answer], n_before: int) -> _Batch:
+    def of(cls, model: LanguageModel, rows: Sequence[_Row], n_before: int) -> _Batch:
         n_own = max(len(row.tokens) for row in rows)
         ids = torch.zeros(len(rows), n_own, dtype=torch.long)
         positions = torch.zeros(len(rows), n_before + n_own, dtype=torch.long)
@@ -478,9 +524,7 @@ class _Batch:
         return cls(ids.to(model.device), positions.to(model.device), visible)
 
 
-def _padded(
-    keeps: Sequence[Tensor], rows: Sequence[_Pass] | Sequence[_Answer], n_before: int, n_own: int
-) -> Tensor:
+def _padded(keeps: Sequence[Tensor], rows: Sequence[_Row], n_before: int, n_own: int) -> Tensor:
     """Who sees whom in a batch: booleans of shape (row, head or 1, own token, key)."""
     n_heads = max(len(keep) for keep in keeps)
     seen = torch.zeros(len(rows), n_heads, n_own, n_before + n_own, dtype=torch.bool)
@@ -575,9 +619,7 @@ class _Decoding:
         return self.what.stop is None or not self.what.stop(tuple(generated))
 
 
-def _and_itself(
-    visible: Mapping[int, Tensor | None], n_keys: int
-) -> Mapping[int, Tensor | None]:
+def _and_itself(visible: Mapping[int, Tensor | None], n_keys: int) -> Mapping[int, Tensor | None]:
     """What the next generated token sees: what the one before saw, and itself."""
     grown: dict[int, Tensor] = {}
     for each in visible.values():
@@ -588,7 +630,7 @@ def _and_itself(
     return {layer: grown[id(each)] for layer, each in visible.items()}
 
 
-def _member(rows: Sequence[_Pass] | Sequence[_Answer], n_before: int) -> Tensor:
+def _member(rows: Sequence[_Row], n_before: int) -> Tensor:
     """Which segment each key belongs to, as one-hot numbers of shape (row, key, segment)."""
     n_segments = max(len(row.plan.layout.segments) for row in rows)
     member = torch.zeros(len(rows), n_before + 1, n_segments + 1)
@@ -630,9 +672,7 @@ def _by_row(
 
 
 @torch.no_grad()
-def plain_read(
-    model: LanguageModel, versions: Sequence[Version], what: ReadOut
-) -> CellOutputs:
+def plain_read(model: LanguageModel, versions: Sequence[Version], what: ReadOut) -> CellOutputs:
     """The same as `read`, one masked forward of the whole prompt for each version.
 
     It is what the engine must equal, and what serves families whose attention cannot be replaced.

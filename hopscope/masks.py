@@ -317,9 +317,12 @@ def knock_out(
         layers: 0-based indices of the blocks where that holds; all if None.
         heads: likewise.
     """
-    spans = [each if isinstance(each, str) else tuple(each) for each in (query_span, key_span)]
+    queries, keys = (
+        each if isinstance(each, str) else tuple(each) for each in (query_span, key_span)
+    )
     return _KnockOut(
-        *spans,
+        queries,
+        keys,
         None if layers is None else frozenset(int(each) for each in layers),
         None if heads is None else tuple(int(each) for each in heads),
     )

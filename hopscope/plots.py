@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from hopscope.layouts import Layout
 
 CONTROL_COLORS = {"none": "#0072B2", "other": "#E69F00", "random": "#8C8C8C"}
 CONTROL_LABELS = {
@@ -452,6 +454,43 @@ def grading_bars(summary: pd.DataFrame, ax: Axes | None = None, title: str = "")
     ax.set(xlim=(0, 1), xlabel=f"share of {int(table['n'].iloc[0])} queries", title=title)
     ax.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
     return ax
+
+
+MASK_COLORS = ("#F4F4F4", "#0072B2")
+
+
+def mask_grid(seen: np.ndarray, layout: Layout, ax: Axes | None = None, title: str = "") -> Axes:
+    """Who sees whom: a row for each token that looks, a column for each that is seen.
+
+    Args:
+        seen: booleans of shape (query, key).
+        layout: the prompt, whose parts are named along both sides.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = _axes(ax, (3.6, 3.6))
+    colors = mpl.colors.ListedColormap(MASK_COLORS)
+    ax.imshow(seen, cmap=colors, vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+    names = ["instruction", *map(_document_name(layout), layout.order), "question"]
+    names += ["answer"] * layout.answered
+    parts = [(a, b, name) for (a, b), name in zip(layout.segments, names, strict=True) if b > a]
+    middles = [(a + b - 1) / 2 for a, b, _ in parts]
+    labels = [name for _, _, name in parts]
+    ax.set_xticks(middles, labels, rotation=40, ha="right", rotation_mode="anchor")
+    ax.set_yticks(middles, labels)
+    ax.tick_params(length=0)
+    for start, _, _ in parts[1:]:
+        ax.axhline(start - 0.5, color="white", lw=0.8)
+        ax.axvline(start - 0.5, color="white", lw=0.8)
+    ax.set(title=title)
+    for side in ax.spines.values():
+        side.set_visible(False)
+    return ax
+
+
+def _document_name(layout: Layout) -> Callable[[int], str]:
+    gold = layout.question.gold
+    return lambda index: f"hop {gold.index(index) + 1}" if index in gold else f"document {index}"
 
 
 SUBSET_TITLES = {

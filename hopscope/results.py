@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 from scipy import stats
 
+from hopscope.documents import QuestionSet
 from hopscope.errors import ResultError, UsageError
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries import QuerySet
@@ -188,7 +189,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def provenance(
-    model: LanguageModel, queries: QuerySet, kind: str, settings: Mapping[str, Any]
+    model: LanguageModel, queries: QuerySet | QuestionSet, kind: str, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What a result must carry so that it can be made again."""
     record = {

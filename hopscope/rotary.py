@@ -63,9 +63,7 @@ class Rotary:
             frequencies.append(own)
         return cls(tuple(frequencies))
 
-    def angles(
-        self, distance: Int[Tensor, "row key"]
-    ) -> Callable[[int], tuple[Tensor, Tensor]]:
+    def angles(self, distance: Int[Tensor, "row key"]) -> Callable[[int], tuple[Tensor, Tensor]]:
         """Cosines and sines by which keys are turned in a block, each computed once.
 
         Args:
@@ -84,9 +82,7 @@ class Rotary:
         return lambda layer: of(id(self.frequencies[layer]))
 
     @staticmethod
-    def turn(
-        keys: Float[Tensor, "row kv_head key head_dim"], cos: Tensor, sin: Tensor
-    ) -> None:
+    def turn(keys: Float[Tensor, "row kv_head key head_dim"], cos: Tensor, sin: Tensor) -> None:
         """Turn the keys of one block in place, by the `angles` of the block."""
         width = cos.shape[-1]
         a, b = keys[..., :width].float(), keys[..., width : 2 * width].float()

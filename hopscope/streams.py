@@ -123,7 +123,8 @@ class MaskedCache(StreamCache):
         past: gives for a block the keys and values of what came before, shape (row, kv_head,
             token, head_dim), with room for what is to come.
         n_past: how many tokens came before.
-        growing: whether more than one pass is to come, so that what was there must be kept.
+        n_more: how many tokens are to come.
+        growing: whether they come in more than one pass, so that what was there must be kept.
         record_patterns: keep the attention weights of the last pass in `patterns`.
 
     Attributes:
@@ -139,12 +140,13 @@ class MaskedCache(StreamCache):
         n_layers: int,
         past: Callable[[int], KeysValues] | None = None,
         n_past: int = 0,
+        n_more: int = 0,
         *,
         growing: bool = False,
         record_patterns: bool = False,
     ) -> None:
         super().__init__(Prefix(), n_layers, record_patterns)
-        self.past, self.growing = past, growing
+        self.past, self.n_more, self.growing = past, n_more, growing
         self.room: list[KeysValues | None] = [None] * n_layers
         self.length = [n_past] * n_layers
         self.visible: Mapping[int, Tensor | None] = {}
@@ -161,6 +163,9 @@ class MaskedCache(StreamCache):
         room = self.room[layer_idx]
         if room is None and self.past is not None:
             room = self.past(layer_idx)
+        if room is None and self.growing:
+            shape = (*key_states.shape[:2], self.n_more, key_states.shape[3])
+            room = key_states.new_zeros(shape), value_states.new_zeros(shape)
         if room is None:
             return key_states, value_states
         room[0][:, :, start:stop] = key_states

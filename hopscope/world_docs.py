@@ -15,10 +15,25 @@ from .errors import QueryError
 from .prompts import TwoHopQuery, lowered
 from .queries import load_queries
 
-ONSETS = ("b", "br", "d", "dr", "f", "g", "gl", "h", "j", "k", "kr", "l", "m", "n", "p", "pr")
-ONSETS += ("r", "s", "st", "t", "tr", "v", "vl", "w", "z")
-VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "o", "a")
-CODAS = ("", "", "l", "n", "r", "s", "m", "th", "x")
+_NAMES = """
+Aaron Adam Agnes Albert Alice Amber Amy Andrew Angela Anna Arthur Ashley Audrey Barry Becky
+Bella Ben Betty Blake Brad Brenda Brian Bruce Caleb Carl Carmen Carol Chad Charlie Chloe Claire
+Clara Cody Colin Cora Craig Daisy Dale Daniel Daphne Darren David Dean Debbie Derek Diana Donna
+Doris Dylan Edgar Edith Eileen Elaine Eli Ella Ellen Elsie Emily Emma Eric Erin Ethan Eva Faith
+Felix Fiona Floyd Frank Fred Gail Gary Gavin Gina Glen Gloria Grace Greg Hannah Harold Harry
+Hazel Heidi Helen Henry Holly Howard Hugo Ian Irene Iris Ivan Ivy Jack Jake Jane Janet Jason
+Jean Jenny Jerry Jesse Jill Joan Joel Joyce Judy Julia Karen Karl Kate Keith Kelly Kevin Kyle
+Lance Laura Lena Leo Leslie Liam Linda Lisa Logan Lois Louis Lucas Lucy Luke Lydia Mabel Marcus
+Maria Mark Martha Mason Max Megan Mia Mike Molly Nancy Naomi Nathan Neil Nick Nina Noah Nora
+Norman Olive Oliver Oscar Owen Pam Patty Paul Peggy Percy Peter Phil Polly Rachel Ralph Ray Rita
+Robin Roger Rosa Roy Ruby Ruth Ryan Sally Sam Sandra Sara Scott Sean Sheila Simon Sofia Stella
+Steve Susan Sylvia Tara Ted Terry Tim Tina Todd Toby Tracy Trevor Tyler Vera Victor Violet
+Walter Wanda Wayne Wendy Will Zach Zoe
+"""
+NAMES = tuple(_NAMES.split())
+"""Made-up names are common given names: few tokens in any vocabulary, and no fact in any memory."""
+FEW_SHOT = 2
+"""Demonstrations in a prompt; a small model needs them to know what is asked for."""
 WHO = ("creator", "family")
 """Types of relations whose object is a person."""
 
@@ -42,7 +57,7 @@ def world_docs(
     one subject, and no distractor leads to the answer.
 
     Args:
-        names: `invented` gives every entity a made-up name, another one in each question, so that
+        names: `invented` gives every entity a made-up name, drawn anew for each question, so that
             no memory can answer; `real` keeps the names.
         distractors: documents beside the gold ones.
         seed: of names, distractors and the original order.
@@ -63,7 +78,7 @@ def world_docs(
         _question(query, alike[query.r1, query.r2], queries, names, distractors, seed)
         for query in queries
     ]
-    return QuestionSet(tuple(made), name)
+    return QuestionSet(tuple(made), name, few_shot=FEW_SHOT)
 
 
 def _question(
@@ -150,15 +165,9 @@ def _document(fact: Fact, renamed: Mapping[str, str]) -> Document:
 
 
 def _renamed(facts: Sequence[Fact], rng: random.Random) -> Mapping[str, str]:
-    """An invented name for each entity of some facts; no two alike."""
-    labels = dict.fromkeys(label for fact in facts for label in fact[1:])
-    taken: dict[str, None] = {}
-    while len(taken) < len(labels):
-        taken[_invented(rng)] = None
-    return dict(zip(labels, taken, strict=True))
-
-
-def _invented(rng: random.Random) -> str:
-    """A name of two or three syllables."""
-    syllables = [rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(rng.choice((2, 2, 3)))]
-    return ("".join(syllables) + rng.choice(CODAS)).capitalize()
+    """A made-up name for each entity of some facts; no two alike."""
+    labels = list(dict.fromkeys(label for fact in facts for label in fact[1:]))
+    if len(labels) <= len(NAMES):
+        return dict(zip(labels, rng.sample(NAMES, len(labels)), strict=True))
+    pairs = [f"{first} {last}" for first in NAMES for last in NAMES]
+    return dict(zip(labels, rng.sample(pairs, len(labels)), strict=True))
