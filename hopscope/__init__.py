@@ -17,31 +17,43 @@ from hopscope.errors import HopscopeError as HopscopeError
 if TYPE_CHECKING:
     from hopscope.activations import Activations as Activations
     from hopscope.activations import capture as capture
+    from hopscope.documents import MultiDocQuestion as MultiDocQuestion
+    from hopscope.documents import QuestionSet as QuestionSet
+    from hopscope.documents import load_questions as load_questions
     from hopscope.edits import Knockout as Knockout
     from hopscope.edits import Patch as Patch
     from hopscope.experiments import ActivationPatching as ActivationPatching
     from hopscope.experiments import BackPatching as BackPatching
     from hopscope.experiments import Description as Description
+    from hopscope.experiments import DocumentAttention as DocumentAttention
     from hopscope.experiments import Grading as Grading
     from hopscope.experiments import Knockouts as Knockouts
+    from hopscope.experiments import MaskedPaths as MaskedPaths
+    from hopscope.experiments import OrderChoice as OrderChoice
+    from hopscope.experiments import Permutation as Permutation
     from hopscope.experiments import Probing as Probing
     from hopscope.experiments import Projection as Projection
     from hopscope.experiments import Recall as Recall
     from hopscope.experiments import Stages as Stages
     from hopscope.experiments import Tracing as Tracing
     from hopscope.experiments import activation_patch as activation_patch
+    from hopscope.experiments import attention_to_documents as attention_to_documents
     from hopscope.experiments import back_patch as back_patch
+    from hopscope.experiments import best_order as best_order
     from hopscope.experiments import describe as describe
     from hopscope.experiments import fit_probe as fit_probe
     from hopscope.experiments import grade as grade
     from hopscope.experiments import knockout as knockout
     from hopscope.experiments import logit_lens as logit_lens
+    from hopscope.experiments import masked_paths as masked_paths
+    from hopscope.experiments import permute_documents as permute_documents
     from hopscope.experiments import probe as probe
     from hopscope.experiments import project as project
     from hopscope.experiments import recall as recall
     from hopscope.experiments import stages as stages
     from hopscope.experiments import trace as trace
     from hopscope.hooks import edit as edit
+    from hopscope.masks import Mask as Mask
     from hopscope.models import LanguageModel as LanguageModel
     from hopscope.models import load_model as load_model
     from hopscope.queries import QuerySet as QuerySet
@@ -58,14 +70,21 @@ _HOME = {
     "Activations": "activations",
     "BackPatching": "experiments",
     "Description": "experiments",
+    "DocumentAttention": "experiments",
     "Grading": "experiments",
     "Knockout": "edits",
     "Knockouts": "experiments",
     "LanguageModel": "models",
+    "Mask": "masks",
+    "MaskedPaths": "experiments",
+    "MultiDocQuestion": "documents",
+    "OrderChoice": "experiments",
     "Patch": "edits",
+    "Permutation": "experiments",
     "Probing": "experiments",
     "Projection": "experiments",
     "QuerySet": "queries",
+    "QuestionSet": "documents",
     "ReadOut": "sweep",
     "Recall": "experiments",
     "Result": "results",
@@ -73,7 +92,9 @@ _HOME = {
     "Tracing": "experiments",
     "TwoHopQuery": "queries",
     "activation_patch": "experiments",
+    "attention_to_documents": "experiments",
     "back_patch": "experiments",
+    "best_order": "experiments",
     "capture": "activations",
     "describe": "experiments",
     "edit": "hooks",
@@ -82,8 +103,11 @@ _HOME = {
     "knockout": "experiments",
     "load_model": "models",
     "load_queries": "queries",
+    "load_questions": "documents",
     "load_result": "results",
     "logit_lens": "experiments",
+    "masked_paths": "experiments",
+    "permute_documents": "experiments",
     "probe": "experiments",
     "project": "experiments",
     "recall": "experiments",

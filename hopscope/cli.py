@@ -18,6 +18,7 @@ from hopscope.errors import HopscopeError, UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from hopscope.documents import QuestionSet
     from hopscope.models import LanguageModel
     from hopscope.queries import QuerySet
     from hopscope.results import Result
@@ -552,6 +553,139 @@ def probe_command(
         print(fitted.save(save), file=sys.stderr)
 
 
+Questions = Annotated[
+    str,
+    typer.Option("--questions", "-q", help="world-docs, world-docs-real, a file, or a hub id."),
+]
+Masks = Annotated[
+    str,
+    typer.Option(
+        help="Of causal, prefix_bidirectional, document_bidirectional, document_block, "
+        "document_block_instruction; with commas."
+    ),
+]
+PromptTemplate = Annotated[
+    str | None,
+    typer.Option("--template", help="answer_only, cot, plain or chat; what suits the set."),
+]
+DocumentLabel = Annotated[
+    str, typer.Option("--label", help="Numbers of documents: position, fixed or none.")
+]
+Distractors = Annotated[
+    int, typer.Option(min=0, help="Documents beside the gold ones, in the bundled sets.")
+]
+Shots = Annotated[
+    int | None,
+    typer.Option("--few-shot", min=0, help="Demonstrations; the set's own if not given."),
+]
+AnswerTokens = Annotated[
+    int | None, typer.Option("--max-new-tokens", min=1, help="The template's if not given.")
+]
+SkipImpossible = Annotated[
+    bool, typer.Option(help="Leave out questions that cannot have one of the orders.")
+]
+
+
+@app.command("permute")
+def permute_command(
+    model: Model = "smollm2-135m",
+    questions: Questions = "world-docs",
+    orders: Annotated[
+        str,
+        typer.Option(
+            help="Of original, forward, backward, forward_G, backward_G, rm_first, gold, "
+            "shuffle_K; with commas."
+        ),
+    ] = "original,forward,backward",
+    masks: Masks = "causal",
+    permuting: Annotated[
+        str, typer.Option(help="Of text, positions, mask, positions+mask; with commas.")
+    ] = "text",
+    metric: Annotated[
+        str, typer.Option(help="contained, matched, exact_match or f1.")
+    ] = "contained",
+    limit: Limit = None,
+    distractors: Distractors = 4,
+    few_shot: Shots = None,
+    template: PromptTemplate = None,
+    label: DocumentLabel = "position",
+    max_new_tokens: AnswerTokens = None,
+    skip_impossible: SkipImpossible = False,
+    seed: Seed = 0,
+    out: Out = None,
+    shard: Shard = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Permute documents and change the mask: how do multi-hop answers change?"""
+    from hopscope.experiments import permute_documents
+
+    wanted = _names(orders)
+    asked = _questions(questions, few_shot, limit, distractors, seed, wanted, skip_impossible)
+    result = permute_documents(
+        _model(model, device, dtype),
+        asked,
+        wanted,
+        _names(masks),
+        _names(permuting),  # type: ignore[arg-type]  # it checks them
+        template=template,
+        label=label,  # type: ignore[arg-type]
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        out=out,
+        shard=_shard(shard),
+    )
+    tables = {"rows": result.accuracy(metric, seed), "compare": result.compare(None, metric, seed)}
+    _show_tables(result, tables, as_json)
+
+
+@app.command("attention")
+def attention_command(
+    model: Model = "smollm2-135m",
+    questions: Questions = "world-docs",
+    orders: Annotated[str, typer.Option(help="As for permute; with commas.")] = "original",
+    masks: Masks = "causal",
+    read: Annotated[
+        str, typer.Option(help="Whose attention: answer, or last (token of the prompt).")
+    ] = "answer",
+    metric: Annotated[str, typer.Option(help="contained, matched or exact_match.")] = "contained",
+    limit: Limit = None,
+    distractors: Distractors = 4,
+    few_shot: Shots = None,
+    template: PromptTemplate = None,
+    label: DocumentLabel = "position",
+    max_new_tokens: AnswerTokens = None,
+    skip_impossible: SkipImpossible = False,
+    seed: Seed = 0,
+    out: Out = None,
+    shard: Shard = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read how much the answer looks at each document: does a right one look harder?"""
+    from hopscope.experiments import attention_to_documents
+
+    wanted = _names(orders)
+    asked = _questions(questions, few_shot, limit, distractors, seed, wanted, skip_impossible)
+    result = attention_to_documents(
+        _model(model, device, dtype),
+        asked,
+        wanted,
+        _names(masks),
+        read=read,
+        template=template,
+        label=label,  # type: ignore[arg-type]  # it checks it
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        out=out,
+        shard=_shard(shard),
+    )
+    tables = {"rows": result.compare(metric), "peaks": result.peaks(metric)}
+    _show_tables(result, tables, as_json)
+
+
 @app.command("study")
 def study_command(
     model: Model = "smollm2-135m",
@@ -576,7 +710,7 @@ def study_command(
 
     size = study.preset(preset)
     if limit is not None:
-        size = replace(size, limit=limit, most=limit)
+        size = replace(size, limit=limit, most=limit, questions=limit)
     asked = _queries(queries, few_shot, None, seed)
     loaded = _model(model, device, dtype)
     found = study.run_study(loaded, asked, out / "runs", size, seed=seed)
@@ -639,6 +773,24 @@ def _queries(source: str, few_shot: int | None, limit: int | None, seed: int) ->
 
     loaded = load_queries(source, few_shot=few_shot)
     return limited(loaded.with_few_shot(loaded.few_shot, seed), limit, seed)
+
+
+def _questions(
+    source: str,
+    few_shot: int | None,
+    limit: int | None,
+    distractors: int,
+    seed: int,
+    orders: list[str],
+    skip_impossible: bool,
+) -> QuestionSet:
+    from hopscope.documents import load_questions
+    from hopscope.orders import that_allow
+    from hopscope.study import limited
+
+    loaded = load_questions(source, distractors=distractors, seed=seed)
+    loaded = loaded.with_few_shot(loaded.few_shot if few_shot is None else few_shot, seed)
+    return limited(that_allow(loaded, orders) if skip_impossible else loaded, limit, seed)
 
 
 def _check_subset(subset: str) -> None:

@@ -30,7 +30,8 @@ def read_rows(path: Path) -> list[Row]:
     """
     try:
         if path.suffix == ".parquet":
-            return [dict(row) for row in pd.read_parquet(path).to_dict("records")]
+            table = pd.read_parquet(path)
+            return [{str(key): row[key] for key in row} for row in table.to_dict("records")]
         if path.suffix == ".jsonl":
             lines = path.read_text("utf-8").splitlines()
             return [json.loads(line) for line in lines if line.strip()]

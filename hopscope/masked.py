@@ -103,6 +103,21 @@ def read(
     return _Decoding(model, store, rows, what, attention).run(len(versions))
 
 
+def unavoidable_tokens(model: LanguageModel, versions: Sequence[Version]) -> int:
+    """How many tokens have to be computed for some prompts, each shared one once.
+
+    Args:
+        model: the model.
+        versions: the prompts.
+    """
+    units = {
+        unit.key: len(unit.tokens)
+        for plan in (_Plan(model, version) for version in versions)
+        for unit in (*plan.needed, plan.last)
+    }
+    return sum(units.values())
+
+
 @dataclass(frozen=True)
 class _Unit:
     """Tokens that are computed together, as they stand in one version.

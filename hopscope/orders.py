@@ -7,13 +7,17 @@ import random
 import re
 from collections.abc import Sequence
 
-from .documents import MultiDocQuestion
+from .documents import MultiDocQuestion, QuestionSet
 from .errors import QueryError
 
 Order = str | Sequence[int]
 NAMES = "original, forward, backward, forward_G, backward_G, rm_first, gold, shuffle_K"
 _SPACED = re.compile(r"(forward|backward)_(\d+)")
 _SHUFFLE = re.compile(r"shuffle_(\d+)")
+
+
+class ImpossibleOrderError(QueryError):
+    """An order that a question's documents cannot have."""
 
 
 def order_name(order: Order) -> str:
@@ -53,7 +57,7 @@ def arrange(question: MultiDocQuestion, order: Order, seed: int = 0) -> tuple[in
     if order not in ("forward", "backward", "rm_first", "gold") and spaced is None:
         raise QueryError(f"unknown order {order!r}: give one of {NAMES}, or a list of indices")
     if not question.ordered:
-        raise QueryError(
+        raise ImpossibleOrderError(
             f"question {question.id!r} cannot be put in the order {order!r}: the order of its "
             "hops is not known; leave it out (questions.filter(lambda q: q.ordered))"
         )
@@ -74,7 +78,7 @@ def _explicit(question: MultiDocQuestion, order: Sequence[int]) -> tuple[int, ..
     wrong = [each for each in indices if each not in known]
     if wrong or len(set(indices)) < len(indices) or not indices:
         what = f"there is no document {wrong[0]}" if wrong else "it must name documents once each"
-        raise QueryError(
+        raise ImpossibleOrderError(
             f"question {question.id!r} cannot be put in the order {list(indices)}: {what}; "
             f"its documents are 0 to {len(known) - 1}"
         )
@@ -87,7 +91,7 @@ def _spaced(
     """The distractors, then the chain with `gap` of them before each of its later documents."""
     noise, needed = list(question.distractors), gap * (len(chain) - 1)
     if needed > len(noise):
-        raise QueryError(
+        raise ImpossibleOrderError(
             f"question {question.id!r} cannot be put in the order {order!r}: it needs {needed} "
             f"distractors and has {len(noise)}; take a smaller gap or more distractors"
         )
@@ -106,7 +110,7 @@ def shuffles(question: MultiDocQuestion, k: int, seed: int = 0) -> list[tuple[in
     """
     n = len(question.documents)
     if k > math.factorial(n):
-        raise QueryError(
+        raise ImpossibleOrderError(
             f"question {question.id!r} has {n} documents, which have only {math.factorial(n)} "
             f"orders; {k} different shuffles were asked for"
         )
@@ -115,3 +119,21 @@ def shuffles(question: MultiDocQuestion, k: int, seed: int = 0) -> list[tuple[in
     while len(found) < k:
         found[tuple(rng.sample(range(n), n))] = None
     return list(found)
+
+
+def that_allow(questions: QuestionSet, orders: Sequence[Order], seed: int = 0) -> QuestionSet:
+    """The questions that can have all of some orders.
+
+    Raises:
+        QueryError: for an unknown order.
+    """
+
+    def allows(question: MultiDocQuestion) -> bool:
+        try:
+            for order in orders:
+                arrange(question, order, seed)
+        except ImpossibleOrderError:
+            return False
+        return True
+
+    return questions.filter(allows)

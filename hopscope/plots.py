@@ -493,10 +493,187 @@ def _document_name(layout: Layout) -> Callable[[int], str]:
     return lambda index: f"hop {gold.index(index) + 1}" if index in gold else f"document {index}"
 
 
+MASK_STYLES = {
+    "causal": ("#0072B2", "o", "causal"),
+    "document_block": ("#E69F00", "s", "document block"),
+    "document_block_instruction": ("#CC79A7", "P", "document block, instruction seen"),
+    "document_bidirectional": ("#009E73", "^", "bidirectional in documents"),
+    "prefix_bidirectional": ("#D55E00", "D", "bidirectional prefix"),
+}
+
+
+def order_points(accuracy: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """Accuracy by order of the documents; a colour and a mark for each mask (and way).
+
+    Args:
+        accuracy: `Permutation.accuracy()`.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = _axes(ax, (5.4, 3.2))
+    orders = list(dict.fromkeys(accuracy["order"]))
+    groups = list(accuracy.groupby(["mask", "permuting"], sort=False))
+    several = accuracy["permuting"].nunique() > 1
+    for index, ((mask, way), rows) in enumerate(groups):
+        color, mark, label = _mask_style(str(mask), index)
+        label = f"{label}, by {way}" if several else label
+        places = [orders.index(order) for order in rows["order"]]
+        shift = (index - (len(groups) - 1) / 2) * min(0.16, 0.7 / len(groups))
+        ax.errorbar(
+            np.array(places) + shift,
+            rows["accuracy"],
+            yerr=_errors(rows, "accuracy"),
+            fmt=mark,
+            color=color,
+            ms=5,
+            elinewidth=1,
+            capsize=2,
+            label=label,
+        )
+    ax.set_xticks(range(len(orders)), [order.replace("_", " ") for order in orders])
+    if len(orders) > 6:
+        ax.tick_params(axis="x", rotation=40)
+    ax.set(ylabel="questions answered", title=title, xlim=(-0.5, len(orders) - 0.5))
+    ax.set_ylim(0, max(0.1, min(1.0, float(accuracy["high"].max()) * 1.08)))
+    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    ax.grid(axis="y", color="#E5E5E5", lw=0.6)
+    ax.set_axisbelow(True)
+    _legend_beside(ax)
+    return ax
+
+
+def _mask_style(mask: str, index: int) -> tuple[str, str, str]:
+    others = ("#56B4E9", "#222222", "#8C8C8C", "#CC79A7")
+    return MASK_STYLES.get(mask, (others[index % len(others)], "v", mask))
+
+
+ANSWER_COLORS = {True: "#009E73", False: "#D55E00"}
+
+
+def peak_strips(
+    peaks: pd.DataFrame, compare: pd.DataFrame, ax: Axes | None = None, title: str = ""
+) -> Axes:
+    """The peaks of right and of wrong answers by order: a dot a question, a bar at the median.
+
+    Args:
+        peaks: `DocumentAttention.peaks()`.
+        compare: `DocumentAttention.compare()`.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = _axes(ax, (5.2, 3.2))
+    labels = []
+    for place, row in enumerate(compare.to_dict("records")):
+        here = peaks[(peaks["order"] == row["order"]) & (peaks["mask"] == row["mask"])]
+        for right, side in ((True, 0.18), (False, -0.18)):
+            values = here.loc[here["correct"] == right, "peak"].to_numpy()
+            color, x = ANSWER_COLORS[right], place - side
+            jitter = np.linspace(-0.1, 0.1, len(values)) if len(values) > 1 else np.zeros(1)
+            ax.plot(x + jitter[: len(values)], values, "o", ms=3.5, mew=0, color=color, alpha=0.5)
+            if len(values):
+                ax.plot([x - 0.14, x + 0.14], [np.median(values)] * 2, "-", color=color, lw=2.2)
+        several = compare["mask"].nunique() > 1
+        named = f"\n{row['mask'].replace('_', ' ')}" if several else ""
+        auc = "" if np.isnan(row["auc"]) else f"\nAUC {row['auc']:.2f}"
+        counts = f"{row['right']} right, {row['wrong']} wrong"
+        labels.append(f"{row['order'].replace('_', ' ')}{named}\n{counts}{auc}")
+    for right, label in ((True, "right answer"), (False, "wrong answer")):
+        ax.plot([], [], "o", color=ANSWER_COLORS[right], label=label)
+    ax.set_xticks(range(len(labels)), labels)
+    ax.set(ylabel="peak attention to a document", title=title, xlim=(-0.5, len(labels) - 0.5))
+    _legend_beside(ax)
+    return ax
+
+
+HOP_STYLES = {1: ("#0072B2", "first hop"), 2: ("#D55E00", "second hop"), 0: ("#9A9A9A", "others")}
+
+
+def hop_lines(by_layer: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """Attention to the documents of each hop by block: full for right answers, dashed for wrong.
+
+    Args:
+        by_layer: `DocumentAttention.by_layer()` of one order and mask.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = _axes(ax, (4.6, 3.0))
+    for right, dash in ((True, "-"), (False, "--")):
+        for hop in sorted(set(by_layer["hop"]), key=lambda number: (number == 0, number)):
+            color, name = HOP_STYLES.get(hop, ("#009E73", f"hop {hop}"))
+            rows = by_layer[(by_layer["hop"] == hop) & (by_layer["correct"] == right)]
+            label = f"{name}, {'right' if right else 'wrong'} answer"
+            _line(ax, rows, "mass", color, dash, label)
+    _layer_axis(ax, "layer", "attention to one document", title)
+    ax.set_ylim(bottom=0)
+    _legend_beside(ax)
+    return ax
+
+
+STRATEGY_LABELS = {
+    "mean": "a random\nshuffle",
+    "peak": "highest\npeak",
+    "majority": "majority\nvote",
+    "oracle": "any is right\n(oracle)",
+}
+
+
+def strategy_points(summary: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """Accuracy by how one of several shuffles is chosen; the oracle in grey.
+
+    Args:
+        summary: `OrderChoice.summary()`.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = _axes(ax, (3.8, 3.2))
+    colors = ["#222222", "#0072B2", "#009E73", "#9A9A9A"]
+    for place, row in enumerate(summary.to_dict("records")):
+        low, high = (np.nan_to_num(row[end], nan=row["accuracy"]) for end in ("low", "high"))
+        ax.plot([place, place], [low, high], "-", color=colors[place], lw=1.2)
+        ax.plot(place, row["accuracy"], "o", ms=6, color=colors[place])
+    ax.set_xticks(range(len(summary)), [STRATEGY_LABELS[each] for each in summary["strategy"]])
+    ax.set(ylabel="questions answered", title=title, xlim=(-0.5, len(summary) - 0.5))
+    ax.set_ylim(bottom=0)
+    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    return ax
+
+
+def path_lines(
+    effect: pd.DataFrame, ax: Axes | None = None, title: str = "", measure: str = "changed"
+) -> Axes:
+    """What blocking each edge does, by block; the same edge to a distractor dotted.
+
+    Args:
+        effect: `MaskedPaths.effect()`.
+        ax: where to draw.
+        title: of the axes.
+        measure: which measure it is of.
+    """
+    ax = _axes(ax, (5.4, 3.2))
+    for edge, color in _colored(effect["edge"]):
+        for control, dash in (("none", "-"), ("distractor", ":")):
+            rows = effect[(effect["edge"] == edge) & (effect["control"] == control)]
+            label = edge.replace("->", " → ") if control == "none" else None
+            _line(ax, rows, "effect", color, dash, label)
+    names = {
+        "changed": "answers that change",
+        "lost": "right answers that are lost",
+        "answer_change": "change of the answer's log-probability",
+    }
+    _layer_axis(ax, "layer (middle of the window)", names[measure], title)
+    if measure != "answer_change":
+        _share_axis(ax)
+    if (effect["control"] == "distractor").any():
+        ax.plot([], [], ":", color="#444444", label="to a distractor instead")
+    _legend_beside(ax)
+    return ax
+
+
 SUBSET_TITLES = {
     "incorrect": "both hops right, composition wrong",
     "correct": "composition right",
     "all": "all queries",
+    "documents": "questions over documents",
 }
 
 

@@ -21,8 +21,12 @@ from hopscope.experiments import (
     ActivationPatching,
     BackPatching,
     Description,
+    DocumentAttention,
     Grading,
     Knockouts,
+    MaskedPaths,
+    OrderChoice,
+    Permutation,
     Probing,
     Projection,
     Recall,
@@ -164,7 +168,8 @@ def _section(
         suffix = f".{subset}" if subset else ""
         tables |= {f"{name}{suffix}.{what}": table for what, table in found.items()}
     for subset, reason in left_out.items():
-        sentences.append(f"Not run on queries graded {subset}: {reason}.")
+        which = SUBSET_TITLES[subset] if subset == "documents" else f"queries graded {subset}"
+        sentences.append(f"Not run on {which}: {reason}.")
     return Section(name, title, QUESTIONS[name], sentences, tables)
 
 
@@ -186,6 +191,14 @@ QUESTIONS = {
     "Yang et al. 2024)",
     "probing": "From which layer on can the bridge be read off t1 by a linear map, and is that "
     "more than memory? (Hewitt and Liang 2019)",
+    "document_order": "Does it matter in which order the documents stand, and who sees whom? "
+    "(Masking in Multi-hop QA, sections 3 and 4)",
+    "attention_peaks": "Does a right answer look harder at one document than a wrong one? (Masking "
+    "in Multi-hop QA, section 5)",
+    "order_choice": "Does the peak of attention tell which of several orders to trust? (Masking in "
+    "Multi-hop QA, section 5)",
+    "document_paths": "Which edges between documents and question carry each hop, and in which "
+    "layers?",
 }
 
 
@@ -511,6 +524,81 @@ def _probing(result: Probing, _: str) -> Told:
     ], {"selectivity": table}
 
 
+def _document_order(result: Permutation, _: str) -> Told:
+    accuracy, orders, masks = result.accuracy(), result.compare("forward"), result.compare_masks()
+    said = []
+    for mask in dict.fromkeys(accuracy["mask"]):
+        parts = [
+            f"{with_interval(row['accuracy'], row['low'], row['high'])} {row['order']}"
+            for row in _rows(accuracy, mask=mask)
+        ]
+        sentence = f"under the mask {mask} it answers {', '.join(parts)}"
+        gain = _one(orders, mask=mask, order="backward")
+        if gain is not None:
+            difference = points(gain["difference"], gain["low"], gain["high"])
+            sentence += f"; backward over forward {difference}: {verdict(gain)}"
+        said.append(f"{sentence}.")
+    return said, {"accuracy": accuracy, "compare": orders, "compare_masks": masks}
+
+
+def _attention_peaks(result: DocumentAttention, _: str) -> Told:
+    table = result.compare()
+    said = []
+    for row in _rows(table):
+        sentence = f"in the order {row['order']} {row['right']} answers are right"
+        if row["auc"] == row["auc"]:
+            sentence += (
+                f"; their median peak is {row['median_right']:.2f}, that of the "
+                f"{row['wrong']} wrong ones {row['median_wrong']:.2f} (a right one is higher in "
+                f"{percent(row['auc'])} of the pairs, chance 50 %; p = {row['p']:.2g})"
+            )
+        said.append(f"{sentence}.")
+    return said, {"compare": table, "peaks": result.peaks()}
+
+
+def _order_choice(result: OrderChoice, _: str) -> Told:
+    summary = result.summary()
+    k = result.run["settings"]["k"]
+    names = {"peak": "the highest peak", "majority": "the majority", "oracle": "an oracle"}
+    mean = _one(summary, strategy="mean")
+    assert mean is not None
+    said = [
+        f"of {k} shuffles a random one is right for "
+        f"{with_interval(mean['accuracy'], mean['low'], mean['high'])}."
+    ]
+    for row in _rows(summary):
+        if row["strategy"] in names:
+            gain = {"n": row["n"], "low": row["gain_low"], "high": row["gain_high"]}
+            difference = points(row["gain"], row["gain_low"], row["gain_high"])
+            said.append(
+                f"Chosen by {names[row['strategy']]}: {percent(row['accuracy'])}, {difference} "
+                f"over a random shuffle: {verdict(gain)}."
+            )
+    return said, {"summary": summary}
+
+
+def _document_paths(result: MaskedPaths, _: str) -> Told:
+    effect, gains = result.effect(), result.above_chance()
+    window = 2 * result.run["settings"]["window"] + 1
+    said = []
+    for edge in dict.fromkeys(effect["edge"]):
+        own = effect[(effect["edge"] == edge) & (effect["control"] == "none")]
+        best = _largest(own, "effect")
+        share = with_interval(best["effect"], best["low"], best["high"])
+        sentence = (
+            f"blocking {edge} in {window} layers changes most answers around layer "
+            f"{best['layer']}, {share}"
+        )
+        other = _one(effect, edge=edge, control="distractor", layer=best["layer"])
+        if other is not None:
+            sentence += f", the same edge to a distractor {percent(other['effect'])}"
+        gain = _one(gains, edge=edge, layer=best["layer"])
+        if gain is not None:
+            sentence += f": {verdict(gain)} (the best of {len(own)} windows)"
+        said.append(f"{sentence}.")
+    return said, {"effect": effect, "above_chance": gains}
+
+
 _TELLERS: dict[str, tuple[str, Callable[[Any, str], Told]]] = {
     "back_patching": ("Back-patching", _back_patching),
     "description": ("Entity description", _description),
@@ -521,6 +609,10 @@ _TELLERS: dict[str, tuple[str, Callable[[Any, str], Told]]] = {
     "tracing": ("Causal tracing", _tracing),
     "recall": ("Entity recall", _recall),
     "probing": ("Linear probes", _probing),
+    "document_order": ("Order of documents and masks", _document_order),
+    "attention_peaks": ("Attention to documents", _attention_peaks),
+    "order_choice": ("Choosing an order", _order_choice),
+    "document_paths": ("Masked paths", _document_paths),
 }
 
 

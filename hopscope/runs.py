@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 from tqdm.auto import tqdm
 
+from hopscope.documents import QuestionSet
 from hopscope.errors import QueryError, ResultError, UsageError
 from hopscope.queries import QuerySet
 from hopscope.results import (
@@ -28,9 +29,12 @@ SAME = ("kind", "settings", "model", "queries")
 """What two runs must share to be one."""
 
 
+S = TypeVar("S", QuerySet, QuestionSet)
+
+
 def run_over(
-    queries: QuerySet,
-    compute: Callable[[QuerySet], Tables],
+    queries: S,
+    compute: Callable[[S], Tables],
     run: Mapping[str, Any],
     *,
     per_part: int,

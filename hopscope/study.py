@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hopscope.documents import QuestionSet, load_questions
 from hopscope.errors import ModelError, QueryError, ResultError, UsageError
 from hopscope.experiments import (
     Description,
@@ -17,11 +18,15 @@ from hopscope.experiments import (
     Knockouts,
     Projection,
     activation_patch,
+    attention_to_documents,
     back_patch,
+    best_order,
     combine,
     describe,
     grade,
     knockout,
+    masked_paths,
+    permute_documents,
     probe,
     project,
     recall,
@@ -45,14 +50,21 @@ class Preset:
         limit: queries that are graded; all if None.
         most: queries of each subset that are analysed; all if None.
         layer_step: only every so many layers are sources and targets, or probed.
+        questions: questions over documents that are asked.
+        shuffles: orders of their documents among which one is chosen.
     """
 
     limit: int | None
     most: int | None
     layer_step: int
+    questions: int = 500
+    shuffles: int = 20
 
 
-PRESETS = {"quick": Preset(limit=256, most=16, layer_step=3), "paper": Preset(None, None, 1)}
+PRESETS = {
+    "quick": Preset(limit=256, most=16, layer_step=3, questions=40, shuffles=8),
+    "paper": Preset(None, None, 1),
+}
 
 
 def preset(name: str) -> Preset:
@@ -66,7 +78,10 @@ def preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def limited(queries: QuerySet, limit: int | None, seed: int = 0) -> QuerySet:
+S = TypeVar("S", QuerySet, QuestionSet)
+
+
+def limited(queries: S, limit: int | None, seed: int = 0) -> S:
     """At most `limit` queries, drawn by seed."""
     return queries if limit is None or limit >= len(queries) else queries.sample(limit, seed)
 
@@ -91,6 +106,12 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "tracing": ("tracing",),
     "recall": ("recall",),
     "probing": ("probing",),
+    "document_order": ("document_order",),
+    "attention_peaks": ("attention_peaks",),
+    "order_choice": ("order_choice",),
+    "document_paths": ("document_paths",),
+    "mask_gallery": (),
+    "prefix_training": (),
 }
 """The experiments that each figure is drawn from, grading aside; their names are the figures'."""
 
@@ -204,6 +225,11 @@ class _Task:
             )
         return limited(chosen, self.size.most, self.seed)
 
+    def questions(self, most: int | None = None) -> QuestionSet:
+        """Questions over documents, of the bundled set."""
+        wanted = min(self.size.questions, most or self.size.questions)
+        return limited(load_questions(DOCUMENTS, seed=self.seed), wanted, self.seed)
+
     @property
     def layers(self) -> range:
         """The layers of a grid of sources and targets."""
@@ -265,6 +291,28 @@ def _probing(task: _Task, _: str, out: Path) -> Result:
     return probe(task.model, chosen, layers=task.layers, out=out, **task.common)
 
 
+def _document_order(task: _Task, _: str, out: Path) -> Result:
+    return permute_documents(
+        task.model, task.questions(), masks=STUDIED_MASKS, out=out, **task.common
+    )
+
+
+def _attention_peaks(task: _Task, _: str, out: Path) -> Result:
+    orders = ("forward", "backward")
+    return attention_to_documents(task.model, task.questions(), orders, out=out, **task.common)
+
+
+def _order_choice(task: _Task, _: str, out: Path) -> Result:
+    return best_order(task.model, task.questions(), k=task.size.shuffles, out=out, **task.common)
+
+
+def _document_paths(task: _Task, _: str, out: Path) -> Result:
+    chosen = task.questions(task.size.most)
+    return masked_paths(task.model, chosen, layers=task.layers, out=out, **task.common)
+
+
+DOCUMENTS = "world-docs"
+STUDIED_MASKS = ("causal", "document_bidirectional", "document_block", "prefix_bidirectional")
 PROBED = 1000
 """Queries that are probed at most, whether they were graded or not."""
 
@@ -277,6 +325,10 @@ STEPS: Mapping[str, _Step] = {
     "tracing": _Step(_tracing, ("correct",)),
     "recall": _Step(_recall),
     "probing": _Step(_probing, ("all",)),
+    "document_order": _Step(_document_order, ("documents",)),
+    "attention_peaks": _Step(_attention_peaks, ("documents",)),
+    "order_choice": _Step(_order_choice, ("documents",)),
+    "document_paths": _Step(_document_paths, ("documents",)),
 }
 """The experiments of a study, in their order."""
 
@@ -312,7 +364,7 @@ def results_of(runs: Path, step: str, kind: type[R]) -> dict[str, R]:
     """
     found = {
         subset: kind.load(runs / f"{step}.{subset}")
-        for subset in (*SUBSETS, "all")
+        for subset in (*SUBSETS, "all", "documents")
         if is_run(runs / f"{step}.{subset}")
     }
     if not found:

@@ -497,10 +497,10 @@ def _blocked(
     for index, each in here:
         rows = slice(None) if index is None else layout.shared[layer] + index
         heads = slice(None) if each.heads is None or n_heads == 1 else list(each.heads)
-        view = blocked[rows, heads]
-        for query, key in each.edges():
-            view[..., query - seen, key] = True
-        blocked[rows, heads] = view
+        edges = np.zeros(blocked.shape[2:], dtype=bool)
+        edges[np.ix_(np.array(each.queries) - seen, np.array(each.keys))] = True
+        earlier = np.tri(n_tokens, seen + n_tokens, k=seen - 1, dtype=bool)
+        blocked[rows, heads] |= edges & earlier
     return torch.as_tensor(blocked).to(model.device)
 
 

@@ -1,0 +1,36 @@
+"""Draws how the order of documents and the mask change the answers: from saved results."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from matplotlib import pyplot as plt
+
+from hopscope import plots
+from hopscope.experiments import Permutation
+from hopscope.study import results_of
+
+
+def draw(runs: Path, rendered: Path) -> list[Path]:
+    """Draw the figure from `runs/document_order.documents` into `rendered`.
+
+    Raises:
+        ResultError: if there is no such result.
+    """
+    result = results_of(runs, "document_order", Permutation)["documents"]
+    with plots.figure_style():
+        table = result.accuracy()
+        figure, ax = plt.subplots(figsize=(6.6, 3.3), layout="constrained")
+        n = result.details["query"].nunique()
+        plots.order_points(table, ax)
+        title = plots.title_of(result, "Order of documents and masks")
+        figure.suptitle(f"{title} (n = {n})", fontsize=11)
+        paths = plots.save_figure(figure, table, rendered, "document_order")
+        plt.close(figure)
+    return paths
+
+
+if __name__ == "__main__":
+    for drawn in draw(Path(sys.argv[1]), Path(__file__).parent / "rendered"):
+        print(drawn)

@@ -1,0 +1,45 @@
+"""Draws which edges between documents and question carry the answer: from saved results."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+from matplotlib import pyplot as plt
+
+from hopscope import plots
+from hopscope.experiments import MaskedPaths
+from hopscope.study import results_of
+
+
+def draw(runs: Path, rendered: Path) -> list[Path]:
+    """Draw the figure from `runs/document_paths.documents` into `rendered`.
+
+    Raises:
+        ResultError: if there is no such result.
+    """
+    result = results_of(runs, "document_paths", MaskedPaths)["documents"]
+    with plots.figure_style():
+        figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.4), layout="constrained")
+        numbers = []
+        for ax, measure in zip(axes, ("changed", "answer_change"), strict=True):
+            effect = result.effect(measure)
+            plots.path_lines(effect, ax, measure=measure)
+            ax.get_legend().remove()
+            numbers.append(effect.assign(measure=measure))
+        handles = axes[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=len(handles[0]))
+        window = 2 * result.run["settings"]["window"] + 1
+        n = result.details["query"].nunique()
+        title = plots.title_of(result, f"Masked paths in {window} layers")
+        figure.suptitle(f"{title} (n = {n})", fontsize=11)
+        table = pd.concat(numbers, ignore_index=True)
+        paths = plots.save_figure(figure, table, rendered, "document_paths")
+        plt.close(figure)
+    return paths
+
+
+if __name__ == "__main__":
+    for drawn in draw(Path(sys.argv[1]), Path(__file__).parent / "rendered"):
+        print(drawn)

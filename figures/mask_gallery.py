@@ -1,0 +1,76 @@
+"""Draws the masks that hopscope knows over the words of one small prompt; needs no model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+from matplotlib import pyplot as plt
+
+from hopscope import plots
+from hopscope.documents import Document, Hop, MultiDocQuestion
+from hopscope.layouts import Layout, lay_out
+from hopscope.masks import (
+    Mask,
+    causal,
+    document_bidirectional,
+    document_block,
+    knock_out,
+    prefix_bidirectional,
+    visibility_order,
+)
+
+QUESTION = MultiDocQuestion(
+    "imagine",
+    "Who is the spouse of the performer of Imagine?",
+    "Yoko Ono",
+    (
+        Document("John Lennon", "Yoko Ono is the spouse of John Lennon."),
+        Document("Hey Jude", "The Beatles sang Hey Jude."),
+        Document("Imagine", "John Lennon is the performer of Imagine."),
+    ),
+    (Hop("", "John Lennon", 2), Hop("", "Yoko Ono", 0)),
+)
+TITLES = {
+    "causal": causal(),
+    "prefix bidirectional": prefix_bidirectional(),
+    "bidirectional in documents": document_bidirectional(),
+    "document block": document_block(),
+    "document block, instruction seen": document_block(instruction=True),
+    "causal in the order forward": visibility_order("forward"),
+    "causal, question → hop 1 knocked out": causal() & knock_out("question", "gold 1"),
+    "document block | hop 1 → hop 2": document_block() | ~knock_out("gold 1", "gold 2"),
+}
+
+
+def words(text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """A tokenizer without a model: a token for each word."""
+    found = list(re.finditer(r"\S+", text))
+    return list(range(len(found))), [match.span() for match in found]
+
+
+def draw(_: Path, rendered: Path) -> list[Path]:
+    """Draw the figure into `rendered`; it needs no result."""
+    layout = lay_out(words, QUESTION, template="answer_only", label="none")
+    with plots.figure_style():
+        figure, axes = plt.subplots(2, 4, figsize=(12.4, 6.6), layout="constrained")
+        for ax, (title, mask) in zip(axes.flat, TITLES.items(), strict=True):
+            mask.show(layout, ax)
+            ax.set_title(title)
+        figure.suptitle("Who sees whom: a row for each word that looks", fontsize=11)
+        table = pd.concat([_edges(title, mask, layout) for title, mask in TITLES.items()])
+        paths = plots.save_figure(figure, table, rendered, "mask_gallery")
+        plt.close(figure)
+    return paths
+
+
+def _edges(title: str, mask: Mask, layout: Layout) -> pd.DataFrame:
+    seen = mask.keep(layout)[0].numpy()
+    counts = seen.sum(axis=1)
+    return pd.DataFrame({"mask": title, "token": range(len(layout)), "sees": counts})
+
+
+if __name__ == "__main__":
+    for drawn in draw(Path(), Path(__file__).parent / "rendered"):
+        print(drawn)

@@ -1,0 +1,36 @@
+"""Draws how well one of several shuffles of the documents is chosen: from saved results."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from matplotlib import pyplot as plt
+
+from hopscope import plots
+from hopscope.experiments import OrderChoice
+from hopscope.study import results_of
+
+
+def draw(runs: Path, rendered: Path) -> list[Path]:
+    """Draw the figure from `runs/order_choice.documents` into `rendered`.
+
+    Raises:
+        ResultError: if there is no such result.
+    """
+    result = results_of(runs, "order_choice", OrderChoice)["documents"]
+    with plots.figure_style():
+        table = result.summary()
+        figure, ax = plt.subplots(figsize=(4.6, 3.3), layout="constrained")
+        plots.strategy_points(table, ax)
+        k, n = result.run["settings"]["k"], result.details["query"].nunique()
+        title = plots.title_of(result, f"One of {k} shuffles")
+        figure.suptitle(f"{title} (n = {n})", fontsize=11)
+        paths = plots.save_figure(figure, table, rendered, "order_choice")
+        plt.close(figure)
+    return paths
+
+
+if __name__ == "__main__":
+    for drawn in draw(Path(sys.argv[1]), Path(__file__).parent / "rendered"):
+        print(drawn)

@@ -1,0 +1,291 @@
+"""Provides DocumentAsker: questions over documents as one model reads them, and their answers.
+
+Imports what reads prompts under masks; the experiments over documents import it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from hopscope.answers import contains, exact_match, f1_score, first_line, matches
+from hopscope.documents import MultiDocQuestion, QuestionSet
+from hopscope.errors import QueryError, UsageError
+from hopscope.experiments.grading import at_line_end
+from hopscope.layouts import CHAT_SLOT, Label, Layout, Template, Way, lay_out, template_of
+from hopscope.masked import Openings, Readings, Version, read
+from hopscope.masks import Mask, mask_of
+from hopscope.models.language_model import LanguageModel
+from hopscope.orders import Order, arrange, order_name
+from hopscope.results import mean_intervals
+from hopscope.sweep import ReadOut
+
+logger = logging.getLogger(__name__)
+
+METRICS = ("contained", "matched", "exact_match", "f1")
+DEFAULT_ORDERS = ("original", "forward", "backward")
+_ANSWER = re.compile(r"(?:answer is|answer:)", re.IGNORECASE)
+SPARE_TOKENS = 8
+"""Room for labels that take more tokens in another order."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question as it fits into the model's context.
+
+    Attributes:
+        question: with the documents that fit.
+        dropped: titles of the distractors that do not.
+        demonstrations: what stands in front.
+    """
+
+    question: MultiDocQuestion
+    dropped: tuple[str, ...]
+    demonstrations: tuple[MultiDocQuestion, ...]
+
+
+@dataclass(frozen=True)
+class DocumentAsker:
+    """Asks the questions of a set; keeps what their prompts begin with.
+
+    Attributes:
+        model: the model.
+        questions: the set.
+        template: how a question becomes a prompt.
+        label: the numbers in front of the documents.
+        max_new_tokens: tokens of an answer; the template's own number if None.
+        seed: of shuffled orders.
+    """
+
+    model: LanguageModel
+    questions: QuestionSet
+    template: str | Template = "answer_only"
+    label: Label = "position"
+    max_new_tokens: int | None = None
+    seed: int = 0
+    openings: Openings = field(default_factory=Openings)
+
+    @property
+    def form(self) -> Template:
+        """The template."""
+        return template_of(self.template)
+
+    @property
+    def room(self) -> int:
+        """How many tokens an answer may take."""
+        return self.max_new_tokens or self.form.max_new_tokens
+
+    def encode(self, text: str) -> tuple[Sequence[int], Sequence[tuple[int, int]]]:
+        """The tokens of a text and their character ranges; a chat template brings its own."""
+        row = self.model.tokenizer(
+            text, return_offsets_mapping=True, add_special_tokens=not self.form.chat
+        )
+        return row["input_ids"], row["offset_mapping"]
+
+    @property
+    def frame(self) -> tuple[str, str]:
+        """What the chat template puts around a user's turn.
+
+        Raises:
+            UsageError: if the tokenizer has no chat template.
+        """
+        if not self.form.chat:
+            return "", ""
+        if not getattr(self.model.tokenizer, "chat_template", None):
+            raise UsageError(
+                f"the tokenizer of {self.model.name} has no chat template; use the template "
+                "'answer_only' or 'plain'"
+            )
+        turn = [{"role": "user", "content": CHAT_SLOT}]
+        text = self.model.tokenizer.apply_chat_template(
+            turn, tokenize=False, add_generation_prompt=True
+        )
+        before, _, after = str(text).partition(CHAT_SLOT)
+        return before, after
+
+    def asked(self, question: MultiDocQuestion) -> Asked:
+        """A question with as many distractors as fit, the last ones left out first.
+
+        Raises:
+            QueryError: if the gold documents alone do not fit.
+        """
+        shown = self.questions.demonstrations(question)
+        limit = self.model.max_context
+        whole = self.layout(Asked(question, (), shown), "original")
+        if limit is None or len(whole) + self.room <= limit:
+            return Asked(question, (), shown)
+        excess = len(whole) + self.room + SPARE_TOKENS - limit
+        dropped: list[int] = []
+        for index in reversed(question.distractors):
+            if excess > 0:
+                dropped.append(index)
+                excess -= len(whole.document(index))
+        if excess > 0:
+            raise QueryError(
+                f"question {question.id!r} does not fit into the {limit} tokens of "
+                f"{self.model.name}, not even with its gold documents alone; use fewer "
+                "demonstrations, a shorter template or a model with a longer context"
+            )
+        titles = tuple(question.documents[index].title for index in sorted(dropped))
+        logger.warning(
+            "question %r: %d of %d documents are dropped, since %s reads %d tokens: %s",
+            *(question.id, len(titles), len(question.documents), self.model.name, limit),
+            ", ".join(titles),
+        )
+        return Asked(question.without(dropped), titles, shown)
+
+    def layout(self, asked: Asked, order: Order, way: Way = "text") -> Layout:
+        """A question's prompt in an order."""
+        return lay_out(
+            self.encode,
+            asked.question,
+            order,
+            way=way,
+            template=self.form,
+            label=self.label,
+            seed=self.seed,
+            demonstrations=asked.demonstrations,
+            frame=self.frame,
+        )
+
+    def read(self, versions: Sequence[Version], *, attention: bool = False) -> Readings:
+        """Let the model answer."""
+        stop = at_line_end(self.model) if self.form.one_line else None
+        what = ReadOut(max_new_tokens=self.room, stop=stop)
+        return read(self.model, versions, what, attention=attention, openings=self.openings)
+
+    def answer(self, tokens: Sequence[int]) -> str:
+        """What was answered: the first line, or what follows the last "answer is"."""
+        text = self.model.decode(tokens)
+        if self.form.one_line:
+            return first_line(text)
+        return _ANSWER.split(text)[-1].strip()
+
+    def check(self, orders: Sequence[Order], seed: int) -> None:
+        """Tell an order that a question cannot have before anything runs.
+
+        Raises:
+            QueryError: with the question and the reason.
+        """
+        for question in self.questions:
+            for order in orders:
+                arrange(question, order, seed)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a run record says."""
+        template = self.template if isinstance(self.template, str) else vars(self.form)
+        return {
+            "template": template,
+            "label": self.label,
+            "max_new_tokens": self.room,
+            "seed": self.seed,
+        }
+
+
+def scores(text: str, names: Sequence[str]) -> dict[str, Any]:
+    """The metrics of an answer."""
+    return {
+        "contained": contains(text, names),
+        "matched": matches(text, names),
+        "exact_match": exact_match(text, names),
+        "f1": f1_score(text, names),
+    }
+
+
+def described(asked: Asked) -> dict[str, Any]:
+    """What the details of a result say of a question."""
+    question = asked.question
+    return {
+        "query": question.id,
+        "question": question.question,
+        "answer": question.answer,
+        "bridge": question.hops[0].answer,
+        "hops": len(question.hops),
+        "documents": len(question.documents),
+        "dropped": ", ".join(asked.dropped),
+    }
+
+
+def check_orders(orders: Sequence[Order]) -> list[Order]:
+    """The orders, each once.
+
+    Raises:
+        UsageError: for a bare string or none.
+    """
+    if isinstance(orders, str) or not len(orders):
+        raise UsageError(f"give a list of orders such as ['original', 'forward'], not {orders!r}")
+    return list({order_name(order): order for order in orders}.values())
+
+
+def check_masks(masks: Sequence[str | Mask] | str | Mask) -> list[Mask]:
+    """The masks, each once; one alone may be given as it is.
+
+    Raises:
+        UsageError: for none, or an unknown name.
+    """
+    given = [masks] if isinstance(masks, str | Mask) else list(masks)
+    if not given:
+        raise UsageError("give at least one mask, such as 'causal'")
+    return list({mask.name: mask for mask in map(mask_of, given)}.values())
+
+
+def accuracies(frame: pd.DataFrame, by: Sequence[str], metric: str, seed: int = 0) -> pd.DataFrame:
+    """The mean of a metric over questions for each group, with 95 % intervals.
+
+    Wilson's for what is right or wrong; a percentile bootstrap for F1.
+
+    Args:
+        frame: one row a question and group.
+        by: the columns that make a group.
+        metric: one of `METRICS`.
+        seed: of the bootstrap.
+
+    Returns:
+        Columns: `by`, `n`, `accuracy`, `low`, `high`.
+
+    Raises:
+        UsageError: for another metric.
+    """
+    if metric not in METRICS:
+        raise UsageError(f"unknown metric {metric!r}: choose one of {', '.join(METRICS)}")
+    rows = []
+    for key, group in frame.groupby(list(by), sort=False)[metric]:
+        values = group.to_numpy(dtype=float)
+        if metric == "f1":
+            mean, low, high = mean_intervals([values], seed)[0]
+        else:
+            right = int(values.sum())
+            interval = stats.binomtest(right, len(values)).proportion_ci(method="wilson")
+            mean, low, high = right / len(values), interval.low, interval.high
+        rows.append((*key, len(values), mean, low, high))
+    return pd.DataFrame(rows, columns=[*by, "n", "accuracy", "low", "high"])
+
+
+def paired(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """How much better `b` is than `a` on the same questions.
+
+    Returns:
+        `n`; the mean `difference` with a 95 % bootstrap interval; how many are `better` and
+        `worse`; and `p` of the exact McNemar test: a sign test over the questions that differ.
+    """
+    difference = b.astype(float) - a.astype(float)
+    mean, low, high = mean_intervals([difference], seed)[0]
+    better, worse = int((difference > 0).sum()), int((difference < 0).sum())
+    p = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
+    return {
+        "n": len(difference),
+        "difference": mean,
+        "low": low,
+        "high": high,
+        "better": better,
+        "worse": worse,
+        "p": float(p),
+    }
