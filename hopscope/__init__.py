@@ -54,7 +54,10 @@ if TYPE_CHECKING:
     from hopscope.experiments import trace as trace
     from hopscope.hooks import edit as edit
     from hopscope.masks import Mask as Mask
+    from hopscope.models import EncoderDecoder as EncoderDecoder
     from hopscope.models import LanguageModel as LanguageModel
+    from hopscope.models import load_any as load_any
+    from hopscope.models import load_encoder_decoder as load_encoder_decoder
     from hopscope.models import load_model as load_model
     from hopscope.queries import QuerySet as QuerySet
     from hopscope.queries import TwoHopQuery as TwoHopQuery
@@ -62,6 +65,10 @@ if TYPE_CHECKING:
     from hopscope.results import Result as Result
     from hopscope.results import load_result as load_result
     from hopscope.sweep import ReadOut as ReadOut
+    from hopscope.training import train as train
+    from hopscope.training_models import TrainingSettings as TrainingSettings
+    from hopscope.training_runs import PrefixTraining as PrefixTraining
+    from hopscope.training_runs import compare_masks as compare_masks
 
 __version__ = "0.1.0"
 
@@ -71,6 +78,7 @@ _HOME = {
     "BackPatching": "experiments",
     "Description": "experiments",
     "DocumentAttention": "experiments",
+    "EncoderDecoder": "models",
     "Grading": "experiments",
     "Knockout": "edits",
     "Knockouts": "experiments",
@@ -81,6 +89,7 @@ _HOME = {
     "OrderChoice": "experiments",
     "Patch": "edits",
     "Permutation": "experiments",
+    "PrefixTraining": "training_runs",
     "Probing": "experiments",
     "Projection": "experiments",
     "QuerySet": "queries",
@@ -90,17 +99,21 @@ _HOME = {
     "Result": "results",
     "Stages": "experiments",
     "Tracing": "experiments",
+    "TrainingSettings": "training_models",
     "TwoHopQuery": "queries",
     "activation_patch": "experiments",
     "attention_to_documents": "experiments",
     "back_patch": "experiments",
     "best_order": "experiments",
     "capture": "activations",
+    "compare_masks": "training_runs",
     "describe": "experiments",
     "edit": "hooks",
     "fit_probe": "experiments",
     "grade": "experiments",
     "knockout": "experiments",
+    "load_any": "models",
+    "load_encoder_decoder": "models",
     "load_model": "models",
     "load_queries": "queries",
     "load_questions": "documents",
@@ -113,6 +126,7 @@ _HOME = {
     "recall": "experiments",
     "stages": "experiments",
     "trace": "experiments",
+    "train": "training",
 }
 
 

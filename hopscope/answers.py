@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -289,28 +290,28 @@ def contains(text: str, names: Iterable[str]) -> bool:
     without any is never found.
     """
     within = squashed(text)
-    return any(name and name in within for name in map(squashed, names))
+    return any(name and name in within for name in map(squashed, _checked(names, "word")))
 
 
 def _squad_words(text: str) -> list[str]:
     """The words of a text without punctuation and articles, as SQuAD's evaluation has them."""
-    kept = "".join(each for each in text.casefold() if unicodedata.category(each)[0] != "P")
+    marks = (each in string.punctuation or unicodedata.category(each)[0] == "P" for each in text)
+    kept = "".join(each for each, mark in zip(text, marks, strict=True) if not mark).casefold()
     return [word for word in kept.split() if word not in ("a", "an", "the")]
 
 
 def exact_match(text: str, names: Iterable[str]) -> bool:
     """Whether a text is one of the names, but for case, punctuation and articles (SQuAD)."""
     words = _squad_words(text)
-    return any(words == _squad_words(name) for name in names)
+    return bool(words) and any(words == _squad_words(name) for name in _checked(names, "word"))
 
 
 def f1_score(text: str, names: Iterable[str]) -> float:
     """The best F1 of a text's words against those of a name (SQuAD), from 0 to 1."""
-    return max((_f1(_squad_words(text), _squad_words(name)) for name in names), default=0.0)
+    words = _squad_words(text)
+    return max((_f1(words, _squad_words(name)) for name in _checked(names, "word")), default=0.0)
 
 
 def _f1(words: list[str], wanted: list[str]) -> float:
-    if not words or not wanted:
-        return float(words == wanted)
     common = sum((Counter(words) & Counter(wanted)).values())
-    return 2 * common / (len(words) + len(wanted))
+    return 2 * common / max(1, len(words) + len(wanted))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from hopscope.documents import QuestionSet
-    from hopscope.models import LanguageModel
+    from hopscope.models import EncoderDecoder, LanguageModel
     from hopscope.queries import QuerySet
     from hopscope.results import Result
 
@@ -558,10 +558,10 @@ Questions = Annotated[
     typer.Option("--questions", "-q", help="world-docs, world-docs-real, a file, or a hub id."),
 ]
 Masks = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="Of causal, prefix_bidirectional, document_bidirectional, document_block, "
-        "document_block_instruction; with commas."
+        "document_block_instruction; with commas. The model's usual one if not given."
     ),
 ]
 PromptTemplate = Annotated[
@@ -597,7 +597,7 @@ def permute_command(
             "shuffle_K; with commas."
         ),
     ] = "original,forward,backward",
-    masks: Masks = "causal",
+    masks: Masks = None,
     permuting: Annotated[
         str, typer.Option(help="Of text, positions, mask, positions+mask; with commas.")
     ] = "text",
@@ -620,14 +620,16 @@ def permute_command(
 ) -> None:
     """Permute documents and change the mask: how do multi-hop answers change?"""
     from hopscope.experiments import permute_documents
+    from hopscope.experiments.document_asking import check_metric
 
+    check_metric(metric)
     wanted = _names(orders)
     asked = _questions(questions, few_shot, limit, distractors, seed, wanted, skip_impossible)
     result = permute_documents(
-        _model(model, device, dtype),
+        _reader(model, device, dtype),
         asked,
         wanted,
-        _names(masks),
+        None if masks is None else _names(masks),
         _names(permuting),  # type: ignore[arg-type]  # it checks them
         template=template,
         label=label,  # type: ignore[arg-type]
@@ -645,7 +647,7 @@ def attention_command(
     model: Model = "smollm2-135m",
     questions: Questions = "world-docs",
     orders: Annotated[str, typer.Option(help="As for permute; with commas.")] = "original",
-    masks: Masks = "causal",
+    masks: Masks = None,
     read: Annotated[
         str, typer.Option(help="Whose attention: answer, or last (token of the prompt).")
     ] = "answer",
@@ -666,14 +668,16 @@ def attention_command(
 ) -> None:
     """Read how much the answer looks at each document: does a right one look harder?"""
     from hopscope.experiments import attention_to_documents
+    from hopscope.experiments.document_asking import VERDICTS, check_metric
 
+    check_metric(metric, VERDICTS)
     wanted = _names(orders)
     asked = _questions(questions, few_shot, limit, distractors, seed, wanted, skip_impossible)
     result = attention_to_documents(
-        _model(model, device, dtype),
+        _reader(model, device, dtype),
         asked,
         wanted,
-        _names(masks),
+        None if masks is None else _names(masks),
         read=read,
         template=template,
         label=label,  # type: ignore[arg-type]  # it checks it
@@ -765,6 +769,12 @@ def _model(name: str, device: str | None, dtype: str | None) -> LanguageModel:
     from hopscope.models import load_model
 
     return load_model(name, device=device, dtype=dtype)
+
+
+def _reader(name: str, device: str | None, dtype: str | None) -> LanguageModel | EncoderDecoder:
+    from hopscope.models import load_any
+
+    return load_any(name, device=device, dtype=dtype)
 
 
 def _queries(source: str, few_shot: int | None, limit: int | None, seed: int) -> QuerySet:

@@ -33,7 +33,7 @@ def read_rows(path: Path) -> list[Row]:
             table = pd.read_parquet(path)
             return [{str(key): row[key] for key in row} for row in table.to_dict("records")]
         if path.suffix == ".jsonl":
-            lines = path.read_text("utf-8").splitlines()
+            lines = path.read_text("utf-8").split("\n")  # other breaks may stand in strings
             return [json.loads(line) for line in lines if line.strip()]
         if path.suffix == ".json":
             content = json.loads(path.read_text("utf-8"))
@@ -62,7 +62,7 @@ def from_rows(rows: Sequence[Row], name: str) -> QuestionSet:
             questions.append(_reader(row)(_plain(row), number))
         except QueryError as error:
             raise QueryError(f"{name}, row {number}: {error}") from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
             raise QueryError(
                 f"{name}, row {number} is damaged ({type(error).__name__}: {error})"
             ) from error
@@ -129,6 +129,8 @@ def _reader(row: Row) -> Callable[[Row, int], MultiDocQuestion]:
 def _from_musique(row: Row, number: int) -> MultiDocQuestion:
     paragraphs = sorted(row["paragraphs"], key=lambda each: each["idx"])
     places = {each["idx"]: index for index, each in enumerate(paragraphs)}
+    if len(places) < len(paragraphs):
+        raise QueryError("two of its paragraphs have the same idx")
     steps = row["question_decomposition"]
     if not steps:
         raise QueryError("it has no question_decomposition, so the chain of hops is not known")

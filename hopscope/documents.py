@@ -58,6 +58,7 @@ class MultiDocQuestion:
         hops: the steps, each with its gold document. In the order of the chain if `ordered`.
         aliases: other names of the answer.
         ordered: whether the order of the hops is known; HotpotQA does not always tell.
+        numbers: what the documents are called: their indices before some were dropped.
         extra: other fields of the row.
 
     Raises:
@@ -71,11 +72,14 @@ class MultiDocQuestion:
     hops: tuple[Hop, ...]
     aliases: tuple[str, ...] = ()
     ordered: bool = True
+    numbers: tuple[int, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("documents", "hops", "aliases"):
+        for name in ("documents", "hops", "aliases", "numbers"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if len(self.numbers) != len(self.documents):  # other documents than those they were of
+            object.__setattr__(self, "numbers", tuple(range(len(self.documents))))
         for name in ("question", "answer"):
             if not getattr(self, name).strip():
                 raise QueryError(f"question {self.id!r} has an empty {name}")
@@ -116,7 +120,7 @@ class MultiDocQuestion:
         return frozenset(filter(None, (*answers, *titles)))
 
     def without(self, dropped: Sequence[int]) -> MultiDocQuestion:
-        """The question without some distractors; the other documents are numbered anew.
+        """The question without some distractors; the others keep their `numbers`.
 
         Raises:
             QueryError: if one of them is gold.
@@ -125,7 +129,9 @@ class MultiDocQuestion:
             raise QueryError(f"question {self.id!r}: gold documents cannot be dropped")
         kept = [each for each in range(len(self.documents)) if each not in dropped]
         hops = tuple(replace(hop, document=kept.index(hop.document)) for hop in self.hops)
-        return replace(self, documents=tuple(self.documents[each] for each in kept), hops=hops)
+        documents = tuple(self.documents[each] for each in kept)
+        numbers = tuple(self.numbers[each] for each in kept)
+        return replace(self, documents=documents, hops=hops, numbers=numbers)
 
 
 @dataclass(frozen=True, repr=False)
@@ -205,7 +211,7 @@ class QuestionSet(Sequence[MultiDocQuestion]):
         for each in (*self.questions, *(self.pool if self.few_shot else ())):
             content = {**asdict(each), "extra": None}
             digest.update(json.dumps(content, sort_keys=True, default=str).encode())
-        digest.update(f"{self.few_shot} {self.few_shot_seed}".encode())
+        digest.update(f"{len(self)} {self.few_shot} {self.few_shot_seed}".encode())
         return digest.hexdigest()
 
     def with_few_shot(self, k: int, seed: int = 0) -> QuestionSet:
@@ -265,6 +271,13 @@ def _shortened(question: MultiDocQuestion) -> MultiDocQuestion:
     return question.without(question.distractors[DEMONSTRATION_DISTRACTORS:])
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
+
+
 def load_questions(
     source: str | Path | Sequence[Mapping[str, Any]] | QuestionSet,
     *,
@@ -306,7 +319,7 @@ def load_questions(
     if not isinstance(source, str | Path):
         return from_rows(source, "rows")
     path = Path(source)
-    if path.is_file():
+    if _is_file(path):
         return from_rows(read_rows(path), path.stem)
     if isinstance(source, str) and source.count("/") == 1 and not path.suffix:
         return from_hub(source, split)

@@ -145,7 +145,9 @@ class Layout:
                 raise QueryError(f"unknown span {span!r}: choose one of {SPANS}")
             if name == "gold" and not 1 <= int(number) <= len(gold):
                 raise QueryError(f"no {span}: the question has gold documents 1 to {len(gold)}")
-            return tuple(self.document(gold[int(number) - 1] if name == "gold" else int(number)))
+            if name == "gold":
+                return tuple(self.document(gold[int(number) - 1]))
+            return tuple(self.document(self._index(int(number))))
         if name in groups:
             return tuple(sorted(token for each in groups[name] for token in self.document(each)))
         if name == "last":
@@ -156,6 +158,15 @@ class Layout:
             raise QueryError(f"unknown span {span!r}: choose one of {SPANS}")
         segment = {"instruction": self.segments[0], "answer": self.segments[-1]}
         return tuple(range(*segment.get(name, self._question_segment)))
+
+    def _index(self, number: int) -> int:
+        """The index of a document by its number, from which dropped ones are not taken off."""
+        numbers = self.question.numbers
+        if number not in numbers:
+            raise QueryError(
+                f"no document {number}: the question has documents {', '.join(map(str, numbers))}"
+            )
+        return numbers.index(number)
 
     @property
     def _question_segment(self) -> tuple[int, int]:
@@ -270,15 +281,25 @@ def lay_out(
     if way == "text":
         return text(wanted)
     whole = tuple(range(len(question.documents)))
-    if way == "positions" and len(wanted) < len(whole):
-        raise QueryError(
-            "position ids alone cannot leave documents out: permute by text, mask or positions+mask"
-        )
+    if way == "positions":
+        check_positions(question, wanted)
     layout = text(whole)
     permuted = with_order(layout, wanted)
     if way == "positions":
         return replace(layout, positions=permuted.rank)
     return replace(permuted, positions=permuted.rank) if way == "positions+mask" else permuted
+
+
+def check_positions(question: MultiDocQuestion, shown: Sequence[int]) -> None:
+    """Refuse to leave documents out by position ids alone.
+
+    Raises:
+        QueryError: if some are not shown.
+    """
+    if len(shown) < len(question.documents):
+        raise QueryError(
+            "position ids alone cannot leave documents out: permute by text, mask or positions+mask"
+        )
 
 
 def _parts(
@@ -287,7 +308,11 @@ def _parts(
     """The text of each document in an order, and of the question."""
     parts = []
     for place, index in enumerate(order):
-        number = {"position": f" [{place + 1}]", "fixed": f" [{index + 1}]", "none": ""}[label]
+        number = {
+            "position": f" [{place + 1}]",
+            "fixed": f" [{question.numbers[index] + 1}]",
+            "none": "",
+        }[label]
         document = question.documents[index]
         title, text = _one_line(document.title), _one_line(document.text)
         parts.append(template.document.format(label=number, title=title, text=text))

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache
 
-from hopscope.errors import ModelError
+from hopscope.errors import ModelError, UsageError
 from hopscope.hooks import masking
 from hopscope.layouts import Layout
 from hopscope.masks import Mask
@@ -83,8 +83,10 @@ def read(
 
     Raises:
         ModelError: if attention is asked of a family whose attention cannot be replaced.
-        UsageError: if a mask lets a token see nothing.
+        UsageError: if a mask lets a token see nothing, or names a layer or head that is not there;
+            for drawn tokens.
     """
+    _check(model, versions, what)
     if not model.shares_prefixes:
         if attention:
             raise ModelError(f"{model.name} does not let its attention be read here")
@@ -101,6 +103,17 @@ def read(
     if openings is not None:
         openings.take(plans, store.kept)
     return _Decoding(model, store, rows, what, attention).run(len(versions))
+
+
+def _check(model: LanguageModel, versions: Sequence[Version], what: ReadOut) -> None:
+    if what.draws is not None:
+        raise UsageError("prompts under masks are decoded greedily: leave draws out")
+    for version in versions:
+        if max(version.mask.layers, default=0) >= model.n_layers:
+            raise UsageError(
+                f"the mask {version.mask.name!r} names layer {max(version.mask.layers)}, but the "
+                f"model has layers 0 to {model.n_layers - 1}"
+            )
 
 
 def unavoidable_tokens(model: LanguageModel, versions: Sequence[Version]) -> int:
@@ -207,6 +220,8 @@ class _Plan:
 
 
 def _digest(seen: Tensor) -> bytes:
+    if bool((seen == seen[:1]).all()):
+        seen = seen[:1]
     packed = np.packbits(seen.numpy()).tobytes()
     return hashlib.blake2b(packed, digest_size=16, key=str(tuple(seen.shape)).encode()).digest()
 

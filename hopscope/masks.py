@@ -32,7 +32,8 @@ class Mask(ABC):
     Attributes:
         name: what tables call it.
         layers: the blocks in which it is not what it is elsewhere.
-        by_head: whether heads differ.
+        n_heads: how many heads a model must have for the heads that it names; 0 if heads do not
+            differ.
 
     Example:
         >>> (causal() & knock_out("question", "gold 1", layers=[3, 4])).name
@@ -41,31 +42,43 @@ class Mask(ABC):
 
     name: str
     layers: frozenset[int] = frozenset()
-    by_head: bool = False
+    n_heads: int = 0
+
+    @property
+    def by_head(self) -> bool:
+        """Whether heads differ."""
+        return self.n_heads > 0
 
     @abstractmethod
     def _seen(self, layout: Layout, layer: int, n_heads: int) -> Tensor:
         """Booleans of shape (head or 1, query, key) over all tokens."""
 
     def keep(
-        self, layout: Layout, layer: int = 0, n_heads: int = 1
+        self, layout: Layout, layer: int = 0, n_heads: int | None = None
     ) -> Bool[Tensor, "head query key"]:
         """Who sees whom in one block: True where the query's token sees the key's.
 
         Documents that the layout does not show are seen by themselves alone. The tokens of an
-        answer see of the prompt what its last token sees, and of the answer what came before.
+        answer see of the prompt what its last token sees, and of the answer what came before; the
+        prompt does not see the answer.
 
         Args:
             layout: the tokens.
             layer: 0-based index of the block.
-            n_heads: number of query heads of the model.
+            n_heads: number of query heads of the model; as many as the mask names if None.
 
         Returns:
             Booleans; the head axis has length 1 where all heads see the same.
 
         Raises:
-            UsageError: if a token would see nothing.
+            UsageError: if a token would see nothing, or the model lacks a head that is named.
         """
+        n_heads = max(1, self.n_heads) if n_heads is None else n_heads
+        if self.n_heads > n_heads:
+            raise UsageError(
+                f"the mask {self.name!r} names head {self.n_heads - 1}, but there are heads 0 to "
+                f"{n_heads - 1}"
+            )
         seen = self._seen(layout, layer, n_heads)
         if layout.hidden.any():
             hidden = torch.as_tensor(layout.hidden)
@@ -75,6 +88,7 @@ class Mask(ABC):
             seen = seen.clone()
             seen[:, start:, :start] = seen[:, start - 1 : start, :start]
             seen[:, start:, start:] = torch.ones_like(seen[0, start:, start:]).tril()
+            seen[:, :start, start:] = False  # no prompt knows its answer
         blind = (~seen.any(dim=-1)).nonzero()
         if len(blind):
             token = int(blind[0, -1])
@@ -106,8 +120,8 @@ class Mask(ABC):
         """
         from hopscope import plots
 
-        seen = self.keep(layout, layer, head + 1 if self.by_head else 1)
-        return plots.mask_grid(seen[-1].numpy(), layout, ax, self.name)
+        seen = self.keep(layout, layer, max(self.n_heads, head + 1))
+        return plots.mask_grid(seen[min(head, len(seen) - 1)].numpy(), layout, ax, self.name)
 
 
 @dataclass(frozen=True, repr=False)
@@ -142,8 +156,8 @@ class _Joined(Mask):
         return self.a.layers | self.b.layers
 
     @property
-    def by_head(self) -> bool:  # type: ignore[override]
-        return self.a.by_head or self.b.by_head
+    def n_heads(self) -> int:  # type: ignore[override]
+        return max(self.a.n_heads, self.b.n_heads)
 
     def _seen(self, layout: Layout, layer: int, n_heads: int) -> Tensor:
         return self.join(*(each._seen(layout, layer, n_heads) for each in self.parts))
@@ -167,8 +181,8 @@ class _Not(Mask):
         return self.of.layers
 
     @property
-    def by_head(self) -> bool:  # type: ignore[override]
-        return self.of.by_head
+    def n_heads(self) -> int:  # type: ignore[override]
+        return self.of.n_heads
 
     def _seen(self, layout: Layout, layer: int, n_heads: int) -> Tensor:
         return ~self.of._seen(layout, layer, n_heads)
@@ -196,8 +210,8 @@ class _KnockOut(Mask):
         return self.in_layers or frozenset()
 
     @property
-    def by_head(self) -> bool:  # type: ignore[override]
-        return self.heads is not None
+    def n_heads(self) -> int:  # type: ignore[override]
+        return 1 + max(self.heads, default=-1) if self.heads is not None else 0
 
     def _seen(self, layout: Layout, layer: int, n_heads: int) -> Tensor:
         n = len(layout)
@@ -217,7 +231,7 @@ class _KnockOut(Mask):
 
 
 def _span_name(span: Span) -> str:
-    return span if isinstance(span, str) else f"[{order_name(span).replace('-', ',')}]"
+    return span if isinstance(span, str) else f"[{','.join(map(str, span))}]"
 
 
 def _segments(layout: Layout) -> Tensor:
@@ -316,7 +330,13 @@ def knock_out(
         key_span: the tokens that they no longer see.
         layers: 0-based indices of the blocks where that holds; all if None.
         heads: likewise.
+
+    Raises:
+        UsageError: for a negative layer or head.
     """
+    for what, given in (("layer", layers), ("head", heads)):
+        if given is not None and min(given, default=0) < 0:
+            raise UsageError(f"{what}s are counted from 0; there is no {what} {min(given)}")
     queries, keys = (
         each if isinstance(each, str) else tuple(each) for each in (query_span, key_span)
     )
@@ -343,7 +363,9 @@ def visibility_order(order: Order, seed: int = 0) -> Mask:
         seen = _causal(ranked) & ~hidden[None, :]
         return seen | (hidden[:, None] & _same_segment(layout) & _causal(layout))
 
-    return _Rule(f"visibility_order({order_name(order)})", rule)
+    name = order_name(order)
+    drawn = f", seed {seed}" if name.startswith("shuffle") else ""
+    return _Rule(f"visibility_order({name}{drawn})", rule)
 
 
 MASKS: Mapping[str, Callable[[], Mask]] = MappingProxyType(

@@ -73,16 +73,16 @@ def arrange(question: MultiDocQuestion, order: Order, seed: int = 0) -> tuple[in
 
 
 def _explicit(question: MultiDocQuestion, order: Sequence[int]) -> tuple[int, ...]:
-    indices = tuple(int(each) for each in order)
-    known = range(len(question.documents))
-    wrong = [each for each in indices if each not in known]
-    if wrong or len(set(indices)) < len(indices) or not indices:
+    numbers = [int(each) for each in order]
+    known = question.numbers
+    wrong = [each for each in numbers if each not in known]
+    if wrong or len(set(numbers)) < len(numbers) or not numbers:
         what = f"there is no document {wrong[0]}" if wrong else "it must name documents once each"
         raise ImpossibleOrderError(
-            f"question {question.id!r} cannot be put in the order {list(indices)}: {what}; "
-            f"its documents are 0 to {len(known) - 1}"
+            f"question {question.id!r} cannot be put in the order {numbers}: {what}; its "
+            f"documents are {', '.join(map(str, known))}"
         )
-    return indices
+    return tuple(known.index(each) for each in numbers)
 
 
 def _spaced(

@@ -534,8 +534,9 @@ def order_points(accuracy: pd.DataFrame, ax: Axes | None = None, title: str = ""
     if len(orders) > 6:
         ax.tick_params(axis="x", rotation=40)
     ax.set(ylabel="questions answered", title=title, xlim=(-0.5, len(orders) - 0.5))
-    ax.set_ylim(0, max(0.1, min(1.0, float(accuracy["high"].max()) * 1.08)))
-    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    top = max(0.1, min(1.0, float(accuracy["high"].max()) * 1.08))
+    ax.set_ylim(-0.03 * top, top)
+    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
     ax.grid(axis="y", color="#E5E5E5", lw=0.6)
     ax.set_axisbelow(True)
     _legend_beside(ax)
@@ -633,8 +634,8 @@ def strategy_points(summary: pd.DataFrame, ax: Axes | None = None, title: str = 
         ax.plot(place, row["accuracy"], "o", ms=6, color=colors[place])
     ax.set_xticks(range(len(summary)), [STRATEGY_LABELS[each] for each in summary["strategy"]])
     ax.set(ylabel="questions answered", title=title, xlim=(-0.5, len(summary) - 0.5))
-    ax.set_ylim(bottom=0)
-    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    ax.set_ylim(bottom=min(0, *ax.get_ylim()))
+    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
     return ax
 
 

@@ -24,7 +24,7 @@ from scipy import stats
 
 from hopscope.documents import QuestionSet
 from hopscope.errors import ResultError, UsageError
-from hopscope.models.language_model import LanguageModel
+from hopscope.models.token_model import TokenModel
 from hopscope.queries import QuerySet
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def load_result(path: str | Path) -> Result:
     """
     path = Path(path)
     run = read_run(path)
-    from hopscope import experiments  # noqa: F401  (its modules add themselves to `kinds`)
+    from hopscope import experiments, training_runs  # noqa: F401  (they add themselves to `kinds`)
 
     kind = Result.kinds.get(str(run.get("kind")))
     if kind is None:
@@ -189,7 +189,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def provenance(
-    model: LanguageModel, queries: QuerySet | QuestionSet, kind: str, settings: Mapping[str, Any]
+    model: TokenModel, queries: QuerySet | QuestionSet, kind: str, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What a result must carry so that it can be made again."""
     record = {

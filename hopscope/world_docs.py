@@ -17,21 +17,21 @@ from .queries import load_queries
 
 _NAMES = """
 Aaron Adam Agnes Albert Alice Amber Amy Andrew Angela Anna Arthur Ashley Audrey Barry Becky
-Bella Ben Betty Blake Brad Brenda Brian Bruce Caleb Carl Carmen Carol Chad Charlie Chloe Claire
-Clara Cody Colin Cora Craig Daisy Dale Daniel Daphne Darren David Dean Debbie Derek Diana Donna
-Doris Dylan Edgar Edith Eileen Elaine Eli Ella Ellen Elsie Emily Emma Eric Erin Ethan Eva Faith
-Felix Fiona Floyd Frank Fred Gail Gary Gavin Gina Glen Gloria Grace Greg Hannah Harold Harry
-Hazel Heidi Helen Henry Holly Howard Hugo Ian Irene Iris Ivan Ivy Jack Jake Jane Janet Jason
-Jean Jenny Jerry Jesse Jill Joan Joel Joyce Judy Julia Karen Karl Kate Keith Kelly Kevin Kyle
-Lance Laura Lena Leo Leslie Liam Linda Lisa Logan Lois Louis Lucas Lucy Luke Lydia Mabel Marcus
-Maria Mark Martha Mason Max Megan Mia Mike Molly Nancy Naomi Nathan Neil Nick Nina Noah Nora
-Norman Olive Oliver Oscar Owen Pam Patty Paul Peggy Percy Peter Phil Polly Rachel Ralph Ray Rita
-Robin Roger Rosa Roy Ruby Ruth Ryan Sally Sam Sandra Sara Scott Sean Sheila Simon Sofia Stella
-Steve Susan Sylvia Tara Ted Terry Tim Tina Todd Toby Tracy Trevor Tyler Vera Victor Violet
-Walter Wanda Wayne Wendy Will Zach Zoe
+Bella Ben Betty Blake Brad Brenda Brian Bruce Caleb Carl Carol Chad Charlie Chloe Claire Colin
+Cora Craig Daisy Dale Daniel Daphne Darren David Dean Debbie Derek Diana Donna Doris Edgar Edith
+Eileen Elaine Eli Ellen Elsie Emily Eric Erin Ethan Eva Faith Fiona Floyd Frank Fred Gail Gavin
+Gina Glen Gloria Grace Greg Harold Harry Hazel Helen Holly Howard Irene Iris Ivan Ivy Jack Jake
+Jane Jason Jean Jenny Jerry Jesse Jill Joan Joel Judy Julia Karen Karl Kate Keith Kelly Kevin
+Kyle Lance Laura Lena Leo Leslie Liam Linda Lisa Lois Louis Lucy Luke Lydia Mabel Marcus Maria
+Mark Martha Mason Max Megan Mia Mike Molly Nancy Naomi Nathan Neil Nick Nina Noah Nora Norman
+Olive Oscar Owen Pam Patty Paul Peggy Percy Peter Phil Polly Rachel Ralph Rita Robin Roger Rosa
+Roy Ruby Ruth Ryan Sally Sam Sandra Sara Scott Sean Sheila Simon Stella Steve Susan Sylvia Tara
+Ted Terry Tim Tina Todd Toby Tracy Trevor Tyler Vera Victor Violet Walter Wanda Wayne Wendy
+Zach Zoe
 """
 NAMES = tuple(_NAMES.split())
-"""Made-up names are common given names: few tokens in any vocabulary, and no fact in any memory."""
+"""Made-up names: common given names, of few tokens in any vocabulary. None is that of an entity of
+`world`, and none is part of another, so that an answer names one of them or not."""
 FEW_SHOT = 2
 """Demonstrations in a prompt; a small model needs them to know what is asked for."""
 WHO = ("creator", "family")

@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hopscope.answers import MATCHES, decided, find_answer, first_line, matches, normalise
+from hopscope.answers import (
+    MATCHES,
+    contains,
+    decided,
+    exact_match,
+    f1_score,
+    find_answer,
+    first_line,
+    matches,
+    normalise,
+    squashed,
+)
 from hopscope.errors import UsageError
 
 # (text, one name, does the text name it?)
@@ -262,3 +273,114 @@ def test_ten_thousand_verdicts_take_a_moment() -> None:
     for index in range(10_000):
         matches(f" it is certainly number {index} of the list,", names)
     assert time.perf_counter() - start < 5
+
+
+# --- containment, exact match and F1, as benchmarks have them -------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("St. John's", "stjohns"),
+        ("東京!", "東京"),
+        ("São  Paulo", "sãopaulo"),
+        ("Sa\u0303o", "são"),
+        ("Straße", "strasse"),
+        ("№ ５", "no5"),
+        (" -–—.,!?\n", ""),
+        ("", ""),
+        ("Αθήνα, 1984", "αθήνα1984"),
+    ],
+)
+def test_squashed_by_hand(text: str, expected: str) -> None:
+    assert squashed(text) == expected
+
+
+@given(st.text())
+def test_what_is_squashed_has_letters_and_digits_alone_and_stays_as_it_is(text: str) -> None:
+    once = squashed(text)
+    assert once == "" or once.isalnum()
+    assert squashed(f" {once}! ") == squashed(once)
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "expected"),
+    [
+        ("The answer is St Johns.", ("St. John's",), True),
+        ("new-york", ("New York",), True),
+        ("Nigeria", ("Niger",), True),  # containment knows no boundary
+        ("It is Paris", ("Rome", "Paris"), True),
+        ("It is Paris", ("Rome",), False),
+        ("It is Paris", (), False),
+        ("", ("Paris",), False),
+        ("", ("",), False),
+        # a reference in another script is not squashed to nothing, which all texts would hold
+        ("It is Paris", ("東京",), False),
+        ("首都は東京です", ("東京",), True),
+        ("It is Paris", ("Москва", "القاهرة", "दिल्ली"), False),
+        ("Это МОСКВА.", ("Москва",), True),
+        # nor is one without letters found
+        ("It is Paris", ("!?",), False),
+        ("?", ("?",), False),
+        ("It is Paris", ("", " ", "…"), False),
+        ("in 1984.", ("1,984",), True),
+    ],
+)
+def test_containment_by_hand(text: str, names: tuple[str, ...], expected: bool) -> None:
+    assert contains(text, names) is expected
+
+
+@given(st.text(), st.text(), st.text())
+def test_a_name_with_letters_is_found_wherever_it_stands(
+    before: str, name: str, after: str
+) -> None:
+    if any(char.isascii() and char.isalnum() for char in name):
+        assert contains(f"{before} {name} {after}", (name,))
+    if not squashed(name):
+        assert not contains(before, (name,))
+
+
+# (text, names, exact match, F1)
+SQUAD = [
+    ("Paris", ("Paris",), True, 1.0),
+    ("the paris.", ("Paris",), True, 1.0),
+    (" An  Apple ", ("apple!",), True, 1.0),
+    ("Paris, France", ("Paris",), False, 2 / 3),
+    ("Paris France", ("France", "Paris France"), True, 1.0),
+    ("Lyon", ("Paris",), False, 0.0),
+    ("in the city of Paris", ("Paris",), False, 2 * (1 / 4) / (1 / 4 + 1)),
+    ("a b c d", ("b c x",), False, 2 * (2 / 3) * (2 / 3) / (2 / 3 + 2 / 3)),
+    ("new new york", ("new york",), False, 2 * (2 / 3) / (2 / 3 + 1)),
+    ("york york", ("york new york",), False, 0.8),
+    ("theatre", ("atre",), False, 0.0),
+    ("well-known", ("wellknown",), True, 1.0),
+    ("St. John's", ("St Johns",), True, 1.0),
+    ("", ("Paris",), False, 0.0),
+    ("the", ("Paris",), False, 0.0),
+    ("Paris", (), False, 0.0),
+    ("Paris", ("東京",), False, 0.0),
+    ("", ("東京",), False, 0.0),
+    ("東京。", ("東京",), True, 1.0),
+    ("МОСКВА", ("Москва",), True, 1.0),
+    ("$5 million", ("5 million",), True, 1.0),
+    ("a+b", ("ab",), True, 1.0),
+]
+
+
+@pytest.mark.parametrize(("text", "names", "exact", "f1"), SQUAD)
+def test_exact_match_and_f1_by_hand(
+    text: str, names: tuple[str, ...], exact: bool, f1: float
+) -> None:
+    assert exact_match(text, names) is exact
+    assert f1_score(text, names) == pytest.approx(f1)
+
+
+@given(st.text(), st.lists(st.text(), max_size=3))
+def test_f1_is_one_just_where_the_words_are_those_of_a_name(text: str, names: list[str]) -> None:
+    score = f1_score(text, names)
+    assert 0 <= score <= 1
+    if exact_match(text, names):
+        assert score == 1
+    if exact_match(text, [text]):  # of a text without words nothing is right
+        assert f1_score(text, [*names, text]) == 1
+    assert score == max([f1_score(text, [name]) for name in names], default=0)

@@ -18,7 +18,7 @@ import pytest
 import hopscope as hs
 from hopscope import cli, sweep
 from hopscope.answers import matches
-from hopscope.experiments import grade
+from hopscope.experiments import DocumentAttention, Permutation, grade
 from hopscope.models import LanguageModel
 from hopscope.models.zoo import zoo
 from hopscope.queries import QuerySet, TwoHopQuery
@@ -40,6 +40,8 @@ COMMANDS = (
     ("trace",),
     ("recall",),
     ("probe",),
+    ("permute",),
+    ("attention",),
     ("study",),
 )
 
@@ -138,7 +140,8 @@ def test_every_command_has_help(hopscope: Command, command: Sequence[str]) -> No
     assert "Usage:" in done.out
     assert done.err == ""
     if command and command[0] != "models":
-        for option in ("--model", "--queries", "--limit", "--few-shot", "--seed", "--device"):
+        asked = "--questions" if command[0] in ("permute", "attention") else "--queries"
+        for option in ("--model", asked, "--limit", "--few-shot", "--seed", "--device"):
             assert option in done.out
 
 
@@ -323,6 +326,123 @@ def test_an_analysis_prints_tables_or_one_object(hopscope: Command, csv: Path, n
         assert table.replace("_", " ") in words.out
 
 
+# --- questions over documents --------------------------------------------------------------------
+
+
+@pytest.fixture
+def musique(tmp_path: Path) -> Path:
+    """A file in the form of MuSiQue: one question has a distractor, the other one none."""
+    rows = [_musique("one", "Paris", ["Titanic", "France", "Kyoto"]), _musique("two", "Rome", "ab")]
+    path = tmp_path / "musique.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
+    return path
+
+
+def _musique(id: str, answer: str, titles: Sequence[str]) -> dict[str, Any]:
+    """A row; its first two documents are gold, in the order of the chain."""
+    steps = (("a >> country", "France", 0), ("#1 >> capital", answer, 1))
+    return {
+        "id": id,
+        "question": "Which city?",
+        "answer": answer,
+        "answer_aliases": [],
+        "answerable": True,
+        "paragraphs": [
+            {
+                "idx": index,
+                "title": title,
+                "paragraph_text": "The city.",
+                "is_supporting": index < 2,
+            }
+            for index, title in enumerate(titles)
+        ],
+        "question_decomposition": [
+            {"id": number, "question": text, "answer": said, "paragraph_support_idx": index}
+            for number, (text, said, index) in enumerate(steps)
+        ],
+    }
+
+
+SHORT = ("--template", "plain", "--max-new-tokens", 2)
+
+
+def test_permute_prints_one_object(hopscope: Command, musique: Path) -> None:
+    what = ("--orders", "forward, backward,rm_first", "--masks", "causal,document_block")
+    done = hopscope("permute", *TINY, "-q", musique, *what, *SHORT, "--json", "-o", "run")
+    assert done.code == 0, done.err
+    found = json.loads(done.out, parse_constant=_refuse_constant)
+    assert set(found) == {"rows", "compare", "run"}
+    result = hs.load_result("run")
+    assert isinstance(result, Permutation)
+    assert found["rows"] == json.loads(result.accuracy().to_json(orient="records"))
+    names = ["order", "mask", "permuting", "n", "accuracy", "low", "high"]
+    assert [list(row) for row in found["rows"]] == [names] * 6
+    assert [(row["order"], row["mask"]) for row in found["rows"]][:3] == [
+        ("forward", "causal"),
+        ("forward", "document_block"),
+        ("backward", "causal"),
+    ]
+    assert {row["n"] for row in found["rows"]} == {2}
+    assert {row["base"] for row in found["compare"]} == {"forward"}
+    assert "permutation: 100%" in done.err
+
+
+def test_permute_takes_its_settings(hopscope: Command, musique: Path) -> None:
+    more = ("--permuting", "mask,positions+mask", "--label", "none", "--seed", 4, "--limit", 1)
+    what = ("--orders", "shuffle_1", "--metric", "f1", *more, *SHORT)
+    done = hopscope("permute", *TINY, "-q", musique, *what, "--json")
+    found = json.loads(done.out)
+    assert found["run"]["settings"] == {
+        **found["run"]["settings"],
+        "template": "plain",
+        "label": "none",
+        "max_new_tokens": 2,
+        "seed": 4,
+        "orders": ["shuffle_1"],
+        "permuting": ["mask", "positions+mask"],
+    }
+    assert found["run"]["queries"]["n"] == 1
+    assert [row["permuting"] for row in found["rows"]] == ["mask", "positions+mask"]
+    assert found["rows"][0]["low"] is None  # a bootstrap over one question
+
+
+def test_permute_prints_tables(hopscope: Command, musique: Path) -> None:
+    done = hopscope("permute", *TINY, "-q", musique, *SHORT)
+    assert done.code == 0, done.err
+    assert done.out.startswith("rows\n")
+    assert "\ncompare\n" in done.out
+    assert "backward" in done.out
+
+
+@pytest.mark.parametrize("command", ["permute", "attention"])
+def test_impossible_questions_are_skipped_if_asked(
+    hopscope: Command, musique: Path, command: str
+) -> None:
+    asked = (command, *TINY, "-q", musique, "--orders", "forward_1", *SHORT, "--json")
+    assert hopscope(*asked).code == 2
+    done = hopscope(*asked, "--skip-impossible")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["run"]["queries"]["n"] == 1
+
+
+def test_attention_prints_one_object(hopscope: Command, musique: Path) -> None:
+    what = ("--orders", "forward,backward", "--read", "last")
+    done = hopscope("attention", *TINY, "-q", musique, *what, *SHORT, "--json", "-o", "run")
+    assert done.code == 0, done.err
+    found = json.loads(done.out, parse_constant=_refuse_constant)
+    assert set(found) == {"rows", "peaks", "run"}
+    result = hs.load_result("run")
+    assert isinstance(result, DocumentAttention)
+    assert found["peaks"] == json.loads(result.peaks().to_json(orient="records"))
+    assert len(found["peaks"]) == 4
+    assert [row["order"] for row in found["rows"]] == ["forward", "backward"]
+    assert {row["right"] + row["wrong"] for row in found["rows"]} == {2}
+    assert found["run"]["settings"]["read"] == "last"
+    words = hopscope("attention", *TINY, "-q", musique, *what, *SHORT)
+    assert words.out.startswith("rows\n")
+    assert "\npeaks\n" in words.out
+
+
 def test_a_study_writes_its_page(hopscope: Command, csv: Path) -> None:
     done = hopscope("study", *TINY, "-q", csv, "--limit", 4, "--json", "-o", "told")
     assert done.code == 0, done.err
@@ -387,6 +507,7 @@ def tables(tmp_path: Path) -> None:
 
 
 PLAIN = (*TINY, "-q", "plain.csv")
+WORLD_DOCS = (*TINY, "--limit", 1, "-o", "run")
 PATCH = ("back-patch", *PLAIN)
 ALL = (*PLAIN, "--subset", "all")
 MISTAKES: dict[str, tuple[tuple[object, ...], str]] = {
@@ -442,6 +563,22 @@ MISTAKES: dict[str, tuple[tuple[object, ...], str]] = {
     "target": (("probe", *PLAIN, "--target", "e9"), "unknown target 'e9'"),
     "folds": (("probe", *PLAIN, "--folds", 1), "--folds"),
     "few to probe": (("probe", *PLAIN), "0 classes of e2 have 5 source entities"),
+    "order": (("permute", *WORLD_DOCS, "--orders", "sideways"), "unknown order 'sideways'"),
+    "no order": (("permute", *WORLD_DOCS, "--orders", ","), "give a list of orders"),
+    "skipped order": (
+        ("permute", *WORLD_DOCS, "--orders", "sideways", "--skip-impossible"),
+        "unknown order 'sideways'",
+    ),
+    "impossible order": (("permute", *WORLD_DOCS, "--orders", "forward_9"), "needs 9 distractors"),
+    "mask": (("permute", *WORLD_DOCS, "--masks", "diagonal"), "unknown mask 'diagonal'"),
+    "way": (("permute", *WORLD_DOCS, "--permuting", "words"), "unknown way 'words'"),
+    "template": (("permute", *WORLD_DOCS, "--template", "poem"), "unknown template 'poem'"),
+    "distractors": (("permute", *WORLD_DOCS, "--distractors", -1), "--distractors"),
+    "questions": (("permute", *TINY, "-q", "none.jsonl"), "no question set 'none.jsonl'"),
+    "questions in csv": (("permute", *PLAIN), "plain.csv: expected a file that ends in .jsonl"),
+    "attended order": (("attention", *WORLD_DOCS, "--orders", "up"), "unknown order 'up'"),
+    "attended mask": (("attention", *WORLD_DOCS, "--masks", "x"), "unknown mask 'x'"),
+    "whose attention": (("attention", *WORLD_DOCS, "--read", "first"), "cannot read 'first'"),
     "study preset": (("study", *PLAIN, "--preset", "full", "-o", "run"), "unknown preset"),
     "limit": (("grade", *PLAIN, "--limit", 0), "--limit"),
     "option": (("grade", "--colour", "red"), "No such option"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from known import CORRECT, INCORRECT, known_model, known_queries
+from known import CORRECT, INCORRECT, RIGHT, known_model, known_queries, made_grading
 
 from hopscope import report, study
+from hopscope.experiments import DocumentAttention, MaskedPaths, OrderChoice, Permutation
+from hopscope.results import Result
 from hopscope.study import Preset, Study, run_study
 
 SMALL = Preset(limit=None, most=2, layer_step=2)
@@ -100,9 +103,8 @@ def test_what_was_left_out_is_said_with_its_reason(written: tuple[Study, Path]) 
     assert found.left_out
     for name, reason in found.left_out.items():
         subset = name.partition(".")[2]
-        assert f"Not run on queries graded {subset}: {reason}." in finding(
-            found, name.partition(".")[0]
-        )
+        which = "questions over documents" if subset == "documents" else f"queries graded {subset}"
+        assert f"Not run on {which}: {reason}." in finding(found, name.partition(".")[0])
     assert "Not run on" in page.read_text("utf-8")
 
 
@@ -135,6 +137,100 @@ def test_names_are_escaped(written: tuple[Study, Path], tmp_path: Path) -> None:
     text = report.write(hostile, tmp_path).read_text("utf-8")
     assert "<script>" not in text
     assert "&lt;script&gt;" in text
+
+
+# --- words on documents ---------------------------------------------------------------------------
+
+
+def told(name: str, result: Result) -> tuple[str, dict[str, pd.DataFrame]]:
+    """The findings and tables of one result on questions over documents."""
+    found = Study(made_grading(RIGHT), {f"{name}.documents": result}, {}, Path())
+    _, section = report.sections(found)
+    assert section.name == name
+    return " ".join(section.findings), section.tables
+
+
+def test_the_order_of_documents_is_told() -> None:
+    rows = [
+        (f"q{n}", order, mask, "text", right)
+        for n in range(8)
+        for mask in ("causal", "document_block")
+        for order, right in (
+            ("original", n < 2),
+            ("forward", n < 4),
+            ("backward", n < 4 if mask == "document_block" else n < 1),
+        )
+    ]
+    frame = pd.DataFrame(rows, columns=["query", "order", "mask", "permuting", "contained"])
+    said, tables = told("document_order", Permutation(frame, frame[["query"]].drop_duplicates()))
+    assert said.startswith("Questions over documents (n = 8): under the mask causal it answers ")
+    assert re.search(r"25 % \(\d+–\d+\) original, 50 % \(\d+–\d+\) forward, 12 % \(", said)
+    assert re.search(r"backward over forward -38 points \(-\d+ to .{1,3}\): less than chance", said)
+    assert "Under the mask document_block it answers" in said
+    assert "backward over forward +0 points (+0 to +0): not told apart from chance" in said
+    assert set(tables) == {
+        f"document_order.documents.{name}" for name in ("accuracy", "compare", "compare_masks")
+    }
+
+
+def made_attention(right: Sequence[bool]) -> DocumentAttention:
+    """The peak of question n is n + 1, at the second hop."""
+    frame = pd.DataFrame(
+        [
+            (f"q{n}", "forward", "causal", 0, 0, document, document, document, float(mass))
+            for n in range(len(right))
+            for document, mass in ((0, 0), (1, 0), (2, n + 1))
+        ],
+        columns=["query", "order", "mask", "layer", "head", "document", "hop", "slot", "mass"],
+    )
+    details = frame[["query", "order", "mask"]].drop_duplicates().assign(contained=list(right))
+    return DocumentAttention(frame, details)
+
+
+def test_peaks_of_attention_are_told() -> None:
+    said, tables = told("attention_peaks", made_attention([False, False, True, True]))
+    assert "in the order forward 2 answers are right" in said
+    assert "their median peak is 3.50, that of the 2 wrong ones 1.50" in said
+    assert "a right one is higher in 100 % of the pairs, chance 50 %; p = 0.33)" in said
+    assert list(tables["attention_peaks.documents.peaks"]["peak"]) == [1, 2, 3, 4]
+    said, _ = told("attention_peaks", made_attention([True, True]))
+    assert said.endswith("in the order forward 2 answers are right.")
+
+
+def test_the_choice_of_an_order_is_told() -> None:
+    rows = [
+        (f"q{n}", number, f"answer {number}", peak, right)
+        for n in range(8)
+        for number, (peak, right) in enumerate([(1.0, False), (2.0, True)])
+    ]
+    columns = ["query", "shuffle", "generation", "peak", "contained"]
+    frame = pd.DataFrame(rows, columns=columns)
+    result = OrderChoice(frame, frame[["query"]].drop_duplicates(), {"settings": {"k": 2}})
+    said, _ = told("order_choice", result)
+    assert "of 2 shuffles a random one is right for 50 %" in said
+    assert "Chosen by the highest peak: 100 %, +50 points (+50 to +50) over a random" in said
+    assert "over a random shuffle: more than chance" in said
+    assert "Chosen by the majority: 0 %, -50 points" in said
+    assert "Chosen by an oracle: 100 %" in said
+
+
+def test_masked_paths_are_told() -> None:
+    rows = [
+        (f"q{n}", "question->gold 1", control, layer, changed)
+        for n in range(8)
+        for control, layer, changed in (
+            ("none", 0, n < 2),
+            ("none", 1, n < 6),
+            ("distractor", 0, n < 2),
+            ("distractor", 1, n < 2),
+        )
+    ]
+    frame = pd.DataFrame(rows, columns=["query", "edge", "control", "layer", "changed"])
+    result = MaskedPaths(frame, frame[["query"]].drop_duplicates(), {"settings": {"window": 1}})
+    said, tables = told("document_paths", result)
+    assert "blocking question->gold 1 in 3 layers changes most answers around layer 1, 75 %" in said
+    assert "the same edge to a distractor 25 %: more than chance (the best of 2 windows)" in said
+    assert len(tables["document_paths.documents.above_chance"]) == 2
 
 
 # --- the same bytes ------------------------------------------------------------------------------
@@ -193,4 +289,7 @@ def test_what_no_report_made_is_left_alone(written: tuple[Study, Path], tmp_path
 
 def test_every_step_can_be_told() -> None:
     assert {*study.STEPS, "stages"} == set(report._TELLERS)
-    assert {"grading", *report._TELLERS} == set(report.QUESTIONS) == set(study.NEEDS)
+    assert {"grading", *report._TELLERS} == set(report.QUESTIONS)
+    without_section = {"mask_gallery", "prefix_training"}
+    assert not without_section & set(report.QUESTIONS)
+    assert set(report.QUESTIONS) | without_section == set(study.NEEDS)

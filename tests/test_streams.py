@@ -238,8 +238,9 @@ def test_rows_over_a_prefix_equal_whole_prompts(tiny_model: LanguageModel) -> No
 
 
 @pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+def computed(llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The tokens of every prefix that is computed, in order."""
+    assert llama.shares_prefixes  # told once, by a probe that computes a prefix of its own
     seen: list[tuple[int, ...]] = []
 
     def counting(model: LanguageModel, prefix: Prefix, ids: tuple[int, ...]) -> Prefix:

@@ -12,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from first_document import FORM, first_model, first_questions
 from known import (
     CORRECT,
     INCORRECT,
@@ -24,13 +25,14 @@ from known import (
 
 import hopscope as hs
 from hopscope.errors import ResultError, UsageError
-from hopscope.experiments import BackPatching
+from hopscope.experiments import BackPatching, OrderChoice, Permutation
 from hopscope.models import load_model
 from hopscope.queries import QuerySet
 from hopscope.study import (
     NEEDS,
     PRESETS,
     STEPS,
+    STUDIED_MASKS,
     Preset,
     Study,
     draw_figures,
@@ -39,6 +41,7 @@ from hopscope.study import (
     limited,
     needed,
     preset,
+    results_of,
     run_study,
     study_folder,
 )
@@ -218,6 +221,74 @@ def test_a_study_has_a_folder_of_its_own(tmp_path: Path) -> None:
     assert study_folder(tmp_path, model, queries, "paper") != folder
 
 
+DOCUMENT_STEPS = ["document_order", "attention_peaks", "order_choice", "document_paths"]
+
+
+@pytest.fixture(scope="module")
+def over_documents(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A study of a model that says the name in the first document."""
+    folder = tmp_path_factory.mktemp("documents")
+    asked = known_queries()[:2]
+    graded = replace(made_grading({query.id: set() for query in asked}), queries=asked)
+    given = first_questions()
+    size = Preset(limit=None, most=2, layer_step=1, questions=3, shuffles=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hopscope.study.grade", lambda *_, **__: graded)
+        patch.setattr("hopscope.study.load_questions", lambda *_, **__: given)
+        patch.setattr("hopscope.experiments.permutation.template_for", lambda *_: FORM)
+        for module in ("document_attention", "order_choice", "document_paths"):
+            patch.setattr(f"hopscope.experiments.{module}.template_for", lambda *_: FORM)
+        return run_study(first_model(), asked, folder, size, DOCUMENT_STEPS, progress=False)
+
+
+def test_a_study_asks_over_documents(over_documents: Study) -> None:
+    assert not over_documents.left_out
+    assert list(over_documents.results) == [f"{name}.documents" for name in DOCUMENT_STEPS]
+    found = over_documents.results
+    order = results_of(over_documents.folder, "document_order", Permutation)["documents"]
+    assert set(order.frame["mask"]) == set(STUDIED_MASKS)
+    accuracy = order.accuracy().set_index(["mask", "order"])["accuracy"]["causal"]
+    assert accuracy.to_dict() == {"original": 0, "forward": 0, "backward": 1}
+    attention, choice, paths = (found[f"{name}.documents"] for name in DOCUMENT_STEPS[1:])
+    assert set(attention.frame["order"]) == {"forward", "backward"}
+    assert choice.frame.groupby("query").size().tolist() == [4, 4, 4]
+    assert paths.frame["query"].nunique() == 2
+    assert set(paths.frame["layer"]) == {0, 1}
+
+
+def test_results_are_found_by_subset(over_documents: Study, tmp_path: Path) -> None:
+    folder = over_documents.folder
+    assert list(results_of(folder, "order_choice", OrderChoice)) == ["documents"]
+    with pytest.raises(ResultError, match="holds no order-choice result"):
+        results_of(tmp_path, "order_choice", OrderChoice)
+
+
+@pytest.mark.parametrize("name", DOCUMENT_STEPS)
+def test_a_figure_over_documents_is_drawn(over_documents: Study, name: str, tmp_path: Path) -> None:
+    paths = draw_figures(SCRIPTS, [name], over_documents.folder, tmp_path)
+    assert [path.name for path in paths] == [f"{name}.{each}" for each in ("png", "svg", "csv")]
+    again = draw_figures(SCRIPTS, [name], over_documents.folder, tmp_path / "again")
+    for one, other in zip(paths, again, strict=True):
+        assert one.read_bytes() == other.read_bytes(), one.name
+    table = pd.read_csv(paths[2])
+    if name == "document_order":
+        expected = results_of(over_documents.folder, name, Permutation)["documents"].accuracy()
+        pd.testing.assert_frame_equal(table, expected, rtol=1e-5, check_dtype=False)
+    if name == "document_paths":
+        assert set(table["measure"]) == {"changed", "answer_change"}
+    with pytest.raises(ResultError, match=f"holds no {name.replace('_', '-')} result"):
+        draw_figures(SCRIPTS, [name], tmp_path / "empty", tmp_path)
+
+
+def test_the_gallery_of_masks_needs_no_result(tmp_path: Path) -> None:
+    paths = draw_figures(SCRIPTS, ["mask_gallery"], tmp_path / "nothing", tmp_path)
+    table = pd.read_csv(paths[2])
+    causal = table[table["mask"] == "causal"]["sees"].tolist()
+    assert causal == list(range(1, len(causal) + 1))
+    whole = table[table["mask"] == "prefix bidirectional"]["sees"]
+    assert set(whole) == {len(causal)}
+
+
 # --- figure scripts ------------------------------------------------------------------------------
 
 
@@ -227,7 +298,7 @@ def test_each_script_is_a_figure() -> None:
 
 
 def test_an_unknown_figure_is_told() -> None:
-    with pytest.raises(UsageError, match=r"no figure 'bagging' in .*: there is back_patching, "):
+    with pytest.raises(UsageError, match=r"no figure 'bagging' in .*: there is attention_peaks, "):
         figure_scripts(SCRIPTS, ["grading", "bagging"])
 
 

@@ -17,11 +17,22 @@ from scipy import stats
 
 from hopscope.answers import contains, exact_match, f1_score, first_line, matches
 from hopscope.documents import MultiDocQuestion, QuestionSet
+from hopscope.encoder_decoder import read_encoder_decoder
 from hopscope.errors import QueryError, UsageError
-from hopscope.experiments.grading import at_line_end
-from hopscope.layouts import CHAT_SLOT, Label, Layout, Template, Way, lay_out, template_of
+from hopscope.experiments.grading import at_line_end, check_tokens
+from hopscope.layouts import (
+    CHAT_SLOT,
+    Label,
+    Layout,
+    Template,
+    Way,
+    check_positions,
+    lay_out,
+    template_of,
+)
 from hopscope.masked import Openings, Readings, Version, read
 from hopscope.masks import Mask, mask_of
+from hopscope.models.encoder_decoder import EncoderDecoder
 from hopscope.models.language_model import LanguageModel
 from hopscope.orders import Order, arrange, order_name
 from hopscope.results import mean_intervals
@@ -29,7 +40,10 @@ from hopscope.sweep import ReadOut
 
 logger = logging.getLogger(__name__)
 
-METRICS = ("contained", "matched", "exact_match", "f1")
+DocumentReader = LanguageModel | EncoderDecoder
+"""What reads questions over documents."""
+VERDICTS = ("contained", "matched", "exact_match")
+METRICS = (*VERDICTS, "f1")
 DEFAULT_ORDERS = ("original", "forward", "backward")
 _ANSWER = re.compile(r"(?:answer is|answer:)", re.IGNORECASE)
 SPARE_TOKENS = 8
@@ -64,13 +78,18 @@ class DocumentAsker:
         seed: of shuffled orders.
     """
 
-    model: LanguageModel
+    model: DocumentReader
     questions: QuestionSet
     template: str | Template = "answer_only"
     label: Label = "position"
     max_new_tokens: int | None = None
     seed: int = 0
-    openings: Openings = field(default_factory=Openings)
+    openings: Openings = field(init=False, default_factory=Openings)
+    fitted: dict[str, Asked] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens is not None:
+            check_tokens(self.max_new_tokens)
 
     @property
     def form(self) -> Template:
@@ -116,6 +135,11 @@ class DocumentAsker:
         Raises:
             QueryError: if the gold documents alone do not fit.
         """
+        if question.id not in self.fitted:
+            self.fitted[question.id] = self._fit(question)
+        return self.fitted[question.id]
+
+    def _fit(self, question: MultiDocQuestion) -> Asked:
         shown = self.questions.demonstrations(question)
         limit = self.model.max_context
         whole = self.layout(Asked(question, (), shown), "original")
@@ -155,11 +179,23 @@ class DocumentAsker:
             frame=self.frame,
         )
 
-    def read(self, versions: Sequence[Version], *, attention: bool = False) -> Readings:
+    def read(
+        self,
+        versions: Sequence[Version],
+        *,
+        attention: bool = False,
+        answer_tokens: tuple[int, ...] = (),
+    ) -> Readings:
         """Let the model answer."""
-        stop = at_line_end(self.model) if self.form.one_line else None
-        what = ReadOut(max_new_tokens=self.room, stop=stop)
+        what = self.read_out(answer_tokens)
+        if isinstance(self.model, EncoderDecoder):
+            return read_encoder_decoder(self.model, versions, what, attention=attention)
         return read(self.model, versions, what, attention=attention, openings=self.openings)
+
+    def read_out(self, answer_tokens: tuple[int, ...] = ()) -> ReadOut:
+        """What is read of a prompt: an answer, up to the end of its line if that ends it."""
+        stop = at_line_end(self.model) if self.form.one_line else None
+        return ReadOut(answer_tokens, max_new_tokens=self.room, stop=stop)
 
     def answer(self, tokens: Sequence[int]) -> str:
         """What was answered: the first line, or what follows the last "answer is"."""
@@ -168,15 +204,22 @@ class DocumentAsker:
             return first_line(text)
         return _ANSWER.split(text)[-1].strip()
 
-    def check(self, orders: Sequence[Order], seed: int) -> None:
-        """Tell an order that a question cannot have before anything runs.
+    def check(self, orders: Sequence[Order] = ("original",), ways: Sequence[str] = ()) -> None:
+        """Lay out what will be asked, to tell what cannot be before anything runs.
 
         Raises:
             QueryError: with the question and the reason.
+            UsageError: for a label or template that cannot be.
         """
         for question in self.questions:
+            for order in orders:  # first what no model could be asked
+                arrange(question, order, self.seed)
+        for question in self.questions:
+            asked = self.asked(question).question
             for order in orders:
-                arrange(question, order, seed)
+                shown = arrange(asked, order, self.seed)
+                if "positions" in ways:
+                    check_positions(asked, shown)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -225,16 +268,30 @@ def check_orders(orders: Sequence[Order]) -> list[Order]:
     return list({order_name(order): order for order in orders}.values())
 
 
-def check_masks(masks: Sequence[str | Mask] | str | Mask) -> list[Mask]:
-    """The masks, each once; one alone may be given as it is.
+def check_masks(
+    masks: Sequence[str | Mask] | str | Mask | None, model: DocumentReader
+) -> list[Mask]:
+    """The masks, each once; one alone may be given as it is; the model's usual one if None.
 
     Raises:
         UsageError: for none, or an unknown name.
     """
+    if masks is None:
+        masks = "prefix_bidirectional" if isinstance(model, EncoderDecoder) else "causal"
     given = [masks] if isinstance(masks, str | Mask) else list(masks)
     if not given:
         raise UsageError("give at least one mask, such as 'causal'")
     return list({mask.name: mask for mask in map(mask_of, given)}.values())
+
+
+def check_metric(metric: str, known: Sequence[str] = METRICS) -> None:
+    """Refuse a metric that there is not.
+
+    Raises:
+        UsageError: with those that there are.
+    """
+    if metric not in known:
+        raise UsageError(f"unknown metric {metric!r}: choose one of {', '.join(known)}")
 
 
 def accuracies(frame: pd.DataFrame, by: Sequence[str], metric: str, seed: int = 0) -> pd.DataFrame:
@@ -254,8 +311,7 @@ def accuracies(frame: pd.DataFrame, by: Sequence[str], metric: str, seed: int = 
     Raises:
         UsageError: for another metric.
     """
-    if metric not in METRICS:
-        raise UsageError(f"unknown metric {metric!r}: choose one of {', '.join(METRICS)}")
+    check_metric(metric)
     rows = []
     for key, group in frame.groupby(list(by), sort=False)[metric]:
         values = group.to_numpy(dtype=float)

@@ -20,10 +20,12 @@ from hopscope.documents import QuestionSet
 from hopscope.errors import UsageError
 from hopscope.experiments.asking import intervals
 from hopscope.experiments.document_asking import (
-    METRICS,
+    VERDICTS,
     Asked,
     DocumentAsker,
+    DocumentReader,
     check_masks,
+    check_metric,
     check_orders,
     described,
     scores,
@@ -32,7 +34,6 @@ from hopscope.experiments.permutation import template_for
 from hopscope.layouts import Label, Layout, Template
 from hopscope.masked import Version
 from hopscope.masks import Mask
-from hopscope.models.language_model import LanguageModel
 from hopscope.orders import Order, order_name
 from hopscope.results import Result, Tables, provenance
 from hopscope.runs import run_over
@@ -80,8 +81,7 @@ class DocumentAttention(Result):
         Raises:
             UsageError: for a metric that is not right or wrong.
         """
-        if metric not in METRICS or metric == "f1":
-            raise UsageError(f"{metric!r} is not right or wrong: take {', '.join(METRICS[:-1])}")
+        check_metric(metric, VERDICTS)
         ic = self.ic()
         highest = ic.loc[ic.groupby(VERSION, sort=False)["ic"].idxmax()]
         highest = highest.rename(columns={"ic": "peak"})
@@ -112,7 +112,11 @@ class DocumentAttention(Result):
 
         Returns:
             Columns `order, mask, correct, hop, layer, n, mass, low, high`.
+
+        Raises:
+            UsageError: for a metric that is not right or wrong.
         """
+        check_metric(metric, VERDICTS)
         means = self.frame.groupby([*VERSION, "hop", "layer"], sort=False)["mass"].mean()
         verdicts = self.details[[*VERSION, metric]].rename(columns={metric: "correct"})
         table = means.reset_index().merge(verdicts, on=VERSION)
@@ -145,10 +149,10 @@ def _against(right: np.ndarray, wrong: np.ndarray) -> tuple[Any, ...]:
 
 
 def attention_to_documents(
-    model: LanguageModel,
+    model: DocumentReader,
     questions: QuestionSet,
     orders: Sequence[Order] = ("original",),
-    masks: Sequence[str | Mask] | str | Mask = ("causal",),
+    masks: Sequence[str | Mask] | str | Mask | None = None,
     *,
     read: str = "answer",
     template: str | Template | None = None,
@@ -161,11 +165,12 @@ def attention_to_documents(
 ) -> DocumentAttention:
     """Let the model answer, and read how much attention its answer pays to each document.
 
-    Only the rows that are read are computed: prompts are read by a fused attention without
+    Of an encoder-decoder it is the cross-attention of the decoder. Only the rows that are read are
+    computed: prompts are read by a fused attention without
     weights, and the weights are kept for the answer's tokens alone.
 
     Args:
-        model: the model.
+        model: a decoder-only model, or a T5-like encoder-decoder.
         questions: the questions.
         orders: of the documents.
         masks: names or masks.
@@ -183,13 +188,12 @@ def attention_to_documents(
     Example:
         >>> attention_to_documents(model, questions, ["forward"]).compare()   # doctest: +SKIP
     """
-    if read not in READ:
-        raise UsageError(f"cannot read {read!r}: choose {' or '.join(READ)}")
-    chosen, named = check_orders(orders), check_masks(masks)
+    check_read(read)
+    chosen, named = check_orders(orders), check_masks(masks, model)
     asker = DocumentAsker(
         model, questions, template_for(questions, template), label, max_new_tokens, seed
     )
-    asker.check(chosen, seed)
+    asker.check(chosen)
     settings = {
         **asker.settings,
         "orders": [order_name(order) for order in chosen],
@@ -202,6 +206,16 @@ def attention_to_documents(
         questions, reader.tables, run, per_part=PER_PART, out=out, shard=shard, progress=progress
     )
     return DocumentAttention.of(tables, run)
+
+
+def check_read(read: str) -> None:
+    """Refuse to read other tokens than an answer's or a prompt's last.
+
+    Raises:
+        UsageError: with what can be read.
+    """
+    if read not in READ:
+        raise UsageError(f"cannot read {read!r}: choose {' or '.join(READ)}")
 
 
 @dataclass(frozen=True)
@@ -271,10 +285,10 @@ def answer_length(asker: DocumentAsker, tokens: Sequence[int]) -> int:
 def document_masses(layout: Layout, mass: Tensor) -> pd.DataFrame:
     """The attention to each document as a table: `layer, head, document, hop, slot, mass`."""
     n_layers, n_heads, _ = mass.shape
-    documents = np.array(layout.order)
-    here = mass[:, :, 1 : 1 + len(documents)].numpy()
+    numbers = np.array([layout.question.numbers[each] for each in layout.order])
+    here = mass[:, :, 1 : 1 + len(numbers)].numpy()
     layer, head, slot = np.meshgrid(
-        *(np.arange(n) for n in (n_layers, n_heads, len(documents))), indexing="ij"
+        *(np.arange(n) for n in (n_layers, n_heads, len(numbers))), indexing="ij"
     )
     gold = list(layout.question.gold)
     hops = np.array([gold.index(each) + 1 if each in gold else 0 for each in layout.order])
@@ -282,7 +296,7 @@ def document_masses(layout: Layout, mass: Tensor) -> pd.DataFrame:
         {
             "layer": layer.ravel(),
             "head": head.ravel(),
-            "document": documents[slot.ravel()],
+            "document": numbers[slot.ravel()],
             "hop": hops[slot.ravel()],
             "slot": slot.ravel(),
             "mass": here.ravel().astype(np.float32),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,16 +20,24 @@ from hopscope.edits import Knockout
 from hopscope.errors import QueryError, UsageError
 from hopscope.experiments.asking import check_choice, check_layers, intervals
 from hopscope.experiments.controls import seeded
-from hopscope.experiments.document_asking import Asked, DocumentAsker, described, scores
-from hopscope.experiments.grading import at_line_end
+from hopscope.experiments.document_asking import (
+    Asked,
+    DocumentAsker,
+    DocumentReader,
+    described,
+    scores,
+)
 from hopscope.experiments.permutation import template_for
 from hopscope.layouts import Label, Layout, Template
+from hopscope.masked import Version
+from hopscope.masks import knock_out, prefix_bidirectional
+from hopscope.models.encoder_decoder import EncoderDecoder
 from hopscope.models.language_model import LanguageModel
 from hopscope.orders import Order, order_name
 from hopscope.results import Result, Tables, provenance
 from hopscope.runs import run_over
-from hopscope.streams import PrefixStore
-from hopscope.sweep import ReadOut, clean_run, sweep
+from hopscope.streams import Prefix
+from hopscope.sweep import CleanRun, clean_run, sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,7 +98,7 @@ class MaskedPaths(Result):
 
 
 def masked_paths(
-    model: LanguageModel,
+    model: DocumentReader,
     questions: QuestionSet,
     edges: Sequence[str] = DEFAULT_EDGES,
     controls: Sequence[str] = CONTROLS,
@@ -107,11 +116,12 @@ def masked_paths(
 ) -> MaskedPaths:
     """Block edges from parts of a prompt to others in a window of blocks, for every window.
 
-    All heads; while the prompt is read, under a causal mask. Cells share everything before the
-    first token whose attention changes (see `hopscope.sweep`).
+    All heads, while the prompt is read: under a causal mask, where cells share everything before
+    the first token whose attention changes (see `hopscope.sweep`); of an encoder-decoder in its
+    encoder, where edges may look ahead.
 
     Args:
-        model: the model.
+        model: a decoder-only model, or a T5-like encoder-decoder.
         questions: the questions.
         edges: `query->key`, each a span of `Layout.tokens`, such as `question->gold 1`. An edge
             that looks ahead in this order does nothing and is an error.
@@ -134,11 +144,12 @@ def masked_paths(
     if window < 0:
         raise UsageError(f"window must be 0 or more layers, not {window}")
     wanted = check_choice("control", controls, CONTROLS) if controls else []
-    middles = check_layers(layers, model.n_layers)
+    n_layers = model.n_encoder_layers if isinstance(model, EncoderDecoder) else model.n_layers
+    middles = check_layers(layers, n_layers)
     asker = DocumentAsker(
         model, questions, template_for(questions, template), label, max_new_tokens, seed
     )
-    asker.check([order], seed)
+    asker.check([order])
     settings = {
         **asker.settings,
         "edges": list(dict.fromkeys(edges)),
@@ -147,12 +158,66 @@ def masked_paths(
         "window": window,
         "layers": middles,
     }
-    blocker = _Blocker(asker, list(dict.fromkeys(edges)), wanted, order, window, middles)
+    named = list(dict.fromkeys(edges))
+    blocker = _Blocker(asker, named, wanted, order, window, middles, n_layers)
     run = provenance(model, questions, MaskedPaths.kind, settings)
     tables = run_over(
         questions, blocker.tables, run, per_part=PER_PART, out=out, shard=shard, progress=progress
     )
     return MaskedPaths.of(tables, run)
+
+
+Blocked = tuple[range, tuple[int, ...], tuple[int, ...]]
+"""Layers, tokens that look, and tokens that they no longer see."""
+Answers = tuple[list[str], np.ndarray]
+"""What is answered in each cell, and the log-probability of the answer's first token."""
+
+
+@dataclass(frozen=True)
+class _Sweeper:
+    """Runs the cells of one prompt as a sweep over its causal run."""
+
+    asker: DocumentAsker
+    model: LanguageModel
+    layout: Layout
+    answer_tokens: tuple[int, ...]
+
+    @cached_property
+    def clean(self) -> CleanRun:
+        """The unedited run."""
+        return clean_run(self.model, self.layout.ids, Prefix())
+
+    def __call__(self, cells: Sequence[Blocked | None]) -> Answers:
+        edits = [[] if cell is None else [Knockout(*cell)] for cell in cells]
+        what = self.asker.read_out(self.answer_tokens)
+        outputs = sweep(self.model, self.layout.ids, edits, what, clean=self.clean)
+        return [self.asker.answer(each) for each in outputs.tokens], outputs.logprob.numpy()
+
+
+@dataclass(frozen=True)
+class _Masker:
+    """Runs the cells of one prompt under masks, in the encoder of an encoder-decoder."""
+
+    asker: DocumentAsker
+    layout: Layout
+    answer_tokens: tuple[int, ...]
+
+    def __call__(self, cells: Sequence[Blocked | None]) -> Answers:
+        usual = prefix_bidirectional()
+        masks = [
+            usual if cell is None else usual & knock_out(cell[1], cell[2], layers=cell[0])
+            for cell in cells
+        ]
+        versions = [Version(self.layout, mask) for mask in masks]
+        outputs = self.asker.read(versions, answer_tokens=self.answer_tokens).outputs
+        return [self.asker.answer(each) for each in outputs.tokens], outputs.logprob.numpy()
+
+
+def _runner(asker: DocumentAsker, layout: Layout, asked: Asked) -> _Sweeper | _Masker:
+    tokens = asker.model.answer_tokens(asked.question.names)
+    if isinstance(asker.model, EncoderDecoder):
+        return _Masker(asker, layout, tokens)
+    return _Sweeper(asker, asker.model, layout, tokens)
 
 
 @dataclass(frozen=True)
@@ -165,50 +230,39 @@ class _Blocker:
     order: Order
     window: int
     middles: Sequence[int]
+    n_layers: int
 
     def tables(self, questions: QuestionSet) -> Tables:
         """Frame and details of some questions."""
-        model = self.asker.model
-        store = PrefixStore(model)
         frames, details = [], []
         for question in questions:
             asked = self.asker.asked(question)
-            layout = self.asker.layout(asked, self.order)
-            clean = clean_run(model, layout.ids, store.get(layout.ids[: layout.segments[0][1]]))
-            stop = at_line_end(model) if self.asker.form.one_line else None
-            tokens = model.answer_tokens(asked.question.names)
-            what = ReadOut(tokens, max_new_tokens=self.asker.room, stop=stop)
-            plain = sweep(model, layout.ids, [[]], what, clean=clean)
-            before = self.asker.answer(plain.tokens[0]), float(plain.logprob[0])
+            runner = _runner(self.asker, self.asker.layout(asked, self.order), asked)
+            texts, logprobs = runner([None])
+            before = texts[0], float(logprobs[0])
             for edge in self.edges:  # each alone, since cells share what comes before their edits
-                cells, names = self._cells(layout, edge)
-                outputs = sweep(model, layout.ids, cells, what, clean=clean)
-                texts = [self.asker.answer(each) for each in outputs.tokens]
-                frame = _measured(asked, before, texts, outputs.logprob.numpy())
+                cells, names = self._cells(runner.layout, edge)
+                frame = _measured(asked, before, *runner(cells))
                 frames.append(pd.concat([names, frame], axis=1).assign(query=question.id))
-            details.append(
-                {
-                    **described(asked),
-                    "generation": before[0],
-                    **scores(before[0], asked.question.names),
-                }
-            )
+            answered = scores(before[0], asked.question.names)
+            details.append({**described(asked), "generation": before[0], **answered})
         columns = ["query", "edge", "control", "layer", "generation", "changed", "lost"]
         columns += ["answer_logprob", "answer_change"]
         frame = pd.concat(frames, ignore_index=True)[columns]
         return {"frame": frame, "details": pd.DataFrame(details)}
 
-    def _cells(self, layout: Layout, edge: str) -> tuple[list[list[Knockout]], pd.DataFrame]:
+    def _cells(self, layout: Layout, edge: str) -> tuple[list[Blocked], pd.DataFrame]:
         """A cell of one edge for each control and middle, and their names."""
-        cells, names = [], []
+        cells: list[Blocked] = []
+        names = []
         for control in ("none", *self.controls):
             ends = self._ends(layout, edge, control)
             if ends is None:
                 continue
             for middle in self.middles:
                 low, high = middle - self.window, middle + self.window
-                layers = range(max(0, low), min(self.asker.model.n_layers, high + 1))
-                cells.append([Knockout(layers, *ends)])
+                layers = range(max(0, low), min(self.n_layers, high + 1))
+                cells.append((layers, *ends))
                 names.append((edge, control, middle))
         return cells, pd.DataFrame(names, columns=["edge", "control", "layer"])
 
@@ -218,15 +272,17 @@ class _Blocker:
         """The tokens that look and those that they no longer see."""
         query, _, key = (part.strip() for part in edge.partition("->"))
         queries, keys = layout.tokens(query), layout.tokens(key)
-        if not queries or not keys or max(queries) <= min(keys):
+        causal = not isinstance(self.asker.model, EncoderDecoder)
+        if not queries or not keys or (causal and max(queries) <= min(keys)):
             raise QueryError(
                 f"question {layout.question.id!r}: the edge {edge!r} looks ahead or at nothing in "
                 f"the order {order_name(self.order)!r}, so blocking it does nothing"
             )
         if control == "none":
             return queries, keys
-        spans = [layout.tokens(f"document {each}") for each in layout.question.distractors]
-        before = [span for span in spans if span and max(span) < min(queries)]
+        spans = [tuple(layout.document(each)) for each in layout.question.distractors]
+        apart = [span for span in spans if span and not set(span) & {*queries, *keys}]
+        before = [span for span in apart if not causal or max(span) < min(queries)]
         if not before:
             return None
         drawn = seeded(self.asker.seed, layout.question.id, edge)

@@ -12,6 +12,7 @@ from scipy import stats
 from hopscope.answers import Match, first_line, matches
 from hopscope.errors import ResultError, UsageError
 from hopscope.models.language_model import LanguageModel
+from hopscope.models.token_model import TokenModel
 from hopscope.queries import FORMS, Form, QuerySet
 from hopscope.results import Result, Tables, provenance
 from hopscope.runs import run_over
@@ -150,7 +151,7 @@ def check_tokens(max_new_tokens: int) -> None:
         raise UsageError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
 
 
-def at_line_end(model: LanguageModel) -> Stop:
+def at_line_end(model: TokenModel) -> Stop:
     """A stop that ends a generation with its first line that says something."""
 
     def stop(tokens: tuple[int, ...]) -> bool:

@@ -17,19 +17,19 @@ from hopscope.answers import squashed
 from hopscope.documents import QuestionSet
 from hopscope.errors import UsageError
 from hopscope.experiments.document_asking import (
-    METRICS,
     DocumentAsker,
+    DocumentReader,
     check_masks,
+    check_metric,
     described,
     paired,
     scores,
 )
-from hopscope.experiments.document_attention import peak_of, read_masses
+from hopscope.experiments.document_attention import check_read, peak_of, read_masses
 from hopscope.experiments.permutation import template_for
 from hopscope.layouts import Label, Template
 from hopscope.masked import Version
 from hopscope.masks import Mask
-from hopscope.models.language_model import LanguageModel
 from hopscope.orders import order_name, shuffles
 from hopscope.results import Result, Tables, mean_intervals, provenance
 from hopscope.runs import run_over
@@ -64,8 +64,7 @@ class OrderChoice(Result):
         Raises:
             UsageError: for an unknown metric.
         """
-        if metric not in METRICS:
-            raise UsageError(f"unknown metric {metric!r}: choose one of {', '.join(METRICS)}")
+        check_metric(metric)
         rows = {}
         for query, group in self.frame.groupby("query", sort=False):
             values = group[metric].to_numpy(dtype=float)
@@ -103,10 +102,10 @@ class OrderChoice(Result):
 
 
 def best_order(
-    model: LanguageModel,
+    model: DocumentReader,
     questions: QuestionSet,
     k: int = 20,
-    mask: str | Mask = "causal",
+    mask: str | Mask | None = None,
     *,
     read: str = "answer",
     template: str | Template | None = None,
@@ -137,12 +136,14 @@ def best_order(
     """
     if k < 1:
         raise UsageError(f"k must be 1 or more shuffles, not {k}")
-    chosen = check_masks(mask)[0]
+    chosen = check_masks(mask, model)[0]
     asker = DocumentAsker(
         model, questions, template_for(questions, template), label, max_new_tokens, seed
     )
+    check_read(read)
+    asker.check()
     for question in questions:
-        shuffles(question, k, seed)
+        shuffles(asker.asked(question).question, k, seed)
     settings = {**asker.settings, "k": k, "mask": chosen.name, "read": read}
     chooser = _Chooser(asker, k, chosen, read)
     run = provenance(model, questions, OrderChoice.kind, settings)

@@ -19,6 +19,7 @@ from hopscope.experiments.asking import check_choice
 from hopscope.experiments.document_asking import (
     DEFAULT_ORDERS,
     DocumentAsker,
+    DocumentReader,
     accuracies,
     check_masks,
     check_orders,
@@ -29,7 +30,6 @@ from hopscope.experiments.document_asking import (
 from hopscope.layouts import Label, Template, Way
 from hopscope.masked import Version
 from hopscope.masks import Mask
-from hopscope.models.language_model import LanguageModel
 from hopscope.orders import Order, order_name
 from hopscope.results import Result, Tables, provenance
 from hopscope.runs import run_over
@@ -126,10 +126,10 @@ class Permutation(Result):
 
 
 def permute_documents(
-    model: LanguageModel,
+    model: DocumentReader,
     questions: QuestionSet,
     orders: Sequence[Order] = DEFAULT_ORDERS,
-    masks: Sequence[str | Mask] | str | Mask = ("causal",),
+    masks: Sequence[str | Mask] | str | Mask | None = None,
     permuting: Sequence[Way] = ("text",),
     *,
     template: str | Template | None = None,
@@ -146,10 +146,11 @@ def permute_documents(
     computed once (see `hopscope.masked`).
 
     Args:
-        model: the model.
+        model: a decoder-only model, or a T5-like encoder-decoder.
         questions: the questions.
         orders: names or lists of indices; see `hopscope.orders.arrange`.
-        masks: names of `hopscope.masks.MASKS`, or masks.
+        masks: names of `hopscope.masks.MASKS`, or masks. The model's usual one if None: causal, or
+            bidirectional in the encoder of an encoder-decoder.
         permuting: what an order changes: `text` (tokens move), `positions` (only their position
             ids), `mask` (only who sees whom), `positions+mask`.
         template: of the prompt; `plain` for the bundled sets and `answer_only` for others if None.
@@ -171,12 +172,12 @@ def permute_documents(
         >>> questions = load_questions("world-docs").sample(40)              # doctest: +SKIP
         >>> permute_documents(model, questions).accuracy()                   # doctest: +SKIP
     """
-    chosen, named = check_orders(orders), check_masks(masks)
-    ways = check_choice("way to permute", permuting, get_args(Way))
+    chosen, named = check_orders(orders), check_masks(masks, model)
+    ways = check_choice("way", permuting, get_args(Way))
     asker = DocumentAsker(
         model, questions, template_for(questions, template), label, max_new_tokens, seed
     )
-    asker.check(chosen, seed)
+    asker.check(chosen, ways)
     settings = {
         **asker.settings,
         "orders": [order_name(order) for order in chosen],

@@ -1,10 +1,14 @@
-"""Provides `load_model`: a LanguageModel from a name, a hub id, a folder, a file or an object."""
+"""Provides `load_model`: a LanguageModel from a name, a hub id, a folder, a file or an object.
+
+`load_encoder_decoder` does the same for T5-like models, and `load_any` for both.
+"""
 
 import difflib
 import json
 import logging
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -24,8 +29,10 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hopscope.errors import ModelError, UnknownModelError, UsageError
+from hopscope.models.encoder_decoder import T5_TYPES, EncoderDecoder
 from hopscope.models.language_model import LanguageModel
-from hopscope.models.tiny import TINY_FAMILIES, build_tiny
+from hopscope.models.tiny import TINY_ENCODER_DECODERS, TINY_FAMILIES, build_tiny
+from hopscope.models.token_model import TokenModel
 from hopscope.models.zoo import pull, read_gguf, zoo
 
 logger = logging.getLogger(__name__)
@@ -35,6 +42,7 @@ SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 _Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase, str]
+_Kind = type[LanguageModel] | type[EncoderDecoder]
 
 
 def load_model(
@@ -81,44 +89,130 @@ def load_model(
     """
     if isinstance(x, LanguageModel):
         return x
+    how = _How(device, dtype, device_map, tokenizer, trust_remote_code, allow_pickle)
+    return LanguageModel(*_load(x, name, how, (LanguageModel,)))
+
+
+def load_encoder_decoder(
+    x: object,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    name: str | None = None,
+) -> EncoderDecoder:
+    """Loads a T5-like encoder-decoder, or takes one that is already loaded, in eval mode.
+
+    Args:
+        x: A hub id such as `"google/flan-t5-base"`, a folder with safetensors, the tiny random
+            model `"tiny-random-t5"`, a `PreTrainedModel`, or an `EncoderDecoder`, which is
+            returned as it is.
+        device, dtype, device_map: As in `load_model`.
+        tokenizer, trust_remote_code, allow_pickle, name: As in `load_model`.
+
+    Returns:
+        The model, whose parameters no longer require gradients.
+
+    Raises:
+        UnknownModelError: `x` is neither a known name nor a hub id, folder or file that exists.
+        ModelError: The model cannot be fetched, trusted, read, or is no T5-like one.
+        UsageError: `device` or `dtype` cannot be used.
+
+    Example:
+        >>> load_encoder_decoder("tiny-random-t5", device="cpu").n_encoder_layers
+        4
+    """
+    if isinstance(x, EncoderDecoder):
+        return x
+    how = _How(device, dtype, device_map, tokenizer, trust_remote_code, allow_pickle)
+    return EncoderDecoder(*_load(x, name, how, (EncoderDecoder,)))
+
+
+def load_any(
+    x: object,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    name: str | None = None,
+) -> LanguageModel | EncoderDecoder:
+    """Loads what `load_model` or `load_encoder_decoder` loads, whichever kind `x` is of.
+
+    Args:
+        x: What either of them takes; an `EncoderDecoder` or `LanguageModel` is returned as it is.
+        device, dtype, device_map: As in `load_model`.
+        tokenizer, trust_remote_code, allow_pickle, name: As in `load_model`.
+
+    Raises:
+        UnknownModelError: `x` is neither a known name nor a hub id, folder or file that exists.
+        ModelError: The model cannot be fetched, trusted, read, or is of neither kind.
+        UsageError: `device` or `dtype` cannot be used.
+    """
+    if isinstance(x, (LanguageModel, EncoderDecoder)):
+        return x
+    how = _How(device, dtype, device_map, tokenizer, trust_remote_code, allow_pickle)
+    hf, found, called, wrapped = _load(x, name, how, (LanguageModel, EncoderDecoder))
+    view: _Kind = EncoderDecoder if _is_t5(hf.config.to_dict()) else LanguageModel
+    return view(hf, found, called, wrapped)
+
+
+@dataclass(frozen=True)
+class _How:
+    """Where a model is to go, as which numbers, and whom to trust."""
+
+    device: str | torch.device | None
+    dtype: str | torch.dtype | None
+    device_map: str | dict[str, Any] | None
+    tokenizer: PreTrainedTokenizerBase | None
+    trust_remote_code: bool
+    allow_pickle: bool
+
+
+def _load(
+    x: object, name: str | None, how: _How, kinds: tuple[_Kind, ...]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str, object | None]:
+    """What a view of one of `kinds` is made of: the model, its tokenizer, its name, and `x`.
+
+    The last is None where `x` is no wrapper around the model.
+    """
+    wrapped = None
+    if isinstance(x, TokenModel):
+        raise _wrong_kind(x.config.to_dict(), x.name, kinds)
     if isinstance(x, (str, Path)):
-        read = _Reader(device, dtype, device_map, tokenizer, trust_remote_code, allow_pickle)
-        hf, found, default_name = read(x)
-        wrapped = None
+        hf, found, default_name = _Reader(how, kinds)(x)
     else:
-        hf, found, default_name = _unwrap(x, tokenizer)
-        _move(hf, device, dtype, device_map)
+        hf, found, default_name = _unwrap(x, how.tokenizer)
+        _move(hf, how.device, how.dtype, how.device_map)
         wrapped = None if hf is x else x
-    _check_causal(hf.config, default_name)
+    _check_kind(hf.config.to_dict(), default_name, kinds)
     _check_fast(found, default_name)
     hf.eval()  # type: ignore[no-untyped-call]
     hf.requires_grad_(False)
-    return LanguageModel(hf, found, name or default_name, wrapped)
+    return hf, found, name or default_name, wrapped
 
 
 # --- names, hub ids, folders and files -----------------------------------------------------------
 
 
 class _Reader:
-    """Reads a model from a name or a path, with one choice of device, dtype and trust."""
+    """Reads a model of one of some kinds from a name or a path."""
 
-    def __init__(
-        self,
-        device: str | torch.device | None,
-        dtype: str | torch.dtype | None,
-        device_map: str | dict[str, Any] | None,
-        tokenizer: PreTrainedTokenizerBase | None,
-        trust_remote_code: bool,
-        allow_pickle: bool,
-    ) -> None:
-        if device is not None and device_map is not None:
+    def __init__(self, how: _How, kinds: tuple[_Kind, ...]) -> None:
+        if how.device is not None and how.device_map is not None:
             raise UsageError("give either device or device_map, not both")
-        self.device = _device(device)
-        self.dtype = _dtype(dtype, self.device if device_map is None else None)
-        self.device_map = device_map
-        self.tokenizer = tokenizer
-        self.trust_remote_code = trust_remote_code
-        self.allow_pickle = allow_pickle
+        self.device = _device(how.device)
+        self.dtype = _dtype(how.dtype, self.device if how.device_map is None else None)
+        self.device_map = how.device_map
+        self.tokenizer = how.tokenizer
+        self.trust_remote_code = how.trust_remote_code
+        self.allow_pickle = how.allow_pickle
+        self.kinds = kinds
 
     def __call__(self, x: str | Path) -> _Loaded:
         text = str(x)
@@ -126,7 +220,7 @@ class _Reader:
         if isinstance(x, str) and x in zoo():
             advice = f"Run `hopscope models pull {x} --force` to make it again."
             return self._checkpoint(pull(x), x, advice)
-        if isinstance(x, str) and x in TINY_FAMILIES:
+        if isinstance(x, str) and x in (*TINY_FAMILIES, *TINY_ENCODER_DECODERS):
             return self._placed(*build_tiny(x), x)
         if path.is_dir():
             self._check_folder(path)
@@ -135,7 +229,7 @@ class _Reader:
             return self._file(path)
         if isinstance(x, str) and HUB_ID.fullmatch(x) and not x.startswith("."):
             return self._checkpoint(x, x, _hub_advice(x))
-        raise _unknown(text)
+        raise _unknown(text, self.kinds)
 
     def _file(self, path: Path) -> _Loaded:
         if path.suffix != ".gguf":
@@ -180,8 +274,9 @@ class _Reader:
             lambda: PreTrainedConfig.get_config_dict(str(place))[0], "configuration", place, advice
         )
         _check_code(config, name, self.trust_remote_code)
-        _check_type(config, name)
-        hf = self._read(lambda: self._weights(place), "weights", place, advice)
+        _check_type(config, name, self.kinds)
+        auto = AutoModelForSeq2SeqLM if _is_t5(config) else AutoModelForCausalLM
+        hf = self._read(lambda: self._weights(auto, place), "weights", place, advice)
         tokenizer = self.tokenizer or self._read(
             lambda: AutoTokenizer.from_pretrained(
                 str(place), trust_remote_code=self.trust_remote_code
@@ -192,8 +287,8 @@ class _Reader:
         )
         return hf, tokenizer, name
 
-    def _weights(self, place: str | Path) -> PreTrainedModel:
-        read: Any = AutoModelForCausalLM.from_pretrained  # its types leave out the loading info
+    def _weights(self, auto: Any, place: str | Path) -> PreTrainedModel:
+        read = auto.from_pretrained
         hf, report = read(
             str(place),
             dtype=self.dtype,
@@ -224,8 +319,9 @@ class _Reader:
             raise ModelError(f"cannot read the {what} of {place}: {reason}\n{advice}") from error
 
 
-def _unknown(text: str) -> UnknownModelError:
-    known = [*zoo(), *TINY_FAMILIES]
+def _unknown(text: str, kinds: tuple[_Kind, ...]) -> UnknownModelError:
+    known = [*zoo(), *TINY_FAMILIES] if LanguageModel in kinds else []
+    known += TINY_ENCODER_DECODERS if EncoderDecoder in kinds else []
     if "/" in text or "\\" in text or text.endswith(".gguf"):
         return UnknownModelError(
             f"{text!r} is no folder or file here, and no hub id of the form 'org/name'; check the "
@@ -265,23 +361,36 @@ def _check_code(config: dict[str, Any], name: str, trusted: bool) -> None:
         )
 
 
-def _check_type(config: dict[str, Any], name: str) -> None:
+def _check_type(config: dict[str, Any], name: str, kinds: tuple[_Kind, ...]) -> None:
     """Refuses a checkpoint of another kind before its weights are read."""
     model_type = config.get("model_type")
     if config.get("auto_map") and model_type not in CONFIG_MAPPING:
         return
     if model_type not in CONFIG_MAPPING:
+        expected = "a causal language model such as 'llama'"
+        if LanguageModel not in kinds:
+            expected = "an encoder-decoder such as 't5'"
         raise ModelError(
             f"{name} has a config.json whose model_type is {model_type!r}, which this version of "
-            "transformers does not know; expected a causal language model such as 'llama'"
+            f"transformers does not know; expected {expected}"
         )
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or _reads_both_ways(config):
-        raise _not_causal(name, model_type)
+    if not _is_t5(config) and model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise _wrong_kind(config, name, kinds)
+    _check_kind(config, name, kinds)
 
 
-def _check_causal(config: Any, name: str) -> None:
-    if _reads_both_ways(config.to_dict()):
-        raise _not_causal(name, config.model_type)
+def _check_kind(config: dict[str, Any], name: str, kinds: tuple[_Kind, ...]) -> None:
+    if _is_t5(config):
+        fits = EncoderDecoder in kinds
+    else:
+        fits = LanguageModel in kinds and not _reads_both_ways(config)
+    if not fits:
+        raise _wrong_kind(config, name, kinds)
+
+
+def _is_t5(config: dict[str, Any]) -> bool:
+    """Whether it is an encoder-decoder whose parts are known."""
+    return config.get("model_type") in T5_TYPES and config.get("is_encoder_decoder", True)
 
 
 def _reads_both_ways(config: dict[str, Any]) -> bool:
@@ -290,11 +399,23 @@ def _reads_both_ways(config: dict[str, Any]) -> bool:
     return bool(config.get("is_encoder_decoder") or (is_encoder and not config.get("is_decoder")))
 
 
-def _not_causal(name: str, model_type: object) -> ModelError:
-    return ModelError(
-        f"{name} (model_type {model_type!r}) is not a causal language model; expected a "
-        "decoder-only one, such as Llama, Mistral, Qwen, Gemma, GPT-2, GPT-NeoX or OLMo"
-    )
+def _wrong_kind(config: dict[str, Any], name: str, kinds: tuple[_Kind, ...]) -> ModelError:
+    causal = "decoder-only one, such as Llama, Mistral, Qwen, Gemma, GPT-2, GPT-NeoX or OLMo"
+    t5 = f"one of the types {', '.join(T5_TYPES)}, such as T5 or Flan-T5"
+    if EncoderDecoder not in kinds:
+        text = f"is not a causal language model; expected a {causal}"
+        text += ". Load this one with load_encoder_decoder" if _is_t5(config) else ""
+    elif LanguageModel not in kinds:
+        text = f"is not an encoder-decoder that can be read here; expected {t5}"
+        causal_too = config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        if causal_too and not _reads_both_ways(config):
+            text += ". Load this one with load_model"
+    else:
+        text = (
+            "is not a causal language model, nor an encoder-decoder that can be read here; "
+            f"expected a {causal}; or {t5}"
+        )
+    return ModelError(f"{name} (model_type {config.get('model_type')!r}) {text}")
 
 
 # --- models that are already loaded --------------------------------------------------------------
@@ -342,7 +463,7 @@ def _without_added_bos(tokenizer: Any) -> Any:
     """
     if tokenizer is None or not tokenizer.init_kwargs.get("add_bos_token"):
         return tokenizer
-    if tokenizer.name_or_path in TINY_FAMILIES:
+    if tokenizer.name_or_path in (*TINY_FAMILIES, *TINY_ENCODER_DECODERS):
         return tokenizer
     try:
         return AutoTokenizer.from_pretrained(tokenizer.name_or_path)

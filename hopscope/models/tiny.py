@@ -11,6 +11,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
@@ -23,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    T5Config,
 )
 
 from hopscope.errors import UnknownModelError
@@ -37,6 +39,12 @@ INITIALIZER_RANGE = 0.3
 
 GAIN_SPREAD = 0.2
 """Standard deviation added to norm weights and biases, which would otherwise do nothing."""
+
+T5_WRITER_SCALE = 10.0
+"""Of what writes to T5's residual stream, beside which its embeddings would be large."""
+
+T5_QUERY_SCALE = 2.0
+"""Of T5's queries, so that some keys get far more attention than others."""
 
 GEMMA_POST_NORM_GAIN = 2.0
 """Added to the norms of what Gemma's blocks write, to outweigh its scaled-up embeddings."""
@@ -77,6 +85,19 @@ _GPT2_SHAPE: Mapping[str, Any] = MappingProxyType(
         "tie_word_embeddings": True,
     }
 )
+_T5_SHAPE: Mapping[str, Any] = MappingProxyType(
+    {
+        "vocab_size": VOCAB_SIZE,
+        "d_model": 48,
+        "d_kv": 12,
+        "d_ff": 96,
+        "num_layers": 4,
+        "num_decoder_layers": 3,  # another number, so that nobody takes one for the other
+        "num_heads": 4,
+        "feed_forward_proj": "gated-gelu",
+        "decoder_start_token_id": 0,
+    }
+)
 _NEOX_SHAPE: Mapping[str, Any] = MappingProxyType(
     {k: v for k, v in _LLAMA_SHAPE.items() if k != "num_key_value_heads"}
 )
@@ -109,7 +130,14 @@ _FAMILIES: Mapping[str, tuple[Callable[..., PreTrainedConfig], Mapping[str, Any]
 )
 
 TINY_FAMILIES: tuple[str, ...] = tuple(_FAMILIES)
-"""The names that `build_tiny` knows, one for each supported family."""
+"""The names of the causal models that `build_tiny` knows, one for each supported family."""
+
+_ENCODER_DECODERS: Mapping[str, tuple[Callable[..., PreTrainedConfig], Mapping[str, Any]]] = (
+    MappingProxyType({"tiny-random-t5": (T5Config, _T5_SHAPE)})
+)
+
+TINY_ENCODER_DECODERS: tuple[str, ...] = tuple(_ENCODER_DECODERS)
+"""The names of the encoder-decoders that `build_tiny` knows."""
 
 _ADDS_BOS = frozenset({"tiny-random-mistral", "tiny-random-gemma2", "tiny-random-gemma3"})
 
@@ -167,6 +195,10 @@ def _build_tokenizer(name: str) -> PreTrainedTokenizerFast:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
         )
+    if name in TINY_ENCODER_DECODERS:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"$A {EOS}", special_tokens=[(EOS, tokenizer.token_to_id(EOS))]
+        )
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         name_or_path=name,  # TransformerLens looks for it
@@ -177,12 +209,22 @@ def _build_tokenizer(name: str) -> PreTrainedTokenizerFast:
 
 
 def _spread_gains(model: PreTrainedModel) -> None:
-    """Moves norm weights and biases off their initial 0 or 1, so that skipping one is noticed."""
+    """Moves norm weights and biases off their initial 0 or 1, so that skipping one is noticed.
+
+    In T5 what the blocks add is made to outweigh the embeddings, and places to matter.
+    """
+    is_t5 = model.config.model_type == "t5"
     is_gemma = model.config.model_type.startswith("gemma")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter), alpha=GAIN_SPREAD)
+            if is_t5 and name.endswith((".o.weight", ".wo.weight")):
+                parameter.mul_(T5_WRITER_SCALE)
+            if is_t5 and name.endswith(".q.weight"):
+                parameter.mul_(T5_QUERY_SCALE)
+            if is_t5 and "relative_attention_bias" in name:
+                parameter.normal_()
             if is_gemma and ".post_" in name:
                 parameter.add_(GEMMA_POST_NORM_GAIN)
 
@@ -192,29 +234,32 @@ def build_tiny(name: str, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTok
 
     The weights are drawn on the CPU in float32; the global random state is left as it was. The
     tokenizer is a byte-level BPE of 512 tokens that round-trips any text; for the families whose
-    real tokenizer adds a BOS token (Mistral, Gemma), so does this one.
+    real tokenizer adds a BOS token (Mistral, Gemma), so does this one, and that of T5 adds an EOS
+    token behind. The decoder of T5 has three layers.
 
     Args:
-        name: One of `TINY_FAMILIES`, such as `"tiny-random-llama"`.
+        name: One of `TINY_FAMILIES`, such as `"tiny-random-llama"`, or of `TINY_ENCODER_DECODERS`.
         seed: Seed of the weights.
 
     Returns:
         The model, in eval mode on the CPU, and its fast tokenizer.
 
     Raises:
-        UnknownModelError: `name` is not one of `TINY_FAMILIES`.
+        UnknownModelError: `name` is none of them.
 
     Example:
         >>> model, tokenizer = build_tiny("tiny-random-llama", seed=1)
         >>> model.config.num_hidden_layers, len(tokenizer)
         (4, 512)
     """
-    if name not in _FAMILIES:
+    known = {**_FAMILIES, **_ENCODER_DECODERS}
+    if name not in known:
         raise UnknownModelError(
-            f"no tiny model is called {name!r}; expected one of {', '.join(TINY_FAMILIES)}"
+            f"no tiny model is called {name!r}; expected one of {', '.join(known)}"
         )
     tokenizer = _build_tokenizer(name)
-    config_class, settings = _FAMILIES[name]
+    config_class, settings = known[name]
+    auto: Any = AutoModelForSeq2SeqLM if name in _ENCODER_DECODERS else AutoModelForCausalLM
     config = config_class(
         **settings,
         pad_token_id=tokenizer.pad_token_id,
@@ -224,9 +269,7 @@ def build_tiny(name: str, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTok
     # The CPU generator alone: torch.manual_seed would also reseed every CUDA device.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, dtype=torch.float32
-        )
+        model: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
         _spread_gains(model)
     model.config.architectures = [type(model).__name__]  # as a saved model has it
     model.requires_grad_(False)

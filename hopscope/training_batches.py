@@ -1,0 +1,226 @@
+"""Provides the batches of training: questions laid out, masked, padded, and their loss.
+
+A batch depends on nothing but the seed and the number of its step, so that a run that was stopped
+goes on with what it would have seen, and two runs with different masks see the same.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hopscope.documents import MultiDocQuestion
+from hopscope.errors import UsageError
+from hopscope.layouts import Encode, Layout, lay_out
+from hopscope.masks import Mask, lower, within_window
+from hopscope.models import LanguageModel
+
+TEMPLATE = "plain"
+IGNORED = -100
+"""The target of a position without a loss; what torch's cross-entropy leaves out by default."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows padded on the left, so that all answers end together.
+
+    Attributes:
+        ids: token ids, shape (row, token).
+        positions: position ids, shape (row, token); 0 for padding.
+        targets: the token to predict after each, shape (row, token): those of the answer and the
+            end of text, `IGNORED` elsewhere.
+        masks: for each block the mask as its attention takes it, (row, head or 1, query, key).
+    """
+
+    ids: Int[Tensor, "row token"]
+    positions: Int[Tensor, "row token"]
+    targets: Int[Tensor, "row token"]
+    masks: Sequence[Any]
+
+    @property
+    def n_kept(self) -> int:
+        """How many positions at the end of the rows hold all that has a loss."""
+        first = int((self.targets != IGNORED).any(dim=0).nonzero()[0])
+        return self.targets.shape[1] - first
+
+
+def drawn_layouts(
+    model: LanguageModel,
+    questions: Sequence[MultiDocQuestion],
+    *,
+    step: int,
+    batch_size: int,
+    orders: Sequence[str],
+    hop_share: float,
+    seed: int,
+) -> list[Layout]:
+    """The prompts with answers that one step of training sees.
+
+    Every question is seen once in each pass over the set, in an order drawn anew for the pass.
+
+    Args:
+        model: whose tokenizer is used.
+        questions: the questions.
+        step: of training, from 0.
+        batch_size: how many prompts.
+        orders: of the documents, one of them drawn for each prompt; if empty, any order.
+        hop_share: probability that a prompt asks one hop of its question, not the whole.
+        seed: of all that is drawn.
+    """
+    encode = encoder(model)
+    layouts = []
+    for seen in range(step * batch_size, (step + 1) * batch_size):
+        turn, place = divmod(seen, len(questions))
+        rng = random.Random(f"{seed} {seen}")
+        question = questions[_shuffled(len(questions), seed, turn)[place]]
+        n = len(question.documents)
+        order = rng.choice(list(orders)) if orders else rng.sample(range(n), n)
+        asked = _one_hop(question, rng) if rng.random() < hop_share else question
+        layouts.append(lay_out(encode, asked, order, template=TEMPLATE, answer=asked.answer))
+    return layouts
+
+
+@lru_cache(maxsize=2)
+def _shuffled(n: int, seed: int, turn: int) -> list[int]:
+    """The places of one pass over `n` questions."""
+    return random.Random(f"{seed} pass {turn}").sample(range(n), n)
+
+
+def _one_hop(question: MultiDocQuestion, rng: random.Random) -> MultiDocQuestion:
+    """One step of the chain as a question of its own, among the same documents."""
+    hop = rng.choice(question.hops)
+    asked = hop.question
+    for number, earlier in enumerate(question.hops, start=1):
+        asked = asked.replace(f"#{number}", earlier.answer)
+    return replace(question, question=asked, answer=hop.answer)
+
+
+def encoder(model: LanguageModel) -> Encode:
+    """The model's tokenizer as layouts take it."""
+
+    def encode(text: str) -> tuple[Sequence[int], Sequence[tuple[int, int]]]:
+        encoded = model.encode(text)
+        return encoded.ids, encoded.offsets
+
+    return encode
+
+
+def batch_of(model: LanguageModel, layouts: Sequence[Layout], mask: Mask) -> Batch:
+    """Prompts with answers as one padded batch under a mask, on the model's device.
+
+    Args:
+        model: what is trained.
+        layouts: prompts that end in an answer.
+        mask: who sees whom in each. Padding sees itself alone, and nothing sees padding.
+
+    Raises:
+        UsageError: if a layout has no answer, or the mask lets a token see nothing.
+    """
+    longest, end = max(map(len, layouts)), end_token(model)
+    ids = torch.full((len(layouts), longest), end)
+    positions = torch.zeros_like(ids)
+    targets = torch.full_like(ids, IGNORED)
+    for row, layout in enumerate(layouts):
+        answer = layout.tokens("answer")
+        if not answer:
+            raise UsageError(f"the prompt of question {layout.question.id!r} has no answer")
+        pad = longest - len(layout)
+        ids[row, pad:] = torch.tensor(layout.ids)
+        positions[row, pad:] = torch.tensor(layout.positions)
+        targets[row, pad + answer[0] - 1 :] = torch.tensor([*layout.ids[answer[0] :], end])
+    masks = _masks(model, layouts, mask, longest)
+    device = model.device
+    return Batch(ids.to(device), positions.to(device), targets.to(device), masks)
+
+
+def end_token(model: LanguageModel) -> int:
+    """The token that ends a text.
+
+    Raises:
+        UsageError: if the model has none.
+    """
+    if not model.end_tokens:
+        raise UsageError(f"{model.name} has no end-of-text token, so answers would never end")
+    return min(model.end_tokens)
+
+
+def _masks(
+    model: LanguageModel, layouts: Sequence[Layout], mask: Mask, longest: int
+) -> tuple[Any, ...]:
+    """For each block the lowered mask of a batch; blocks with the same mask share it."""
+    made: dict[tuple[int | None, int | None], Any] = {}
+    masks = []
+    for layer in range(model.n_layers):
+        window = model.window(layer)
+        kind = (layer if layer in mask.layers else None), window
+        if kind not in made:
+            keeps = [_keep(model, each, mask, layer, window) for each in layouts]
+            seen = _padded(keeps, longest).to(model.device)
+            made[kind] = lower(seen, model.config._attn_implementation, model.dtype)
+        masks.append(made[kind])
+    return tuple(masks)
+
+
+def _keep(
+    model: LanguageModel, layout: Layout, mask: Mask, layer: int, window: int | None
+) -> Tensor:
+    keep = mask.keep(layout, layer, model.n_heads)
+    if window is None:
+        return keep
+    return within_window(keep, torch.tensor(layout.positions), window)
+
+
+def _padded(keeps: Sequence[Tensor], longest: int) -> Tensor:
+    """Keep-masks of rows padded on the left, shape (row, head or 1, query, key)."""
+    n_heads = max(len(keep) for keep in keeps)
+    seen = torch.eye(longest, dtype=torch.bool).repeat(len(keeps), n_heads, 1, 1)
+    for row, keep in enumerate(keeps):
+        pad = longest - keep.shape[-1]
+        seen[row, :, pad:, pad:] = keep
+    return seen
+
+
+@contextmanager
+def under(model: LanguageModel, batch: Batch) -> Iterator[None]:
+    """Give every block the batch's mask in place of the one that the model would make."""
+
+    def hook(mask: Any) -> Any:
+        def replace_mask(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return args, {**kwargs, "attention_mask": mask}
+
+        return replace_mask
+
+    with ExitStack() as stack:
+        for layer, mask in enumerate(batch.masks):
+            attention = model.attention(layer)
+            handle = attention.register_forward_pre_hook(hook(mask), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def answer_logits(model: LanguageModel, batch: Batch) -> Float[Tensor, "row kept vocab"]:
+    """The logits of the last `batch.n_kept` positions of every row."""
+    with under(model, batch):
+        output = model.hf(
+            input_ids=batch.ids,
+            position_ids=batch.positions,
+            use_cache=False,
+            logits_to_keep=batch.n_kept,
+        )
+    return output.logits  # type: ignore[no-any-return]
+
+
+def answer_loss(model: LanguageModel, batch: Batch) -> Float[Tensor, ""]:
+    """Mean cross-entropy of the answers' tokens and of the ends of text, in nats."""
+    logits = answer_logits(model, batch).float()
+    targets = batch.targets[:, -batch.n_kept :]
+    return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)

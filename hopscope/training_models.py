@@ -1,0 +1,200 @@
+"""Provides the models of training: a small one from nothing, and LoRA on a pretrained one."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from hopscope.documents import MultiDocQuestion
+from hopscope.errors import ModelError, UsageError
+from hopscope.models import LanguageModel, load_model
+from hopscope.world_docs import NAMES
+
+PAD, END, UNKNOWN = "<pad>", "<eos>", "<unk>"
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a model is trained.
+
+    Attributes:
+        steps: of the optimizer.
+        batch_size: prompts a step.
+        learning_rate: at its height, after the warm-up; it falls to 0 as a cosine.
+        warmup_steps: over which it rises from 0.
+        weight_decay: of matrices; norms and biases have none.
+        clip: the largest norm of the gradient.
+        hop_share: share of the prompts that ask a single hop of their question.
+        orders: of the documents, one drawn for each prompt; if empty, any permutation.
+        checkpoint_every: steps between checkpoints, where there is a folder.
+        n_layers, d_model, n_heads: shape of the model that is made from nothing.
+        lora_rank: rank of the updates of a pretrained model.
+        lora_alpha: they are scaled by `lora_alpha / lora_rank`.
+        bfloat16: compute in bfloat16 where torch's autocast does; weights keep their type.
+
+    Raises:
+        UsageError: for a number that cannot be.
+    """
+
+    steps: int = 1500
+    batch_size: int = 32
+    learning_rate: float = 1.5e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    hop_share: float = 0.5
+    orders: tuple[str, ...] = ()
+    checkpoint_every: int = 500
+    n_layers: int = 3
+    d_model: int = 128
+    n_heads: int = 4
+    lora_rank: int = 8
+    lora_alpha: float = 16.0
+    bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "orders", tuple(self.orders))
+        positive = ("steps", "batch_size", "learning_rate", "clip", "checkpoint_every")
+        for name in (*positive, "n_layers", "d_model", "n_heads", "lora_rank", "lora_alpha"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} must be more than 0, not {getattr(self, name)}")
+        for name in ("warmup_steps", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if not 0 <= self.hop_share <= 1:
+            raise UsageError(f"hop_share is a probability, not {self.hop_share}")
+        if self.d_model % (2 * self.n_heads):
+            raise UsageError(
+                f"d_model {self.d_model} does not give {self.n_heads} heads of an even width"
+            )
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def word_tokenizer(questions: Sequence[MultiDocQuestion]) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token for each word and mark of some questions, and for every name.
+
+    Args:
+        questions: whose documents, questions and answers give the words; all the given names of
+            `world-docs` are words, too. Others become one and the same unknown word.
+    """
+    split = pre_tokenizers.Whitespace()
+    words = set(NAMES)
+    for question in questions:
+        asked = [question.question, question.answer, *(hop.question for hop in question.hops)]
+        texts = [*asked, *(document.text for document in question.documents), "Question: Answer:"]
+        words.update(word for text in texts for word, _ in split.pre_tokenize_str(text))
+    vocabulary = {word: index for index, word in enumerate([PAD, END, UNKNOWN, *sorted(words)])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = split
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        unk_token=UNKNOWN,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def small_model(
+    questions: Sequence[MultiDocQuestion],
+    settings: TrainingSettings | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> LanguageModel:
+    """An untrained Llama of a few layers with a tokenizer of whole words.
+
+    Args:
+        questions: whose words it knows.
+        settings: for its shape.
+        seed: of the weights, which are drawn on the CPU.
+        device: where it goes; CUDA by default if there is any.
+    """
+    settings = settings or TrainingSettings()
+    tokenizer = word_tokenizer(questions)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.d_model,
+        intermediate_size=4 * settings.d_model,
+        num_hidden_layers=settings.n_layers,
+        num_attention_heads=settings.n_heads,
+        num_key_value_heads=settings.n_heads,
+        max_position_embeddings=1024,
+        initializer_range=0.02,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    with seeded(torch.device("cpu"), seed), torch.device("cpu"):
+        hf = LlamaForCausalLM(config)
+        # What the blocks write at first must not bury the tokens, or copying is learned late.
+        nn.init.normal_(hf.model.embed_tokens.weight, std=settings.d_model**-0.5)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = f"llama-{settings.n_layers}x{settings.d_model}"
+    return load_model(hf, device, tokenizer=tokenizer, name=name)
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Torch's random numbers from a seed, on the CPU and one device; then as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        seed_all(device, seed)
+        yield
+
+
+def seed_all(device: torch.device, seed: int) -> None:
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
+def with_updates(hf: nn.Module, settings: TrainingSettings, seed: int, device: torch.device) -> Any:
+    """Low-rank updates beside every linear map of the blocks, put in place; peft's wrapper."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise ModelError(
+            "training a pretrained model needs peft: pip install hopscope[train]"
+        ) from None
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    with seeded(device, seed):
+        return get_peft_model(hf, config)
+
+
+def save_model(model: LanguageModel, folder: Path) -> None:
+    """Write a model into a folder, its weights last, so that they stand for the whole."""
+    beside = Path(tempfile.mkdtemp(prefix=".model.", dir=folder))
+    try:
+        model.hf.save_pretrained(beside, max_shard_size="1000GB")
+        model.tokenizer.save_pretrained(beside)
+        for file in sorted(beside.iterdir(), key=lambda each: each.name == WEIGHTS):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

@@ -1,0 +1,91 @@
+"""Provides the picture of models trained under different masks."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from hopscope.plots import _axes, _errors
+
+ARM_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+MISREAD_COLOR = "#BFBFBF"
+
+
+def mask_arms(
+    summary: pd.DataFrame,
+    by_seed: pd.DataFrame,
+    ax: Axes | None = None,
+    title: str = "",
+    chance: float | None = None,
+) -> Axes:
+    """Held-out accuracy by order of the documents, one bar an arm, one dot a seed.
+
+    Beside the bar of each arm stands, in grey and with the arm's edge, what the same models answer
+    under a mask that they were not trained for.
+
+    Args:
+        summary: `PrefixTraining.summary()`.
+        by_seed: `PrefixTraining.by_seed()`.
+        ax: where to draw.
+        title: of the axes.
+        chance: accuracy of a guess, drawn as a line if given.
+    """
+    ax = _axes(ax, (6.4, 3.4))
+    orders = list(dict.fromkeys(summary["order"]))
+    arms = list(dict.fromkeys(summary["mask"]))
+    bars = [(arm, read) for arm in arms for read in _own_first(arm, arms)]
+    width = 0.84 / len(bars)
+    for index, (arm, read) in enumerate(bars):
+        color = ARM_COLORS[arms.index(arm) % len(ARM_COLORS)]
+        places = np.arange(len(orders)) + (index - (len(bars) - 1) / 2) * width
+        own = read == arm
+        rows = _of_bar(summary, arm, read).set_index("order").reindex(orders)
+        ax.bar(
+            places,
+            rows["accuracy"],
+            width * 0.9,
+            yerr=_errors(rows, "accuracy"),
+            color=color if own else MISREAD_COLOR,
+            alpha=0.85,
+            edgecolor=color,
+            linewidth=1.2,
+            error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#222222"},
+        )
+        seeds = _of_bar(by_seed, arm, read)
+        for place, order in zip(places, orders, strict=True):
+            dots = seeds.loc[seeds["order"] == order, "accuracy"].to_numpy()
+            spread = place + np.linspace(-0.22, 0.22, len(dots)) * width
+            ax.plot(spread, dots, "o", ms=3.2, color="white", mec="#222222", mew=0.8, zorder=3)
+    if chance is not None:
+        ax.axhline(chance, color="#444444", lw=0.8, ls=":")
+    ax.set_xticks(range(len(orders)), orders)
+    ax.set(ylim=(0, 1.02), xlabel="order of the gold documents", title=title)
+    ax.set_ylabel("held-out questions answered")
+    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    ax.legend(handles=_handles(arms, chance), loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return ax
+
+
+def _own_first(arm: str, arms: list[str]) -> list[str]:
+    return [arm, *(each for each in arms if each != arm)]
+
+
+def _of_bar(table: pd.DataFrame, arm: str, read: str) -> pd.DataFrame:
+    return table[(table["mask"] == arm) & (table["read_under"] == read)]
+
+
+def _handles(arms: list[str], chance: float | None) -> list[Patch | Line2D]:
+    handles: list[Patch | Line2D] = [
+        Patch(color=ARM_COLORS[index % len(ARM_COLORS)], label=f"trained {arm.replace('_', ' ')}")
+        for index, arm in enumerate(arms)
+    ]
+    if len(arms) > 1:
+        grey = Patch(fc=MISREAD_COLOR, ec="#666666", label="the same, under another mask")
+        handles.append(grey)
+    if chance is not None:
+        handles.append(Line2D([], [], color="#444444", lw=0.8, ls=":", label="a name by chance"))
+    return handles

@@ -1,0 +1,345 @@
+"""Provides compare_masks(): models trained under different masks, each asked under all of them.
+
+The claim that it tests (Huang et al. 2025, Masking in Multi-hop QA, section 3.3): a prefix that is
+seen both ways helps a decoder with documents once it is trained with it, and most where a causal
+mask hides the first hop's document from the second's.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from tqdm.auto import tqdm
+
+from hopscope.answers import exact_match, first_line
+from hopscope.documents import MultiDocQuestion, QuestionSet
+from hopscope.errors import UsageError
+from hopscope.layouts import lay_out
+from hopscope.masked import Version, read
+from hopscope.masks import Mask, mask_of
+from hopscope.models import LanguageModel, load_model
+from hopscope.results import Result, Tables, part_path, provenance, read_parts, write_part
+from hopscope.runs import open_run
+from hopscope.sweep import ReadOut
+from hopscope.training import train
+from hopscope.training_batches import TEMPLATE, encoder
+from hopscope.training_models import TrainingSettings, small_model
+from hopscope.world_docs import world_docs
+
+logger = logging.getLogger(__name__)
+
+ORDERS = ("original", "forward", "backward")
+MAX_NEW_TOKENS = 8
+QUESTIONS_AT_ONCE = 16
+
+
+@dataclass(frozen=True, repr=False)
+class PrefixTraining(Result):
+    """Models trained under several masks, and what each answers under each of them.
+
+    `frame` has one row a (mask, read_under, seed, order, query): the mask that the model was
+    trained under, the one that it was read under (`control` is `none` if they are the same, else
+    `other_mask`: the mask it was not trained for), the seed of the training, the order of the
+    documents, `generated` and whether that is `correct`: the answer and nothing else, up to case
+    and punctuation. `details` has one row a query. Held-out questions differ from seed to seed,
+    but are the same for all arms of one seed.
+    """
+
+    kind: ClassVar[str] = "prefix_training"
+
+    def by_seed(self) -> pd.DataFrame:
+        """The accuracy of each model.
+
+        Returns:
+            Columns mask, read_under, control, order, seed, accuracy, n (questions).
+        """
+        keys = ["mask", "read_under", "control", "order", "seed"]
+        correct = self.frame.groupby(keys, sort=False)["correct"]
+        return correct.agg(accuracy="mean", n="size").reset_index()
+
+    def summary(self) -> pd.DataFrame:
+        """The mean accuracy over seeds, with its 95 % t interval over seeds.
+
+        The interval tells how the mean of newly trained models would vary, with their held-out
+        questions; it is not one over questions. Of one seed it is NaN. It is not cut to [0, 1].
+
+        Returns:
+            Columns mask, read_under, control, order, n_seeds, n_queries (a seed), accuracy, low,
+            high.
+        """
+        keys = ["mask", "read_under", "control", "order"]
+        rows = []
+        for _, group in self.by_seed().groupby(keys, sort=False):
+            mean, low, high = t_interval(group["accuracy"].to_numpy())
+            row = {**group.iloc[0][keys], "n_seeds": len(group), "n_queries": group["n"].iloc[0]}
+            rows.append({**row, "accuracy": mean, "low": low, "high": high})
+        return pd.DataFrame(rows)
+
+    def paired(self) -> pd.DataFrame:
+        """How much better each further arm is than the first, paired by seed.
+
+        Each arm is read under its own mask. Both arms of a seed begin with the same weights, see
+        the same prompts and answer the same held-out questions.
+
+        Returns:
+            Columns mask, minus, order, n_seeds, difference (of accuracies), low, high (95 % t
+            interval over seeds), p (two-sided paired t-test).
+        """
+        own = self.by_seed().query("control == 'none'")
+        base, *others = dict.fromkeys(own["mask"])
+        table = own.set_index(["order", "seed", "mask"])["accuracy"].unstack()
+        rows = []
+        for mask in others:
+            for order in dict.fromkeys(own["order"]):
+                differences = (table[mask] - table[base]).loc[order].dropna().to_numpy()
+                mean, low, high = t_interval(differences)
+                spread = len(differences) > 1 and differences.std() > 1e-9
+                p = float(stats.ttest_1samp(differences, 0).pvalue) if spread else float("nan")
+                row = {"mask": mask, "minus": base, "order": order, "n_seeds": len(differences)}
+                rows.append({**row, "difference": mean, "low": low, "high": high, "p": p})
+        return pd.DataFrame(rows)
+
+
+def t_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """A mean with its 95 % interval by Student's t, for the few values that seeds give.
+
+    A bootstrap of three values would be far too narrow.
+
+    Returns:
+        Mean, low and high; of one value low and high are NaN.
+    """
+    values = np.asarray(values, dtype=float)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return mean, float("nan"), float("nan")
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return mean, mean - half, mean + half
+
+
+def split(questions: QuestionSet, held_out: int, seed: int) -> tuple[QuestionSet, QuestionSet]:
+    """Questions to train on and held-out ones, by seed.
+
+    Ids up to a `#` say what is asked; those that share it stay on one side, and the held-out side
+    has the first of each.
+
+    Raises:
+        UsageError: if nothing would be left on a side.
+    """
+    facts = sorted({_fact(each) for each in questions})
+    if not 0 < held_out < len(facts):
+        raise UsageError(
+            f"cannot hold out {held_out} questions of {questions.name}, which asks {len(facts)} "
+            f"different ones; take 1 to {len(facts) - 1}"
+        )
+    chosen = set(random.Random(f"{seed} held out").sample(facts, held_out))
+    rest = tuple(each for each in questions if _fact(each) not in chosen)
+    one = {_fact(each): each for each in reversed(questions) if _fact(each) in chosen}
+    held = sorted(one.values(), key=lambda each: each.id)
+    return (
+        QuestionSet(rest, f"{questions.name} (training)"),
+        QuestionSet(tuple(held), f"{questions.name} (held out)"),
+    )
+
+
+def _fact(question: MultiDocQuestion) -> str:
+    return question.id.partition("#")[0]
+
+
+def many_world_docs(distractors: Sequence[int] = (2, 1, 0), draws: int = 2) -> QuestionSet:
+    """`world-docs` several times over, with names, distractors and orders drawn anew each time.
+
+    Questions with fewer documents are there to be learned from first; `split` holds out those with
+    the first number of distractors.
+
+    Args:
+        distractors: numbers of documents beside the gold ones, each of which every draw has.
+        draws: how many times; their seeds are 0, 1, ...
+
+    Raises:
+        QueryError: for a number of distractors that the facts cannot give.
+    """
+    drawn = [
+        replace(each, id=f"{each.id}#{seed}-{n}")
+        for n in distractors
+        for seed in range(draws)
+        for each in world_docs(distractors=n, seed=seed)
+    ]
+    return QuestionSet(tuple(drawn), "world-docs")
+
+
+def compare_masks(
+    masks: Sequence[str | Mask] = ("causal", "prefix_bidirectional"),
+    seeds: Sequence[int] = (0, 1, 2),
+    *,
+    questions: QuestionSet | None = None,
+    held_out: int = 300,
+    orders: Sequence[str] = ORDERS,
+    model: LanguageModel | str | None = None,
+    settings: TrainingSettings | None = None,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> PrefixTraining:
+    """Train a model under each mask with each seed, and ask held-out questions under all masks.
+
+    Args:
+        masks: the arms; the first is what the others are compared with.
+        seeds: of the split, the weights, the prompts and their orders; the same for all arms.
+        questions: what is trained on and held out; `many_world_docs()` by default.
+        held_out: how many questions of a seed are not trained on.
+        orders: of the documents when held-out questions are asked.
+        model: a pretrained model that is trained by LoRA; None makes a small one from nothing.
+        settings: of the training.
+        out: run folder; models lie in its `models`. What is there already is not done again.
+        progress: show progress bars.
+
+    Raises:
+        UsageError: for repeated masks or seeds, or none, or a split that cannot be.
+        ResultError: if `out` holds another run.
+
+    Example:
+        >>> result = compare_masks(out="runs/prefix_training")  # doctest: +SKIP
+        >>> result.paired()                                     # doctest: +SKIP
+    """
+    settings = settings or TrainingSettings()
+    arms = [mask_of(each) for each in masks]
+    for what, given in (("masks", [arm.name for arm in arms]), ("seeds", list(seeds))):
+        if not given or len(set(given)) < len(given):
+            raise UsageError(f"{what} must be one or more, each once, not {given}")
+    questions = many_world_docs() if questions is None else questions
+    splits = {seed: split(questions, held_out, seed) for seed in seeds}
+    asked = QuestionSet(
+        tuple(_of_seed(each, seed) for seed in seeds for each in splits[seed][1]),
+        f"{questions.name} (held out)",
+    )
+    start = None if model is None else load_model(model)
+    first = start or small_model(splits[seeds[0]][0], settings, seeds[0])
+    how = {
+        "masks": [arm.name for arm in arms],
+        "seeds": list(seeds),
+        "held_out": held_out,
+        "orders": list(orders),
+        "trained_on": questions.fingerprint,
+        "from_scratch": start is None,
+        "training": asdict(settings),
+    }
+    run = provenance(first, asked, PrefixTraining.kind, how)
+    folder = None if out is None else open_run(Path(out), run)
+    parts = []
+    for number, seed in enumerate(seeds):
+        if folder is not None and part_path(folder, "frame", number).exists():
+            continue
+        models = None if folder is None else folder / "models"
+        trained = _trained(arms, splits[seed][0], start, settings, seed, models, progress)
+        parts.append(_asked(arms, trained, splits[seed][1], orders, seed, progress))
+        if folder is not None:
+            write_part(folder, number, parts[-1])
+    tables = read_parts(folder) if folder is not None else _joined(parts)
+    return PrefixTraining.of(tables, run)
+
+
+def _joined(parts: Sequence[Tables]) -> Tables:
+    return {name: pd.concat([each[name] for each in parts], ignore_index=True) for name in parts[0]}
+
+
+def _of_seed(question: MultiDocQuestion, seed: int) -> MultiDocQuestion:
+    """A held-out question with the seed in its id, since other seeds may hold it out, too."""
+    return replace(question, id=f"{question.id}/seed-{seed}")
+
+
+def _trained(
+    arms: Sequence[Mask],
+    questions: QuestionSet,
+    start: LanguageModel | None,
+    settings: TrainingSettings,
+    seed: int,
+    models: Path | None,
+    progress: bool,
+) -> list[LanguageModel]:
+    """The models of one seed, one an arm; their folders are numbered as the arms."""
+    return [
+        train(
+            questions,
+            arm,
+            model=start,
+            settings=settings,
+            seed=seed,
+            out=None if models is None else models / f"arm-{number}.seed-{seed}",
+            progress=progress,
+        )
+        for number, arm in enumerate(arms)
+    ]
+
+
+def _asked(
+    arms: Sequence[Mask],
+    trained: Sequence[LanguageModel],
+    held: QuestionSet,
+    orders: Sequence[str],
+    seed: int,
+    progress: bool,
+) -> Tables:
+    """The tables of one seed."""
+    questions = [_of_seed(each, seed) for each in held]
+    frames = []
+    for arm, model in zip(arms, trained, strict=True):
+        for mask in arms:
+            found = answers_under(model, questions, mask, orders, progress)
+            control = "none" if mask is arm else "other_mask"
+            found = found.assign(mask=arm.name, read_under=mask.name)
+            frames.append(found.assign(control=control, seed=seed))
+    columns = ["mask", "read_under", "control", "seed", "order", "query", "generated", "correct"]
+    details = pd.DataFrame(
+        {
+            "query": [each.id for each in questions],
+            "seed": seed,
+            "question": [each.question for each in questions],
+            "answer": [each.answer for each in questions],
+            "documents": [" ".join(d.text for d in each.documents) for each in questions],
+        }
+    )
+    return {"frame": pd.concat(frames, ignore_index=True)[columns], "details": details}
+
+
+def answers_under(
+    model: LanguageModel,
+    questions: Sequence[MultiDocQuestion],
+    mask: str | Mask = "causal",
+    orders: Sequence[str] = ORDERS,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """What a model answers to prompts as `train` shows them, greedily.
+
+    Args:
+        model: the model.
+        questions: what is asked.
+        mask: under which the prompts are read.
+        orders: of the documents.
+        progress: show a progress bar.
+
+    Returns:
+        Columns order, query (its id), generated (the first line), correct.
+    """
+    mask, encode = mask_of(mask), encoder(model)
+    what = ReadOut(max_new_tokens=MAX_NEW_TOKENS)
+    rows: list[Mapping[str, Any]] = []
+    starts = range(0, len(questions), QUESTIONS_AT_ONCE)
+    for start in tqdm(starts, desc=f"ask under {mask.name}", disable=not progress):
+        some = questions[start : start + QUESTIONS_AT_ONCE]
+        asked = [(order, each) for each in some for order in orders]
+        versions = [
+            Version(lay_out(encode, each, order, template=TEMPLATE), mask) for order, each in asked
+        ]
+        tokens = read(model, versions, what).outputs.tokens
+        for (order, each), generated in zip(asked, tokens, strict=True):
+            text = first_line(model.decode(generated))
+            right = exact_match(text, each.names)
+            rows.append({"order": order, "query": each.id, "generated": text, "correct": right})
+    return pd.DataFrame(rows)
