@@ -118,7 +118,8 @@ paths.plot();
 # ## So, does it matter?
 #
 # On these few questions the forward order is answered more often than the backward one, as in the
-# paper; who sees whom matters more than where a token stands; and a model that was trained causally
-# makes nothing of a document-block mask. With twelve questions the intervals are wide: the same in a
-# shell, on as many as you like, is
+# paper. Permuted position ids alone cost as many answers as moved text, a permuted view fewer; and a
+# model that was trained causally makes nothing of a document-block mask. That right answers peak
+# higher does not show here. Twelve questions leave wide intervals: the same in a shell, on as many
+# as you like, is
 # `hopscope permute --questions world-docs --orders original,forward,backward --masks causal,document_block --limit 200`.
