@@ -80,26 +80,6 @@ def from_rows(rows: Sequence[Row], name: str) -> QuestionSet:
     return QuestionSet(tuple(questions), name)
 
 
-def from_hub(id: str, split: str | None) -> QuestionSet:
-    """Load a data set from the Hugging Face hub, or from its local cache."""
-    import datasets  # type: ignore[import-untyped]
-
-    try:
-        loaded = datasets.load_dataset(id, split=split)
-    except Exception as error:  # the hub's client raises errors of a dozen unrelated families
-        raise QueryError(
-            f"{id!r} is no file here, and the hub data set of that name cannot be loaded "
-            f"({type(error).__name__}: {error}); check the name, the split and the network, "
-            "or download the file and give its path"
-        ) from error
-    if isinstance(loaded, datasets.DatasetDict):
-        names = list(loaded)
-        if len(names) > 1 and "validation" not in names:
-            raise QueryError(f"{id!r} has the splits {', '.join(names)}: choose one with split=")
-        loaded = loaded[names[0] if len(names) == 1 else "validation"]
-    return from_rows(list(loaded), id)
-
-
 def _plain(value: Any) -> Any:
     """Arrays, as parquet gives them, as lists."""
     if isinstance(value, Mapping):

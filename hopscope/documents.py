@@ -308,7 +308,8 @@ def load_questions(
         >>> load_questions("world-docs")[0].gold  # doctest: +SKIP
         (1, 3)
     """
-    from .document_files import from_hub, from_rows, read_rows  # builds on this module
+    from .document_files import from_rows, read_rows  # builds on this module
+    from .query_files import read_hub
 
     if isinstance(source, QuestionSet):
         return source
@@ -322,7 +323,7 @@ def load_questions(
     if _is_file(path):
         return from_rows(read_rows(path), path.stem)
     if isinstance(source, str) and source.count("/") == 1 and not path.suffix:
-        return from_hub(source, split)
+        return from_rows(list(read_hub(source, split, "validation")), source)
     near = difflib.get_close_matches(str(source), list(BUNDLED), n=2)
     meant = f"; did you mean {' or '.join(near)}?" if near else ""
     raise QueryError(

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from hopscope.errors import UsageError
 from hopscope.layouts import Layout
-from hopscope.masked import RATHER_ALIKE, Readings, Version
+from hopscope.masked import RATHER_ALIKE, Readings, Version, grown
 from hopscope.masks import lower
 from hopscope.models.encoder_decoder import EncoderDecoder
 from hopscope.sweep import NextToken, ReadOut, free_memory, outputs_of
@@ -390,7 +390,7 @@ class _Decoding:
                     break
                 ids = logits.argmax(dim=-1, keepdim=True)
                 for row, token in enumerate(ids[:, 0].tolist()):
-                    if row in open_rows and not self._grown(self.tokens[row], token):
+                    if row in open_rows and not grown(self.model, self.tokens[row], token, what):
                         open_rows.remove(row)
                 if not open_rows and not self.attention:
                     break
@@ -438,10 +438,3 @@ class _Decoding:
             n = len(row.layout.segments)
             own = stacked[: 1 + len(self.tokens[index]), :, index, :, :n]
             self.masses[index] = torch.nn.functional.pad(own, (0, 1))
-
-    def _grown(self, generated: list[int], token: int) -> bool:
-        """Add a token to a generation; whether it goes on."""
-        if token in self.model.end_tokens:
-            return False
-        generated.append(token)
-        return self.what.stop is None or not self.what.stop(tuple(generated))

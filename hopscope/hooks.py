@@ -120,21 +120,30 @@ def masking(model: LanguageModel, keeps: Sequence[Tensor], positions: Tensor) ->
         positions: the position ids of all keys, shape (1, key), by which sliding windows cut.
     """
 
-    def hook(layer: int) -> Callable[..., Any]:
+    def lowered(layer: int) -> Any:
         keep, window = keeps[layer].to(positions.device), model.window(layer)
         if window is not None:
             keep = within_window(keep, positions[0], window)
-        mask = lower(keep[None], model.config._attn_implementation, model.dtype)
+        return lower(keep[None], model.config._attn_implementation, model.dtype)
 
+    with giving_masks(model, [lowered(layer) for layer in range(model.n_layers)]):
+        yield
+
+
+@contextmanager
+def giving_masks(model: LanguageModel, masks: Sequence[Any]) -> Iterator[None]:
+    """Give every block its mask, as its attention takes it, in place of what the model makes."""
+
+    def hook(mask: Any) -> Callable[..., Any]:
         def replace_mask(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return args, {**kwargs, "attention_mask": mask}
 
         return replace_mask
 
     with ExitStack() as stack:
-        for layer in range(model.n_layers):
+        for layer, mask in enumerate(masks):
             attention = model.attention(layer)
-            handle = attention.register_forward_pre_hook(hook(layer), with_kwargs=True)
+            handle = attention.register_forward_pre_hook(hook(mask), with_kwargs=True)
             stack.callback(handle.remove)
         yield
 

@@ -28,6 +28,7 @@ from hopscope.hooks import masking
 from hopscope.layouts import Layout
 from hopscope.masks import Mask
 from hopscope.models.language_model import LanguageModel
+from hopscope.models.token_model import TokenModel
 from hopscope.streams import KeysValues, MaskedCache, forward_streams
 from hopscope.sweep import CellOutputs, NextToken, ReadOut, free_memory, outputs_of
 
@@ -634,19 +635,20 @@ class _Decoding:
                 break
             ids = logits.argmax(dim=-1, keepdim=True)
             for row, token in enumerate(ids[:, 0].tolist()):
-                if row in open_rows and not self._grown(generated[row], token):
+                if row in open_rows and not grown(model, generated[row], token, what):
                     open_rows.remove(row)
             if not open_rows and not self.attention:
                 break
         tokens = [tuple(each) for each in generated]
         return tokens, _by_row(masses, tokens, rows)
 
-    def _grown(self, generated: list[int], token: int) -> bool:
-        """Add a token to a generation; whether it goes on."""
-        if token in self.model.end_tokens:
-            return False
-        generated.append(token)
-        return self.what.stop is None or not self.what.stop(tuple(generated))
+
+def grown(model: TokenModel, generated: list[int], token: int, what: ReadOut) -> bool:
+    """Add a token to a generation; whether it goes on."""
+    if token in model.end_tokens:
+        return False
+    generated.append(token)
+    return what.stop is None or not what.stop(tuple(generated))
 
 
 def _and_itself(visible: Mapping[int, Tensor | None], n_keys: int) -> Mapping[int, Tensor | None]:
@@ -729,10 +731,7 @@ def plain_read(model: LanguageModel, versions: Sequence[Version], what: ReadOut)
             if not what.max_new_tokens:
                 break
             token = int(logits.argmax(dim=-1))
-            if token in model.end_tokens:
-                break
-            generated.append(token)
-            if what.stop is not None and what.stop(tuple(generated)):
+            if not grown(model, generated, token, what):
                 break
             ids = torch.tensor([[token]], device=model.device)
             positions = torch.cat([positions, positions[:, -1:] + 1], dim=1)

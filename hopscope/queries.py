@@ -26,7 +26,7 @@ from .prompts import (
     token_position,
     token_span,
 )
-from .query_files import SUFFIXES, from_frame, read_table, to_frame, write_csv
+from .query_files import SUFFIXES, from_frame, read_hub, read_table, to_frame, write_csv
 
 if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]
@@ -326,7 +326,7 @@ def _load(source: object, split: str | None) -> tuple[QuerySet, int]:
     if path.is_file():
         return QuerySet.from_pandas(read_table(path), path.stem), 0
     if isinstance(source, str) and source.count("/") == 1 and path.suffix not in SUFFIXES:
-        return _from_hub(source, split), 0
+        return QuerySet.from_datasets(read_hub(source, split, "train"), source), 0
     raise QueryError(_not_found(path))
 
 
@@ -337,23 +337,3 @@ def _not_found(path: Path) -> str:
         f"no query set {str(path)!r}: it is neither a bundled set ({', '.join(BUNDLED)}) nor a "
         f"file that exists nor a hub id (owner/name){_near(str(path), [*BUNDLED, *beside])}"
     )
-
-
-def _from_hub(id: str, split: str | None) -> QuerySet:
-    """Load a data set from the Hugging Face hub, or from its local cache."""
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(id, split=split)
-    except Exception as error:  # the hub's client raises errors of a dozen unrelated families
-        raise QueryError(
-            f"{id!r} is no file here, and the hub data set of that name cannot be loaded "
-            f"({type(error).__name__}: {error}); check the name, the split and the network, "
-            "or download the file and give its path"
-        ) from error
-    if isinstance(loaded, datasets.DatasetDict):
-        names = list(loaded)
-        if len(names) > 1 and "train" not in names:
-            raise QueryError(f"{id!r} has the splits {', '.join(names)}: choose one with split=")
-        loaded = loaded[names[0] if len(names) == 1 else "train"]
-    return QuerySet.from_datasets(loaded, id)

@@ -11,12 +11,15 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from .errors import QueryError
 from .prompts import TwoHopQuery
+
+if TYPE_CHECKING:
+    import datasets  # type: ignore[import-untyped]
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +65,35 @@ def read_table(path: Path) -> pd.DataFrame:
     except (ValueError, OSError) as error:  # parse errors of pandas, json and pyarrow are such
         raise QueryError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
     raise QueryError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
+
+
+def read_hub(id: str, split: str | None, usual: str) -> datasets.Dataset:
+    """Load a data set from the Hugging Face hub, or from its local cache.
+
+    Args:
+        id: owner/name.
+        split: which split; its only one, or the `usual` one if None.
+        usual: the split that is taken of several.
+
+    Raises:
+        QueryError: if it cannot be loaded, or the split has to be chosen.
+    """
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(id, split=split)
+    except Exception as error:  # the hub's client raises errors of a dozen unrelated families
+        raise QueryError(
+            f"{id!r} is no file here, and the hub data set of that name cannot be loaded "
+            f"({type(error).__name__}: {error}); check the name, the split and the network, "
+            "or download the file and give its path"
+        ) from error
+    if isinstance(loaded, datasets.DatasetDict):
+        names = list(loaded)
+        if len(names) > 1 and usual not in names:
+            raise QueryError(f"{id!r} has the splits {', '.join(names)}: choose one with split=")
+        loaded = loaded[names[0] if len(names) == 1 else usual]
+    return loaded
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

@@ -551,6 +551,7 @@ def _out_of_memory(error: RuntimeError) -> bool:
 
 
 def outputs_of(next_token: NextToken, tokens: Sequence[tuple[int, ...]]) -> CellOutputs:
+    """Next tokens and generations, cell by cell, as outputs."""
     return CellOutputs(
         next_token.rank,
         next_token.logprob,

@@ -7,19 +7,19 @@ goes on with what it would have seen, and two runs with different masks see the 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from hopscope.documents import MultiDocQuestion
 from hopscope.errors import UsageError
+from hopscope.hooks import giving_masks
 from hopscope.layouts import Encode, Layout, lay_out
 from hopscope.masks import Mask, lower, within_window
 from hopscope.models import LanguageModel
@@ -189,27 +189,9 @@ def _padded(keeps: Sequence[Tensor], longest: int) -> Tensor:
     return seen
 
 
-@contextmanager
-def under(model: LanguageModel, batch: Batch) -> Iterator[None]:
-    """Give every block the batch's mask in place of the one that the model would make."""
-
-    def hook(mask: Any) -> Any:
-        def replace_mask(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return args, {**kwargs, "attention_mask": mask}
-
-        return replace_mask
-
-    with ExitStack() as stack:
-        for layer, mask in enumerate(batch.masks):
-            attention = model.attention(layer)
-            handle = attention.register_forward_pre_hook(hook(mask), with_kwargs=True)
-            stack.callback(handle.remove)
-        yield
-
-
 def answer_logits(model: LanguageModel, batch: Batch) -> Float[Tensor, "row kept vocab"]:
     """The logits of the last `batch.n_kept` positions of every row."""
-    with under(model, batch):
+    with giving_masks(model, batch.masks):
         output = model.hf(
             input_ids=batch.ids,
             position_ids=batch.positions,

@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ class DocumentAsker:
         )
         return row["input_ids"], row["offset_mapping"]
 
-    @property
+    @cached_property
     def frame(self) -> tuple[str, str]:
         """What the chat template puts around a user's turn.
 
