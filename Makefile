@@ -23,7 +23,8 @@ study: $(VENV)/.installed  ## Run every analysis; write figures, tables and a pa
 		$(if $(LIMIT),--limit $(LIMIT)) -o study
 
 test: lint  ## Check style and types, run all tests and notebooks.
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=900 tests notebooks
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal \
+		--nbmake --nbmake-timeout=900 tests notebooks
 
 lint: $(VENV)/.developed
 	$(BIN)/ruff check .

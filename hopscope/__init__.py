@@ -27,12 +27,14 @@ if TYPE_CHECKING:
     from hopscope.experiments import Description as Description
     from hopscope.experiments import DocumentAttention as DocumentAttention
     from hopscope.experiments import Grading as Grading
+    from hopscope.experiments import HeadRetrieval as HeadRetrieval
     from hopscope.experiments import Knockouts as Knockouts
     from hopscope.experiments import MaskedPaths as MaskedPaths
     from hopscope.experiments import OrderChoice as OrderChoice
     from hopscope.experiments import Permutation as Permutation
     from hopscope.experiments import Probing as Probing
     from hopscope.experiments import Projection as Projection
+    from hopscope.experiments import RankNeighbours as RankNeighbours
     from hopscope.experiments import Recall as Recall
     from hopscope.experiments import Stages as Stages
     from hopscope.experiments import Tracing as Tracing
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from hopscope.experiments import attention_to_documents as attention_to_documents
     from hopscope.experiments import back_patch as back_patch
     from hopscope.experiments import best_order as best_order
+    from hopscope.experiments import classify_heads as classify_heads
     from hopscope.experiments import describe as describe
     from hopscope.experiments import fit_probe as fit_probe
     from hopscope.experiments import grade as grade
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from hopscope.experiments import permute_documents as permute_documents
     from hopscope.experiments import probe as probe
     from hopscope.experiments import project as project
+    from hopscope.experiments import rank_neighbours as rank_neighbours
     from hopscope.experiments import recall as recall
     from hopscope.experiments import stages as stages
     from hopscope.experiments import trace as trace
@@ -69,6 +73,15 @@ if TYPE_CHECKING:
     from hopscope.training_models import TrainingSettings as TrainingSettings
     from hopscope.training_runs import PrefixTraining as PrefixTraining
     from hopscope.training_runs import compare_masks as compare_masks
+    from hopscope.worlds import Circuit as Circuit
+    from hopscope.worlds import Coverage as Coverage
+    from hopscope.worlds import Emergence as Emergence
+    from hopscope.worlds import World as World
+    from hopscope.worlds import circuit as circuit
+    from hopscope.worlds import coverage as coverage
+    from hopscope.worlds import load_world as load_world
+    from hopscope.worlds import over_checkpoints as over_checkpoints
+    from hopscope.worlds import train_world as train_world
 
 __version__ = "0.1.0"
 
@@ -76,10 +89,14 @@ _HOME = {
     "ActivationPatching": "experiments",
     "Activations": "activations",
     "BackPatching": "experiments",
+    "Circuit": "worlds",
+    "Coverage": "worlds",
     "Description": "experiments",
     "DocumentAttention": "experiments",
+    "Emergence": "worlds",
     "EncoderDecoder": "models",
     "Grading": "experiments",
+    "HeadRetrieval": "experiments",
     "Knockout": "edits",
     "Knockouts": "experiments",
     "LanguageModel": "models",
@@ -94,6 +111,7 @@ _HOME = {
     "Projection": "experiments",
     "QuerySet": "queries",
     "QuestionSet": "documents",
+    "RankNeighbours": "experiments",
     "ReadOut": "sweep",
     "Recall": "experiments",
     "Result": "results",
@@ -101,12 +119,16 @@ _HOME = {
     "Tracing": "experiments",
     "TrainingSettings": "training_models",
     "TwoHopQuery": "queries",
+    "World": "worlds",
     "activation_patch": "experiments",
     "attention_to_documents": "experiments",
     "back_patch": "experiments",
     "best_order": "experiments",
     "capture": "activations",
+    "circuit": "worlds",
+    "classify_heads": "experiments",
     "compare_masks": "training_runs",
+    "coverage": "worlds",
     "describe": "experiments",
     "edit": "hooks",
     "fit_probe": "experiments",
@@ -118,15 +140,19 @@ _HOME = {
     "load_queries": "queries",
     "load_questions": "documents",
     "load_result": "results",
+    "load_world": "worlds",
     "logit_lens": "experiments",
     "masked_paths": "experiments",
+    "over_checkpoints": "worlds",
     "permute_documents": "experiments",
     "probe": "experiments",
     "project": "experiments",
+    "rank_neighbours": "experiments",
     "recall": "experiments",
     "stages": "experiments",
     "trace": "experiments",
     "train": "training",
+    "train_world": "worlds",
 }
 
 

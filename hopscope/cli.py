@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,14 +12,13 @@ import typer
 
 from hopscope import __version__
 from hopscope.errors import HopscopeError, UsageError
+from hopscope.printing import AsJson, records, show, show_tables, table_text
+from hopscope.worlds_commands import worlds_app
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from hopscope.documents import QuestionSet
     from hopscope.models import EncoderDecoder, LanguageModel
     from hopscope.queries import QuerySet
-    from hopscope.results import Result
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +27,7 @@ app = typer.Typer(
 )
 models_app = typer.Typer(no_args_is_help=True, help="The models that hopscope knows by name.")
 app.add_typer(models_app, name="models")
+app.add_typer(worlds_app, name="worlds")
 
 INTERRUPTED = 130
 
@@ -58,7 +56,6 @@ Most = Annotated[int | None, typer.Option(min=1, help="Run at most this many of 
 Positions = Annotated[str, typer.Option(help="Of t1, t2, e1; with commas.")]
 Controls = Annotated[bool, typer.Option(help="Run the control, too.")]
 Step = Annotated[int, typer.Option("--layer-step", min=1, help="Only every so many layers.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
 def main() -> None:
@@ -111,7 +108,7 @@ def models_list(as_json: AsJson = False) -> None:
         }
         for entry in zoo().values()
     ]
-    _show({"models": entries}, as_json, lambda: _table(entries))
+    show({"models": entries}, as_json, lambda: table_text(entries))
 
 
 @models_app.command("pull")
@@ -153,8 +150,8 @@ def grade_command(
         shard=_shard(shard),
     )
     summary = graded.summary()
-    found = {"summary": _records(summary), "rows": _records(graded.frame), "run": graded.run}
-    _show(found, as_json, lambda: summary.to_string(index=False, float_format="%.3f"))
+    found = {"summary": records(summary), "rows": records(graded.frame), "run": graded.run}
+    show(found, as_json, lambda: summary.to_string(index=False, float_format="%.3f"))
 
 
 @app.command("back-patch")
@@ -213,8 +210,8 @@ def back_patch_command(
     )
     rates = result.success_rate(seed)
     found: dict[str, Any] = {
-        "success_rate": _records(rates),
-        "above_chance": _records(result.above_chance(seed)),
+        "success_rate": records(rates),
+        "above_chance": records(result.above_chance(seed)),
         "best_cell": None,
         "run": result.run,
     }
@@ -228,7 +225,7 @@ def back_patch_command(
             lines += [", ".join(f"{k} {_short(v)}" for k, v in found["best_cell"].items())]
         return "\n".join(lines)
 
-    _show(found, as_json, text)
+    show(found, as_json, text)
 
 
 @app.command("knockout")
@@ -277,7 +274,7 @@ def knockout_command(
         out=out,
         shard=part,
     )
-    _show_tables(
+    show_tables(
         result,
         {"effect": result.effect(seed=seed), "above_chance": result.above_chance(seed)},
         as_json,
@@ -319,7 +316,7 @@ def project_command(
         out=out,
         shard=part,
     )
-    _show_tables(result, {"summary": result.summary(rank, seed)}, as_json)
+    show_tables(result, {"summary": result.summary(rank, seed)}, as_json)
 
 
 @app.command("describe")
@@ -371,7 +368,7 @@ def describe_command(
         "above_chance": result.above_chance(seed),
         "shares": result.shares(),
     }
-    _show_tables(result, tables, as_json)
+    show_tables(result, tables, as_json)
 
 
 @app.command("stages")
@@ -398,7 +395,7 @@ def stages_command(
     chosen = _chosen(loaded, asked, subset, most, seed, "word", 10, out)
     result = stages(loaded, chosen, layer_step=layer_step, seed=seed, out=out)
     tables = {"summary": result.summary(seed), "broken": result.broken()}
-    _show_tables(result, tables, as_json)
+    show_tables(result, tables, as_json)
 
 
 @app.command("patch")
@@ -437,7 +434,7 @@ def patch_command(
         out=out,
         shard=part,
     )
-    _show_tables(result, {"summary": result.summary(seed)}, as_json)
+    show_tables(result, {"summary": result.summary(seed)}, as_json)
 
 
 @app.command("trace")
@@ -483,7 +480,7 @@ def trace_command(
         shard=part,
     )
     tables = {"total_effect": result.total_effect(seed), "summary": result.summary(seed)}
-    _show_tables(result, tables, as_json)
+    show_tables(result, tables, as_json)
 
 
 @app.command("recall")
@@ -510,7 +507,7 @@ def recall_command(
     chosen = _chosen(loaded, asked, subset, most, seed, "word", 10, out)
     result = recall(loaded, chosen, seed=seed, out=out, shard=part)
     tables = {"summary": result.summary(seed), "consistency": result.consistency(seed)}
-    _show_tables(result, tables, as_json)
+    show_tables(result, tables, as_json)
 
 
 @app.command("probe")
@@ -547,7 +544,7 @@ def probe_command(
     layers = range(0, loaded.n_layers, layer_step)
     asked_for: dict[str, Any] = {"position": position, "layers": layers, "folds": folds}
     result = probe(loaded, asked, target, seed=seed, out=out, **asked_for)  # type: ignore[arg-type]
-    _show_tables(result, {"selectivity": result.selectivity()}, as_json)
+    show_tables(result, {"selectivity": result.selectivity()}, as_json)
     if save is not None:
         fitted = fit_probe(loaded, asked, target, **asked_for)  # type: ignore[arg-type]
         print(fitted.save(save), file=sys.stderr)
@@ -639,7 +636,7 @@ def permute_command(
         shard=_shard(shard),
     )
     tables = {"rows": result.accuracy(metric, seed), "compare": result.compare(None, metric, seed)}
-    _show_tables(result, tables, as_json)
+    show_tables(result, tables, as_json)
 
 
 @app.command("attention")
@@ -687,7 +684,7 @@ def attention_command(
         shard=_shard(shard),
     )
     tables = {"rows": result.compare(metric), "peaks": result.peaks(metric)}
-    _show_tables(result, tables, as_json)
+    show_tables(result, tables, as_json)
 
 
 @app.command("study")
@@ -720,7 +717,7 @@ def study_command(
     found = study.run_study(loaded, asked, out / "runs", size, seed=seed)
     told = report.sections(found)
     page, findings = report.write(found, out, told), report.findings(told)
-    _show(
+    show(
         {"report": str(page), "findings": findings},
         as_json,
         lambda: "\n".join([*findings, "", str(page)]),
@@ -753,16 +750,26 @@ def figures_command(
 
     size = study.preset(preset)
     if limit is not None:
-        size = replace(size, limit=limit)
-    study.figure_scripts(scripts, names or [])
-    asked = _queries(queries, few_shot, None, seed)
-    loaded = _model(model, device, dtype)
-    label = preset if limit is None else f"{preset}-{limit}"
-    folder = study.study_folder(runs, loaded, asked, f"{label}-seed-{seed}")
-    found = study.run_study(loaded, asked, folder, size, study.needed(names or []), seed=seed)
-    print(found.grading.summary().to_string(index=False, float_format="%.3f"))
-    for path in study.draw_figures(scripts, names or [], folder, rendered or scripts / "rendered"):
-        print(path)
+        size = replace(size, limit=limit, of_world=min(limit, size.of_world))
+    chosen = study.figure_scripts(scripts, names or [])
+    pictures = rendered or scripts / "rendered"
+    label = f"{preset if limit is None else f'{preset}-{limit}'}-seed-{seed}"
+    of_worlds = [name for name in chosen if name in study.OF_WORLDS]
+    if of_worlds:
+        folder = runs / f"worlds.{label}"
+        study.run_worlds(of_worlds, folder, size, seed=seed, device=device)
+        for path in study.draw_figures(scripts, of_worlds, folder, pictures):
+            print(path)
+    others = [name for name in chosen if name not in of_worlds]
+    if others:
+        asked = _queries(queries, few_shot, None, seed)
+        loaded = _model(model, device, dtype)
+        folder = study.study_folder(runs, loaded, asked, label)
+        found = study.run_study(loaded, asked, folder, size, study.needed(others), seed=seed)
+        print(found.grading.summary().to_string(index=False, float_format="%.3f"))
+        strict = bool(names)
+        for path in study.draw_figures(scripts, others, folder, pictures, strict=strict):
+            print(path)
 
 
 def _model(name: str, device: str | None, dtype: str | None) -> LanguageModel:
@@ -854,48 +861,8 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows as plain values; NaN becomes null."""
-    rows: list[dict[str, Any]] = json.loads(table.to_json(orient="records"))
-    return rows
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-    import pandas as pd
-
-    return pd.DataFrame(rows).to_string(index=False)
-
-
 def _short(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _show_tables(result: Result, tables: dict[str, pd.DataFrame], as_json: bool) -> None:
-    """Print named tables; as JSON with the run's provenance."""
-
-    def text() -> str:
-        return "\n\n".join(
-            f"{name.replace('_', ' ')}\n{table.to_string(index=False, float_format='%.3f')}"
-            for name, table in tables.items()
-        )
-
-    found = {name: _records(table) for name, table in tables.items()}
-    _show({**found, "run": result.run}, as_json, text)
-
-
-def _show(found: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
-    if as_json:
-        print(json.dumps(_without_nan(found), ensure_ascii=False))
-    else:
-        print(text())
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(each) for each in value]
-    return None if isinstance(value, float) and value != value else value
 
 
 if __name__ == "__main__":

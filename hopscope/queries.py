@@ -289,8 +289,10 @@ def load_queries(
     columns are kept as ``extra``; a first column without a name is called ``Unnamed: 0``.
 
     Args:
-        source: "world", the bundled set; the path of a .csv, .parquet or .jsonl file; the id of a
-            data set on the Hugging Face hub; a data frame; or a query set.
+        source: "world", the bundled set; "world:NAME.SPLIT", the questions of one of
+            `hopscope.worlds` (such as "world:two-hop-looped.first_hop_ood"); the path of a .csv,
+            .parquet or .jsonl file; the id of a data set on the Hugging Face hub; a data frame;
+            or a query set.
         split: which split of a hub data set; by default its only one, or "train".
         few_shot: demonstrations in each prompt; by default 5 for "world", 0 for other tables,
             and what it has for a query set.
@@ -322,6 +324,10 @@ def _load(source: object, split: str | None) -> tuple[QuerySet, int]:
             f"cannot load queries from a {type(source).__name__}; give a name, a path, a hub id, "
             "a data frame or a query set"
         )
+    if isinstance(source, str) and source.startswith("world:"):
+        from .worlds.world import world_queries  # built on this module
+
+        return world_queries(source), 0
     path = Path(source)
     if path.is_file():
         return QuerySet.from_pandas(read_table(path), path.stem), 0

@@ -112,6 +112,7 @@ def load_result(path: str | Path) -> Result:
     path = Path(path)
     run = read_run(path)
     from hopscope import experiments, training_runs  # noqa: F401  (they add themselves to `kinds`)
+    from hopscope.worlds import circuit_reading, coverage_reading, emergence  # noqa: F401
 
     kind = Result.kinds.get(str(run.get("kind")))
     if kind is None:
@@ -144,6 +145,13 @@ def read_run(path: Path) -> dict[str, Any]:
 def is_run(path: Path) -> bool:
     """Whether a folder is a run folder."""
     return (path / "run.json").is_file()
+
+
+def is_taken(path: Path, record: str) -> bool:
+    """Whether a place holds anything but what a kill may have left before its record was there."""
+    if not path.is_dir():
+        return path.exists()
+    return any(not file.name.startswith(f".{record}.") for file in path.iterdir())
 
 
 def part_path(path: Path, table: str, part: int) -> Path:
@@ -285,6 +293,22 @@ def mean_intervals(
         for index, low, high in zip(members, lows, highs, strict=True):
             found[index] = (found[index][0], float(low), float(high))
     return found
+
+
+def t_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """A mean with its 95 % interval by Student's t, for the few values that seeds give.
+
+    A bootstrap of three values would be far too narrow.
+
+    Returns:
+        Mean, low and high; of one value low and high are NaN.
+    """
+    values = np.asarray(values, dtype=float)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return mean, float("nan"), float("nan")
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return mean, mean - half, mean + half
 
 
 def parse_shard(text: str) -> tuple[int, int]:

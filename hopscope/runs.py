@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from hopscope.queries import QuerySet
 from hopscope.results import (
     Tables,
     is_run,
+    is_taken,
     part_path,
     read_parts,
     read_run,
@@ -92,7 +93,48 @@ def run_over(
             bar.update(len(part))
     if folder is not None:
         return read_parts(folder)
-    return {name: pd.concat([part[name] for part in kept], ignore_index=True) for name in kept[0]}
+    return joined(kept)
+
+
+def run_parts(
+    n: int,
+    compute: Callable[[int], Tables],
+    run: Mapping[str, Any],
+    *,
+    out: str | Path | None = None,
+    description: str,
+    unit: str,
+    progress: bool = True,
+) -> Tables:
+    """Compute tables in numbered parts that are no queries: worlds, or steps of a training.
+
+    Args:
+        n: how many.
+        compute: gives the tables of a part, numbered from 0.
+        run: what was asked, and provenance.
+        out: run folder; parts that are there already are not computed again.
+        description: of the progress bar.
+        unit: what a part is.
+        progress: show a progress bar.
+
+    Raises:
+        ResultError: if `out` holds another run.
+    """
+    folder = None if out is None else open_run(Path(out), run)
+    kept: list[Tables] = []
+    for part in tqdm(range(n), desc=description, unit=unit, disable=not progress):
+        if folder is None:
+            kept.append(compute(part))
+        elif not part_path(folder, "frame", part).exists():
+            write_part(folder, part, compute(part))
+    if folder is not None:
+        return read_parts(folder)
+    return joined(kept)
+
+
+def joined(parts: Sequence[Tables]) -> Tables:
+    """The tables of several parts as one."""
+    return {name: pd.concat([part[name] for part in parts], ignore_index=True) for name in parts[0]}
 
 
 def run_once(
@@ -133,13 +175,8 @@ def open_run(path: Path, run: Mapping[str, Any]) -> Path:
             )
         logger.info("going on with %s", path)
         return path
-    if path.is_file() or (path.exists() and any(map(_is_foreign, path.iterdir()))):
+    if is_taken(path, "run.json"):
         raise ResultError(f"{path} is there and is not a run folder; choose another place")
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / "run.json", run)
     return path
-
-
-def _is_foreign(file: Path) -> bool:
-    """Whether a file is none that a killed run may have left before its run.json was there."""
-    return not file.name.startswith(".run.json.")

@@ -413,8 +413,9 @@ def agrees_with_plain(model: LanguageModel) -> bool:
     Returns:
         False if they differ by more than rounding, or the family cannot be run so.
     """
-    ids = [7 * index % model.vocab_size for index in range(PROBE_TOKENS)]
-    half = PROBE_TOKENS // 2
+    n_tokens = min(PROBE_TOKENS, model.max_context or PROBE_TOKENS)
+    ids = [1 + 7 * index % (model.vocab_size - 1) for index in range(n_tokens)]  # 0 may be padding
+    half = n_tokens // 2
     row = torch.tensor([ids[half:]], device=model.device)
     plain = model.hf(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1].float()
     try:

@@ -52,6 +52,7 @@ class Preset:
         layer_step: only every so many layers are sources and targets, or probed.
         questions: questions over documents that are asked.
         shuffles: orders of their documents among which one is chosen.
+        of_world: questions of each split of a world.
     """
 
     limit: int | None
@@ -59,10 +60,11 @@ class Preset:
     layer_step: int
     questions: int = 500
     shuffles: int = 20
+    of_world: int = 1000
 
 
 PRESETS = {
-    "quick": Preset(limit=256, most=16, layer_step=3, questions=40, shuffles=8),
+    "quick": Preset(limit=256, most=16, layer_step=3, questions=40, shuffles=8, of_world=36),
     "paper": Preset(None, None, 1),
 }
 
@@ -112,6 +114,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "document_paths": ("document_paths",),
     "mask_gallery": (),
     "prefix_training": (),
+    "world_circuit": (),
 }
 """The experiments that each figure is drawn from, grading aside; their names are the figures'."""
 
@@ -333,6 +336,47 @@ STEPS: Mapping[str, _Step] = {
 """The experiments of a study, in their order."""
 
 
+SHOWN_WORLDS = ("two-hop-looped", "two-hop-memoriser")
+SHOWN_SEEDS = (0, 1, 2)
+
+
+def _world_circuit(out: Path, size: Preset, seed: int, device: str | None, progress: bool) -> None:
+    from hopscope.worlds import circuit, load_world
+
+    named = [(name, each) for name in SHOWN_WORLDS for each in SHOWN_SEEDS]
+    worlds = [load_world(name, each, device=device) for name, each in named]
+    circuit(worlds, size.of_world, seed, progress, out=out)
+
+
+OF_WORLDS: Mapping[str, Callable[[Path, Preset, int, str | None, bool], None]] = {
+    "world_circuit": _world_circuit
+}
+"""The figures that take no model and no queries, but worlds, and what they are drawn from."""
+
+
+def run_worlds(
+    figures: Sequence[str],
+    folder: Path,
+    size: Preset,
+    *,
+    seed: int = 0,
+    device: str | None = None,
+    progress: bool = True,
+) -> None:
+    """Run what figures of worlds are drawn from, into `folder`; finished parts are kept.
+
+    Args:
+        figures: some of `OF_WORLDS`.
+        folder: of the run folders.
+        size: how much is run.
+        seed: of all that is drawn.
+        device: where the models go.
+        progress: show progress bars.
+    """
+    for name in figures:
+        OF_WORLDS[name](folder / name, size, seed, device, progress)
+
+
 def study_folder(runs: Path, model: LanguageModel, queries: QuerySet, label: str) -> Path:
     """Where the results of one model, query set, few-shot number and size lie."""
     parts = (model.name, queries.name, f"{queries.few_shot}-shot", label)
@@ -376,7 +420,14 @@ def results_of(runs: Path, step: str, kind: type[R]) -> dict[str, R]:
     return found
 
 
-def draw_figures(scripts: Path, names: Sequence[str], runs: Path, rendered: Path) -> list[Path]:
+def draw_figures(
+    scripts: Path,
+    names: Sequence[str],
+    runs: Path,
+    rendered: Path,
+    *,
+    strict: bool | None = None,
+) -> list[Path]:
     """Run the `draw` of figure scripts.
 
     Args:
@@ -384,12 +435,13 @@ def draw_figures(scripts: Path, names: Sequence[str], runs: Path, rendered: Path
         names: which; if empty, all that have a result.
         runs: folder of saved results.
         rendered: where pictures and numbers go.
+        strict: whether a figure without a result is an error; if it is named, by default.
 
     Returns:
         The files that were written.
 
     Raises:
-        ResultError: if a named figure has no result, or none of them has.
+        ResultError: if a figure that must be drawn has no result, or none of them has.
     """
     drawn: list[Path] = []
     for name, path in figure_scripts(scripts, names).items():
@@ -401,7 +453,7 @@ def draw_figures(scripts: Path, names: Sequence[str], runs: Path, rendered: Path
         try:
             drawn += module.draw(runs, rendered)
         except ResultError as error:
-            if names:
+            if bool(names) if strict is None else strict:
                 raise
             logger.warning("no figure %s: %s", name, error)
     if not drawn:

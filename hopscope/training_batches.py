@@ -23,6 +23,7 @@ from hopscope.hooks import giving_masks
 from hopscope.layouts import Encode, Layout, lay_out
 from hopscope.masks import Mask, lower, within_window
 from hopscope.models import LanguageModel
+from hopscope.world_docs import NAMES, with_names
 
 TEMPLATE = "plain"
 IGNORED = -100
@@ -61,6 +62,7 @@ def drawn_layouts(
     batch_size: int,
     orders: Sequence[str],
     hop_share: float,
+    n_names: int,
     seed: int,
 ) -> list[Layout]:
     """The prompts with answers that one step of training sees.
@@ -74,6 +76,7 @@ def drawn_layouts(
         batch_size: how many prompts.
         orders: of the documents, one of them drawn for each prompt; if empty, any order.
         hop_share: probability that a prompt asks one hop of its question, not the whole.
+        n_names: how many invented names are in use; 0 leaves the questions' own.
         seed: of all that is drawn.
     """
     encode = encoder(model)
@@ -84,6 +87,8 @@ def drawn_layouts(
         question = questions[_shuffled(len(questions), seed, turn)[place]]
         n = len(question.documents)
         order = rng.choice(list(orders)) if orders else rng.sample(range(n), n)
+        if n_names:
+            question = with_names(question, NAMES[:n_names], rng)
         asked = _one_hop(question, rng) if rng.random() < hop_share else question
         layouts.append(lay_out(encode, asked, order, template=TEMPLATE, answer=asked.answer))
     return layouts

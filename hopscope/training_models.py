@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,73 +19,54 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from hopscope.documents import MultiDocQuestion
 from hopscope.errors import ModelError, UsageError
 from hopscope.models import LanguageModel, load_model
+from hopscope.trainer import WEIGHTS, Schedule, check_positive, seeded
 from hopscope.world_docs import NAMES
 
 PAD, END, UNKNOWN = "<pad>", "<eos>", "<unk>"
-WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
-    """How a model is trained.
+class TrainingSettings(Schedule):
+    """How a model is trained to answer questions over documents.
 
     Attributes:
-        steps: of the optimizer.
-        batch_size: prompts a step.
-        learning_rate: at its height, after the warm-up; it falls to 0 as a cosine.
-        warmup_steps: over which it rises from 0.
-        weight_decay: of matrices; norms and biases have none.
-        clip: the largest norm of the gradient.
         hop_share: share of the prompts that ask a single hop of their question.
         orders: of the documents, one drawn for each prompt; if empty, any permutation.
-        checkpoint_every: steps between checkpoints, where there is a folder.
+        n_names: how many of the invented names of `world-docs` are in use. Each prompt draws from
+            them anew, so that no answer can be learned by heart; 0 leaves questions as they are.
         n_layers, d_model, n_heads: shape of the model that is made from nothing.
         lora_rank: rank of the updates of a pretrained model.
         lora_alpha: they are scaled by `lora_alpha / lora_rank`.
-        bfloat16: compute in bfloat16 where torch's autocast does; weights keep their type.
+        steps, batch_size, ...: those of `Schedule`.
 
     Raises:
         UsageError: for a number that cannot be.
     """
 
-    steps: int = 1500
-    batch_size: int = 32
-    learning_rate: float = 1.5e-3
-    warmup_steps: int = 100
-    weight_decay: float = 0.1
-    clip: float = 1.0
+    steps: int = 2000
+    batch_size: int = 128
+    learning_rate: float = 3e-3
     hop_share: float = 0.5
     orders: tuple[str, ...] = ()
-    checkpoint_every: int = 500
-    n_layers: int = 3
-    d_model: int = 128
+    n_names: int = 20
+    n_layers: int = 4
+    d_model: int = 64
     n_heads: int = 4
     lora_rank: int = 8
     lora_alpha: float = 16.0
-    bfloat16: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "orders", tuple(self.orders))
-        positive = ("steps", "batch_size", "learning_rate", "clip", "checkpoint_every")
-        for name in (*positive, "n_layers", "d_model", "n_heads", "lora_rank", "lora_alpha"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} must be more than 0, not {getattr(self, name)}")
-        for name in ("warmup_steps", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        check_positive(self, "n_layers", "d_model", "n_heads", "lora_rank", "lora_alpha")
+        if not 0 <= self.n_names <= len(NAMES):
+            raise UsageError(f"n_names is a number from 0 to {len(NAMES)}, not {self.n_names}")
         if not 0 <= self.hop_share <= 1:
             raise UsageError(f"hop_share is a probability, not {self.hop_share}")
         if self.d_model % (2 * self.n_heads):
             raise UsageError(
                 f"d_model {self.d_model} does not give {self.n_heads} heads of an even width"
             )
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def word_tokenizer(questions: Sequence[MultiDocQuestion]) -> PreTrainedTokenizerFast:
@@ -103,9 +82,14 @@ def word_tokenizer(questions: Sequence[MultiDocQuestion]) -> PreTrainedTokenizer
         asked = [question.question, question.answer, *(hop.question for hop in question.hops)]
         texts = [*asked, *(document.text for document in question.documents), "Question: Answer:"]
         words.update(word for text in texts for word, _ in split.pre_tokenize_str(text))
-    vocabulary = {word: index for index, word in enumerate([PAD, END, UNKNOWN, *sorted(words)])}
+    return whole_words(sorted(words))
+
+
+def whole_words(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer of given words, each one token; special tokens come first."""
+    vocabulary = {word: index for index, word in enumerate([PAD, END, UNKNOWN, *words])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = split
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -154,22 +138,6 @@ def small_model(
     return load_model(hf, device, tokenizer=tokenizer, name=name)
 
 
-@contextmanager
-def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Torch's random numbers from a seed, on the CPU and one device; then as they were."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        seed_all(device, seed)
-        yield
-
-
-def seed_all(device: torch.device, seed: int) -> None:
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
-
-
 def with_updates(hf: nn.Module, settings: TrainingSettings, seed: int, device: torch.device) -> Any:
     """Low-rank updates beside every linear map of the blocks, put in place; peft's wrapper."""
     try:
@@ -195,6 +163,7 @@ def save_model(model: LanguageModel, folder: Path) -> None:
         model.hf.save_pretrained(beside, max_shard_size="1000GB")
         model.tokenizer.save_pretrained(beside)
         for file in sorted(beside.iterdir(), key=lambda each: each.name == WEIGHTS):
+            file.chmod(0o644)
             os.replace(file, folder / file.name)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

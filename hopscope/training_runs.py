@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pandas as pd
 from scipy import stats
 from tqdm.auto import tqdm
@@ -26,13 +25,18 @@ from hopscope.layouts import lay_out
 from hopscope.masked import Version, read
 from hopscope.masks import Mask, mask_of
 from hopscope.models import LanguageModel, load_model
-from hopscope.results import Result, Tables, part_path, provenance, read_parts, write_part
-from hopscope.runs import open_run
+from hopscope.results import (
+    Result,
+    Tables,
+    provenance,
+    t_interval,
+)
+from hopscope.runs import run_parts
 from hopscope.sweep import ReadOut
 from hopscope.training import train
 from hopscope.training_batches import TEMPLATE, encoder
 from hopscope.training_models import TrainingSettings, small_model
-from hopscope.world_docs import world_docs
+from hopscope.world_docs import NAMES, with_names, world_docs
 
 logger = logging.getLogger(__name__)
 
@@ -108,22 +112,6 @@ class PrefixTraining(Result):
         return pd.DataFrame(rows)
 
 
-def t_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """A mean with its 95 % interval by Student's t, for the few values that seeds give.
-
-    A bootstrap of three values would be far too narrow.
-
-    Returns:
-        Mean, low and high; of one value low and high are NaN.
-    """
-    values = np.asarray(values, dtype=float)
-    mean = float(values.mean())
-    if len(values) < 2:
-        return mean, float("nan"), float("nan")
-    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-    return mean, mean - half, mean + half
-
-
 def split(questions: QuestionSet, held_out: int, seed: int) -> tuple[QuestionSet, QuestionSet]:
     """Questions to train on and held-out ones, by seed.
 
@@ -153,11 +141,11 @@ def _fact(question: MultiDocQuestion) -> str:
     return question.id.partition("#")[0]
 
 
-def many_world_docs(distractors: Sequence[int] = (2, 1, 0), draws: int = 2) -> QuestionSet:
+def many_world_docs(distractors: Sequence[int] = (2,), draws: int = 6) -> QuestionSet:
     """`world-docs` several times over, with names, distractors and orders drawn anew each time.
 
-    Questions with fewer documents are there to be learned from first; `split` holds out those with
-    the first number of distractors.
+    `split` holds out questions with the first number of distractors. With two of them the prompt
+    has another chain of the same relations, so that naming some fitting name is not enough.
 
     Args:
         distractors: numbers of documents beside the gold ones, each of which every draw has.
@@ -214,7 +202,11 @@ def compare_masks(
         if not given or len(set(given)) < len(given):
             raise UsageError(f"{what} must be one or more, each once, not {given}")
     questions = many_world_docs() if questions is None else questions
-    splits = {seed: split(questions, held_out, seed) for seed in seeds}
+    splits = {
+        seed: (trained, _with_names_in_use(held, settings.n_names, seed))
+        for seed in seeds
+        for trained, held in [split(questions, held_out, seed)]
+    }
     asked = QuestionSet(
         tuple(_of_seed(each, seed) for seed in seeds for each in splits[seed][1]),
         f"{questions.name} (held out)",
@@ -231,22 +223,26 @@ def compare_masks(
         "training": asdict(settings),
     }
     run = provenance(first, asked, PrefixTraining.kind, how)
-    folder = None if out is None else open_run(Path(out), run)
-    parts = []
-    for number, seed in enumerate(seeds):
-        if folder is not None and part_path(folder, "frame", number).exists():
-            continue
-        models = None if folder is None else folder / "models"
-        trained = _trained(arms, splits[seed][0], start, settings, seed, models, progress)
-        parts.append(_asked(arms, trained, splits[seed][1], orders, seed, progress))
-        if folder is not None:
-            write_part(folder, number, parts[-1])
-    tables = read_parts(folder) if folder is not None else _joined(parts)
+
+    def compute(number: int) -> Tables:
+        trained_on, held = splits[seeds[number]]
+        models = None if out is None else Path(out) / "models"
+        trained = _trained(arms, trained_on, start, settings, seeds[number], models, progress)
+        return _asked(arms, trained, held, orders, seeds[number], progress)
+
+    tables = run_parts(
+        len(seeds), compute, run, out=out, description="seeds", unit="seed", progress=progress
+    )
     return PrefixTraining.of(tables, run)
 
 
-def _joined(parts: Sequence[Tables]) -> Tables:
-    return {name: pd.concat([each[name] for each in parts], ignore_index=True) for name in parts[0]}
+def _with_names_in_use(questions: QuestionSet, n_names: int, seed: int) -> QuestionSet:
+    """Questions with names that the training uses."""
+    if not n_names:
+        return questions
+    names = NAMES[:n_names]
+    drawn = [with_names(each, names, random.Random(f"{seed} {each.id}")) for each in questions]
+    return replace(questions, questions=tuple(drawn), pool=())
 
 
 def _of_seed(question: MultiDocQuestion, seed: int) -> MultiDocQuestion:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +33,7 @@ Zach Zoe
 NAMES = tuple(_NAMES.split())
 """Made-up names: common given names, of few tokens in any vocabulary. None is that of an entity of
 `world`, and none is part of another, so that an answer names one of them or not."""
+_NAME = re.compile(rf"\b(?:{'|'.join(NAMES)})\b")
 FEW_SHOT = 2
 """Demonstrations in a prompt; a small model needs them to know what is asked for."""
 WHO = ("creator", "family")
@@ -119,6 +121,42 @@ def _question(
             Hop(_as_question(asked.second_hop(), who), asked.e3_label, order.index(1)),
         ),
         aliases=() if renamed else query.e3_aliases,
+    )
+
+
+def with_names(
+    question: MultiDocQuestion, names: Sequence[str], rng: random.Random
+) -> MultiDocQuestion:
+    """A question of `world-docs` with its invented names replaced by others, drawn without repeats.
+
+    Args:
+        question: what is asked; words that are none of `NAMES` stay.
+        names: what is drawn from.
+        rng: by which.
+
+    Raises:
+        QueryError: if the question has more names than there are to draw.
+    """
+    texts = (question.question, question.answer, *(each.text for each in question.documents))
+    old = list(dict.fromkeys(name for text in texts for name in _NAME.findall(text)))
+    if len(old) > len(names):
+        raise QueryError(
+            f"question {question.id!r} has {len(old)} names, but only {len(names)} are there"
+        )
+    new = dict(zip(old, rng.sample(names, len(old)), strict=True))
+
+    def said(text: str) -> str:
+        return _NAME.sub(lambda found: new.get(found[0], found[0]), text)
+
+    return replace(
+        question,
+        question=said(question.question),
+        answer=said(question.answer),
+        documents=tuple(Document(said(each.title), said(each.text)) for each in question.documents),
+        hops=tuple(
+            replace(hop, question=said(hop.question), answer=said(hop.answer))
+            for hop in question.hops
+        ),
     )
 
 

@@ -17,6 +17,7 @@ from hopscope.errors import ModelError, QueryError, ResultError, UsageError
 from hopscope.layouts import lay_out
 from hopscope.masks import MASKS, causal, knock_out, mask_of, prefix_bidirectional
 from hopscope.models import LanguageModel, load_model
+from hopscope.results import t_interval
 from hopscope.training import train
 from hopscope.training_batches import (
     IGNORED,
@@ -33,7 +34,6 @@ from hopscope.training_runs import (
     compare_masks,
     many_world_docs,
     split,
-    t_interval,
 )
 from hopscope.world_docs import NAMES, world_docs
 
@@ -186,9 +186,23 @@ def test_targets_are_ignored_outside_the_answer(small, questions):
     assert (batch.targets[:, -1] == small.tokenizer.eos_token_id).all()
 
 
+def test_prompts_draw_their_names_anew_from_those_in_use(small, questions):
+    def drawn(step):
+        how = {"batch_size": 40, "hop_share": 0.0, "n_names": 9, "seed": 1}
+        layouts = drawn_layouts(small, questions, step=step, orders=("original",), **how)
+        return {each.question.id: each for each in layouts}
+
+    first, second = drawn(0), drawn(1)
+    assert drawn(0) == first
+    used = {word for each in first.values() for word in small.decode(each.ids).split()}
+    assert used & set(NAMES) == set(NAMES[:9])
+    assert sum(first[key].text != second[key].text for key in first) > 30
+
+
 def test_batches_see_every_question_once_a_pass_in_new_orders(small, questions):
     def drawn(step, **changed):
-        how = {"batch_size": 20, "orders": (), "hop_share": 0.0, "seed": 1, **changed}
+        same = {"batch_size": 20, "orders": (), "hop_share": 0.0, "n_names": 0, "seed": 1}
+        how = {**same, **changed}
         return drawn_layouts(small, questions, step=step, **how)
 
     first_pass, second = [*drawn(0), *drawn(1)], [*drawn(2), *drawn(3)]
@@ -260,7 +274,7 @@ def test_a_model_learns_the_order_that_it_is_shown():
     """Nothing but the order tells the answer: what is learned forward must fail backward."""
     questions = first_names(64)
     settings = replace(TINY, steps=150, batch_size=32, learning_rate=1e-2, orders=("forward",))
-    settings = replace(settings, hop_share=0.0, d_model=32, warmup_steps=10)
+    settings = replace(settings, hop_share=0.0, n_names=0, d_model=32, warmup_steps=10)
     model = train(questions, settings=settings, progress=False)
     found = answers_under(model, questions, "causal", ("forward", "backward"), progress=False)
     accuracy = found.groupby("order")["correct"].mean()

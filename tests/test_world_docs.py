@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import random
 import re
 from functools import cache
 from itertools import pairwise
@@ -15,7 +16,7 @@ from hopscope.documents import MultiDocQuestion, QuestionSet, load_questions
 from hopscope.errors import QueryError
 from hopscope.prompts import TwoHopQuery
 from hopscope.queries import load_queries
-from hopscope.world_docs import NAMES, world_docs
+from hopscope.world_docs import NAMES, with_names, world_docs
 
 FACTS = Path(hopscope.world_docs.__file__).parent / "data" / "facts" / "relations.csv"
 BOTH = pytest.mark.parametrize("source", ["world-docs", "world-docs-real"])
@@ -244,3 +245,31 @@ def test_demonstrations_share_no_name_with_the_question(source: str) -> None:
         for a, b in pairwise([*groups, groups[0]]):
             assert not a & b
         assert all(len(each.documents) == 4 for each in shown)
+
+
+# Other names
+
+
+def words(question: MultiDocQuestion) -> list[str]:
+    """All that a question says, word by word."""
+    told = [question.question, question.answer]
+    told += [text for each in question.documents for text in (each.title, each.text)]
+    told += [text for hop in question.hops for text in (hop.question, hop.answer)]
+    return re.findall(r"\w+", " | ".join(told))
+
+
+def test_other_names_say_the_same_of_others():
+    for question in world_docs(distractors=2).sample(60):
+        other = with_names(question, NAMES[:12], random.Random(question.id))
+        pairs = set(zip(words(question), words(other), strict=True))
+        changed = {(old, new) for old, new in pairs if old in NAMES}
+        assert all(old == new for old, new in pairs - changed)
+        assert len({old for old, _ in changed}) == len({new for _, new in changed}) == len(changed)
+        assert {new for _, new in changed} <= set(NAMES[:12])
+        assert [hop.document for hop in other.hops] == [hop.document for hop in question.hops]
+
+
+def test_too_few_names_are_refused():
+    question = world_docs(distractors=2)[0]
+    with pytest.raises(QueryError, match="only 2 are there"):
+        with_names(question, NAMES[:2], random.Random(0))

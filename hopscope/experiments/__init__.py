@@ -14,6 +14,8 @@ from hopscope.experiments.entity_recall import Recall as Recall
 from hopscope.experiments.entity_recall import recall as recall
 from hopscope.experiments.grading import Grading as Grading
 from hopscope.experiments.grading import grade as grade
+from hopscope.experiments.head_retrieval import HeadRetrieval as HeadRetrieval
+from hopscope.experiments.head_retrieval import classify_heads as classify_heads
 from hopscope.experiments.order_choice import OrderChoice as OrderChoice
 from hopscope.experiments.order_choice import best_order as best_order
 from hopscope.experiments.patching import ActivationPatching as ActivationPatching
@@ -26,6 +28,8 @@ from hopscope.experiments.probing import probe as probe
 from hopscope.experiments.projection import Projection as Projection
 from hopscope.experiments.projection import logit_lens as logit_lens
 from hopscope.experiments.projection import project as project
+from hopscope.experiments.ranking import RankNeighbours as RankNeighbours
+from hopscope.experiments.ranking import rank_neighbours as rank_neighbours
 from hopscope.experiments.stage_order import Stages as Stages
 from hopscope.experiments.stage_order import combine as combine
 from hopscope.experiments.stage_order import stages as stages

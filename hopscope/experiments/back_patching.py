@@ -141,11 +141,7 @@ class BackPatching(Result):
         cells = self.frame[self.frame["control"] == "none"]
         if position is not None:
             cells = cells[cells["position"] == self._position(position)]
-        ids = np.array(sorted(cells["query"].unique()), dtype=object)
-        if len(ids) < 2:
-            raise UsageError("best_cell needs two queries at least: one to choose, one to score")
-        ids = np.random.default_rng(seed).permutation(ids)
-        half = cells["query"].isin(ids[: (len(ids) + 1) // 2])
+        half = cells["query"].isin(self.choosing_half(seed))
         where = ["position", "source_layer", "target_layer"]
         scores = cells[half].groupby(where)[["hit", "answer_logprob"]].mean()
         best = scores.sort_values(["hit", "answer_logprob"], kind="stable").index[-1]
@@ -153,6 +149,18 @@ class BackPatching(Result):
         return BestCell(
             str(best[0]), int(best[1]), int(best[2]), *mean_interval(there, seed), n=len(there)
         )
+
+    def choosing_half(self, seed: int = 0) -> list[str]:
+        """The ids of the queries on which `best_cell` chooses; it scores on the others.
+
+        Raises:
+            UsageError: with fewer than two queries.
+        """
+        ids = np.array(sorted(self.frame["query"].unique()), dtype=object)
+        if len(ids) < 2:
+            raise UsageError("best_cell needs two queries at least: one to choose, one to score")
+        mixed = np.random.default_rng(seed).permutation(ids)
+        return [str(each) for each in mixed[: (len(ids) + 1) // 2]]
 
     def examples(self, n: int = 10, position: str | None = None) -> pd.DataFrame:
         """What was said before and after, for repaired queries first.

@@ -60,9 +60,11 @@ def load_model(
 
     Args:
         x: One of: a name of the zoo (`"smollm2-135m"`, fetched on first use) or of a tiny random
-            model (`"tiny-random-llama"`); a hub id (`"org/name"`); a folder with safetensors; a
-            `.gguf` file; a `PreTrainedModel`; a TransformerLens `TransformerBridge`; an nnsight
-            model; or a `LanguageModel`, which is returned as it is.
+            model (`"tiny-random-llama"`); a world (`"world:two-hop-looped"`, seed 0, or
+            `"world:two-hop-looped@1"`; one that is not shipped is trained on first use); a hub
+            id (`"org/name"`); a folder with safetensors; a `.gguf` file; a `PreTrainedModel`; a
+            TransformerLens `TransformerBridge`; an nnsight model; or a `LanguageModel`, which is
+            returned as it is.
         device: Where to put the model. By default a model that is loaded here goes to CUDA if
             there is any, else to the CPU, and a model that is already loaded stays where it is.
         dtype: Such as `torch.bfloat16`, `"bfloat16"`, or `"auto"` for the checkpoint's own. By
@@ -206,7 +208,7 @@ class _Reader:
     def __init__(self, how: _How, kinds: tuple[_Kind, ...]) -> None:
         if how.device is not None and how.device_map is not None:
             raise UsageError("give either device or device_map, not both")
-        self.device = _device(how.device)
+        self.device = device_of(how.device)
         self.dtype = _dtype(how.dtype, self.device if how.device_map is None else None)
         self.device_map = how.device_map
         self.tokenizer = how.tokenizer
@@ -222,6 +224,8 @@ class _Reader:
             return self._checkpoint(pull(x), x, advice)
         if isinstance(x, str) and x in (*TINY_FAMILIES, *TINY_ENCODER_DECODERS):
             return self._placed(*build_tiny(x), x)
+        if isinstance(x, str) and x.startswith("world:"):
+            return self._world(x)
         if path.is_dir():
             self._check_folder(path)
             return self._checkpoint(path, path.resolve().name, "The files may be incomplete.")
@@ -230,6 +234,13 @@ class _Reader:
         if isinstance(x, str) and HUB_ID.fullmatch(x) and not x.startswith("."):
             return self._checkpoint(x, x, _hub_advice(x))
         raise _unknown(text, self.kinds)
+
+    def _world(self, reference: str) -> _Loaded:
+        from hopscope.worlds.world import parsed, world_folder, world_name  # built on this module
+
+        name, seed, _ = parsed(reference)
+        folder = world_folder(name, seed, device=self.device)
+        return self._checkpoint(folder, world_name(name, seed), "Train it again.")
 
     def _file(self, path: Path) -> _Loaded:
         if path.suffix != ".gguf":
@@ -496,7 +507,7 @@ def _move(
     if device_map is not None:
         raise UsageError("device_map is for models that are loaded here; this one is loaded")
     wanted = None if dtype is None else _dtype(dtype, None)
-    _to(hf, None if device is None else _device(device), wanted)
+    _to(hf, None if device is None else device_of(device), wanted)
 
 
 def _to(hf: PreTrainedModel, device: torch.device | None, dtype: torch.dtype | str | None) -> None:
@@ -510,7 +521,12 @@ def _to(hf: PreTrainedModel, device: torch.device | None, dtype: torch.dtype | s
 # --- arguments -----------------------------------------------------------------------------------
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def device_of(device: str | torch.device | None) -> torch.device:
+    """The device that is asked for; CUDA by default if there is any.
+
+    Raises:
+        UsageError: for one that is unknown, or not here.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,0 +1,31 @@
+"""Draws what the analyses read off worlds, where the truth is known: from a saved result."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from matplotlib import pyplot as plt
+
+from hopscope import plots
+from hopscope.worlds import Circuit
+from hopscope.worlds.circuit_plot import circuit_figure
+
+
+def draw(runs: Path, rendered: Path) -> list[Path]:
+    """Draw the figure from `runs/world_circuit` into `rendered`.
+
+    Raises:
+        ResultError: if there is no such result.
+    """
+    result = Circuit.load(runs / "world_circuit")
+    with plots.figure_style():
+        figure = circuit_figure(result.frame)
+        paths = plots.save_figure(figure, result.summary(), rendered, "world_circuit")
+        plt.close(figure)
+    return paths
+
+
+if __name__ == "__main__":
+    for drawn in draw(Path(sys.argv[1]), Path(__file__).parent / "rendered"):
+        print(drawn)

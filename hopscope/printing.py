@@ -1,0 +1,55 @@
+"""Provides what commands print: tables for people, or one JSON object for machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from hopscope.results import Result
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+
+
+def show(found: Mapping[str, Any], as_json: bool, text: Callable[[], str]) -> None:
+    """Print what was found: as JSON, or the text that is made of it."""
+    print(json.dumps(_without_nan(found), ensure_ascii=False) if as_json else text())
+
+
+def show_tables(result: Result, tables: Mapping[str, pd.DataFrame], as_json: bool) -> None:
+    """Print named tables; as JSON with the run's provenance."""
+
+    def text() -> str:
+        return "\n\n".join(
+            f"{name.replace('_', ' ')}\n{table.to_string(index=False, float_format='%.3f')}"
+            for name, table in tables.items()
+        )
+
+    found = {name: records(table) for name, table in tables.items()}
+    show({**found, "run": result.run}, as_json, text)
+
+
+def table_text(rows: list[dict[str, Any]]) -> str:
+    """Rows as a table."""
+    import pandas as pd
+
+    return pd.DataFrame(rows).to_string(index=False)
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as plain values; NaN becomes null."""
+    rows: list[dict[str, Any]] = json.loads(table.to_json(orient="records"))
+    return rows
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and value != value else value

@@ -1,0 +1,73 @@
+"""Provides the pictures of what heads and rankings retrieve."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+
+from hopscope.plots import _axes, _errors
+
+
+def class_bars(by_layer: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """The share of a layer's heads in each Hopfield class, stacked, the sharpest on top.
+
+    Args:
+        by_layer: `HeadRetrieval.by_layer()`.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = _axes(ax, (5.2, 2.8))
+    labels = {"I": "> 1/2", "II": "> 1/8", "III": "> 1/32", "IV": "≤ 1/32"}
+    colors = sns.color_palette("mako_r", len(labels))
+    bottom = np.zeros(len(by_layer))
+    for color, (name, share) in zip(colors, labels.items(), strict=True):
+        heights = by_layer[name].to_numpy()
+        ax.bar(by_layer.index, heights, 0.92, bottom, color=color, label=f"{name} ({share})")
+        bottom += heights
+    ax.set(xlabel="layer", ylabel="heads", title=title, ylim=(0, 1))
+    ax.set_xlim(by_layer.index.min() - 0.6, by_layer.index.max() + 0.6)
+    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    handles, names = ax.get_legend_handles_labels()
+    ax.legend(
+        handles[::-1],
+        names[::-1],
+        title="class (keys held)",
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+    )
+    return ax
+
+
+def neighbour_points(accuracy: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """The share of right tokens among middle ranks inside and outside the top's clusters.
+
+    Args:
+        accuracy: `RankNeighbours.accuracy()`.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = _axes(ax, (3.4, 2.8))
+    for control, color, label in (
+        ("none", "#0072B2", "k-means of the unembedding"),
+        ("shuffled", "#8C8C8C", "shuffled clusters"),
+    ):
+        rows = accuracy[accuracy["control"] == control].sort_values("inside", ascending=False)
+        places = (~rows["inside"].astype(bool)).astype(int) + (0.1 if control != "none" else -0.1)
+        ax.errorbar(
+            places,
+            rows["accuracy"],
+            _errors(rows, "accuracy"),
+            fmt="o",
+            color=color,
+            label=label,
+            capsize=2,
+        )
+    ax.set_xticks([0, 1], ["near a top token", "elsewhere"])
+    ax.set(xlim=(-0.5, 1.5), ylabel="right answers per middle rank", title=title)
+    ax.set_ylim(bottom=0)
+    ax.legend()
+    return ax

@@ -1,0 +1,91 @@
+"""Provides the models of worlds: ordinary GPT-2 models of a few blocks, looped or not.
+
+A looped model runs its blocks several times. It is a GPT-2 whose later blocks have the parameters
+of the earlier ones, so that every analysis of hopscope, TransformerLens and nnsight sees each pass
+as a block of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from hopscope.errors import UsageError
+from hopscope.models import LanguageModel, load_model
+from hopscope.trainer import check_positive, seeded
+from hopscope.training_models import whole_words
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a model, pre-norm with tied embeddings.
+
+    Attributes:
+        n_blocks: blocks with parameters of their own.
+        n_loops: how often they run, one pass after the other.
+        d_model: width of the residual stream.
+        n_heads: of each block.
+        d_mlp: width of the MLP; four times `d_model` if None.
+        n_positions: longest text in tokens.
+
+    Raises:
+        UsageError: for a number that cannot be.
+    """
+
+    n_blocks: int = 4
+    n_loops: int = 1
+    d_model: int = 64
+    n_heads: int = 4
+    d_mlp: int | None = None
+    n_positions: int = 32
+
+    def __post_init__(self) -> None:
+        check_positive(self, "n_blocks", "n_loops", "d_model", "n_heads", "n_positions")
+        if self.d_model % self.n_heads:
+            raise UsageError(f"d_model {self.d_model} cannot be divided by {self.n_heads} heads")
+
+
+def untrained(words: Sequence[str], shape: Shape, seed: int, name: str) -> LanguageModel:
+    """A model with random weights, drawn on the CPU, whose vocabulary is some words."""
+    tokenizer = whole_words(words)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=shape.n_positions,
+        n_embd=shape.d_model,
+        n_layer=shape.n_blocks * shape.n_loops,
+        n_head=shape.n_heads,
+        n_inner=shape.d_mlp or 4 * shape.d_model,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    with seeded(torch.device("cpu"), seed), torch.device("cpu"):
+        hf = GPT2LMHeadModel(config)
+    tie(hf, shape)
+    return load_model(hf, "cpu", tokenizer=tokenizer, name=name)
+
+
+def tie(hf: nn.Module, shape: Shape) -> None:
+    """Let every later pass through the blocks use the parameters of the first, in place."""
+    blocks = hf.get_submodule("transformer.h")
+    assert isinstance(blocks, nn.ModuleList)
+    for number in range(shape.n_blocks, len(blocks)):
+        own = dict(blocks[number].named_modules())
+        for path, module in blocks[number % shape.n_blocks].named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                setattr(own[path], name, parameter)
+
+
+def untied(hf: PreTrainedModel) -> PreTrainedModel:
+    """A copy in which every block has parameters of its own, as a file holds them."""
+    with seeded(torch.device("cpu"), 0), torch.device("cpu"):
+        copy = type(hf)(hf.config)
+    copy.load_state_dict({name: each.detach().cpu() for name, each in hf.state_dict().items()})
+    return copy

@@ -1,0 +1,221 @@
+"""Provides World: a small model that was trained here, and the truth about its task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from hopscope.documents import QuestionSet
+from hopscope.errors import ResultError, UsageError
+from hopscope.models import LanguageModel, load_model
+from hopscope.models.zoo import cache_dir
+from hopscope.queries import QuerySet
+from hopscope.worlds.catalogue import (
+    WORLDS,
+    AsksOverDocuments,
+    AsksTwoHops,
+    Recipe,
+    Task,
+    facts_digest,
+    recipe_of,
+)
+
+ABOUT = "world.json"
+
+
+@dataclass(frozen=True, repr=False)
+class World:
+    """A trained model and the facts that it was trained on.
+
+    Attributes:
+        name: of the recipe.
+        seed: of the facts, the weights and the batches.
+        model: the trained model.
+        task: the facts.
+        record: what was asked, `seconds` (of training, since it was last gone on with), `accuracy`
+            by split, a digest of the `facts`.
+    """
+
+    name: str
+    seed: int
+    model: LanguageModel
+    task: Task
+    record: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        shares = ", ".join(f"{split} {self.accuracy[split]:.2f}" for split in self.task.splits)
+        return f"World({self.name!r}, seed {self.seed}: {shares})"
+
+    @property
+    def accuracy(self) -> Mapping[str, float]:
+        """The share of right answers in each split, as measured after the training."""
+        accuracy: Mapping[str, float] = self.record["accuracy"]
+        return accuracy
+
+    def queries(self, split: str = "in_distribution") -> QuerySet:
+        """The two-hop questions of a split.
+
+        Raises:
+            UsageError: for an unknown split, or a world that asks other questions.
+        """
+        return _queries(self.name, self.task, split)
+
+    def questions(self, hops: Literal["one", "two"] = "two") -> QuestionSet:
+        """The questions over documents, for `permute_documents` and the like.
+
+        They are asked with the template `hopscope.worlds.in_context.TEMPLATE`.
+
+        Raises:
+            UsageError: for a world that asks other questions.
+        """
+        if not isinstance(self.task, AsksOverDocuments):
+            raise UsageError(f"{self.name} asks no questions over documents: see queries()")
+        return replace(self.task.questions(hops), name=f"{self.name}@{self.seed}.{hops}")
+
+
+def _queries(name: str, task: Task, split: str) -> QuerySet:
+    if not isinstance(task, AsksTwoHops):
+        raise UsageError(f"{name} asks no two-hop queries: see questions()")
+    splits = (*task.splits, "trained")
+    if split not in splits:
+        raise UsageError(f"{name} has no split {split!r}: choose one of {', '.join(splits)}")
+    return replace(task.queries(split), name=f"{name}@{task.seed}.{split}")
+
+
+def load_world(
+    world: str | Path, seed: int = 0, *, device: str | torch.device | None = None
+) -> World:
+    """Load a trained world.
+
+    Args:
+        world: a name of `WORLDS`, or the folder of a world. What does not come with hopscope is
+            trained once, and kept in the cache.
+        seed: of the training, for a name.
+        device: where the model goes; CUDA by default if there is any.
+
+    Raises:
+        UsageError: for an unknown name.
+        ResultError: for a folder whose record is damaged.
+
+    Example:
+        >>> world = load_world("two-hop-looped")
+        >>> world.queries("first_hop_ood")[0].two_hop()
+        'e00 r05 r00'
+    """
+    if isinstance(world, str) and world in WORLDS:
+        return read_world(world_folder(world, seed, device=device), device)
+    return read_world(Path(world), device)
+
+
+def world_name(name: str, seed: int) -> str:
+    """What the model of a world is called."""
+    return f"world:{name}@{seed}"
+
+
+def world_folder(name: str, seed: int = 0, *, device: str | torch.device | None = None) -> Path:
+    """Where a named world lies; it is trained first, if it comes neither with hopscope nor is
+    in the cache.
+
+    Raises:
+        UsageError: for an unknown name.
+        ResultError: if the one in the cache was made by another recipe.
+    """
+    recipe = recipe_of(name).seeded(seed).as_json()
+    for place in _places(name):
+        folder = place / f"seed-{seed}"
+        if not (folder / ABOUT).is_file():
+            continue
+        if _about(folder).get("recipe") != json.loads(json.dumps(recipe)):
+            raise ResultError(f"{folder} was trained by another recipe; delete it")
+        return folder
+    from hopscope.worlds.world_training import train_world  # built on this module
+
+    train_world(name, seed, folder, device=device)
+    return folder
+
+
+def cached_folder(name: str, seed: int) -> Path:
+    """Where a world that does not come with hopscope is kept."""
+    return _places(name)[-1] / f"seed-{seed}"
+
+
+def _places(name: str) -> tuple[Path, Path]:
+    """Where the seeds of a world may lie: with hopscope, or in the cache."""
+    shipped = Path(str(resources.files("hopscope.data")))
+    return shipped / "worlds" / name, cache_dir() / "worlds" / name
+
+
+def seeds_at_hand(name: str) -> list[int]:
+    """The seeds with which a world need not be trained any more."""
+    found = [about for place in _places(name) for about in place.glob(f"seed-*/{ABOUT}")]
+    seeds = {about.parent.name.removeprefix("seed-") for about in found}
+    return sorted(int(seed) for seed in seeds if seed.isdecimal())
+
+
+def read_world(folder: Path, device: str | torch.device | None = None) -> World:
+    """The world that a folder holds.
+
+    Raises:
+        UsageError: for a folder that holds no world.
+        ResultError: for a damaged record, or facts that are drawn otherwise by now.
+    """
+    if not (folder / ABOUT).is_file():
+        known = ", ".join(WORLDS)
+        raise UsageError(f"no world {str(folder)!r}: give one of {known}, or a world's folder")
+    record = _about(folder)
+    try:
+        name, seed = record["world"], record["seed"]
+        task = Recipe.from_json(record["recipe"]).task
+        digest = record["facts"]
+    except (KeyError, TypeError) as error:
+        raise ResultError(f"{folder / ABOUT} is damaged: {error!r}") from error
+    if facts_digest(task) != digest:
+        raise ResultError(
+            f"the model in {folder} was trained on other facts than this version of hopscope "
+            "draws; train it again"
+        )
+    model = load_model(folder, device, "float32", name=world_name(name, seed))
+    return World(name, seed, model, task, record)
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """The record of a world's folder."""
+    try:
+        record = json.loads((folder / ABOUT).read_text("utf-8"))
+    except ValueError as error:
+        raise ResultError(f"{folder / ABOUT} is damaged: {error}") from error
+    if not isinstance(record, dict):
+        raise ResultError(f"{folder / ABOUT} is damaged: it holds no object")
+    return record
+
+
+def parsed(reference: str) -> tuple[str, int, str | None]:
+    """The name, seed and split in `world:NAME`, `world:NAME@SEED`, `world:NAME@SEED.SPLIT`.
+
+    Raises:
+        UsageError: for an unknown name, or a seed that is no number.
+    """
+    rest, _, split = reference.removeprefix("world:").partition(".")
+    name, _, seed = rest.partition("@")
+    recipe_of(name)
+    if seed and not seed.isdecimal():
+        raise UsageError(f"{reference!r} should end in a seed, as in world:{name}@1, not {seed!r}")
+    return name, int(seed or 0), split or None
+
+
+def world_queries(reference: str) -> QuerySet:
+    """The questions of a world by `world:NAME.SPLIT`, without its model; in distribution if it
+    names no split.
+
+    Raises:
+        UsageError: for an unknown name or split.
+    """
+    name, seed, split = parsed(reference)
+    task = recipe_of(name).seeded(seed).task
+    return _queries(name, task, split or "in_distribution")

@@ -1,0 +1,119 @@
+"""Middle ranks and the clusters of the top: against the model's own logits."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import loaded
+
+import hopscope as hs
+from hopscope.errors import UsageError
+from hopscope.experiments import RankNeighbours, rank_neighbours, ranking
+from hopscope.experiments.ranking import unembedding_clusters
+
+HOW = {"n_clusters": 7, "top": 3, "ranks": 12, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def queries() -> hs.QuerySet:
+    return hs.load_queries("world", few_shot=1).sample(4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_ranks_are_those_of_plain_logits(family, queries):
+    model = loaded(f"tiny-random-{family}")
+    result = rank_neighbours(model, queries, **HOW)
+    clusters = unembedding_clusters(model, 7)
+    for query, prompt in zip(queries, queries.prompts(), strict=True):
+        with torch.no_grad():
+            logits = model.hf(torch.tensor([model.encode(prompt.text).ids])).logits[0, -1]
+        order = logits.argsort(descending=True)[:12].tolist()
+        near = {int(clusters[token]) for token in order[:3]}
+        own = result.frame.query("query == @query.id and control == 'none'")
+        assert own["rank"].tolist() == list(range(3, 12))
+        assert own["inside"].tolist() == [int(clusters[token]) in near for token in order[3:]]
+        right = model.first_tokens(query.names("e3"))
+        assert own["right"].tolist() == [token in right for token in order[3:]]
+
+
+def test_clusters_are_of_directions_and_come_back_with_the_seed():
+    model = loaded("tiny-random-llama")
+    labels = unembedding_clusters(model, 5)
+    assert torch.equal(labels, unembedding_clusters(model, 5))
+    assert not torch.equal(labels, unembedding_clusters(model, 5, seed=1))
+    rows = torch.nn.functional.normalize(model.unembedding.weight.float(), dim=-1)
+    means = torch.stack([rows[labels == k].mean(dim=0) for k in range(5)])
+    nearest = torch.cdist(rows, means).argmin(dim=1)
+    assert (nearest == labels).float().mean() > 0.8
+
+
+def test_shuffled_clusters_have_the_same_sizes(queries):
+    model = loaded("tiny-random-llama")
+    result = rank_neighbours(model, queries, **HOW)
+    assert set(result.frame["control"]) == {"none", "shuffled"}
+    alone = rank_neighbours(model, queries, controls=(), **HOW)
+    own = result.frame.query("control == 'none'").reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone.frame, own)
+
+
+def made() -> RankNeighbours:
+    rows = [
+        ("a", "none", 10, True, True), ("a", "none", 11, True, False),
+        ("a", "none", 12, False, False), ("b", "none", 10, False, False),
+        ("b", "none", 11, False, True), ("a", "shuffled", 10, True, False),
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["query", "control", "rank", "inside", "right"])
+    details = pd.DataFrame({"query": ["a", "b", "c"], "answer_rank": [11, 50, 4]})
+    known = pd.DataFrame([("c", "none", 10, True, True)], columns=frame.columns)
+    run = {"queries": {"n": 3}, "settings": {"top": 10}}
+    return RankNeighbours(pd.concat([frame, known], ignore_index=True), details, run)
+
+
+def test_shares_are_means_over_queries():
+    table = made().accuracy().set_index(["control", "inside"])
+    assert table.loc[("none", True), ["n", "accuracy"]].tolist() == [1, 0.5]
+    assert table.loc[("none", False), ["n", "accuracy"]].tolist() == [2, 0.25]
+    drawn = made().drawn().set_index("control")
+    assert drawn.loc["none", "share"] == pytest.approx(np.mean([2 / 3, 0, 1]))
+
+
+def test_the_picture_shows_both_sides():
+    ax = made().plot()
+    heights = [line.get_ydata() for line in ax.lines if len(line.get_ydata()) == 2]
+    assert any(np.allclose(each, [0.5, 0.25]) for each in heights)
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"top": 0}, {"top": 12}, {"ranks": 10**9}, {"n_clusters": 1}, {"n_clusters": 10**9}]
+)
+def test_numbers_that_leave_no_middle_are_refused(queries, wrong):
+    with pytest.raises(UsageError, match="unknown control"):
+        rank_neighbours(loaded("tiny-random-llama"), queries, controls=("other",), **HOW)
+    with pytest.raises(UsageError, match="do not fit"):
+        rank_neighbours(loaded("tiny-random-llama"), queries, **{**HOW, **wrong})
+
+
+def test_a_stopped_run_goes_on_and_is_read_back(queries, tmp_path, monkeypatch):
+    model = loaded("tiny-random-llama")
+    whole = rank_neighbours(model, queries, **HOW)
+    monkeypatch.setattr(ranking, "PER_PART", 1)
+    clusters = ranking.key_clusters
+    calls = []
+
+    def dying(*given):
+        calls.append(given)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return clusters(*given)
+
+    monkeypatch.setattr(ranking, "key_clusters", dying)
+    with pytest.raises(KeyboardInterrupt):
+        rank_neighbours(model, queries, out=tmp_path / "run", **HOW)
+    again = rank_neighbours(model, queries, out=tmp_path / "run", **HOW)
+    assert len(calls) == 4 + 2 * 3  # the first query is not asked again
+    pd.testing.assert_frame_equal(again.frame, whole.frame)
+    assert isinstance(hs.load_result(tmp_path / "run"), RankNeighbours)

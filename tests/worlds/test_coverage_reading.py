@@ -1,0 +1,119 @@
+"""Accuracy and IICG by cutoff: against plain forwards and every pair of states."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import hopscope as hs
+from hopscope.errors import UsageError
+from hopscope.trainer import Schedule
+from hopscope.worlds import Coverage, Recipe, World, coverage, over_checkpoints, train_world
+from hopscope.worlds.blocks import Shape
+from hopscope.worlds.coverage_cutoffs import cutoffs
+from hopscope.worlds.coverage_task import ComposedTables
+from hopscope.worlds.two_hop_facts import TwoHopFacts
+
+RECIPE = Recipe(
+    "tables",
+    ComposedTables(n_tokens=6, n_examples=60),
+    Shape(n_blocks=2, d_model=16, n_heads=2),
+    Schedule(steps=60, batch_size=32, warmup_steps=5, learning_rate=1e-2),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("tables")
+    train_world("tables", 0, place, recipe=RECIPE, snapshots=(0, 60), progress=False)
+    return place
+
+
+@pytest.fixture(scope="module")
+def world(folder: Path) -> World:
+    return hs.load_world(folder)
+
+
+@pytest.fixture(scope="module")
+def read(world: World) -> Coverage:
+    return coverage(world)
+
+
+def cutoff_of(world: World) -> np.ndarray:
+    task = world.task
+    return cutoffs(task.inputs, task.answers, task.examples)[task.held_out]
+
+
+def test_accuracy_by_cutoff_counts_plain_forwards(world, read):
+    right = []
+    for query in world.queries():
+        ids = torch.tensor([world.model.encode(query.two_hop()).ids])
+        said = world.model.hf(ids).logits[0, -1].argmax()
+        right.append(world.model.decode([int(said)]) == query.e3_label)
+    cutoff = cutoff_of(world)
+    assert len(set(cutoff)) > 2
+    table = read.accuracy().set_index("cutoff")
+    for k in set(cutoff):
+        own = np.array(right)[cutoff == k]
+        assert table.loc[k, "n"] == len(own)
+        # An answer is right if the end comes after it, too.
+        assert table.loc[k, "accuracy"] <= own.mean() + 1e-9
+    assert table["accuracy"].mean() > 0
+    assert read.frame.query("measure == 'accuracy'")["value"].tolist() == pytest.approx(
+        table["accuracy"].tolist()
+    )
+
+
+@pytest.mark.parametrize("grouping", ["bridge", "bridge and x2"])
+def test_iicg_is_over_pairs_of_states(world, read, grouping):
+    task, states = world.task, []
+    seen: list[torch.Tensor] = []
+    handle = world.model.layers[0].register_forward_hook(lambda *call: seen.append(call[2]))
+    for query in world.queries():
+        world.model.hf(torch.tensor([world.model.encode(query.two_hop()).ids]))
+        states.append(seen.pop()[0, 1])
+    handle.remove()
+    groups = [
+        (int(task.bridges[i]), int(task.inputs[i, 1]) if grouping == "bridge and x2" else 0)
+        for i in task.held_out
+    ]
+    unit = torch.nn.functional.normalize(torch.stack(states), dim=-1)
+    cosines, cutoff = (unit @ unit.T).numpy(), cutoff_of(world)
+    pairs = list(combinations(range(len(groups)), 2))
+    for k in (-1, int(np.bincount(cutoff).argmax())):
+        own = [(a, b) for a, b in pairs if k < 0 or cutoff[a] == cutoff[b] == k]
+        within = np.mean([cosines[a, b] for a, b in own if groups[a] == groups[b]])
+        between = np.mean([cosines[a, b] for a, b in own if groups[a] != groups[b]])
+        row = read.frame.query(
+            "measure == 'iicg' and position == 1 and layer == 0 and cutoff == @k"
+            " and grouping == @grouping"
+        )
+        assert row["value"].item() == pytest.approx(within - between, abs=1e-4)
+    assert read.iicg(grouping).shape == (2, 3)
+
+
+def test_over_the_steps_of_a_training(folder, read, tmp_path):
+    result = over_checkpoints(folder, coverage, out=tmp_path / "run", progress=False)
+    last = result.frame.query("step == 60").drop(columns="step").reset_index(drop=True)
+    pd.testing.assert_frame_equal(last, read.frame)
+    before = result.frame.query("step == 0 and measure == 'accuracy'")
+    assert before["value"].max() < read.accuracy()["accuracy"].max()
+
+
+def test_a_result_is_saved_and_read_back(read, tmp_path):
+    again = hs.load_result(read.save(tmp_path / "run"))
+    assert isinstance(again, Coverage)
+    pd.testing.assert_frame_equal(again.accuracy(), read.accuracy())
+
+
+def test_other_worlds_are_refused():
+    facts = TwoHopFacts(n_entities=6, n_relations=3, unseen=0.15, held_out=8)
+    schedule = Schedule(steps=1, batch_size=2)
+    other = train_world("facts", recipe=Recipe("", facts, Shape(d_model=16), schedule))
+    with pytest.raises(UsageError, match="composes no tables"):
+        coverage(other)
