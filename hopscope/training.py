@@ -87,6 +87,7 @@ def train(
             orders=settings.orders,
             hop_share=settings.hop_share,
             n_names=settings.n_names,
+            turns=settings.turns,
             seed=seed,
         )
         return answer_loss(trained, batch_of(trained, layouts, mask))

@@ -20,7 +20,7 @@ from torch.nn import functional
 from hopscope.documents import MultiDocQuestion
 from hopscope.errors import UsageError
 from hopscope.hooks import giving_masks
-from hopscope.layouts import Encode, Layout, lay_out
+from hopscope.layouts import TEMPLATES, Encode, Layout, lay_out
 from hopscope.masks import Mask, lower, within_window
 from hopscope.models import LanguageModel
 from hopscope.world_docs import NAMES, with_names
@@ -37,8 +37,8 @@ class Batch:
     Attributes:
         ids: token ids, shape (row, token).
         positions: position ids, shape (row, token); 0 for padding.
-        targets: the token to predict after each, shape (row, token): those of the answer and the
-            end of text, `IGNORED` elsewhere.
+        targets: the token to predict after each, shape (row, token): those of each answer and an
+            end of text after it, `IGNORED` elsewhere.
         masks: for each block the mask as its attention takes it, (row, head or 1, query, key).
     """
 
@@ -63,6 +63,7 @@ def drawn_layouts(
     orders: Sequence[str],
     hop_share: float,
     n_names: int,
+    turns: int = 1,
     seed: int,
 ) -> list[Layout]:
     """The prompts with answers that one step of training sees.
@@ -77,6 +78,8 @@ def drawn_layouts(
         orders: of the documents, one of them drawn for each prompt; if empty, any order.
         hop_share: probability that a prompt asks one hop of its question, not the whole.
         n_names: how many invented names are in use; 0 leaves the questions' own.
+        turns: how many questions follow one another, each about another chain of the same
+            documents, as far as there are any. All but the first stand behind its answer.
         seed: of all that is drawn.
     """
     encode = encoder(model)
@@ -90,8 +93,44 @@ def drawn_layouts(
         if n_names:
             question = with_names(question, NAMES[:n_names], rng)
         asked = _one_hop(question, rng) if rng.random() < hop_share else question
-        layouts.append(lay_out(encode, asked, order, template=TEMPLATE, answer=asked.answer))
+        others = question.extra.get("others", ())
+        text, named = asked.answer, asked.answer == question.answer
+        for whole, first, second in rng.sample(others, min(turns - 1, len(others))):
+            # Answers of another kind than the last one: what was said already rules none out.
+            told = second if rng.random() < hop_share else whole
+            text += _turn(*(first if named else told))
+            named = not named
+        layouts.append(lay_out(encode, asked, order, template=TEMPLATE, answer=text))
     return layouts
+
+
+def _turn(question: str, answer: str) -> str:
+    """A further question with its answer, as it stands behind another answer."""
+    return f"\n{TEMPLATES[TEMPLATE].question.format(question=question)} {answer}"
+
+
+def answers_of(layout: Layout) -> list[range]:
+    """The tokens of each answer in a prompt that ends in one, or in several turns.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    tokens = layout.tokens("answer")
+    if not tokens:
+        raise UsageError(f"the prompt of question {layout.question.id!r} has no answer")
+    place, found = layout.offsets[tokens[0]][0], list[range]()
+    for line in layout.text[place:].splitlines(keepends=True):
+        before = len("Answer:") if found else 0
+        if not found or line.startswith("Answer:"):
+            start, stop = place + before, place + len(line.rstrip())
+            inside = [t for t in tokens if _overlap(layout.offsets[t], (start, stop))]
+            found.append(range(inside[0], inside[-1] + 1))
+        place += len(line)
+    return found
+
+
+def _overlap(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    return max(a[0], b[0]) < min(a[1], b[1])
 
 
 @lru_cache(maxsize=2)
@@ -135,13 +174,12 @@ def batch_of(model: LanguageModel, layouts: Sequence[Layout], mask: Mask) -> Bat
     positions = torch.zeros_like(ids)
     targets = torch.full_like(ids, IGNORED)
     for row, layout in enumerate(layouts):
-        answer = layout.tokens("answer")
-        if not answer:
-            raise UsageError(f"the prompt of question {layout.question.id!r} has no answer")
         pad = longest - len(layout)
         ids[row, pad:] = torch.tensor(layout.ids)
         positions[row, pad:] = torch.tensor(layout.positions)
-        targets[row, pad + answer[0] - 1 :] = torch.tensor([*layout.ids[answer[0] :], end])
+        for answer in answers_of(layout):
+            told = torch.tensor([*layout.ids[answer.start : answer.stop], end])
+            targets[row, pad + answer.start - 1 : pad + answer.stop] = told
     masks = _masks(model, layouts, mask, longest)
     device = model.device
     return Batch(ids.to(device), positions.to(device), targets.to(device), masks)

@@ -34,6 +34,8 @@ class TrainingSettings(Schedule):
         orders: of the documents, one drawn for each prompt; if empty, any permutation.
         n_names: how many of the invented names of `world-docs` are in use. Each prompt draws from
             them anew, so that no answer can be learned by heart; 0 leaves questions as they are.
+        turns: how many questions are asked of the same documents, one after the other, each about
+            another chain, as far as there are any. Each has an answer to learn from.
         n_layers, d_model, n_heads: shape of the model that is made from nothing.
         lora_rank: rank of the updates of a pretrained model.
         lora_alpha: they are scaled by `lora_alpha / lora_rank`.
@@ -49,6 +51,7 @@ class TrainingSettings(Schedule):
     hop_share: float = 0.5
     orders: tuple[str, ...] = ()
     n_names: int = 20
+    turns: int = 2
     n_layers: int = 4
     d_model: int = 64
     n_heads: int = 4
@@ -58,7 +61,7 @@ class TrainingSettings(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "orders", tuple(self.orders))
-        check_positive(self, "n_layers", "d_model", "n_heads", "lora_rank", "lora_alpha")
+        check_positive(self, "turns", "n_layers", "d_model", "n_heads", "lora_rank", "lora_alpha")
         if not 0 <= self.n_names <= len(NAMES):
             raise UsageError(f"n_names is a number from 0 to {len(NAMES)}, not {self.n_names}")
         if not 0 <= self.hop_share <= 1:

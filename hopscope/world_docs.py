@@ -56,7 +56,8 @@ def world_docs(
     A document is one sentence that states one fact, with its subject as the title. Distractors are
     chains of the same two relations about other entities, as far as there are any, so that the
     relations alone do not tell which document is gold. No two documents of a question speak of
-    one subject, and no distractor leads to the answer.
+    one subject, and no distractor leads to the answer. A question's `extra["others"]` has, for each
+    chain of distractors, what could be asked of it: the whole and its two hops, with answers.
 
     Args:
         names: `invented` gives every entity a made-up name, drawn anew for each question, so that
@@ -92,11 +93,13 @@ def _question(
     seed: int,
 ) -> MultiDocQuestion:
     rng = random.Random(f"{seed} {query.id}")
-    facts = [_first(query), _second(query)]
-    for fact in _others(query, alike, everything, rng):
+    facts, others = [_first(query), _second(query)], list[TwoHopQuery]()
+    for other, fact in _others(query, alike, everything, rng):
         if len(facts) == distractors + 2:
             break
         facts.append(fact)
+        if fact == _second(other):
+            others.append(other)
     else:
         if len(facts) < distractors + 2:
             raise QueryError(
@@ -105,22 +108,30 @@ def _question(
             )
     renamed = _renamed(facts, rng) if names == "invented" else {}
     order = rng.sample(range(len(facts)), len(facts))
+    whole, first, second = _asked(query, renamed)
+    return MultiDocQuestion(
+        id=query.id,
+        question=whole[0],
+        answer=whole[1],
+        documents=tuple(_document(facts[place], renamed) for place in order),
+        hops=(Hop(*first, order.index(0)), Hop(*second, order.index(1))),
+        aliases=() if renamed else query.e3_aliases,
+        extra={"others": tuple(_asked(other, renamed) for other in others)},
+    )
+
+
+def _asked(query: TwoHopQuery, renamed: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """A query and its two hops, each a question and its answer."""
     labels = {
         name: renamed.get(getattr(query, name), getattr(query, name))
         for name in ("e1_label", "e2_label", "e3_label")
     }
     asked = replace(query, **labels)
     who = "Who" if query.r2_type in WHO else "What"
-    return MultiDocQuestion(
-        id=query.id,
-        question=_as_question(asked.two_hop(), who),
-        answer=asked.e3_label,
-        documents=tuple(_document(facts[place], renamed) for place in order),
-        hops=(
-            Hop(_as_question(asked.first_hop(), "What"), asked.e2_label, order.index(0)),
-            Hop(_as_question(asked.second_hop(), who), asked.e3_label, order.index(1)),
-        ),
-        aliases=() if renamed else query.e3_aliases,
+    return (
+        (_as_question(asked.two_hop(), who), asked.e3_label),
+        (_as_question(asked.first_hop(), "What"), asked.e2_label),
+        (_as_question(asked.second_hop(), who), asked.e3_label),
     )
 
 
@@ -157,6 +168,12 @@ def with_names(
             replace(hop, question=said(hop.question), answer=said(hop.answer))
             for hop in question.hops
         ),
+        extra={
+            "others": tuple(
+                tuple((said(asked), said(told)) for asked, told in other)
+                for other in question.extra.get("others", ())
+            )
+        },
     )
 
 
@@ -182,7 +199,7 @@ def _others(
     alike: Sequence[TwoHopQuery],
     everything: Sequence[TwoHopQuery],
     rng: random.Random,
-) -> Iterator[Fact]:
+) -> Iterator[tuple[TwoHopQuery, Fact]]:
     """Facts of other chains, those of the same relations first; never about a known subject."""
     named = {query.e1_label, query.e2_label, query.e3_label}
     for pool in (alike, everything):
@@ -191,8 +208,8 @@ def _others(
             if chain & named:
                 continue
             named |= chain
-            yield _first(other)
-            yield _second(other)
+            yield other, _first(other)
+            yield other, _second(other)
 
 
 def _document(fact: Fact, renamed: Mapping[str, str]) -> Document:

@@ -23,6 +23,7 @@ from hopscope.training_batches import (
     IGNORED,
     answer_logits,
     answer_loss,
+    answers_of,
     batch_of,
     drawn_layouts,
     encoder,
@@ -186,6 +187,44 @@ def test_targets_are_ignored_outside_the_answer(small, questions):
     assert (batch.targets[:, -1] == small.tokenizer.eos_token_id).all()
 
 
+def test_turns_ask_of_other_chains_and_every_answer_has_a_loss(small):
+    questions = world_docs(distractors=2).sample(60)
+    how = {"step": 0, "batch_size": 60, "orders": (), "hop_share": 0.5, "n_names": 20, "seed": 0}
+    layouts = drawn_layouts(small, questions, turns=2, **how)
+    kinds = set()
+    for layout in layouts:
+        lines = layout.text.splitlines()
+        asked = [line.removeprefix("Question: ") for line in lines if line.startswith("Question:")]
+        told = [line.removeprefix("Answer: ") for line in lines if line.startswith("Answer:")]
+        ranges = answers_of(layout)
+        assert [small.decode([layout.ids[t] for t in each]) for each in ranges] == told
+        whole, first, second = layout.question.extra["others"][0]
+        if len(told) == 2:
+            assert (asked[1], told[1]) in (whole, first, second)
+            # The bridge is asked after an answer, and an answer after the bridge.
+            hop = layout.question.hops[0]
+            assert ((asked[1], told[1]) == first) != (told[0] == hop.answer)
+            kinds.add((whole, first, second).index((asked[1], told[1])))
+        batch = batch_of(small, [layout], causal())
+        for each in ranges:
+            ids = [*layout.ids[each.start : each.stop], small.tokenizer.eos_token_id]
+            assert batch.targets[0, each.start - 1 : each.stop].tolist() == ids
+        assert (batch.targets != IGNORED).sum() == sum(len(each) + 1 for each in ranges)
+    assert kinds == {0, 1, 2}
+    alone = drawn_layouts(small, questions, turns=1, **how)
+    assert all(len(answers_of(each)) == 1 for each in alone)
+    for one, other in zip(alone, layouts, strict=True):
+        assert other.text.startswith(one.text)
+
+
+def test_answers_of_several_tokens_are_found_in_any_tokenizer(questions):
+    model = load_model("tiny-random-llama", device="cpu")
+    text = "New York\nQuestion: Which city is not New York?\nAnswer: Los Angeles"
+    layout = lay_out(encoder(model), questions[0], template="plain", answer=text)
+    said = [model.decode([layout.ids[t] for t in each]).strip() for each in answers_of(layout)]
+    assert said == ["New York", "Los Angeles"]
+
+
 def test_prompts_draw_their_names_anew_from_those_in_use(small, questions):
     def drawn(step):
         how = {"batch_size": 40, "hop_share": 0.0, "n_names": 9, "seed": 1}
@@ -326,7 +365,14 @@ def test_a_missing_peft_is_named(questions, monkeypatch):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"steps": 0}, {"learning_rate": -1.0}, {"hop_share": 1.5}, {"d_model": 30, "n_heads": 4}],
+    [
+        {"steps": 0},
+        {"turns": 0},
+        {"n_names": 999},
+        {"learning_rate": -1.0},
+        {"hop_share": 1.5},
+        {"d_model": 30, "n_heads": 4},
+    ],
 )
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):

@@ -273,3 +273,20 @@ def test_too_few_names_are_refused():
     question = world_docs(distractors=2)[0]
     with pytest.raises(QueryError, match="only 2 are there"):
         with_names(question, NAMES[:2], random.Random(0))
+
+
+@BOTH
+def test_other_chains_are_asked_as_their_documents_tell(source):
+    for question in asked(source, 4).sample(80):
+        text = " ".join(each.text for each in question.documents)
+        others = question.extra["others"]
+        assert len(others) == 2
+        for whole, first, second in others:
+            assert whole[1] == second[1]
+            assert whole != (question.question, question.answer)
+            assert first[1] in text
+            assert second[1] in text
+            assert first[1] in second[0]
+    renamed = with_names(asked("world-docs", 4)[0], NAMES[:20], random.Random(0))
+    names = {name for name in NAMES if re.search(rf"\b{name}\b", str(renamed.extra))}
+    assert names <= set(NAMES[:20])

@@ -172,9 +172,6 @@ class TokenModel:
             names: the names.
             variants: also those of the name without the space, and in lower case; of a name that
                 begins with an article those of the rest, since an article names nothing.
-
-        Raises:
-            UsageError: for a name that the tokenizer does not know at all.
         """
         found: dict[int, None] = {}
         for name in filter(None, (name.strip() for name in names)):
@@ -182,14 +179,10 @@ class TokenModel:
             if variants:
                 plain = _ARTICLE.sub("", name)
                 spellings = [f" {plain}", plain, f" {plain.lower()}", plain.lower()]
-            firsts = [
-                self.tokenizer(spelling, add_special_tokens=False)["input_ids"][:1]
-                for spelling in spellings
-            ]
-            known = [ids[0] for ids in firsts if ids and ids[0] != self.tokenizer.unk_token_id]
-            if any(firsts) and not known:
-                raise UsageError(f"{self.name} has no token for {name!r}: it knows no such word")
-            found |= dict.fromkeys(known)
+            for spelling in spellings:
+                ids = self.tokenizer(spelling, add_special_tokens=False)["input_ids"]
+                if ids:
+                    found[ids[0]] = None
         return tuple(found)
 
 

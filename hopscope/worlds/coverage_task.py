@@ -139,7 +139,8 @@ class ComposedTables:
     def queries(self, split: str = "in_distribution") -> QuerySet:
         """Inputs as two-hop queries: of x1, which x2 leads to a bridge, and the rest to an answer.
 
-        The bridge is no word of the world: no text ever names it.
+        The bridge is no word of the world: no text ever names it, and analyses that read its name
+        off a state, such as `project`, have nothing to read. See `coverage` for those by IICG.
 
         Args:
             split: `in_distribution` (held out), or `trained`.

@@ -17,7 +17,7 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedModel, T5Config
 
 from hopscope.errors import ModelError, UnknownModelError, UsageError
 from hopscope.models import LanguageModel, load_model
-from hopscope.models.load import _device, _dtype
+from hopscope.models.load import _dtype, device_of
 from hopscope.models.tiny import SLIDING_WINDOW, TINY_FAMILIES, build_tiny
 
 PROMPTS = (
@@ -279,12 +279,12 @@ def test_dtype_of_a_loaded_model_stays_unless_asked() -> None:
 
 def test_defaults_follow_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert _device(None) == torch.device("cuda")
+    assert device_of(None) == torch.device("cuda")
     assert _dtype(None, torch.device("cuda")) == "auto"
     assert _dtype(None, torch.device("cpu")) == torch.float32
     assert _dtype(None, None) == "auto"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert _device(None) == torch.device("cpu")
+    assert device_of(None) == torch.device("cpu")
     assert _dtype(None, None) == torch.float32
 
 

@@ -252,11 +252,6 @@ def test_what_is_shipped_is_what_the_recipe_makes(name, seed):
     assert_same(loaded, world.model)
 
 
-def test_a_word_that_a_world_does_not_know_is_told():
-    with pytest.raises(UsageError, match="no token for 'Paris'"):
-        load_world("two-hop-looped").model.first_tokens(["Paris"])
-
-
 # Commands
 
 
