@@ -67,6 +67,6 @@ def film_strip(film: Mapping[int, pd.DataFrame], value: str, most: int = 6) -> F
         first = ax is axes[0][0]
         ax.set_xlabel(str(table.columns.name).replace("_", " "))
         ax.set_ylabel(str(table.index.name).replace("_", " ") if first else "")
-        ax.tick_params(rotation=0, length=2, labelleft=first)
+        ax.tick_params(rotation=0, length=2, left=first, labelleft=first)
     figure.axes[-1].set_ylabel(value.replace("_", " "))
     return figure
