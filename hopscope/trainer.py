@@ -32,6 +32,8 @@ RECORD, CHECKPOINT, WEIGHTS = "training.json", "checkpoint.safetensors", "model.
 SLOTS = ("exp_avg", "exp_avg_sq", "step")
 """What AdamW keeps of every parameter."""
 LOG_EVERY = 50
+IGNORED = -100
+"""The target of a position without a loss; what torch's cross-entropy leaves out by default."""
 
 
 @dataclass(frozen=True)

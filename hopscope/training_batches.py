@@ -23,11 +23,10 @@ from hopscope.hooks import giving_masks
 from hopscope.layouts import TEMPLATES, Encode, Layout, lay_out
 from hopscope.masks import Mask, lower, within_window
 from hopscope.models import LanguageModel
+from hopscope.trainer import IGNORED
 from hopscope.world_docs import NAMES, with_names
 
 TEMPLATE = "plain"
-IGNORED = -100
-"""The target of a position without a loss; what torch's cross-entropy leaves out by default."""
 
 
 @dataclass(frozen=True)

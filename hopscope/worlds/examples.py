@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-IGNORED = -100
-"""The target of a position without a loss; what torch's cross-entropy leaves out by default."""
+from hopscope.trainer import IGNORED
 
 
 class Written(NamedTuple):

@@ -16,7 +16,8 @@ import torch
 from hopscope.documents import Document, Hop, MultiDocQuestion, QuestionSet
 from hopscope.errors import UsageError
 from hopscope.layouts import Template
-from hopscope.worlds.examples import IGNORED, Batch, Written
+from hopscope.trainer import IGNORED
+from hopscope.worlds.examples import Batch, Written
 from hopscope.worlds.two_hop_facts import names
 
 PairOrder = Literal["forward", "backward", "any"]

@@ -136,8 +136,9 @@ def world_folder(name: str, seed: int = 0, *, device: str | torch.device | None 
         return folder
     from hopscope.worlds.world_training import train_world  # built on this module
 
-    train_world(name, seed, folder, device=device)
-    return folder
+    kept = cached_folder(name, seed)
+    train_world(name, seed, kept, device=device)
+    return kept
 
 
 def cached_folder(name: str, seed: int) -> Path:

@@ -16,11 +16,11 @@ from hopscope.errors import UsageError
 from hopscope.models import LanguageModel, load_model
 from hopscope.models.load import device_of
 from hopscope.results import write_json
-from hopscope.trainer import fit, open_training
+from hopscope.trainer import IGNORED, fit, open_training
 from hopscope.training_models import save_model
 from hopscope.worlds.blocks import tie, untied, untrained
 from hopscope.worlds.catalogue import TASKS, Recipe, Task, facts_digest, recipe_of
-from hopscope.worlds.examples import IGNORED, Batch, Written, tabulated
+from hopscope.worlds.examples import Batch, Written, tabulated
 from hopscope.worlds.world import ABOUT, World, read_world, world_name
 
 ROWS_AT_ONCE = 2048
