@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hopscope.edits import Patch as Patch
     from hopscope.experiments import ActivationPatching as ActivationPatching
     from hopscope.experiments import BackPatching as BackPatching
+    from hopscope.experiments import ComputationGraph as ComputationGraph
     from hopscope.experiments import Description as Description
     from hopscope.experiments import DocumentAttention as DocumentAttention
     from hopscope.experiments import Grading as Grading
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from hopscope.experiments import back_patch as back_patch
     from hopscope.experiments import best_order as best_order
     from hopscope.experiments import classify_heads as classify_heads
+    from hopscope.experiments import computation_graph as computation_graph
     from hopscope.experiments import describe as describe
     from hopscope.experiments import fit_probe as fit_probe
     from hopscope.experiments import grade as grade
@@ -75,12 +77,16 @@ if TYPE_CHECKING:
     from hopscope.training_runs import compare_masks as compare_masks
     from hopscope.worlds import Circuit as Circuit
     from hopscope.worlds import Coverage as Coverage
+    from hopscope.worlds import DataNeeded as DataNeeded
     from hopscope.worlds import Emergence as Emergence
+    from hopscope.worlds import Superposition as Superposition
     from hopscope.worlds import World as World
     from hopscope.worlds import circuit as circuit
     from hopscope.worlds import coverage as coverage
+    from hopscope.worlds import data_needed as data_needed
     from hopscope.worlds import load_world as load_world
     from hopscope.worlds import over_checkpoints as over_checkpoints
+    from hopscope.worlds import superposition as superposition
     from hopscope.worlds import train_world as train_world
 
 __version__ = "0.1.0"
@@ -90,7 +96,9 @@ _HOME = {
     "Activations": "activations",
     "BackPatching": "experiments",
     "Circuit": "worlds",
+    "ComputationGraph": "experiments",
     "Coverage": "worlds",
+    "DataNeeded": "worlds",
     "Description": "experiments",
     "DocumentAttention": "experiments",
     "Emergence": "worlds",
@@ -116,6 +124,7 @@ _HOME = {
     "Recall": "experiments",
     "Result": "results",
     "Stages": "experiments",
+    "Superposition": "worlds",
     "Tracing": "experiments",
     "TrainingSettings": "training_models",
     "TwoHopQuery": "queries",
@@ -128,7 +137,9 @@ _HOME = {
     "circuit": "worlds",
     "classify_heads": "experiments",
     "compare_masks": "training_runs",
+    "computation_graph": "experiments",
     "coverage": "worlds",
+    "data_needed": "worlds",
     "describe": "experiments",
     "edit": "hooks",
     "fit_probe": "experiments",
@@ -150,6 +161,7 @@ _HOME = {
     "rank_neighbours": "experiments",
     "recall": "experiments",
     "stages": "experiments",
+    "superposition": "worlds",
     "trace": "experiments",
     "train": "training",
     "train_world": "worlds",

@@ -15,17 +15,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
 
-from hopscope.documents import QuestionSet
 from hopscope.errors import ResultError, UsageError
 from hopscope.models.token_model import TokenModel
-from hopscope.queries import QuerySet
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +110,13 @@ def load_result(path: str | Path) -> Result:
     path = Path(path)
     run = read_run(path)
     from hopscope import experiments, training_runs  # noqa: F401  (they add themselves to `kinds`)
-    from hopscope.worlds import circuit_reading, coverage_reading, emergence  # noqa: F401
+    from hopscope.worlds import (  # noqa: F401
+        circuit_reading,
+        coverage_reading,
+        emergence,
+        scaling,
+        superposition_reading,
+    )
 
     kind = Result.kinds.get(str(run.get("kind")))
     if kind is None:
@@ -196,8 +200,32 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     os.replace(beside, path)
 
 
+class Asked(Protocol):
+    """What a result was asked: queries, questions or the like, with a name.
+
+    Attributes:
+        name: what the set is called.
+        few_shot: demonstrations in a prompt.
+        few_shot_seed: of their choice.
+        fingerprint: a digest of all that is asked.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def few_shot(self) -> int: ...
+    @property
+    def few_shot_seed(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+    def __len__(self) -> int: ...
+
+
 def provenance(
-    model: TokenModel, queries: QuerySet | QuestionSet, kind: str, settings: Mapping[str, Any]
+    model: TokenModel,
+    queries: Asked,
+    kind: str,
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What a result must carry so that it can be made again."""
     record = {

@@ -66,16 +66,7 @@ def run_over(
             f"{queries.name} is an empty query set: nothing to run. If it was chosen by grading, "
             "grade more queries (a larger limit) or look at graded.summary()"
         )
-    if shard is not None and out is None:
-        raise UsageError("a shard needs a run folder, where the shards come together: give out")
-    index, count = shard or (1, 1)
-    parts = range(0, len(queries), per_part)
-    starts = parts[index - 1 :: count]
-    if not starts:
-        raise UsageError(
-            f"shard {index}/{count} has nothing to do: the {len(queries)} queries make "
-            f"{len(parts)} parts; use at most {len(parts)} shards"
-        )
+    starts = _of_shard(range(0, len(queries), per_part), shard, out)
     folder = None if out is None else open_run(Path(out), run)
     kept: list[Tables] = []
     with tqdm(
@@ -102,6 +93,7 @@ def run_parts(
     run: Mapping[str, Any],
     *,
     out: str | Path | None = None,
+    shard: tuple[int, int] | None = None,
     description: str,
     unit: str,
     progress: bool = True,
@@ -113,16 +105,19 @@ def run_parts(
         compute: gives the tables of a part, numbered from 0.
         run: what was asked, and provenance.
         out: run folder; parts that are there already are not computed again.
+        shard: (i, n): only every n-th part, from the i-th (1 to n) on; needs `out`.
         description: of the progress bar.
         unit: what a part is.
         progress: show a progress bar.
 
     Raises:
         ResultError: if `out` holds another run.
+        UsageError: for a shard without a folder, or with nothing to do.
     """
+    parts = _of_shard(range(n), shard, out)
     folder = None if out is None else open_run(Path(out), run)
     kept: list[Tables] = []
-    for part in tqdm(range(n), desc=description, unit=unit, disable=not progress):
+    for part in tqdm(parts, desc=description, unit=unit, disable=not progress):
         if folder is None:
             kept.append(compute(part))
         elif not part_path(folder, "frame", part).exists():
@@ -130,6 +125,23 @@ def run_parts(
     if folder is not None:
         return read_parts(folder)
     return joined(kept)
+
+
+def _of_shard(parts: range, shard: tuple[int, int] | None, out: str | Path | None) -> range:
+    """The parts that one shard computes.
+
+    Raises:
+        UsageError: for a shard without a run folder, or with nothing to do.
+    """
+    if shard is not None and out is None:
+        raise UsageError("a shard needs a run folder, where the shards come together: give out")
+    index, count = shard or (1, 1)
+    if parts and not parts[index - 1 :: count]:
+        raise UsageError(
+            f"shard {index}/{count} has nothing to do: there are {len(parts)} parts; use at most "
+            f"{len(parts)} shards"
+        )
+    return parts[index - 1 :: count]
 
 
 def joined(parts: Sequence[Tables]) -> Tables:

@@ -60,6 +60,7 @@ class StreamCache(Cache):
         prefix: what all rows have in common.
         n_layers: number of blocks.
         record_patterns: keep the attention weights of the last pass in `patterns`.
+        record_scores: keep what they are the softmax of in `scores`, before anything is masked.
 
     Attributes:
         padding: number of each row's own first tokens that are padding, if any are.
@@ -67,7 +68,13 @@ class StreamCache(Cache):
             (row, head or 1, query, key), the prefix's keys included.
     """
 
-    def __init__(self, prefix: Prefix, n_layers: int, record_patterns: bool = False) -> None:
+    def __init__(
+        self,
+        prefix: Prefix,
+        n_layers: int,
+        record_patterns: bool = False,
+        record_scores: bool = False,
+    ) -> None:
         super().__init__(layers=[])
         self.prefix = prefix
         self.own: list[KeysValues | None] = [None] * n_layers
@@ -75,6 +82,7 @@ class StreamCache(Cache):
         self.padding: Tensor | None = None
         self.blocked: Mapping[int, Tensor] = {}
         self.patterns: dict[int, Tensor] | None = {} if record_patterns else None
+        self.scores: dict[int, Tensor] | None = {} if record_scores else None
         self.at_layer = 0
 
     def update(
@@ -227,6 +235,8 @@ def shared_prefix_attention(
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     scores = rearrange(scores, "row kv (group q) k -> row kv group q k", group=groups)
+    if cache.scores is not None:
+        cache.scores[cache.at_layer] = rearrange(scores, "row kv g q k -> row (kv g) q k")
     if visible is not None:
         group = groups if visible.shape[1] > 1 else 1
         seen = rearrange(visible, "row (kv group) q k -> row kv group q k", group=group)

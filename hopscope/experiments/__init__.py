@@ -14,6 +14,8 @@ from hopscope.experiments.entity_recall import Recall as Recall
 from hopscope.experiments.entity_recall import recall as recall
 from hopscope.experiments.grading import Grading as Grading
 from hopscope.experiments.grading import grade as grade
+from hopscope.experiments.graph_extraction import ComputationGraph as ComputationGraph
+from hopscope.experiments.graph_extraction import computation_graph as computation_graph
 from hopscope.experiments.head_retrieval import HeadRetrieval as HeadRetrieval
 from hopscope.experiments.head_retrieval import classify_heads as classify_heads
 from hopscope.experiments.order_choice import OrderChoice as OrderChoice

@@ -31,6 +31,9 @@ class Shape:
         n_heads: of each block.
         d_mlp: width of the MLP; four times `d_model` if None.
         n_positions: longest text in tokens.
+        one_hot: let the residual stream begin as the one-hot vector of the word beside that of its
+            place, and read the answer off the first part. Neither is learned, and the width
+            follows from the numbers of words and positions, not from `d_model`.
 
     Raises:
         UsageError: for a number that cannot be.
@@ -42,23 +45,25 @@ class Shape:
     n_heads: int = 4
     d_mlp: int | None = None
     n_positions: int = 32
+    one_hot: bool = False
 
     def __post_init__(self) -> None:
         check_positive(self, "n_blocks", "n_loops", "d_model", "n_heads", "n_positions")
-        if self.d_model % self.n_heads:
+        if not self.one_hot and self.d_model % self.n_heads:
             raise UsageError(f"d_model {self.d_model} cannot be divided by {self.n_heads} heads")
 
 
 def untrained(words: Sequence[str], shape: Shape, seed: int, name: str) -> LanguageModel:
     """A model with random weights, drawn on the CPU, whose vocabulary is some words."""
     tokenizer = whole_words(words)
+    width = len(tokenizer) + shape.n_positions if shape.one_hot else shape.d_model
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=shape.n_positions,
-        n_embd=shape.d_model,
+        n_embd=width,
         n_layer=shape.n_blocks * shape.n_loops,
         n_head=shape.n_heads,
-        n_inner=shape.d_mlp or 4 * shape.d_model,
+        n_inner=shape.d_mlp or 4 * width,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
@@ -68,8 +73,21 @@ def untrained(words: Sequence[str], shape: Shape, seed: int, name: str) -> Langu
     )
     with seeded(torch.device("cpu"), seed), torch.device("cpu"):
         hf = GPT2LMHeadModel(config)
+    if shape.one_hot:
+        both = torch.eye(width)
+        with torch.no_grad():
+            hf.transformer.wte.weight.copy_(both[: len(tokenizer)])
+            hf.transformer.wpe.weight.copy_(both[len(tokenizer) :])
     tie(hf, shape)
     return load_model(hf, "cpu", tokenizer=tokenizer, name=name)
+
+
+def learn(hf: nn.Module, shape: Shape) -> None:
+    """Let the parameters that a training changes have gradients, and no others."""
+    hf.requires_grad_(True)
+    if shape.one_hot:
+        for name in ("wte", "wpe"):
+            hf.get_submodule(f"transformer.{name}").requires_grad_(False)
 
 
 def tie(hf: nn.Module, shape: Shape) -> None:

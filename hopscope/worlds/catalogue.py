@@ -11,11 +11,14 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from hopscope.documents import QuestionSet
 from hopscope.errors import UsageError
+from hopscope.paths import PathPrompt
 from hopscope.queries import QuerySet
 from hopscope.trainer import Schedule
 from hopscope.worlds.blocks import Shape
 from hopscope.worlds.coverage_task import ComposedTables
 from hopscope.worlds.examples import Batch, Written
+from hopscope.worlds.graph_reachability import GraphReachability
+from hopscope.worlds.graph_search import GraphSearch
 from hopscope.worlds.in_context import ChainsInContext
 from hopscope.worlds.two_hop_facts import TwoHopFacts
 
@@ -49,6 +52,26 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class Thinks(Protocol):
+    """A task whose texts have thoughts in them.
+
+    Attributes:
+        thought: the word whose embedding is the model's state before it, if there is any.
+    """
+
+    @property
+    def thought(self) -> str | None: ...
+
+
+@runtime_checkable
+class AsksForPaths(Protocol):
+    """A task with graphs in its prompts."""
+
+    def path_prompts(self) -> Sequence[PathPrompt]:
+        """The prompts that accuracy is measured on."""
+
+
+@runtime_checkable
 class AsksOverDocuments(Protocol):
     """A task whose questions are over documents."""
 
@@ -65,7 +88,14 @@ class AsksTwoHops(Protocol):
 
 
 TASKS: dict[str, type[Task]] = {
-    task.kind: task for task in (TwoHopFacts, ComposedTables, ChainsInContext)
+    task.kind: task
+    for task in (
+        TwoHopFacts,
+        ComposedTables,
+        ChainsInContext,
+        GraphSearch,
+        GraphReachability,
+    )
 }
 """How the tasks in records are read back; a task of your own is entered here."""
 
@@ -157,6 +187,24 @@ WORLDS: Mapping[str, Recipe] = MappingProxyType(
             "as coverage, but the second token is an argument of both tables",
             ComposedTables("path_ambiguity"),
             schedule=Schedule(steps=3000),
+        ),
+        "graph-search": Recipe(
+            "finds the next step to a goal in a graph that stands in its prompt",
+            GraphSearch(),
+            Shape(n_blocks=6, n_heads=1, n_positions=40, one_hot=True),
+            Schedule(steps=4000, learning_rate=1e-3),
+        ),
+        "reachability": Recipe(
+            "tells which of two vertices can be reached, after three continuous thoughts",
+            GraphReachability(),
+            Shape(n_blocks=2, n_heads=8, d_model=128, n_positions=72),
+            Schedule(steps=8000, learning_rate=1e-3),
+        ),
+        "reachability-pause": Recipe(
+            "as reachability, but with a pause in place of each thought",
+            GraphReachability(continuous=False),
+            Shape(n_blocks=2, n_heads=8, d_model=128, n_positions=72),
+            Schedule(steps=8000, learning_rate=1e-3),
         ),
     }
 )

@@ -18,7 +18,7 @@ from hopscope.models import load_model
 from hopscope.results import Result, Tables
 from hopscope.runs import run_parts
 from hopscope.trainer import snapshot_path
-from hopscope.worlds.blocks import untied, untrained
+from hopscope.worlds.blocks import learn, untied, untrained
 from hopscope.worlds.catalogue import Recipe
 from hopscope.worlds.world import World, read_world
 
@@ -120,6 +120,7 @@ def world_at(folder: str | Path, step: int, *, device: str | torch.device | None
     recipe = Recipe.from_json(world.record["recipe"])
     name = f"{world.model.name} step {step}"
     model = untrained(recipe.task.words, recipe.shape, world.seed, name)
+    learn(model.hf, recipe.shape)
     with torch.no_grad():
         for parameter, kept in _kept_weights(model.hf, path):
             parameter.copy_(kept)
@@ -129,7 +130,7 @@ def world_at(folder: str | Path, step: int, *, device: str | torch.device | None
 
 
 def _kept_weights(hf: nn.Module, path: Path) -> Iterator[tuple[Tensor, Tensor]]:
-    """The parameters of a model, each once, beside what a snapshot has for them.
+    """The parameters of a model that are trained, each once, beside what a snapshot has for them.
 
     Raises:
         ResultError: if the snapshot is damaged or of other parameters.
@@ -138,7 +139,7 @@ def _kept_weights(hf: nn.Module, path: Path) -> Iterator[tuple[Tensor, Tensor]]:
         kept = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ResultError(f"{path} is damaged: {error}") from error
-    own = dict(hf.named_parameters())
+    own = {name: each for name, each in hf.named_parameters() if each.requires_grad}
     if {name: each.shape for name, each in own.items()} != {n: k.shape for n, k in kept.items()}:
         raise ResultError(f"{path} has the weights of another model")
     yield from ((own[name], kept[name]) for name in own)

@@ -16,6 +16,7 @@ import torch
 from hopscope.documents import Document, Hop, MultiDocQuestion, QuestionSet
 from hopscope.errors import UsageError
 from hopscope.layouts import Template
+from hopscope.paths import PathPrompt
 from hopscope.trainer import IGNORED
 from hopscope.worlds.examples import Batch, Written
 from hopscope.worlds.two_hop_facts import names
@@ -167,6 +168,22 @@ class ChainsInContext:
             asked = f"{hops} {chain.source}"
             questions.append(MultiDocQuestion(str(number), asked, answer, documents, told))
         return QuestionSet(tuple(questions), f"chains ({hops} hop)")
+
+    def path_prompts(self) -> list[PathPrompt]:
+        """The prompts of two hops, in the order of the training, for `computation_graph`.
+
+        They are grouped by the number of chains; the goal is the answer.
+        """
+        prompts = []
+        for number, (chain, chains, rng) in enumerate(self._asked()):
+            pairs = shuffled_pairs(chains, self.order, rng)
+            words = [*(word for pair in pairs for word in pair), "two", chain.source]
+            edges = tuple((2 * at, 2 * at + 1) for at in range(len(pairs)))
+            goal = 2 * pairs.index((chain.bridge, chain.answer)) + 1
+            ends = {"start": len(words) - 1, "goal": goal, "group": len(chains)}
+            text = " ".join(words)
+            prompts.append(PathPrompt(str(number), text, chain.answer, edges, **ends))
+        return prompts
 
 
 def _turned(pairs: Sequence[tuple[str, str]], chain: Chain, order: str) -> list[tuple[str, str]]:

@@ -15,9 +15,11 @@ from hopscope.documents import QuestionSet
 from hopscope.errors import ResultError, UsageError
 from hopscope.models import LanguageModel, load_model
 from hopscope.models.zoo import cache_dir
+from hopscope.paths import PathSet
 from hopscope.queries import QuerySet
 from hopscope.worlds.catalogue import (
     WORLDS,
+    AsksForPaths,
     AsksOverDocuments,
     AsksTwoHops,
     Recipe,
@@ -77,6 +79,16 @@ class World:
         if not isinstance(self.task, AsksOverDocuments):
             raise UsageError(f"{self.name} asks no questions over documents: see queries()")
         return replace(self.task.questions(hops), name=f"{self.name}@{self.seed}.{hops}")
+
+    def paths(self, n: int | None = None) -> PathSet:
+        """The first prompts with graphs in them, for `computation_graph`; all if `n` is None.
+
+        Raises:
+            UsageError: for a world that asks other questions.
+        """
+        if not isinstance(self.task, AsksForPaths):
+            raise UsageError(f"{self.name} has no graphs in its prompts: see queries()")
+        return PathSet(tuple(self.task.path_prompts()[:n]), f"{self.name}@{self.seed}.paths")
 
 
 def _queries(name: str, task: Task, split: str) -> QuerySet:

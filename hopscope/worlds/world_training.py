@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,9 +17,10 @@ from hopscope.models.load import device_of
 from hopscope.results import write_json
 from hopscope.trainer import IGNORED, fit, open_training
 from hopscope.training_models import save_model
-from hopscope.worlds.blocks import tie, untied, untrained
-from hopscope.worlds.catalogue import TASKS, Recipe, Task, facts_digest, recipe_of
+from hopscope.worlds.blocks import learn, tie, untied, untrained
+from hopscope.worlds.catalogue import TASKS, Recipe, Task, Thinks, facts_digest, recipe_of
 from hopscope.worlds.examples import Batch, Written, tabulated
+from hopscope.worlds.thoughts import think
 from hopscope.worlds.world import ABOUT, World, read_world, world_name
 
 ROWS_AT_ONCE = 2048
@@ -100,13 +100,14 @@ def _fitted(
     model = untrained(recipe.task.words, recipe.shape, seed, world_name(name, seed))
     tokenizer, hf = model.tokenizer, model.hf
     nn.Module.to(hf, device=device)
-    hf.requires_grad_(True)
     tie(hf, recipe.shape)
+    learn(hf, recipe.shape)
     end, size = int(tokenizer.eos_token_id), recipe.schedule.batch_size
+    thought = thought_of(recipe.task, model)
     batches = recipe.task.batches(tokenizer.get_vocab(), end, size)
     fit(
         hf,
-        lambda step: answer_loss(hf, batches(step).to(device), end),
+        lambda step: answer_loss(model, batches(step).to(device), end, thought),
         recipe.schedule,
         seed=seed,
         folder=folder,
@@ -117,16 +118,35 @@ def _fitted(
     return load_model(untied(hf), device, tokenizer=tokenizer, name=model.name)
 
 
-def answer_loss(hf: Any, batch: Batch, end: int) -> Tensor:
+def thought_of(task: Task, model: LanguageModel) -> int | None:
+    """The token that stands for a continuous thought, if the task has any."""
+    word = task.thought if isinstance(task, Thinks) else None
+    return None if word is None else model.tokenizer.get_vocab()[word]
+
+
+def logits_of(
+    model: LanguageModel, ids: Tensor, thought: int | None
+) -> Float[Tensor, "row token vocab"]:
+    """The logits of texts, with thoughts in them if there is a token for these."""
+    if thought is None:
+        return model.hf(input_ids=ids, use_cache=False).logits  # type: ignore[no-any-return]
+    return think(model, ids, thought).logits
+
+
+def answer_loss(
+    model: LanguageModel, batch: Batch, end: int, thought: int | None = None
+) -> Float[Tensor, ""]:
     """Mean cross-entropy of the answers and, with little weight, the ends after them, in nats."""
-    logits = hf(input_ids=batch.ids, use_cache=False).logits.float().flatten(0, 1)
+    logits = logits_of(model, batch.ids, thought).float().flatten(0, 1)
     weight = torch.ones_like(logits[0])
     weight[end] = END_WEIGHT
     return functional.cross_entropy(logits, batch.targets.flatten(), weight, ignore_index=IGNORED)
 
 
 @torch.no_grad()
-def answered(model: LanguageModel, written: Sequence[Written]) -> Bool[Tensor, " example"]:
+def answered(
+    model: LanguageModel, written: Sequence[Written], thought: int | None = None
+) -> Bool[Tensor, " example"]:
     """Whether every word of each answer, and the end after it, is the likeliest."""
     vocabulary, end = model.tokenizer.get_vocab(), int(model.tokenizer.eos_token_id)
     table = tabulated(written, vocabulary, end)
@@ -134,12 +154,15 @@ def answered(model: LanguageModel, written: Sequence[Written]) -> Bool[Tensor, "
     for start in range(0, len(written), ROWS_AT_ONCE):
         places = torch.arange(start, min(len(written), start + ROWS_AT_ONCE))
         some = table.rows(places).to(model.device)
-        said = model.hf(input_ids=some.ids, use_cache=False).logits.argmax(dim=-1)
+        said = logits_of(model, some.ids, thought).argmax(dim=-1)
         right.append(((said == some.targets) | (some.targets == IGNORED)).all(dim=1).cpu())
     return torch.cat(right)
 
 
 def accuracy(model: LanguageModel, task: Task) -> dict[str, float]:
     """The share of right answers in each split of a task."""
-    tests = task.tests().items()
-    return {split: float(answered(model, written).float().mean()) for split, written in tests}
+    thought = thought_of(task, model)
+    return {
+        split: float(answered(model, written, thought).float().mean())
+        for split, written in task.tests().items()
+    }

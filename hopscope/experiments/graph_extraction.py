@@ -1,0 +1,381 @@
+"""Which attention operations a search through a graph is made of, and whether they explain it.
+
+Transformers Struggle to Learn to Search (Saparov et al. 2024), section 4. Each token is thought of
+as holding a set of vertices, at first its own. An operation, attention of a head from one token to
+an earlier one, merges their sets. If it is important, and what it depends on lies in the two sets,
+it is explained; and an example is, if the merged set at the last token joins start and goal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from hopscope.errors import ModelError, QueryError, UsageError
+from hopscope.hooks import rewriting_residual
+from hopscope.models import LanguageModel
+from hopscope.paths import PathPrompt, PathSet, reachable
+from hopscope.results import Result, Tables, mean_intervals, provenance
+from hopscope.runs import run_parts
+from hopscope.streams import Prefix, StreamCache, forward_streams
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PER_PART = 8
+TOKENS_AT_ONCE = 16_384
+
+
+class Operation(NamedTuple):
+    """Attention of a head of a block to a token from an earlier one."""
+
+    layer: int
+    head: int
+    to: int
+    source: int
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What counts as a fall. The published ones; a score is a product of query and key over √d.
+
+    Attributes:
+        logit: an operation is important if the answer's logit falls by more without it,
+        score: or the score of an important operation of the last block does (√d/20 of the
+            product).
+        dependence: it depends on a word or place without which its score falls by more (√d/10).
+
+    Raises:
+        UsageError: for one that is negative.
+    """
+
+    logit: float = 0.4
+    score: float = 0.05
+    dependence: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("logit", "score", "dependence"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, repr=False)
+class ComputationGraph(Result):
+    """The important attention operations of each prompt.
+
+    `frame` has one row an operation: `query`, `layer`, `head`, `to_token`, `from_token` (places
+    in the prompt), `logit_drop` and `score_drop` (of the answer, and the largest one among the
+    important operations of the last block, when the operation alone is knocked out), `words` and
+    `places` (the tokens on whose word or place its score depends, as text), `explained`. `details`
+    has one row a prompt: `group`, `prompt`, `answer`, `said`, `correct`, `n_operations`,
+    `n_explained`, `joined`: whether what was merged at the last token joins start and goal.
+    """
+
+    kind: ClassVar[str] = "computation_graph"
+
+    def explained(self, seed: int = 0) -> pd.DataFrame:
+        """The share of prompts whose merged set joins start and goal, by group.
+
+        Returns:
+            Columns group, n, correct (share), explained, low, high: 95 % bootstrap intervals over
+            prompts.
+        """
+        groups = dict(iter(self.details.groupby("group")))
+        values = [each["joined"].to_numpy(dtype=float) for each in groups.values()]
+        rows = [
+            (group, len(each), float(each["correct"].mean()), *interval)
+            for (group, each), interval in zip(
+                groups.items(), mean_intervals(values, seed), strict=True
+            )
+        ]
+        return pd.DataFrame(rows, columns=["group", "n", "correct", "explained", "low", "high"])
+
+    def plot(self, query: str | None = None, ax: Axes | None = None) -> Axes:
+        """Draw the operations of one prompt, by default the first, over layers and tokens."""
+        from hopscope import graph_plots
+
+        ids = self.details["query"].tolist()
+        query = ids[0] if query is None else query
+        if query not in ids:
+            raise UsageError(f"no query {query!r}: there is {', '.join(ids[:5])} ...")
+        operations = self.frame[self.frame["query"] == query]
+        details = self.details.iloc[ids.index(query)]
+        n_layers = int(self.run["model"]["n_layers"])
+        return graph_plots.operations(operations, details, n_layers, ax)
+
+
+def computation_graph(
+    model: LanguageModel,
+    prompts: PathSet,
+    thresholds: Thresholds | None = None,
+    progress: bool = True,
+    *,
+    out: str | Path | None = None,
+) -> ComputationGraph:
+    """Extract the attention operations that a search through a graph is made of.
+
+    Operations are looked for from the last block back to the first, at tokens that later ones
+    read: one that the answer does not rest on by way of others is no part of the graph.
+
+    Args:
+        model: the model. Places are told apart from words where it adds embeddings of them;
+            with rotary ones operations can depend on words alone.
+        prompts: with a graph in each; `world.paths()` of a world that searches.
+        thresholds: of what counts.
+        progress: show a progress bar.
+        out: run folder; a run that was stopped goes on.
+
+    Raises:
+        QueryError: for an empty set, or places that a prompt does not have.
+        ModelError: if the model's attention cannot be run by hopscope.
+
+    Example:
+        >>> world = load_world("graph-search")                           # doctest: +SKIP
+        >>> computation_graph(world.model, world.paths(100)).explained() # doctest: +SKIP
+    """
+    if not len(prompts):
+        raise QueryError(f"{prompts.name} is an empty set: nothing to look through")
+    if not model.shares_prefixes:
+        raise ModelError(f"hopscope cannot run the attention of {model.name} itself")
+    thresholds = thresholds or Thresholds()
+    how = {"logit": thresholds.logit, "score": thresholds.score}
+    how["dependence"] = thresholds.dependence
+    run = provenance(model, prompts, ComputationGraph.kind, how)
+
+    def compute(part: int) -> Tables:
+        chosen = prompts[part * PER_PART : (part + 1) * PER_PART]
+        found = [_Search(model, each, thresholds).tables() for each in chosen]
+        frames = [frame for frame, _ in found]
+        details = pd.DataFrame([row for _, row in found])
+        return {"frame": pd.concat(frames, ignore_index=True), "details": details}
+
+    n_parts = -(-len(prompts) // PER_PART)
+    tables = run_parts(
+        n_parts, compute, run, out=out, description="graphs", unit="part", progress=progress
+    )
+    return ComputationGraph.of(tables, run)
+
+
+class _Passed(NamedTuple):
+    """What passes over one prompt gave: logits of the answer, and scores by block."""
+
+    answer: Float[Tensor, " row"]
+    said: Tensor
+    scores: Float[Tensor, "row layer head query key"]
+
+    def at(self, operations: Sequence[Operation]) -> Float[Tensor, "row operation"]:
+        """The scores of some operations."""
+        if not operations:
+            return self.scores.new_zeros(len(self.scores), 0)
+        layer, head, to, source = torch.tensor(operations).T
+        return self.scores[:, layer, head, to, source]
+
+
+class _Search:
+    """The operations of one prompt."""
+
+    def __init__(self, model: LanguageModel, prompt: PathPrompt, thresholds: Thresholds) -> None:
+        self.model, self.prompt, self.thresholds = model, prompt, thresholds
+        encoded = model.encode(prompt.text)
+        self.ids = torch.tensor(encoded.ids, device=model.device)
+        self.n = len(encoded.ids)
+        self.words = [encoded.text[start:stop].strip() for start, stop in encoded.offsets]
+        places = [prompt.start, prompt.goal, *(place for edge in prompt.edges for place in edge)]
+        if max(places) >= self.n:
+            raise QueryError(
+                f"path prompt {prompt.id!r} has {self.n} tokens, so none at place {max(places)}"
+            )
+        self.answer = model.first_tokens([prompt.answer])[0]
+        self.clean = self._passes(1)
+
+    def tables(self) -> tuple[pd.DataFrame, dict[str, object]]:
+        """The rows of the frame, and the row of the details."""
+        drops = self._important()
+        operations = sorted(drops)
+        words, places = self._dependences(operations)
+        explained, merged = self._merged(operations, words, places)
+        rows = [
+            {
+                "query": self.prompt.id,
+                "layer": each.layer,
+                "head": each.head,
+                "to_token": each.to,
+                "from_token": each.source,
+                "logit_drop": drops[each][0],
+                "score_drop": drops[each][1],
+                "words": " ".join(map(str, words[each])),
+                "places": " ".join(map(str, places[each])),
+                "explained": each in explained,
+            }
+            for each in operations
+        ]
+        said = int(self.clean.said[0])
+        details = {
+            "query": self.prompt.id,
+            "group": self.prompt.group,
+            "prompt": self.prompt.text,
+            "answer": self.prompt.answer,
+            "said": self.model.decode([said]).strip(),
+            "correct": said == self.answer,
+            "n_operations": len(operations),
+            "n_explained": len(explained),
+            "joined": self._joins(merged),
+        }
+        return pd.DataFrame(rows, columns=COLUMNS), details
+
+    @torch.no_grad()
+    def _passes(
+        self,
+        n_rows: int,
+        blocked: Mapping[int, Bool[Tensor, "row head query key"]] | None = None,
+        added: Float[Tensor, "row token d_model"] | None = None,
+    ) -> _Passed:
+        """Run the prompt in many versions, with edges blocked or something added at the start."""
+        parts = []
+        at_once = max(1, TOKENS_AT_ONCE // self.n)
+        for start in range(0, n_rows, at_once):
+            rows = slice(start, min(n_rows, start + at_once))
+            n = rows.stop - rows.start
+            cache = StreamCache(Prefix(), self.model.n_layers, record_scores=True)
+            cache.blocked = {layer: each[rows] for layer, each in (blocked or {}).items()}
+            more = None if added is None else added[rows]
+
+            def rewrite(boundary: int, hidden: Tensor, more: Tensor | None = more) -> Tensor | None:
+                return None if boundary or more is None else hidden + more.to(hidden)
+
+            with rewriting_residual(self.model, rewrite):
+                logits = forward_streams(self.model, cache, self.ids.expand(n, -1)).float()
+            assert cache.scores is not None
+            scores = torch.stack([cache.scores[layer] for layer in range(self.model.n_layers)], 1)
+            parts.append(_Passed(logits[:, self.answer], logits.argmax(-1), scores.float()))
+        return _Passed(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+    def _important(self) -> dict[Operation, tuple[float, float]]:
+        """Important operations, with the falls of the answer's logit and the last scores."""
+        found: dict[Operation, tuple[float, float]] = {}
+        last: list[Operation] = []
+        read = {self.n - 1}
+        for layer in reversed(range(self.model.n_layers)):
+            tried = [
+                Operation(layer, head, to, source)
+                for to in sorted(read)
+                for head in range(self.model.n_heads)
+                for source in range(to)
+            ]
+            if not tried:
+                continue
+            passed = self._passes(len(tried), {layer: self._without(tried)})
+            logit = (self.clean.answer - passed.answer).tolist()
+            fall = self.clean.at(last) - passed.at(last)
+            score = fall.amax(dim=1).tolist() if last else [0.0] * len(tried)
+            for each, *drops in zip(tried, logit, score, strict=True):
+                if drops[0] > self.thresholds.logit or drops[1] > self.thresholds.score:
+                    found[each] = drops[0], drops[1]
+            here = [each for each in found if each.layer == layer]
+            if layer == self.model.n_layers - 1:
+                last = here
+            read |= {each.source for each in here}
+        return found
+
+    def _without(self, operations: Sequence[Operation]) -> Bool[Tensor, "row head query key"]:
+        """For each operation the edges that are blocked: itself."""
+        shape = len(operations), self.model.n_heads, self.n, self.n
+        blocked = torch.zeros(shape, dtype=torch.bool, device=self.model.device)
+        _, head, to, source = torch.tensor(operations).T
+        blocked[torch.arange(len(operations)), head, to, source] = True
+        return blocked
+
+    def _dependences(
+        self, operations: Sequence[Operation]
+    ) -> tuple[dict[Operation, list[int]], dict[Operation, list[int]]]:
+        """The tokens on whose word, and on whose place, the score of each operation depends."""
+        words, places = self._starts()
+        n, d_model = words.shape
+        added = torch.zeros(2 * n, n, d_model, device=words.device, dtype=words.dtype)
+        token = torch.arange(n)
+        added[token, token], added[n + token, token] = words, places
+        passed = self._passes(2 * n, added=added)
+        falls = self.clean.at(operations) - passed.at(operations) > self.thresholds.dependence
+        of_words, of_places = (
+            [column.nonzero().flatten().tolist() for column in part.T]
+            for part in (falls[:n], falls[n:])
+        )
+        return (
+            dict(zip(operations, of_words, strict=True)),
+            dict(zip(operations, of_places, strict=True)),
+        )
+
+    @torch.no_grad()
+    def _starts(self) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, "token d_model"]]:
+        """What turns each token's state at the start into one of no word, or of no place.
+
+        The word becomes the mean of the other words of the prompt in that place, and the place the
+        mean of the other places with that word.
+        """
+        kinds, own = torch.unique(self.ids, return_inverse=True)
+        states: list[Tensor] = []
+
+        def keep(boundary: int, hidden: Tensor) -> None:
+            if not boundary:
+                states.append(hidden)
+
+        with rewriting_residual(self.model, keep):
+            rows = kinds[:, None].expand(-1, self.n)
+            forward_streams(self.model, StreamCache(Prefix(), self.model.n_layers), rows)
+        table, token = states[0].float(), torch.arange(self.n, device=self.ids.device)
+        here = table[own, token]
+        others = (table.sum(dim=0) - here) / max(1, len(kinds) - 1)
+        elsewhere = (table.sum(dim=1)[own] - here) / max(1, self.n - 1)
+        return others - here, elsewhere - here
+
+    def _merged(
+        self,
+        operations: Sequence[Operation],
+        words: Mapping[Operation, Sequence[int]],
+        places: Mapping[Operation, Sequence[int]],
+    ) -> tuple[set[Operation], set[int]]:
+        """The explained operations, and the tokens whose vertices the last token has in the end."""
+        held = [{token} for token in range(self.n)]
+        explained = set()
+        for layer in range(self.model.n_layers):
+            before = [set(each) for each in held]
+            for each in operations:
+                if each.layer != layer:
+                    continue
+                needs = {*words[each], *places[each]}
+                if needs & before[each.to] and needs & before[each.source]:
+                    explained.add(each)
+                    held[each.to] |= before[each.source]
+        return explained, held[-1]
+
+    def _joins(self, merged: set[int]) -> bool:
+        """Whether edges of which both ends were merged lead from the start to the goal."""
+        edges = self._edges(merged)
+        goal = self.words[self.prompt.goal]
+        return goal in reachable(edges, self.words[self.prompt.start])
+
+    def _edges(self, merged: set[int]) -> Iterator[tuple[str, str]]:
+        for a, b in self.prompt.edges:
+            if a in merged and b in merged:
+                yield self.words[a], self.words[b]
+
+
+COLUMNS = [
+    "query",
+    "layer",
+    "head",
+    "to_token",
+    "from_token",
+    "logit_drop",
+    "score_drop",
+    "words",
+    "places",
+    "explained",
+]

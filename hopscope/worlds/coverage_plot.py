@@ -1,0 +1,79 @@
+"""Provides the pictures of coverage: what is learned when, and how much data it takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+
+from hopscope.plots import _axes
+
+if TYPE_CHECKING:
+    from hopscope.worlds.scaling import Exponent
+
+OWN, GREY = "#0072B2", "#8C8C8C"
+
+
+def needed_points(
+    needed: pd.DataFrame, exponent: Exponent, ax: Axes | None = None, title: str = ""
+) -> Axes:
+    """The examples that are needed by the number of tokens, with the fitted power.
+
+    Args:
+        needed: `DataNeeded.needed()`; bars reach to the numbers tried on both sides.
+        exponent: `DataNeeded.exponent()`.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = _axes(ax, (3.4, 3.0))
+    table = needed.dropna()
+    tokens, examples = table["n_tokens"], table["examples"]
+    errors = np.stack([examples - table["below"], table["above"] - examples])
+    ax.errorbar(tokens, examples, errors, fmt="o", ms=4, color=OWN, capsize=2, zorder=3)
+    line = np.array([tokens.min(), tokens.max()], dtype=float)
+    fitted = f"fitted: n^{exponent.value:.2f} ({exponent.low:.2f} to {exponent.high:.2f})"
+    ax.plot(line, exponent.factor * line**exponent.value, color=OWN, lw=1.4, label=fitted)
+    if exponent.published is not None:
+        middle = np.exp(np.log(line).mean())
+        through = exponent.factor * middle**exponent.value
+        ax.plot(
+            line,
+            through * (line / middle) ** exponent.published,
+            color=GREY,
+            ls="--",
+            lw=1.2,
+            label=f"published: n^{exponent.published:.2f}",
+        )
+    ax.set(xscale="log", yscale="log", title=title)
+    ax.set(xlabel="tokens n of each table", ylabel="examples needed")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(mpl.ticker.ScalarFormatter())
+        axis.set_minor_formatter(mpl.ticker.NullFormatter())
+    ax.set_xticks(tokens.tolist(), [str(each) for each in tokens])
+    ax.legend(loc="best")
+    return ax
+
+
+def cutoff_curves(accuracy: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """Accuracy over steps by cutoff; darker lines are better covered.
+
+    Args:
+        accuracy: columns step, cutoff, value.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = _axes(ax, (3.4, 3.0))
+    cutoffs = sorted(accuracy["cutoff"].unique())
+    colors = sns.color_palette("mako_r", len(cutoffs) + 1)[1:]
+    for cutoff, color in zip(cutoffs, colors, strict=True):
+        rows = accuracy[accuracy["cutoff"] == cutoff].sort_values("step")
+        ax.plot(rows["step"], rows["value"], color=color, marker="o", ms=3, label=str(cutoff))
+    ax.set(xlabel="step of the training", ylabel="held-out inputs right", title=title)
+    ax.set_ylim(-0.03, 1.03)
+    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    ax.legend(title="cutoff", loc="best")
+    return ax

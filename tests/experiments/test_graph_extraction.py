@@ -1,0 +1,184 @@
+"""Operations of a search: against one hooked forward for each, and on graphs made by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from conftest import loaded
+
+import hopscope as hs
+from hopscope.activations import capture
+from hopscope.edits import Knockout
+from hopscope.errors import QueryError, UsageError
+from hopscope.experiments.graph_extraction import (
+    ComputationGraph,
+    Operation,
+    Thresholds,
+    _Search,
+    computation_graph,
+)
+from hopscope.models import LanguageModel
+from hopscope.paths import PathPrompt, PathSet
+from hopscope.results import load_result
+
+FAMILIES = ["gpt2", "llama", "qwen3", "gemma3", "gpt-neox"]
+PROMPT = PathPrompt("0", "the bridge of a city", "is", ((0, 1), (1, 3)), start=0, goal=3)
+
+
+def plain_logits(model: LanguageModel, ids: list[int], edits: list[Knockout]) -> torch.Tensor:
+    row = torch.tensor([ids])
+    with torch.no_grad(), hs.edit(model, edits, row.shape[1]):
+        return model.hf(input_ids=row).logits[0, -1].float()
+
+
+def all_operations(model: LanguageModel, n: int) -> list[Operation]:
+    return [
+        Operation(layer, head, to, source)
+        for layer in range(model.n_layers)
+        for head in range(model.n_heads)
+        for to in range(n)
+        for source in range(to)
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_operation_is_left_out_as_by_a_hook_of_its_own(family):
+    model = loaded(f"tiny-random-{family}")
+    search = _Search(model, PROMPT, Thresholds())
+    ids = search.ids.tolist()
+    for each in all_operations(model, len(ids))[::7]:
+        passed = search._passes(1, {each.layer: search._without([each])})
+        hooked = plain_logits(
+            model, ids, [Knockout([each.layer], [each.to], [each.source], [each.head])]
+        )
+        assert float(passed.answer[0]) == pytest.approx(float(hooked[search.answer]), abs=1e-4)
+        assert int(passed.said[0]) == int(hooked.argmax())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_are_what_the_attention_weights_are_the_softmax_of(family):
+    model = loaded(f"tiny-random-{family}")
+    search = _Search(model, PROMPT, Thresholds())
+    weights = capture(model, [PROMPT.text], ("attn_pattern",), range(search.n))["attn_pattern"]
+    scores = search.clean.scores[0]
+    hidden = torch.ones(search.n, search.n).triu(1).bool()
+    for layer in range(model.n_layers):
+        window = model.window(layer)
+        beyond = torch.ones(search.n, search.n).tril(-window).bool() if window else hidden
+        own = scores[layer].masked_fill(hidden | beyond, float("-inf")).softmax(-1)
+        torch.testing.assert_close(own, weights[0, :, layer].transpose(0, 1), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_importance_is_what_a_plain_loop_finds(family):
+    model = loaded(f"tiny-random-{family}")
+    limits = Thresholds(logit=0.02, score=1e9)
+    search = _Search(model, PROMPT, limits)
+    ids = search.ids.tolist()
+    clean = plain_logits(model, ids, [])[search.answer]
+    drops, read = {}, {len(ids) - 1}
+    for layer in reversed(range(model.n_layers)):
+        here = [each for each in all_operations(model, len(ids)) if each.layer == layer]
+        for each in here:
+            if each.to not in read:
+                continue
+            edit = Knockout([layer], [each.to], [each.source], [each.head])
+            drop = float(clean - plain_logits(model, ids, [edit])[search.answer])
+            if drop > limits.logit:
+                drops[each] = drop
+        read |= {each.source for each in drops if each.layer == layer}
+    found = search._important()
+    assert set(found) == set(drops)
+    assert drops, "the test must test something"
+    for each, drop in drops.items():
+        assert found[each][0] == pytest.approx(drop, abs=1e-4)
+
+
+def test_an_operation_may_matter_by_the_scores_of_the_last_block_alone():
+    model = loaded("tiny-random-gpt2")
+    by_logit = _Search(model, PROMPT, Thresholds(logit=0.02, score=1e9))._important()
+    by_both = _Search(model, PROMPT, Thresholds(logit=0.02, score=1e-4))._important()
+    assert set(by_logit) < set(by_both)
+    more = set(by_both) - set(by_logit)
+    assert all(by_both[each][1] > 1e-4 for each in more)
+    last = model.n_layers - 1
+    assert all(each.layer < last for each in more), "the last block's own scores do not change"
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_word_is_taken_away_as_the_mean_of_the_others(family):
+    model = loaded(f"tiny-random-{family}")
+    search = _Search(model, PROMPT, Thresholds())
+    words, places = search._starts()
+    ids = search.ids
+    embedded = model.hf.get_input_embeddings().weight
+    kinds = ids.unique()
+    for token in range(search.n):
+        others = embedded[kinds[kinds != ids[token]]].mean(dim=0)
+        torch.testing.assert_close(
+            words[token], others - embedded[ids[token]], rtol=1e-4, atol=1e-5
+        )
+    if family == "gpt2":
+        table = model.hf.transformer.wpe.weight[: search.n]
+        for token in range(search.n):
+            rest = torch.cat([table[:token], table[token + 1 :]]).mean(dim=0)
+            torch.testing.assert_close(places[token], rest - table[token], rtol=1e-4, atol=1e-5)
+    else:
+        assert places.abs().max() < 1e-5, "rotary places are not in the states"
+
+
+def merged(prompt: PathPrompt, steps: list[tuple[Operation, list[int]]]) -> tuple[int, bool]:
+    """How many operations are explained, and whether start and goal are joined."""
+    search = _Search(loaded("tiny-random-gpt2"), prompt, Thresholds())
+    operations = [each for each, _ in steps]
+    words = dict(steps)
+    explained, held = search._merged(operations, words, {each: [] for each in operations})
+    return len(explained), search._joins(held)
+
+
+def test_sets_merge_along_explained_operations_only():
+    prompt = replace(PROMPT, text="a b b c a", edges=((0, 1), (2, 3)), start=4, goal=3)
+    search = _Search(loaded("tiny-random-gpt2"), prompt, Thresholds())
+    assert search.words == ["a", "b", "b", "c", "a"], "the example needs a token a letter"
+    # Each second vertex takes over its first, the edges meet at b, and the last token at a.
+    first = [(Operation(0, 0, 1, 0), [0, 1]), (Operation(0, 0, 3, 2), [2, 3])]
+    meet = (Operation(1, 0, 3, 1), [1, 2])
+    assert merged(prompt, [*first, meet, (Operation(2, 0, 4, 3), [0, 4])]) == (4, True)
+    # Without the meeting of the edges nothing joins, and what depends on `a` is not explained.
+    assert merged(prompt, [*first, (Operation(2, 0, 4, 3), [0, 4])]) == (2, False)
+    # An operation that depends on neither set is there, and explains nothing.
+    assert merged(prompt, [*first, meet, (Operation(2, 0, 4, 3), [])]) == (3, False)
+    # In one block the sets are those from before it.
+    together = [*first, (Operation(1, 0, 3, 1), [1, 2]), (Operation(1, 0, 4, 3), [2, 4])]
+    assert merged(prompt, together) == (4, False)
+
+
+def test_the_tables_the_plot_and_the_run_folder(tmp_path):
+    model = loaded("tiny-random-gpt2")
+    prompts = PathSet(tuple(replace(PROMPT, id=str(n), group=n % 2) for n in range(10)), "ten")
+    limits = Thresholds(logit=0.02, score=0.01, dependence=0.001)
+    result = computation_graph(model, prompts, limits, progress=False, out=tmp_path / "run")
+    again = load_result(tmp_path / "run")
+    assert isinstance(again, ComputationGraph)
+    pd.testing.assert_frame_equal(again.frame, result.frame)
+    table = result.explained()
+    assert table["n"].tolist() == [5, 5]
+    assert result.details["n_operations"].sum() == len(result.frame)
+    assert result.details["n_explained"].sum() == result.frame["explained"].sum()
+    ax = result.plot("3")
+    assert [label.get_text() for label in ax.get_xticklabels()] == PROMPT.text.split()
+    with pytest.raises(UsageError, match="no query 'x'"):
+        result.plot("x")
+
+
+def test_what_cannot_be_is_refused():
+    model = loaded("tiny-random-gpt2")
+    with pytest.raises(QueryError, match="empty"):
+        computation_graph(model, PathSet(()))
+    with pytest.raises(QueryError, match="none at place 40"):
+        computation_graph(model, PathSet((replace(PROMPT, goal=40),)), progress=False)
+    with pytest.raises(UsageError, match="score"):
+        Thresholds(score=-1)

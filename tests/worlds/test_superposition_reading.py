@@ -1,0 +1,116 @@
+"""What thoughts hold: measured on a world trained here, against sums done one by one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from hopscope.errors import UsageError
+from hopscope.paths import reachable
+from hopscope.results import load_result
+from hopscope.trainer import Schedule
+from hopscope.worlds import Recipe, World, load_world, superposition, train_world
+from hopscope.worlds.blocks import Shape
+from hopscope.worlds.graph_reachability import GraphReachability
+from hopscope.worlds.superposition_reading import Superposition, _kind
+from hopscope.worlds.world_training import thought_of
+
+TASK = GraphReachability(n_vertices=10, n_edges=10, depth=2, stage_steps=10)
+TINY = Recipe(
+    "tiny",
+    TASK,
+    Shape(n_blocks=2, n_heads=2, d_model=16, n_positions=48),
+    Schedule(steps=4, batch_size=8, warmup_steps=1),
+)
+
+
+@pytest.fixture(scope="module")
+def worlds() -> list[World]:
+    pausing = replace(TINY, task=replace(TASK, continuous=False))
+    return [
+        train_world("tiny", recipe=TINY, progress=False),
+        train_world("pausing", recipe=pausing, progress=False),
+    ]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_products_and_attention_are_those_of_a_loop_over_vertices_and_edges(worlds, which):
+    world = worlds[which]
+    result = superposition([world], limit=3, progress=False)
+    hf, vocabulary = world.model.hf, world.model.tokenizer.get_vocab()
+    thought = thought_of(world.task, world.model)
+    maze = world.task.mazes()[2]
+    steps = reachable(maze.edges, maze.way[0])
+    ids = torch.tensor([[vocabulary[word] for word in (*maze.prompt, "T", "T", "A")]])
+    embedded = hf.transformer.wte(ids).detach().clone()
+    n = len(maze.prompt)
+    hf.set_attn_implementation("eager")
+    with torch.no_grad():
+        for place in (n, n + 1):
+            if thought is not None:
+                before = hf.transformer(inputs_embeds=embedded[:, :place]).last_hidden_state
+                embedded[:, place] = before[:, -1]
+        output = hf.transformer(inputs_embeds=embedded, output_attentions=True)
+    hf.set_attn_implementation("sdpa")
+    own = result.frame[result.frame["query"].str.endswith(".2")]
+    for number in (1, 2):
+        place = n + number - 1
+        state = output.last_hidden_state[0, place - 1]
+        products, attention = {}, {}
+        for vertex in world.task.vertices:
+            kind = _kind(steps.get(vertex), vertex, maze, number)
+            product = float(state @ hf.transformer.wte.weight[vocabulary[vertex]])
+            products.setdefault(kind, []).append(product)
+        for index, (u, v) in enumerate(maze.edges):
+            kind = _kind(steps.get(u), u, maze, number)
+            if kind == "optimal" and maze.way[number:][:2] != (u, v):
+                kind = "frontier"
+            weight = output.attentions[-1][0, :, place, 3 * index : 3 * index + 3].sum()
+            attention.setdefault(kind, []).append(float(weight))
+        for measure, wanted in (("product", products), ("attention", attention)):
+            rows = own[(own["measure"] == measure) & (own["thought"] == number)]
+            found = dict(zip(rows["vertices"], rows["value"], strict=True))
+            assert set(found) == set(wanted)
+            for kind, values in wanted.items():
+                assert found[kind] == pytest.approx(sum(values) / len(values), abs=1e-4)
+
+
+def test_kinds_of_vertices_follow_the_steps_from_the_root():
+    maze = TASK.mazes()[0]
+    steps = reachable(maze.edges, maze.way[0])
+    for thought in (1, 2):
+        for vertex in TASK.vertices:
+            kind = _kind(steps.get(vertex), vertex, maze, thought)
+            if vertex not in steps or steps[vertex] > thought:
+                assert kind == "unreachable"
+            elif steps[vertex] < thought:
+                assert kind == "reachable"
+            else:
+                assert kind == ("optimal" if vertex in maze.way else "frontier")
+
+
+def test_the_summary_is_over_seeds_and_the_picture_has_a_row_a_world(worlds, tmp_path):
+    again = replace(worlds[0], seed=5)
+    result = superposition([*worlds, again], limit=4, progress=False, out=tmp_path / "run")
+    table = result.summary().set_index(["world", "measure", "thought", "vertices"])
+    row = table.loc[("tiny", "product", 1, "optimal")]
+    assert (row["n_seeds"], row["n"]) == (2, 8)
+    assert table.loc[("pausing", "product", 1, "optimal"), "n_seeds"] == 1
+    own = result.frame.query("world == 'tiny' and measure == 'product' and thought == 1")
+    wanted = own[own["vertices"] == "optimal"].groupby("seed")["value"].mean().mean()
+    assert row["value"] == pytest.approx(wanted)
+    loaded = load_result(tmp_path / "run")
+    assert isinstance(loaded, Superposition)
+    pd.testing.assert_frame_equal(loaded.summary(), result.summary())
+    figure = result.plot()
+    assert len(figure.axes) == 4
+
+
+def test_other_worlds_and_repeated_ones_are_refused(worlds):
+    with pytest.raises(UsageError, match="no thoughts"):
+        superposition([load_world("two-hop-looped")])
+    with pytest.raises(UsageError, match="each once"):
+        superposition([worlds[0], worlds[0]])
