@@ -743,10 +743,13 @@ def figures_command(
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Run what the figures need, unless it is there, and draw them."""
+    """Run what the figures need, unless it is there, and draw them.
+
+    Figures for which models are trained or fetched are run only if they are named.
+    """
     from dataclasses import replace
 
-    from hopscope import study
+    from hopscope import figure_runs, study
 
     size = study.preset(preset)
     if limit is not None:
@@ -754,13 +757,13 @@ def figures_command(
     chosen = study.figure_scripts(scripts, names or [])
     pictures = rendered or scripts / "rendered"
     label = f"{preset if limit is None else f'{preset}-{limit}'}-seed-{seed}"
-    of_worlds = [name for name in chosen if name in study.OF_WORLDS]
-    if of_worlds:
-        folder = runs / f"worlds.{label}"
-        study.run_worlds(of_worlds, folder, size, seed=seed, device=device)
-        for path in study.draw_figures(scripts, of_worlds, folder, pictures):
-            print(path)
-    others = [name for name in chosen if name not in of_worlds]
+    how = figure_runs.Setting(runs / f"alone.{label}", size, seed, device)
+    for name, figure in figure_runs.ALONE.items():
+        if name in chosen and (names or not figure.costly):
+            figure.run(how)
+            for path in study.draw_figures(scripts, [name], how.folder, pictures):
+                print(path)
+    others = [name for name in chosen if name not in figure_runs.ALONE]
     if others:
         asked = _queries(queries, few_shot, None, seed)
         loaded = _model(model, device, dtype)

@@ -10,6 +10,11 @@ from matplotlib.axes import Axes
 
 from hopscope.plots import _axes, _errors
 
+CLUSTERS = {
+    "none": ("#0072B2", "k-means of the unembedding"),
+    "shuffled": ("#8C8C8C", "shuffled clusters"),
+}
+
 
 def class_bars(by_layer: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
     """The share of a layer's heads in each Hopfield class, stacked, the sharpest on top.
@@ -51,10 +56,7 @@ def neighbour_points(accuracy: pd.DataFrame, ax: Axes | None = None, title: str 
         title: of the axes.
     """
     ax = _axes(ax, (3.4, 2.8))
-    for control, color, label in (
-        ("none", "#0072B2", "k-means of the unembedding"),
-        ("shuffled", "#8C8C8C", "shuffled clusters"),
-    ):
+    for control, (color, label) in CLUSTERS.items():
         rows = accuracy[accuracy["control"] == control].sort_values("inside", ascending=False)
         places = (~rows["inside"].astype(bool)).astype(int) + (0.1 if control != "none" else -0.1)
         ax.errorbar(
@@ -69,5 +71,25 @@ def neighbour_points(accuracy: pd.DataFrame, ax: Axes | None = None, title: str 
     ax.set_xticks([0, 1], ["near a top token", "elsewhere"])
     ax.set(xlim=(-0.5, 1.5), ylabel="right answers per middle rank", title=title)
     ax.set_ylim(bottom=0)
-    ax.legend()
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    return ax
+
+
+def drawn_bars(drawn: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """The share of middle ranks that lie in a cluster of a top token, beside shuffled clusters.
+
+    Args:
+        drawn: `RankNeighbours.drawn()`.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = _axes(ax, (1.8, 2.8))
+    rows = drawn.set_index("control").reindex(CLUSTERS)
+    colors = [color for color, _ in CLUSTERS.values()]
+    bars = {"elinewidth": 1, "capsize": 2, "ecolor": "#222222"}
+    errors = _errors(rows, "share")
+    ax.bar(range(len(rows)), rows["share"], 0.7, yerr=errors, color=colors, error_kw=bars)
+    ax.set_xticks(range(len(rows)), ["k-means", "shuffled"])
+    ax.set(ylim=(0, 1), ylabel="middle ranks near a top token", title=title)
+    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
     return ax

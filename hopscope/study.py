@@ -113,10 +113,9 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "order_choice": ("order_choice",),
     "document_paths": ("document_paths",),
     "mask_gallery": (),
-    "prefix_training": (),
-    "world_circuit": (),
 }
-"""The experiments that each figure is drawn from, grading aside; their names are the figures'."""
+"""The experiments that each figure of a study is drawn from, grading aside. Others bring their own
+models: see `hopscope.figure_runs.ALONE`."""
 
 
 def needed(figures: Sequence[str]) -> list[str]:
@@ -334,47 +333,6 @@ STEPS: Mapping[str, _Step] = {
     "document_paths": _Step(_document_paths, ("documents",)),
 }
 """The experiments of a study, in their order."""
-
-
-SHOWN_WORLDS = ("two-hop-looped", "two-hop-memoriser")
-SHOWN_SEEDS = (0, 1, 2)
-
-
-def _world_circuit(out: Path, size: Preset, seed: int, device: str | None, progress: bool) -> None:
-    from hopscope.worlds import circuit, load_world
-
-    named = [(name, each) for name in SHOWN_WORLDS for each in SHOWN_SEEDS]
-    worlds = [load_world(name, each, device=device) for name, each in named]
-    circuit(worlds, size.of_world, seed, progress, out=out)
-
-
-OF_WORLDS: Mapping[str, Callable[[Path, Preset, int, str | None, bool], None]] = {
-    "world_circuit": _world_circuit
-}
-"""The figures that take no model and no queries, but worlds, and what they are drawn from."""
-
-
-def run_worlds(
-    figures: Sequence[str],
-    folder: Path,
-    size: Preset,
-    *,
-    seed: int = 0,
-    device: str | None = None,
-    progress: bool = True,
-) -> None:
-    """Run what figures of worlds are drawn from, into `folder`; finished parts are kept.
-
-    Args:
-        figures: some of `OF_WORLDS`.
-        folder: of the run folders.
-        size: how much is run.
-        seed: of all that is drawn.
-        device: where the models go.
-        progress: show progress bars.
-    """
-    for name in figures:
-        OF_WORLDS[name](folder / name, size, seed, device, progress)
 
 
 def study_folder(runs: Path, model: LanguageModel, queries: QuerySet, label: str) -> Path:

@@ -290,6 +290,6 @@ def test_what_no_report_made_is_left_alone(written: tuple[Study, Path], tmp_path
 def test_every_step_can_be_told() -> None:
     assert {*study.STEPS, "stages"} == set(report._TELLERS)
     assert {"grading", *report._TELLERS} == set(report.QUESTIONS)
-    without_section = {"mask_gallery", "prefix_training", "world_circuit"}
+    without_section = {"mask_gallery"}
     assert not without_section & set(report.QUESTIONS)
     assert set(report.QUESTIONS) | without_section == set(study.NEEDS)

@@ -53,7 +53,13 @@ class Shape:
             raise UsageError(f"d_model {self.d_model} cannot be divided by {self.n_heads} heads")
 
 
-def untrained(words: Sequence[str], shape: Shape, seed: int, name: str) -> LanguageModel:
+def untrained(
+    words: Sequence[str],
+    shape: Shape,
+    seed: int,
+    name: str,
+    device: str | torch.device | None = "cpu",
+) -> LanguageModel:
     """A model with random weights, drawn on the CPU, whose vocabulary is some words."""
     tokenizer = whole_words(words)
     width = len(tokenizer) + shape.n_positions if shape.one_hot else shape.d_model
@@ -79,7 +85,7 @@ def untrained(words: Sequence[str], shape: Shape, seed: int, name: str) -> Langu
             hf.transformer.wte.weight.copy_(both[: len(tokenizer)])
             hf.transformer.wpe.weight.copy_(both[len(tokenizer) :])
     tie(hf, shape)
-    return load_model(hf, "cpu", tokenizer=tokenizer, name=name)
+    return load_model(hf, device, tokenizer=tokenizer, name=name)
 
 
 def learn(hf: nn.Module, shape: Shape) -> None:

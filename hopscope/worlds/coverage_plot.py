@@ -77,3 +77,27 @@ def cutoff_curves(accuracy: pd.DataFrame, ax: Axes | None = None, title: str = "
     ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
     ax.legend(title="cutoff", loc="best")
     return ax
+
+
+GROUPINGS = {"bridge": OWN, "bridge and x2": "#E69F00"}
+
+
+def gap_curves(frame: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """The intra-inter cosine gap at the second token over steps, in the block where it is largest.
+
+    Args:
+        frame: of `over_checkpoints(..., coverage)`.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = _axes(ax, (3.4, 3.0))
+    gaps = frame[(frame["measure"] == "iicg") & (frame["cutoff"] == -1) & (frame["position"] == 1)]
+    best = gaps.groupby(["grouping", "step"])["value"].max().reset_index()
+    for grouping, color in GROUPINGS.items():
+        rows = best[best["grouping"] == grouping]
+        ax.plot(rows["step"], rows["value"], color=color, marker="o", ms=3, label=grouping)
+    ax.axhline(0, color=GREY, lw=0.8, ls=":")
+    ax.set(xlabel="step of the training", ylabel="cosine gap at x2 (best block)", title=title)
+    ax.set_ylim(-0.08, 1.03)
+    ax.legend(title="states grouped by", loc="best")
+    return ax

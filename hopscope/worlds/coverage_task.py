@@ -45,7 +45,7 @@ class ComposedTables:
 
     structure: Structure = "two_hop"
     n_tokens: int = 20
-    n_examples: int = 3000
+    n_examples: int = 5000
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hopscope.plots import _axes
+from hopscope.plots import CONTROL_COLORS, _axes
 
 
 def curves(table: pd.DataFrame, value: str, ax: Axes | None = None, title: str = "") -> Axes:
@@ -70,3 +70,59 @@ def film_strip(film: Mapping[int, pd.DataFrame], value: str, most: int = 6) -> F
         ax.tick_params(rotation=0, length=2, left=first, labelleft=first)
     figure.axes[-1].set_ylabel(value.replace("_", " "))
     return figure
+
+
+INSTRUMENTS = {
+    "bridge read at r1": ("#0072B2", "-"),
+    "right without r2 → r1, last blocks": ("#D55E00", "-"),
+    "right without r2 → r1, first block": ("#D55E00", ":"),
+}
+PATCHES = {
+    "clean": ("not patched", "#222222", "-"),
+    "none": ("own later state", CONTROL_COLORS["none"], "-"),
+    "other": ("another query's", CONTROL_COLORS["other"], "--"),
+    "random": ("random vector", CONTROL_COLORS["random"], "--"),
+}
+SPLITS = {
+    "trained": ("trained on", "#222222"),
+    "in_distribution": ("held out", "#0072B2"),
+    "first_hop_ood": ("1st hop unseen", "#009E73"),
+    "second_hop_ood": ("2nd hop unseen", "#D55E00"),
+}
+
+
+def circuit_curves(frame: pd.DataFrame) -> Figure:
+    """When a world answers, when its instruments see how, and what back-patching repairs.
+
+    Args:
+        frame: of `over_checkpoints(..., lambda world: circuit([world]))`.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(10.4, 3.0), layout="constrained", sharex=True)
+    accuracy = frame[frame["measure"] == "accuracy"]
+    for split, (label, color) in SPLITS.items():
+        _curve(accuracy[accuracy["split"] == split], axes[0], label, color)
+    axes[0].set(title="answers", ylabel="two-hop questions right")
+    bridge = frame[(frame["measure"] == "bridge") & (frame["split"] == "in_distribution")]
+    cut = frame[(frame["measure"] == "knockout") & (frame["control"] == "t2->t1")]
+    last = int(frame["layer"].max())
+    read = bridge[bridge["layer"] == last - 1]
+    late = cut[cut["layer"] >= last - 1].groupby("step")["value"].min().reset_index()
+    seen: list[pd.DataFrame] = [read, late, cut[cut["layer"] == 0]]
+    for rows, (label, (color, style)) in zip(seen, INSTRUMENTS.items(), strict=True):
+        _curve(rows, axes[1], label, color, style)
+    axes[1].set(title="instruments", ylabel="reciprocal rank, or still right")
+    patched = frame[(frame["measure"] == "patched") & (frame["split"] == "first_hop_ood")]
+    for control, (label, color, style) in PATCHES.items():
+        _curve(patched[patched["control"] == control], axes[2], label, color, style)
+    axes[2].set(title="1st hop unseen, r1 back-patched", ylabel="questions right")
+    for ax in axes:
+        ax.set(xlabel="step of the training", ylim=(-0.03, 1.03))
+        ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22))
+    axes[1].yaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
+    return figure
+
+
+def _curve(rows: pd.DataFrame, ax: Axes, label: str, color: str, style: str = "-") -> None:
+    rows = rows.sort_values("step")
+    ax.plot(rows["step"], rows["value"], color=color, ls=style, marker="o", ms=2.5, label=label)

@@ -61,10 +61,10 @@ class GraphSearch:
     kind: ClassVar[str] = "graph_search"
     splits: ClassVar[tuple[str, ...]] = ("in_distribution",)
 
-    n_vertices: int = 14
-    n_edges: int = 10
+    n_vertices: int = 10
+    n_edges: int = 8
     n_branches: int = 2
-    farthest: int = 4
+    farthest: int = 3
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -34,7 +34,7 @@ PUBLISHED = {"two_hop": 2.26, "parallel": 2.43, "three_hop": 2.58}
 """The exponents of the paper (figure 5)."""
 LEARNED = 0.9
 SHAPE = Shape(d_model=128)
-SCHEDULE = Schedule(steps=4000, batch_size=1024, learning_rate=1e-3, weight_decay=1.0)
+SCHEDULE = Schedule(steps=2000, batch_size=1024, learning_rate=1e-3, weight_decay=1.0)
 """With less weight decay, or a narrower model, as many examples are learned by heart for longer."""
 
 
@@ -129,7 +129,7 @@ def _crossing(accuracy: pd.Series, learned: float) -> tuple[float, float, float]
 
 
 def examples_to_try(
-    n_tokens: int, factors: Sequence[float] = (0.4, 0.55, 0.75, 1.0, 1.3), exponent: float = 2.3
+    n_tokens: int, factors: Sequence[float] = (0.5, 0.7, 1.0, 1.4), exponent: float = 2.3
 ) -> list[int]:
     """Numbers of examples around those that a table of so many tokens may need.
 

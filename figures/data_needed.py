@@ -1,0 +1,32 @@
+"""Draws how many examples a composition takes by the size of its tables: from a saved result."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from matplotlib import pyplot as plt
+
+from hopscope import plots
+from hopscope.worlds import DataNeeded
+
+
+def draw(runs: Path, rendered: Path) -> list[Path]:
+    """Draw the figure from `runs/data_needed` into `rendered`.
+
+    Raises:
+        ResultError: if there is no such result.
+        UsageError: if too few sizes were learned for an exponent.
+    """
+    result = DataNeeded.load(runs / "data_needed")
+    with plots.figure_style():
+        ax = result.plot()
+        table = result.frame.drop(columns="seconds")
+        paths = plots.save_figure(ax.figure, table, rendered, "data_needed")
+        plt.close(ax.figure)
+    return paths
+
+
+if __name__ == "__main__":
+    for drawn in draw(Path(sys.argv[1]), Path(__file__).parent / "rendered"):
+        print(drawn)

@@ -1,0 +1,165 @@
+"""Runs what the figures are drawn from that take no model and no queries of the user's.
+
+They bring their own: worlds, models trained here, or a fixed choice of models. Beside `study`,
+whose figures are of one model and one query set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hopscope.study import Preset
+
+if TYPE_CHECKING:
+    from hopscope.worlds import World
+
+SEEDS = (0, 1, 2)
+CIRCUIT = ("two-hop-looped", "two-hop-memoriser")
+THINKING = ("reachability", "reachability-pause")
+HEADS = ("smollm2-135m", "gemma3-270m")
+SNAPSHOTS = range(0, 2001, 200)
+COVERED = ("coverage", "coverage-path-ambiguity")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a figure's results are made.
+
+    Attributes:
+        folder: of the run folders.
+        size: how much is run.
+        seed: of all that is drawn.
+        device: where models go.
+        progress: show progress bars.
+    """
+
+    folder: Path
+    size: Preset
+    seed: int = 0
+    device: str | None = None
+    progress: bool = True
+
+    def worlds(self, names: Sequence[str]) -> list[World]:
+        """Three seeds of some worlds."""
+        from hopscope.worlds import load_world
+
+        return [load_world(name, each, device=self.device) for name in names for each in SEEDS]
+
+    def trained(self, name: str, steps: Sequence[int]) -> Path:
+        """The folder of a world that was trained with snapshots, trained if it is not there."""
+        from hopscope.worlds import train_world
+
+        where = self.folder / "models" / f"{name}.seed-{self.seed}"
+        train_world(
+            name, self.seed, where, snapshots=steps, device=self.device, progress=self.progress
+        )
+        return where
+
+
+def _world_circuit(how: Setting) -> None:
+    from hopscope.worlds import circuit
+
+    out = how.folder / "world_circuit"
+    circuit(how.worlds(CIRCUIT), how.size.of_world, how.seed, how.progress, out=out)
+
+
+def _emergence(how: Setting) -> None:
+    from hopscope.worlds import Circuit, circuit, over_checkpoints
+
+    def read(world: World) -> Circuit:
+        return circuit([world], how.size.of_world, how.seed, progress=False)
+
+    where = how.trained("two-hop-looped", SNAPSHOTS)
+    out = how.folder / "emergence"
+    over_checkpoints(where, read, progress=how.progress, device=how.device, out=out)
+
+
+def _coverage(how: Setting) -> None:
+    from hopscope.worlds import WORLDS, coverage, over_checkpoints
+
+    for name in COVERED:
+        last = WORLDS[name].schedule.steps
+        where = how.trained(name, range(0, last + 1, last // 10))
+        out = how.folder / "coverage" / name
+        over_checkpoints(where, coverage, progress=how.progress, device=how.device, out=out)
+
+
+def _data_needed(how: Setting) -> None:
+    from hopscope.worlds import data_needed
+
+    data_needed(device=how.device, out=how.folder / "data_needed", progress=how.progress)
+
+
+def _search_graph(how: Setting) -> None:
+    from hopscope.experiments import computation_graph
+    from hopscope.worlds import load_world
+    from hopscope.worlds.blocks import untrained
+    from hopscope.worlds.catalogue import recipe_of
+
+    world = load_world("graph-search", how.seed, device=how.device)
+    recipe = recipe_of(world.name)
+    words, device = recipe.task.words, world.model.device
+    other = untrained(words, recipe.shape, how.seed, "untrained", device)
+    for name, model in (("trained", world.model), ("untrained", other)):
+        prompts = world.paths(4 * how.size.of_world)
+        out = how.folder / "search_graph" / name
+        computation_graph(model, prompts, progress=how.progress, out=out)
+
+
+def _superposition(how: Setting) -> None:
+    from hopscope.worlds import superposition
+
+    out = how.folder / "superposition"
+    superposition(how.worlds(THINKING), 300, how.progress, out=out)
+
+
+def _head_classes(how: Setting) -> None:
+    from hopscope.experiments import classify_heads, rank_neighbours
+    from hopscope.models import load_model
+    from hopscope.queries import load_queries
+    from hopscope.study import limited
+
+    queries = limited(load_queries("world"), how.size.limit, how.seed)
+    for name in HEADS:
+        model = load_model(name, device=how.device)
+        folder = how.folder / "head_classes" / name
+        classify_heads(model, queries, progress=how.progress, out=folder / "head_classes")
+        rank_neighbours(
+            model, queries, seed=how.seed, progress=how.progress, out=folder / "rank_neighbours"
+        )
+
+
+def _prefix_training(how: Setting) -> None:
+    from hopscope.training_runs import compare_masks
+
+    compare_masks(out=how.folder / "prefix_training", progress=how.progress)
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A figure that brings its own models.
+
+    Attributes:
+        run: makes its results.
+        costly: whether models are trained or fetched for it, which takes minutes to hours, so that
+            it is run only when it is named.
+    """
+
+    run: Callable[[Setting], None]
+    costly: bool = False
+
+
+ALONE: Mapping[str, Alone] = {
+    "world_circuit": Alone(_world_circuit),
+    "emergence": Alone(_emergence, costly=True),
+    "coverage": Alone(_coverage, costly=True),
+    "data_needed": Alone(_data_needed, costly=True),
+    "search_graph": Alone(_search_graph),
+    "superposition": Alone(_superposition),
+    "head_classes": Alone(_head_classes, costly=True),
+    "prefix_training": Alone(_prefix_training, costly=True),
+}
+"""The figures that take no model and no queries, and how their results are made."""

@@ -1,0 +1,119 @@
+"""Figures that bring their own models: run on tiny worlds, and drawn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from hopscope import figure_runs, study
+from hopscope.figure_runs import ALONE, Setting
+from hopscope.queries import load_queries
+from hopscope.study import Preset
+from hopscope.trainer import Schedule
+from hopscope.worlds import WORLDS, Recipe, catalogue, data_needed
+from hopscope.worlds.blocks import Shape
+from hopscope.worlds.coverage_task import ComposedTables
+from hopscope.worlds.graph_reachability import GraphReachability
+from hopscope.worlds.graph_search import GraphSearch
+from hopscope.worlds.two_hop_facts import TwoHopFacts
+
+SCRIPTS = Path(__file__).parents[1] / "figures"
+SHORT = Schedule(steps=10, batch_size=8, warmup_steps=1)
+NARROW = {"n_blocks": 2, "d_model": 16, "n_heads": 2}
+TINY = {
+    "two-hop-looped": Recipe(
+        "tiny",
+        TwoHopFacts(n_entities=6, n_relations=3, unseen=0.15, held_out=8, atom_repeats=2),
+        Shape(n_loops=2, **NARROW),
+        SHORT,
+    ),
+    "coverage": Recipe("tiny", ComposedTables(n_tokens=5, n_examples=90), Shape(**NARROW), SHORT),
+    "coverage-path-ambiguity": Recipe(
+        "tiny", ComposedTables("path_ambiguity", 5, 90), Shape(**NARROW), SHORT
+    ),
+    "graph-search": Recipe(
+        "tiny",
+        GraphSearch(n_vertices=6, n_edges=4, farthest=2),
+        Shape(n_blocks=2, n_heads=1, n_positions=24, one_hot=True),
+        SHORT,
+    ),
+    "reachability": Recipe(
+        "tiny",
+        GraphReachability(n_vertices=10, n_edges=10, depth=2, stage_steps=4),
+        Shape(n_positions=48, **NARROW),
+        SHORT,
+    ),
+}
+TINY["two-hop-memoriser"] = TINY["two-hop-looped"]
+TINY["reachability-pause"] = replace(
+    TINY["reachability"], task=replace(TINY["reachability"].task, continuous=False)
+)
+SMALL = Preset(limit=6, most=6, layer_step=1, of_world=3)
+
+
+@pytest.fixture
+def setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Setting:
+    """Tiny worlds in place of the real ones, and a cache of their own."""
+    worlds = {**WORLDS, **TINY}
+    monkeypatch.setattr(catalogue, "WORLDS", worlds)
+    monkeypatch.setattr("hopscope.worlds.WORLDS", worlds)
+    monkeypatch.setattr("hopscope.worlds.world.WORLDS", worlds)
+    empty = tmp_path / "none"
+    monkeypatch.setattr("hopscope.worlds.world._places", lambda name: (empty, empty / name))
+    monkeypatch.setattr(figure_runs, "SEEDS", (0, 1))
+    monkeypatch.setattr(figure_runs, "SNAPSHOTS", (0, 5, 10))
+    monkeypatch.setattr(figure_runs, "HEADS", ("tiny-random-gpt2", "tiny-random-llama"))
+    return Setting(tmp_path / "runs", SMALL, device="cpu", progress=False)
+
+
+def drawn(name: str, how: Setting, folder: Path) -> list[Path]:
+    return list(study.draw_figures(SCRIPTS, [name], how.folder, folder))
+
+
+SIMPLE = ["world_circuit", "emergence", "coverage", "search_graph", "superposition", "head_classes"]
+
+
+@pytest.mark.parametrize("name", SIMPLE)
+def test_a_figure_is_run_and_drawn_twice_alike(name, setting, tmp_path):
+    ALONE[name].run(setting)
+    first = drawn(name, setting, tmp_path / "a")
+    assert {path.suffix for path in first} == {".png", ".svg", ".csv"}
+    ALONE[name].run(setting)  # everything is there
+    again = drawn(name, setting, tmp_path / "b")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
+    table = pd.read_csv(next(path for path in first if path.suffix == ".csv"))
+    assert len(table) > 3
+
+
+def test_every_figure_of_its_own_is_named_after_its_script():
+    assert set(ALONE) <= set(study.figure_scripts(SCRIPTS, []))
+    assert {*SIMPLE, "data_needed", "prefix_training"} == set(ALONE)
+
+
+def test_data_needed_is_drawn_from_trainings_of_any_size(setting, tmp_path, monkeypatch):
+    made = {
+        "sizes": (4, 5),
+        "examples": ((20, 40), (30, 60)),
+        "shape": Shape(n_blocks=1, d_model=16, n_heads=2),
+        "schedule": replace(SHORT, steps=2),
+    }
+    data_needed(**made, out=setting.folder / "data_needed", progress=False)
+    path = next((setting.folder / "data_needed").glob("frame-*.parquet"))
+    for part in (setting.folder / "data_needed").glob("frame-*.parquet"):
+        table = pd.read_parquet(part)
+        learned = {20: 0.2, 40: 0.95, 30: 0.2, 60: 0.95}
+        table["accuracy"] = table["n_examples"].map(learned)
+        table.to_parquet(part)
+    assert path.exists()
+    assert len(drawn("data_needed", setting, tmp_path / "a")) == 3
+
+
+def test_heads_are_read_on_the_bundled_queries(setting):
+    ALONE["head_classes"].run(setting)
+    folder = setting.folder / "head_classes" / "tiny-random-gpt2" / "head_classes"
+    asked = set(pd.read_parquet(next(folder.glob("details-*.parquet")))["query"])
+    assert len(asked) == 6
+    assert asked <= {query.id for query in load_queries("world")}
