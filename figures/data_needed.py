@@ -9,6 +9,8 @@ from matplotlib import pyplot as plt
 
 from hopscope import plots
 from hopscope.worlds import DataNeeded
+from hopscope.worlds.coverage_plot import examples_curves
+from hopscope.worlds.scaling import LEARNED
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:
@@ -20,10 +22,12 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
     """
     result = DataNeeded.load(runs / "data_needed")
     with plots.figure_style():
-        ax = result.plot()
+        figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.2), layout="constrained")
+        examples_curves(result.frame, LEARNED, axes[0])
+        result.plot(axes[1])
         table = result.frame.drop(columns="seconds")
-        paths = plots.save_figure(ax.figure, table, rendered, "data_needed")
-        plt.close(ax.figure)
+        paths = plots.save_figure(figure, table, rendered, "data_needed")
+        plt.close(figure)
     return paths
 
 

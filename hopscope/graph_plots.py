@@ -103,7 +103,7 @@ def explained_lines(table: pd.DataFrame, ax: Axes | None = None, group: str = "l
         Line2D([], [], color="black", marker="o", ms=4, label="explained"),
         Line2D([], [], color="black", ls="--", label="right"),
     ]
-    ax.legend(handles=[*handles, *styles], loc="best")
+    ax.legend(handles=[*handles, *styles], loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     return ax
 
 

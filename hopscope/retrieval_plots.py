@@ -84,7 +84,7 @@ def drawn_bars(drawn: pd.DataFrame, ax: Axes | None = None, title: str = "") -> 
         title: of the axes.
     """
     ax = _axes(ax, (1.8, 2.8))
-    rows = drawn.set_index("control").reindex(CLUSTERS)
+    rows = drawn.set_index("control").reindex(list(CLUSTERS))
     colors = [color for color, _ in CLUSTERS.values()]
     bars = {"elinewidth": 1, "capsize": 2, "ecolor": "#222222"}
     errors = _errors(rows, "share")

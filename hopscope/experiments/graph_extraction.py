@@ -48,8 +48,9 @@ class Thresholds:
 
     Attributes:
         logit: an operation is important if the answer's logit falls by more without it,
-        score: or the score of an important operation of the last block does (√d/20 of the
-            product).
+        score: or the score of an important operation of a later block does (√d/20 of the product).
+            The paper looks at those of the last block alone, in which its models decide; a model
+            may have decided before.
         dependence: it depends on a word or place without which its score falls by more (√d/10).
 
     Raises:
@@ -72,7 +73,7 @@ class ComputationGraph(Result):
 
     `frame` has one row an operation: `query`, `layer`, `head`, `to_token`, `from_token` (places
     in the prompt), `logit_drop` and `score_drop` (of the answer, and the largest one among the
-    important operations of the last block, when the operation alone is knocked out), `words` and
+    important operations of later blocks, when the operation alone is knocked out), `words` and
     `places` (the tokens on whose word or place its score depends, as text), `explained`. `details`
     has one row a prompt: `group`, `prompt`, `answer`, `said`, `correct`, `n_operations`,
     `n_explained`, `joined`: whether what was merged at the last token joins start and goal.
@@ -258,9 +259,8 @@ class _Search:
         return _Passed(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
     def _important(self) -> dict[Operation, tuple[float, float]]:
-        """Important operations, with the falls of the answer's logit and the last scores."""
+        """Important operations, with the falls of the answer's logit and of later scores."""
         found: dict[Operation, tuple[float, float]] = {}
-        last: list[Operation] = []
         read = {self.n - 1}
         for layer in reversed(range(self.model.n_layers)):
             tried = [
@@ -273,15 +273,13 @@ class _Search:
                 continue
             passed = self._passes(len(tried), {layer: self._without(tried)})
             logit = (self.clean.answer - passed.answer).tolist()
-            fall = self.clean.at(last) - passed.at(last)
-            score = fall.amax(dim=1).tolist() if last else [0.0] * len(tried)
+            later = list(found)
+            fall = self.clean.at(later) - passed.at(later)
+            score = fall.amax(dim=1).tolist() if later else [0.0] * len(tried)
             for each, *drops in zip(tried, logit, score, strict=True):
                 if drops[0] > self.thresholds.logit or drops[1] > self.thresholds.score:
                     found[each] = drops[0], drops[1]
-            here = [each for each in found if each.layer == layer]
-            if layer == self.model.n_layers - 1:
-                last = here
-            read |= {each.source for each in here}
+            read |= {each.source for each in found if each.layer == layer}
         return found
 
     def _without(self, operations: Sequence[Operation]) -> Bool[Tensor, "row head query key"]:

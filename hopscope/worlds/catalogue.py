@@ -196,7 +196,7 @@ WORLDS: Mapping[str, Recipe] = MappingProxyType(
             "finds the next step to a goal in a graph that stands in its prompt",
             GraphSearch(),
             Shape(n_blocks=5, n_heads=1, n_positions=40, one_hot=True),
-            Schedule(steps=4000, learning_rate=1e-3),
+            Schedule(steps=10000, learning_rate=1e-3),
         ),
         "reachability": Recipe(
             "tells which of two vertices can be reached, after three continuous thoughts",

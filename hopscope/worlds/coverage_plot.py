@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 
 from hopscope.plots import _axes
 
@@ -50,12 +51,44 @@ def needed_points(
         )
     ax.set(xscale="log", yscale="log", title=title)
     ax.set(xlabel="tokens n of each table", ylabel="examples needed")
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(mpl.ticker.ScalarFormatter())
-        axis.set_minor_formatter(mpl.ticker.NullFormatter())
+    _plain_log(ax.yaxis)
+    ax.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     ax.set_xticks(tokens.tolist(), [str(each) for each in tokens])
     ax.legend(loc="best")
     return ax
+
+
+def examples_curves(
+    frame: pd.DataFrame, learned: float, ax: Axes | None = None, title: str = ""
+) -> Axes:
+    """Held-out accuracy by the number of examples, a line for each size of the tables.
+
+    Args:
+        frame: `DataNeeded.frame`.
+        learned: the accuracy at which a size counts as learned.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = _axes(ax, (3.4, 3.0))
+    means = frame.groupby(["n_tokens", "n_examples"], as_index=False)["accuracy"].mean()
+    sizes = sorted(means["n_tokens"].unique())
+    for size, color in zip(sizes, sns.color_palette("mako_r", len(sizes) + 1)[1:], strict=True):
+        rows = means[means["n_tokens"] == size]
+        ax.plot(rows["n_examples"], rows["accuracy"], color=color, marker="o", ms=4, label=size)
+    ax.axhline(learned, color=GREY, lw=0.8, ls=":")
+    ax.set(xscale="log", xlabel="examples", ylabel="held-out inputs right", title=title)
+    ax.set_ylim(-0.03, 1.03)
+    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    _plain_log(ax.xaxis)
+    ax.legend(title="tokens n", loc="best")
+    return ax
+
+
+def _plain_log(axis: Axis) -> None:
+    """Plain numbers at 1, 2 and 5 times powers of ten."""
+    axis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,.0f}"))
+    axis.set_minor_formatter(mpl.ticker.NullFormatter())
 
 
 def cutoff_curves(accuracy: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:

@@ -97,7 +97,7 @@ def test_importance_is_what_a_plain_loop_finds(family):
         assert found[each][0] == pytest.approx(drop, abs=1e-4)
 
 
-def test_an_operation_may_matter_by_the_scores_of_the_last_block_alone():
+def test_an_operation_may_matter_by_the_scores_of_later_blocks_alone():
     model = loaded("tiny-random-gpt2")
     by_logit = _Search(model, PROMPT, Thresholds(logit=0.02, score=1e9))._important()
     by_both = _Search(model, PROMPT, Thresholds(logit=0.02, score=1e-4))._important()
