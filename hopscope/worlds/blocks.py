@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from hopscope.errors import UsageError
 from hopscope.models import LanguageModel, load_model
 from hopscope.trainer import check_positive, seeded
-from hopscope.training_models import whole_words
+from hopscope.training_models import scale, whole_words
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,9 @@ class Shape:
             place, and read the answer off the first part. Neither is learned, and the width
             follows from the numbers of words and positions, not from `d_model`.
 
+        scaled: draw matrices by their fan-in and embeddings of variance 1, not tied to the output;
+            see `hopscope.training_models.scale`.
+
     Raises:
         UsageError: for a number that cannot be.
     """
@@ -46,6 +49,7 @@ class Shape:
     d_mlp: int | None = None
     n_positions: int = 32
     one_hot: bool = False
+    scaled: bool = False
 
     def __post_init__(self) -> None:
         check_positive(self, "n_blocks", "n_loops", "d_model", "n_heads", "n_positions")
@@ -76,9 +80,12 @@ def untrained(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
+        tie_word_embeddings=not shape.scaled,
     )
     with seeded(torch.device("cpu"), seed), torch.device("cpu"):
         hf = GPT2LMHeadModel(config)
+        if shape.scaled:
+            scale(hf)
     if shape.one_hot:
         both = torch.eye(width)
         with torch.no_grad():

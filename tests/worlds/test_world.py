@@ -18,6 +18,7 @@ from hopscope.models import LanguageModel
 from hopscope.trainer import Schedule, snapshot_path
 from hopscope.worlds import WORLDS, Recipe, catalogue, load_world, train_world, world_training
 from hopscope.worlds.blocks import Shape, tie, untied, untrained
+from hopscope.worlds.emergence import world_at
 from hopscope.worlds.two_hop_facts import TwoHopFacts
 
 TINY = Recipe(
@@ -76,6 +77,39 @@ def test_the_untied_copy_computes_the_same_with_parameters_of_its_own():
     blocks = copy.transformer.h
     assert blocks[0].attn.c_attn.weight is not blocks[1].attn.c_attn.weight
     assert torch.equal(blocks[0].attn.c_attn.weight, blocks[1].attn.c_attn.weight)
+
+
+def test_scaled_weights_keep_the_variance_of_what_they_are_given():
+    shape = Shape(n_blocks=2, d_model=64, scaled=True)
+    words = tuple(f"w{number}" for number in range(100))
+    hf = untrained(words, shape, 0, "scaled").hf
+    assert hf.transformer.wte.weight.std() == pytest.approx(1, rel=0.05)
+    assert hf.transformer.wpe.weight.std() == pytest.approx(1, rel=0.05)
+    block = hf.transformer.h[1]
+    unit = torch.randn(512, 64, generator=torch.Generator().manual_seed(0))
+    assert block.attn.c_attn(unit).std() == pytest.approx(1, rel=0.1)
+    assert block.mlp.c_proj(torch.cat([unit] * 4, dim=1)).std() == pytest.approx(1, rel=0.1)
+    assert hf.lm_head.weight is not hf.transformer.wte.weight
+    assert hf.lm_head.weight.std() < 0.05, "small logits at first"
+    plain = untrained(words, replace(shape, scaled=False), 0, "plain").hf
+    assert plain.lm_head.weight is plain.transformer.wte.weight
+
+
+def test_one_hot_embeddings_tell_words_and_places_apart_and_are_not_trained(tmp_path):
+    recipe = replace(TINY, shape=Shape(n_blocks=1, n_heads=1, n_positions=12, one_hot=True))
+    world = train_world("tiny", recipe=recipe, out=tmp_path, snapshots=[3], progress=False)
+    hf = world.model.hf
+    both = torch.cat([hf.transformer.wte.weight, hf.transformer.wpe.weight])
+    assert torch.equal(both, torch.eye(world.model.d_model))
+    assert world.model.d_model == world.model.vocab_size + 12
+    start = untrained(recipe.seeded(0).task.words, recipe.shape, 0, "start").hf
+    assert not torch.equal(
+        hf.transformer.h[0].mlp.c_fc.weight, start.transformer.h[0].mlp.c_fc.weight
+    )
+    kept = load_file(snapshot_path(tmp_path, 3))
+    assert not any("wte" in name or "wpe" in name for name in kept), "the fixed are not kept twice"
+    early = world_at(tmp_path, 3).model.hf
+    assert torch.equal(early.transformer.wte.weight, hf.transformer.wte.weight)
 
 
 @pytest.mark.parametrize("wrong", [{"n_blocks": 0}, {"n_loops": 0}, {"n_heads": 5}])
