@@ -65,6 +65,8 @@ if TYPE_CHECKING:
     from hopscope.models import load_any as load_any
     from hopscope.models import load_encoder_decoder as load_encoder_decoder
     from hopscope.models import load_model as load_model
+    from hopscope.paths import PathPrompt as PathPrompt
+    from hopscope.paths import PathSet as PathSet
     from hopscope.queries import QuerySet as QuerySet
     from hopscope.queries import TwoHopQuery as TwoHopQuery
     from hopscope.queries import load_queries as load_queries
@@ -114,6 +116,8 @@ _HOME = {
     "OrderChoice": "experiments",
     "Patch": "edits",
     "Permutation": "experiments",
+    "PathPrompt": "paths",
+    "PathSet": "paths",
     "PrefixTraining": "training_runs",
     "Probing": "experiments",
     "Projection": "experiments",

@@ -90,7 +90,8 @@ def _coverage(how: Setting) -> None:
 def _data_needed(how: Setting) -> None:
     from hopscope.worlds import data_needed
 
-    data_needed(device=how.device, out=how.folder / "data_needed", progress=how.progress)
+    out = how.folder / "data_needed"
+    data_needed(seeds=(how.seed,), device=how.device, out=out, progress=how.progress)
 
 
 def _search_graph(how: Setting) -> None:
@@ -99,7 +100,7 @@ def _search_graph(how: Setting) -> None:
     from hopscope.worlds.blocks import untrained
     from hopscope.worlds.catalogue import recipe_of
 
-    world = load_world("graph-search", how.seed, device=how.device)
+    world = load_world("graph-search", device=how.device)  # the seed that comes along
     recipe = recipe_of(world.name)
     words, device = recipe.task.words, world.model.device
     other = untrained(words, recipe.shape, how.seed, "untrained", device)
@@ -113,7 +114,7 @@ def _superposition(how: Setting) -> None:
     from hopscope.worlds import superposition
 
     out = how.folder / "superposition"
-    superposition(how.worlds(THINKING), 300, how.progress, out=out)
+    superposition(how.worlds(THINKING), 8 * how.size.of_world, how.progress, out=out)
 
 
 def _head_classes(how: Setting) -> None:
@@ -135,6 +136,7 @@ def _head_classes(how: Setting) -> None:
 def _prefix_training(how: Setting) -> None:
     from hopscope.training_runs import compare_masks
 
+    # Its seeds are those of the trainings, three of them in any case.
     compare_masks(out=how.folder / "prefix_training", progress=how.progress)
 
 
@@ -158,7 +160,7 @@ ALONE: Mapping[str, Alone] = {
     "coverage": Alone(_coverage, costly=True),
     "data_needed": Alone(_data_needed, costly=True),
     "search_graph": Alone(_search_graph),
-    "superposition": Alone(_superposition),
+    "superposition": Alone(_superposition, costly=True),
     "head_classes": Alone(_head_classes, costly=True),
     "prefix_training": Alone(_prefix_training, costly=True),
 }

@@ -43,7 +43,7 @@ def operations(
         n_layers: of the model.
         ax: where to draw.
     """
-    tokens = str(details["prompt"]).split()
+    tokens = str(details["tokens"]).split(" ")
     ax = _axes(ax, (max(4.0, 0.2 * len(tokens)), 3.2))
     used: dict[int, int] = {}
     columns = ["layer", "from_token", "to_token", "explained", "words"]
@@ -91,6 +91,7 @@ def explained_lines(table: pd.DataFrame, ax: Axes | None = None, group: str = "l
         table.groupby("model", sort=False), (OWN, GREY, "#E69F00"), strict=False
     ):
         ax.plot(rows["group"], rows["correct"], color=color, ls="--", lw=1.2)
+        ax.plot(rows["group"], rows["other"], color=color, ls=":", lw=1.2)
         errors = _errors(rows, "explained")
         ax.errorbar(
             rows["group"], rows["explained"], errors, color=color, marker="o", ms=4, label=model
@@ -102,6 +103,7 @@ def explained_lines(table: pd.DataFrame, ax: Axes | None = None, group: str = "l
     styles = [
         Line2D([], [], color="black", marker="o", ms=4, label="explained"),
         Line2D([], [], color="black", ls="--", label="right"),
+        Line2D([], [], color="black", ls=":", label="wrong end joined"),
     ]
     ax.legend(handles=[*handles, *styles], loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     return ax

@@ -237,7 +237,7 @@ def provenance(
             "sha256": model.fingerprint,
             "n_layers": model.n_layers,
             "dtype": str(model.dtype).removeprefix("torch."),
-            "device": _device_name(model.device),
+            "device": device_name(model.device),
         },
         "queries": {
             "name": queries.name,
@@ -258,7 +258,8 @@ def provenance(
     return as_saved
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What a device is called in records: the card's name, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 

@@ -93,6 +93,11 @@ def test_every_figure_of_its_own_is_named_after_its_script():
     assert {*SIMPLE, "data_needed", "prefix_training"} == set(ALONE)
 
 
+def test_only_what_comes_along_is_run_unasked():
+    unasked = {name for name, figure in ALONE.items() if not figure.costly}
+    assert unasked == {"world_circuit", "search_graph"}
+
+
 def test_data_needed_is_drawn_from_trainings_of_any_size(setting, tmp_path, monkeypatch):
     made = {
         "sizes": (4, 5),

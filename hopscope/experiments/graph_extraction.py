@@ -2,20 +2,23 @@
 
 Transformers Struggle to Learn to Search (Saparov et al. 2024), section 4. Each token is thought of
 as holding a set of vertices, at first its own. An operation, attention of a head from one token to
-an earlier one, merges their sets. If it is important, and what it depends on lies in the two sets,
-it is explained; and an example is, if the merged set at the last token joins start and goal.
+an earlier one, merges their sets. It is explained if it depends on the word of a vertex that both
+sets have, or on the places of both tokens; and an example is, if edges whose two vertices the last
+token holds in the end lead from start to goal. As a control it is told whether they lead to another
+vertex that is as far away as the goal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hopscope.errors import ModelError, QueryError, UsageError
@@ -29,8 +32,11 @@ from hopscope.streams import Prefix, StreamCache, forward_streams
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+logger = logging.getLogger(__name__)
+
 PER_PART = 8
 TOKENS_AT_ONCE = 16_384
+SCORES_AT_ONCE = 2**26
 
 
 class Operation(NamedTuple):
@@ -45,6 +51,9 @@ class Operation(NamedTuple):
 @dataclass(frozen=True)
 class Thresholds:
     """What counts as a fall. The published ones; a score is a product of query and key over √d.
+
+    An operation is taken away as by an attention knock-out: what it weighed goes to the other keys,
+    where the paper's code sets its weight to 0.
 
     Attributes:
         logit: an operation is important if the answer's logit falls by more without it,
@@ -76,7 +85,8 @@ class ComputationGraph(Result):
     important operations of later blocks, when the operation alone is knocked out), `words` and
     `places` (the tokens on whose word or place its score depends, as text), `explained`. `details`
     has one row a prompt: `group`, `prompt`, `answer`, `said`, `correct`, `n_operations`,
-    `n_explained`, `joined`: whether what was merged at the last token joins start and goal.
+    `n_explained`, `joined`: whether what was merged at the last token joins start and goal, and
+    `joined_other`, whether it joins the start and another vertex as far away.
     """
 
     kind: ClassVar[str] = "computation_graph"
@@ -85,18 +95,21 @@ class ComputationGraph(Result):
         """The share of prompts whose merged set joins start and goal, by group.
 
         Returns:
-            Columns group, n, correct (share), explained, low, high: 95 % bootstrap intervals over
-            prompts.
+            Columns group, n, correct (share), operations (mean number of important ones), other
+            (share in which another vertex is joined), explained, low, high: 95 % bootstrap
+            intervals over prompts.
         """
         groups = dict(iter(self.details.groupby("group")))
+        told = ["correct", "n_operations", "joined_other"]
         values = [each["joined"].to_numpy(dtype=float) for each in groups.values()]
         rows = [
-            (group, len(each), float(each["correct"].mean()), *interval)
+            (group, len(each), *each[told].astype(float).mean(), *interval)
             for (group, each), interval in zip(
                 groups.items(), mean_intervals(values, seed), strict=True
             )
         ]
-        return pd.DataFrame(rows, columns=["group", "n", "correct", "explained", "low", "high"])
+        names = ["group", "n", "correct", "operations", "other", "explained", "low", "high"]
+        return pd.DataFrame(rows, columns=names)
 
     def plot(self, query: str | None = None, ax: Axes | None = None) -> Axes:
         """Draw the operations of one prompt, by default the first, over layers and tokens."""
@@ -144,7 +157,16 @@ def computation_graph(
     if not len(prompts):
         raise QueryError(f"{prompts.name} is an empty set: nothing to look through")
     if not model.shares_prefixes:
-        raise ModelError(f"hopscope cannot run the attention of {model.name} itself")
+        raise ModelError(
+            f"hopscope cannot run the attention of {model.name} itself, as it must to read scores; "
+            "take a model whose `shares_prefixes` is true"
+        )
+    if model.dtype != torch.float32:
+        logger.warning(
+            "%s is in %s, whose rounding is near the thresholds: load it with dtype='float32'",
+            model.name,
+            model.dtype,
+        )
     thresholds = thresholds or Thresholds()
     how = {"logit": thresholds.logit, "score": thresholds.score}
     how["dependence"] = thresholds.dependence
@@ -165,18 +187,14 @@ def computation_graph(
 
 
 class _Passed(NamedTuple):
-    """What passes over one prompt gave: logits of the answer, and scores by block."""
+    """What passes over one prompt gave."""
 
     answer: Float[Tensor, " row"]
-    said: Tensor
-    scores: Float[Tensor, "row layer head query key"]
-
-    def at(self, operations: Sequence[Operation]) -> Float[Tensor, "row operation"]:
-        """The scores of some operations."""
-        if not operations:
-            return self.scores.new_zeros(len(self.scores), 0)
-        layer, head, to, source = torch.tensor(operations).T
-        return self.scores[:, layer, head, to, source]
+    """The logit of the answer."""
+    said: Int[Tensor, " row"]
+    """The likeliest token."""
+    scores: Float[Tensor, "row operation"]
+    """The scores of the operations that were asked for."""
 
 
 class _Search:
@@ -189,12 +207,22 @@ class _Search:
         self.n = len(encoded.ids)
         self.words = [encoded.text[start:stop].strip() for start, stop in encoded.offsets]
         places = [prompt.start, prompt.goal, *(place for edge in prompt.edges for place in edge)]
-        if max(places) >= self.n:
+        wrong = [place for place in places if place >= self.n or not self.words[place]]
+        if wrong:
             raise QueryError(
-                f"path prompt {prompt.id!r} has {self.n} tokens, so none at place {max(places)}"
+                f"path prompt {prompt.id!r} has no vertex at place {wrong[0]}; its {self.n} "
+                f"tokens, special ones included, are {self.tokens}"
             )
-        self.answer = model.first_tokens([prompt.answer])[0]
-        self.clean = self._passes(1)
+        answers = model.first_tokens([prompt.answer])
+        if not answers:
+            raise QueryError(f"path prompt {prompt.id!r} has no answer")
+        self.answer = answers[0]
+        self.clean = self._passes()
+
+    @property
+    def tokens(self) -> str:
+        """The tokens, one space between; a dot for one without text."""
+        return " ".join(word or "·" for word in self.words)
 
     def tables(self) -> tuple[pd.DataFrame, dict[str, object]]:
         """The rows of the frame, and the row of the details."""
@@ -222,41 +250,63 @@ class _Search:
             "query": self.prompt.id,
             "group": self.prompt.group,
             "prompt": self.prompt.text,
+            "tokens": self.tokens,
             "answer": self.prompt.answer,
             "said": self.model.decode([said]).strip(),
             "correct": said == self.answer,
             "n_operations": len(operations),
             "n_explained": len(explained),
-            "joined": self._joins(merged),
+            **self._joined(merged),
         }
-        return pd.DataFrame(rows, columns=COLUMNS), details
+        return pd.DataFrame(rows, columns=list(TYPES)).astype(TYPES), details
 
     @torch.no_grad()
     def _passes(
         self,
-        n_rows: int,
-        blocked: Mapping[int, Bool[Tensor, "row head query key"]] | None = None,
+        without: Sequence[Operation] = (),
         added: Float[Tensor, "row token d_model"] | None = None,
+        at: Sequence[Operation] = (),
     ) -> _Passed:
-        """Run the prompt in many versions, with edges blocked or something added at the start."""
+        """Run the prompt in many versions.
+
+        Args:
+            without: for each row the operation that is knocked out, all of one block.
+            added: for each row what is added to the states before the first block.
+            at: whose scores are read.
+        """
+        n_rows = len(without) or (1 if added is None else len(added))
+        own = self.model.n_layers * self.model.n_heads * self.n * self.n
+        at_once = max(1, min(TOKENS_AT_ONCE // self.n, SCORES_AT_ONCE // own))
         parts = []
-        at_once = max(1, TOKENS_AT_ONCE // self.n)
         for start in range(0, n_rows, at_once):
             rows = slice(start, min(n_rows, start + at_once))
-            n = rows.stop - rows.start
             cache = StreamCache(Prefix(), self.model.n_layers, record_scores=True)
-            cache.blocked = {layer: each[rows] for layer, each in (blocked or {}).items()}
+            if without:
+                cache.blocked = {without[0].layer: self._blocked(without[rows])}
             more = None if added is None else added[rows]
 
             def rewrite(boundary: int, hidden: Tensor, more: Tensor | None = more) -> Tensor | None:
                 return None if boundary or more is None else hidden + more.to(hidden)
 
+            ids = self.ids.expand(rows.stop - rows.start, -1)
             with rewriting_residual(self.model, rewrite):
-                logits = forward_streams(self.model, cache, self.ids.expand(n, -1)).float()
-            assert cache.scores is not None
-            scores = torch.stack([cache.scores[layer] for layer in range(self.model.n_layers)], 1)
-            parts.append(_Passed(logits[:, self.answer], logits.argmax(-1), scores.float()))
+                logits = forward_streams(self.model, cache, ids).float()
+            scores = logits.new_zeros(len(ids), len(at))
+            for column, (layer, head, to, source) in enumerate(at):
+                assert cache.scores is not None
+                scores[:, column] = cache.scores[layer][:, head, to, source]
+            parts.append(_Passed(logits[:, self.answer], logits.argmax(-1), scores))
         return _Passed(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+    def _falls(
+        self,
+        at: Sequence[Operation],
+        without: Sequence[Operation] = (),
+        added: Float[Tensor, "row token d_model"] | None = None,
+    ) -> tuple[Float[Tensor, " row"], Float[Tensor, "row operation"]]:
+        """How far the answer's logit and some scores fall in versions of the prompt."""
+        passed, clean = self._passes(without, added, at), self._passes(at=at)
+        return clean.answer - passed.answer, clean.scores - passed.scores
 
     def _important(self) -> dict[Operation, tuple[float, float]]:
         """Important operations, with the falls of the answer's logit and of later scores."""
@@ -271,18 +321,16 @@ class _Search:
             ]
             if not tried:
                 continue
-            passed = self._passes(len(tried), {layer: self._without(tried)})
-            logit = (self.clean.answer - passed.answer).tolist()
-            later = list(found)
-            fall = self.clean.at(later) - passed.at(later)
-            score = fall.amax(dim=1).tolist() if later else [0.0] * len(tried)
+            falls, of_scores = self._falls(list(found), without=tried)
+            logit = falls.tolist()
+            score = of_scores.amax(dim=1).tolist() if found else [0.0] * len(tried)
             for each, *drops in zip(tried, logit, score, strict=True):
                 if drops[0] > self.thresholds.logit or drops[1] > self.thresholds.score:
                     found[each] = drops[0], drops[1]
             read |= {each.source for each in found if each.layer == layer}
         return found
 
-    def _without(self, operations: Sequence[Operation]) -> Bool[Tensor, "row head query key"]:
+    def _blocked(self, operations: Sequence[Operation]) -> Bool[Tensor, "row head query key"]:
         """For each operation the edges that are blocked: itself."""
         shape = len(operations), self.model.n_heads, self.n, self.n
         blocked = torch.zeros(shape, dtype=torch.bool, device=self.model.device)
@@ -299,8 +347,8 @@ class _Search:
         added = torch.zeros(2 * n, n, d_model, device=words.device, dtype=words.dtype)
         token = torch.arange(n)
         added[token, token], added[n + token, token] = words, places
-        passed = self._passes(2 * n, added=added)
-        falls = self.clean.at(operations) - passed.at(operations) > self.thresholds.dependence
+        _, fall = self._falls(operations, added=added)
+        falls = fall > self.thresholds.dependence
         of_words, of_places = (
             [column.nonzero().flatten().tolist() for column in part.T]
             for part in (falls[:n], falls[n:])
@@ -338,42 +386,42 @@ class _Search:
         operations: Sequence[Operation],
         words: Mapping[Operation, Sequence[int]],
         places: Mapping[Operation, Sequence[int]],
-    ) -> tuple[set[Operation], set[int]]:
-        """The explained operations, and the tokens whose vertices the last token has in the end."""
-        held = [{token} for token in range(self.n)]
+    ) -> tuple[set[Operation], set[str]]:
+        """The explained operations, and the vertices that the last token holds in the end."""
+        held = [{word} for word in self.words]
         explained = set()
         for layer in range(self.model.n_layers):
             before = [set(each) for each in held]
             for each in operations:
                 if each.layer != layer:
                     continue
-                needs = {*words[each], *places[each]}
-                if needs & before[each.to] and needs & before[each.source]:
+                shared = before[each.to] & before[each.source]
+                met = any(self.words[token] in shared for token in words[each])
+                if met or {each.to, each.source} <= set(places[each]):
                     explained.add(each)
                     held[each.to] |= before[each.source]
         return explained, held[-1]
 
-    def _joins(self, merged: set[int]) -> bool:
-        """Whether edges of which both ends were merged lead from the start to the goal."""
-        edges = self._edges(merged)
-        goal = self.words[self.prompt.goal]
-        return goal in reachable(edges, self.words[self.prompt.start])
-
-    def _edges(self, merged: set[int]) -> Iterator[tuple[str, str]]:
-        for a, b in self.prompt.edges:
-            if a in merged and b in merged:
-                yield self.words[a], self.words[b]
+    def _joined(self, merged: set[str]) -> dict[str, bool]:
+        """Whether edges between merged vertices lead to the goal, or elsewhere as far away."""
+        edges = [(self.words[a], self.words[b]) for a, b in self.prompt.edges]
+        start, goal = self.words[self.prompt.start], self.words[self.prompt.goal]
+        steps = reachable(edges, start)
+        others = {each for each, n in steps.items() if n == steps.get(goal) and each != goal}
+        there = reachable([edge for edge in edges if {*edge} <= merged], start)
+        return {"joined": goal in there, "joined_other": bool(others & set(there))}
 
 
-COLUMNS = [
-    "query",
-    "layer",
-    "head",
-    "to_token",
-    "from_token",
-    "logit_drop",
-    "score_drop",
-    "words",
-    "places",
-    "explained",
-]
+TYPES = {
+    "query": str,
+    "layer": int,
+    "head": int,
+    "to_token": int,
+    "from_token": int,
+    "logit_drop": float,
+    "score_drop": float,
+    "words": str,
+    "places": str,
+    "explained": bool,
+}
+"""The columns of the frame; a prompt without operations has them, too."""

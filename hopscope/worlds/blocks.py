@@ -53,6 +53,8 @@ class Shape:
 
     def __post_init__(self) -> None:
         check_positive(self, "n_blocks", "n_loops", "d_model", "n_heads", "n_positions")
+        if self.one_hot and self.scaled:
+            raise UsageError("one_hot fixes the embeddings that scaled would draw: choose one")
         if not self.one_hot and self.d_model % self.n_heads:
             raise UsageError(f"d_model {self.d_model} cannot be divided by {self.n_heads} heads")
 
@@ -67,6 +69,11 @@ def untrained(
     """A model with random weights, drawn on the CPU, whose vocabulary is some words."""
     tokenizer = whole_words(words)
     width = len(tokenizer) + shape.n_positions if shape.one_hot else shape.d_model
+    if width % shape.n_heads:
+        raise UsageError(
+            f"{len(tokenizer)} words and {shape.n_positions} positions make a width of {width}, "
+            f"which cannot be divided by {shape.n_heads} heads: change n_positions"
+        )
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=shape.n_positions,

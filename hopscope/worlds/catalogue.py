@@ -178,6 +178,7 @@ WORLDS: Mapping[str, Recipe] = MappingProxyType(
         "in-context": Recipe(
             "follows chains in its prompt, whose first hop always came first",
             ChainsInContext(),
+            Shape(scaled=True),
             schedule=Schedule(batch_size=128, learning_rate=1e-3),
         ),
         "coverage": Recipe(
@@ -199,7 +200,8 @@ WORLDS: Mapping[str, Recipe] = MappingProxyType(
             Schedule(steps=10000, learning_rate=1e-3),
         ),
         "reachability": Recipe(
-            "tells which of two vertices can be reached, after three continuous thoughts",
+            "tells which of two vertices can be reached, after three continuous thoughts; not "
+            "learned within its steps yet",
             GraphReachability(),
             Shape(n_blocks=2, n_heads=8, d_model=128, n_positions=72),
             Schedule(steps=8000, learning_rate=1e-3),

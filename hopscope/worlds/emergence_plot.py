@@ -74,8 +74,8 @@ def film_strip(film: Mapping[int, pd.DataFrame], value: str, most: int = 6) -> F
 
 INSTRUMENTS = {
     "bridge read at r1": ("#0072B2", "-"),
-    "right without r2 → r1, last blocks": ("#D55E00", "-"),
-    "right without r2 → r1, first block": ("#D55E00", ":"),
+    "right without r2 → r1 in one late block": ("#D55E00", "-"),
+    "right without r2 → r1 in the first": ("#D55E00", ":"),
 }
 PATCHES = {
     "clean": ("not patched", "#222222", "-"),
@@ -91,6 +91,10 @@ SPLITS = {
 }
 
 
+FEWEST = 10
+"""Questions that are right before an edge is cut; fewer are not drawn."""
+
+
 def circuit_curves(frame: pd.DataFrame) -> Figure:
     """When a world answers, when its instruments see how, and what back-patching repairs.
 
@@ -104,9 +108,11 @@ def circuit_curves(frame: pd.DataFrame) -> Figure:
     axes[0].set(title="answers", ylabel="two-hop questions right")
     bridge = frame[(frame["measure"] == "bridge") & (frame["split"] == "in_distribution")]
     cut = frame[(frame["measure"] == "knockout") & (frame["control"] == "t2->t1")]
+    cut = cut[cut["n"] >= FEWEST]
     last = int(frame["layer"].max())
     read = bridge[bridge["layer"] == last - 1]
-    late = cut[cut["layer"] >= last - 1].groupby("step")["value"].min().reset_index()
+    where = cut[cut["step"] == cut["step"].max()].sort_values("value")["layer"]
+    late = cut[cut["layer"] == (where.iloc[0] if len(where) else last)]
     seen: list[pd.DataFrame] = [read, late, cut[cut["layer"] == 0]]
     for rows, (label, (color, style)) in zip(seen, INSTRUMENTS.items(), strict=True):
         _curve(rows, axes[1], label, color, style)

@@ -125,7 +125,7 @@ class GraphReachability:
             rng = random.Random(f"{self.seed} {step}")
             stage = min(1 + step // self.stage_steps, self.depth)
             if rng.random() < EARLIER:
-                stage = rng.randint(1, stage)
+                stage = rng.randint(1, max(1, stage - 1))
             rows = []
             for row in range(size):
                 maze = self._maze(random.Random(f"{self.seed} {step} {row}"))

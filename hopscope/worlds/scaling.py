@@ -19,7 +19,7 @@ import torch
 from scipy import stats
 
 from hopscope.errors import UsageError
-from hopscope.results import Result, Tables, provenance
+from hopscope.results import Result, Tables, device_name, provenance
 from hopscope.runs import run_parts
 from hopscope.trainer import Schedule
 from hopscope.worlds.blocks import Shape, untrained
@@ -60,7 +60,8 @@ class DataNeeded(Result):
     """What models with more and more examples of tables of several sizes learn.
 
     `frame` has one row a training: `structure`, `n_tokens`, `n_examples`, `n_inputs` (all that
-    there are), `seed`, `accuracy` (on held-out inputs), `trained` (on the examples), `seconds`.
+    there are), `seed`, `accuracy` (on held-out inputs), `trained` (on the examples), `seconds`,
+    `device`.
     `details` has the same rows by name.
     """
 
@@ -133,8 +134,8 @@ def examples_to_try(
 ) -> list[int]:
     """Numbers of examples around those that a table of so many tokens may need.
 
-    They bracket 4,000 for 20 tokens, scaled to other sizes by an exponent; the factors are wide
-    enough that another one would be found.
+    They bracket 4,000 for 20 tokens, scaled to other sizes by an exponent. A size that needs more
+    or fewer than are tried has no number.
     """
     return [round(4000 * (n_tokens / 20) ** exponent * factor) for factor in factors]
 
@@ -154,11 +155,14 @@ def data_needed(
 ) -> DataNeeded:
     """Train a model for each size and number of examples, and measure what it composes.
 
+    All are trained for as many steps, so that larger sets of examples are seen less often. Where
+    that is not enough for the largest, the exponent comes out too large.
+
     Args:
         sizes: numbers of tokens of the tables.
         structure: of the composition.
         seeds: of the tables, examples and weights.
-        examples: for each size the numbers of examples to try; around the paper's law by default.
+        examples: for each size the numbers to try; those of `examples_to_try` by default.
         shape: of the models.
         schedule: of each training, the same for all.
         device: where to train; CUDA by default if there is any.
@@ -183,6 +187,8 @@ def data_needed(
         for n in numbers
         for seed in seeds
     ]
+    if not tasks:
+        raise UsageError("give at least one size, number of examples and seed")
     first = untrained(tasks[0].words, shape, tasks[0].seed, "untrained")  # stands for all of them
     how = {"shape": asdict(shape), "schedule": asdict(schedule)}
     run = provenance(first, _Trainings(tasks), DataNeeded.kind, how)
@@ -237,5 +243,6 @@ def _trained(
         "accuracy": world.accuracy["in_distribution"],
         "trained": world.accuracy["trained"],
         "seconds": world.record["seconds"],
+        "device": device_name(world.model.device),
     }
     return {"frame": pd.DataFrame([row]), "details": pd.DataFrame([{"query": name, **row}])}

@@ -2,7 +2,8 @@
 
 Reasoning by Superposition (Zhu et al. 2025): after c steps a thought points to all vertices that
 can be reached in c steps at once, most to those that are reached last. What the paper does not
-compare with is a pause in place of the thought, which gives as many passes and no state.
+compare with is a pause in place of the thought, which gives as many tokens to compute in, but no
+state to go on from: all of them are read in one pass.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ class Superposition(Result):
 
     - `product`: the mean inner product of the thought and the embeddings of such vertices, which
       is also their logit.
-    - `attention`: how much the thought attends in the last block to an edge out of such a vertex,
-      summed over its tokens and all heads, the mean over edges. Here `optimal` is the next edge on
-      the way.
+    - `attention`: how much the token whose state becomes the thought attends in the last block to
+      an edge, summed over its tokens and all heads, the mean over edges. Edges are told apart by
+      the vertex that they leave, one step earlier; `optimal` is the next edge on the way.
     - `correct`: whether the answer is right; `thought` is their number, `vertices` is `none`.
 
     `details` has one row a query.
@@ -107,12 +108,12 @@ def superposition(
     called = [(world.name, world.seed) for world in worlds]
     if not worlds or len(set(called)) < len(called):
         raise UsageError(f"give one or more worlds, each once, not {called}")
+    asked = []
     for world in worlds:
         if not isinstance(world.task, GraphReachability):
             raise UsageError(f"{world.name} has no thoughts; take a world such as 'reachability'")
-    asked = [
-        replace(each, id=_id(world, each.id)) for world in worlds for each in world.paths(limit)
-    ]
+        prompts = world.task.path_prompts()[:limit]
+        asked += [replace(each, id=_id(world, each.id)) for each in prompts]
     models = [[world.name, world.seed, world.model.fingerprint] for world in worlds]
     how = {"worlds": models, "limit": limit}
     run = provenance(worlds[0].model, PathSet(tuple(asked), "worlds"), Superposition.kind, how)
@@ -201,12 +202,14 @@ def _of_maze(
         products = embeddings[ids] @ passed.states[row, place - 1]
         kinds = {each: _kind(steps.get(each), each, maze, thought) for each in task.vertices}
         yield from _means("product", thought, products, list(kinds.values()))
-        following = maze.way[thought : thought + 2]
+        # The thought is built at the token before it, from edges out of what was reached so far.
+        following = maze.way[thought - 1 : thought + 1]
+        at = {each: _kind(steps.get(each), each, maze, thought - 1) for each in task.vertices}
         out_of = [
-            "frontier" if kinds[u] == "optimal" and (u, v) != following else kinds[u]
+            "frontier" if at[u] == "optimal" and (u, v) != following else at[u]
             for u, v in maze.edges
         ]
-        yield from _means("attention", thought, to_edges[place], out_of)
+        yield from _means("attention", thought, to_edges[place - 1], out_of)
 
 
 def _embeddings(model: LanguageModel) -> Tensor:

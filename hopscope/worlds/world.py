@@ -24,6 +24,7 @@ from hopscope.worlds.catalogue import (
     AsksTwoHops,
     Recipe,
     Task,
+    Thinks,
     facts_digest,
     recipe_of,
 )
@@ -77,7 +78,7 @@ class World:
             UsageError: for a world that asks other questions.
         """
         if not isinstance(self.task, AsksOverDocuments):
-            raise UsageError(f"{self.name} asks no questions over documents: see queries()")
+            raise UsageError(f"{self.name} asks no questions over documents{_offers(self.task)}")
         return replace(self.task.questions(hops), name=f"{self.name}@{self.seed}.{hops}")
 
     def paths(self, n: int | None = None) -> PathSet:
@@ -87,13 +88,25 @@ class World:
             UsageError: for a world that asks other questions.
         """
         if not isinstance(self.task, AsksForPaths):
-            raise UsageError(f"{self.name} has no graphs in its prompts: see queries()")
+            raise UsageError(f"{self.name} has no graphs in its prompts{_offers(self.task)}")
+        if isinstance(self.task, Thinks) and self.task.thought is not None:
+            raise UsageError(
+                f"{self.name} thinks in states that no prompt holds, so its prompts alone say "
+                "nothing of it: see superposition()"
+            )
         return PathSet(tuple(self.task.path_prompts()[:n]), f"{self.name}@{self.seed}.paths")
+
+
+def _offers(task: Task) -> str:
+    """What a task can be asked instead."""
+    kinds = {"queries": AsksTwoHops, "questions": AsksOverDocuments, "paths": AsksForPaths}
+    names = [f"{name}()" for name, kind in kinds.items() if isinstance(task, kind)]
+    return f": see {' or '.join(names)}" if names else ""
 
 
 def _queries(name: str, task: Task, split: str) -> QuerySet:
     if not isinstance(task, AsksTwoHops):
-        raise UsageError(f"{name} asks no two-hop queries: see questions()")
+        raise UsageError(f"{name} asks no two-hop queries{_offers(task)}")
     splits = (*task.splits, "trained")
     if split not in splits:
         raise UsageError(f"{name} has no split {split!r}: choose one of {', '.join(splits)}")

@@ -25,7 +25,7 @@ from hopscope.paths import PathPrompt, PathSet
 from hopscope.results import load_result
 
 FAMILIES = ["gpt2", "llama", "qwen3", "gemma3", "gpt-neox"]
-PROMPT = PathPrompt("0", "the bridge of a city", "is", ((0, 1), (1, 3)), start=0, goal=3)
+PROMPT = PathPrompt("0", "the bridge of a city", "is", ((1, 2), (2, 3)), start=1, goal=3)
 
 
 def plain_logits(model: LanguageModel, ids: list[int], edits: list[Knockout]) -> torch.Tensor:
@@ -50,7 +50,7 @@ def test_an_operation_is_left_out_as_by_a_hook_of_its_own(family):
     search = _Search(model, PROMPT, Thresholds())
     ids = search.ids.tolist()
     for each in all_operations(model, len(ids))[::7]:
-        passed = search._passes(1, {each.layer: search._without([each])})
+        passed = search._passes(without=[each])
         hooked = plain_logits(
             model, ids, [Knockout([each.layer], [each.to], [each.source], [each.head])]
         )
@@ -63,7 +63,14 @@ def test_scores_are_what_the_attention_weights_are_the_softmax_of(family):
     model = loaded(f"tiny-random-{family}")
     search = _Search(model, PROMPT, Thresholds())
     weights = capture(model, [PROMPT.text], ("attn_pattern",), range(search.n))["attn_pattern"]
-    scores = search.clean.scores[0]
+    every = all_operations(model, search.n)
+    diagonal = [
+        Operation(each.layer, each.head, to, to) for each in every for to in range(search.n)
+    ]
+    asked = sorted({*every, *diagonal})
+    scores = torch.zeros(model.n_layers, model.n_heads, search.n, search.n)
+    layer, head, to, source = torch.tensor(asked).T
+    scores[layer, head, to, source] = search._passes(at=asked).scores[0]
     hidden = torch.ones(search.n, search.n).triu(1).bool()
     for layer in range(model.n_layers):
         window = model.window(layer)
@@ -130,30 +137,84 @@ def test_a_word_is_taken_away_as_the_mean_of_the_others(family):
         assert places.abs().max() < 1e-5, "rotary places are not in the states"
 
 
-def merged(prompt: PathPrompt, steps: list[tuple[Operation, list[int]]]) -> tuple[int, bool]:
-    """How many operations are explained, and whether start and goal are joined."""
+def merged(
+    prompt: PathPrompt, steps: list[tuple[Operation, list[int], list[int]]]
+) -> tuple[int, bool, bool]:
+    """How many operations are explained, and whether the start is joined to goal and another."""
     search = _Search(loaded("tiny-random-gpt2"), prompt, Thresholds())
-    operations = [each for each, _ in steps]
-    words = dict(steps)
-    explained, held = search._merged(operations, words, {each: [] for each in operations})
-    return len(explained), search._joins(held)
+    words = {each: of_words for each, of_words, _ in steps}
+    places = {each: of_places for each, _, of_places in steps}
+    explained, held = search._merged(list(words), words, places)
+    found = search._joined(held)
+    return len(explained), found["joined"], found["joined_other"]
 
 
-def test_sets_merge_along_explained_operations_only():
-    prompt = replace(PROMPT, text="a b b c a", edges=((0, 1), (2, 3)), start=4, goal=3)
+def test_sets_merge_where_a_vertex_is_shared_or_a_place_is_looked_up():
+    # Edges a b, b c and a f: c is the goal, and nothing else is two steps away from a.
+    edges = ((0, 1), (2, 3), (4, 5))
+    prompt = replace(PROMPT, text="a b b c a f a", edges=edges, start=6, goal=3)
     search = _Search(loaded("tiny-random-gpt2"), prompt, Thresholds())
-    assert search.words == ["a", "b", "b", "c", "a"], "the example needs a token a letter"
-    # Each second vertex takes over its first, the edges meet at b, and the last token at a.
-    first = [(Operation(0, 0, 1, 0), [0, 1]), (Operation(0, 0, 3, 2), [2, 3])]
-    meet = (Operation(1, 0, 3, 1), [1, 2])
-    assert merged(prompt, [*first, meet, (Operation(2, 0, 4, 3), [0, 4])]) == (4, True)
-    # Without the meeting of the edges nothing joins, and what depends on `a` is not explained.
-    assert merged(prompt, [*first, (Operation(2, 0, 4, 3), [0, 4])]) == (2, False)
-    # An operation that depends on neither set is there, and explains nothing.
-    assert merged(prompt, [*first, meet, (Operation(2, 0, 4, 3), [])]) == (3, False)
+    assert search.words == ["a", "b", "b", "c", "a", "f", "a"], "a token a letter"
+    # Each second vertex takes over its first by place; b meets b; a meets a at the end.
+    first = [(Operation(0, 0, 1, 0), [], [0, 1]), (Operation(0, 0, 3, 2), [], [2, 3])]
+    meet = (Operation(1, 0, 3, 1), [2], [])
+    last = (Operation(2, 0, 6, 3), [6], [])
+    assert merged(prompt, [*first, meet, last]) == (4, True, False)
+    # Without the first copy, c's set has no a to share with the last token.
+    assert merged(prompt, [first[1], meet, last]) == (2, False, False)
+    # What depends on a vertex that only one of the sets has is not explained.
+    assert merged(prompt, [*first, meet, (last[0], [3], [])]) == (3, False, False)
+    # Nor is what depends on one of the two places alone, or on nothing.
+    assert merged(prompt, [*first, meet, (last[0], [], [6])]) == (3, False, False)
+    assert merged(prompt, [*first, meet, (last[0], [], [])]) == (3, False, False)
+    # Places of both are enough, and words of any mention count.
+    assert merged(prompt, [*first, meet, (last[0], [], [3, 6])]) == (4, True, False)
+    assert merged(prompt, [*first, meet, (last[0], [4], [])]) == (4, True, False)
     # In one block the sets are those from before it.
-    together = [*first, (Operation(1, 0, 3, 1), [1, 2]), (Operation(1, 0, 4, 3), [2, 4])]
-    assert merged(prompt, together) == (4, False)
+    together = [*first, (Operation(1, 0, 3, 1), [2], []), (Operation(1, 0, 6, 3), [6], [])]
+    assert merged(prompt, together)[0] == 3
+
+
+def test_another_vertex_that_is_joined_is_told_apart_from_the_goal():
+    prompt = replace(PROMPT, text="a b a f a", edges=((0, 1), (2, 3)), start=4, goal=1)
+    fetch = (Operation(0, 0, 4, 3), [], [3, 4])
+    assert merged(prompt, [fetch]) == (1, False, True)
+    right = (Operation(0, 0, 4, 1), [], [1, 4])
+    assert merged(prompt, [right]) == (1, True, False)
+    assert merged(prompt, [fetch, right]) == (2, True, True)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_dependences_are_falls_of_scores_when_a_word_or_place_is_replaced(family):
+    model = loaded(f"tiny-random-{family}")
+    search = _Search(model, PROMPT, Thresholds(dependence=0.003))
+    operations = [each for each in all_operations(model, search.n) if each.layer < 2][::9]
+    words, places = search._dependences(operations)
+    away = dict(zip(("words", "places"), search._starts(), strict=True))
+    clean = search._passes(at=operations).scores[0]
+    seen = 0
+    for kind, found in (("words", words), ("places", places)):
+        for token in range(search.n):
+            added = torch.zeros(1, search.n, model.d_model)
+            added[0, token] = away[kind][token]
+            falls = clean - search._passes(added=added, at=operations).scores[0]
+            for each, fall in zip(operations, falls.tolist(), strict=True):
+                assert (token in found[each]) == (fall > 0.003)
+                seen += token in found[each]
+    assert seen > 5, "the test must test something"
+    if family == "llama":
+        assert not any(places.values())
+
+
+def test_the_shipped_search_is_right_and_made_of_more_than_an_untrained_one():
+    world = hs.load_world("graph-search", device="cpu")
+    result = computation_graph(world.model, world.paths(12), progress=False)
+    table = result.explained()
+    assert table["group"].tolist() == [1, 2, 3]
+    assert table["correct"].tolist() == [1.0, 1.0, 1.0]
+    assert table["operations"].is_monotonic_increasing
+    assert table["explained"].mean() > 0.7
+    assert table["other"].mean() < 0.3
 
 
 def test_the_tables_the_plot_and_the_run_folder(tmp_path):
@@ -169,7 +230,8 @@ def test_the_tables_the_plot_and_the_run_folder(tmp_path):
     assert result.details["n_operations"].sum() == len(result.frame)
     assert result.details["n_explained"].sum() == result.frame["explained"].sum()
     ax = result.plot("3")
-    assert [label.get_text() for label in ax.get_xticklabels()] == PROMPT.text.split()
+    tokens = _Search(model, PROMPT, limits).tokens.split(" ")
+    assert [label.get_text() for label in ax.get_xticklabels()] == tokens
     with pytest.raises(UsageError, match="no query 'x'"):
         result.plot("x")
 
@@ -178,7 +240,7 @@ def test_what_cannot_be_is_refused():
     model = loaded("tiny-random-gpt2")
     with pytest.raises(QueryError, match="empty"):
         computation_graph(model, PathSet(()))
-    with pytest.raises(QueryError, match="none at place 40"):
+    with pytest.raises(QueryError, match="no vertex at place 40"):
         computation_graph(model, PathSet((replace(PROMPT, goal=40),)), progress=False)
     with pytest.raises(UsageError, match="score"):
         Thresholds(score=-1)

@@ -137,3 +137,13 @@ def test_path_prompts_point_at_the_words_they_mean():
         assert [(words[a], words[b]) for a, b in prompt.edges] == list(maze.edges)
         assert (words[prompt.start], words[prompt.goal]) == (maze.way[0], maze.way[-1])
         assert words.count(THOUGHT) == 2
+
+
+def test_what_a_thinking_world_holds_no_prompt_tells():
+    thinking = train_world("tiny", recipe=TINY, progress=False)
+    with pytest.raises(UsageError, match="superposition"):
+        thinking.paths()
+    with pytest.raises(UsageError, match=r"see paths\(\)"):
+        thinking.queries()
+    pausing = replace(TINY, task=replace(TASK, continuous=False))
+    assert len(train_world("tiny", recipe=pausing, progress=False).paths(5)) == 5

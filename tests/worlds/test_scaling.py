@@ -84,7 +84,7 @@ def test_trainings_are_run_in_shards_and_go_on(tmp_path):
         "progress": False,
         "out": tmp_path / "run",
     }
-    data_needed(**how, shard=(1, 2))
+    assert data_needed(**how, shard=(1, 2)).frame["n_examples"].tolist() == [20, 30]
     whole = data_needed(**how)
     assert whole.frame["n_examples"].tolist() == [20, 40, 30, 60]
     assert whole.frame["n_inputs"].tolist() == [64, 64, 125, 125]

@@ -14,7 +14,7 @@ from hopscope.results import load_result
 from hopscope.trainer import Schedule
 from hopscope.worlds import Recipe, World, load_world, superposition, train_world
 from hopscope.worlds.blocks import Shape
-from hopscope.worlds.graph_reachability import GraphReachability
+from hopscope.worlds.graph_reachability import GraphReachability, Maze
 from hopscope.worlds.superposition_reading import Superposition, _kind
 from hopscope.worlds.world_training import thought_of
 
@@ -65,10 +65,10 @@ def test_products_and_attention_are_those_of_a_loop_over_vertices_and_edges(worl
             product = float(state @ hf.transformer.wte.weight[vocabulary[vertex]])
             products.setdefault(kind, []).append(product)
         for index, (u, v) in enumerate(maze.edges):
-            kind = _kind(steps.get(u), u, maze, number)
-            if kind == "optimal" and maze.way[number:][:2] != (u, v):
+            kind = _kind(steps.get(u), u, maze, number - 1)
+            if kind == "optimal" and maze.way[number - 1 : number + 1] != (u, v):
                 kind = "frontier"
-            weight = output.attentions[-1][0, :, place, 3 * index : 3 * index + 3].sum()
+            weight = output.attentions[-1][0, :, place - 1, 3 * index : 3 * index + 3].sum()
             attention.setdefault(kind, []).append(float(weight))
         for measure, wanted in (("product", products), ("attention", attention)):
             rows = own[(own["measure"] == measure) & (own["thought"] == number)]
@@ -90,6 +90,20 @@ def test_kinds_of_vertices_follow_the_steps_from_the_root():
                 assert kind == "reachable"
             else:
                 assert kind == ("optimal" if vertex in maze.way else "frontier")
+
+
+def test_kinds_on_a_graph_made_by_hand():
+    # r -> a -> c and r -> b; x -> y cannot be reached; c is the answer.
+    edges = (("r", "a"), ("a", "c"), ("r", "b"), ("x", "y"))
+    maze = Maze(edges, ("c", "y"), ("r", "a", "c"))
+    steps = reachable(edges, "r")
+    kinds = [{each: _kind(steps.get(each), each, maze, n) for each in "rabcxy"} for n in (0, 1, 2)]
+    never = {"x": "unreachable", "y": "unreachable"}
+    far = dict.fromkeys("abc", "unreachable")
+    assert kinds[0] == {"r": "optimal", **far, **never}
+    near = {"r": "reachable", "a": "optimal", "b": "frontier", "c": "unreachable"}
+    assert kinds[1] == {**near, **never}
+    assert kinds[2] == {**dict.fromkeys("rab", "reachable"), "c": "optimal", **never}
 
 
 def test_the_summary_is_over_seeds_and_the_picture_has_a_row_a_world(worlds, tmp_path):
