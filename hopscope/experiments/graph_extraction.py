@@ -56,8 +56,9 @@ class Thresholds:
     where the paper's code sets its weight to 0.
 
     Attributes:
-        logit: an operation is important if the answer's logit falls by more without it,
-        score: or the score of an important operation of a later block does (√d/20 of the product).
+        logit: an operation is important if the answer's logit falls by more without it.
+        score: It is important, too, if the score of an important operation of a later block falls
+            by more (√d/20 of the product).
             The paper looks at those of the last block alone, in which its models decide; a model
             may have decided before.
         dependence: it depends on a word or place without which its score falls by more (√d/10).
@@ -84,7 +85,7 @@ class ComputationGraph(Result):
     in the prompt), `logit_drop` and `score_drop` (of the answer, and the largest one among the
     important operations of later blocks, when the operation alone is knocked out), `words` and
     `places` (the tokens on whose word or place its score depends, as text), `explained`. `details`
-    has one row a prompt: `group`, `prompt`, `answer`, `said`, `correct`, `n_operations`,
+    has one row a prompt: `group`, `prompt`, `tokens`, `answer`, `said`, `correct`, `n_operations`,
     `n_explained`, `joined`: whether what was merged at the last token joins start and goal, and
     `joined_other`, whether it joins the start and another vertex as far away.
     """
