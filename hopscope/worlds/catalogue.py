@@ -176,7 +176,8 @@ WORLDS: Mapping[str, Recipe] = MappingProxyType(
             TwoHopFacts(atom_repeats=1),
         ),
         "in-context": Recipe(
-            "follows chains in its prompt, whose first hop always came first",
+            "follows chains in its prompt, whose first hop always came first; two hops are not "
+            "learned within its steps yet",
             ChainsInContext(),
             Shape(scaled=True),
             schedule=Schedule(batch_size=128, learning_rate=1e-3),
