@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -57,10 +57,9 @@ class Thresholds:
 
     Attributes:
         logit: an operation is important if the answer's logit falls by more without it.
-        score: It is important, too, if the score of an important operation of a later block falls
-            by more (√d/20 of the product).
-            The paper looks at those of the last block alone, in which its models decide; a model
-            may have decided before.
+        score: so is one without which the score of an important operation of a later block falls
+            by more (√d/20 of the product). The paper looks at those of the last block alone, in
+            which its models decide; a model may have decided before.
         dependence: it depends on a word or place without which its score falls by more (√d/10).
 
     Raises:
@@ -169,9 +168,7 @@ def computation_graph(
             model.dtype,
         )
     thresholds = thresholds or Thresholds()
-    how = {"logit": thresholds.logit, "score": thresholds.score}
-    how["dependence"] = thresholds.dependence
-    run = provenance(model, prompts, ComputationGraph.kind, how)
+    run = provenance(model, prompts, ComputationGraph.kind, asdict(thresholds))
 
     def compute(part: int) -> Tables:
         chosen = prompts[part * PER_PART : (part + 1) * PER_PART]
@@ -218,7 +215,7 @@ class _Search:
         if not answers:
             raise QueryError(f"path prompt {prompt.id!r} has no answer")
         self.answer = answers[0]
-        self.clean = self._passes()
+        self.clean, self.clean_scores = self._run(1)
 
     @property
     def tokens(self) -> str:
@@ -246,7 +243,7 @@ class _Search:
             }
             for each in operations
         ]
-        said = int(self.clean.said[0])
+        said = int(self.clean.argmax())
         details = {
             "query": self.prompt.id,
             "group": self.prompt.group,
@@ -262,13 +259,31 @@ class _Search:
         return pd.DataFrame(rows, columns=list(TYPES)).astype(TYPES), details
 
     @torch.no_grad()
+    def _run(
+        self,
+        n_rows: int,
+        blocked: Mapping[int, Tensor] | None = None,
+        added: Float[Tensor, "row token d_model"] | None = None,
+    ) -> tuple[Float[Tensor, "row vocab"], Mapping[int, Tensor]]:
+        """The logits after the prompt, and by block the scores (row, head, query, key)."""
+
+        def rewrite(boundary: int, hidden: Tensor) -> Tensor | None:
+            return None if boundary or added is None else hidden + added.to(hidden)
+
+        cache = StreamCache(Prefix(), self.model.n_layers, record_scores=True)
+        cache.blocked = blocked or {}
+        with rewriting_residual(self.model, rewrite):
+            logits = forward_streams(self.model, cache, self.ids.expand(n_rows, -1))
+        assert cache.scores is not None
+        return logits.float(), cache.scores
+
     def _passes(
         self,
         without: Sequence[Operation] = (),
         added: Float[Tensor, "row token d_model"] | None = None,
         at: Sequence[Operation] = (),
     ) -> _Passed:
-        """Run the prompt in many versions.
+        """Run the prompt in many versions, as many at once as there is room for.
 
         Args:
             without: for each row the operation that is knocked out, all of one block.
@@ -281,22 +296,12 @@ class _Search:
         parts = []
         for start in range(0, n_rows, at_once):
             rows = slice(start, min(n_rows, start + at_once))
-            cache = StreamCache(Prefix(), self.model.n_layers, record_scores=True)
-            if without:
-                cache.blocked = {without[0].layer: self._blocked(without[rows])}
+            blocked = {without[0].layer: self._blocked(without[rows])} if without else None
             more = None if added is None else added[rows]
-
-            def rewrite(boundary: int, hidden: Tensor, more: Tensor | None = more) -> Tensor | None:
-                return None if boundary or more is None else hidden + more.to(hidden)
-
-            ids = self.ids.expand(rows.stop - rows.start, -1)
-            with rewriting_residual(self.model, rewrite):
-                logits = forward_streams(self.model, cache, ids).float()
-            scores = logits.new_zeros(len(ids), len(at))
-            for column, (layer, head, to, source) in enumerate(at):
-                assert cache.scores is not None
-                scores[:, column] = cache.scores[layer][:, head, to, source]
-            parts.append(_Passed(logits[:, self.answer], logits.argmax(-1), scores))
+            logits, scores = self._run(rows.stop - rows.start, blocked, more)
+            parts.append(
+                _Passed(logits[:, self.answer], logits.argmax(-1), _at(scores, at, logits))
+            )
         return _Passed(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
     def _falls(
@@ -306,8 +311,9 @@ class _Search:
         added: Float[Tensor, "row token d_model"] | None = None,
     ) -> tuple[Float[Tensor, " row"], Float[Tensor, "row operation"]]:
         """How far the answer's logit and some scores fall in versions of the prompt."""
-        passed, clean = self._passes(without, added, at), self._passes(at=at)
-        return clean.answer - passed.answer, clean.scores - passed.scores
+        passed = self._passes(without, added, at)
+        clean = _at(self.clean_scores, at, self.clean)
+        return self.clean[:, self.answer] - passed.answer, clean - passed.scores
 
     def _important(self) -> dict[Operation, tuple[float, float]]:
         """Important operations, with the falls of the answer's logit and of later scores."""
@@ -411,6 +417,16 @@ class _Search:
         others = {each for each, n in steps.items() if n == steps.get(goal) and each != goal}
         there = reachable([edge for edge in edges if {*edge} <= merged], start)
         return {"joined": goal in there, "joined_other": bool(others & set(there))}
+
+
+def _at(
+    scores: Mapping[int, Tensor], operations: Sequence[Operation], logits: Tensor
+) -> Float[Tensor, "row operation"]:
+    """The scores of some operations, in a tensor like the logits."""
+    found = logits.new_zeros(len(logits), len(operations))
+    for column, (layer, head, to, source) in enumerate(operations):
+        found[:, column] = scores[layer][:, head, to, source]
+    return found
 
 
 TYPES = {

@@ -158,7 +158,7 @@ def facts_digest(task: Task) -> str:
     return hashlib.sha256(json.dumps(task.tests()).encode()).hexdigest()
 
 
-_COVERED = Schedule(steps=4000, batch_size=512, learning_rate=1e-3, weight_decay=1.0)
+COVERED = Schedule(steps=4000, batch_size=512, learning_rate=1e-3, weight_decay=1.0)
 """With less weight decay, or a narrower model, tables are learned by heart for longer."""
 WORLDS: Mapping[str, Recipe] = MappingProxyType(
     {
@@ -186,13 +186,13 @@ WORLDS: Mapping[str, Recipe] = MappingProxyType(
             "composes two random tables as far as its examples cover them",
             ComposedTables(),
             Shape(d_model=128),
-            _COVERED,
+            COVERED,
         ),
         "coverage-path-ambiguity": Recipe(
             "as coverage, but the second token is an argument of both tables",
             ComposedTables("path_ambiguity"),
             Shape(d_model=128),
-            _COVERED,
+            COVERED,
         ),
         "graph-search": Recipe(
             "finds the next step to a goal in a graph that stands in its prompt",

@@ -20,7 +20,7 @@ from hopscope.experiments import back_patch, knockout, project
 from hopscope.queries import QuerySet
 from hopscope.results import Result, Tables, provenance, t_interval
 from hopscope.runs import run_parts
-from hopscope.worlds.world import World
+from hopscope.worlds.world import World, check_distinct
 from hopscope.worlds.world_training import accuracy
 
 if TYPE_CHECKING:
@@ -102,9 +102,7 @@ def circuit(
         >>> worlds = [load_world("two-hop-looped", seed) for seed in range(3)]  # doctest: +SKIP
         >>> circuit(worlds).summary()                                          # doctest: +SKIP
     """
-    called = [(world.name, world.seed) for world in worlds]
-    if not worlds or len(set(called)) < len(called):
-        raise UsageError(f"give one or more worlds, each once, not {called}")
+    check_distinct(worlds)
     if limit < 2:
         raise UsageError(f"limit must be 2 or more, to choose a cell and to score it, not {limit}")
     asked = [_sampled(world, limit, seed) for world in worlds]

@@ -11,12 +11,12 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 
-from hopscope.plots import _axes
+from hopscope.plots import CONTROL_COLORS, _axes
 
 if TYPE_CHECKING:
     from hopscope.worlds.scaling import Exponent
 
-OWN, GREY = "#0072B2", "#8C8C8C"
+OWN, GREY = CONTROL_COLORS["none"], CONTROL_COLORS["random"]
 
 
 def needed_points(
@@ -70,18 +70,23 @@ def examples_curves(
         title: of the axes.
     """
     ax = _axes(ax, (3.4, 3.0))
-    means = frame.groupby(["n_tokens", "n_examples"], as_index=False)["accuracy"].mean()
-    sizes = sorted(means["n_tokens"].unique())
-    for size, color in zip(sizes, sns.color_palette("mako_r", len(sizes) + 1)[1:], strict=True):
-        rows = means[means["n_tokens"] == size]
-        ax.plot(rows["n_examples"], rows["accuracy"], color=color, marker="o", ms=4, label=size)
+    means = frame.groupby(["n_tokens", "n_examples"])["accuracy"].mean().reset_index()
+    _accuracy_lines(means, "n_examples", "accuracy", "n_tokens", ax)
     ax.axhline(learned, color=GREY, lw=0.8, ls=":")
-    ax.set(xscale="log", xlabel="examples", ylabel="held-out inputs right", title=title)
-    ax.set_ylim(-0.03, 1.03)
-    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    ax.set(xscale="log", xlabel="examples", title=title)
     _plain_log(ax.xaxis)
     ax.legend(title="tokens n", loc="best")
     return ax
+
+
+def _accuracy_lines(table: pd.DataFrame, x: str, y: str, by: str, ax: Axes) -> None:
+    """A line for each value of a column, the darker the larger it is."""
+    kinds = sorted(table[by].unique())
+    for kind, color in zip(kinds, sns.color_palette("mako_r", len(kinds) + 1)[1:], strict=True):
+        rows = table[table[by] == kind].sort_values(x)
+        ax.plot(rows[x], rows[y], color=color, marker="o", ms=4, label=str(kind))
+    ax.set(ylabel="held-out inputs right", ylim=(-0.03, 1.03))
+    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
 
 
 def _plain_log(axis: Axis) -> None:
@@ -100,19 +105,13 @@ def cutoff_curves(accuracy: pd.DataFrame, ax: Axes | None = None, title: str = "
         title: of the axes.
     """
     ax = _axes(ax, (3.4, 3.0))
-    cutoffs = sorted(accuracy["cutoff"].unique())
-    colors = sns.color_palette("mako_r", len(cutoffs) + 1)[1:]
-    for cutoff, color in zip(cutoffs, colors, strict=True):
-        rows = accuracy[accuracy["cutoff"] == cutoff].sort_values("step")
-        ax.plot(rows["step"], rows["value"], color=color, marker="o", ms=3, label=str(cutoff))
-    ax.set(xlabel="step of the training", ylabel="held-out inputs right", title=title)
-    ax.set_ylim(-0.03, 1.03)
-    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    _accuracy_lines(accuracy, "step", "value", "cutoff", ax)
+    ax.set(xlabel="step of the training", title=title)
     ax.legend(title="cutoff", loc="best")
     return ax
 
 
-GROUPINGS = {"bridge": OWN, "bridge and x2": "#E69F00"}
+GROUPINGS = {"bridge": OWN, "bridge and x2": CONTROL_COLORS["other"]}
 
 
 def gap_curves(frame: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:

@@ -12,12 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-import torch
-
 from hopscope.errors import UsageError
 from hopscope.paths import PathPrompt
-from hopscope.trainer import IGNORED
-from hopscope.worlds.examples import Batch, Written
+from hopscope.worlds.examples import Batch, Written, tabulated
 from hopscope.worlds.two_hop_facts import names
 
 THOUGHT = "T"
@@ -126,15 +123,9 @@ class GraphReachability:
             stage = min(1 + step // self.stage_steps, self.depth)
             if rng.random() < EARLIER:
                 stage = rng.randint(1, max(1, stage - 1))
-            rows = []
-            for row in range(size):
-                maze = self._maze(random.Random(f"{self.seed} {step} {row}"))
-                prompt, answer, _ = self.told(maze, stage)
-                rows.append([vocabulary[word] for word in (*prompt, *answer)])
-            ids = torch.tensor(rows)
-            targets = torch.full_like(ids, IGNORED)
-            targets[:, -2] = ids[:, -1]
-            return Batch(ids, targets)
+            rngs = [random.Random(f"{self.seed} {step} {row}") for row in range(size)]
+            told = [self.told(self._maze(rng), stage) for rng in rngs]
+            return tabulated(told, vocabulary, end)
 
         return drawn
 

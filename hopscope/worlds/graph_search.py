@@ -12,12 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-import torch
-
 from hopscope.errors import UsageError
 from hopscope.paths import PathPrompt
-from hopscope.trainer import IGNORED
-from hopscope.worlds.examples import Batch, Written
+from hopscope.worlds.examples import Batch, Written, tabulated
 from hopscope.worlds.two_hop_facts import names
 
 TESTED = 1000
@@ -37,6 +34,11 @@ class Graph(NamedTuple):
         """The words of the prompt."""
         edges = [word for edge in self.edges for word in ("E", *edge)]
         return (*edges, "Q", self.start, self.goal, "P", self.start)
+
+    @property
+    def written(self) -> Written:
+        """The prompt and its answer."""
+        return Written(self.prompt, (self.answer,), ended=False)
 
 
 @dataclass(frozen=True)
@@ -114,15 +116,9 @@ class GraphSearch:
         """Batches of new graphs."""
 
         def drawn(step: int) -> Batch:
-            ids = torch.full((size, self.longest), end)
-            targets = torch.full_like(ids, IGNORED)
-            for row in range(size):
-                rng = random.Random(f"{self.seed} {step} {row}")
-                graph = self._graph(rng, rng.randint(1, self.farthest))
-                words = (*graph.prompt, graph.answer)
-                ids[row] = torch.tensor([vocabulary[word] for word in words])
-            targets[:, -2] = ids[:, -1]
-            return Batch(ids, targets)
+            rngs = [random.Random(f"{self.seed} {step} {row}") for row in range(size)]
+            graphs = [self._graph(rng, rng.randint(1, self.farthest)) for rng in rngs]
+            return tabulated([graph.written for graph in graphs], vocabulary, end)
 
         return drawn
 
@@ -135,14 +131,10 @@ class GraphSearch:
     def tests(self) -> Mapping[str, Sequence[Written]]:
         """What accuracy is measured on: all, and by lookahead."""
         graphs = list(self.graphs())
-        written = [Written(graph.prompt, (graph.answer,), ended=False) for graph in graphs]
-        found = {"in_distribution": written}
+        found = {"in_distribution": [graph.written for graph in graphs]}
         for lookahead in range(1, self.farthest + 1):
-            found[f"lookahead_{lookahead}"] = [
-                each
-                for each, graph in zip(written, graphs, strict=True)
-                if graph.lookahead == lookahead
-            ]
+            own = [graph.written for graph in graphs if graph.lookahead == lookahead]
+            found[f"lookahead_{lookahead}"] = own
         return found
 
     def path_prompts(self) -> list[PathPrompt]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -23,7 +23,7 @@ from hopscope.results import Result, Tables, device_name, provenance
 from hopscope.runs import run_parts
 from hopscope.trainer import Schedule
 from hopscope.worlds.blocks import Shape, untrained
-from hopscope.worlds.catalogue import Recipe
+from hopscope.worlds.catalogue import COVERED, WORLDS, Recipe
 from hopscope.worlds.coverage_task import ComposedTables, Structure
 from hopscope.worlds.world_training import train_world
 
@@ -33,9 +33,8 @@ if TYPE_CHECKING:
 PUBLISHED = {"two_hop": 2.26, "parallel": 2.43, "three_hop": 2.58}
 """The exponents of the paper (figure 5)."""
 LEARNED = 0.5
-SHAPE = Shape(d_model=128)
-SCHEDULE = Schedule(steps=2000, batch_size=1024, learning_rate=1e-3, weight_decay=1.0)
-"""With less weight decay, or a narrower model, as many examples are learned by heart for longer."""
+SHAPE = WORLDS["coverage"].shape
+SCHEDULE = replace(COVERED, steps=2000, batch_size=1024)
 
 
 class Exponent(NamedTuple):

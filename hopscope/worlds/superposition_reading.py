@@ -25,7 +25,7 @@ from hopscope.results import Result, Tables, provenance, t_interval
 from hopscope.runs import run_parts
 from hopscope.worlds.graph_reachability import GraphReachability, Maze
 from hopscope.worlds.thoughts import Thinking, think
-from hopscope.worlds.world import World
+from hopscope.worlds.world import World, check_distinct
 from hopscope.worlds.world_training import answered, thought_of
 
 if TYPE_CHECKING:
@@ -105,9 +105,7 @@ def superposition(
         >>> names = "reachability", "reachability-pause"
         >>> superposition([load_world(name) for name in names]).plot()  # doctest: +SKIP
     """
-    called = [(world.name, world.seed) for world in worlds]
-    if not worlds or len(set(called)) < len(called):
-        raise UsageError(f"give one or more worlds, each once, not {called}")
+    check_distinct(worlds)
     asked = []
     for world in worlds:
         if not isinstance(world.task, GraphReachability):
@@ -138,6 +136,9 @@ def _tables(world: World, limit: int) -> Tables:
     mazes = task.mazes()[:limit]
     written = [task.told(maze, task.depth) for maze in mazes]
     right = answered(world.model, written, thought_of(task, world.model)).tolist()
+    vocabulary = world.model.tokenizer.get_vocab()
+    vertices = torch.tensor([vocabulary[vertex] for vertex in task.vertices])
+    embeddings = _embeddings(world.model)[vertices]
     rows: list[tuple[object, ...]] = []
     for start in range(0, len(mazes), ROWS_AT_ONCE):
         some = mazes[start : start + ROWS_AT_ONCE]
@@ -145,7 +146,7 @@ def _tables(world: World, limit: int) -> Tables:
         for row, maze in enumerate(some):
             query = _id(world, str(start + row))
             rows.append((query, "correct", task.depth, "none", float(right[start + row])))
-            rows += [(query, *each) for each in _of_maze(world.model, task, maze, passed, row)]
+            rows += [(query, *each) for each in _of_maze(embeddings, task, maze, passed, row)]
     columns = ["query", "measure", "thought", "vertices", "value"]
     frame = pd.DataFrame(rows, columns=columns).assign(world=world.name, seed=world.seed)
     details = pd.DataFrame(
@@ -187,19 +188,16 @@ def _eager(model: LanguageModel) -> Iterator[None]:
 
 
 def _of_maze(
-    model: LanguageModel, task: GraphReachability, maze: Maze, passed: Thinking, row: int
+    embeddings: Tensor, task: GraphReachability, maze: Maze, passed: Thinking, row: int
 ) -> Iterator[tuple[str, int, str, float]]:
     """Rows of one graph: measure, thought, vertices, value."""
-    vocabulary = model.tokenizer.get_vocab()
-    embeddings = _embeddings(model)
-    ids = torch.tensor([vocabulary[vertex] for vertex in task.vertices])
     steps = reachable(maze.edges, maze.way[0])
     first = len(maze.prompt)
     to_tokens = passed.attention[0][row, :, : 3 * len(maze.edges)]
     to_edges = to_tokens.reshape(-1, len(maze.edges), 3).sum(dim=-1)
     for thought in range(1, task.depth + 1):
         place = first + thought - 1
-        products = embeddings[ids] @ passed.states[row, place - 1]
+        products = embeddings @ passed.states[row, place - 1]
         kinds = {each: _kind(steps.get(each), each, maze, thought) for each in task.vertices}
         yield from _means("product", thought, products, list(kinds.values()))
         # The thought is built at the token before it, from edges out of what was reached so far.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -95,6 +95,17 @@ class World:
                 "nothing of it: see superposition()"
             )
         return PathSet(tuple(self.task.path_prompts()[:n]), f"{self.name}@{self.seed}.paths")
+
+
+def check_distinct(worlds: Sequence[World]) -> None:
+    """Refuse an analysis of no world, or of one that is given twice.
+
+    Raises:
+        UsageError: naming what was given.
+    """
+    called = [(world.name, world.seed) for world in worlds]
+    if not worlds or len(set(called)) < len(called):
+        raise UsageError(f"give one or more worlds, each once, not {called}")
 
 
 def _offers(task: Task) -> str:
