@@ -4,11 +4,12 @@ BIN := $(VENV)/bin
 MODEL ?= smollm2-135m
 QUERIES ?= world
 PRESET ?= quick
+CHROMIUM := $(or $(HOPSCOPE_CHROMIUM),$(shell command -v chromium || command -v chromium-browser || command -v google-chrome))
 # Threads that wait must not spin: on a shared machine spinning costs a factor of ten.
 export OMP_WAIT_POLICY ?= PASSIVE
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help figures study test lint format notebooks benchmark setup clean
+.PHONY: help figures study test test-browser lab lint format notebooks benchmark setup clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what can be made.
@@ -24,7 +25,15 @@ study: $(VENV)/.installed  ## Run every analysis; write figures, tables and a pa
 
 test: lint  ## Check style and types, run all tests and notebooks.
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal \
-		--nbmake --nbmake-timeout=900 tests notebooks
+		--nbmake --nbmake-timeout=900 --ignore=tests/browser tests notebooks
+
+test-browser: $(VENV)/.browsing  ## Use the widgets in JupyterLab and headless Chromium.
+	@test -n "$(CHROMIUM)" || { echo "test-browser needs Chromium: apt-get install chromium (Debian)," \
+		"or HOPSCOPE_CHROMIUM=/path/to/one" >&2; exit 1; }
+	HOPSCOPE_CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest tests/browser
+
+lab: $(VENV)/.developed  ## Open JupyterLab on the notebooks.
+	$(BIN)/jupyter lab --notebook-dir=notebooks
 
 lint: $(VENV)/.developed
 	$(BIN)/ruff check .
@@ -52,5 +61,9 @@ $(VENV)/.developed: $(VENV)/.installed
 	$(INSTALL) -e ".[dev]"
 	@touch $@
 
+$(VENV)/.browsing: $(VENV)/.developed
+	$(INSTALL) -e ".[dev,browser]"
+	@touch $@
+
 clean:  ## Remove the environment and the runs.
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) runs build browser-screenshots *.egg-info

@@ -77,6 +77,8 @@ if TYPE_CHECKING:
     from hopscope.training_models import TrainingSettings as TrainingSettings
     from hopscope.training_runs import PrefixTraining as PrefixTraining
     from hopscope.training_runs import compare_masks as compare_masks
+    from hopscope.views.mask_painter import paint_mask as paint_mask
+    from hopscope.views.prompt_explorer import explore as explore
     from hopscope.worlds import Circuit as Circuit
     from hopscope.worlds import Coverage as Coverage
     from hopscope.worlds import DataNeeded as DataNeeded
@@ -146,6 +148,7 @@ _HOME = {
     "data_needed": "worlds",
     "describe": "experiments",
     "edit": "hooks",
+    "explore": "views.prompt_explorer",
     "fit_probe": "experiments",
     "grade": "experiments",
     "knockout": "experiments",
@@ -159,6 +162,7 @@ _HOME = {
     "logit_lens": "experiments",
     "masked_paths": "experiments",
     "over_checkpoints": "worlds",
+    "paint_mask": "views.mask_painter",
     "permute_documents": "experiments",
     "probe": "experiments",
     "project": "experiments",

@@ -64,11 +64,13 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
             max_new_tokens=128,
         ),
         "plain": Template("", "{text}\n", "Question: {question}\nAnswer:"),
+        "bare": Template("", "{text}\n", "{question}", max_new_tokens=4),
         "chat": Template(_SHORT, _DOCUMENT, "\nQuestion: {question}", max_new_tokens=24, chat=True),
     }
 )
 """`answer_only` and `cot` after Huang et al. 2025, section 3; `plain` for base models and short
-documents: their texts alone, and no instruction; `chat` for models with a chat template."""
+documents: their texts alone, and no instruction; `bare` for the documents of models trained here,
+nothing but texts and question; `chat` for models with a chat template."""
 
 CHAT_SLOT = "\x00documents\x00"
 
@@ -88,7 +90,8 @@ class Layout:
         positions: the position id of each token.
         rank: by which masks decide what comes before what; the place in the row, unless permuted.
         shown: indices of the documents that can be seen; others stand in the row for nobody.
-        answered: whether the last segment is an answer.
+        answered: whether the last segment is an answer, or several turns.
+        answers: the character ranges of the answers in it, one a turn.
     """
 
     question: MultiDocQuestion
@@ -101,9 +104,20 @@ class Layout:
     rank: tuple[int, ...]
     shown: tuple[int, ...]
     answered: bool = False
+    answers: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def segment_names(self) -> tuple[str, ...]:
+        """What each segment is called in pictures; gold documents by their hop."""
+        gold = self.question.gold
+        documents = (
+            f"hop {gold.index(index) + 1}" if index in gold else f"document {index}"
+            for index in self.order
+        )
+        return ("instruction", *documents, "question", *["answer"] * self.answered)
 
     def document(self, index: int) -> range:
         """The tokens of a document; none if it was left out of the row.
@@ -232,6 +246,7 @@ def lay_out(
     template: str | Template = "answer_only",
     label: Label = "position",
     answer: str | None = None,
+    turns: Sequence[tuple[str, str]] = (),
     seed: int = 0,
     demonstrations: Sequence[MultiDocQuestion] = (),
     frame: tuple[str, str] = ("", ""),
@@ -250,6 +265,7 @@ def lay_out(
         label: the number in front of a document: its displayed `position`, its index in the
             original order (`fixed`), or `none`.
         answer: a text to lay out behind the prompt, for teacher forcing.
+        turns: further questions with their answers, which stand behind the answer.
         seed: of shuffles.
         demonstrations: questions with documents and answers that stand in front, in their
             original order; they count as the instruction.
@@ -258,7 +274,7 @@ def lay_out(
     Raises:
         QueryError: for an order that the question cannot have, or that leaves documents out by
             `positions` alone.
-        UsageError: for another way, label or template.
+        UsageError: for another way, label or template, or turns without an answer.
 
     Example:
         >>> layout = lay_out(encode, question, "forward", way="mask")   # doctest: +SKIP
@@ -268,14 +284,17 @@ def lay_out(
         raise UsageError(f"unknown way to permute {way!r}: choose {', '.join(get_args(Way))}")
     if label not in get_args(Label):
         raise UsageError(f"unknown label {label!r}: choose {', '.join(get_args(Label))}")
+    if turns and answer is None:
+        raise UsageError("turns stand behind an answer: give answer, too")
     form = template_of(template)
+    asked = [(f"\n{form.question.format(question=each)}", told) for each, told in turns]
     shown = "".join(f"{_demonstration(each, form, label)}\n\n" for each in demonstrations)
     opening = frame[0] + form.instruction + shown
 
     def text(documents: tuple[int, ...]) -> Layout:
         parts = _parts(question, documents, form, label)
         whole = [opening, *parts[:-1], parts[-1] + frame[1]]
-        return _tokenised(encode, question, documents, whole, answer)
+        return _tokenised(encode, question, documents, whole, answer, asked)
 
     wanted = arrange(question, order, seed)
     if way == "text":
@@ -330,9 +349,16 @@ def _tokenised(
     order: tuple[int, ...],
     parts: list[str],
     answer: str | None,
+    turns: Sequence[tuple[str, str]],
 ) -> Layout:
+    answers = []
     if answer is not None:
-        parts = [*parts, f" {answer.strip()}"]
+        start, behind = sum(map(len, parts)), ""
+        for asked, told in (("", answer), *turns):
+            behind += f"{asked} {told.strip()}"
+            end = start + len(behind)
+            answers.append((end - len(told.strip()), end))
+        parts = [*parts, behind]
     text = "".join(parts)
     ids, offsets = encode(text)
     return Layout(
@@ -346,6 +372,7 @@ def _tokenised(
         rank=tuple(range(len(ids))),
         shown=order,
         answered=answer is not None,
+        answers=tuple(answers),
     )
 
 

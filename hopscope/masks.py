@@ -348,6 +348,28 @@ def knock_out(
     )
 
 
+def painted(seen: Bool[Tensor, "query key"], name: str = "painted") -> Mask:
+    """Who sees whom, given token by token, for prompts of that many tokens.
+
+    Args:
+        seen: True where the query's token sees the key's.
+        name: what tables call it.
+
+    Raises:
+        UsageError: when it meets a prompt of another length.
+    """
+
+    def rule(layout: Layout) -> Tensor:
+        if len(layout) != len(seen):
+            raise UsageError(
+                f"the mask {name!r} was painted on {len(seen)} tokens, but the prompt has "
+                f"{len(layout)}"
+            )
+        return seen
+
+    return _Rule(name, rule)
+
+
 def visibility_order(order: Order, seed: int = 0) -> Mask:
     """Causal in another order of the documents than that of the row; left-out ones are unseen.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -471,9 +471,8 @@ def mask_grid(seen: np.ndarray, layout: Layout, ax: Axes | None = None, title: s
     ax = _axes(ax, (3.6, 3.6))
     colors = mpl.colors.ListedColormap(MASK_COLORS)
     ax.imshow(seen, cmap=colors, vmin=0, vmax=1, interpolation="nearest", aspect="equal")
-    names = ["instruction", *map(_document_name(layout), layout.order), "question"]
-    names += ["answer"] * layout.answered
-    parts = [(a, b, name) for (a, b), name in zip(layout.segments, names, strict=True) if b > a]
+    named = zip(layout.segments, layout.segment_names, strict=True)
+    parts = [(a, b, name) for (a, b), name in named if b > a]
     middles = [(a + b - 1) / 2 for a, b, _ in parts]
     labels = [name for _, _, name in parts]
     ax.set_xticks(middles, labels, rotation=40, ha="right", rotation_mode="anchor")
@@ -486,11 +485,6 @@ def mask_grid(seen: np.ndarray, layout: Layout, ax: Axes | None = None, title: s
     for side in ax.spines.values():
         side.set_visible(False)
     return ax
-
-
-def _document_name(layout: Layout) -> Callable[[int], str]:
-    gold = layout.question.gold
-    return lambda index: f"hop {gold.index(index) + 1}" if index in gold else f"document {index}"
 
 
 MASK_STYLES = {

@@ -36,6 +36,8 @@ from hopscope.experiments import (
 from hopscope.plots import SITE_LABELS, SUBSET_TITLES
 from hopscope.results import Result
 from hopscope.study import Study, draw_figures
+from hopscope.views.page import grid_html, page_script
+from hopscope.views.result_grids import grid_of
 
 Tables = dict[str, pd.DataFrame]
 Told = tuple[list[str], Tables]
@@ -53,6 +55,7 @@ class Section:
         question: what is asked, in a sentence.
         findings: sentences.
         tables: by name; each is a CSV file, too.
+        views: HTML of interactive grids.
         image: the figure as base64, or None.
     """
 
@@ -61,6 +64,7 @@ class Section:
     question: str
     findings: list[str]
     tables: Tables = field(default_factory=dict)
+    views: list[str] = field(default_factory=list)
     image: str | None = None
 
 
@@ -110,6 +114,7 @@ def write(study: Study, out: Path, told: Sequence[Section] | None = None) -> Pat
             for section in told
         ],
         provenance=_provenance(study),
+        script=page_script() if any(section.views for section in told) else "",
     )
     page = out / "index.html"
     beside = page.with_name(f".{page.name}.{os.getpid()}")
@@ -159,7 +164,11 @@ def _section(
 ) -> Section:
     sentences: list[str] = []
     tables: Tables = {}
+    views: list[str] = []
     for subset, result in results.items():
+        grid = grid_of(result)
+        if grid is not None:
+            views.append(grid_html(grid, NO_SCRIPTS, heading=SUBSET_TITLES.get(subset, subset)))
         said, found = tell(result, subset)
         lead = SUBSET_TITLES.get(subset)
         if lead is not None and said:
@@ -170,9 +179,10 @@ def _section(
     for subset, reason in left_out.items():
         which = SUBSET_TITLES[subset] if subset == "documents" else f"queries graded {subset}"
         sentences.append(f"Not run on {which}: {reason}.")
-    return Section(name, title, QUESTIONS[name], sentences, tables)
+    return Section(name, title, QUESTIONS[name], sentences, tables, views)
 
 
+NO_SCRIPTS = '<p class="note">With scripts, every cell can be read here.</p>'
 QUESTIONS = {
     "grading": "Which hops, compositions and shortcuts does the model get right?",
     "back_patching": "Does copying a later state of a token into an earlier layer let the model "

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,9 @@ from scipy import stats
 
 from hopscope.errors import ResultError, UsageError
 from hopscope.models.token_model import TokenModel
+
+if TYPE_CHECKING:
+    from hopscope.views.widgets import GridWidget
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +62,28 @@ class Result:
             f"{self.details['query'].nunique()} queries, {len(self.frame)} rows)"
         )
 
-    def _repr_html_(self) -> str:
-        return f"<p>{self!r}</p>{self.frame.head(10).to_html(index=False)}"
+    def _repr_mimebundle_(self, **_: Any) -> Mapping[str, Any]:
+        from hopscope.views.display import bundle_of
+
+        return bundle_of(self)
+
+    def view(self) -> GridWidget:
+        """The interactive heatmap that a notebook shows of this result, to keep and to steer.
+
+        Raises:
+            UsageError: if this kind of result has none.
+
+        Example:
+            >>> view = result.view()                            # doctest: +SKIP
+            >>> view.chosen = {**view.chosen, "control": "random"}  # doctest: +SKIP
+        """
+        from hopscope.views.result_grids import grid_of
+        from hopscope.views.widgets import GridWidget
+
+        grid = grid_of(self)
+        if grid is None:
+            raise UsageError(f"a result of kind {self.kind!r} has no interactive view; plot() it")
+        return GridWidget(grid)
 
     def save(self, path: str | Path) -> Path:
         """Write the result as a run folder, replacing one that is there; never half of it.

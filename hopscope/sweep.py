@@ -47,6 +47,7 @@ class ReadOut:
         draws: numbers in [0, 1), shape (cell, max_new_tokens): token `s` of a cell is not the
             likeliest one but drawn from the model's distribution, by inverting its cumulative
             sum at `draws[cell, s]`. So a draw does not depend on which cells run together.
+        beside: first tokens of another entity, such as the bridge, read as those of the answer.
     """
 
     answer_tokens: tuple[int, ...] = ()
@@ -55,6 +56,7 @@ class ReadOut:
     top_k: int = 0
     track: tuple[int, ...] = ()
     draws: Tensor | None = None
+    beside: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class CellOutputs:
         top_tokens: the `top_k` likeliest next tokens, the likeliest first.
         top_logprobs: their log-probabilities.
         tracked: the log-probabilities of the tokens in `track`.
+        beside_rank, beside_logprob: as `rank` and `logprob`, of the tokens in `beside`.
     """
 
     rank: Int[Tensor, " cell"]
@@ -76,6 +79,8 @@ class CellOutputs:
     top_tokens: Int[Tensor, "cell k"]
     top_logprobs: Float[Tensor, "cell k"]
     tracked: Float[Tensor, "cell token"]
+    beside_rank: Int[Tensor, " cell"]
+    beside_logprob: Float[Tensor, " cell"]
 
 
 @dataclass
@@ -87,6 +92,8 @@ class NextToken:
     top_tokens: Tensor
     top_logprobs: Tensor
     tracked: Tensor
+    beside_rank: Tensor
+    beside_logprob: Tensor
 
     @classmethod
     def empty(cls, cells: int, what: ReadOut) -> NextToken:
@@ -96,22 +103,28 @@ class NextToken:
             torch.full((cells, what.top_k), -1),
             torch.full((cells, what.top_k), float("nan")),
             torch.full((cells, len(what.track)), float("nan")),
+            torch.full((cells,), -1),
+            torch.full((cells,), float("nan")),
         )
 
     def read(self, logits: Tensor, rows: np.ndarray, cells: np.ndarray, what: ReadOut) -> None:
         """Read the logits (rows, vocabulary) into the places of the cells."""
         at, into = torch.as_tensor(rows), torch.as_tensor(cells)
-        if not (what.answer_tokens or what.top_k or what.track):
+        if not (what.answer_tokens or what.beside or what.top_k or what.track):
             return
         # A few rows at a time stay in a CPU's cache; a GPU is quicker with all at once.
         pieces = torch.split(logits, len(logits) if logits.is_cuda else 16)
         total = torch.cat([torch.logsumexp(piece.float(), dim=-1) for piece in pieces])
-        if what.answer_tokens:
-            best = logits[:, list(what.answer_tokens)].amax(dim=-1)
-            bests = torch.split(best[:, None], len(pieces[0]))
-            higher = [(p > b).sum(dim=-1) for p, b in zip(pieces, bests, strict=True)]
-            self.rank[into] = torch.cat(higher).cpu()[at]
-            self.logprob[into] = (best.float() - total).cpu()[at]
+        for wanted, rank, logprob in (
+            (what.answer_tokens, self.rank, self.logprob),
+            (what.beside, self.beside_rank, self.beside_logprob),
+        ):
+            if wanted:
+                best = logits[:, list(wanted)].amax(dim=-1)
+                bests = torch.split(best[:, None], len(pieces[0]))
+                higher = [(p > b).sum(dim=-1) for p, b in zip(pieces, bests, strict=True)]
+                rank[into] = torch.cat(higher).cpu()[at]
+                logprob[into] = (best.float() - total).cpu()[at]
         if what.top_k:
             values, tokens = logits.topk(what.top_k, dim=-1)
             self.top_tokens[into] = tokens.cpu()[at]
@@ -559,6 +572,8 @@ def outputs_of(next_token: NextToken, tokens: Sequence[tuple[int, ...]]) -> Cell
         next_token.top_tokens,
         next_token.top_logprobs,
         next_token.tracked,
+        next_token.beside_rank,
+        next_token.beside_logprob,
     )
 
 
@@ -570,4 +585,6 @@ def _joined(parts: Sequence[CellOutputs]) -> CellOutputs:
         torch.cat([part.top_tokens for part in parts]),
         torch.cat([part.top_logprobs for part in parts]),
         torch.cat([part.tracked for part in parts]),
+        torch.cat([part.beside_rank for part in parts]),
+        torch.cat([part.beside_logprob for part in parts]),
     )

@@ -88,6 +88,7 @@ def train(
             hop_share=settings.hop_share,
             n_names=settings.n_names,
             turns=settings.turns,
+            template=settings.template,
             seed=seed,
         )
         return answer_loss(trained, batch_of(trained, layouts, mask))

@@ -20,13 +20,11 @@ from torch.nn import functional
 from hopscope.documents import MultiDocQuestion
 from hopscope.errors import UsageError
 from hopscope.hooks import giving_masks
-from hopscope.layouts import TEMPLATES, Encode, Layout, lay_out
+from hopscope.layouts import Encode, Layout, lay_out
 from hopscope.masks import Mask, lower, within_window
 from hopscope.models import LanguageModel
 from hopscope.trainer import IGNORED
 from hopscope.world_docs import NAMES, with_names
-
-TEMPLATE = "plain"
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,7 @@ def drawn_layouts(
     hop_share: float,
     n_names: int,
     turns: int = 1,
+    template: str = "plain",
     seed: int,
 ) -> list[Layout]:
     """The prompts with answers that one step of training sees.
@@ -79,6 +78,7 @@ def drawn_layouts(
         n_names: how many invented names are in use; 0 leaves the questions' own.
         turns: how many questions follow one another, each about another chain of the same
             documents, as far as there are any. All but the first stand behind its answer.
+        template: how a question and its documents become a prompt.
         seed: of all that is drawn.
     """
     encode = encoder(model)
@@ -93,19 +93,16 @@ def drawn_layouts(
             question = with_names(question, NAMES[:n_names], rng)
         asked = _one_hop(question, rng) if rng.random() < hop_share else question
         others = question.extra.get("others", ())
-        text, named = asked.answer, asked.answer == question.answer
+        further, named = list[tuple[str, str]](), asked.answer == question.answer
         for whole, first, second in rng.sample(others, min(turns - 1, len(others))):
             # Answers of another kind than the last one: what was said already rules none out.
             told = second if rng.random() < hop_share else whole
-            text += _turn(*(first if named else told))
+            further.append(first if named else told)
             named = not named
-        layouts.append(lay_out(encode, asked, order, template=TEMPLATE, answer=text))
+        layouts.append(
+            lay_out(encode, asked, order, template=template, answer=asked.answer, turns=further)
+        )
     return layouts
-
-
-def _turn(question: str, answer: str) -> str:
-    """A further question with its answer, as it stands behind another answer."""
-    return f"\n{TEMPLATES[TEMPLATE].question.format(question=question)} {answer}"
 
 
 def answers_of(layout: Layout) -> list[range]:
@@ -114,17 +111,12 @@ def answers_of(layout: Layout) -> list[range]:
     Raises:
         UsageError: if there is none.
     """
-    tokens = layout.tokens("answer")
-    if not tokens:
+    if not layout.answers:
         raise UsageError(f"the prompt of question {layout.question.id!r} has no answer")
-    place, found = layout.offsets[tokens[0]][0], list[range]()
-    for line in layout.text[place:].splitlines(keepends=True):
-        before = len("Answer:") if found else 0
-        if not found or line.startswith("Answer:"):
-            start, stop = place + before, place + len(line.rstrip())
-            inside = [t for t in tokens if _overlap(layout.offsets[t], (start, stop))]
-            found.append(range(inside[0], inside[-1] + 1))
-        place += len(line)
+    tokens, found = layout.tokens("answer"), list[range]()
+    for span in layout.answers:
+        inside = [token for token in tokens if _overlap(layout.offsets[token], span)]
+        found.append(range(inside[0], inside[-1] + 1))
     return found
 
 

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hopscope.documents import MultiDocQuestion
 from hopscope.errors import ModelError, UsageError
+from hopscope.layouts import template_of
 from hopscope.models import LanguageModel, load_model
 from hopscope.trainer import WEIGHTS, Schedule, check_positive, seeded
 from hopscope.world_docs import NAMES
@@ -37,6 +38,7 @@ class TrainingSettings(Schedule):
             them anew, so that no answer can be learned by heart; 0 leaves questions as they are.
         turns: how many questions are asked of the same documents, one after the other, each about
             another chain, as far as there are any. Each has an answer to learn from.
+        template: a name of `hopscope.layouts.TEMPLATES`.
         n_layers, d_model, n_heads: shape of the model that is made from nothing.
         lora_rank: rank of the updates of a pretrained model.
         lora_alpha: they are scaled by `lora_alpha / lora_rank`.
@@ -53,6 +55,7 @@ class TrainingSettings(Schedule):
     orders: tuple[str, ...] = ()
     n_names: int = 20
     turns: int = 2
+    template: str = "plain"
     n_layers: int = 4
     d_model: int = 64
     n_heads: int = 4
@@ -62,6 +65,7 @@ class TrainingSettings(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "orders", tuple(self.orders))
+        template_of(self.template)
         check_positive(self, "turns", "n_layers", "d_model", "n_heads", "lora_rank", "lora_alpha")
         if not 0 <= self.n_names <= len(NAMES):
             raise UsageError(f"n_names is a number from 0 to {len(NAMES)}, not {self.n_names}")

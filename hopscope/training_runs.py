@@ -34,7 +34,7 @@ from hopscope.results import (
 from hopscope.runs import run_parts
 from hopscope.sweep import ReadOut
 from hopscope.training import train
-from hopscope.training_batches import TEMPLATE, encoder
+from hopscope.training_batches import encoder
 from hopscope.training_models import TrainingSettings, small_model
 from hopscope.world_docs import NAMES, with_names, world_docs
 
@@ -141,7 +141,9 @@ def _fact(question: MultiDocQuestion) -> str:
     return question.id.partition("#")[0]
 
 
-def many_world_docs(distractors: Sequence[int] = (2,), draws: int = 6) -> QuestionSet:
+def many_world_docs(
+    distractors: Sequence[int] = (2,), draws: int = 6, *, terse: bool = False
+) -> QuestionSet:
     """`world-docs` several times over, with names, distractors and orders drawn anew each time.
 
     `split` holds out questions with the first number of distractors. With two of them the prompt
@@ -150,6 +152,7 @@ def many_world_docs(distractors: Sequence[int] = (2,), draws: int = 6) -> Questi
     Args:
         distractors: numbers of documents beside the gold ones, each of which every draw has.
         draws: how many times; their seeds are 0, 1, ...
+        terse: documents and questions in as few words as can be; see `world_docs`.
 
     Raises:
         QueryError: for a number of distractors that the facts cannot give.
@@ -158,7 +161,7 @@ def many_world_docs(distractors: Sequence[int] = (2,), draws: int = 6) -> Questi
         replace(each, id=f"{each.id}#{seed}-{n}")
         for n in distractors
         for seed in range(draws)
-        for each in world_docs(distractors=n, seed=seed)
+        for each in world_docs(distractors=n, seed=seed, terse=terse)
     ]
     return QuestionSet(tuple(drawn), "world-docs")
 
@@ -228,7 +231,7 @@ def compare_masks(
         trained_on, held = splits[seeds[number]]
         models = None if out is None else Path(out) / "models"
         trained = _trained(arms, trained_on, start, settings, seeds[number], models, progress)
-        return _asked(arms, trained, held, orders, seeds[number], progress)
+        return _asked(arms, trained, held, orders, settings.template, seeds[number], progress)
 
     tables = run_parts(
         len(seeds), compute, run, out=out, description="seeds", unit="seed", progress=progress
@@ -279,6 +282,7 @@ def _asked(
     trained: Sequence[LanguageModel],
     held: QuestionSet,
     orders: Sequence[str],
+    template: str,
     seed: int,
     progress: bool,
 ) -> Tables:
@@ -287,7 +291,7 @@ def _asked(
     frames = []
     for arm, model in zip(arms, trained, strict=True):
         for mask in arms:
-            found = answers_under(model, questions, mask, orders, progress)
+            found = answers_under(model, questions, mask, orders, template, progress)
             control = "none" if mask is arm else "other_mask"
             found = found.assign(mask=arm.name, read_under=mask.name)
             frames.append(found.assign(control=control, seed=seed))
@@ -309,6 +313,7 @@ def answers_under(
     questions: Sequence[MultiDocQuestion],
     mask: str | Mask = "causal",
     orders: Sequence[str] = ORDERS,
+    template: str = "plain",
     progress: bool = True,
 ) -> pd.DataFrame:
     """What a model answers to prompts as `train` shows them, greedily.
@@ -318,6 +323,7 @@ def answers_under(
         questions: what is asked.
         mask: under which the prompts are read.
         orders: of the documents.
+        template: that the model was trained with.
         progress: show a progress bar.
 
     Returns:
@@ -331,7 +337,7 @@ def answers_under(
         some = questions[start : start + QUESTIONS_AT_ONCE]
         asked = [(order, each) for each in some for order in orders]
         versions = [
-            Version(lay_out(encode, each, order, template=TEMPLATE), mask) for order, each in asked
+            Version(lay_out(encode, each, order, template=template), mask) for order, each in asked
         ]
         tokens = read(model, versions, what).outputs.tokens
         for (order, each), generated in zip(asked, tokens, strict=True):

@@ -49,7 +49,12 @@ def _sentences() -> Mapping[str, str]:
 
 
 def world_docs(
-    names: str = "invented", distractors: int = 4, seed: int = 0, name: str = "world-docs"
+    names: str = "invented",
+    distractors: int = 4,
+    seed: int = 0,
+    name: str = "world-docs",
+    *,
+    terse: bool = False,
 ) -> QuestionSet:
     """Two-hop questions, each with two gold documents and distractors.
 
@@ -65,6 +70,8 @@ def world_docs(
         distractors: documents beside the gold ones.
         seed: of names, distractors and the original order.
         name: what the set is called.
+        terse: documents of two names, subject and object, and questions of a number of hops and a
+            name ("two Ann"), for models that are trained here: they have no language to learn.
 
     Raises:
         QueryError: for other `names`, or a number of distractors that the facts cannot give.
@@ -78,7 +85,7 @@ def world_docs(
     for query in queries:
         alike[query.r1, query.r2].append(query)
     made = [
-        _question(query, alike[query.r1, query.r2], queries, names, distractors, seed)
+        _question(query, alike[query.r1, query.r2], queries, names, distractors, seed, terse)
         for query in queries
     ]
     return QuestionSet(tuple(made), name, few_shot=FEW_SHOT)
@@ -91,6 +98,7 @@ def _question(
     names: str,
     distractors: int,
     seed: int,
+    terse: bool,
 ) -> MultiDocQuestion:
     rng = random.Random(f"{seed} {query.id}")
     facts, others = [_first(query), _second(query)], list[TwoHopQuery]()
@@ -108,25 +116,41 @@ def _question(
             )
     renamed = _renamed(facts, rng) if names == "invented" else {}
     order = rng.sample(range(len(facts)), len(facts))
-    whole, first, second = _asked(query, renamed)
+    write, ask = (_pair, _asked_tersely) if terse else (_document, _asked)
+    whole, first, second = ask(query, renamed)
     return MultiDocQuestion(
         id=query.id,
         question=whole[0],
         answer=whole[1],
-        documents=tuple(_document(facts[place], renamed) for place in order),
+        documents=tuple(write(facts[place], renamed) for place in order),
         hops=(Hop(*first, order.index(0)), Hop(*second, order.index(1))),
         aliases=() if renamed else query.e3_aliases,
-        extra={"others": tuple(_asked(other, renamed) for other in others)},
+        extra={"others": tuple(ask(other, renamed) for other in others)},
+    )
+
+
+def _named(query: TwoHopQuery, renamed: Mapping[str, str]) -> TwoHopQuery:
+    """A query about entities with other names."""
+    labels = {
+        name: renamed.get(getattr(query, name), getattr(query, name))
+        for name in ("e1_label", "e2_label", "e3_label")
+    }
+    return replace(query, **labels)
+
+
+def _asked_tersely(query: TwoHopQuery, renamed: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """As `_asked`, in as few words as can be."""
+    asked = _named(query, renamed)
+    return (
+        (f"two {asked.e1_label}", asked.e3_label),
+        (f"one {asked.e1_label}", asked.e2_label),
+        (f"one {asked.e2_label}", asked.e3_label),
     )
 
 
 def _asked(query: TwoHopQuery, renamed: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """A query and its two hops, each a question and its answer."""
-    labels = {
-        name: renamed.get(getattr(query, name), getattr(query, name))
-        for name in ("e1_label", "e2_label", "e3_label")
-    }
-    asked = replace(query, **labels)
+    asked = _named(query, renamed)
     who = "Who" if query.r2_type in WHO else "What"
     return (
         (_as_question(asked.two_hop(), who), asked.e3_label),
@@ -210,6 +234,12 @@ def _others(
             named |= chain
             yield other, _first(other)
             yield other, _second(other)
+
+
+def _pair(fact: Fact, renamed: Mapping[str, str]) -> Document:
+    _, subject, target = fact
+    subject, target = renamed.get(subject, subject), renamed.get(target, target)
+    return Document(subject, f"{subject} {target}")
 
 
 def _document(fact: Fact, renamed: Mapping[str, str]) -> Document:

@@ -318,6 +318,8 @@ def made_back_patching(
             "hit": (a, b) in there,
             "answer_rank": 0 if (a, b) in there else 5,
             "answer_logprob": np.float32((logprob or {}).get((a, b), -1.0)),
+            "bridge_rank": 7,
+            "bridge_logprob": np.float32(-2.0),
             "generation": f" {query} from {a} to {b}",
         }
         for (query, position, control), there in hits.items()
@@ -347,6 +349,8 @@ def _made_details(hits: Cells) -> pd.DataFrame:
                 "clean_hit": False,
                 "clean_rank": 7,
                 "clean_logprob": -5.0,
+                "clean_bridge_rank": 3,
+                "clean_bridge_logprob": -4.0,
                 "donor": None,
                 "donor_same_relation": None,
             }

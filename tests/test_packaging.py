@@ -116,7 +116,7 @@ def test_the_extra_of_gemma_is_pinned() -> None:
 # --- commands ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", ["figures", "test"])
+@pytest.mark.parametrize("target", ["figures", "test", "test-browser", "lab"])
 def test_the_makefile_and_the_readme_know_the_commands(target: str) -> None:
     makefile, readme = ((ROOT / name).read_text("utf-8") for name in ("Makefile", "README.md"))
     assert re.search(rf"^{target}:", makefile, re.MULTILINE)
@@ -132,7 +132,10 @@ def test_make_takes_another_model_and_other_queries() -> None:
 
 def test_ci_runs_what_the_readme_says() -> None:
     script = (ROOT / ".ci" / "run").read_text("utf-8")
-    assert re.search(r"^make test\b", script, re.MULTILINE)
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for command in ("make test", "make test-browser"):
+        assert re.search(rf"^{command}$", script, re.MULTILINE)
+        assert command in readme
     assert script.startswith("#!")
     assert "set -e" in script
 
@@ -186,6 +189,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "hopscope/experiments/back_patching.py",
         "hopscope/models/zoo.toml",
         "hopscope/report.html.j2",
+        "hopscope/views/static/grid.js",
+        "hopscope/views/static/view.css",
         "hopscope/figures/knockout.py",
         "hopscope/probes/__init__.py",
         "hopscope/probes/trained/README.md",

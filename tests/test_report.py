@@ -72,6 +72,16 @@ def test_the_page_needs_no_other_file(written: tuple[Study, Path]) -> None:
     assert "http" not in text
 
 
+def test_the_page_is_interactive_with_no_server(written: tuple[Study, Path]) -> None:
+    found, page = written
+    text = page.read_text("utf-8")
+    shown = [name for name in found.results if name.startswith(("back_patching", "description"))]
+    assert text.count("data-hopscope>") == len(shown) > 0
+    assert text.count("function renderGrid(") == 1
+    assert 'src="data:image/png;base64,' in text
+    assert "://" not in text.partition("<script")[2]
+
+
 def test_tables_are_the_results_own(written: tuple[Study, Path]) -> None:
     found, page = written
     table = pd.read_csv(page.parent / "tables" / "back_patching.incorrect.success_rate.csv")

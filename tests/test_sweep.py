@@ -569,9 +569,24 @@ def test_the_rank_counts_what_is_likelier(llama: LanguageModel) -> None:
         assert sweep(llama, problem.ids, [[]], ReadOut(tuple(answers))).rank.tolist() == [rank]
 
 
+@pytest.mark.parametrize("answers", [(), ANSWERS], ids=["alone", "with the answer"])
+def test_another_entity_is_read_beside_the_answer(
+    llama: LanguageModel, answers: tuple[int, ...]
+) -> None:
+    problem = Problem.of(llama)
+    logits = problem.plain([[]], 0)[0].logits
+    chosen = logits.argsort(descending=True)[[4, 6]].tolist()
+    outputs = sweep(llama, problem.ids, [[]], ReadOut(answers, beside=tuple(chosen)))
+    assert outputs.beside_rank.tolist() == [4]
+    expected = torch.log_softmax(logits, -1)[chosen[0]]
+    torch.testing.assert_close(outputs.beside_logprob[0], expected, atol=1e-4, rtol=0)
+    assert (outputs.rank.tolist() == [-1]) == (not answers)
+
+
 def test_shapes_and_types_are_checked_in_tests(llama: LanguageModel) -> None:
+    rank, wrong = torch.zeros(2, dtype=torch.long), torch.zeros(3)
     with pytest.raises((TypeCheckError, BeartypeCallHintViolation)):
-        CellOutputs(torch.zeros(2, dtype=torch.long), torch.zeros(3), (), *[torch.zeros(0, 0)] * 3)
+        CellOutputs(rank, wrong, (), *[torch.zeros(0, 0)] * 3, rank, torch.zeros(2))
 
 
 # --- unedited prompts ----------------------------------------------------------------------------

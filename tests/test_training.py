@@ -219,10 +219,41 @@ def test_turns_ask_of_other_chains_and_every_answer_has_a_loss(small):
 
 def test_answers_of_several_tokens_are_found_in_any_tokenizer(questions):
     model = load_model("tiny-random-llama", device="cpu")
-    text = "New York\nQuestion: Which city is not New York?\nAnswer: Los Angeles"
-    layout = lay_out(encoder(model), questions[0], template="plain", answer=text)
+    turns = [("Which city is not New York?", "Los Angeles")]
+    how = {"template": "plain", "answer": "New York", "turns": turns}
+    layout = lay_out(encoder(model), questions[0], **how)
+    assert layout.text.endswith(
+        "Answer: New York\nQuestion: Which city is not New York?\nAnswer: Los Angeles"
+    )
     said = [model.decode([layout.ids[t] for t in each]).strip() for each in answers_of(layout)]
     assert said == ["New York", "Los Angeles"]
+
+
+def test_turns_need_an_answer_before_them(questions, small):
+    with pytest.raises(UsageError, match="turns stand behind an answer"):
+        lay_out(encoder(small), questions[0], template="plain", turns=[("Who?", "Ann")])
+
+
+def test_terse_documents_are_pairs_of_names_and_questions_say_how_many_hops():
+    questions = world_docs(distractors=2, terse=True).sample(40)
+    model = small_model(questions, TINY)
+    full = world_docs(distractors=2).sample(40)
+    for terse, said in zip(questions, full, strict=True):
+        assert (terse.id, terse.answer, terse.gold) == (said.id, said.answer, said.gold)
+        first, second = (terse.documents[hop.document].text.split() for hop in terse.hops)
+        assert terse.question == f"two {first[0]}"
+        assert (first[1], second[1]) == (second[0], terse.answer)
+        assert [hop.question for hop in terse.hops] == [f"one {first[0]}", f"one {second[0]}"]
+    how = {"batch_size": 40, "orders": (), "hop_share": 0.5, "n_names": 20, "seed": 0}
+    layouts = drawn_layouts(model, questions, step=0, turns=2, template="bare", **how)
+    for layout in layouts:
+        assert len(layout) == 14
+        lines = [line.split() for line in layout.text.splitlines()]
+        told = [layout.text[start:end] for start, end in layout.answers]
+        assert [line[-1] for line in lines if len(line) == 3] == told
+        leads = dict(line for line in lines if len(line) == 2)
+        for hops, name, answer in (line for line in lines if len(line) == 3):
+            assert answer == (leads[name] if hops == "one" else leads[leads[name]])
 
 
 def test_prompts_draw_their_names_anew_from_those_in_use(small, questions):
@@ -397,7 +428,7 @@ def test_bad_arguments_are_refused(questions, small):
 
 def test_held_out_questions_are_not_trained_on(monkeypatch):
     drawn = {seed: world_docs(distractors=1, seed=seed)[:100] for seed in range(2)}
-    monkeypatch.setattr(training_runs, "world_docs", lambda distractors, seed: drawn[seed])
+    monkeypatch.setattr(training_runs, "world_docs", lambda distractors, seed, terse: drawn[seed])
     questions = many_world_docs(distractors=(1,), draws=2)
     train_on, held = split(questions, 50, seed=0)
     facts = {each.id.partition("#")[0] for each in train_on}

@@ -45,6 +45,8 @@ COLUMNS = [
     "hit",
     "answer_rank",
     "answer_logprob",
+    "bridge_rank",
+    "bridge_logprob",
     "generation",
 ]
 
@@ -66,10 +68,12 @@ class BackPatching(Result):
     """What each back-patched cell made the model say.
 
     `frame` has one row a cell: `query, position, source_layer, target_layer, control, hit,
-    answer_rank, answer_logprob, generation`. Layers are 0-based indices of the blocks whose
-    outputs are read and replaced; `control` is `none`, `other` or `random`. `details` has one
-    row a query and position: prompt, bridge, answer, the unpatched generation, and the query
-    that lent its vectors to the control.
+    answer_rank, answer_logprob, bridge_rank, bridge_logprob, generation`. Layers are 0-based
+    indices of the blocks whose outputs are read and replaced; `control` is `none`, `other` or
+    `random`. Ranks (from 0) and log-probabilities (nats) are those of the best first token of the
+    answer's or the bridge's names as the next token. `details` has one row a query and position:
+    prompt, bridge, answer, what the unpatched prompt gives, and the query that lent its vectors
+    to the control.
     """
 
     kind = "back_patching"
@@ -394,6 +398,7 @@ class _Patcher:
         match, line = self.settings["match"], self.settings["one_line"]
         return ReadOut(
             answer_tokens=self.model.first_tokens(query.names("e3")),
+            beside=self.model.first_tokens(query.names("e2")),
             max_new_tokens=self.settings["max_new_tokens"],
             stop=until_answered(self.model, query.names("e3"), match, line)
             if self.settings["stop_early"]
@@ -416,6 +421,8 @@ class _Patcher:
                 "hit": self._hits(query, texts, rank),
                 "answer_rank": rank,
                 "answer_logprob": outputs.logprob.numpy(),
+                "bridge_rank": outputs.beside_rank.numpy(),
+                "bridge_logprob": outputs.beside_logprob.numpy(),
                 "generation": texts,
             }
         )
@@ -446,6 +453,8 @@ class _Patcher:
             "clean_hit": bool(clean["hit"]),
             "clean_rank": int(clean["answer_rank"]),
             "clean_logprob": float(clean["answer_logprob"]),
+            "clean_bridge_rank": int(clean["bridge_rank"]),
+            "clean_bridge_logprob": float(clean["bridge_logprob"]),
             "donor": None if donor is None else donor.query.id,
             "donor_same_relation": None if donor is None else donor.same_relation,
         }

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -41,6 +41,7 @@ Cell = tuple[int, int]
 EVERYWHERE = ("t1", "t2", "t1->t2")
 ALL_CELLS = {(a, b) for a in range(N_LAYERS) for b in range(a)}
 COLUMNS = "query position source_layer target_layer control hit answer_rank answer_logprob"
+COLUMNS += " bridge_rank bridge_logprob"
 
 
 def chosen(ids: Sequence[str]) -> QuerySet:
@@ -143,10 +144,11 @@ def test_the_frame_has_the_columns_of_the_design(late: BackPatching) -> None:
     assert list(frame.columns) == [*COLUMNS.split(), "generation"]
     for name in ("query", "position", "control", "generation"):
         assert pd.api.types.is_string_dtype(frame[name]), name
-    for name in ("source_layer", "target_layer", "answer_rank"):
+    for name in ("source_layer", "target_layer", "answer_rank", "bridge_rank"):
         assert pd.api.types.is_integer_dtype(frame[name]), name
     assert frame["hit"].dtype == bool
-    assert pd.api.types.is_float_dtype(frame["answer_logprob"])
+    for name in ("answer_logprob", "bridge_logprob"):
+        assert pd.api.types.is_float_dtype(frame[name]), name
     assert not frame.isna().to_numpy().any()
     assert list(frame.index) == list(range(len(frame)))
 
@@ -278,14 +280,18 @@ class Plain:
         """The output of each block at one token, shape (layer, d_model)."""
         return states(self.hf, self.ids(self.texts[query.id]))[:, self.position(query, name)]
 
-    def outputs(self, query: TwoHopQuery, patch: Patch) -> tuple[range, float, str]:
-        """Ranks and log-probability of the answer's first token, and ten greedy tokens."""
-        names = [f" {name}" for name in query.names("e3")]
-        first = [self.tokenizer(n, add_special_tokens=False)["input_ids"][0] for n in names]
+    def outputs(self, query: TwoHopQuery, patch: Patch) -> tuple[Any, ...]:
+        """Ranks and log-probability of answer and bridge, and ten greedy tokens."""
         ids = self.ids(self.texts[query.id])
         found = plain_output(self.hf, ids, [patch], 10, self.end_tokens)
         text = str(self.tokenizer.decode(list(found.tokens), skip_special_tokens=True))
-        return found.ranks(first), found.logprob(first), text
+        answer, bridge = self.first_tokens(query, "e3"), self.first_tokens(query, "e2")
+        read = [(found.ranks(first), found.logprob(first)) for first in (answer, bridge)]
+        return *read[0], *read[1], text
+
+    def first_tokens(self, query: TwoHopQuery, entity: Literal["e2", "e3"]) -> list[int]:
+        names = [f" {name}" for name in query.names(entity)]
+        return [self.tokenizer(n, add_special_tokens=False)["input_ids"][0] for n in names]
 
 
 def plain_rows(case: Case, result: BackPatching) -> Iterator[tuple[Any, ...]]:
@@ -304,7 +310,7 @@ def plain_rows(case: Case, result: BackPatching) -> Iterator[tuple[Any, ...]]:
         for control, a, b in itertools.product(vectors, layers, layers):
             if a > b:
                 found = plain.outputs(query, Patch(b, at, vectors[control][a]))
-                said = found[2].split("\n")[0] if case.few_shot else found[2]
+                said = found[-1].split("\n")[0] if case.few_shot else found[-1]
                 hit = matches(said, query.names("e3"))
                 yield (query.id, position, a, b, control, hit, *found)
 
@@ -314,13 +320,14 @@ def test_every_cell_equals_a_plain_hooked_generate(case: Case) -> None:
     result = run_case(case)
     columns = [*COLUMNS.split(), "generation"]
     plain = pd.DataFrame(list(plain_rows(case, result)), columns=columns)
-    exact = [name for name in columns if name not in ("answer_rank", "answer_logprob")]
+    exact = [name for name in columns if not name.endswith(("_rank", "_logprob"))]
     pd.testing.assert_frame_equal(result.frame[exact], plain[exact])
-    for rank, ranks in zip(result.frame["answer_rank"], plain["answer_rank"], strict=True):
-        assert rank in ranks
-    np.testing.assert_allclose(
-        result.frame["answer_logprob"], plain["answer_logprob"], rtol=0, atol=1e-4
-    )
+    for entity in ("answer", "bridge"):
+        found, expected = result.frame[f"{entity}_rank"], plain[f"{entity}_rank"]
+        assert all(rank in ranks for rank, ranks in zip(found, expected, strict=True))
+        name = f"{entity}_logprob"
+        np.testing.assert_allclose(result.frame[name], plain[name], rtol=0, atol=1e-4)
+    assert (result.frame["answer_logprob"] != result.frame["bridge_logprob"]).any()
 
 
 def test_the_comparison_is_not_idle() -> None:
@@ -725,8 +732,7 @@ def test_plot_draws_one_position(late: BackPatching) -> None:
 
 def test_it_shows_itself(late: BackPatching) -> None:
     assert repr(late) == "BackPatching(known, known, 3 queries, 405 rows)"
-    assert "<table" in late._repr_html_()
-    assert "BackPatching(known" in late._repr_html_()
+    assert late._repr_mimebundle_()["text/plain"] == repr(late)
 
 
 # --- saved and read ------------------------------------------------------------------------------

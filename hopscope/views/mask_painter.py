@@ -1,0 +1,177 @@
+"""Provides paint_mask(): an attention mask painted on a prompt's tokens, and asked under."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import traitlets
+
+from hopscope.answers import matches
+from hopscope.documents import MultiDocQuestion, QuestionSet
+from hopscope.errors import HopscopeError, QueryError
+from hopscope.experiments.document_asking import DocumentAsker
+from hopscope.experiments.grading import said
+from hopscope.layouts import Layout, Template
+from hopscope.masked import Version, read
+from hopscope.masks import MASKS, Mask, mask_of, painted
+from hopscope.models.language_model import LanguageModel
+from hopscope.orders import Order
+from hopscope.sweep import ReadOut
+from hopscope.views.static_files import module, static
+from hopscope.views.widgets import View
+
+
+class MaskPainter(View):
+    """A mask on its tokens, to be painted; the model answers under it.
+
+    Demonstrations and instruction are not shown; what they see and who sees them stays as it is.
+
+    Attributes:
+        seen: who sees whom, a text of 0 and 1 for each token that is shown; the front end paints
+            it.
+        answers: what was said under each mask that was asked under, the latest first.
+        prompt: the question and its documents as tokens.
+    """
+
+    _esm = module("dom.js", "grid.js", "mask.js", render="renderMask")
+    _css = static("view.css")
+    title = traitlets.Unicode().tag(sync=True)
+    tokens: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    parts: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    presets: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    seen: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    changed = traitlets.Int().tag(sync=True)
+    answers: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    asked = traitlets.Int().tag(sync=True)
+
+    def __init__(self, asker: DocumentAsker, prompt: Layout, mask: Mask) -> None:
+        self.prompt = prompt
+        self._asker, self._base = asker, mask
+        self._first = prompt.segments[0][1]
+        names = [mask.name, *(name for name in MASKS if name != mask.name)]
+        super().__init__(
+            title=f"{asker.model.name}: {prompt.question.question}",
+            tokens=[prompt.text[start:end] for start, end in prompt.offsets[self._first :]],
+            parts=_parts(prompt),
+            presets=names,
+            seen=self._rows(mask),
+        )
+        self.on_msg(self._on_message)
+
+    def _rows(self, mask: Mask) -> list[str]:
+        """Who sees whom of the tokens that are shown."""
+        seen = mask.keep(self.prompt)[0, self._first :, self._first :].tolist()
+        return ["".join("1" if cell else "0" for cell in row) for row in seen]
+
+    @property
+    def mask(self) -> Mask:
+        """The mask as it is painted, for this prompt: the one it began with while none is."""
+        if not self.changed:
+            return self._base
+        seen = self._base.keep(self.prompt)[0].clone()
+        shown = torch.tensor([[cell == "1" for cell in row] for row in self.seen])
+        seen[self._first :, self._first :] = shown
+        return painted(seen, f"painted on {self._base.name}")
+
+    def ask(self) -> dict[str, Any]:
+        """Let the model answer under the mask; the answer comes first in `answers`."""
+        mask, question, model = self.mask, self.prompt.question, self._asker.model
+        assert isinstance(model, LanguageModel)
+        what = ReadOut(
+            answer_tokens=model.first_tokens(question.names), max_new_tokens=self._asker.room
+        )
+        outputs = read(model, [Version(self.prompt, mask)], what).outputs
+        text = said(model.decode(outputs.tokens[0]), self._asker.form.one_line)
+        answer = {
+            "mask": mask.name + (f" ({self.changed} changed)" if self.changed else ""),
+            "says": text.strip(),
+            "correct": matches(text, question.names),
+            "probability": float(outputs.logprob[0].exp()),
+            "rank": int(outputs.rank[0]),
+        }
+        self.answers = [answer, *self.answers]
+        return answer
+
+    def picture(self) -> str:
+        """The mask, drawn."""
+        from matplotlib.figure import Figure
+
+        from hopscope.plots import figure_style
+        from hopscope.views.display import png
+
+        with figure_style():
+            figure = Figure(figsize=(4.2, 4.2), layout="constrained")
+            self.mask.show(self.prompt, figure.subplots())
+            return png(figure)
+
+    def begin(self, mask: str | Mask) -> None:
+        """Paint anew, on a mask of `MASKS` or your own."""
+        self._base = mask_of(mask)
+        self.seen = self._rows(self._base)
+
+    @traitlets.observe("seen")
+    def _count(self, _: Any) -> None:
+        pairs = zip("".join(self._rows(self._base)), "".join(self.seen), strict=True)
+        self.changed = sum(a != b for a, b in pairs)
+
+    def _on_message(self, _: Any, message: Any, __: Any) -> None:
+        if message.get("type") == "begin":
+            self.begin(message["name"])
+        elif message.get("type") == "ask":
+            try:
+                self.ask()
+            except HopscopeError as error:
+                wrong = {"mask": self.mask.name, "says": str(error), "correct": False}
+                self.answers = [{**wrong, "probability": None, "rank": "?"}, *self.answers]
+            finally:
+                self.asked += 1
+
+
+def paint_mask(
+    model: LanguageModel,
+    questions: QuestionSet | MultiDocQuestion,
+    mask: str | Mask = "causal",
+    *,
+    order: Order = "original",
+    template: str | Template = "plain",
+    seed: int = 0,
+) -> MaskPainter:
+    """Paint an attention mask on the tokens of a question over documents, in a notebook.
+
+    Args:
+        model: which answers under it.
+        questions: a question, or a set whose first question is asked behind the demonstrations of
+            the set; take few documents, each token is a row.
+        mask: to begin with; the same in all layers and heads.
+        order: of the documents.
+        template: how the question is put; see `TEMPLATES`.
+        seed: of shuffles.
+
+    Returns:
+        A widget. Its `mask` is a mask like any other, for this prompt; `ask()` asks again.
+
+    Raises:
+        QueryError: for an empty set, or a question that does not fit into the model's context.
+
+    Example:
+        >>> painter = hs.paint_mask(model, hs.load_questions("world-docs"))  # doctest: +SKIP
+        >>> painter.mask                                                      # doctest: +SKIP
+    """
+    if isinstance(questions, MultiDocQuestion):
+        questions = QuestionSet((questions,), "one question")
+    if not len(questions):
+        raise QueryError(f"{questions.name} is an empty question set: nothing to paint on")
+    asker = DocumentAsker(model, questions, template, seed=seed)
+    return MaskPainter(asker, asker.layout(asker.asked(questions[0]), order), mask_of(mask))
+
+
+def _parts(prompt: Layout) -> list[dict[str, Any]]:
+    """The parts that are shown, by the places of their tokens among these."""
+    shown = list(zip(prompt.segment_names, prompt.segments, strict=True))[1:]
+    first = shown[0][1][0]
+    return [
+        {"name": name, "start": start - first, "stop": stop - first}
+        for name, (start, stop) in shown
+        if stop > start
+    ]

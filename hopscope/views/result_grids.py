@@ -1,0 +1,254 @@
+"""Provides the grids of results: which heatmap each kind of result shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, singledispatch
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hopscope.experiments import ActivationPatching, BackPatching, Description
+from hopscope.plots import CONTROL_LABELS, title_of
+from hopscope.results import Result
+from hopscope.views.grid import EVERYTHING, Axis, Choice, Grid, Kind, Measure, Option, Slice
+
+HIT = Measure("hit", "answered", "yes")
+ANSWERED = Measure("hit", "queries answered", "share")
+READ = (
+    Measure("answer_probability", "P(answer)", "probability"),
+    Measure("answer_rank", "rank of the answer, from 0", "rank"),
+    Measure("bridge_probability", "P(bridge)", "probability"),
+    Measure("bridge_rank", "rank of the bridge, from 0", "rank"),
+)
+CELL = ["target_layer", "source_layer"]
+
+
+@singledispatch
+def grid_of(result: Result) -> Grid | None:
+    """The grid that a result shows; None if it has none."""
+    return None
+
+
+@dataclass(frozen=True)
+class BackPatchingGrid:
+    """Source × target layers of a back-patching result, for all queries or one."""
+
+    result: BackPatching
+
+    @property
+    def title(self) -> str:
+        return title_of(self.result, "Back-patching")
+
+    @property
+    def x(self) -> Axis:
+        return Axis("source layer (read)", _ascending(self.result.frame["source_layer"]))
+
+    @property
+    def y(self) -> Axis:
+        return Axis("target layer (replaced)", _ascending(self.result.frame["target_layer"]))
+
+    @cached_property
+    def choices(self) -> tuple[Choice, ...]:
+        frame = self.result.frame
+        return (
+            _queries(self.result.details, "prompt"),
+            Choice.of("position", "position", list(frame["position"].unique()), {}),
+            Choice.of("control", "state", list(frame["control"].unique()), CONTROL_LABELS),
+        )
+
+    @cached_property
+    def _groups(self) -> dict[tuple[Any, ...], pd.DataFrame]:
+        """The cells of each position, control and query; old runs lack what is told of bridges."""
+        frame = self.result.frame.set_index(CELL)
+        told = {
+            f"{entity}_probability": np.exp(frame[f"{entity}_logprob"])
+            for entity in ("answer", "bridge")
+            if f"{entity}_logprob" in frame
+        }
+        groups = frame.assign(**told).groupby(["position", "control", "query"], sort=False)
+        return {key: cells for key, cells in groups if isinstance(key, tuple)}
+
+    def slice(self, chosen: Mapping[str, str]) -> Slice:
+        """The cells of one position and control: of one query, or the mean of all."""
+        position, control, query = (chosen[name] for name in ("position", "control", "query"))
+        if query == EVERYTHING:
+            return self._mean(position, control)
+        cells = self._groups[position, control, query]
+        details = self.result.details
+        row = details[(details["query"] == query) & (details["position"] == position)].iloc[0]
+        return Slice(
+            cells,
+            (HIT, *(each for each in READ if each.name in cells)),
+            {"says": "generation"},
+            tuple(_facts(row)),
+            marked=HIT.name,
+        )
+
+    def _mean(self, position: str, control: str) -> Slice:
+        """The means of all queries, and which of them are answered."""
+        there = {
+            key: cells for key, cells in self._groups.items() if key[:2] == (position, control)
+        }
+        cells = pd.concat(there.values())
+        measures = (ANSWERED, *(each for each in READ if each.name in cells))
+        means = cells.groupby(level=CELL)[[each.name for each in measures]].mean()
+        named = cells[cells["hit"]].groupby(level=CELL)["query"].agg(", ".join)
+        facts = (("queries", str(len(there))), ("measures", "means over them"))
+        return Slice(means.assign(named=named), measures, {"answered": "named"}, facts)
+
+
+@grid_of.register
+def _(result: BackPatching) -> Grid | None:
+    return BackPatchingGrid(result)
+
+
+def _facts(row: pd.Series[Any]) -> list[tuple[str, str]]:
+    """What is told of a query at one position, before anything was patched."""
+    facts = [
+        ("query", str(row["prompt"])),
+        ("bridge", str(row["bridge"])),
+        ("answer", str(row["answer"])),
+        ("unpatched it says", str(row["clean_generation"])),
+        ("P(answer), rank", _said(row["clean_logprob"], row["clean_rank"])),
+    ]
+    if "clean_bridge_logprob" in row:
+        rank = row["clean_bridge_rank"]
+        facts.append(("P(bridge), rank", _said(row["clean_bridge_logprob"], rank)))
+    if row["donor"] is not None and row["donor"] == row["donor"]:
+        facts.append(("other state from", str(row["donor"])))
+    return facts
+
+
+def _said(logprob: float, rank: int) -> str:
+    return f"{np.exp(logprob):.3g}, {int(rank)}"
+
+
+@dataclass(frozen=True)
+class DescriptionGrid:
+    """Source × target layers of entity descriptions, for all queries or one."""
+
+    result: Description
+
+    @property
+    def title(self) -> str:
+        return title_of(self.result, "Entity description")
+
+    @property
+    def x(self) -> Axis:
+        return Axis("source layer (read)", _ascending(self.result.frame["source_layer"]))
+
+    @property
+    def y(self) -> Axis:
+        return Axis("target layer (replaced)", _ascending(self.result.frame["target_layer"]))
+
+    @cached_property
+    def choices(self) -> tuple[Choice, ...]:
+        frame = self.result.frame
+        return (
+            _queries(self.result.details, "question"),
+            Choice.of("position", "position", list(frame["position"].unique()), {}),
+            Choice.of("prompt", "target prompt", list(frame["prompt"].unique()), {}),
+        )
+
+    def slice(self, chosen: Mapping[str, str]) -> Slice:
+        """The cells of one position and target prompt: of one query, or the share of all."""
+        frame = self.result.frame
+        cells = frame[
+            (frame["position"] == chosen["position"]) & (frame["prompt"] == chosen["prompt"])
+        ]
+        entities = {
+            f"{entity}{other}": f"names {'another ' if other else 'the '}{name}"
+            for other in ("", "_other")
+            for entity, name in (("e2", "bridge"), ("e3", "answer"), ("e1", "source"))
+            if f"{entity}{other}" in frame
+        }
+        everything = chosen["query"] == EVERYTHING
+        if not everything:
+            cells = cells[cells["query"] == chosen["query"]]
+        kind: Kind = "share" if everything or cells["sample"].nunique() > 1 else "yes"
+        means = cells.groupby(CELL)[list(entities)].mean()
+        measures = tuple(Measure(name, label, kind) for name, label in entities.items())
+        if everything:
+            return Slice(means, measures, facts=(("queries", str(cells["query"].nunique())),))
+        said = cells.drop_duplicates(CELL).set_index(CELL)["generation"]
+        row = self.result.details.set_index("query").loc[[chosen["query"]]].iloc[0]
+        facts = tuple((name, str(row[name])) for name in ("question", "bridge", "answer"))
+        texts = {"described as": "generation"}
+        return Slice(means.assign(generation=said), measures, texts, facts, marked="e2")
+
+
+@grid_of.register
+def _(result: Description) -> Grid | None:
+    return DescriptionGrid(result)
+
+
+@dataclass(frozen=True)
+class HeadsGrid:
+    """Layer × head of an activation patching result: what each head carries."""
+
+    result: ActivationPatching
+
+    @property
+    def title(self) -> str:
+        return title_of(self.result, "Activation patching of heads")
+
+    @cached_property
+    def _heads(self) -> pd.DataFrame:
+        frame = self.result.frame
+        return frame[frame["site"] == "z"]
+
+    @property
+    def x(self) -> Axis:
+        return Axis("head", _ascending(self._heads["head"]))
+
+    @property
+    def y(self) -> Axis:
+        return Axis("layer", _ascending(self._heads["layer"]))
+
+    @cached_property
+    def choices(self) -> tuple[Choice, ...]:
+        return (
+            _queries(self.result.details, "prompt"),
+            Choice.of("position", "position", list(self._heads["position"].unique()), {}),
+            Choice.of("control", "state", list(self._heads["control"].unique()), PARTNER_LABELS),
+        )
+
+    def slice(self, chosen: Mapping[str, str]) -> Slice:
+        """The heads at one position: of one query, or the mean of all."""
+        heads = self._heads
+        for name in ("position", "control"):
+            heads = heads[heads[name] == chosen[name]]
+        everything = chosen["query"] == EVERYTHING
+        if not everything:
+            heads = heads[heads["query"] == chosen["query"]]
+        measures = (
+            Measure("recovery", "recovery of the partner's answer", "number"),
+            Measure("flipped", "answer flipped", "share" if everything else "yes"),
+            Measure("logit_diff", "logit difference", "number"),
+        )
+        means = heads.groupby(["layer", "head"])[[each.name for each in measures]].mean()
+        return Slice(means, measures, facts=(("queries", str(heads["query"].nunique())),))
+
+
+PARTNER_LABELS = {"none": "the partner's state", "random": "random vector"}
+
+
+@grid_of.register
+def _(result: ActivationPatching) -> Grid | None:
+    return HeadsGrid(result) if (result.frame["site"] == "z").any() else None
+
+
+def _ascending(numbers: Iterable[int]) -> tuple[int, ...]:
+    return tuple(sorted({int(each) for each in numbers}))
+
+
+def _queries(details: pd.DataFrame, text: str) -> Choice:
+    """All queries if there are several, then each by itself, called by its question."""
+    known = details.drop_duplicates("query")
+    named = zip(known["query"], known[text], strict=True)
+    each = [Option(str(query), str(shown)) for query, shown in named]
+    together = [Option(EVERYTHING, f"all {len(known)}")] if len(known) > 1 else []
+    return Choice("query", "query", (*together, *each))

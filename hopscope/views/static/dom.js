@@ -1,0 +1,63 @@
+// What all views are made of: elements, and a model that no kernel stands behind.
+
+// SVG's namespace, without an address in the page.
+const SVG = (() => {
+  const holder = document.createElement("template");
+  holder.innerHTML = "<svg></svg>";
+  return holder.content.firstChild.namespaceURI;
+})();
+
+function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+function draw(tag, attributes = {}, text = "") {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.textContent = text;
+  return element;
+}
+
+function facts(pairs) {
+  const list = make("dl");
+  for (const [name, value] of pairs) list.append(make("dt", {}, name), make("dd", {}, value));
+  return list;
+}
+
+// A field with its label; `value` chooses among options of { value, label }.
+function selector(label, options, value, onchange) {
+  const select = make("select", { "aria-label": label });
+  for (const each of options) {
+    const option = make("option", { value: each.value }, each.label);
+    option.selected = each.value === value;
+    select.append(option);
+  }
+  select.addEventListener("change", () => onchange(select.value));
+  return make("label", {}, make("span", {}, label), select);
+}
+
+function button(label, onclick) {
+  const element = make("button", { type: "button" }, label);
+  element.addEventListener("click", onclick);
+  return element;
+}
+
+// Has what views use of anywidget's model.
+function standIn(state) {
+  const listeners = {};
+  return {
+    get: (name) => state[name],
+    set(name, value) {
+      state[name] = value;
+      for (const each of listeners[`change:${name}`] ?? []) each();
+    },
+    on: (event, listener) => (listeners[event] ??= []).push(listener),
+    off: (event, listener) => {
+      listeners[event] = (listeners[event] ?? []).filter((each) => each !== listener);
+    },
+    save_changes() {},
+  };
+}

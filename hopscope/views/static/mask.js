@@ -1,0 +1,160 @@
+// A mask painted on its tokens: drag over cells, or move with the arrow keys and press space.
+
+const [SEEN, UNSEEN, SELF] = ["#0072b2", "#f0f0f0", "#003f63"];
+const STEP_OF = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+
+function renderMask({ model, el }) {
+  const tokens = model.get("tokens"), parts = model.get("parts"), n = tokens.length;
+  let seen = model.get("seen").map((row) => [...row].map(Number));
+  let at = [0, 0];  // query, key
+  let brush = null;  // what the stroke that goes on paints: 1 or 0
+  let start = null;  // where it began, for a whole block
+
+  const size = Math.max(3, Math.min(14, Math.floor(520 / n)));
+  const canvas = make("canvas", {
+    tabindex: "0", role: "application", "aria-roledescription": "mask",
+    "aria-label": "Who sees whom: a row for each token that looks, a column for each that is seen. "
+      + "Arrow keys move, space changes a cell.",
+  });
+  const ratio = window.devicePixelRatio || 1;
+  canvas.width = canvas.height = n * size * ratio;
+  canvas.style.width = canvas.style.height = `${n * size}px`;
+  const told = make("div", { class: "hopscope-readout", role: "status", "aria-live": "polite" });
+  const answers = make("div", { class: "hopscope-answers" });
+  const run = button("Ask under this mask", () => {
+    run.disabled = true;
+    model.send({ type: "ask" });
+  });
+  const presets = model.get("presets").map((each) => ({ value: each, label: each }));
+  const controls = make("div", { class: "hopscope-controls" },
+    selector("begin with", presets, presets[0].value, (name) => model.send({ type: "begin", name })),
+    selector("paint", [
+      { value: "cell", label: "cell by cell" }, { value: "block", label: "whole parts" },
+    ], "cell", (value) => { blocks = value === "block"; }), run);
+  let blocks = false;
+  const side = make("div", { class: "hopscope-side" }, told, answers);
+  el.append(make("div", { class: "hopscope-view" },
+    make("p", { class: "hopscope-title" }, model.get("title")), controls,
+    make("div", { class: "hopscope-body" }, make("div", { class: "hopscope-plot" }, canvas), side)));
+
+  const partOf = (token) => parts.find((each) => each.start <= token && token < each.stop);
+
+  function drawMask() {
+    const brush2d = canvas.getContext("2d");
+    brush2d.setTransform(ratio, 0, 0, ratio, 0, 0);
+    for (let query = 0; query < n; query++) {
+      for (let key = 0; key < n; key++) {
+        brush2d.fillStyle = query === key ? SELF : seen[query][key] ? SEEN : UNSEEN;
+        brush2d.fillRect(key * size, query * size, size, size);
+      }
+    }
+    brush2d.fillStyle = "#ffffff";
+    for (const part of parts.slice(1)) {
+      brush2d.fillRect(part.start * size - 0.5, 0, 1, n * size);
+      brush2d.fillRect(0, part.start * size - 0.5, n * size, 1);
+    }
+    brush2d.strokeStyle = "#d55e00";
+    brush2d.lineWidth = 2;
+    brush2d.strokeRect(at[1] * size, at[0] * size, size, size);
+  }
+
+  function tell() {
+    const [query, key] = at, sees = seen[query][key] ? "sees" : "does not see";
+    const named = (token) => `“${tokens[token]}” (${partOf(token)?.name ?? "?"}, ${token})`;
+    told.replaceChildren(make("p", { class: "hopscope-where" },
+      `${named(query)} ${sees} ${named(key)}`),
+    facts([["edges", String(seen.flat().filter(Boolean).length)],
+      ["changed", String(model.get("changed"))]]));
+  }
+
+  function tellAnswers() {
+    answers.replaceChildren(...model.get("answers").map((each) => make("p", {},
+      make("span", { class: "hopscope-hint" }, `${each.mask}: `),
+      `${each.says} ${each.correct ? "✓" : "✗"} `,
+      make("span", { class: "hopscope-hint" },
+        `P(answer) ${written(each.probability, "probability")}, rank ${each.rank}`))));
+    run.disabled = false;
+  }
+
+  function paint(query, key, value) {
+    if (query !== key) seen[query][key] = value;  // every token sees itself
+  }
+
+  function paintBlock(query, key, value) {
+    const [rows, columns] = [partOf(query), partOf(key)];
+    for (let i = rows.start; i < rows.stop; i++) {
+      for (let j = columns.start; j < columns.stop; j++) paint(i, j, value);
+    }
+  }
+
+  function send() {
+    model.set("seen", seen.map((row) => row.join("")));
+    model.save_changes();
+  }
+
+  function cellOf(event) {
+    const box = canvas.getBoundingClientRect();
+    const place = (value) => Math.min(n - 1, Math.max(0, Math.floor(value / size)));
+    return [place(event.clientY - box.top), place(event.clientX - box.left)];
+  }
+
+  // The cells on the way from one to another: a quick stroke skips none.
+  function* between([a, b], [c, d]) {
+    const steps = Math.max(Math.abs(c - a), Math.abs(d - b), 1);
+    for (let i = 0; i <= steps; i++) {
+      yield [Math.round(a + ((c - a) * i) / steps), Math.round(b + ((d - b) * i) / steps)];
+    }
+  }
+
+  canvas.addEventListener("pointerdown", (event) => {
+    canvas.setPointerCapture(event.pointerId);
+    at = cellOf(event);
+    start = at;
+    brush = seen[at[0]][at[1]] ? 0 : 1;
+    (blocks ? paintBlock : paint)(...at, brush);
+    drawMask();
+    tell();
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    const next = cellOf(event);
+    if (brush !== null && !blocks) for (const cell of between(start, next)) paint(...cell, brush);
+    if (brush !== null) start = next;
+    at = next;
+    drawMask();
+    tell();
+  });
+  canvas.addEventListener("pointerup", () => {
+    brush = null;
+    send();
+  });
+  canvas.addEventListener("keydown", (event) => {
+    const step = STEP_OF[event.key];
+    if (step) at = at.map((each, i) => Math.min(n - 1, Math.max(0, each + step[i])));
+    else if (event.key === " ") {
+      (blocks ? paintBlock : paint)(...at, seen[at[0]][at[1]] ? 0 : 1);
+      send();
+    } else return;
+    event.preventDefault();
+    event.stopPropagation();
+    drawMask();
+    tell();
+  });
+  const onSeen = () => {
+    seen = model.get("seen").map((row) => [...row].map(Number));
+    drawMask();
+    tell();
+  };
+  model.on("change:seen", onSeen);
+  model.on("change:changed", tell);
+  model.on("change:answers", tellAnswers);
+  model.on("change:asked", tellAnswers);
+  drawMask();
+  tell();
+  tellAnswers();
+  return () => {
+    model.off("change:seen", onSeen);
+    model.off("change:changed", tell);
+    model.off("change:answers", tellAnswers);
+    model.off("change:asked", tellAnswers);
+  };
+}

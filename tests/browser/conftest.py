@@ -1,0 +1,153 @@
+"""Headless Chromium and JupyterLab on localhost; `make test-browser` runs these tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+SCREENSHOTS = Path("browser-screenshots")
+QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
+MISSING = (
+    "these tests need Chromium: apt-get install chromium (Debian), or name one in HOPSCOPE_CHROMIUM"
+)
+PATIENCE = 120_000
+"""Milliseconds: a kernel that imports torch on a busy machine takes its time."""
+LOCAL = r"(file:|data:|blob:|about:|(https?|wss?)://(localhost|127\.0\.0\.1)[:/])"
+expect.set_options(timeout=PATIENCE)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless browser, which reaches nothing but this machine."""
+    path = os.environ.get("HOPSCOPE_CHROMIUM") or shutil.which("chromium")
+    if path is None:
+        pytest.fail(MISSING, pytrace=False)
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=QUIET)
+        yield started
+        started.close()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Keep what the page showed when a test failed."""
+    outcome: Any = yield
+    page = getattr(item, "funcargs", {}).get("page")
+    if outcome.get_result().failed and page is not None:
+        SCREENSHOTS.mkdir(exist_ok=True)
+        name = re.sub(r"[^\w-]+", "-", item.name)
+        page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page; an error of its scripts, or a request to another machine, fails the test."""
+    page = browser.new_page(viewport={"width": 1300, "height": 1000})
+    page.set_default_timeout(PATIENCE)
+    errors, outside = list[str](), list[str]()
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda sent: _is_local(sent.url) or outside.append(sent.url))
+    yield page
+    page.close()
+    assert not outside
+    assert not [each for each in errors if "hopscope" in each.lower()], errors
+
+
+def _is_local(url: str) -> bool:
+    return (
+        re.match(r"(file:|data:|blob:|about:|(https?|wss?)://(localhost|127\.0\.0\.1)[:/])", url)
+        is not None
+    )
+
+
+@pytest.fixture(scope="session")
+def jupyter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """A JupyterLab of its own: its address, and the folder that it shows."""
+    root = tmp_path_factory.mktemp("lab")
+    home = tmp_path_factory.mktemp("home")
+    places = {
+        f"JUPYTER_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")
+    }
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0"]
+    command += ["--expose-app-in-browser"]
+    command += [f"--ServerApp.root_dir={root}", "--IdentityProvider.token=hopscope"]
+    with (home / "log").open("w") as log:
+        server = subprocess.Popen(
+            command, env={**os.environ, **places}, stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        yield _address(home / "runtime", server, home / "log"), root
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def _address(runtime: Path, server: subprocess.Popen[bytes], log: Path) -> str:
+    for _ in range(240):
+        for file in runtime.glob("jpserver-*.json"):
+            try:
+                return str(json.loads(file.read_text())["url"])
+            except (ValueError, KeyError):
+                pass  # half written
+        if server.poll() is not None:
+            break
+        time.sleep(0.5)
+    pytest.fail(f"JupyterLab did not start:\n{log.read_text()}", pytrace=False)
+
+
+RunNotebook = Callable[..., Page]
+
+
+@pytest.fixture
+def run_notebook(jupyter: tuple[str, Path], page: Page, request: Any) -> RunNotebook:
+    """Write a notebook, open it in JupyterLab and run all of its cells."""
+    address, root = jupyter
+
+    def run(*cells: str) -> Page:
+        name = f"{re.sub(r'[^a-z]+', '-', request.node.name.lower())}.ipynb"
+        made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(each) for each in cells])
+        made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+        nbformat.write(made, root / name)
+        return open_and_run(page, address, name)
+
+    return run
+
+
+def open_and_run(page: Page, address: str, name: str) -> Page:
+    """Open a notebook in JupyterLab and run all of its cells."""
+    page.goto(f"{address}lab/tree/{name}?token=hopscope&reset")
+    page.wait_for_selector(".jp-Notebook .jp-Cell")
+    page.wait_for_function(
+        "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status"
+        " === 'idle'"
+    )
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
+    return page
+
+
+def output_of(page: Page, cell: int) -> Locator:
+    """The output of a cell, counted from 0."""
+    return page.locator(".jp-Notebook .jp-CodeCell").nth(cell).locator(".jp-OutputArea-output")
+
+
+def run_cell(page: Page, cell: int) -> None:
+    """Run one cell again, counted from 0."""
+    page.evaluate(
+        """(index) => {
+            window.jupyterapp.shell.currentWidget.content.activeCellIndex = index;
+            window.jupyterapp.commands.execute('notebook:run-cell');
+        }""",
+        cell,
+    )

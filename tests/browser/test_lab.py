@@ -1,0 +1,116 @@
+"""The widgets in a real JupyterLab, with a kernel behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import output_of, run_cell
+
+RunNotebook = Callable[..., Page]
+QUICK = "import torch; torch.set_num_threads(1); import hopscope as hs"
+BACK_PATCH = f"""
+{QUICK}
+world = hs.load_world("two-hop-looped")
+queries = world.queries("first_hop_ood").sample(6)
+result = hs.back_patch(world.model, queries, positions=("t1",), progress=False)
+result
+"""
+
+
+def test_a_result_shows_itself_and_the_kernel_sends_what_is_chosen(
+    run_notebook: RunNotebook,
+) -> None:
+    page = run_notebook(
+        BACK_PATCH,
+        "view = result.view(); view",
+        "print('chosen', view.chosen['control'])",
+    )
+    shown = output_of(page, 0)
+    expect(shown.locator(".hopscope-cell").first).to_be_visible()
+    shown.locator(".hopscope-plot").focus()
+    page.keyboard.press("ArrowRight")
+    expect(shown.locator(".hopscope-where")).to_contain_text("source layer (read) 1")
+    query = shown.get_by_label("query")
+    query.select_option(index=2)
+    expect(shown.locator(".hopscope-readout")).to_contain_text("unpatched it says")
+    expect(shown.locator(".hopscope-readout")).to_contain_text("P(bridge)")
+    assert shown.locator("select").count() == 3  # one position only: no choice to make
+
+    other = output_of(page, 1)
+    other.get_by_label("state").select_option("random")
+    expect(other.locator(".hopscope-cell").first).to_be_visible()
+    expect(output_of(page, 2)).to_contain_text("chosen none")
+    run_cell(page, 2)
+    expect(output_of(page, 2)).to_contain_text("chosen random")
+
+
+def test_a_mask_is_painted_and_asked_under(run_notebook: RunNotebook) -> None:
+    page = run_notebook(
+        f"""
+{QUICK}
+questions = hs.load_questions("world-docs", distractors=1).with_few_shot(0)
+painter = hs.paint_mask(hs.load_model("tiny-random-llama"), questions)
+painter
+""",
+        "print(painter.changed, painter.mask.name, len(painter.answers))",
+    )
+    shown = output_of(page, 0)
+    canvas = shown.locator("canvas")
+    expect(canvas).to_be_visible()
+    expect(output_of(page, 1)).to_contain_text("0 causal 0")
+    box = canvas.bounding_box()
+    assert box is not None
+    width = box["width"]
+    canvas.hover(position={"x": width * 0.05, "y": width * 0.9})
+    page.mouse.down()
+    page.mouse.move(box["x"] + width * 0.3, box["y"] + width * 0.9, steps=4)
+    page.mouse.up()
+    changed = shown.locator(".hopscope-readout dd").nth(1)
+    expect(changed).not_to_have_text("0")
+    n = changed.inner_text()
+    shown.get_by_role("button", name="Ask under this mask").click()
+    expect(shown.locator(".hopscope-answers")).to_contain_text(f"painted on causal ({n} changed)")
+    run_cell(page, 1)
+    expect(output_of(page, 1)).to_contain_text(f"{n} painted on causal 1")
+
+    shown.get_by_label("paint").select_option("block")
+    canvas.hover(position={"x": width * 0.05, "y": width * 0.95})
+    page.mouse.click(box["x"] + width * 0.05, box["y"] + width * 0.95)
+    expect(changed).not_to_have_text(n)
+    shown.get_by_label("begin with").select_option("document_block")
+    expect(changed).to_have_text("0")
+    shown.get_by_label("paint").select_option("cell")
+    canvas.focus()
+    canvas.press("ArrowRight")
+    canvas.press(" ")
+    expect(changed).to_have_text("1")
+
+
+def test_a_query_is_typed_and_explored(run_notebook: RunNotebook) -> None:
+    page = run_notebook(
+        f"""
+{QUICK}
+explorer = hs.explore(hs.load_model("tiny-random-llama"))
+explorer
+""",
+        "print(type(explorer.result).__name__)",
+    )
+    shown = output_of(page, 0)
+    text = shown.get_by_label("query", exact=True)
+    expect(text).to_be_visible()
+    text.fill("The spouse of the performer of Imagine is")
+    text.press("Enter")
+    expect(shown.locator(".hopscope-error")).to_contain_text("in brackets")
+    text.fill("The spouse of [the performer of [Imagine]] is")
+    shown.get_by_role("button", name="Ask").click()
+    expect(shown.locator(".hopscope-hops tr")).to_have_count(3)
+    expect(shown.locator(".hopscope-e1")).to_contain_text("t1")
+    expect(shown.locator(".hopscope-tokens")).to_contain_text("performer")
+    expect(shown.get_by_text("done; .result has the back-patching")).to_be_visible()
+    patches = shown.locator(".hopscope-view").nth(2)
+    patches.locator(".hopscope-cell").first.hover()
+    expect(patches.locator(".hopscope-readout")).to_contain_text("says")
+    run_cell(page, 1)
+    expect(output_of(page, 1)).to_contain_text("BackPatching")

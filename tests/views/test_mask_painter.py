@@ -1,0 +1,106 @@
+"""Painting a mask: what is painted is what the model is asked under."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hopscope.errors import QueryError, UsageError
+from hopscope.masked import Version, read
+from hopscope.masks import causal, document_block, painted
+from hopscope.models import LanguageModel
+from hopscope.sweep import ReadOut
+from hopscope.views.mask_painter import MaskPainter, paint_mask
+from hopscope.world_docs import world_docs
+
+
+@pytest.fixture
+def painter(llama: LanguageModel) -> MaskPainter:
+    return paint_mask(llama, world_docs(distractors=1))
+
+
+def send(painter: MaskPainter, **message: object) -> None:
+    painter._handle_custom_msg(message, [])
+
+
+def test_the_mask_begins_as_it_is_named_and_changes_as_it_is_painted(painter: MaskPainter) -> None:
+    n, first = len(painter.tokens), painter._first
+    assert first > 0  # demonstrations stand in front and are not shown
+    assert len(painter.prompt) == first + n
+    assert painter.mask.name == "causal"
+    rows = list(painter.seen)
+    assert rows[3] == "1111" + "0" * (n - 4)
+    rows[3] = "0101" + "0" * (n - 4)
+    painter.seen = rows
+    assert painter.changed == 2
+    seen = painter.mask.keep(painter.prompt)[0]
+    expected = causal().keep(painter.prompt)[0].clone()
+    expected[first + 3, [first, first + 2]] = False
+    assert torch.equal(seen, expected)
+    assert painter.mask.name == "painted on causal"
+
+
+def test_it_answers_under_what_is_painted(painter: MaskPainter, llama: LanguageModel) -> None:
+    n = len(painter.tokens)
+    painter.ask()
+    painter.seen = [*painter.seen[:-1], "0" * (n - 1) + "1"]
+    answer = painter.ask()
+    assert painter.answers[0] == answer
+    assert [each["mask"] for each in painter.answers] == [
+        f"painted on causal ({n - 1} changed)",
+        "causal",
+    ]
+    first = llama.first_tokens(painter.prompt.question.names)
+    for given, mask in zip(painter.answers, (painter.mask, causal()), strict=True):
+        outputs = read(llama, [Version(painter.prompt, mask)], ReadOut(first)).outputs
+        assert given["probability"] == pytest.approx(float(outputs.logprob[0].exp()), rel=1e-4)
+    assert painter.answers[0]["probability"] != pytest.approx(painter.answers[1]["probability"])
+
+
+def test_the_front_end_asks_and_begins_anew(painter: MaskPainter) -> None:
+    send(painter, type="ask")
+    assert painter.asked == len(painter.answers) == 1
+    painter.seen = ["1" * len(painter.tokens)] * len(painter.tokens)
+    send(painter, type="begin", name="document_block")
+    assert painter.changed == 0
+    assert torch.equal(painter.mask.keep(painter.prompt), document_block().keep(painter.prompt))
+
+
+def test_an_error_is_told_in_place_of_an_answer(
+    painter: MaskPainter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise UsageError("the mask is not good")
+
+    monkeypatch.setattr("hopscope.views.mask_painter.read", broken)
+    send(painter, type="ask")
+    assert painter.answers[0]["says"] == "the mask is not good"
+    assert painter.asked == 1
+
+
+def test_parts_cover_the_tokens_that_are_shown(painter: MaskPainter) -> None:
+    assert painter.parts[0]["start"] == 0
+    assert painter.parts[-1]["stop"] == len(painter.tokens)
+    names = [part["name"] for part in painter.parts]
+    assert sorted(names[:-1])[-2:] == ["hop 1", "hop 2"]
+    assert names[-1] == "question"
+
+
+def test_one_question_can_be_painted_on_but_not_none(llama: LanguageModel) -> None:
+    questions = world_docs(distractors=1)
+    alone = paint_mask(llama, questions[0], document_block())
+    assert (alone._first, alone.mask.name) == (0, "document_block")
+    assert alone.presets[0] == "document_block"
+    with pytest.raises(QueryError, match="empty question set"):
+        paint_mask(llama, questions[:0])
+
+
+def test_a_painted_mask_is_for_its_prompt_alone(painter: MaskPainter) -> None:
+    mask = painted(torch.ones(3, 3, dtype=torch.bool), "mine")
+    with pytest.raises(UsageError, match="'mine' was painted on 3 tokens, but the prompt has"):
+        mask.keep(painter.prompt)
+
+
+def test_a_place_without_widgets_shows_the_mask(painter: MaskPainter) -> None:
+    data, _ = painter._repr_mimebundle_()
+    assert data["image/png"]

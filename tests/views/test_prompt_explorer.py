@@ -1,0 +1,163 @@
+"""A query typed by hand: parsed, asked, read through the lens, back-patched."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from hopscope.errors import QueryError
+from hopscope.experiments import back_patch, grade
+from hopscope.models import LanguageModel
+from hopscope.queries import load_queries
+from hopscope.views.prompt_explorer import PromptExplorer, _typed, explore, parse_query
+
+TEXT = "The spouse of [the performer of [Imagine]] is"
+
+
+@pytest.fixture(scope="module")
+def explorer(llama: LanguageModel) -> PromptExplorer:
+    made = explore(llama, load_queries("world", few_shot=2))
+    made.ask(TEXT, "John Lennon", "Yoko Ono")
+    return made
+
+
+def test_a_query_is_read_from_its_brackets() -> None:
+    query = parse_query(TEXT, "John Lennon", "Yoko Ono")
+    assert query.two_hop() == "The spouse of the performer of Imagine is"
+    assert query.first_hop() == "The performer of Imagine is"
+    assert query.second_hop() == "The spouse of John Lennon is"
+    other = parse_query("[[Oslo]'s country]'s capital is called")
+    assert other.two_hop() == "Oslo's country's capital is called"
+    assert other.e2_label == "?"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "The spouse of Lennon is", "The spouse of [the performer of Imagine] is", "[[]] is"],
+)
+def test_other_texts_are_refused_with_an_example(text: str) -> None:
+    with pytest.raises(QueryError, match=r"\[the performer of \[Imagine\]\]"):
+        parse_query(text)
+
+
+def test_every_bundled_query_can_be_typed() -> None:
+    for query in load_queries("world").sample(200):
+        typed = _typed(query)
+        again = parse_query(**typed)
+        assert again.two_hop() == query.two_hop()
+        assert again.e1_label == query.e1_label.strip()
+
+
+def test_hops_are_asked_as_grading_asks_them(
+    explorer: PromptExplorer, llama: LanguageModel
+) -> None:
+    pool = load_queries("world", few_shot=2)
+    query = parse_query(TEXT, "John Lennon", "Yoko Ono")
+    graded = grade(llama, replace(pool, queries=(query,)), progress=False).frame.set_index("form")
+    assert [each["form"] for each in explorer.answers] == ["first_hop", "second_hop", "two_hop"]
+    for each in explorer.answers:
+        row = graded.loc[each["form"]]
+        assert each["says"] == row["generation"].split("\n")[0].strip()
+        assert each["correct"] == row["correct"]
+        assert each["prompt"] == row["prompt"]
+
+
+def test_names_that_are_not_given_are_the_models_own(llama: LanguageModel) -> None:
+    made = explore(llama, load_queries("world", few_shot=0), layer_step=2)
+    made.ask(TEXT)
+    first, second, two = made.answers
+    assert first["correct"] is None
+    assert second["correct"] is None
+    assert two["correct"] is not None
+    assert second["prompt"] == f"The spouse of {first['says'].rstrip('.')} is"
+
+
+def test_tokens_have_their_parts(explorer: PromptExplorer) -> None:
+    parts = {
+        part: "".join(each["text"] for each in explorer.tokens if each["part"] == part)
+        for part in ("r2", "r1", "e1")
+    }
+    assert parts["e1"].strip() == "Imagine"
+    assert parts["r1"].strip() == "the performer of"
+    assert "".join(parts["r2"].split()) == "Thespouseofis"
+    names = [each["name"] for each in explorer.tokens]
+    assert names[-1] == "t2"
+    assert [name for name in names if name] == ["t1", "t2"]
+
+
+def test_the_lens_is_the_models_own_unembedding(
+    explorer: PromptExplorer, llama: LanguageModel
+) -> None:
+    (state,) = explorer.lens["slices"].values()
+    ids = llama.encode(_prompt(llama)).ids
+    with torch.no_grad():
+        logits = llama.hf(torch.tensor([ids])).logits[0]
+    n = len(explorer.tokens)
+    top = torch.softmax(logits[-n:].float(), -1).amax(-1).tolist()
+    shown = next(each["values"] for each in state["measures"] if each["name"] == "top")
+    # The last block's state is what the model itself unembeds.
+    np.testing.assert_allclose(shown[-n:], top, rtol=2e-3)
+    assert explorer.lens["spec"]["x"]["values"] == [each["text"] for each in explorer.tokens]
+    assert len(shown) == n * llama.n_layers
+
+
+def _prompt(llama: LanguageModel) -> str:
+    pool = load_queries("world", few_shot=2)
+    query = parse_query(TEXT, "John Lennon", "Yoko Ono")
+    return replace(pool, queries=(query,)).prompts()[0].text
+
+
+def test_back_patching_is_that_of_the_experiment(
+    explorer: PromptExplorer, llama: LanguageModel
+) -> None:
+    pool = load_queries("world", few_shot=2)
+    query = parse_query(TEXT, "John Lennon", "Yoko Ono")
+    plain = back_patch(llama, replace(pool, queries=(query,)), controls=("random",), progress=False)
+    assert explorer.result is not None
+    keys = ["position", "source_layer", "target_layer", "control"]
+    found, expected = (
+        each.frame.sort_values(keys).reset_index(drop=True) for each in (explorer.result, plain)
+    )
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-4)
+    assert explorer.patches["slices"]
+
+
+def test_pictures_grow_while_it_runs(llama: LanguageModel) -> None:
+    made = explore(llama, load_queries("world", few_shot=0))
+    seen: list[str] = []
+    made.observe(lambda change: seen.append(change["name"]), names=["answers", "lens", "patches"])
+    made.ask(TEXT)
+    assert seen.index("lens") < len(seen) - 1 - seen[::-1].index("patches")
+    assert seen.count("patches") == 2  # the next tokens, then what the cells say
+
+
+def test_what_goes_wrong_is_told_and_the_button_comes_back(explorer: PromptExplorer) -> None:
+    explorer._handle_custom_msg({"type": "ask", "query": {"text": "no brackets"}}, [])
+    assert explorer.failed
+    assert "in brackets" in explorer.status
+    assert not explorer.busy
+
+
+def test_an_interrupt_leaves_what_was_run_and_no_hooks(
+    llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hopscope.views import prompt_explorer
+
+    calls = []
+
+    def stopped(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return back_patch(*args, **kwargs)
+
+    monkeypatch.setattr(prompt_explorer, "back_patch", stopped)
+    made = explore(llama, load_queries("world", few_shot=0))
+    made._handle_custom_msg({"type": "ask", "query": {"text": TEXT}}, [])
+    assert "stopped" in made.status
+    assert made.result is not None
+    assert not any(module._forward_hooks for module in llama.hf.modules())
