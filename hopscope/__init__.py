@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from hopscope.queries import load_queries as load_queries
     from hopscope.results import Result as Result
     from hopscope.results import load_result as load_result
+    from hopscope.runs import partial as partial
     from hopscope.sweep import ReadOut as ReadOut
     from hopscope.training import train as train
     from hopscope.training_models import TrainingSettings as TrainingSettings
@@ -163,6 +164,7 @@ _HOME = {
     "masked_paths": "experiments",
     "over_checkpoints": "worlds",
     "paint_mask": "views.mask_painter",
+    "partial": "runs",
     "permute_documents": "experiments",
     "probe": "experiments",
     "project": "experiments",

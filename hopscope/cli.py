@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hopscope import __version__
-from hopscope.errors import HopscopeError, UsageError
+from hopscope.errors import HopscopeError, ResultError, UsageError
 from hopscope.printing import AsJson, records, show, show_tables, table_text
 from hopscope.worlds_commands import worlds_app
 
@@ -740,6 +740,16 @@ def figures_command(
     rendered: Annotated[
         Path | None, typer.Option(help="Where pictures go; `rendered` in the scripts' folder.")
     ] = None,
+    from_runs: Annotated[
+        Path | None,
+        typer.Option("--from", help="Draw what lies in this folder of runs; no model is run."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option(help="Draw nothing; say which numbers moved, and fail if any did.")
+    ] = False,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="How far numbers may move, with --check.")
+    ] = 1e-3,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -747,32 +757,43 @@ def figures_command(
 
     Figures for which models are trained or fetched are run only if they are named.
     """
+    import tempfile
     from dataclasses import replace
 
-    from hopscope import figure_runs, study
+    from hopscope import figure_check, figure_runs, study
 
+    chosen = list(study.figure_scripts(scripts, names or []))
+    committed, strict = rendered or scripts / "rendered", bool(names)
     size = study.preset(preset)
     if limit is not None:
         size = replace(size, limit=limit, of_world=min(limit, size.of_world))
-    chosen = study.figure_scripts(scripts, names or [])
-    pictures = rendered or scripts / "rendered"
     label = f"{preset if limit is None else f'{preset}-{limit}'}-seed-{seed}"
-    how = figure_runs.Setting(runs / f"alone.{label}", size, seed, device)
-    for name, figure in figure_runs.ALONE.items():
-        if name in chosen and (names or not figure.costly):
-            figure.run(how)
-            for path in study.draw_figures(scripts, [name], how.folder, pictures):
+    with tempfile.TemporaryDirectory() as beside:
+        pictures = Path(beside) if check else committed
+        if from_runs is not None:
+            drawn = study.redraw(scripts, chosen, from_runs, pictures, strict=strict)
+        else:
+            how = figure_runs.Setting(runs / f"alone.{label}", size, seed, device)
+            drawn = figure_runs.draw_alone(chosen, how, scripts, pictures, costly=strict)
+            others = [name for name in chosen if name not in figure_runs.ALONE]
+            if others:
+                asked = _queries(queries, few_shot, None, seed)
+                loaded = _model(model, device, dtype)
+                folder = study.study_folder(runs, loaded, asked, label)
+                steps = study.needed(others)
+                found = study.run_study(loaded, asked, folder, size, steps, seed=seed)
+                print(found.grading.summary().to_string(index=False, float_format="%.3f"))
+                drawn += study.draw_figures(scripts, others, folder, pictures, strict=strict)
+        if not check:
+            for path in drawn:
                 print(path)
-    others = [name for name in chosen if name not in figure_runs.ALONE]
-    if others:
-        asked = _queries(queries, few_shot, None, seed)
-        loaded = _model(model, device, dtype)
-        folder = study.study_folder(runs, loaded, asked, label)
-        found = study.run_study(loaded, asked, folder, size, study.needed(others), seed=seed)
-        print(found.grading.summary().to_string(index=False, float_format="%.3f"))
-        strict = bool(names)
-        for path in study.draw_figures(scripts, others, folder, pictures, strict=strict):
-            print(path)
+            return
+        figures = [path.stem for path in drawn if path.suffix == ".csv"]
+        moved = figure_check.moved(committed, pictures, figures, tolerance)
+    if len(moved):
+        print(table_text(records(moved)))
+        raise ResultError(f"{len(moved)} numbers moved by more than {tolerance}")
+    print(f"{', '.join(figures)}: no number moved by more than {tolerance}")
 
 
 def _model(name: str, device: str | None, dtype: str | None) -> LanguageModel:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hopscope.study import Preset
+from hopscope.study import Preset, draw_figures
 
 if TYPE_CHECKING:
     from hopscope.worlds import World
@@ -165,3 +165,26 @@ ALONE: Mapping[str, Alone] = {
     "prefix_training": Alone(_prefix_training, costly=True),
 }
 """The figures that take no model and no queries, and how their results are made."""
+
+
+def draw_alone(
+    names: Sequence[str], how: Setting, scripts: Path, rendered: Path, *, costly: bool
+) -> list[Path]:
+    """Run and draw those of some figures that bring their own models.
+
+    Args:
+        names: of figures.
+        how: their results are made.
+        scripts: folder of the scripts.
+        rendered: where pictures and numbers go.
+        costly: whether those are run, too, for which models are trained or fetched.
+
+    Returns:
+        The files that were written.
+    """
+    drawn: list[Path] = []
+    for name, figure in ALONE.items():
+        if name in names and (costly or not figure.costly):
+            figure.run(how)
+            drawn += draw_figures(scripts, [name], how.folder, rendered)
+    return drawn

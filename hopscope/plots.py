@@ -45,7 +45,7 @@ STYLE: Mapping[str, object] = {
     "legend.frameon": False,
     "figure.dpi": 110,
     "savefig.dpi": 200,
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",
     "svg.hashsalt": "hopscope",
     "font.family": "DejaVu Sans",
 }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from hopscope.documents import QuestionSet
 from hopscope.errors import QueryError, ResultError, UsageError
 from hopscope.queries import QuerySet
 from hopscope.results import (
+    Result,
     Tables,
     is_run,
     is_taken,
@@ -69,12 +71,15 @@ def run_over(
     starts = _of_shard(range(0, len(queries), per_part), shard, out)
     folder = None if out is None else open_run(Path(out), run)
     kept: list[Tables] = []
-    with tqdm(
-        total=sum(min(per_part, len(queries) - start) for start in starts),
-        desc=str(run["kind"]).replace("_", " "),
-        unit="query",
-        disable=not progress,
-    ) as bar:
+    with (
+        _keeping_what_is_done(run, folder, kept),
+        tqdm(
+            total=sum(min(per_part, len(queries) - start) for start in starts),
+            desc=str(run["kind"]).replace("_", " "),
+            unit="query",
+            disable=not progress,
+        ) as bar,
+    ):
         for start in starts:
             part = queries[start : start + per_part]
             if folder is None:
@@ -117,14 +122,57 @@ def run_parts(
     parts = _of_shard(range(n), shard, out)
     folder = None if out is None else open_run(Path(out), run)
     kept: list[Tables] = []
-    for part in tqdm(parts, desc=description, unit=unit, disable=not progress):
-        if folder is None:
-            kept.append(compute(part))
-        elif not part_path(folder, "frame", part).exists():
-            write_part(folder, part, compute(part))
+    with _keeping_what_is_done(run, folder, kept):
+        for part in tqdm(parts, desc=description, unit=unit, disable=not progress):
+            if folder is None:
+                kept.append(compute(part))
+            elif not part_path(folder, "frame", part).exists():
+                write_part(folder, part, compute(part))
     if folder is not None:
         return read_parts(folder)
     return joined(kept)
+
+
+@contextmanager
+def _keeping_what_is_done(
+    run: Mapping[str, Any], folder: Path | None, kept: Sequence[Tables]
+) -> Iterator[None]:
+    """When a run is interrupted, keep its finished parts for `partial`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if folder is None:
+            tables = joined(kept) if kept else None
+        else:
+            tables = read_parts(folder) if any(folder.glob("frame-*.parquet")) else None
+        _interrupted[:] = [] if tables is None else [(run, tables)]
+        again = (
+            "with out=, the same call would go on" if folder is None else "the same call goes on"
+        )
+        if tables is not None:
+            done = tables["details"]["query"].nunique()
+            logger.warning("stopped: hopscope.partial() has %d finished; %s", done, again)
+        raise
+
+
+_interrupted: list[tuple[Mapping[str, Any], Tables]] = []
+"""What and how much the last interrupted run had done; empty if it had done nothing."""
+
+
+def partial() -> Result:
+    """The finished part of the last run that was interrupted, with a notebook's stop button, say.
+
+    Raises:
+        ResultError: if none was interrupted, or none of its parts was finished.
+
+    Example:
+        >>> result = hs.back_patch(model, queries)  # stopped       # doctest: +SKIP
+        >>> hs.partial().success_rate()                             # doctest: +SKIP
+    """
+    if not _interrupted:
+        raise ResultError("no run was interrupted in this session after its first queries")
+    ((run, tables),) = _interrupted
+    return Result.kinds[str(run["kind"])].of(tables, run)
 
 
 def _of_shard(parts: range, shard: tuple[int, int] | None, out: str | Path | None) -> range:

@@ -378,6 +378,49 @@ def results_of(runs: Path, step: str, kind: type[R]) -> dict[str, R]:
     return found
 
 
+def redraw(
+    scripts: Path, names: Sequence[str], root: Path, rendered: Path, *, strict: bool
+) -> list[Path]:
+    """Draw figures from results that lie in folders of runs, without a model.
+
+    Args:
+        scripts: folder of the scripts.
+        names: of the figures.
+        root: a folder of results, or one of such folders.
+        rendered: where pictures and numbers go.
+        strict: whether a figure without a result is an error.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        ResultError: if there is nothing to draw.
+        UsageError: if there are several results for a figure.
+    """
+    inside = sorted(path for path in root.glob("*") if path.is_dir())
+    drawn: list[Path] = []
+    for name in names:
+        found: dict[Path, list[Path]] = {}
+        for place in (root, *inside):
+            try:
+                found[place] = draw_figures(scripts, [name], place, rendered)
+            except ResultError as error:
+                logger.debug("no figure %s in %s: %s", name, place, error)
+            if root in found:
+                break
+        if len(found) > 1:
+            raise UsageError(
+                f"{root} has several runs for the figure {name}: give one of them to --from, such "
+                f"as {next(iter(found))}"
+            )
+        if strict and not found:
+            raise ResultError(f"{root} holds no result for the figure {name}")
+        drawn += [path for paths in found.values() for path in paths]
+    if not drawn:
+        raise ResultError(f"{root} holds no result to draw: run `hopscope figures` or `study`")
+    return drawn
+
+
 def draw_figures(
     scripts: Path,
     names: Sequence[str],

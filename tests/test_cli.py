@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -486,6 +487,55 @@ def test_figures_that_are_there_are_drawn_again(
     assert done.code == 0
     assert {path: path.read_bytes() for path in drawn} == drawn
     assert {path: path.stat().st_mtime_ns for path in parts} == parts
+
+
+def test_figures_are_drawn_from_runs_without_a_model(
+    hopscope: Command, figures: tuple[object, ...], tmp_path: Path
+) -> None:
+    assert hopscope(*figures, "grading", "back_patching", "--limit", 6).code == 0
+    drawn = {path.name: path.read_bytes() for path in (tmp_path / "drawn").iterdir()}
+    places = ("--scripts", SCRIPTS, "--rendered", tmp_path / "again", "-m", "no-model")
+    done = hopscope("figures", "grading", "back_patching", "--from", tmp_path / "runs", *places)
+    assert done.code == 0, done.err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == drawn
+    assert b"<text" in drawn["grading.svg"]  # text that can be edited and searched
+    empty = hopscope("figures", "knockout", "--from", tmp_path / "runs", *places)
+    assert empty.code == 1
+    assert "no result for the figure knockout" in empty.err
+    shutil.copytree(tmp_path / "runs", tmp_path / "more" / "runs")
+    (folder,) = (tmp_path / "runs").iterdir()
+    shutil.copytree(folder, tmp_path / "runs" / "another")
+    several = hopscope("figures", "grading", "--from", tmp_path / "runs", *places)
+    assert several.code == 2
+    assert "several runs for the figure grading" in several.err
+
+
+def test_numbers_that_moved_are_told(
+    hopscope: Command, figures: tuple[object, ...], tmp_path: Path
+) -> None:
+    asked = (*figures, "grading", "--limit", 6)
+    missing = hopscope(*asked, "--check")
+    assert missing.code == 1
+    assert "without --check" in missing.err
+    assert hopscope(*asked).code == 0
+    table = tmp_path / "drawn" / "grading.csv"
+    before = {path: path.read_bytes() for path in (tmp_path / "drawn").iterdir()}
+    done = hopscope(*asked, "--check")
+    assert done.code == 0, done.err
+    assert "grading: no number moved by more than 0.001" in done.out
+    assert {path: path.read_bytes() for path in (tmp_path / "drawn").iterdir()} == before
+
+    frame = pd.read_csv(table)
+    frame.loc[2, "share"] += 0.01
+    frame.to_csv(table, index=False)
+    done = hopscope(*asked, "--check")
+    assert done.code == 1
+    (told,) = (line for line in done.out.splitlines() if line.split()[:1] == ["grading"])
+    assert told.split()[1:3] == ["2", "share"]
+    assert "1 numbers moved" in done.err
+    assert hopscope(*asked, "--check", "--tolerance", 0.1).code == 0
+    frame.drop(columns="n").to_csv(table, index=False)
+    assert "rows of" in hopscope(*asked, "--check").out
 
 
 # --- a user's mistake: 2 -------------------------------------------------------------------------

@@ -54,6 +54,15 @@ TINY["reachability-pause"] = replace(
 SMALL = Preset(limit=6, most=6, layer_step=1, of_world=3)
 
 
+def test_the_gallery_shows_every_figure_and_every_picture_that_is_there() -> None:
+    text = (SCRIPTS / "README.md").read_text("utf-8")
+    for script in SCRIPTS.glob("[!_]*.py"):
+        picture = f"rendered/{script.stem}.png"
+        there = (SCRIPTS / picture).is_file()
+        assert (f"[{script.stem}]({picture})" in text) == there, script.stem
+        assert there or f"| {script.stem} |" in text
+
+
 @pytest.fixture
 def setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Setting:
     """Tiny worlds in place of the real ones, and a cache of their own."""

@@ -94,6 +94,58 @@ def test_progress_is_counted_in_queries(capsys: pytest.CaptureFixture[str]) -> N
     assert shown.out == ""
 
 
+# --- what an interrupted run leaves --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["in memory", "in a folder"])
+def test_an_interrupted_run_has_its_finished_queries_in_hand(
+    kept: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run" if kept else None, Compute("named", KeyboardInterrupt))
+    result = hs.partial()
+    assert type(result).__name__ == "Grading"
+    assert list(result.frame["query"]) == ["early-1", "early-2", "late-1", "late-2"]
+    assert "hopscope.partial() has 4 finished" in caplog.text
+
+
+def test_nothing_is_in_hand_if_nothing_was_finished() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(None, Compute("early-1", KeyboardInterrupt))
+    with pytest.raises(ResultError, match="no run was interrupted"):
+        hs.partial()
+
+
+def test_a_stopped_experiment_leaves_no_hook_and_what_it_had(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a notebook's stop button does it: in the middle of a forward pass."""
+    model, queries = known_model(), known_queries().filter(lambda query: "late" in query.id)
+    block = model.hf.model.layers[3]
+    passes, forward = [], type(block).forward
+
+    def stopping(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        passes.append(1)
+        if len(passes) == stop_at:
+            raise KeyboardInterrupt
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(block), "forward", stopping)
+    stop_at = 0
+    whole = back_patch(model, queries, progress=False)
+    stop_at, passes[:] = 3 * len(passes) // 4, []
+    hooks = sum(len(each._forward_hooks) for each in model.hf.modules())
+    with pytest.raises(KeyboardInterrupt):
+        back_patch(model, queries, progress=False)
+    assert sum(len(each._forward_hooks) for each in model.hf.modules()) == hooks
+    done = hs.partial()
+    assert 0 < len(done.frame) < len(whole.frame)
+    pd.testing.assert_frame_equal(done.frame, whole.frame.head(len(done.frame)))
+    stop_at = 0
+    again = back_patch(model, queries, progress=False)
+    pd.testing.assert_frame_equal(again.frame, whole.frame)
+
+
 # --- going on ------------------------------------------------------------------------------------
 
 

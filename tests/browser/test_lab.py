@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import output_of, run_cell
+from browser.conftest import output_of, run_cell
 
 RunNotebook = Callable[..., Page]
 QUICK = "import torch; torch.set_num_threads(1); import hopscope as hs"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from known import made_back_patching
 from playwright.sync_api import Page, expect
 
 from hopscope.experiments import BackPatching
 from hopscope.views.page import grid_html, page_script
 from hopscope.views.result_grids import grid_of
-from tests.known import made_back_patching
 
 CELLS = [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]
 

@@ -6,11 +6,11 @@ import base64
 from typing import Any
 
 import pytest
+from known import made_back_patching, made_grading
 
 from hopscope.experiments import BackPatching
 from hopscope.results import Result
 from hopscope.views import display
-from tests.known import made_back_patching, made_grading
 
 
 @pytest.fixture(scope="module")

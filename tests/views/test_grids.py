@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from known import made_back_patching
 
 from hopscope.errors import UsageError
 from hopscope.experiments import BackPatching, Description
@@ -22,7 +23,6 @@ from hopscope.views.grid import (
 from hopscope.views.page import grid_html, page_script
 from hopscope.views.result_grids import grid_of
 from hopscope.views.widgets import GridWidget
-from tests.known import made_back_patching
 
 CELLS = [(1, 0), (2, 0), (2, 1), (3, 2)]
 
@@ -162,7 +162,7 @@ def test_the_widget_sends_the_slice_that_is_chosen(result: BackPatching) -> None
 
 
 def test_a_result_without_a_grid_says_what_to_do() -> None:
-    from tests.known import made_grading
+    from known import made_grading
 
     graded = made_grading({"a": {"first_hop"}})
     with pytest.raises(UsageError, match="'grading' has no interactive view; plot"):
