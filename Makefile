@@ -45,7 +45,9 @@ format: $(VENV)/.developed  ## Format the code.
 	$(BIN)/ruff format .
 
 notebooks: $(VENV)/.developed  ## Execute the notebooks in place.
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+	$(BIN)/jupytext --quiet --to ipynb --update notebooks/*.py
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.store_widget_state=False notebooks/*.ipynb
 
 benchmark: $(VENV)/.installed  ## hopscope beside plain hooks, TransformerLens and nnsight.
 	$(BIN)/python benchmarks/back_patching.py

@@ -47,6 +47,7 @@ MOST_LAYERS = 12
 AT_ONCE = 24
 """Cells between two updates of the picture."""
 UNKNOWN = "?"
+ENTITIES: tuple[Literal["e2", "e3"], ...] = ("e2", "e3")
 HOPS: tuple[tuple[Form, Literal["e2", "e3"]], ...] = (
     ("first_hop", "e2"),
     ("second_hop", "e3"),
@@ -95,7 +96,8 @@ class PromptExplorer(View):
         Args:
             text: with the first hop and its entity in brackets: "The spouse of [the performer of
                 [Imagine]] is".
-            bridge, answer: names; if empty, what the model says to the single hops.
+            bridge, answer: names, with | between; if empty, what the model says to the single
+                hops.
 
         Raises:
             QueryError: if the brackets are not there.
@@ -212,6 +214,10 @@ def explore(
 def parse_query(text: str, bridge: str = "", answer: str = "") -> TwoHopQuery:
     """A two-hop query written in a line, its first hop and its entity in brackets.
 
+    Args:
+        text: the query.
+        bridge, answer: names, with | between.
+
     Raises:
         QueryError: if the brackets are not there.
 
@@ -226,13 +232,19 @@ def parse_query(text: str, bridge: str = "", answer: str = "") -> TwoHopQuery:
             "[the performer of [Imagine]] is"
         )
     first = f"{found['b']}{{}}{found['c']}"
+    bridges, answers = (
+        [name.strip() for name in names.split("|") if name.strip()] or [UNKNOWN]
+        for names in (bridge, answer)
+    )
     ending = " is" if found["d"].endswith(" is") else ""
     rest = found["d"].removesuffix(" is") if ending else found["d"]
     return TwoHopQuery(
         id="typed",
         e1_label=found["e1"].strip(),
-        e2_label=bridge.strip() or UNKNOWN,
-        e3_label=answer.strip() or UNKNOWN,
+        e2_label=bridges[0],
+        e3_label=answers[0],
+        e2_aliases=tuple(bridges[1:]),
+        e3_aliases=tuple(answers[1:]),
         r1_template=first[:1].upper() + first[1:],
         r2_template=f"{found['a']}{{}}{rest}",
         r2_ending=ending,
@@ -244,7 +256,8 @@ def _typed(query: TwoHopQuery) -> dict[str, str]:
     text, spans = query.compose("two_hop")
     (a, b), (c, d) = spans["r1e1"], spans["e1"]
     marked = f"{text[:a]}[{text[a:c]}[{text[c:d]}]{text[d:b]}]{text[b:]}"
-    return {"text": marked, "bridge": query.e2_label, "answer": query.e3_label}
+    bridge, answer = (" | ".join(query.names(entity)) for entity in ENTITIES)
+    return {"text": marked, "bridge": bridge, "answer": answer}
 
 
 def _state(grid: Grid) -> Json:

@@ -18,6 +18,9 @@ from hopscope.views.static_files import module, static
 class View(anywidget.AnyWidget):
     """A widget with a picture for where no widget can be shown."""
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def picture(self) -> str | None:
         """PNG in base64; None if there is nothing to draw."""
 

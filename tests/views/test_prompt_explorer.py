@@ -33,6 +33,9 @@ def test_a_query_is_read_from_its_brackets() -> None:
     other = parse_query("[[Oslo]'s country]'s capital is called")
     assert other.two_hop() == "Oslo's country's capital is called"
     assert other.e2_label == "?"
+    named = parse_query(TEXT, "John Lennon | Lennon|", " Yoko Ono ")
+    assert named.names("e2") == ("John Lennon", "Lennon")
+    assert named.names("e3") == ("Yoko Ono",)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +53,7 @@ def test_every_bundled_query_can_be_typed() -> None:
         again = parse_query(**typed)
         assert again.two_hop() == query.two_hop()
         assert again.e1_label == query.e1_label.strip()
+        assert again.names("e2") == tuple(dict.fromkeys(map(str.strip, query.names("e2"))))
 
 
 def test_hops_are_asked_as_grading_asks_them(
