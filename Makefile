@@ -9,7 +9,7 @@ CHROMIUM := $(or $(HOPSCOPE_CHROMIUM),$(shell command -v chromium || command -v 
 export OMP_WAIT_POLICY ?= PASSIVE
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help figures study test test-browser lab lint format notebooks benchmark setup clean
+.PHONY: help figures study test test-browser lab docs lint format notebooks benchmark setup clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what can be made.
@@ -31,6 +31,9 @@ test-browser: $(VENV)/.browsing  ## Use the widgets in JupyterLab and headless C
 	@test -n "$(CHROMIUM)" || { echo "test-browser needs Chromium: apt-get install chromium (Debian)," \
 		"or HOPSCOPE_CHROMIUM=/path/to/one" >&2; exit 1; }
 	HOPSCOPE_CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest tests/browser
+
+docs: $(VENV)/.documenting  ## Build the documentation into build/site/, strictly.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lab: $(VENV)/.developed  ## Open JupyterLab on the notebooks.
 	$(BIN)/jupyter lab --notebook-dir=notebooks
@@ -65,6 +68,10 @@ $(VENV)/.developed: $(VENV)/.installed
 
 $(VENV)/.browsing: $(VENV)/.developed
 	$(INSTALL) -e ".[dev,browser]"
+	@touch $@
+
+$(VENV)/.documenting: $(VENV)/.developed
+	$(INSTALL) -e ".[dev,docs]"
 	@touch $@
 
 clean:  ## Remove the environment and the runs.

@@ -89,6 +89,7 @@ def train(
             n_names=settings.n_names,
             turns=settings.turns,
             template=settings.template,
+            second_hops=settings.second_hops,
             seed=seed,
         )
         return answer_loss(trained, batch_of(trained, layouts, mask))

@@ -62,6 +62,7 @@ def drawn_layouts(
     n_names: int,
     turns: int = 1,
     template: str = "plain",
+    second_hops: bool = True,
     seed: int,
 ) -> list[Layout]:
     """The prompts with answers that one step of training sees.
@@ -79,6 +80,7 @@ def drawn_layouts(
         turns: how many questions follow one another, each about another chain of the same
             documents, as far as there are any. All but the first stand behind its answer.
         template: how a question and its documents become a prompt.
+        second_hops: whether a single hop may be the second of its chain.
         seed: of all that is drawn.
     """
     encode = encoder(model)
@@ -91,14 +93,12 @@ def drawn_layouts(
         order = rng.choice(list(orders)) if orders else rng.sample(range(n), n)
         if n_names:
             question = with_names(question, NAMES[:n_names], rng)
-        asked = _one_hop(question, rng) if rng.random() < hop_share else question
+        asked = _one_hop(question, rng, second_hops) if rng.random() < hop_share else question
         others = question.extra.get("others", ())
-        further, named = list[tuple[str, str]](), asked.answer == question.answer
-        for whole, first, second in rng.sample(others, min(turns - 1, len(others))):
-            # Answers of another kind than the last one: what was said already rules none out.
-            told = second if rng.random() < hop_share else whole
-            further.append(first if named else told)
-            named = not named
+        further = []
+        for whole, *hops in rng.sample(others, min(turns - 1, len(others))):
+            alone = rng.random() < hop_share
+            further.append(rng.choice(hops if second_hops else hops[:1]) if alone else whole)
         layouts.append(
             lay_out(encode, asked, order, template=template, answer=asked.answer, turns=further)
         )
@@ -130,9 +130,9 @@ def _shuffled(n: int, seed: int, turn: int) -> list[int]:
     return random.Random(f"{seed} pass {turn}").sample(range(n), n)
 
 
-def _one_hop(question: MultiDocQuestion, rng: random.Random) -> MultiDocQuestion:
+def _one_hop(question: MultiDocQuestion, rng: random.Random, second_hops: bool) -> MultiDocQuestion:
     """One step of the chain as a question of its own, among the same documents."""
-    hop = rng.choice(question.hops)
+    hop = rng.choice(question.hops if second_hops else question.hops[:1])
     asked = hop.question
     for number, earlier in enumerate(question.hops, start=1):
         asked = asked.replace(f"#{number}", earlier.answer)

@@ -39,6 +39,8 @@ class TrainingSettings(Schedule):
         turns: how many questions are asked of the same documents, one after the other, each about
             another chain, as far as there are any. Each has an answer to learn from.
         template: a name of `hopscope.layouts.TEMPLATES`.
+        second_hops: whether the second hop of a chain is asked by itself, too. Of bare pairs of
+            names it is the harder one to learn: its name stands twice among the documents.
         n_layers, d_model, n_heads: shape of the model that is made from nothing.
         lora_rank: rank of the updates of a pretrained model.
         lora_alpha: they are scaled by `lora_alpha / lora_rank`.
@@ -56,6 +58,7 @@ class TrainingSettings(Schedule):
     n_names: int = 20
     turns: int = 2
     template: str = "plain"
+    second_hops: bool = True
     n_layers: int = 4
     d_model: int = 64
     n_heads: int = 4

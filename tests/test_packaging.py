@@ -116,7 +116,7 @@ def test_the_extra_of_gemma_is_pinned() -> None:
 # --- commands ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", ["figures", "test", "test-browser", "lab"])
+@pytest.mark.parametrize("target", ["figures", "test", "test-browser", "lab", "docs"])
 def test_the_makefile_and_the_readme_know_the_commands(target: str) -> None:
     makefile, readme = ((ROOT / name).read_text("utf-8") for name in ("Makefile", "README.md"))
     assert re.search(rf"^{target}:", makefile, re.MULTILINE)
@@ -133,7 +133,7 @@ def test_make_takes_another_model_and_other_queries() -> None:
 def test_ci_runs_what_the_readme_says() -> None:
     script = (ROOT / ".ci" / "run").read_text("utf-8")
     readme = (ROOT / "README.md").read_text("utf-8")
-    for command in ("make test", "make test-browser"):
+    for command in ("make test", "make test-browser", "make docs"):
         assert re.search(rf"^{command}$", script, re.MULTILINE)
         assert command in readme
     assert script.startswith("#!")

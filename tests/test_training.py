@@ -201,9 +201,6 @@ def test_turns_ask_of_other_chains_and_every_answer_has_a_loss(small):
         whole, first, second = layout.question.extra["others"][0]
         if len(told) == 2:
             assert (asked[1], told[1]) in (whole, first, second)
-            # The bridge is asked after an answer, and an answer after the bridge.
-            hop = layout.question.hops[0]
-            assert ((asked[1], told[1]) == first) != (told[0] == hop.answer)
             kinds.add((whole, first, second).index((asked[1], told[1])))
         batch = batch_of(small, [layout], causal())
         for each in ranges:
@@ -215,6 +212,20 @@ def test_turns_ask_of_other_chains_and_every_answer_has_a_loss(small):
     assert all(len(answers_of(each)) == 1 for each in alone)
     for one, other in zip(alone, layouts, strict=True):
         assert other.text.startswith(one.text)
+
+
+def test_second_hops_are_not_asked_alone_if_so_wished(small):
+    questions = world_docs(distractors=2).sample(60)
+    how = {"step": 0, "batch_size": 60, "orders": (), "hop_share": 0.5, "n_names": 20, "seed": 0}
+    for wished in (True, False):
+        layouts = drawn_layouts(small, questions, turns=2, second_hops=wished, **how)
+        seconds = {
+            text
+            for each in layouts
+            for text in (each.question.hops[1].question, each.question.extra["others"][0][2][0])
+            if f"Question: {text}\n" in each.text
+        }
+        assert bool(seconds) == wished
 
 
 def test_answers_of_several_tokens_are_found_in_any_tokenizer(questions):
