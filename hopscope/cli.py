@@ -748,7 +748,8 @@ def figures_command(
         bool, typer.Option(help="Draw nothing; say which numbers moved, and fail if any did.")
     ] = False,
     tolerance: Annotated[
-        float, typer.Option(min=0, help="How far numbers may move, with --check.")
+        float,
+        typer.Option(min=0, help="How far numbers may move, as a part of them."),
     ] = 1e-3,
     device: Device = None,
     dtype: Dtype = None,

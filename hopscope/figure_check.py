@@ -13,8 +13,10 @@ import pandas as pd
 from hopscope.errors import ResultError
 
 TOLERANCE = 1e-3
-"""How far a number may be from the committed one, as a part of it (or, near zero, by itself): the
-same run on another machine rounds in another order."""
+"""How far a number may be from the committed one, as a part of it: the same run on another machine
+rounds in another order."""
+NEAR_ZERO = 1e-5
+"""How far it may be in any case."""
 COLUMNS = ["figure", "row", "column", "committed", "now"]
 
 
@@ -58,7 +60,7 @@ def _differences(
         one, other = before[column], after[column]
         if all(pd.api.types.is_numeric_dtype(each) for each in (one, other)):
             a, b = one.to_numpy(dtype=float), other.to_numpy(dtype=float)
-            same = np.isclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+            same = np.isclose(a, b, rtol=tolerance, atol=NEAR_ZERO, equal_nan=True)
         else:
             same = ((one == other) | (one.isna() & other.isna())).to_numpy()
         for row in np.flatnonzero(~same):

@@ -77,13 +77,14 @@ class Result:
             >>> view = result.view()                            # doctest: +SKIP
             >>> view.chosen = {**view.chosen, "control": "random"}  # doctest: +SKIP
         """
+        from hopscope.views.display import picture_of
         from hopscope.views.result_grids import grid_of
         from hopscope.views.widgets import GridWidget
 
         grid = grid_of(self)
         if grid is None:
             raise UsageError(f"a result of kind {self.kind!r} has no interactive view; plot() it")
-        return GridWidget(grid)
+        return GridWidget(grid, lambda: picture_of(self))
 
     def save(self, path: str | Path) -> Path:
         """Write the result as a run folder, replacing one that is there; never half of it.

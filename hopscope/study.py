@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -400,25 +402,38 @@ def redraw(
     inside = sorted(path for path in root.glob("*") if path.is_dir())
     drawn: list[Path] = []
     for name in names:
-        found: dict[Path, list[Path]] = {}
-        for place in (root, *inside):
-            try:
-                found[place] = draw_figures(scripts, [name], place, rendered)
-            except ResultError as error:
-                logger.debug("no figure %s in %s: %s", name, place, error)
-            if root in found:
-                break
-        if len(found) > 1:
-            raise UsageError(
-                f"{root} has several runs for the figure {name}: give one of them to --from, such "
-                f"as {next(iter(found))}"
-            )
-        if strict and not found:
-            raise ResultError(f"{root} holds no result for the figure {name}")
-        drawn += [path for paths in found.values() for path in paths]
+        with tempfile.TemporaryDirectory() as beside:
+            found = _drawn_from(scripts, name, (root, *inside), Path(beside))
+            if len(found) > 1:
+                raise UsageError(
+                    f"{root} has several runs for the figure {name}: give one of them to --from, "
+                    f"such as {next(iter(found))}"
+                )
+            if strict and not found:
+                raise ResultError(f"{root} holds no result for the figure {name}")
+            rendered.mkdir(parents=True, exist_ok=True)
+            for path in (path for paths in found.values() for path in paths):
+                drawn.append(Path(shutil.copy(path, rendered)))
     if not drawn:
         raise ResultError(f"{root} holds no result to draw: run `hopscope figures` or `study`")
     return drawn
+
+
+def _drawn_from(
+    scripts: Path, name: str, places: Sequence[Path], beside: Path
+) -> dict[Path, list[Path]]:
+    """A figure drawn from each place that has its results; the first alone if it has."""
+    found: dict[Path, list[Path]] = {}
+    for number, place in enumerate(places):
+        try:
+            found[place] = draw_figures(scripts, [name], place, beside / str(number))
+        except ResultError as error:
+            if "damaged" in str(error):
+                raise
+            logger.debug("no figure %s in %s: %s", name, place, error)
+        if places[0] in found:
+            break
+    return found
 
 
 def draw_figures(

@@ -505,8 +505,10 @@ def test_figures_are_drawn_from_runs_without_a_model(
     shutil.copytree(tmp_path / "runs", tmp_path / "more" / "runs")
     (folder,) = (tmp_path / "runs").iterdir()
     shutil.copytree(folder, tmp_path / "runs" / "another")
+    before = {path: path.read_bytes() for path in (tmp_path / "again").iterdir()}
     several = hopscope("figures", "grading", "--from", tmp_path / "runs", *places)
     assert several.code == 2
+    assert {path: path.read_bytes() for path in (tmp_path / "again").iterdir()} == before
     assert "several runs for the figure grading" in several.err
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import inspect
 import io
 import sys
@@ -35,17 +36,14 @@ def bundle_of(result: Result) -> Bundle:
     from hopscope.views.result_grids import grid_of
 
     bundle: dict[str, Any] = {"text/plain": repr(result)}
-    picture = picture_of(result)
-    if picture is None:
+    if in_notebook() and grid_of(result) is not None:
+        data, _ = result.view()._repr_mimebundle_()
+        bundle |= {key: data[key] for key in (WIDGET, "image/png") if key in data}
+    elif (picture := picture_of(result)) is not None:
+        bundle["image/png"] = picture
+    if "image/png" not in bundle:
         table = result.frame.head(10).to_html(index=False)
-        return {**bundle, "text/html": f"<p>{result!r}</p>{table}"}
-    bundle["image/png"] = picture
-    grid = grid_of(result)
-    if grid is not None and in_notebook():
-        from hopscope.views.widgets import GridWidget
-
-        data, _ = GridWidget(grid)._repr_mimebundle_()
-        bundle[WIDGET] = data[WIDGET]
+        bundle["text/html"] = f"<p>{html.escape(repr(result))}</p>{table}"
     return bundle
 
 

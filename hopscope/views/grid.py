@@ -80,6 +80,8 @@ class Slice:
         facts: what is told beside, whichever cell is pointed at.
         marked: the measure whose value of 1 gets a mark, so that colour is not all there is.
         inside: the text that is written into the cells, which are wide then.
+        largest: by measure, the value that is darkest, where slices are to be compared; the
+            slice's own largest elsewhere.
     """
 
     cells: pd.DataFrame
@@ -88,13 +90,19 @@ class Slice:
     facts: tuple[tuple[str, str], ...] = ()
     marked: str | None = None
     inside: str | None = None
+    largest: Mapping[str, float] = field(default_factory=dict)
 
     def as_json(self, x: Sequence[int], y: Sequence[int]) -> Json:
         """The slice as its view reads it: cells in rows from y's first value on, null if blank."""
         cells = self.cells.reindex(pd.MultiIndex.from_product([y, x]))
         return {
             "measures": [
-                {**each._asdict(), "values": _numbers(cells[each.name])} for each in self.measures
+                {
+                    **each._asdict(),
+                    "values": _numbers(cells[each.name]),
+                    "largest": self.largest.get(each.name),
+                }
+                for each in self.measures
             ],
             "texts": [
                 {"label": label, **_coded(cells[column])} for label, column in self.texts.items()

@@ -9,7 +9,7 @@ import traitlets
 
 from hopscope.answers import matches
 from hopscope.documents import MultiDocQuestion, QuestionSet
-from hopscope.errors import HopscopeError, QueryError
+from hopscope.errors import HopscopeError, QueryError, UsageError
 from hopscope.experiments.document_asking import DocumentAsker
 from hopscope.experiments.grading import said
 from hopscope.layouts import Layout, Template
@@ -47,7 +47,7 @@ class MaskPainter(View):
 
     def __init__(self, asker: DocumentAsker, prompt: Layout, mask: Mask) -> None:
         self.prompt = prompt
-        self._asker, self._base = asker, mask
+        self._asker, self._base, self._own = asker, mask, mask
         self._first = prompt.segments[0][1]
         names = [mask.name, *(name for name in MASKS if name != mask.name)]
         super().__init__(
@@ -106,8 +106,12 @@ class MaskPainter(View):
             return png(figure)
 
     def begin(self, mask: str | Mask) -> None:
-        """Paint anew, on a mask of `MASKS` or your own."""
-        self._base = mask_of(mask)
+        """Paint anew, on a mask of `MASKS` or your own.
+
+        Raises:
+            UsageError: for an unknown name, or a mask that differs by layer or head.
+        """
+        self._base = _everywhere(self._own if mask == self._own.name else mask_of(mask))
         self.seen = self._rows(self._base)
 
     @traitlets.observe("seen")
@@ -153,6 +157,7 @@ def paint_mask(
 
     Raises:
         QueryError: for an empty set, or a question that does not fit into the model's context.
+        UsageError: for a mask that differs by layer or head.
 
     Example:
         >>> painter = hs.paint_mask(model, hs.load_questions("world-docs"))  # doctest: +SKIP
@@ -162,8 +167,19 @@ def paint_mask(
         questions = QuestionSet((questions,), "one question")
     if not len(questions):
         raise QueryError(f"{questions.name} is an empty question set: nothing to paint on")
+    begun = _everywhere(mask_of(mask))
     asker = DocumentAsker(model, questions, template, seed=seed)
-    return MaskPainter(asker, asker.layout(asker.asked(questions[0]), order), mask_of(mask))
+    return MaskPainter(asker, asker.layout(asker.asked(questions[0]), order), begun)
+
+
+def _everywhere(mask: Mask) -> Mask:
+    """A mask, if it is the same in all layers and heads."""
+    if mask.layers or mask.by_head:
+        raise UsageError(
+            f"the mask {mask.name!r} differs by layer or head, and only one can be painted; use it "
+            "as it is in permute_documents"
+        )
+    return mask
 
 
 def _parts(prompt: Layout) -> list[dict[str, Any]]:

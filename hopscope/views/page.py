@@ -10,7 +10,7 @@ from hopscope.views.grid import Grid, Json, all_chosen, first_choice, key_of, sl
 from hopscope.views.static_files import static
 
 MOST_BYTES = 2_000_000
-"""Of the slices of one grid in a page; queries that do not fit are left out."""
+"""Of the slices of one grid in a page; options that do not fit are left out, but for the first."""
 
 
 def grid_html(grid: Grid, picture: str, *, heading: str = "", most_bytes: int = MOST_BYTES) -> str:
@@ -45,7 +45,7 @@ def grid_html(grid: Grid, picture: str, *, heading: str = "", most_bytes: int = 
         if left_out
         else ""
     )
-    data = state.replace("</", "<\\/")  # JSON must not end its script
+    data = state.replace("<", "\\u003c")  # JSON must neither end its script nor open a comment
     return (
         f'<div>{picture}</div><script type="application/json" data-hopscope>{data}</script>{note}'
     )

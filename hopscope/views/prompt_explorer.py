@@ -13,7 +13,7 @@ import traitlets
 
 from hopscope.activations import capture
 from hopscope.answers import matches
-from hopscope.errors import HopscopeError, QueryError
+from hopscope.errors import HopscopeError, ModelError, QueryError
 from hopscope.experiments import BackPatching, back_patch, logit_lens
 from hopscope.experiments.asking import Asker, question
 from hopscope.experiments.back_patching import Criterion
@@ -65,7 +65,8 @@ class PromptExplorer(View):
 
     Attributes:
         query: what was typed: text, bridge and answer.
-        result: the back-patching of the last query, as far as it got.
+        result: the back-patching of the last query: the cells whose answers are generated. None
+            while there are none.
     """
 
     _esm = module("dom.js", "grid.js", "explorer.js", render="renderExplorer")
@@ -103,11 +104,15 @@ class PromptExplorer(View):
             QueryError: if the brackets are not there.
         """
         self.query = {"text": text, "bridge": bridge, "answer": answer}
+        self.result = None
         self.answers, self.tokens, self.lens, self.patches = [], [], {}, {}
         self._tell("asking both hops")
         asked = self._asked(parse_query(text, bridge, answer))
-        lens = LensGrid.of(self._model, asked)
-        self.tokens, self.lens = list(lens.tokens), _state(lens)
+        try:
+            lens = LensGrid.of(self._model, asked)
+            self.tokens, self.lens = list(lens.tokens), _state(lens)
+        except ModelError as error:
+            self._tell(str(error), failed=True)  # of the lens alone: back-patching goes on
         return self._patched(asked)
 
     def picture(self) -> str | None:
@@ -142,18 +147,25 @@ class PromptExplorer(View):
 
     def _patched(self, asked: QuerySet) -> BackPatching:
         """Back-patch: the next token in all cells at once, then what each of them says."""
-        result = self._cells(asked, self._pairs, "first_token")
-        self._show(result)
-        found = result.frame.set_index(CELL)
+        next_tokens = self._cells(asked, self._pairs, "first_token")
+        self._draw(next_tokens)
+        found, done = next_tokens.frame.set_index(CELL), 0
         for start in range(0, len(self._pairs), AT_ONCE):
             self._tell(f"what each cell says: {start} of {len(self._pairs)} a position")
             some = self._cells(asked, self._pairs[start : start + AT_ONCE], "generation")
             found.update(some.frame.set_index(CELL))
-            frame = found.reset_index().astype(result.frame.dtypes.to_dict())
-            result = BackPatching(frame[list(result.frame)], some.details, some.run)
-            self._show(result)
+            frame = found.reset_index().astype(next_tokens.frame.dtypes.to_dict())
+            frame = frame[list(next_tokens.frame)]
+            self._draw(BackPatching(frame, some.details, some.run))
+            done += AT_ONCE
+            said = self._pairs[:done]
+            settings = {**some.run["settings"], "cells": said}
+            pairs = zip(frame["source_layer"], frame["target_layer"], strict=True)
+            finished = frame[[pair in set(said) for pair in pairs]].reset_index(drop=True)
+            self.result = BackPatching(finished, some.details, {**some.run, "settings": settings})
         self._tell("done; .result has the back-patching")
-        return result
+        assert self.result is not None
+        return self.result
 
     def _cells(
         self, asked: QuerySet, cells: list[tuple[int, int]], criterion: Criterion
@@ -167,8 +179,7 @@ class PromptExplorer(View):
             progress=False,
         )
 
-    def _show(self, result: BackPatching) -> None:
-        self.result = result
+    def _draw(self, result: BackPatching) -> None:
         self.patches = _state(BackPatchingGrid(result))
 
     def _tell(self, status: str, failed: bool = False) -> None:
@@ -183,7 +194,11 @@ class PromptExplorer(View):
         except HopscopeError as error:
             self._tell(str(error), failed=True)
         except KeyboardInterrupt:
-            self._tell("stopped; .result has what was run", failed=True)
+            left = "nothing was finished" if self.result is None else ".result has what was"
+            self._tell(f"stopped; {left}", failed=True)
+        except Exception as error:
+            self._tell(f"{type(error).__name__}: {error}", failed=True)
+            raise
         finally:
             self.busy = False
 

@@ -24,6 +24,8 @@ READ = (
     Measure("bridge_rank", "rank of the bridge, from 0", "rank"),
 )
 CELL = ["target_layer", "source_layer"]
+MOST_NAMED = 8
+"""Queries whose names are told in a cell that answers them."""
 
 
 @singledispatch
@@ -71,12 +73,17 @@ class BackPatchingGrid:
         groups = frame.assign(**told).groupby(["position", "control", "query"], sort=False)
         return {key: cells for key, cells in groups if isinstance(key, tuple)}
 
+    @cached_property
+    def _nothing(self) -> pd.DataFrame:
+        """The cells of a query that no other one lent its states to."""
+        return next(iter(self._groups.values())).head(0)
+
     def slice(self, chosen: Mapping[str, str]) -> Slice:
         """The cells of one position and control: of one query, or the mean of all."""
         position, control, query = (chosen[name] for name in ("position", "control", "query"))
         if query == EVERYTHING:
             return self._mean(position, control)
-        cells = self._groups[position, control, query]
+        cells = self._groups.get((position, control, query), self._nothing)
         details = self.result.details
         row = details[(details["query"] == query) & (details["position"] == position)].iloc[0]
         return Slice(
@@ -92,12 +99,20 @@ class BackPatchingGrid:
         there = {
             key: cells for key, cells in self._groups.items() if key[:2] == (position, control)
         }
-        cells = pd.concat(there.values())
+        cells = pd.concat([self._nothing, *there.values()])
         measures = (ANSWERED, *(each for each in READ if each.name in cells))
         means = cells.groupby(level=CELL)[[each.name for each in measures]].mean()
-        named = cells[cells["hit"]].groupby(level=CELL)["query"].agg(", ".join)
+        named = cells[cells["hit"]].groupby(level=CELL)["query"].agg(_some)
         facts = (("queries", str(len(there))), ("measures", "means over them"))
-        return Slice(means.assign(named=named), measures, {"answered": "named"}, facts)
+        darkest = {"hit": self._largest_share}
+        texts = {"answered": "named"}
+        return Slice(means.assign(named=named), measures, texts, facts, largest=darkest)
+
+    @cached_property
+    def _largest_share(self) -> float:
+        """Of queries answered in a cell, over all positions and states, so that shades compare."""
+        where = ["position", "control", "target_layer", "source_layer"]
+        return float(self.result.frame.groupby(where)["hit"].mean().max())
 
 
 @grid_of.register
@@ -122,8 +137,16 @@ def _facts(row: pd.Series[Any]) -> list[tuple[str, str]]:
     return facts
 
 
-def _said(logprob: float, rank: int) -> str:
-    return f"{np.exp(logprob):.3g}, {int(rank)}"
+def _said(logprob: float, rank: float) -> str:
+    """A probability and a rank, which parts from before they were read do not have."""
+    return "not read" if np.isnan(rank) else f"{np.exp(logprob):.3g}, {int(rank)}"
+
+
+def _some(queries: pd.Series[str]) -> str:
+    """The first names of many."""
+    shown = ", ".join(queries.iloc[:MOST_NAMED])
+    more = len(queries) - MOST_NAMED
+    return shown if more <= 0 else f"{shown} and {more} more"
 
 
 @dataclass(frozen=True)
@@ -176,7 +199,8 @@ class DescriptionGrid:
         said = cells.drop_duplicates(CELL).set_index(CELL)["generation"]
         row = self.result.details.set_index("query").loc[[chosen["query"]]].iloc[0]
         facts = tuple((name, str(row[name])) for name in ("question", "bridge", "answer"))
-        texts = {"described as": "generation"}
+        samples = cells["sample"].nunique()
+        texts = {f"first of {samples} samples" if samples > 1 else "described as": "generation"}
         return Slice(means.assign(generation=said), measures, texts, facts, marked="e2")
 
 

@@ -5,6 +5,7 @@ The kernel sends a slice when it is asked for; the same JavaScript reads a page 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import anywidget
@@ -45,13 +46,21 @@ class GridWidget(View):
     slices = traitlets.Dict().tag(sync=True)
     chosen = traitlets.Dict().tag(sync=True)
 
-    def __init__(self, grid: Grid, **kwargs: Any) -> None:
-        self._grid = grid
-        start = first_choice(grid)
-        super().__init__(spec=spec_of(grid), chosen=start, slices=self._slices(start), **kwargs)
+    def __init__(
+        self, grid: Grid, picture: Callable[[], str | None] = lambda: None, **kwargs: Any
+    ) -> None:
+        """Show a grid.
 
-    def _slices(self, chosen: dict[str, str]) -> dict[str, Any]:
-        return {key_of(self._grid, chosen): slice_json(self._grid, chosen)}
+        Args:
+            grid: what is shown.
+            picture: draws it where no widget can be shown, as PNG in base64.
+        """
+        self._grid, self._picture = grid, picture
+        super().__init__(spec=spec_of(grid), chosen=first_choice(grid), **kwargs)
+
+    def picture(self) -> str | None:
+        """The picture of the whole, whatever is chosen."""
+        return self._picture()
 
     @traitlets.validate("chosen")
     def _is_a_choice(self, proposal: Any) -> dict[str, str]:
@@ -67,4 +76,5 @@ class GridWidget(View):
 
     @traitlets.observe("chosen")
     def _on_chosen(self, change: Any) -> None:
-        self.slices = self._slices(change["new"])
+        chosen = change["new"]
+        self.slices = {key_of(self._grid, chosen): slice_json(self._grid, chosen)}

@@ -12,6 +12,8 @@ from hopscope.experiments import BackPatching
 from hopscope.views.page import grid_html, page_script
 from hopscope.views.result_grids import grid_of
 
+ODD = "b<!--<script></script>"
+"""What ends a script, or hides its end."""
 CELLS = [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]
 
 
@@ -19,7 +21,7 @@ CELLS = [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]
 def result() -> BackPatching:
     hits = {
         (query, position, control): {(2, 1)} if (query, control) == ("a", "none") else set()
-        for query in ("a", "b</script>")
+        for query in ("a", ODD)
         for position in ("t1", "t2")
         for control in ("none", "random")
     }
@@ -83,8 +85,13 @@ def test_a_query_a_control_and_a_measure_are_chosen(shown: Page) -> None:
     assert read(shown)["answered"] == "no"
     shown.get_by_label("shaded by").select_option("answer_rank")
     expect(shown.locator(".hopscope-scale")).to_contain_text("5")
-    shown.get_by_label("query").select_option("b</script>")
-    assert read(shown)["says"] == "b</script> from 2 to 1"
+    query = shown.get_by_label("query")
+    query.select_option(ODD)
+    assert read(shown)["says"] == f"{ODD} from 2 to 1"
+    query.focus()
+    query.press("ArrowUp")
+    expect(query).to_be_focused()
+    assert read(shown)["says"] == "a from 2 to 1"
 
 
 def test_a_hit_can_be_told_without_colours(shown: Page) -> None:

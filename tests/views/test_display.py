@@ -63,4 +63,5 @@ def test_a_result_whose_picture_needs_a_choice_is_its_table(result: BackPatching
 
 def test_the_view_of_a_result_has_its_picture(result: BackPatching) -> None:
     data, _ = result.view()._repr_mimebundle_()
-    assert set(data) >= {"text/plain", display.WIDGET}
+    assert set(data) >= {"text/plain", display.WIDGET, "image/png"}
+    assert data["image/png"] == result._repr_mimebundle_()["image/png"]

@@ -118,6 +118,50 @@ def test_a_run_from_before_bridges_were_read_is_shown(result: BackPatching) -> N
     assert names == ["hit", "answer_probability", "answer_rank"]
 
 
+def test_a_query_that_no_other_lent_its_states_to_is_blank_there(result: BackPatching) -> None:
+    frame = result.frame
+    lonely = (frame["query"] == "b") & (frame["control"] == "random")
+    grid = grid_of(BackPatching(frame[~lonely], result.details, result.run))
+    assert grid is not None
+    chosen = {"query": "b", "position": "t1", "control": "random"}
+    assert set(values(slice_json(grid, chosen), "hit")) == {None}
+    assert values(slice_json(grid, {**chosen, "query": "a"}), "hit")[0] is not None
+    for each in all_chosen(grid.choices):
+        slice_json(grid, each)
+
+
+def test_parts_from_before_bridges_were_read_beside_newer_ones(result: BackPatching) -> None:
+    frame, details = result.frame.copy(), result.details.copy()
+    for table, names in (
+        (frame, ["bridge_rank", "bridge_logprob"]),
+        (details, ["clean_bridge_rank", "clean_bridge_logprob"]),
+    ):
+        table[names] = table[names].astype(float)
+        table.loc[table["query"] == "a", names] = float("nan")
+    grid = grid_of(BackPatching(frame, details, result.run))
+    assert grid is not None
+    told = dict(slice_json(grid, {**first_choice(grid), "query": "a"})["facts"])
+    assert told["P(bridge), rank"] == "not read"
+    told = dict(slice_json(grid, {**first_choice(grid), "query": "b"})["facts"])
+    assert told["P(bridge), rank"] == "0.0183, 3"
+
+
+def test_many_queries_are_counted_not_listed() -> None:
+    hits = {(f"q{n}", "t1", "none"): {(1, 0)} for n in range(12)}
+    grid = grid_of(made_back_patching(hits, [(1, 0)]))
+    assert grid is not None
+    (named,) = slice_json(grid, first_choice(grid))["texts"]
+    assert named["words"] == ["q0, q1, q2, q3, q4, q5, q6, q7 and 4 more"]
+
+
+def test_shades_of_shares_compare_between_states(result: BackPatching) -> None:
+    grid = grid_of(result)
+    assert grid is not None
+    for control in ("none", "random"):
+        found = slice_json(grid, {**first_choice(grid), "control": control})
+        assert found["measures"][0]["largest"] == 0.5
+
+
 def test_descriptions_have_a_grid_by_target_prompt() -> None:
     rows = [
         (query, prompt, "t1", sample, source, target, query == "a", source == 1, f"{query}{sample}")
@@ -167,6 +211,16 @@ def test_a_result_without_a_grid_says_what_to_do() -> None:
     graded = made_grading({"a": {"first_hop"}})
     with pytest.raises(UsageError, match="'grading' has no interactive view; plot"):
         graded.view()
+
+
+def test_what_a_model_says_cannot_end_the_script(result: BackPatching) -> None:
+    frame = result.frame.assign(generation="<!--<script></script>")
+    grid = grid_of(BackPatching(frame, result.details, result.run))
+    assert grid is not None
+    data = grid_html(grid, "").partition("data-hopscope>")[2].partition("</script>")[0]
+    assert "<" not in data
+    said = json.loads(data)["slices"]['["a","t1","none"]']["texts"][0]["words"]
+    assert said == ["<!--<script></script>"]
 
 
 def test_a_page_holds_every_slice_and_no_address(result: BackPatching) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from hopscope.errors import QueryError, UsageError
 from hopscope.masked import Version, read
-from hopscope.masks import causal, document_block, painted
+from hopscope.masks import causal, document_block, knock_out, painted
 from hopscope.models import LanguageModel
 from hopscope.sweep import ReadOut
 from hopscope.views.mask_painter import MaskPainter, paint_mask
@@ -93,6 +93,16 @@ def test_one_question_can_be_painted_on_but_not_none(llama: LanguageModel) -> No
     assert alone.presets[0] == "document_block"
     with pytest.raises(QueryError, match="empty question set"):
         paint_mask(llama, questions[:0])
+
+
+def test_masks_of_ones_own_can_be_begun_with_again(llama: LanguageModel) -> None:
+    own = causal() & document_block()
+    made = paint_mask(llama, world_docs(distractors=1), own)
+    send(made, type="begin", name="causal")
+    send(made, type="begin", name=own.name)
+    assert made.mask is own
+    with pytest.raises(UsageError, match="differs by layer or head"):
+        paint_mask(llama, world_docs(distractors=1), knock_out("question", "gold 1", layers=[1]))
 
 
 def test_a_painted_mask_is_for_its_prompt_alone(painter: MaskPainter) -> None:

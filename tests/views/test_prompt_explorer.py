@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from hopscope.errors import QueryError
 from hopscope.experiments import back_patch, grade
 from hopscope.models import LanguageModel
 from hopscope.queries import load_queries
+from hopscope.views import prompt_explorer
 from hopscope.views.prompt_explorer import PromptExplorer, _typed, explore, parse_query
 
 TEXT = "The spouse of [the performer of [Imagine]] is"
@@ -146,22 +148,55 @@ def test_what_goes_wrong_is_told_and_the_button_comes_back(explorer: PromptExplo
     assert not explorer.busy
 
 
-def test_an_interrupt_leaves_what_was_run_and_no_hooks(
+def test_an_interrupt_leaves_what_was_finished_and_no_hooks(
     llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hopscope.views import prompt_explorer
-
-    calls = []
-
-    def stopped(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return back_patch(*args, **kwargs)
-
-    monkeypatch.setattr(prompt_explorer, "back_patch", stopped)
+    """As the stop button does it: in the middle of a forward pass."""
+    monkeypatch.setattr(prompt_explorer, "AT_ONCE", 2)
     made = explore(llama, load_queries("world", few_shot=0))
-    made._handle_custom_msg({"type": "ask", "query": {"text": TEXT}}, [])
-    assert "stopped" in made.status
+    whole = made.ask(TEXT, "John Lennon", "Yoko Ono")
+    block = type(llama.hf.model.layers[0])
+    forward, passes = block.forward, []
+
+    def stopping(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        passes.append(1)
+        if len(passes) == stop_at:
+            raise KeyboardInterrupt
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(block, "forward", stopping)
+    hooks = sum(len(each._forward_hooks) for each in llama.hf.modules())
+    query = {"text": TEXT, "bridge": "John Lennon", "answer": "Yoko Ono"}
+    stop_at = 0
+    made._handle_custom_msg({"type": "ask", "query": query}, [])
+    stop_at, passes[:] = len(passes) - 3, []
+    made._handle_custom_msg({"type": "ask", "query": query}, [])
+    assert made.status == "stopped; .result has what was"
     assert made.result is not None
-    assert not any(module._forward_hooks for module in llama.hf.modules())
+    n = len(made.result.frame)
+    assert 0 < n < len(whole.frame)
+    assert len(made.result.run["settings"]["cells"]) * 4 == n  # positions and states
+    keys = ["position", "control", "source_layer", "target_layer"]
+    both = made.result.frame.merge(whole.frame, on=keys)
+    assert len(both) == n
+    assert (both["generation_x"] == both["generation_y"]).all()
+    assert (both["hit_x"] == both["hit_y"]).all()
+
+    stop_at, passes[:] = 2, []
+    made._handle_custom_msg({"type": "ask", "query": query}, [])
+    assert made.status == "stopped; nothing was finished"
+    assert made.result is None
+    assert sum(len(each._forward_hooks) for each in llama.hf.modules()) == hooks
+
+
+def test_an_unexpected_error_is_told_and_logged(
+    explorer: PromptExplorer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def out_of_memory(*_: Any, **__: Any) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(prompt_explorer, "back_patch", out_of_memory)
+    explorer._handle_custom_msg({"type": "ask", "query": {"text": TEXT}}, [])
+    assert explorer.status == "MemoryError: no room"
+    assert "in out_of_memory" in caplog.text  # ipywidgets logs what a callback raises
+    assert not explorer.busy

@@ -21,6 +21,9 @@ function draw(tag, attributes = {}, text = "") {
   return element;
 }
 
+// The root of a view; JupyterLab's own keys do nothing inside it.
+const VIEW = { class: "hopscope-view", "data-lm-suppress-shortcuts": "true" };
+
 function facts(pairs) {
   const list = make("dl");
   for (const [name, value] of pairs) list.append(make("dt", {}, name), make("dd", {}, value));
@@ -28,8 +31,8 @@ function facts(pairs) {
 }
 
 // A field with its label; `value` chooses among options of { value, label }.
-function selector(label, options, value, onchange) {
-  const select = make("select", { "aria-label": label });
+function selector(label, options, value, onchange, name = "") {
+  const select = make("select", { "aria-label": label, ...(name && { "data-name": name }) });
   for (const each of options) {
     const option = make("option", { value: each.value }, each.label);
     option.selected = each.value === value;

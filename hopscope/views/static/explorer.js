@@ -32,12 +32,13 @@ function renderExplorer({ model, el }) {
   const spans = make("p", { class: "hopscope-tokens" });
   const hops = make("table", { class: "hopscope-hops" });
   const [lens, patches] = [make("div"), make("div")];
-  el.append(make("div", { class: "hopscope-view" },
+  el.append(make("div", VIEW,
     make("div", { class: "hopscope-controls" }, inputs.text, go, labelled("bridge"),
       labelled("answer"), ...(examples.length ? [chooser] : [])),
     status, spans, hops, make("div", { class: "hopscope-body" }, lens, patches)));
 
   function ask() {
+    if (go.disabled) return;  // one query at a time
     const query = Object.fromEntries(
       Object.entries(inputs).map(([name, input]) => [name, input.value.trim()]));
     go.disabled = true;
@@ -48,6 +49,12 @@ function renderExplorer({ model, el }) {
     status.textContent = model.get("status");
     status.classList.toggle("hopscope-error", model.get("failed"));
     go.disabled = model.get("busy");
+  }
+
+  function tellQuery() {
+    for (const [name, input] of Object.entries(inputs)) {
+      if (document.activeElement !== input) input.value = model.get("query")[name] ?? input.value;
+    }
   }
 
   function tellTokens() {
@@ -87,7 +94,7 @@ function renderExplorer({ model, el }) {
 
   const watched = {
     "change:status": tell, "change:busy": tell, "change:failed": tell,
-    "change:tokens": tellTokens, "change:answers": tellHops,
+    "change:query": tellQuery, "change:tokens": tellTokens, "change:answers": tellHops,
     "change:lens": inside(lens, "lens"), "change:patches": inside(patches, "patches"),
   };
   for (const [event, listener] of Object.entries(watched)) {

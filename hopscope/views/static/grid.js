@@ -53,8 +53,10 @@ function renderGrid({ model, el }) {
     "aria-roledescription": "heatmap", "aria-label":
       `${spec.title}. ${spec.x.label} across, ${spec.y.label} upwards. Arrow keys move.`,
   });
-  const readout = make("div", { class: "hopscope-readout", role: "status", "aria-live": "polite" });
-  const root = make("div", { class: "hopscope-view" }, title, controls,
+  const cell = make("div", { role: "status", "aria-live": "polite" });
+  const beside = make("div");
+  const readout = make("div", { class: "hopscope-readout" }, cell, beside);
+  const root = make("div", VIEW, title, controls,
     make("div", { class: "hopscope-body" }, plot, readout));
   el.append(root);
 
@@ -68,14 +70,23 @@ function renderGrid({ model, el }) {
     update();
   }
 
+  const shadedBy = make("span");
+  controls.append(...spec.choices.filter((each) => each.options.length > 1).map((each) =>
+    selector(each.label, each.options, chosen()[each.name],
+      (value) => choose(each.name, value), each.name)), shadedBy);
+  let offered = "";  // the measures that can be chosen now
+
+  // Fields stay as they are while they are in use, so that none loses the focus.
   function drawControls() {
+    for (const select of controls.querySelectorAll("select[data-name]")) {
+      select.value = chosen()[select.dataset.name];
+    }
     const measures = slice()?.measures ?? [];
-    controls.replaceChildren(
-      ...spec.choices.filter((each) => each.options.length > 1).map((each) =>
-        selector(each.label, each.options, chosen()[each.name],
-          (value) => choose(each.name, value))),
-      ...(measures.length > 1 ? [selector("shaded by", measures.map((each) =>
-        ({ value: each.name, label: each.label })), measure, (value) => {
+    const options = measures.map((each) => ({ value: each.name, label: each.label }));
+    if (!measures.length || JSON.stringify(options) === offered) return;
+    offered = JSON.stringify(options);
+    shadedBy.replaceChildren(...(options.length > 1
+      ? [selector("shaded by", options, measure, (value) => {
         measure = value;
         update();
       })] : []));
@@ -97,7 +108,7 @@ function renderGrid({ model, el }) {
       width: left + width + 8, height: height + bottom + 6,
       viewBox: `0 -6 ${left + width + 8} ${height + bottom + 6}`, "aria-hidden": "true",
     });
-    const largest = shown ? largestOf(shown.values) : 0;
+    const largest = shown ? shown.largest ?? largestOf(shown.values) : 0;
     const words = now?.texts.find((each) => each.label === now.inside);
     for (let row = 0; shown && row < ys.length; row++) {
       for (let column = 0; column < xs.length; column++) {
@@ -109,7 +120,7 @@ function renderGrid({ model, el }) {
           x, y, width: across, height: up, fill: color(part, shadesOf(shown.kind)), class: "hopscope-cell",
           "data-column": column, "data-row": row,
         }));
-        if (mark && mark.values[index] === 1 && size >= 7) {
+        if (mark && mark.values[index] === 1) {
           image.append(draw("circle", {
             cx: x + across / 2, cy: y + up / 2, r: size / 5, "pointer-events": "none",
             fill: inkOn(part, shown.kind),
@@ -165,24 +176,18 @@ function renderGrid({ model, el }) {
 
   function drawReadout() {
     const now = slice();
-    if (!now) {
-      readout.replaceChildren(make("p", { class: "hopscope-hint" }, "…"));
+    beside.replaceChildren(...(now?.facts.length ? [facts(now.facts)] : []));
+    if (!now || !at) {
+      const hint = now ? "Point at a cell, or click the picture and use the arrow keys." : "…";
+      cell.replaceChildren(make("p", { class: "hopscope-hint" }, hint));
       return;
     }
-    const parts = [];
-    if (at) {
-      const index = at[1] * xs.length + at[0];
-      const told = now.measures.map((each) => [each.label, written(each.values[index], each.kind)]);
-      const said = now.texts.filter((each) => each.codes[index] >= 0)
-        .map((each) => [each.label, each.words[each.codes[index]]]);
-      parts.push(make("p", { class: "hopscope-where" },
-        `${spec.x.label} ${xs[at[0]]}, ${spec.y.label} ${ys[at[1]]}`), facts([...said, ...told]));
-    } else {
-      parts.push(make("p", { class: "hopscope-hint" },
-        "Point at a cell, or click here and use the arrow keys."));
-    }
-    if (now.facts.length) parts.push(facts(now.facts));
-    readout.replaceChildren(...parts);
+    const index = at[1] * xs.length + at[0];
+    const told = now.measures.map((each) => [each.label, written(each.values[index], each.kind)]);
+    const said = now.texts.filter((each) => each.codes[index] >= 0)
+      .map((each) => [each.label, each.words[each.codes[index]]]);
+    cell.replaceChildren(make("p", { class: "hopscope-where" },
+      `${spec.x.label} ${xs[at[0]]}, ${spec.y.label} ${ys[at[1]]}`), facts([...said, ...told]));
   }
 
   function update() {

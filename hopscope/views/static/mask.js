@@ -30,10 +30,12 @@ function renderMask({ model, el }) {
     selector("begin with", presets, presets[0].value, (name) => model.send({ type: "begin", name })),
     selector("paint", [
       { value: "cell", label: "cell by cell" }, { value: "block", label: "whole parts" },
-    ], "cell", (value) => { blocks = value === "block"; }), run);
+    ], "cell", (value) => { blocks = value === "block"; }),
+    button("Start over", () => model.send({ type: "begin", name: begin() })), run);
+  const begin = () => controls.querySelector("select").value;
   let blocks = false;
   const side = make("div", { class: "hopscope-side" }, told, answers);
-  el.append(make("div", { class: "hopscope-view" },
+  el.append(make("div", VIEW,
     make("p", { class: "hopscope-title" }, model.get("title")), controls,
     make("div", { class: "hopscope-body" }, make("div", { class: "hopscope-plot" }, canvas), side)));
 
@@ -107,6 +109,7 @@ function renderMask({ model, el }) {
   }
 
   canvas.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0) return;
     canvas.setPointerCapture(event.pointerId);
     at = cellOf(event);
     start = at;
@@ -123,10 +126,12 @@ function renderMask({ model, el }) {
     drawMask();
     tell();
   });
-  canvas.addEventListener("pointerup", () => {
-    brush = null;
-    send();
-  });
+  for (const end of ["pointerup", "pointercancel"]) {
+    canvas.addEventListener(end, () => {
+      brush = null;
+      send();
+    });
+  }
   canvas.addEventListener("keydown", (event) => {
     const step = STEP_OF[event.key];
     if (step) at = at.map((each, i) => Math.min(n - 1, Math.max(0, each + step[i])));

@@ -2,6 +2,6 @@
 
 for (const data of document.querySelectorAll("script[data-hopscope]")) {
   const el = document.createElement("div");
-  data.previousElementSibling.replaceWith(el);  // the picture that stands there without scripts
   renderGrid({ model: standIn(JSON.parse(data.textContent)), el });
+  data.previousElementSibling.replaceWith(el);  // the picture that stands there without scripts
 }
