@@ -763,9 +763,9 @@ def figures_command(
 
     from hopscope import figure_check, figure_runs, study
 
+    size = study.preset(preset)
     chosen = list(study.figure_scripts(scripts, names or []))
     committed, strict = rendered or scripts / "rendered", bool(names)
-    size = study.preset(preset)
     if limit is not None:
         size = replace(size, limit=limit, of_world=min(limit, size.of_world))
     label = f"{preset if limit is None else f'{preset}-{limit}'}-seed-{seed}"
