@@ -35,14 +35,10 @@ def grid_of(result: Result) -> Grid | None:
 
 
 @dataclass(frozen=True)
-class BackPatchingGrid:
-    """Source × target layers of a back-patching result, for all queries or one."""
+class _LayerGrid:
+    """The axes of what reads the state after one block and puts it after another."""
 
-    result: BackPatching
-
-    @property
-    def title(self) -> str:
-        return title_of(self.result, "Back-patching")
+    result: Result
 
     @property
     def x(self) -> Axis:
@@ -51,6 +47,17 @@ class BackPatchingGrid:
     @property
     def y(self) -> Axis:
         return Axis("target layer (replaced)", _ascending(self.result.frame["target_layer"]))
+
+
+@dataclass(frozen=True)
+class BackPatchingGrid(_LayerGrid):
+    """Source × target layers of a back-patching result, for all queries or one."""
+
+    result: BackPatching
+
+    @property
+    def title(self) -> str:
+        return title_of(self.result, "Back-patching")
 
     @cached_property
     def choices(self) -> tuple[Choice, ...]:
@@ -88,7 +95,7 @@ class BackPatchingGrid:
         row = details[(details["query"] == query) & (details["position"] == position)].iloc[0]
         return Slice(
             cells,
-            (HIT, *(each for each in READ if each.name in cells)),
+            (HIT, *_read(cells)),
             {"says": "generation"},
             tuple(_facts(row)),
             marked=HIT.name,
@@ -100,7 +107,7 @@ class BackPatchingGrid:
             key: cells for key, cells in self._groups.items() if key[:2] == (position, control)
         }
         cells = pd.concat([self._nothing, *there.values()])
-        measures = (ANSWERED, *(each for each in READ if each.name in cells))
+        measures = (ANSWERED, *_read(cells))
         means = cells.groupby(level=CELL)[[each.name for each in measures]].mean()
         named = cells[cells["hit"]].groupby(level=CELL)["query"].agg(_some)
         facts = (("queries", str(len(there))), ("measures", "means over them"))
@@ -118,6 +125,11 @@ class BackPatchingGrid:
 @grid_of.register
 def _(result: BackPatching) -> Grid | None:
     return BackPatchingGrid(result)
+
+
+def _read(cells: pd.DataFrame) -> tuple[Measure, ...]:
+    """What was read of answer and bridge; old runs lack the bridge."""
+    return tuple(each for each in READ if each.name in cells)
 
 
 def _facts(row: pd.Series[Any]) -> list[tuple[str, str]]:
@@ -150,7 +162,7 @@ def _some(queries: pd.Series[str]) -> str:
 
 
 @dataclass(frozen=True)
-class DescriptionGrid:
+class DescriptionGrid(_LayerGrid):
     """Source × target layers of entity descriptions, for all queries or one."""
 
     result: Description
@@ -158,14 +170,6 @@ class DescriptionGrid:
     @property
     def title(self) -> str:
         return title_of(self.result, "Entity description")
-
-    @property
-    def x(self) -> Axis:
-        return Axis("source layer (read)", _ascending(self.result.frame["source_layer"]))
-
-    @property
-    def y(self) -> Axis:
-        return Axis("target layer (replaced)", _ascending(self.result.frame["target_layer"]))
 
     @cached_property
     def choices(self) -> tuple[Choice, ...]:
@@ -191,7 +195,8 @@ class DescriptionGrid:
         everything = chosen["query"] == EVERYTHING
         if not everything:
             cells = cells[cells["query"] == chosen["query"]]
-        kind: Kind = "share" if everything or cells["sample"].nunique() > 1 else "yes"
+        samples = cells["sample"].nunique()
+        kind: Kind = "share" if everything or samples > 1 else "yes"
         means = cells.groupby(CELL)[list(entities)].mean()
         measures = tuple(Measure(name, label, kind) for name, label in entities.items())
         if everything:
@@ -199,7 +204,6 @@ class DescriptionGrid:
         said = cells.drop_duplicates(CELL).set_index(CELL)["generation"]
         row = self.result.details.set_index("query").loc[[chosen["query"]]].iloc[0]
         facts = tuple((name, str(row[name])) for name in ("question", "bridge", "answer"))
-        samples = cells["sample"].nunique()
         texts = {f"first of {samples} samples" if samples > 1 else "described as": "generation"}
         return Slice(means.assign(generation=said), measures, texts, facts, marked="e2")
 

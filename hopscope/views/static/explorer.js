@@ -1,9 +1,6 @@
 // A two-hop query typed by hand: its spans, both hops, the logit lens, back-patching as it runs.
 
-const FORMS = {
-  first_hop: "first hop", second_hop: "second hop", two_hop: "two hops",
-  entity_shortcut: "entity shortcut", relation_shortcut: "relation shortcut",
-};
+const FORMS = { first_hop: "first hop", second_hop: "second hop", two_hop: "two hops" };
 
 function renderExplorer({ model, el }) {
   const field = (name, label, hint, size) => {

@@ -8,7 +8,7 @@ function renderMask({ model, el }) {
   let seen = model.get("seen").map((row) => [...row].map(Number));
   let at = [0, 0];  // query, key
   let brush = null;  // what the stroke that goes on paints: 1 or 0
-  let start = null;  // where it began, for a whole block
+  let start = null;  // the cell that it was at last
 
   const size = Math.max(3, Math.min(14, Math.floor(520 / n)));
   const canvas = make("canvas", {
