@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 from hopscope import plots
 from hopscope.experiments import DocumentAttention
 from hopscope.study import results_of
+from hopscope.style import figure_style, panels
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:
@@ -20,16 +21,16 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         ResultError: if there is no such result.
     """
     result = results_of(runs, "attention_peaks", DocumentAttention)["documents"]
-    with plots.figure_style():
+    with figure_style():
         peaks, compare, layers = result.peaks(), result.compare(), result.by_layer()
-        figure, axes = plt.subplots(1, 2, figsize=(10.4, 3.6), layout="constrained")
+        figure, (axes,) = panels(1, 2, 3.1)
         plots.peak_strips(peaks, compare, axes[0])
         order, mask = compare["order"].iloc[0], compare["mask"].iloc[0]
         here = layers[(layers["order"] == order) & (layers["mask"] == mask)]
         plots.hop_lines(here, axes[1], f"order {order}")
         n = result.details["query"].nunique()
         title = plots.title_of(result, "Attention of the answer to documents")
-        figure.suptitle(f"{title} (n = {n})", fontsize=11)
+        figure.suptitle(f"{title} (n = {n})")
         table = pd.concat([peaks.assign(what="peak"), layers.assign(what="layer")])
         paths = plots.save_figure(figure, table, rendered, "attention_peaks")
         plt.close(figure)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from hopscope import plots
 from hopscope.experiments import BackPatching
 from hopscope.study import results_of
+from hopscope.style import figure_style, panels, shared_legend
 
 TITLES = {
     "incorrect": "Both hops right, composition wrong",
@@ -26,7 +27,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         ResultError: if neither result is there.
     """
     there = results_of(runs, "back_patching", BackPatching)
-    with plots.figure_style():
+    with figure_style():
         figure = _figure(there)
         paths = plots.save_figure(figure, _numbers(there), rendered, "back_patching")
         plt.close(figure)
@@ -37,26 +38,19 @@ def _figure(results: dict[str, BackPatching]) -> Figure:
     first = next(iter(results.values()))
     positions = list(first.frame["position"].unique())
     columns = max(len(positions), 2)
-    figure, axes = plt.subplots(
-        1 + len(results),
-        columns,
-        figsize=(3.9 * columns, 2.9 + 3.1 * len(results)),
-        layout="constrained",
-        squeeze=False,
-    )
+    figure, axes = panels(1 + len(results), columns, 2.1 * (1 + len(results)) + 0.5)
     for ax, (name, result) in zip(axes[0], results.items(), strict=False):
         n = result.frame["query"].nunique()
         plots.success_bars(result.success_rate(), ax, f"{TITLES[name]} (n = {n})")
     for ax in axes[0][len(results) :]:
         ax.axis("off")
-    handles = axes[0][0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=len(handles[0]))
+    shared_legend(figure, axes[:1, :1])
     for row, (name, result) in zip(axes[1:], results.items(), strict=True):
         shares = {position: result.heatmap(position) for position in positions}
         vmax = max(float(share.max().max()) for share in shares.values())
         for ax, position in zip(row, positions, strict=False):
             plots.layer_heatmap(shares[position], ax, f"{TITLES[name]}, {position}", vmax)
-    figure.suptitle(_title(first), fontsize=11)
+    figure.suptitle(_title(first))
     return figure
 
 

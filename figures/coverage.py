@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from hopscope import plots
+from hopscope.style import figure_style, panels
 from hopscope.worlds import Emergence
 from hopscope.worlds.coverage_plot import cutoff_curves, gap_curves
 
@@ -21,8 +22,8 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
     """
     plain = Emergence.load(runs / "coverage" / "coverage").frame
     ambiguous = Emergence.load(runs / "coverage" / "coverage-path-ambiguity").frame
-    with plots.figure_style():
-        figure, axes = plt.subplots(1, 3, figsize=(10.4, 3.2), layout="constrained")
+    with figure_style():
+        figure, (axes,) = panels(1, 3, 2.4)
         cutoff_curves(plain[plain["measure"] == "accuracy"], axes[0], "two hops")
         gap_curves(plain, axes[1], "two hops")
         gap_curves(ambiguous, axes[2], "x2 also leads to the answer")

@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 
 from hopscope import plots
+from hopscope.style import figure_style, panels
 from hopscope.worlds import DataNeeded
 from hopscope.worlds.coverage_plot import examples_curves
 from hopscope.worlds.scaling import LEARNED
@@ -21,8 +22,8 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         UsageError: if too few sizes were learned for an exponent.
     """
     result = DataNeeded.load(runs / "data_needed")
-    with plots.figure_style():
-        figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.2), layout="constrained")
+    with figure_style():
+        figure, (axes,) = panels(1, 2, 2.6)
         examples_curves(result.frame, LEARNED, axes[0])
         result.plot(axes[1])
         table = result.frame.drop(columns="seconds")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,7 @@ from matplotlib import pyplot as plt
 from hopscope import plots
 from hopscope.experiments import Description
 from hopscope.study import results_of
+from hopscope.style import figure_style, panels, shared_legend
 
 PANELS = (("e2", "t1"), ("e2", "t2"), ("e3", "t2"))
 
@@ -23,22 +25,17 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
     """
     results = results_of(runs, "description", Description)
     first = next(iter(results.values()))
-    with plots.figure_style():
-        figure, axes = plt.subplots(
-            1 + len(results),
-            3,
-            figsize=(11.4, 2.9 + 3.1 * len(results)),
-            layout="constrained",
-            squeeze=False,
-        )
+    with figure_style():
+        figure, axes = panels(1 + len(results), 3, 2.0 * (1 + len(results)) + 0.5)
         numbers = []
         for ax, (subset, result) in zip(axes[0], results.items(), strict=False):
             described = result.described()
-            plots.described_bars(described, ax, plots.panel_title(result, subset))
+            title = textwrap.fill(plots.panel_title(result, subset), 26)
+            plots.described_bars(described, ax, title)
             numbers.append(described.assign(subset=subset, panel="any cell"))
         for ax in axes[0][len(results) :]:
             ax.axis("off")
-        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        shared_legend(figure, axes[:1, :1])
         for row, (subset, result) in zip(axes[1:], results.items(), strict=True):
             for ax, (entity, position) in zip(row, PANELS, strict=True):
                 share = result.heatmap(entity, position)
@@ -48,7 +45,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
                 numbers.append(
                     cells.assign(subset=subset, panel="cell", entity=entity, position=position)
                 )
-        figure.suptitle(plots.title_of(first, "What states are described as"), fontsize=11)
+        figure.suptitle(plots.title_of(first, "What states are described as"))
         table = pd.concat(numbers, ignore_index=True)
         paths = plots.save_figure(figure, table, rendered, "description")
         plt.close(figure)

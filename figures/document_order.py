@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 from hopscope import plots
 from hopscope.experiments import Permutation
 from hopscope.study import results_of
+from hopscope.style import figure_style, panels
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:
@@ -19,13 +20,13 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         ResultError: if there is no such result.
     """
     result = results_of(runs, "document_order", Permutation)["documents"]
-    with plots.figure_style():
+    with figure_style():
         table = result.accuracy()
-        figure, ax = plt.subplots(figsize=(6.6, 3.3), layout="constrained")
+        figure, ((ax,),) = panels(1, 1, 3.0)
         n = result.details["query"].nunique()
         plots.order_points(table, ax)
         title = plots.title_of(result, "Order of documents and masks")
-        figure.suptitle(f"{title} (n = {n})", fontsize=11)
+        figure.suptitle(f"{title} (n = {n})")
         paths = plots.save_figure(figure, table, rendered, "document_order")
         plt.close(figure)
     return paths

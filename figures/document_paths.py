@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 from hopscope import plots
 from hopscope.experiments import MaskedPaths
 from hopscope.study import results_of
+from hopscope.style import figure_style, panels, shared_legend
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:
@@ -20,20 +21,18 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         ResultError: if there is no such result.
     """
     result = results_of(runs, "document_paths", MaskedPaths)["documents"]
-    with plots.figure_style():
-        figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.4), layout="constrained")
+    with figure_style():
+        figure, axes = panels(1, 2, 2.7)
         numbers = []
-        for ax, measure in zip(axes, ("changed", "answer_change"), strict=True):
+        for ax, measure in zip(axes[0], ("changed", "answer_change"), strict=True):
             effect = result.effect(measure)
             plots.path_lines(effect, ax, measure=measure)
-            ax.get_legend().remove()
             numbers.append(effect.assign(measure=measure))
-        handles = axes[0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside lower center", ncols=len(handles[0]))
+        shared_legend(figure, axes)
         window = 2 * result.run["settings"]["window"] + 1
         n = result.details["query"].nunique()
         title = plots.title_of(result, f"Masked paths in {window} layers")
-        figure.suptitle(f"{title} (n = {n})", fontsize=11)
+        figure.suptitle(f"{title} (n = {n})")
         table = pd.concat(numbers, ignore_index=True)
         paths = plots.save_figure(figure, table, rendered, "document_paths")
         plt.close(figure)

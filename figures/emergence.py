@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 
 from hopscope import plots
+from hopscope.style import figure_style
 from hopscope.worlds import Emergence
 from hopscope.worlds.emergence_plot import circuit_curves
 
@@ -19,7 +20,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         ResultError: if there is no such result.
     """
     result = Emergence.load(runs / "emergence")
-    with plots.figure_style():
+    with figure_style():
         figure = circuit_curves(result.frame)
         paths = plots.save_figure(figure, result.frame, rendered, "emergence")
         plt.close(figure)

@@ -9,14 +9,15 @@ from matplotlib import pyplot as plt
 
 from hopscope import plots
 from hopscope.experiments import Grading
+from hopscope.style import COLUMN, figure_style, panels
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:
     """Draw the figure from `runs/grading` into `rendered`."""
     result = Grading.load(runs / "grading")
     summary = result.summary()
-    with plots.figure_style():
-        figure, ax = plt.subplots(figsize=(5.8, 3.4), layout="constrained")
+    with figure_style():
+        figure, ((ax,),) = panels(1, 1, 2.6, width=COLUMN)
         run = result.run
         plots.grading_bars(summary, ax, f"{run['model']['name']} on “{run['queries']['name']}”")
         paths = plots.save_figure(figure, summary, rendered, "grading")

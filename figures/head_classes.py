@@ -13,6 +13,7 @@ from hopscope.errors import ResultError
 from hopscope.experiments import HeadRetrieval, RankNeighbours
 from hopscope.figure_runs import HEADS
 from hopscope.results import is_run
+from hopscope.style import figure_style, panels
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:
@@ -27,15 +28,8 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         raise ResultError(f"{root} holds no result of a model: run `hopscope figures head_classes`")
     folders.sort(key=lambda each: HEADS.index(each.name) if each.name in HEADS else len(HEADS))
     tables = []
-    with plots.figure_style():
-        figure, axes = plt.subplots(
-            len(folders),
-            3,
-            figsize=(10.4, 2.9 * len(folders)),
-            width_ratios=(2.6, 0.7, 1.1),
-            layout="constrained",
-            squeeze=False,
-        )
+    with figure_style():
+        figure, axes = panels(len(folders), 3, 2.2 * len(folders), width_ratios=(2.6, 0.7, 1.1))
         for row, folder in zip(axes, folders, strict=True):
             neighbours = RankNeighbours.load(folder / "rank_neighbours")
             heads = HeadRetrieval.load(folder / "head_classes")
@@ -44,6 +38,8 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
             retrieval_plots.class_bars(by_layer, row[0], model)
             retrieval_plots.drawn_bars(drawn, row[1])
             retrieval_plots.neighbour_points(accuracy, row[2])
+            if folder != folders[-1]:
+                row[2].get_legend().remove()
             classes = by_layer.reset_index().melt("layer", value_name="share")
             tables += [each.assign(model=model) for each in (classes, drawn, accuracy)]
         paths = plots.save_figure(figure, pd.concat(tables), rendered, "head_classes")

@@ -12,6 +12,7 @@ from hopscope import plots
 from hopscope.experiments import Knockouts
 from hopscope.experiments.attention_knockout import Measure
 from hopscope.study import results_of
+from hopscope.style import figure_style, panels, shared_legend
 
 MEASURES: tuple[Measure, ...] = ("changed", "prediction_change")
 
@@ -24,23 +25,17 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
     """
     results = results_of(runs, "knockout", Knockouts)
     first = next(iter(results.values()))
-    with plots.figure_style():
-        figure, axes = plt.subplots(
-            len(results), 2, figsize=(9.6, 3.1 * len(results)), layout="constrained", squeeze=False
-        )
+    with figure_style():
+        figure, axes = panels(len(results), 2, 2.2 * len(results) + 0.5)
         numbers = []
         for row, (subset, result) in zip(axes, results.items(), strict=True):
             for ax, measure in zip(row, MEASURES, strict=True):
                 effect = result.effect(measure)
                 plots.knockout_lines(effect, ax, plots.panel_title(result, subset), measure)
-                ax.get_legend().remove()
                 numbers.append(effect.assign(subset=subset, measure=measure))
-        handles = axes[0][0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside lower center", ncols=len(handles[0]))
+        shared_legend(figure, axes)
         window = 2 * first.run["settings"]["window"] + 1
-        figure.suptitle(
-            plots.title_of(first, f"Attention knockout in {window} layers"), fontsize=11
-        )
+        figure.suptitle(plots.title_of(first, f"Attention knockout in {window} layers"))
         table = pd.concat(numbers, ignore_index=True)
         paths = plots.save_figure(figure, table, rendered, "knockout")
         plt.close(figure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +21,7 @@ from hopscope.masks import (
     prefix_bidirectional,
     visibility_order,
 )
+from hopscope.style import figure_style, panels
 
 QUESTION = MultiDocQuestion(
     "imagine",
@@ -53,12 +55,12 @@ def words(text: str) -> tuple[list[int], list[tuple[int, int]]]:
 def draw(_: Path, rendered: Path) -> list[Path]:
     """Draw the figure into `rendered`; it needs no result."""
     layout = lay_out(words, QUESTION, template="answer_only", label="none")
-    with plots.figure_style():
-        figure, axes = plt.subplots(2, 4, figsize=(12.4, 6.6), layout="constrained")
+    with figure_style():
+        figure, axes = panels(2, 4, 4.4, sharex=True, sharey=True)
         for ax, (title, mask) in zip(axes.flat, TITLES.items(), strict=True):
             mask.show(layout, ax)
-            ax.set_title(title)
-        figure.suptitle("Who sees whom: a row for each word that looks", fontsize=11)
+            ax.set_title(textwrap.fill(title, 22))
+        figure.suptitle("Who sees whom: a row for each word that looks")
         table = pd.concat([_edges(title, mask, layout) for title, mask in TITLES.items()])
         paths = plots.save_figure(figure, table, rendered, "mask_gallery")
         plt.close(figure)

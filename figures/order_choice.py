@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 from hopscope import plots
 from hopscope.experiments import OrderChoice
 from hopscope.study import results_of
+from hopscope.style import COLUMN, figure_style, panels
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:
@@ -19,13 +20,13 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         ResultError: if there is no such result.
     """
     result = results_of(runs, "order_choice", OrderChoice)["documents"]
-    with plots.figure_style():
+    with figure_style():
         table = result.summary()
-        figure, ax = plt.subplots(figsize=(4.6, 3.3), layout="constrained")
+        figure, ((ax,),) = panels(1, 1, 2.6, width=COLUMN)
         plots.strategy_points(table, ax)
         k, n = result.run["settings"]["k"], result.details["query"].nunique()
         title = plots.title_of(result, f"One of {k} shuffles")
-        figure.suptitle(f"{title} (n = {n})", fontsize=11)
+        figure.suptitle(f"{title} (n = {n})")
         paths = plots.save_figure(figure, table, rendered, "order_choice")
         plt.close(figure)
     return paths

@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 from hopscope import plots
 from hopscope.experiments import ActivationPatching
 from hopscope.study import results_of
+from hopscope.style import figure_style, panels
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:
@@ -21,16 +22,14 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
     """
     results = results_of(runs, "patching", ActivationPatching)
     first = next(iter(results.values()))
-    with plots.figure_style():
-        figure, axes = plt.subplots(
-            1, len(results), figsize=(6.4 * len(results), 3.4), layout="constrained", squeeze=False
-        )
+    with figure_style():
+        figure, axes = panels(1, len(results), 3.0)
         numbers = []
         for ax, (subset, result) in zip(axes[0], results.items(), strict=True):
             summary = result.summary()
             plots.recovery_lines(summary, ax, plots.panel_title(result, subset))
             numbers.append(summary.assign(subset=subset))
-        figure.suptitle(plots.title_of(first, "Activation patching"), fontsize=11)
+        figure.suptitle(plots.title_of(first, "Activation patching"))
         table = pd.concat(numbers, ignore_index=True)
         paths = plots.save_figure(figure, table, rendered, "patching")
         plt.close(figure)

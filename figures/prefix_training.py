@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 
 from hopscope import plots, training_plots
+from hopscope.style import figure_style, panels
 from hopscope.training_runs import PrefixTraining
 
 
@@ -19,8 +20,8 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
     """
     result = PrefixTraining.load(runs / "prefix_training")
     summary = result.summary()
-    with plots.figure_style():
-        figure, ax = plt.subplots(figsize=(7.6, 3.4), layout="constrained")
+    with figure_style():
+        figure, ((ax,),) = panels(1, 1, 3.0)
         seeds = int(summary["n_seeds"].max())
         title = plots.title_of(result, "Training with a mask")
         training_plots.mask_arms(

@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 from hopscope import plots
 from hopscope.experiments import Probing
 from hopscope.study import results_of
+from hopscope.style import COLUMN, figure_style, panels
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:
@@ -20,8 +21,8 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
     """
     results = results_of(runs, "probing", Probing)
     first = next(iter(results.values()))
-    with plots.figure_style():
-        figure, ax = plt.subplots(figsize=(7.6, 3.4), layout="constrained")
+    with figure_style():
+        figure, ((ax,),) = panels(1, 1, 2.9, width=COLUMN)
         settings, n = first.run["settings"], len(first.details)
         classes = first.details["label"].nunique()
         table = first.summary()
@@ -30,7 +31,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
             ax,
             f"{settings['target']} at {settings['position']}: {n} queries, {classes} classes",
         )
-        figure.suptitle(plots.title_of(first, "Linear probe"), fontsize=11)
+        figure.suptitle(plots.title_of(first, "Linear probe"))
         paths = plots.save_figure(figure, table, rendered, "probing")
         plt.close(figure)
     return paths

@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 from hopscope import plots
 from hopscope.experiments import Projection
 from hopscope.study import results_of
+from hopscope.style import figure_style, panels, shared_legend
 
 RANK = 9
 """Drawn; rank 0, the paper's criterion, stands in the numbers beside it."""
@@ -24,7 +25,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
     """
     results = results_of(runs, "projection", Projection)
     first = next(iter(results.values()))
-    with plots.figure_style():
+    with figure_style():
         subset, result = (
             ("correct", results["correct"])
             if "correct" in results
@@ -32,26 +33,17 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         )
         by_layer = result.by_layer(RANK)
         positions, sites = (list(dict.fromkeys(by_layer[key])) for key in ("position", "site"))
-        figure, axes = plt.subplots(
-            len(positions),
-            len(sites),
-            figsize=(3.9 * len(sites), 2.9 * len(positions)),
-            layout="constrained",
-            squeeze=False,
-            sharey=True,
-        )
+        figure, axes = panels(len(positions), len(sites), 1.9 * len(positions) + 0.5, sharey=True)
         for row, position in zip(axes, positions, strict=True):
             here = by_layer[by_layer["position"] == position]
             for ax, site in zip(row, sites, strict=True):
                 plots.projection_lines(here, ax, position, site)
-                ax.get_legend().remove()
         for ax in axes[:, 1:].flat:
             ax.set_ylabel("")
-        handles = axes[0][0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside lower center", ncols=len(handles[0]))
+        shared_legend(figure, axes)
         what = f"Among the {RANK + 1} likeliest tokens"
         title = f"{plots.title_of(first, what)}; {plots.panel_title(result, subset)}"
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(title)
         table = pd.concat(
             [
                 each.by_layer(rank).assign(subset=name, rank=rank)

@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 
 from hopscope import graph_plots, plots
 from hopscope.experiments import ComputationGraph
+from hopscope.style import figure_style, panels
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:
@@ -22,10 +23,8 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
     untrained = ComputationGraph.load(runs / "search_graph" / "untrained")
     models = {"trained": trained.explained(), "untrained": untrained.explained()}
     table = pd.concat([each.assign(model=name) for name, each in models.items()])
-    with plots.figure_style():
-        figure, axes = plt.subplots(
-            1, 2, figsize=(10.4, 3.4), width_ratios=(2.6, 1), layout="constrained"
-        )
+    with figure_style():
+        figure, (axes,) = panels(1, 2, 3.0, width_ratios=(2.6, 1))
         trained.plot(_farthest(trained), axes[0])
         graph_plots.explained_lines(table, axes[1])
         paths = plots.save_figure(figure, table, rendered, "search_graph")

@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 from hopscope import plots
 from hopscope.experiments import Stages
 from hopscope.study import results_of
+from hopscope.style import figure_style, panels
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:
@@ -21,17 +22,15 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
     """
     results = results_of(runs, "stages", Stages)
     first = next(iter(results.values()))
-    with plots.figure_style():
-        figure, axes = plt.subplots(
-            len(results), 1, figsize=(7.4, 3.0 * len(results)), layout="constrained", squeeze=False
-        )
+    with figure_style():
+        figure, axes = panels(len(results), 1, 2.4 * len(results))
         numbers = []
         for ax, (subset, result) in zip(axes[:, 0], results.items(), strict=True):
             plots.stage_axis(result.frame, result.summary(), ax, plots.panel_title(result, subset))
             ax.set_xlim(-0.5, first.run["model"]["n_layers"] - 0.5)
             numbers.append(result.summary().assign(subset=subset, panel="first layer"))
             numbers.append(result.broken().assign(subset=subset, panel="broken order"))
-        figure.suptitle(plots.title_of(first, "Stages"), fontsize=11)
+        figure.suptitle(plots.title_of(first, "Stages"))
         table = pd.concat(numbers, ignore_index=True)
         paths = plots.save_figure(figure, table, rendered, "stages")
         plt.close(figure)

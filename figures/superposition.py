@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 
 from hopscope import graph_plots, plots
+from hopscope.style import figure_style
 from hopscope.worlds import Superposition
 
 
@@ -18,7 +19,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         ResultError: if there is no such result.
     """
     summary = Superposition.load(runs / "superposition").summary()
-    with plots.figure_style():
+    with figure_style():
         figure = graph_plots.superposition_figure(summary)
         paths = plots.save_figure(figure, summary, rendered, "superposition")
         plt.close(figure)

@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 
 from hopscope import plots
+from hopscope.style import figure_style
 from hopscope.worlds import Circuit
 from hopscope.worlds.circuit_plot import circuit_figure
 
@@ -19,7 +20,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         ResultError: if there is no such result.
     """
     result = Circuit.load(runs / "world_circuit")
-    with plots.figure_style():
+    with figure_style():
         figure = circuit_figure(result.frame)
         paths = plots.save_figure(figure, result.summary(), rendered, "world_circuit")
         plt.close(figure)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from hopscope.plots import CONTROL_COLORS, _axes, _errors
+from hopscope.style import BLUE, GREY, PAGE, PINK, SKY, VERMILION, axes_or_new, errors_of, panels
 
-OWN, GREY = CONTROL_COLORS["none"], CONTROL_COLORS["random"]
-UNEXPLAINED = "#D55E00"
+EXPLAINED, UNEXPLAINED = BLUE, VERMILION
 VERTEX_COLORS = {
-    "optimal": "#D55E00",
-    "frontier": "#0072B2",
-    "reachable": "#56B4E9",
+    "optimal": VERMILION,
+    "frontier": BLUE,
+    "reachable": SKY,
     "unreachable": GREY,
 }
 VERTEX_LABELS = {
@@ -44,14 +42,14 @@ def operations(
         ax: where to draw.
     """
     tokens = str(details["tokens"]).split(" ")
-    ax = _axes(ax, (max(4.0, 0.2 * len(tokens)), 3.2))
+    ax = axes_or_new(ax, 2.6, PAGE)
     used: dict[int, int] = {}
     columns = ["layer", "from_token", "to_token", "explained", "words"]
     for layer, source, to, explained, words in table[columns].itertuples(index=False, name=None):
         ax.plot(
             [source, to],
             [layer, layer + 1],
-            color=OWN if explained else UNEXPLAINED,
+            color=EXPLAINED if explained else UNEXPLAINED,
             ls="-" if words else ":",
             lw=1.1,
             marker="o",
@@ -68,7 +66,7 @@ def operations(
     ax.set_yticks(range(n_layers + 1), ["embedding", *range(n_layers)])
     ax.set(ylabel="after block", xlim=(-0.7, len(tokens) - 0.3))
     handles = [
-        Line2D([], [], color=OWN, label="explained"),
+        Line2D([], [], color=EXPLAINED, label="explained"),
         Line2D([], [], color=UNEXPLAINED, label="not explained"),
         Line2D([], [], color="black", label="depends on words"),
         Line2D([], [], color="black", ls=":", label="on places alone"),
@@ -86,13 +84,13 @@ def explained_lines(table: pd.DataFrame, ax: Axes | None = None, group: str = "l
         ax: where to draw.
         group: what prompts are grouped by.
     """
-    ax = _axes(ax, (3.2, 3.0))
+    ax = axes_or_new(ax, 2.4)
     for (model, rows), color in zip(
-        table.groupby("model", sort=False), (OWN, GREY, "#E69F00"), strict=False
+        table.groupby("model", sort=False), (BLUE, GREY, PINK), strict=False
     ):
         ax.plot(rows["group"], rows["correct"], color=color, ls="--", lw=1.2)
         ax.plot(rows["group"], rows["other"], color=color, ls=":", lw=1.2)
-        errors = _errors(rows, "explained")
+        errors = errors_of(rows, "explained")
         ax.errorbar(
             rows["group"], rows["explained"], errors, color=color, marker="o", ms=4, label=model
         )
@@ -116,9 +114,7 @@ def superposition_figure(summary: pd.DataFrame) -> Figure:
         summary: `Superposition.summary()`.
     """
     worlds = list(dict.fromkeys(summary["world"]))
-    figure, axes = plt.subplots(
-        len(worlds), 2, figsize=(6.6, 2.6 * len(worlds)), layout="constrained", squeeze=False
-    )
+    figure, axes = panels(len(worlds), 2, 2.1 * len(worlds))
     right = summary[summary["measure"] == "correct"].set_index("world")["value"]
     for row, world in enumerate(worlds):
         own = summary[summary["world"] == world]
@@ -144,13 +140,13 @@ def thought_lines(summary: pd.DataFrame, measure: str, ax: Axes | None = None) -
         measure: what is drawn.
         ax: where to draw.
     """
-    ax = _axes(ax, (3.3, 2.6))
+    ax = axes_or_new(ax, 2.1)
     for index, (kind, color) in enumerate(VERTEX_COLORS.items()):
         rows = summary[summary["vertices"] == kind]
         ax.errorbar(
             rows["thought"] + 0.04 * (index - 1.5),
             rows["value"],
-            np.asarray(_errors(rows, "value")),
+            np.asarray(errors_of(rows, "value")),
             color=color,
             marker="o",
             ms=4,

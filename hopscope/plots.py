@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,33 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hopscope.layouts import Layout
+from hopscope.style import (
+    BLACK,
+    BLUE,
+    CONTROLS,
+    ERROR_BARS,
+    FAINT,
+    GREEN,
+    GREY,
+    HATCH,
+    ORANGE,
+    PINK,
+    SKY,
+    TEXT,
+    VERMILION,
+    Look,
+    axes_or_new,
+    bar_look,
+    color_of_each,
+    errors_of,
+    legend_below,
+    size_of,
+)
 
-CONTROL_COLORS = {"none": "#0072B2", "other": "#E69F00", "random": "#8C8C8C"}
-CONTROL_LABELS = {
-    "none": "own later state",
-    "other": "another query's state",
-    "random": "random vector",
-}
 FORM_LABELS = {
     "first_hop": "first hop",
     "second_hop": "second hop",
@@ -34,38 +48,6 @@ FORM_LABELS = {
     "correct": "subset: correct",
     "incorrect": "subset: incorrect",
 }
-STYLE: Mapping[str, object] = {
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "figure.dpi": 110,
-    "savefig.dpi": 200,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "hopscope",
-    "font.family": "DejaVu Sans",
-}
-
-
-def figure_style() -> AbstractContextManager[None]:
-    """The context in which hopscope's figures are drawn; the same on every machine."""
-    rc: dict[Any, Any] = {**mpl.rcParamsDefault, "backend": mpl.get_backend(), **STYLE}
-    return mpl.rc_context(rc)
-
-
-def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
-    return ax if ax is not None else plt.subplots(figsize=size, layout="constrained")[1]
-
-
-def _errors(table: pd.DataFrame, value: str) -> np.ndarray:
-    """Distances from the value down to `low` and up to `high`, shape (2, rows)."""
-    below, above = table[value] - table["low"], table["high"] - table[value]
-    errors: np.ndarray = np.nan_to_num(np.stack([below, above])).clip(min=0)
-    return errors
 
 
 def success_bars(rates: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
@@ -76,9 +58,9 @@ def success_bars(rates: pd.DataFrame, ax: Axes | None = None, title: str = "") -
         ax: where to draw.
         title: of the axes.
     """
-    ax = _axes(ax, (4.2, 3.0))
+    ax = axes_or_new(ax, 2.4)
     positions = list(dict.fromkeys(rates["position"]))
-    controls = [name for name in CONTROL_COLORS if name in set(rates["control"])]
+    controls = [name for name in CONTROLS if name in set(rates["control"])]
     width = 0.8 / len(controls)
     for index, control in enumerate(controls):
         bars = rates[rates["control"] == control].set_index("position").reindex(positions)
@@ -87,10 +69,9 @@ def success_bars(rates: pd.DataFrame, ax: Axes | None = None, title: str = "") -
             places,
             bars["rate"],
             width * 0.92,
-            yerr=_errors(bars, "rate"),
-            color=CONTROL_COLORS[control],
-            label=CONTROL_LABELS[control],
-            error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#222222"},
+            yerr=errors_of(bars, "rate"),
+            **bar_look(CONTROLS[control]),
+            error_kw=ERROR_BARS,
         )
     ax.set_xticks(range(len(positions)), positions)
     ax.set(ylim=(0, 1), xlabel="patched position", ylabel="queries with the answer in any cell")
@@ -115,17 +96,18 @@ def layer_heatmap(
         vmax: share at the dark end of the colours; the largest one if None.
         label: what the shares are of.
     """
-    ax = _axes(ax, (4.2, 3.6))
+    ax = axes_or_new(ax, 2.9)
     top = max(float(np.nanmax(share.to_numpy())) if vmax is None else vmax, 1e-9)
     table = share.sort_index(ascending=False)
+    width, height = size_of(ax)
     sns.heatmap(
         table,
         ax=ax,
         cmap="mako_r",
         vmin=0,
         vmax=top,
-        xticklabels=_every([int(layer) for layer in table.columns]),
-        yticklabels=_every([int(layer) for layer in table.index])[::-1],
+        xticklabels=_every([int(layer) for layer in table.columns], width),
+        yticklabels=_every([int(layer) for layer in table.index], height)[::-1],
         cbar_kws={
             "label": label,
             "format": mpl.ticker.PercentFormatter(1.0, decimals=0),
@@ -144,13 +126,13 @@ def described_bars(described: pd.DataFrame, ax: Axes | None = None, title: str =
         ax: where to draw.
         title: of the axes.
     """
-    ax = _axes(ax, (3.9, 3.0))
+    ax = axes_or_new(ax, 2.4)
     wanted = [("e2", "t1"), ("e2", "t2"), ("e3", "t1"), ("e3", "t2")]
     there = set(zip(described["entity"], described["position"], strict=True))
     bars = [each for each in wanted if each in there]
-    for offset, other, color, label in (
-        (-0.2, "", "#0072B2", "own entity"),
-        (0.2, "_other", "#E69F00", "another query's entity"),
+    for offset, other, look in (
+        (-0.2, "", Look("own entity", BLUE, BLUE)),
+        (0.2, "_other", Look("another query's entity", GREY, "white", hatch=HATCH)),
     ):
         table = described.drop_duplicates(["entity", "position"]).set_index(["entity", "position"])
         rows = table.reindex([(f"{entity}{other}", position) for entity, position in bars])
@@ -158,12 +140,11 @@ def described_bars(described: pd.DataFrame, ax: Axes | None = None, title: str =
             np.arange(len(bars)) + offset,
             rows["share"],
             0.37,
-            yerr=_errors(rows, "share"),
-            color=color,
-            label=label,
-            error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#222222"},
+            yerr=errors_of(rows, "share"),
+            **bar_look(look),
+            error_kw=ERROR_BARS,
         )
-    ax.set_xticks(range(len(bars)), [f"{entity} at {position}" for entity, position in bars])
+    ax.set_xticks(range(len(bars)), [f"{entity}\nat {position}" for entity, position in bars])
     ax.set(ylim=(0, 1), ylabel="queries, in any cell", title=title)
     ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
     return ax
@@ -177,16 +158,17 @@ def head_heatmap(table: pd.DataFrame, ax: Axes | None = None, title: str = "") -
         ax: where to draw.
         title: of the axes.
     """
-    ax = _axes(ax, (4.2, 3.6))
+    ax = axes_or_new(ax, 2.9)
     top = max(float(np.nanmax(np.abs(table.to_numpy()))), 1e-9)
+    width, height = size_of(ax)
     sns.heatmap(
         table.sort_index(ascending=False),
         ax=ax,
         cmap="vlag",
         vmin=-top,
         vmax=top,
-        xticklabels=_every([int(head) for head in table.columns]),
-        yticklabels=_every([int(layer) for layer in table.index])[::-1],
+        xticklabels=_every([int(head) for head in table.columns], width),
+        yticklabels=_every([int(layer) for layer in table.index], height)[::-1],
         cbar_kws={"label": "mean recovery"},
     )
     ax.tick_params(rotation=0, length=2)
@@ -210,27 +192,34 @@ def knockout_lines(
         "prediction_change": "change of log P(prediction), nats",
         "answer_change": "change of log P(answer), nats",
     }
-    ax = _axes(ax, (5.2, 3.2))
-    for edge, color in _colored(effect["edge"]):
-        for control, dash in (("none", "-"), ("random", ":")):
-            rows = effect[(effect["edge"] == edge) & (effect["control"] == control)]
-            label = edge.replace("->", " → ") if control == "none" else None
-            _line(ax, rows, "effect", color, dash, label)
+    ax = axes_or_new(ax, 2.6)
+    _edge_lines(ax, effect, "random", "as many random edges")
     _layer_axis(ax, "layer (middle of the window)", names[measure], title)
     if measure == "changed":
         _share_axis(ax)
-    if (effect["control"] == "random").any():
-        ax.plot([], [], ":", color="#444444", label="as many random edges")
-    _legend_beside(ax)
+    legend_below(ax)
     return ax
 
 
+def _edge_lines(ax: Axes, effect: pd.DataFrame, control: str, label: str) -> None:
+    """A coloured line for each edge; its control is dotted grey with marks of the edge's colour."""
+    colors = color_of_each(effect["edge"])
+    for edge in colors:
+        rows = effect[(effect["edge"] == edge) & (effect["control"] == control)]
+        _line(ax, rows, "effect", GREY, ":", None, mark=colors[edge])
+    for edge, color in colors.items():
+        rows = effect[(effect["edge"] == edge) & (effect["control"] == "none")]
+        _line(ax, rows, "effect", color, "-", edge.replace("->", " → "))
+    if (effect["control"] == control).any():
+        ax.plot([], [], ":", color=GREY, marker="o", ms=2.2, mfc="none", label=label)
+
+
 TARGET_STYLES = {
-    "e2": ("#0072B2", "-", "bridge e2"),
-    "e2_other": ("#0072B2", ":", "another bridge"),
-    "e3": ("#D55E00", "-", "answer e3"),
-    "e3_other": ("#D55E00", ":", "another answer"),
-    "prediction": ("#222222", "-", "prediction"),
+    "e2": (BLUE, "-", "bridge e2"),
+    "e3": (VERMILION, "-", "answer e3"),
+    "prediction": (BLACK, "-", "prediction"),
+    "e2_other": (GREY, "--", "another bridge"),
+    "e3_other": (GREY, ":", "another answer"),
 }
 SITE_LABELS = {"attn_out": "attention", "mlp_out": "MLP", "resid_post": "residual", "z": "heads"}
 
@@ -246,7 +235,7 @@ def projection_lines(
         title: of the axes.
         site: the sublayer; the first one if None.
     """
-    ax = _axes(ax, (4.2, 3.0))
+    ax = axes_or_new(ax, 2.4)
     site = str(by_layer["site"].iloc[0]) if site is None else site
     here = by_layer[by_layer["site"] == site]
     for target, (color, dash, label) in TARGET_STYLES.items():
@@ -269,8 +258,8 @@ def stage_axis(
         ax: where to draw.
         title: of the axes.
     """
-    ax = _axes(ax, (6.4, 2.9))
-    colors = {1: "#0072B2", 2: "#009E73", 3: "#E69F00", 4: "#D55E00"}
+    ax = axes_or_new(ax, 2.3)
+    colors = {1: BLUE, 2: GREEN, 3: PINK, 4: VERMILION}
     labels = []
     for place, row in enumerate(summary.to_dict("records")):
         color = colors[row["number"]]
@@ -283,7 +272,7 @@ def stage_axis(
     ax.set_yticks(range(len(summary)), labels)
     ax.set_ylim(len(summary) - 0.5, -0.5)
     ax.set(xlabel="first layer", title=title)
-    ax.grid(axis="x", color="#E5E5E5", lw=0.6)
+    ax.grid(axis="x", color=FAINT, lw=0.6)
     ax.set_axisbelow(True)
     return ax
 
@@ -309,14 +298,14 @@ def recovery_lines(summary: pd.DataFrame, ax: Axes | None = None, title: str = "
         ax: where to draw.
         title: of the axes.
     """
-    ax = _axes(ax, (5.2, 3.2))
+    ax = axes_or_new(ax, 2.6)
     control = summary[(summary["control"] == "random") & (summary["site"] == "resid_post")]
-    for position, rows in control.groupby("position", sort=False):
-        color = "#9A9A9A" if position == control["position"].iloc[0] else "#444444"
-        _line(ax, rows, "recovery", color, ":", f"random residual, {position}")
+    groups = control.groupby("position", sort=False)
+    for (position, rows), dash in zip(groups, cycle((":", "--", "-.")), strict=False):
+        _line(ax, rows, "recovery", GREY, dash, f"random residual, {position}")
     _by_position_and_site(ax, summary[summary["control"] == "none"], "recovery")
     _layer_axis(ax, "layer", "recovery of the partner's answer", title)
-    _legend_beside(ax)
+    legend_below(ax)
     return ax
 
 
@@ -328,10 +317,10 @@ def tracing_lines(summary: pd.DataFrame, ax: Axes | None = None, title: str = ""
         ax: where to draw.
         title: of the axes.
     """
-    ax = _axes(ax, (5.2, 3.2))
+    ax = axes_or_new(ax, 2.6)
     _by_position_and_site(ax, summary, "effect")
     _layer_axis(ax, "layer (middle of the window)", "average indirect effect", title)
-    _legend_beside(ax)
+    legend_below(ax)
     return ax
 
 
@@ -343,13 +332,13 @@ def recall_lines(summary: pd.DataFrame, ax: Axes | None = None, title: str = "")
         ax: where to draw.
         title: of the axes.
     """
-    ax = _axes(ax, (4.6, 3.0))
+    ax = axes_or_new(ax, 2.4)
     labels = {"e1": "another source entity", "r1": "another first relation"}
-    for substitute, color in _colored(summary["substitute"]):
+    for substitute, color in color_of_each(summary["substitute"]).items():
         rows = summary[summary["substitute"] == substitute]
         _line(ax, rows, "share", color, "-", labels.get(substitute, substitute))
-    ax.axhline(0.5, color="#9A9A9A", lw=0.8, ls=":")
-    _layer_axis(ax, "layer", "queries that recall the bridge better", title)
+    ax.axhline(0.5, color=GREY, lw=0.8, ls=":")
+    _layer_axis(ax, "layer", "queries with better recall", title)
     _share_axis(ax)
     ax.legend(loc="best")
     return ax
@@ -363,52 +352,50 @@ def probe_lines(scores: pd.DataFrame, ax: Axes | None = None, title: str = "") -
         ax: where to draw.
         title: of the axes.
     """
-    ax = _axes(ax, (4.6, 3.0))
+    ax = axes_or_new(ax, 2.4)
     styles = {
-        "accuracy": ("#0072B2", "-", "new questions"),
-        "new_entities": ("#009E73", "-", "new source entities"),
-        "control": ("#E69F00", "--", "control task (random labels per entity)"),
-        "majority": ("#9A9A9A", ":", "largest class"),
+        "accuracy": (BLUE, "-", "new questions"),
+        "new_entities": (GREEN, "-", "new source entities"),
+        "control": (GREY, "--", "control task (random labels)"),
+        "majority": (GREY, ":", "largest class"),
     }
     for what, (color, dash, label) in styles.items():
         _line(ax, scores[scores["what"] == what], "score", color, dash, label)
     _layer_axis(ax, "layer", "held-out accuracy", title)
     _share_axis(ax)
-    _legend_beside(ax)
+    legend_below(ax)
     return ax
 
 
 def _by_position_and_site(ax: Axes, table: pd.DataFrame, value: str) -> None:
-    for position, color in _colored(table["position"]):
+    for position, color in color_of_each(table["position"]).items():
         for site, dash in SITE_DASHES.items():
             rows = table[(table["position"] == position) & (table["site"] == site)]
             _line(ax, rows, value, color, dash, f"{SITE_LABELS[site]}, {position}")
 
 
-def _colored(names: pd.Series[str]) -> list[tuple[str, str]]:
-    """Each name with a colour that those with another colour vision can tell, too."""
-    colors = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
-    found = list(dict.fromkeys(names))
-    return [(name, colors[index % len(colors)]) for index, name in enumerate(found)]
-
-
 def _line(
-    ax: Axes, rows: pd.DataFrame, value: str, color: str, dash: str, label: str | None
+    ax: Axes,
+    rows: pd.DataFrame,
+    value: str,
+    color: str,
+    dash: str,
+    label: str | None,
+    mark: str | None = None,
 ) -> None:
-    """One line over layers, with its interval as a band; dotted ones, of controls, have none."""
+    """One line over layers, with its interval as a band; grey ones, of controls, have none."""
     if rows.empty:
         return
     layers, middle, low, high = (
         rows[name].to_numpy(dtype=float) for name in ("layer", value, "low", "high")
     )
-    ax.plot(layers, middle, dash, color=color, lw=1.5, label=label)
-    if dash != ":":
+    marks: dict[str, Any] = {}
+    if mark is not None:
+        every = max(1, len(layers) // 10)
+        marks = {"marker": "o", "ms": 2.2, "mfc": mark, "mec": mark, "markevery": every}
+    ax.plot(layers, middle, dash, color=color, lw=1.2, label=label, **marks)
+    if color != GREY:
         ax.fill_between(layers, low, high, color=color, alpha=0.12, lw=0)
-
-
-def _legend_beside(ax: Axes) -> None:
-    """A legend that hides no line."""
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
 def _layer_axis(ax: Axes, x: str, y: str, title: str) -> None:
@@ -421,8 +408,9 @@ def _share_axis(ax: Axes) -> None:
     ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
 
 
-def _every(layers: list[int], most: int = 12) -> list[str]:
-    """Labels of layers, every so many left out so that they do not touch."""
+def _every(layers: list[int], inches: float, each: float = 0.22) -> list[str]:
+    """Labels of layers, so many left out that they do not touch, at `each` inches a label."""
+    most = max(2, int(inches / each))
     step = -(-len(layers) // most)
     return [str(layer) if index % step == 0 else "" for index, layer in enumerate(sorted(layers))]
 
@@ -435,20 +423,20 @@ def grading_bars(summary: pd.DataFrame, ax: Axes | None = None, title: str = "")
         ax: where to draw.
         title: of the axes.
     """
-    ax = _axes(ax, (5.6, 3.2))
+    ax = axes_or_new(ax, 2.6)
     table = summary.set_index("what").loc[list(FORM_LABELS)].reset_index()
-    colors = ["#0072B2"] * 3 + ["#8C8C8C"] * 2 + ["#56B4E9"] + ["#009E73", "#D55E00"]
+    colors = [BLUE] * 3 + [GREY] * 2 + [SKY] + [GREEN, VERMILION]
     places = np.arange(len(table))
     ax.barh(
         places,
         table["share"],
         0.72,
-        xerr=_errors(table, "share"),
+        xerr=errors_of(table, "share"),
         color=colors,
-        error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#222222"},
+        error_kw=ERROR_BARS,
     )
     for place, right, high in zip(places, table["right"], table["high"], strict=True):
-        ax.text(high + 0.012, float(place), str(right), va="center", fontsize=8, color="#444444")
+        ax.text(high + 0.012, float(place), str(right), va="center", fontsize=6.5, color=TEXT)
     ax.set_yticks(places, [FORM_LABELS[name] for name in table["what"]])
     ax.invert_yaxis()
     ax.set(xlim=(0, 1), xlabel=f"share of {int(table['n'].iloc[0])} queries", title=title)
@@ -456,7 +444,7 @@ def grading_bars(summary: pd.DataFrame, ax: Axes | None = None, title: str = "")
     return ax
 
 
-MASK_COLORS = ("#F4F4F4", "#0072B2")
+MASK_COLORS = ("#F4F4F4", BLUE)
 
 
 def mask_grid(seen: np.ndarray, layout: Layout, ax: Axes | None = None, title: str = "") -> Axes:
@@ -468,7 +456,7 @@ def mask_grid(seen: np.ndarray, layout: Layout, ax: Axes | None = None, title: s
         ax: where to draw.
         title: of the axes.
     """
-    ax = _axes(ax, (3.6, 3.6))
+    ax = axes_or_new(ax, 2.9)
     colors = mpl.colors.ListedColormap(MASK_COLORS)
     ax.imshow(seen, cmap=colors, vmin=0, vmax=1, interpolation="nearest", aspect="equal")
     named = zip(layout.segments, layout.segment_names, strict=True)
@@ -488,11 +476,11 @@ def mask_grid(seen: np.ndarray, layout: Layout, ax: Axes | None = None, title: s
 
 
 MASK_STYLES = {
-    "causal": ("#0072B2", "o", "causal"),
-    "document_block": ("#E69F00", "s", "document block"),
-    "document_block_instruction": ("#CC79A7", "P", "document block, instruction seen"),
-    "document_bidirectional": ("#009E73", "^", "bidirectional in documents"),
-    "prefix_bidirectional": ("#D55E00", "D", "bidirectional prefix"),
+    "causal": (BLUE, "o", "causal"),
+    "document_block": (ORANGE, "s", "document block"),
+    "document_block_instruction": (PINK, "P", "document block, instruction seen"),
+    "document_bidirectional": (GREEN, "^", "bidirectional in documents"),
+    "prefix_bidirectional": (VERMILION, "D", "bidirectional prefix"),
 }
 
 
@@ -504,7 +492,7 @@ def order_points(accuracy: pd.DataFrame, ax: Axes | None = None, title: str = ""
         ax: where to draw.
         title: of the axes.
     """
-    ax = _axes(ax, (5.4, 3.2))
+    ax = axes_or_new(ax, 2.6)
     orders = list(dict.fromkeys(accuracy["order"]))
     groups = list(accuracy.groupby(["mask", "permuting"], sort=False))
     several = accuracy["permuting"].nunique() > 1
@@ -516,7 +504,7 @@ def order_points(accuracy: pd.DataFrame, ax: Axes | None = None, title: str = ""
         ax.errorbar(
             np.array(places) + shift,
             rows["accuracy"],
-            yerr=_errors(rows, "accuracy"),
+            yerr=errors_of(rows, "accuracy"),
             fmt=mark,
             color=color,
             ms=5,
@@ -531,18 +519,18 @@ def order_points(accuracy: pd.DataFrame, ax: Axes | None = None, title: str = ""
     top = max(0.1, min(1.0, float(accuracy["high"].max()) * 1.08))
     ax.set_ylim(-0.03 * top, top)
     ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
-    ax.grid(axis="y", color="#E5E5E5", lw=0.6)
+    ax.grid(axis="y", color=FAINT, lw=0.6)
     ax.set_axisbelow(True)
-    _legend_beside(ax)
+    legend_below(ax, gap=0.5 if len(orders) > 6 else 0.25)
     return ax
 
 
 def _mask_style(mask: str, index: int) -> tuple[str, str, str]:
-    others = ("#56B4E9", "#222222", "#8C8C8C", "#CC79A7")
+    others = (SKY, BLACK, GREY, PINK)
     return MASK_STYLES.get(mask, (others[index % len(others)], "v", mask))
 
 
-ANSWER_COLORS = {True: "#009E73", False: "#D55E00"}
+ANSWER_COLORS = {True: GREEN, False: VERMILION}
 
 
 def peak_strips(
@@ -556,7 +544,7 @@ def peak_strips(
         ax: where to draw.
         title: of the axes.
     """
-    ax = _axes(ax, (5.2, 3.2))
+    ax = axes_or_new(ax, 2.6)
     labels = []
     for place, row in enumerate(compare.to_dict("records")):
         here = peaks[(peaks["order"] == row["order"]) & (peaks["mask"] == row["mask"])]
@@ -576,11 +564,11 @@ def peak_strips(
         ax.plot([], [], "o", color=ANSWER_COLORS[right], label=label)
     ax.set_xticks(range(len(labels)), labels)
     ax.set(ylabel="peak attention to a document", title=title, xlim=(-0.5, len(labels) - 0.5))
-    _legend_beside(ax)
+    legend_below(ax, gap=0.65, entry=1.2)
     return ax
 
 
-HOP_STYLES = {1: ("#0072B2", "first hop"), 2: ("#D55E00", "second hop"), 0: ("#9A9A9A", "others")}
+HOP_STYLES = {1: (BLUE, "first hop"), 2: (VERMILION, "second hop"), 0: (GREY, "others")}
 
 
 def hop_lines(by_layer: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
@@ -591,16 +579,16 @@ def hop_lines(by_layer: pd.DataFrame, ax: Axes | None = None, title: str = "") -
         ax: where to draw.
         title: of the axes.
     """
-    ax = _axes(ax, (4.6, 3.0))
+    ax = axes_or_new(ax, 2.4)
     for right, dash in ((True, "-"), (False, "--")):
         for hop in sorted(set(by_layer["hop"]), key=lambda number: (number == 0, number)):
-            color, name = HOP_STYLES.get(hop, ("#009E73", f"hop {hop}"))
+            color, name = HOP_STYLES.get(hop, (GREEN, f"hop {hop}"))
             rows = by_layer[(by_layer["hop"] == hop) & (by_layer["correct"] == right)]
             label = f"{name}, {'right' if right else 'wrong'} answer"
             _line(ax, rows, "mass", color, dash, label)
     _layer_axis(ax, "layer", "attention to one document", title)
     ax.set_ylim(bottom=0)
-    _legend_beside(ax)
+    legend_below(ax, gap=0.5, entry=1.2)
     return ax
 
 
@@ -620,8 +608,8 @@ def strategy_points(summary: pd.DataFrame, ax: Axes | None = None, title: str = 
         ax: where to draw.
         title: of the axes.
     """
-    ax = _axes(ax, (3.8, 3.2))
-    colors = ["#222222", "#0072B2", "#009E73", "#9A9A9A"]
+    ax = axes_or_new(ax, 2.6)
+    colors = [BLACK, BLUE, GREEN, GREY]
     for place, row in enumerate(summary.to_dict("records")):
         low, high = (np.nan_to_num(row[end], nan=row["accuracy"]) for end in ("low", "high"))
         ax.plot([place, place], [low, high], "-", color=colors[place], lw=1.2)
@@ -644,23 +632,17 @@ def path_lines(
         title: of the axes.
         measure: which measure it is of.
     """
-    ax = _axes(ax, (5.4, 3.2))
-    for edge, color in _colored(effect["edge"]):
-        for control, dash in (("none", "-"), ("distractor", ":")):
-            rows = effect[(effect["edge"] == edge) & (effect["control"] == control)]
-            label = edge.replace("->", " → ") if control == "none" else None
-            _line(ax, rows, "effect", color, dash, label)
+    ax = axes_or_new(ax, 2.6)
+    _edge_lines(ax, effect, "distractor", "to a distractor instead")
     names = {
         "changed": "answers that change",
         "lost": "right answers that are lost",
-        "answer_change": "change of the answer's log-probability",
+        "answer_change": "change of log P(answer), nats",
     }
     _layer_axis(ax, "layer (middle of the window)", names[measure], title)
     if measure != "answer_change":
         _share_axis(ax)
-    if (effect["control"] == "distractor").any():
-        ax.plot([], [], ":", color="#444444", label="to a distractor instead")
-    _legend_beside(ax)
+    legend_below(ax)
     return ax
 
 

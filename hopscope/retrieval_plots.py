@@ -8,11 +8,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from hopscope.plots import _axes, _errors
+from hopscope.style import BLUE, ERROR_BARS, GREY, axes_or_new, errors_of, legend_below
 
 CLUSTERS = {
-    "none": ("#0072B2", "k-means of the unembedding"),
-    "shuffled": ("#8C8C8C", "shuffled clusters"),
+    "none": (BLUE, "k-means of the unembedding"),
+    "shuffled": (GREY, "shuffled clusters"),
 }
 
 
@@ -24,7 +24,7 @@ def class_bars(by_layer: pd.DataFrame, ax: Axes | None = None, title: str = "") 
         ax: where to draw.
         title: of the axes.
     """
-    ax = _axes(ax, (5.2, 2.8))
+    ax = axes_or_new(ax, 2.2)
     labels = {"I": "> 1/2", "II": "> 1/8", "III": "> 1/32", "IV": "≤ 1/32"}
     colors = sns.color_palette("mako_r", len(labels))
     bottom = np.zeros(len(by_layer))
@@ -55,23 +55,23 @@ def neighbour_points(accuracy: pd.DataFrame, ax: Axes | None = None, title: str 
         ax: where to draw.
         title: of the axes.
     """
-    ax = _axes(ax, (3.4, 2.8))
+    ax = axes_or_new(ax, 2.2)
     for control, (color, label) in CLUSTERS.items():
         rows = accuracy[accuracy["control"] == control].sort_values("inside", ascending=False)
         places = (~rows["inside"].astype(bool)).astype(int) + (0.1 if control != "none" else -0.1)
         ax.errorbar(
             places,
             rows["accuracy"],
-            _errors(rows, "accuracy"),
+            errors_of(rows, "accuracy"),
             fmt="o",
             color=color,
             label=label,
             capsize=2,
         )
-    ax.set_xticks([0, 1], ["near a top token", "elsewhere"])
-    ax.set(xlim=(-0.5, 1.5), ylabel="right answers per middle rank", title=title)
+    ax.set_xticks([0, 1], ["near a\ntop token", "elsewhere"])
+    ax.set(xlim=(-0.5, 1.5), ylabel="right per middle rank", title=title)
     ax.set_ylim(bottom=0)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    legend_below(ax, entry=3.0)
     return ax
 
 
@@ -83,13 +83,12 @@ def drawn_bars(drawn: pd.DataFrame, ax: Axes | None = None, title: str = "") -> 
         ax: where to draw.
         title: of the axes.
     """
-    ax = _axes(ax, (1.8, 2.8))
+    ax = axes_or_new(ax, 2.2)
     rows = drawn.set_index("control").reindex(list(CLUSTERS))
     colors = [color for color, _ in CLUSTERS.values()]
-    bars = {"elinewidth": 1, "capsize": 2, "ecolor": "#222222"}
-    errors = _errors(rows, "share")
-    ax.bar(range(len(rows)), rows["share"], 0.7, yerr=errors, color=colors, error_kw=bars)
-    ax.set_xticks(range(len(rows)), ["k-means", "shuffled"])
-    ax.set(ylim=(0, 1), ylabel="middle ranks near a top token", title=title)
+    errors = errors_of(rows, "share")
+    ax.bar(range(len(rows)), rows["share"], 0.7, yerr=errors, color=colors, error_kw=ERROR_BARS)
+    ax.set_xticks(range(len(rows)), ["k-\nmeans", "shuf-\nfled"])
+    ax.set(ylim=(0, 1), ylabel="middle ranks near the top", title=title)
     ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
     return ax

@@ -9,10 +9,16 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from hopscope.plots import _axes, _errors
-
-ARM_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
-MISREAD_COLOR = "#BFBFBF"
+from hopscope.style import (
+    BLACK,
+    COLORS,
+    ERROR_BARS,
+    GREY,
+    TEXT,
+    axes_or_new,
+    errors_of,
+    legend_below,
+)
 
 
 def mask_arms(
@@ -34,13 +40,13 @@ def mask_arms(
         title: of the axes.
         chance: accuracy of a guess, drawn as a line if given.
     """
-    ax = _axes(ax, (6.4, 3.4))
+    ax = axes_or_new(ax, 2.7)
     orders = list(dict.fromkeys(summary["order"]))
     arms = list(dict.fromkeys(summary["mask"]))
     bars = [(arm, read) for arm in arms for read in _own_first(arm, arms)]
     width = 0.84 / len(bars)
     for index, (arm, read) in enumerate(bars):
-        color = ARM_COLORS[arms.index(arm) % len(ARM_COLORS)]
+        color = COLORS[arms.index(arm) % len(COLORS)]
         places = np.arange(len(orders)) + (index - (len(bars) - 1) / 2) * width
         own = read == arm
         rows = _of_bar(summary, arm, read).set_index("order").reindex(orders)
@@ -48,25 +54,25 @@ def mask_arms(
             places,
             rows["accuracy"],
             width * 0.9,
-            yerr=_errors(rows, "accuracy"),
-            color=color if own else MISREAD_COLOR,
+            yerr=errors_of(rows, "accuracy"),
+            color=color if own else GREY,
             alpha=0.85,
             edgecolor=color,
             linewidth=1.2,
-            error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#222222"},
+            error_kw=ERROR_BARS,
         )
         seeds = _of_bar(by_seed, arm, read)
         for place, order in zip(places, orders, strict=True):
             dots = seeds.loc[seeds["order"] == order, "accuracy"].to_numpy()
             spread = place + np.linspace(-0.22, 0.22, len(dots)) * width
-            ax.plot(spread, dots, "o", ms=3.2, color="white", mec="#222222", mew=0.8, zorder=3)
+            ax.plot(spread, dots, "o", ms=3.2, color="white", mec=BLACK, mew=0.8, zorder=3)
     if chance is not None:
-        ax.axhline(chance, color="#444444", lw=0.8, ls=":")
+        ax.axhline(chance, color=TEXT, lw=0.8, ls=":")
     ax.set_xticks(range(len(orders)), orders)
     ax.set(ylim=(0, 1.02), xlabel="order of the gold documents", title=title)
     ax.set_ylabel("held-out questions answered")
     ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
-    ax.legend(handles=_handles(arms, chance), loc="center left", bbox_to_anchor=(1.01, 0.5))
+    legend_below(ax, handles=_handles(arms, chance))
     return ax
 
 
@@ -80,12 +86,12 @@ def _of_bar(table: pd.DataFrame, arm: str, read: str) -> pd.DataFrame:
 
 def _handles(arms: list[str], chance: float | None) -> list[Patch | Line2D]:
     handles: list[Patch | Line2D] = [
-        Patch(color=ARM_COLORS[index % len(ARM_COLORS)], label=f"trained {arm.replace('_', ' ')}")
+        Patch(color=COLORS[index % len(COLORS)], label=f"trained {arm.replace('_', ' ')}")
         for index, arm in enumerate(arms)
     ]
     if len(arms) > 1:
-        grey = Patch(fc=MISREAD_COLOR, ec="#666666", label="the same, under another mask")
+        grey = Patch(fc=GREY, ec=GREY, label="the same, under another mask")
         handles.append(grey)
     if chance is not None:
-        handles.append(Line2D([], [], color="#444444", lw=0.8, ls=":", label="a name by chance"))
+        handles.append(Line2D([], [], color=TEXT, lw=0.8, ls=":", label="a name by chance"))
     return handles

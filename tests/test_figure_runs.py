@@ -59,8 +59,8 @@ def test_the_gallery_shows_every_figure_and_every_picture_that_is_there() -> Non
     for script in SCRIPTS.glob("[!_]*.py"):
         picture = f"rendered/{script.stem}.png"
         there = (SCRIPTS / picture).is_file()
-        assert (f"[{script.stem}]({picture})" in text) == there, script.stem
-        assert there or f"| {script.stem} |" in text
+        assert (f"![{script.stem}]({picture})" in text) == there, script.stem
+        assert f"`hopscope figures {script.stem}`" in text
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from matplotlib.container import BarContainer
 from matplotlib.patches import Rectangle
 from multidoc import QUESTION, SHORT, by_characters
 
-from hopscope import plots
+from hopscope import plots, style
 from hopscope.layouts import lay_out
 from hopscope.masks import causal
 
@@ -171,13 +171,13 @@ def test_labels_of_many_layers_are_thinned_and_stay_right() -> None:
 
 def test_the_style_ends_with_its_context() -> None:
     before = dict(mpl.rcParams)
-    with plots.figure_style():
+    with style.figure_style():
         assert mpl.rcParams["svg.hashsalt"] == "hopscope"
     assert dict(mpl.rcParams) == before
 
 
 def draw(folder: Path) -> list[Path]:
-    with plots.figure_style():
+    with style.figure_style():
         figure, axes = plt.subplots(1, 2, layout="constrained")
         plots.success_bars(RATES, axes[0])
         plots.layer_heatmap(SHARE, axes[1])
@@ -462,7 +462,7 @@ def test_path_lines() -> None:
     alone = table[table["control"] == "none"]
     ax = plots.path_lines(alone, measure="answer_change")
     assert "to a distractor instead" not in lines(ax)
-    assert "log-probability" in ax.get_ylabel()
+    assert ax.get_ylabel() == "change of log P(answer), nats"
 
 
 def test_a_mask_is_drawn_with_its_parts_named() -> None:

@@ -51,7 +51,7 @@ def picture_of(result: Result) -> str | None:
     """A result's picture as PNG in base64; None if it has none that needs no choice."""
     from matplotlib.figure import Figure
 
-    from hopscope.plots import figure_style
+    from hopscope.style import figure_style
 
     plot = getattr(result, "plot", None)
     if plot is None:

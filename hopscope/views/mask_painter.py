@@ -97,7 +97,7 @@ class MaskPainter(View):
         """The mask, drawn."""
         from matplotlib.figure import Figure
 
-        from hopscope.plots import figure_style
+        from hopscope.style import figure_style
         from hopscope.views.display import png
 
         with figure_style():

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from hopscope.experiments import ActivationPatching, BackPatching, Description
-from hopscope.plots import CONTROL_LABELS, title_of
+from hopscope.plots import title_of
 from hopscope.results import Result
+from hopscope.style import CONTROLS
 from hopscope.views.grid import EVERYTHING, Axis, Choice, Grid, Kind, Measure, Option, Slice
 
 HIT = Measure("hit", "answered", "yes")
@@ -62,10 +63,11 @@ class BackPatchingGrid(_LayerGrid):
     @cached_property
     def choices(self) -> tuple[Choice, ...]:
         frame = self.result.frame
+        labels = {name: look.label for name, look in CONTROLS.items()}
         return (
             _queries(self.result.details, "prompt"),
             Choice.of("position", "position", list(frame["position"].unique()), {}),
-            Choice.of("control", "state", list(frame["control"].unique()), CONTROL_LABELS),
+            Choice.of("control", "state", list(frame["control"].unique()), labels),
         )
 
     @cached_property

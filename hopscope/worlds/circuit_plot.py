@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+
+from hopscope.style import GREY, color_of_each, panels
 
 SPLIT_LABELS = {
     "trained": "trained",
@@ -22,7 +22,6 @@ SPLIT_LABELS = {
 PATCH_LABELS = {"clean": "none", "none": "own", "other": "other's", "random": "random"}
 Colors = Mapping[str, str]
 """The colour of each world."""
-GREY = "#8C8C8C"
 
 
 def circuit_figure(frame: pd.DataFrame) -> Figure:
@@ -32,9 +31,9 @@ def circuit_figure(frame: pd.DataFrame) -> Figure:
         frame: `Circuit.frame`.
     """
     worlds = list(dict.fromkeys(frame["world"]))
-    palette = sns.color_palette("colorblind", len(worlds)).as_hex()
-    colors = dict(zip(worlds, palette, strict=True))
-    figure, axes = plt.subplots(1, 4, figsize=(10.4, 2.9), layout="constrained")
+    colors = color_of_each(worlds)
+    figure, grid = panels(2, 2, 4.2)
+    axes = grid.flat
     accuracy_points(frame, colors, axes[0])
     patched_points(frame, colors, axes[1])
     knockout_lines(frame, colors, axes[2])

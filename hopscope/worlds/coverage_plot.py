@@ -11,12 +11,10 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 
-from hopscope.plots import CONTROL_COLORS, _axes
+from hopscope.style import BLUE, GREY, VERMILION, axes_or_new
 
 if TYPE_CHECKING:
     from hopscope.worlds.scaling import Exponent
-
-OWN, GREY = CONTROL_COLORS["none"], CONTROL_COLORS["random"]
 
 
 def needed_points(
@@ -30,14 +28,14 @@ def needed_points(
         ax: where to draw.
         title: of the axes.
     """
-    ax = _axes(ax, (3.4, 3.0))
+    ax = axes_or_new(ax, 2.4)
     table = needed.dropna()
     tokens, examples = table["n_tokens"], table["examples"]
     errors = np.stack([examples - table["below"], table["above"] - examples])
-    ax.errorbar(tokens, examples, errors, fmt="o", ms=4, color=OWN, capsize=2, zorder=3)
+    ax.errorbar(tokens, examples, errors, fmt="o", ms=4, color=BLUE, capsize=2, zorder=3)
     line = np.array([tokens.min(), tokens.max()], dtype=float)
     fitted = f"fitted: n^{exponent.value:.2f} ({exponent.low:.2f} to {exponent.high:.2f})"
-    ax.plot(line, exponent.factor * line**exponent.value, color=OWN, lw=1.4, label=fitted)
+    ax.plot(line, exponent.factor * line**exponent.value, color=BLUE, lw=1.4, label=fitted)
     if exponent.published is not None:
         middle = np.exp(np.log(line).mean())
         through = exponent.factor * middle**exponent.value
@@ -69,7 +67,7 @@ def examples_curves(
         ax: where to draw.
         title: of the axes.
     """
-    ax = _axes(ax, (3.4, 3.0))
+    ax = axes_or_new(ax, 2.4)
     means = frame.groupby(["n_tokens", "n_examples"])["accuracy"].mean().reset_index()
     _accuracy_lines(means, "n_examples", "accuracy", "n_tokens", ax)
     ax.axhline(learned, color=GREY, lw=0.8, ls=":")
@@ -104,14 +102,14 @@ def cutoff_curves(accuracy: pd.DataFrame, ax: Axes | None = None, title: str = "
         ax: where to draw.
         title: of the axes.
     """
-    ax = _axes(ax, (3.4, 3.0))
+    ax = axes_or_new(ax, 2.4)
     _accuracy_lines(accuracy, "step", "value", "cutoff", ax)
     ax.set(xlabel="step of the training", title=title)
     ax.legend(title="cutoff", loc="best")
     return ax
 
 
-GROUPINGS = {"bridge": OWN, "bridge and x2": CONTROL_COLORS["other"]}
+GROUPINGS = {"bridge": BLUE, "bridge and x2": VERMILION}
 
 
 def gap_curves(frame: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
@@ -122,7 +120,7 @@ def gap_curves(frame: pd.DataFrame, ax: Axes | None = None, title: str = "") -> 
         ax: where to draw.
         title: of the axes.
     """
-    ax = _axes(ax, (3.4, 3.0))
+    ax = axes_or_new(ax, 2.4)
     gaps = frame[(frame["measure"] == "iicg") & (frame["cutoff"] == -1) & (frame["position"] == 1)]
     best = gaps.groupby(["grouping", "step"])["value"].max().reset_index()
     for grouping, color in GROUPINGS.items():

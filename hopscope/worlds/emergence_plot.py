@@ -8,11 +8,20 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hopscope.plots import CONTROL_COLORS, _axes
+from hopscope.style import (
+    BLACK,
+    BLUE,
+    CONTROLS,
+    GREEN,
+    PAGE,
+    VERMILION,
+    axes_or_new,
+    legend_below,
+    panels,
+)
 
 
 def curves(table: pd.DataFrame, value: str, ax: Axes | None = None, title: str = "") -> Axes:
@@ -24,7 +33,7 @@ def curves(table: pd.DataFrame, value: str, ax: Axes | None = None, title: str =
         ax: where to draw.
         title: of the axes.
     """
-    ax = _axes(ax, (4.2, 3.0))
+    ax = axes_or_new(ax, 2.4)
     keys = [column for column in table if column not in ("step", value, "n")]
     label = table[keys].astype(str).agg(" ".join, axis=1) if keys else pd.Series("", table.index)
     sns.lineplot(
@@ -54,10 +63,7 @@ def film_strip(film: Mapping[int, pd.DataFrame], value: str, most: int = 6) -> F
     values = np.concatenate([film[step].to_numpy(dtype=float).ravel() for step in chosen])
     values = values[np.isfinite(values)]
     low, high = min([0.0, *values]), max([0.0, *values])
-    width = 1.5 * len(chosen) + 0.9
-    figure, axes = plt.subplots(
-        1, len(chosen), figsize=(width, 1.9), layout="constrained", squeeze=False
-    )
+    figure, axes = panels(1, len(chosen), 1.5, width=PAGE * min(1, (len(chosen) + 0.6) / most))
     norm = mpl.colors.Normalize(low, high if high > low else low + 1)
     for ax, step in zip(axes[0], chosen, strict=True):
         table = film[step].sort_index(ascending=False)
@@ -73,21 +79,19 @@ def film_strip(film: Mapping[int, pd.DataFrame], value: str, most: int = 6) -> F
 
 
 INSTRUMENTS = {
-    "bridge read at r1": ("#0072B2", "-"),
-    "right without r2 → r1 in one late block": ("#D55E00", "-"),
-    "right without r2 → r1 in the first": ("#D55E00", ":"),
+    "bridge read at r1": (BLUE, "-"),
+    "right without r2 → r1, late": (VERMILION, "-"),
+    "right without r2 → r1, first block": (VERMILION, ":"),
 }
 PATCHES = {
-    "clean": ("not patched", "#222222", "-"),
-    "none": ("own later state", CONTROL_COLORS["none"], "-"),
-    "other": ("another query's", CONTROL_COLORS["other"], "--"),
-    "random": ("random vector", CONTROL_COLORS["random"], "--"),
+    "clean": ("not patched", BLACK, "-"),
+    **{name: (look.label, look.color, look.dash) for name, look in CONTROLS.items()},
 }
 SPLITS = {
-    "trained": ("trained on", "#222222"),
-    "in_distribution": ("held out", "#0072B2"),
-    "first_hop_ood": ("1st hop unseen", "#009E73"),
-    "second_hop_ood": ("2nd hop unseen", "#D55E00"),
+    "trained": ("trained on", BLACK),
+    "in_distribution": ("held out", BLUE),
+    "first_hop_ood": ("1st hop unseen", GREEN),
+    "second_hop_ood": ("2nd hop unseen", VERMILION),
 }
 
 
@@ -101,7 +105,7 @@ def circuit_curves(frame: pd.DataFrame) -> Figure:
     Args:
         frame: of `over_checkpoints(..., lambda world: circuit([world]))`.
     """
-    figure, axes = plt.subplots(1, 3, figsize=(10.4, 3.0), layout="constrained", sharex=True)
+    figure, (axes,) = panels(1, 3, 2.7, sharex=True)
     accuracy = frame[frame["measure"] == "accuracy"]
     for split, (label, color) in SPLITS.items():
         _curve(accuracy[accuracy["split"] == split], axes[0], label, color)
@@ -124,7 +128,7 @@ def circuit_curves(frame: pd.DataFrame) -> Figure:
     for ax in axes:
         ax.set(xlabel="step of the training", ylim=(-0.03, 1.03))
         ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22))
+        legend_below(ax, entry=3.0)
     axes[1].yaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
     return figure
 
