@@ -9,7 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from hopscope.style import BLUE, GREY, PAGE, PINK, SKY, VERMILION, axes_or_new, errors_of, panels
+from hopscope.style import (
+    BLUE,
+    GREY,
+    PAGE,
+    SKY,
+    VERMILION,
+    axes_or_new,
+    color_of_each,
+    errors_of,
+    panels,
+)
 
 EXPLAINED, UNEXPLAINED = BLUE, VERMILION
 VERTEX_COLORS = {
@@ -85,9 +95,9 @@ def explained_lines(table: pd.DataFrame, ax: Axes | None = None, group: str = "l
         group: what prompts are grouped by.
     """
     ax = axes_or_new(ax, 2.4)
-    for (model, rows), color in zip(
-        table.groupby("model", sort=False), (BLUE, GREY, PINK), strict=False
-    ):
+    colors = color_of_each(table["model"]) | {"untrained": GREY}
+    for model, rows in table.groupby("model", sort=False):
+        color = colors[str(model)]
         ax.plot(rows["group"], rows["correct"], color=color, ls="--", lw=1.2)
         ax.plot(rows["group"], rows["other"], color=color, ls=":", lw=1.2)
         errors = errors_of(rows, "explained")

@@ -28,6 +28,7 @@ from hopscope.style import (
     PINK,
     SKY,
     TEXT,
+    TEXT_SIZE,
     VERMILION,
     Look,
     axes_or_new,
@@ -36,6 +37,7 @@ from hopscope.style import (
     errors_of,
     legend_below,
     size_of,
+    text_size,
 )
 
 FORM_LABELS = {
@@ -179,7 +181,7 @@ def head_heatmap(table: pd.DataFrame, ax: Axes | None = None, title: str = "") -
 def knockout_lines(
     effect: pd.DataFrame, ax: Axes | None = None, title: str = "", measure: str = "changed"
 ) -> Axes:
-    """The effect of blocked edges by layer: a line for each edge, its control dashed.
+    """The effect of blocked edges by layer: a line for each edge, its control dotted and grey.
 
     Args:
         effect: `Knockouts.effect()`.
@@ -383,7 +385,7 @@ def _line(
     label: str | None,
     mark: str | None = None,
 ) -> None:
-    """One line over layers, with its interval as a band; grey ones, of controls, have none."""
+    """One line over layers, with its interval as a band; dotted ones have none."""
     if rows.empty:
         return
     layers, middle, low, high = (
@@ -394,7 +396,7 @@ def _line(
         every = max(1, len(layers) // 10)
         marks = {"marker": "o", "ms": 2.2, "mfc": mark, "mec": mark, "markevery": every}
     ax.plot(layers, middle, dash, color=color, lw=1.2, label=label, **marks)
-    if color != GREY:
+    if dash != ":":
         ax.fill_between(layers, low, high, color=color, alpha=0.12, lw=0)
 
 
@@ -408,9 +410,13 @@ def _share_axis(ax: Axes) -> None:
     ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
 
 
-def _every(layers: list[int], inches: float, each: float = 0.22) -> list[str]:
-    """Labels of layers, so many left out that they do not touch, at `each` inches a label."""
-    most = max(2, int(inches / each))
+LABEL = 0.22
+"""The room of a layer's label along an axis, in inches."""
+
+
+def _every(layers: list[int], inches: float) -> list[str]:
+    """Labels of layers, so many left out that they do not touch."""
+    most = max(2, int(inches * TEXT_SIZE / text_size() / LABEL))
     step = -(-len(layers) // most)
     return [str(layer) if index % step == 0 else "" for index, layer in enumerate(sorted(layers))]
 
@@ -436,7 +442,9 @@ def grading_bars(summary: pd.DataFrame, ax: Axes | None = None, title: str = "")
         error_kw=ERROR_BARS,
     )
     for place, right, high in zip(places, table["right"], table["high"], strict=True):
-        ax.text(high + 0.012, float(place), str(right), va="center", fontsize=6.5, color=TEXT)
+        ax.text(
+            high + 0.012, float(place), str(right), va="center", fontsize=text_size(), color=TEXT
+        )
     ax.set_yticks(places, [FORM_LABELS[name] for name in table["what"]])
     ax.invert_yaxis()
     ax.set(xlim=(0, 1), xlabel=f"share of {int(table['n'].iloc[0])} queries", title=title)
@@ -521,12 +529,12 @@ def order_points(accuracy: pd.DataFrame, ax: Axes | None = None, title: str = ""
     ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
     ax.grid(axis="y", color=FAINT, lw=0.6)
     ax.set_axisbelow(True)
-    legend_below(ax, gap=0.5 if len(orders) > 6 else 0.25)
+    legend_below(ax, gap=0.5 if len(orders) > 6 else 0.22)
     return ax
 
 
 def _mask_style(mask: str, index: int) -> tuple[str, str, str]:
-    others = (SKY, BLACK, GREY, PINK)
+    others = (SKY, BLACK, PINK)
     return MASK_STYLES.get(mask, (others[index % len(others)], "v", mask))
 
 
@@ -564,7 +572,7 @@ def peak_strips(
         ax.plot([], [], "o", color=ANSWER_COLORS[right], label=label)
     ax.set_xticks(range(len(labels)), labels)
     ax.set(ylabel="peak attention to a document", title=title, xlim=(-0.5, len(labels) - 0.5))
-    legend_below(ax, gap=0.65, entry=1.2)
+    legend_below(ax, gap=0.48)
     return ax
 
 
@@ -588,7 +596,7 @@ def hop_lines(by_layer: pd.DataFrame, ax: Axes | None = None, title: str = "") -
             _line(ax, rows, "mass", color, dash, label)
     _layer_axis(ax, "layer", "attention to one document", title)
     ax.set_ylim(bottom=0)
-    legend_below(ax, gap=0.5, entry=1.2)
+    legend_below(ax)
     return ax
 
 

@@ -71,7 +71,7 @@ def neighbour_points(accuracy: pd.DataFrame, ax: Axes | None = None, title: str 
     ax.set_xticks([0, 1], ["near a\ntop token", "elsewhere"])
     ax.set(xlim=(-0.5, 1.5), ylabel="right per middle rank", title=title)
     ax.set_ylim(bottom=0)
-    legend_below(ax, entry=3.0)
+    legend_below(ax)
     return ax
 
 

@@ -16,6 +16,8 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.transforms import ScaledTranslation
 
 COLUMN, PAGE = 3.5, 7.2
 """Widths of one and of two columns of a journal, in inches; text is drawn in its final size."""
@@ -24,13 +26,14 @@ BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
 PINK, ORANGE, SKY, BLACK = "#CC79A7", "#E69F00", "#56B4E9", "#222222"
 GREY = "#8C8C8C"
 """Of every control, and of what is there to compare with."""
-FAINT, TEXT = "#E5E5E5", "#444444"
-"""Of lines of a grid, and of words that explain a drawing."""
+FAINT = "#E5E5E5"
+"""Of the lines of a grid."""
+TEXT = "#444444"
+"""Of words and lines that explain a drawing."""
 COLORS = (BLUE, VERMILION, GREEN, PINK, ORANGE, SKY, BLACK)
 """Of what has no colour of its own, in turn."""
-
-
 HATCH = "/////"
+"""Of bars of one control beside those of another."""
 
 
 class Look(NamedTuple):
@@ -58,6 +61,8 @@ CONTROLS: Mapping[str, Look] = {
 }
 """What is put in by a patch: the query's own vector, or a control's."""
 
+TEXT_SIZE = 7.0
+"""Of legends and ticks in figures, in points."""
 ERROR_BARS: Mapping[str, Any] = {"elinewidth": 0.8, "capsize": 1.5, "ecolor": BLACK}
 STYLE: Mapping[str, object] = {
     "axes.spines.right": False,
@@ -65,14 +70,14 @@ STYLE: Mapping[str, object] = {
     "axes.linewidth": 0.6,
     "axes.titlesize": 8,
     "axes.labelsize": 7.5,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
+    "xtick.labelsize": TEXT_SIZE,
+    "ytick.labelsize": TEXT_SIZE,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
     "xtick.major.size": 2.5,
     "ytick.major.size": 2.5,
-    "legend.fontsize": 7,
-    "legend.title_fontsize": 7,
+    "legend.fontsize": TEXT_SIZE,
+    "legend.title_fontsize": TEXT_SIZE,
     "legend.frameon": False,
     "legend.handlelength": 1.8,
     "figure.titlesize": 8.5,
@@ -99,20 +104,27 @@ def panels(
     Args:
         rows, columns: of axes.
         height: of the whole figure, in inches.
-        width: `PAGE` or `COLUMN`.
+        width: `PAGE` or `COLUMN`. Both grow with the text of the style that holds now.
         **kwargs: passed on to `plt.subplots`.
 
     Returns:
         The figure and its axes, shape (rows, columns).
     """
-    return plt.subplots(
-        rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **kwargs
-    )
+    grown = text_size() / TEXT_SIZE
+    size = width * grown, height * grown
+    return plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **kwargs)
 
 
 def axes_or_new(ax: Axes | None, height: float = 2.4, width: float = COLUMN) -> Axes:
     """Axes that were given, or those of a new figure."""
-    return panels(1, 1, height, width=width)[1][0, 0] if ax is None else ax
+    if ax is None:
+        ax = panels(1, 1, height, width=width)[1][0, 0]
+    return ax
+
+
+def text_size() -> float:
+    """The size of the text of legends in the style that holds now, in points."""
+    return FontProperties(size=mpl.rcParams["legend.fontsize"]).get_size_in_points()
 
 
 def color_of_each(names: Any) -> dict[str, str]:
@@ -140,26 +152,38 @@ def size_of(ax: Axes) -> tuple[float, float]:
     return box.width / dpi, box.height / dpi
 
 
-def legend_below(ax: Axes, gap: float = 0.42, entry: float = 1.6, **kwargs: Any) -> None:
-    """A legend under the axes, where it hides nothing.
+ROOM = 1.4
+"""The width that a legend may have, in widths of its axes before the figure is laid out."""
+
+
+def legend_below(ax: Axes, gap: float = 0.36, **kwargs: Any) -> None:
+    """A legend under the axes, where it hides nothing, in as many columns as there is room for.
 
     Args:
         ax: the axes.
-        gap: in inches, for ticks and their labels.
-        entry: the width of an entry in inches.
+        gap: for ticks and their labels, in inches of a figure in `figure_style`.
         **kwargs: passed on to `Axes.legend`.
     """
-    width, height = size_of(ax)
-    n = len(kwargs.get("handles") or ax.get_legend_handles_labels()[0])
-    rows = -(-n // max(1, int(width / entry)))
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -gap / height)}
-    ax.legend(**{"ncols": -(-n // rows) if n else 1, **place, **kwargs})
+    given = kwargs.get("handles") or ax.get_legend_handles_labels()[0]
+    longest = max((len(str(each.get_label())) for each in given), default=0)
+    entry = (0.55 * longest + 3.5) * text_size() / 72
+    rows = -(-len(given) // max(1, int(ROOM * size_of(ax)[0] / entry)))
+    lower = ScaledTranslation(0, -gap * text_size() / TEXT_SIZE, ax.figure.dpi_scale_trans)
+    ax.legend(
+        ncols=-(-len(given) // max(1, rows)),
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        bbox_transform=ax.transAxes + lower,
+        **kwargs,
+    )
 
 
-def shared_legend(figure: Figure, axes: np.ndarray, ncols: int | None = None) -> None:
-    """One legend under a figure for axes that show the same things, in place of theirs."""
-    handles, labels = axes.flat[0].get_legend_handles_labels()
+def shared_legend(figure: Figure, axes: np.ndarray) -> None:
+    """One legend under a figure for all that its axes show, in place of theirs."""
+    handles: dict[str, Any] = {}
     for ax in axes.flat:
+        handles |= {name: each for each, name in zip(*ax.get_legend_handles_labels(), strict=True)}
         if ax.get_legend() is not None:
             ax.get_legend().remove()
-    figure.legend(handles, labels, loc="outside lower center", ncols=ncols or len(handles))
+    names = list(handles)
+    figure.legend(handles.values(), names, loc="outside lower center", ncols=len(names))

@@ -73,8 +73,13 @@ class Schedule:
         """The learning rate of a step, counted from 0."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        done = max(0, step - self.falls_from) / max(1, self.steps - self.falls_from)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+    @property
+    def falls_from(self) -> int:
+        """The step from which the rate falls."""
+        return self.warmup_steps
 
 
 def check_positive(settings: object, *names: str) -> None:

@@ -85,7 +85,7 @@ def train(
             step=step,
             batch_size=settings.batch_size,
             orders=settings.orders,
-            hop_share=settings.hop_share,
+            hop_share=settings.hops_at(step),
             n_names=settings.n_names,
             turns=settings.turns,
             template=settings.template,

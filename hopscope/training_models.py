@@ -32,7 +32,12 @@ class TrainingSettings(Schedule):
     """How a model is trained to answer questions over documents.
 
     Attributes:
+        hold: the share of the steps after which the learning rate begins to fall. What is learned
+            all at once, as composing is, needs the full rate until then.
         hop_share: share of the prompts that ask a single hop of their question.
+        late_hop_share: the same from step `late` on; None leaves it as it was. Once single hops are
+            learned, few are needed, and with more of the others composing is learned earlier.
+        late: the step from which `late_hop_share` holds.
         orders: of the documents, one drawn for each prompt; if empty, any permutation.
         n_names: how many of the invented names of `world-docs` are in use. Each prompt draws from
             them anew, so that no answer can be learned by heart; 0 leaves questions as they are.
@@ -41,7 +46,7 @@ class TrainingSettings(Schedule):
         template: a name of `hopscope.layouts.TEMPLATES`.
         second_hops: whether the second hop of a chain is asked by itself, too. Of bare pairs of
             names it is the harder one to learn: its name stands twice among the documents.
-        n_layers, d_model, n_heads: shape of the model that is made from nothing.
+        n_layers, d_model, n_heads, d_mlp: shape of the model that is made from nothing.
         lora_rank: rank of the updates of a pretrained model.
         lora_alpha: they are scaled by `lora_alpha / lora_rank`.
         steps, batch_size, ...: those of `Schedule`.
@@ -53,7 +58,10 @@ class TrainingSettings(Schedule):
     steps: int = 2000
     batch_size: int = 128
     learning_rate: float = 3e-3
+    hold: float = 0.0
     hop_share: float = 0.5
+    late_hop_share: float | None = None
+    late: int = 600
     orders: tuple[str, ...] = ()
     n_names: int = 20
     turns: int = 2
@@ -62,6 +70,7 @@ class TrainingSettings(Schedule):
     n_layers: int = 4
     d_model: int = 64
     n_heads: int = 4
+    d_mlp: int = 256
     lora_rank: int = 8
     lora_alpha: float = 16.0
 
@@ -69,15 +78,33 @@ class TrainingSettings(Schedule):
         super().__post_init__()
         object.__setattr__(self, "orders", tuple(self.orders))
         template_of(self.template)
-        check_positive(self, "turns", "n_layers", "d_model", "n_heads", "lora_rank", "lora_alpha")
+        check_positive(self, "turns", "n_layers", "d_model", "n_heads", "d_mlp")
+        check_positive(self, "lora_rank", "lora_alpha")
         if not 0 <= self.n_names <= len(NAMES):
             raise UsageError(f"n_names is a number from 0 to {len(NAMES)}, not {self.n_names}")
-        if not 0 <= self.hop_share <= 1:
-            raise UsageError(f"hop_share is a probability, not {self.hop_share}")
+        for name in ("hop_share", "late_hop_share"):
+            share = getattr(self, name)
+            if share is not None and not 0 <= share <= 1:
+                raise UsageError(f"{name} is a probability, not {share}")
+        if self.late < 0:
+            raise UsageError(f"late must be 0 or more, not {self.late}")
+        if not 0 <= self.hold < 1:
+            raise UsageError(f"hold is a share of the steps below 1, not {self.hold}")
         if self.d_model % (2 * self.n_heads):
             raise UsageError(
                 f"d_model {self.d_model} does not give {self.n_heads} heads of an even width"
             )
+
+    @property
+    def falls_from(self) -> int:
+        """The step from which the rate falls."""
+        return max(self.warmup_steps, int(self.hold * self.steps))
+
+    def hops_at(self, step: int) -> float:
+        """The share of the prompts of a step, counted from 0, that ask a single hop."""
+        if self.late_hop_share is None or step < self.late:
+            return self.hop_share
+        return self.late_hop_share
 
 
 def word_tokenizer(questions: Sequence[MultiDocQuestion]) -> PreTrainedTokenizerFast:
@@ -129,7 +156,7 @@ def small_model(
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.d_model,
-        intermediate_size=4 * settings.d_model,
+        intermediate_size=settings.d_mlp,
         num_hidden_layers=settings.n_layers,
         num_attention_heads=settings.n_heads,
         num_key_value_heads=settings.n_heads,

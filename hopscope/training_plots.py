@@ -31,7 +31,8 @@ def mask_arms(
     """Held-out accuracy by order of the documents, one bar an arm, one dot a seed.
 
     Beside the bar of each arm stands, in grey and with the arm's edge, what the same models answer
-    under a mask that they were not trained for.
+    under a mask that they were not trained for. A line across a bar is the model that its arm went
+    on from, read under the same mask.
 
     Args:
         summary: `PrefixTraining.summary()`.
@@ -41,8 +42,9 @@ def mask_arms(
         chance: accuracy of a guess, drawn as a line if given.
     """
     ax = axes_or_new(ax, 2.7)
+    base = summary[summary["control"] == "base"]
     orders = list(dict.fromkeys(summary["order"]))
-    arms = list(dict.fromkeys(summary["mask"]))
+    arms = list(dict.fromkeys(summary.loc[summary["control"] == "none", "mask"]))
     bars = [(arm, read) for arm in arms for read in _own_first(arm, arms)]
     width = 0.84 / len(bars)
     for index, (arm, read) in enumerate(bars):
@@ -61,6 +63,10 @@ def mask_arms(
             linewidth=1.2,
             error_kw=ERROR_BARS,
         )
+        if len(base):
+            level = base[base["read_under"] == read].set_index("order").reindex(orders)
+            ends = places - width * 0.45, places + width * 0.45
+            ax.hlines(level["accuracy"], *ends, color=BLACK, lw=1.6, zorder=4)
         seeds = _of_bar(by_seed, arm, read)
         for place, order in zip(places, orders, strict=True):
             dots = seeds.loc[seeds["order"] == order, "accuracy"].to_numpy()
@@ -72,7 +78,7 @@ def mask_arms(
     ax.set(ylim=(0, 1.02), xlabel="order of the gold documents", title=title)
     ax.set_ylabel("held-out questions answered")
     ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
-    legend_below(ax, handles=_handles(arms, chance))
+    legend_below(ax, handles=_handles(arms, chance, len(base) > 0))
     return ax
 
 
@@ -84,7 +90,7 @@ def _of_bar(table: pd.DataFrame, arm: str, read: str) -> pd.DataFrame:
     return table[(table["mask"] == arm) & (table["read_under"] == read)]
 
 
-def _handles(arms: list[str], chance: float | None) -> list[Patch | Line2D]:
+def _handles(arms: list[str], chance: float | None, base: bool) -> list[Patch | Line2D]:
     handles: list[Patch | Line2D] = [
         Patch(color=COLORS[index % len(COLORS)], label=f"trained {arm.replace('_', ' ')}")
         for index, arm in enumerate(arms)
@@ -92,6 +98,8 @@ def _handles(arms: list[str], chance: float | None) -> list[Patch | Line2D]:
     if len(arms) > 1:
         grey = Patch(fc=GREY, ec=GREY, label="the same, under another mask")
         handles.append(grey)
+    if base:
+        handles.append(Line2D([], [], color=BLACK, lw=1.6, label="before fine-tuning"))
     if chance is not None:
         handles.append(Line2D([], [], color=TEXT, lw=0.8, ls=":", label="a name by chance"))
     return handles

@@ -41,7 +41,37 @@ from hopscope.world_docs import NAMES, with_names, world_docs
 logger = logging.getLogger(__name__)
 
 ORDERS = ("original", "forward", "backward")
+PRETRAINING = TrainingSettings(
+    steps=2600,
+    hold=0.8,
+    learning_rate=2e-3,
+    orders=("forward",),
+    late_hop_share=0.15,
+    turns=1,
+    template="bare",
+    second_hops=False,
+    n_heads=1,
+    d_mlp=64,
+)
+"""With which a small model learns to read bare pairs of names, the first hop always before the
+second, in five to eight minutes on a CPU. One head is enough; with four, and a wider MLP, two hops
+come later. A second turn about the other chain would be answered by elimination."""
+FINETUNING = TrainingSettings(
+    steps=600,
+    hold=0.5,
+    warmup_steps=50,
+    learning_rate=3e-3,
+    hop_share=0.3,
+    turns=1,
+    template="bare",
+    second_hops=False,
+    n_heads=1,
+    d_mlp=64,
+)
+"""Two minutes of LoRA in which all orders are seen; shapes are those of `PRETRAINING`."""
 MAX_NEW_TOKENS = 8
+BASE = "base"
+"""The mask and the control of what is read by the model that the arms go on from."""
 QUESTIONS_AT_ONCE = 16
 
 
@@ -53,8 +83,9 @@ class PrefixTraining(Result):
     trained under, the one that it was read under (`control` is `none` if they are the same, else
     `other_mask`: the mask it was not trained for), the seed of the training, the order of the
     documents, `generated` and whether that is `correct`: the answer and nothing else, up to case
-    and punctuation. `details` has one row a query. Held-out questions differ from seed to seed,
-    but are the same for all arms of one seed.
+    and punctuation. Where the arms of a seed go on from one model, pretrained here or given, its
+    own answers are there, too, with `mask` and `control` `base`. `details` has one row a query.
+    Held-out questions differ from seed to seed, but are the same for all arms of one seed.
     """
 
     kind: ClassVar[str] = "prefix_training"
@@ -175,36 +206,48 @@ def compare_masks(
     orders: Sequence[str] = ORDERS,
     model: LanguageModel | str | None = None,
     settings: TrainingSettings | None = None,
+    pretraining: TrainingSettings | None = None,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> PrefixTraining:
     """Train a model under each mask with each seed, and ask held-out questions under all masks.
 
+    With `pretraining`, the arms of a seed go on by LoRA from one small model that was trained under
+    a causal mask; with `model`, from that.
+
     Args:
         masks: the arms; the first is what the others are compared with.
         seeds: of the split, the weights, the prompts and their orders; the same for all arms.
-        questions: what is trained on and held out; `many_world_docs()` by default.
+        questions: what is trained on and held out. `many_world_docs()` by default, the terse ones
+            if no model is given.
         held_out: how many questions of a seed are not trained on.
         orders: of the documents when held-out questions are asked.
         model: a pretrained model that is trained by LoRA; None makes a small one from nothing.
-        settings: of the training.
+        settings: of the training of the arms. `TrainingSettings()` by default; if no model is
+            given, `FINETUNING` after `PRETRAINING`: models that have read in one order learn to
+            read in all.
+        pretraining: of a training under a causal mask that comes before.
         out: run folder; models lie in its `models`. What is there already is not done again.
         progress: show progress bars.
 
     Raises:
-        UsageError: for repeated masks or seeds, or none, or a split that cannot be.
+        UsageError: for repeated masks or seeds, or none, a split that cannot be, `pretraining` with
+            a model, or with other prompts than `settings` has.
         ResultError: if `out` holds another run.
 
     Example:
         >>> result = compare_masks(out="runs/prefix_training")  # doctest: +SKIP
         >>> result.paired()                                     # doctest: +SKIP
     """
+    if model is None and settings is None:
+        settings, pretraining = FINETUNING, pretraining or PRETRAINING
     settings = settings or TrainingSettings()
     arms = [mask_of(each) for each in masks]
     for what, given in (("masks", [arm.name for arm in arms]), ("seeds", list(seeds))):
         if not given or len(set(given)) < len(given):
             raise UsageError(f"{what} must be one or more, each once, not {given}")
-    questions = many_world_docs() if questions is None else questions
+    _check_pretraining(pretraining, settings, model)
+    questions = many_world_docs(terse=model is None) if questions is None else questions
     splits = {
         seed: (trained, _with_names_in_use(held, settings.n_names, seed))
         for seed in seeds
@@ -215,7 +258,7 @@ def compare_masks(
         f"{questions.name} (held out)",
     )
     start = None if model is None else load_model(model)
-    first = start or small_model(splits[seeds[0]][0], settings, seeds[0])
+    shown = start or small_model(splits[seeds[0]][0], pretraining or settings, seeds[0])
     how = {
         "masks": [arm.name for arm in arms],
         "seeds": list(seeds),
@@ -224,19 +267,42 @@ def compare_masks(
         "trained_on": questions.fingerprint,
         "from_scratch": start is None,
         "training": asdict(settings),
+        "pretraining": None if pretraining is None else asdict(pretraining),
     }
-    run = provenance(first, asked, PrefixTraining.kind, how)
+    run = provenance(shown, asked, PrefixTraining.kind, how)
 
     def compute(number: int) -> Tables:
-        trained_on, held = splits[seeds[number]]
+        seed, base = seeds[number], start
+        trained_on, held = splits[seed]
         models = None if out is None else Path(out) / "models"
-        trained = _trained(arms, trained_on, start, settings, seeds[number], models, progress)
-        return _asked(arms, trained, held, orders, settings.template, seeds[number], progress)
+        if pretraining is not None:
+            place = None if models is None else models / f"base.seed-{seed}"
+            base = train(trained_on, settings=pretraining, seed=seed, out=place, progress=progress)
+        trained = _trained(arms, trained_on, base, settings, seed, models, progress)
+        named = {arm.name: each for arm, each in zip(arms, trained, strict=True)}
+        if base is not None:
+            named[BASE] = base
+        return _asked(arms, named, held, orders, settings.template, seed, progress)
 
     tables = run_parts(
         len(seeds), compute, run, out=out, description="seeds", unit="seed", progress=progress
     )
     return PrefixTraining.of(tables, run)
+
+
+def _check_pretraining(
+    pretraining: TrainingSettings | None,
+    settings: TrainingSettings,
+    model: LanguageModel | str | None,
+) -> None:
+    if pretraining is None:
+        return
+    if model is not None:
+        raise UsageError("pretraining makes a model from nothing, so give either it or a model")
+    for name in ("template", "n_names"):
+        before, after = getattr(pretraining, name), getattr(settings, name)
+        if before != after:
+            raise UsageError(f"pretraining has {name} {before!r}, but settings have {after!r}")
 
 
 def _with_names_in_use(questions: QuestionSet, n_names: int, seed: int) -> QuestionSet:
@@ -279,21 +345,21 @@ def _trained(
 
 def _asked(
     arms: Sequence[Mask],
-    trained: Sequence[LanguageModel],
+    trained: Mapping[str, LanguageModel],
     held: QuestionSet,
     orders: Sequence[str],
     template: str,
     seed: int,
     progress: bool,
 ) -> Tables:
-    """The tables of one seed."""
+    """The tables of one seed, of models by what they were trained under."""
     questions = [_of_seed(each, seed) for each in held]
     frames = []
-    for arm, model in zip(arms, trained, strict=True):
+    for name, model in trained.items():
         for mask in arms:
             found = answers_under(model, questions, mask, orders, template, progress)
-            control = "none" if mask is arm else "other_mask"
-            found = found.assign(mask=arm.name, read_under=mask.name)
+            control = BASE if name == BASE else "none" if mask.name == name else "other_mask"
+            found = found.assign(mask=name, read_under=mask.name)
             frames.append(found.assign(control=control, seed=seed))
     columns = ["mask", "read_under", "control", "seed", "order", "query", "generated", "correct"]
     details = pd.DataFrame(

@@ -483,3 +483,49 @@ def test_a_prompt_without_an_instruction_has_no_name_for_it() -> None:
     ax = causal().show(layout)
     assert labels_of(ax)[0] == "document 0"
     assert labels_of(ax)[-2:] == ["question", "answer"]
+
+
+# --- the look ------------------------------------------------------------------------------------
+
+
+def test_figures_grow_with_the_text_around() -> None:
+    with style.figure_style():
+        figure, axes = style.panels(2, 3, 2.0)
+        assert axes.shape == (2, 3)
+        assert figure.get_size_inches().tolist() == pytest.approx([7.2, 2.0])
+    with mpl.rc_context({"legend.fontsize": 14}):
+        figure, _ = style.panels(1, 1, 2.0, width=style.COLUMN)
+        assert figure.get_size_inches().tolist() == pytest.approx([7.0, 4.0])
+
+
+def test_a_legend_hides_nothing_and_is_no_wider_than_the_page() -> None:
+    with style.figure_style():
+        figure, ((ax,),) = style.panels(1, 1, 3.0, width=style.COLUMN)
+        for n in range(7):
+            ax.plot([0, 1], [0, n], label=f"a rather long label of line {n}")
+        ax.set_xlabel("layer")
+        style.legend_below(ax)
+        figure.draw_without_rendering()
+        legend = ax.get_legend().get_window_extent()
+        assert legend.y1 <= ax.xaxis.label.get_window_extent().y0
+        assert legend.width <= figure.bbox.width
+        assert legend.y0 >= 0
+
+
+def test_a_shared_legend_has_what_any_of_the_axes_shows_once() -> None:
+    figure, axes = style.panels(1, 2, 2.0)
+    axes[0, 0].plot([0, 1], label="one")
+    for name in ("one", "two"):
+        axes[0, 1].plot([0, 1], label=name)
+    axes[0, 1].legend()
+    style.shared_legend(figure, axes)
+    assert axes[0, 1].get_legend() is None
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "two"]
+
+
+def test_controls_are_grey_and_can_be_told_apart() -> None:
+    own, *controls = style.CONTROLS.values()
+    assert {each.color for each in controls} == {style.GREY}
+    assert style.GREY not in (own.color, *style.COLORS)
+    assert len({(each.fill, each.hatch) for each in controls}) == len(controls)
+    assert len({each.dash for each in controls}) == len(controls)

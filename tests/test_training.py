@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.collections import LineCollection
 
 from hopscope import training, training_plots, training_runs
 from hopscope.documents import Document, Hop, MultiDocQuestion, QuestionSet
@@ -18,6 +19,7 @@ from hopscope.layouts import lay_out
 from hopscope.masks import MASKS, causal, knock_out, mask_of, prefix_bidirectional
 from hopscope.models import LanguageModel, load_model
 from hopscope.results import t_interval
+from hopscope.trainer import Schedule
 from hopscope.training import train
 from hopscope.training_batches import (
     IGNORED,
@@ -30,6 +32,8 @@ from hopscope.training_batches import (
 )
 from hopscope.training_models import TrainingSettings, small_model, word_tokenizer
 from hopscope.training_runs import (
+    FINETUNING,
+    PRETRAINING,
     PrefixTraining,
     answers_under,
     compare_masks,
@@ -413,6 +417,10 @@ def test_a_missing_peft_is_named(questions, monkeypatch):
         {"n_names": 999},
         {"learning_rate": -1.0},
         {"hop_share": 1.5},
+        {"late_hop_share": -0.1},
+        {"late": -1},
+        {"hold": 1.0},
+        {"d_mlp": 0},
         {"d_model": 30, "n_heads": 4},
     ],
 )
@@ -432,6 +440,43 @@ def test_bad_arguments_are_refused(questions, small):
         compare_masks(seeds=(0, 0), questions=questions)
     with pytest.raises(UsageError, match="cannot hold out"):
         split(questions, len(questions), seed=0)
+
+
+# Over the steps
+
+
+def test_the_rate_is_held_and_then_falls():
+    settings = replace(TINY, steps=100, warmup_steps=10, hold=0.6)
+    rates = [settings.rate(step) / settings.learning_rate for step in range(100)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[10:61] == pytest.approx([1.0] * 51)
+    assert rates[80] == pytest.approx(0.5)
+    assert rates[60:] == sorted(rates[60:], reverse=True)
+    assert rates[-1] < 0.01
+
+
+@pytest.mark.parametrize("hold", [0.0, 0.1])
+def test_a_rate_that_is_not_held_beyond_the_warm_up_is_the_schedules(hold):
+    settings = replace(TINY, steps=100, warmup_steps=20, hold=hold)
+    plain = Schedule(steps=100, warmup_steps=20, learning_rate=settings.learning_rate)
+    assert [settings.rate(n) for n in range(100)] == [plain.rate(n) for n in range(100)]
+
+
+def test_fewer_single_hops_are_asked_late(monkeypatch, questions):
+    shares = []
+    real = drawn_layouts
+
+    def noting(*args, hop_share, **kwargs):
+        shares.append(hop_share)
+        return real(*args, hop_share=hop_share, **kwargs)
+
+    monkeypatch.setattr("hopscope.training.drawn_layouts", noting)
+    settings = replace(TINY, hop_share=0.75, late_hop_share=0.0, late=4)
+    train(questions, settings=settings, progress=False)
+    assert shares == [0.75] * 4 + [0.0] * 2
+    shares.clear()
+    train(questions, settings=replace(settings, late_hop_share=None), progress=False)
+    assert shares == [0.75] * 6
 
 
 # Comparison
@@ -462,6 +507,45 @@ def test_arms_are_compared_on_the_same_questions_and_kept(questions, tmp_path):
     again = compare_masks(seeds=(0, 1), out=tmp_path / "run", **how)
     pd.testing.assert_frame_equal(again.frame, result.frame)
     assert (tmp_path / "run" / "models" / "arm-1.seed-1" / "config.json").is_file()
+
+
+def test_arms_go_on_from_one_model(questions, tmp_path):
+    how = {"questions": questions, "held_out": 5, "settings": TINY, "progress": False}
+    pretraining = replace(TINY, steps=3)
+    result = compare_masks(seeds=(0,), pretraining=pretraining, out=tmp_path / "run", **how)
+    begun, _, other = (
+        load_model(tmp_path / "run" / "models" / f"{name}.seed-0")
+        for name in ("base", "arm-0", "arm-1")
+    )
+    trained, _ = split(questions, 5, 0)
+    plain = train(trained, settings=pretraining, progress=False)
+    assert begun.fingerprint == plain.fingerprint
+    alone = train(trained, "prefix_bidirectional", model=plain, settings=TINY, progress=False)
+    assert other.fingerprint == alone.fingerprint
+    base = result.frame.query("control == 'base'")
+    assert set(base["mask"]) == {"base"}
+    assert set(base["read_under"]) == {"causal", "prefix_bidirectional"}
+    assert len(base) == 2 * 3 * 5
+    assert set(result.paired()["mask"]) == {"prefix_bidirectional"}
+    with pytest.raises(UsageError, match="either it or a model"):
+        compare_masks(pretraining=pretraining, model=plain, **how)
+    with pytest.raises(UsageError, match="pretraining has template 'bare'"):
+        compare_masks(pretraining=replace(pretraining, template="bare"), **how)
+
+
+def test_by_default_models_that_read_forward_learn_to_read_in_all_orders(monkeypatch):
+    asked = []
+
+    def noting(questions, mask="causal", *, model=None, settings, **_):
+        asked.append((mask_of(mask).name, model is None, settings))
+        return small_model(questions, settings)
+
+    monkeypatch.setattr(training_runs, "train", noting)
+    result = compare_masks(seeds=(0,), held_out=2, progress=False)
+    masks = ("causal", "prefix_bidirectional")
+    assert asked[0] == ("causal", True, PRETRAINING)
+    assert asked[1:] == [(mask, False, FINETUNING) for mask in masks]
+    assert all(len(each.split()) == 8 for each in result.details["documents"])
 
 
 def made_result() -> PrefixTraining:
@@ -503,3 +587,24 @@ def test_the_figure_shows_every_arm(tmp_path: Path):
     assert len(labels) == 3
     assert prefix_bidirectional().name.replace("_", " ") in " ".join(labels)
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["forward"]
+
+
+def test_the_base_model_is_a_line_across_the_bars():
+    result = made_result()
+    base = result.frame.query("mask == 'causal'")
+    base = base.assign(mask="base", control="base")
+    frame = pd.concat([result.frame, base])
+    both = PrefixTraining(frame, result.details, result.run)
+    ax = training_plots.mask_arms(both.summary(), both.by_seed())
+    alone = training_plots.mask_arms(result.summary(), result.by_seed())
+    assert len(ax.containers) == len(alone.containers)
+    levels = sorted(
+        float(line[0, 1])
+        for each in ax.collections
+        if isinstance(each, LineCollection) and each.get_zorder() == 4
+        for line in each.get_segments()
+    )
+    assert levels == pytest.approx([0.3, 0.3, 0.6, 0.6])
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert "before fine-tuning" in labels
+    assert both.paired().equals(result.paired())

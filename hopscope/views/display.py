@@ -51,7 +51,7 @@ def picture_of(result: Result) -> str | None:
     """A result's picture as PNG in base64; None if it has none that needs no choice."""
     from matplotlib.figure import Figure
 
-    from hopscope.style import figure_style
+    from hopscope.style import COLUMN, figure_style
 
     plot = getattr(result, "plot", None)
     if plot is None:
@@ -66,7 +66,7 @@ def picture_of(result: Result) -> str | None:
     with figure_style():
         try:
             if "ax" in inspect.signature(plot).parameters:
-                figure = Figure(layout="constrained")
+                figure = Figure(figsize=(COLUMN, 2.7), layout="constrained")
                 plot(ax=figure.subplots())
             else:
                 figure = plot()
@@ -78,5 +78,5 @@ def picture_of(result: Result) -> str | None:
 def png(figure: Figure) -> str:
     """A figure as PNG in base64, as front ends take it."""
     image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=110, bbox_inches="tight")
+    figure.savefig(image, format="png", dpi=200, bbox_inches="tight")
     return base64.b64encode(image.getvalue()).decode()

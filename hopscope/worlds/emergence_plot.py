@@ -128,7 +128,7 @@ def circuit_curves(frame: pd.DataFrame) -> Figure:
     for ax in axes:
         ax.set(xlabel="step of the training", ylim=(-0.03, 1.03))
         ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
-        legend_below(ax, entry=3.0)
+        legend_below(ax)
     axes[1].yaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
     return figure
 

@@ -1,5 +1,6 @@
 // A two-hop query typed by hand: its spans, both hops, the logit lens, back-patching as it runs.
 
+const PARTS = { e1: "entity", r1: "first hop", r2: "second hop" };
 const FORMS = { first_hop: "first hop", second_hop: "second hop", two_hop: "two hops" };
 
 function renderExplorer({ model, el }) {
@@ -60,6 +61,9 @@ function renderExplorer({ model, el }) {
       if (each.name) token.append(make("sub", {}, each.name));
       return token;
     }));
+    if (!model.get("tokens").length) return;
+    spans.append(make("span", { class: "hopscope-hint" }, ...Object.entries(PARTS).map(
+      ([part, name]) => make("span", { class: `hopscope-token hopscope-${part}` }, name))));
   }
 
   function tellHops() {
