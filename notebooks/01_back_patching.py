@@ -21,11 +21,23 @@
 #
 # Here: which queries fail although both hops are known, how many of them some back-patch repairs,
 # and, what the paper does not ask, how many an *arbitrary* vector repairs in the same places.
+#
+# For your own model: `papermill 01_back_patching.ipynb mine.ipynb -p model_name my/model -p limit 1000
+# -y 'sources: []'`; the
+# text speaks of the run that is shown.
+
+# %% tags=["parameters"]
+model_name = "smollm2-135m"
+queries_name = "world"
+sources = ["city", "landmark", "us-city"]  # types of e1 that are asked about; [] for all
+relations = ["capital", "currency"]  # second relations that are asked for; [] for all
+limit = 120  # queries that are graded
+n_patched = 8  # failures that are back-patched
 
 # %%
 import hopscope as hs
 
-model = hs.load_model("smollm2-135m")
+model = hs.load_model(model_name)
 model
 
 # %% [markdown]
@@ -35,8 +47,8 @@ model
 # demonstrations that never contain the query's own source, bridge or answer.
 
 # %%
-queries = hs.load_queries("world").filter(
-    lambda q: q.e1_type in ("city", "landmark", "us-city") and q.r2 in ("capital", "currency")
+queries = hs.load_queries(queries_name).filter(
+    lambda q: (not sources or q.e1_type in sources) and (not relations or q.r2 in relations)
 )
 queries.sample(5, seed=1)
 
@@ -52,7 +64,7 @@ print(queries.prompts()[0].text)
 # composition, the second relation of the source entity, and the composition without the source.
 
 # %%
-graded = hs.grade(model, queries.sample(120, seed=0))
+graded = hs.grade(model, queries.sample(limit, seed=0))
 graded.summary()
 
 # %%
@@ -67,12 +79,12 @@ wrong
 #
 # `t1` is the last token of the first-hop phrase, `t2` the last token of the prompt. For each cell
 # (source layer > target layer) the state is copied and ten tokens are generated greedily. To be
-# quick, we take every third layer here, and eight queries; leave `cells` out for all 435 cells.
+# quick, we take every third layer here, and few queries (`n_patched`); leave `cells` out for all cells.
 
 # %%
 layers = range(0, model.n_layers, 3)
 cells = [(source, target) for source in layers for target in layers if source > target]
-result = hs.back_patch(model, wrong[:8], cells=cells)
+result = hs.back_patch(model, wrong[:n_patched], cells=cells)
 result
 
 # %%
@@ -127,5 +139,5 @@ assert again.frame.equals(result.frame)
 # with `hs.capture`, and edits made in your own code with `hs.edit`.
 
 # %%
-acts = hs.capture(model, wrong[:8].prompts(), sites=("resid_post", "attn_out"), positions=("t1", "t2"))
+acts = hs.capture(model, wrong[:n_patched].prompts(), sites=("resid_post", "attn_out"), positions=("t1", "t2"))
 acts

@@ -18,16 +18,28 @@
 # five ways that do not share their weaknesses: the model's own description of its states, the
 # logit lens on each sublayer, blocked attention, states swapped between questions, and causal
 # tracing. Every one of them comes with a chance level.
+#
+# For your own model: `papermill 02_where_is_the_bridge.ipynb mine.ipynb -p model_name my/model
+# -y 'sources: []'`; the
+# text speaks of the run that is shown.
+
+# %% tags=["parameters"]
+model_name = "smollm2-135m"
+queries_name = "world"
+sources = ["city", "us-city"]  # types of e1 that are asked about; [] for all
+relations = ["capital", "largest-city"]  # second relations that are asked for; [] for all
+limit = 120  # queries that are graded
+n_right = 6  # right compositions that are looked into
 
 # %%
 import hopscope as hs
 
-model = hs.load_model("smollm2-135m")
-cities = hs.load_queries("world").filter(
-    lambda q: q.e1_type in ("city", "us-city") and q.r2 in ("capital", "largest-city")
+model = hs.load_model(model_name)
+cities = hs.load_queries(queries_name).filter(
+    lambda q: (not sources or q.e1_type in sources) and (not relations or q.r2 in relations)
 )
-graded = hs.grade(model, cities.sample(120, seed=0))
-right = graded.correct()[:6]
+graded = hs.grade(model, cities.sample(limit, seed=0))
+right = graded.correct()[:n_right]
 right
 
 # %% [markdown]

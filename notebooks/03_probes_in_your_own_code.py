@@ -15,6 +15,16 @@
 #
 # `hopscope.probes` takes tensors and gives tensors. It needs torch alone: no model code, no
 # transformers. So the states may come from anywhere; here from hopscope's `capture`.
+#
+# For your own model: `papermill 03_probes_in_your_own_code.ipynb mine.ipynb -p model_name my/model
+# -p tuned_lens my/lens.safetensors`; the text speaks of the run that is shown.
+
+# %% tags=["parameters"]
+model_name = "smollm2-135m"
+queries_name = "world"
+bridges = ["Australia", "Canada", "France", "Germany", "Italy", "United States"]
+sources = ["city"]  # types of e1 that are asked about; [] for all
+tuned_lens = "smollm2-135m.tuned_lens"  # one that comes with hopscope, or a file; "" for none
 
 # %%
 import tempfile
@@ -26,10 +36,11 @@ import torch
 import hopscope as hs
 from hopscope.probes import LinearProbe, LogitLens, TunedLens, cross_validate, selectivity
 
-model = hs.load_model("smollm2-135m")
-queries = hs.load_queries("world")
-countries = ("Australia", "Canada", "France", "Germany", "Italy", "United States")
-asked = queries.filter(lambda q: q.e2_label in countries and q.e1_type == "city")
+model = hs.load_model(model_name)
+queries = hs.load_queries(queries_name)
+asked = queries.filter(
+    lambda q: q.e2_label in bridges and (not sources or q.e1_type in sources)
+)
 rows = Counter(q.e1_label for q in asked)
 asked = asked.filter(lambda q: rows[q.e1_label] > 1)  # several questions about each city
 asked
@@ -60,9 +71,9 @@ rank.median(dim=0).values
 
 # %%
 names = sorted({q.e2_label for q in asked})
-sources = sorted({q.e1_label for q in asked})
+entities_asked = sorted({q.e1_label for q in asked})
 labels = torch.tensor([names.index(q.e2_label) for q in asked])
-entities = torch.tensor([sources.index(q.e1_label) for q in asked])
+entities = torch.tensor([entities_asked.index(q.e1_label) for q in asked])
 every = slice(0, None, 5)
 
 new = cross_validate(t1[:, every], labels, groups=entities, folds=3, l2=100.0).mean(dim=0)
@@ -91,6 +102,10 @@ again.classes
 # %%
 from hopscope.probes import shipped
 
-tuned = TunedLens.load(shipped("smollm2-135m.tuned_lens"), model.final_norm, model.unembedding)
 says = lens(t2[:, -1]).argmax(-1)  # what the model says next
-torch.stack([lens.score(t2, says), tuned.score(t2, says)], dim=1)[::5]  # by layer: logit, tuned
+scores = [lens.score(t2, says)]
+if tuned_lens:
+    file = tuned_lens if Path(tuned_lens).is_file() else shipped(tuned_lens)
+    tuned = TunedLens.load(file, model.final_norm, model.unembedding)
+    scores.append(tuned.score(t2, says))
+torch.stack(scores, dim=1)[::5]  # by layer: logit, tuned

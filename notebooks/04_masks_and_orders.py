@@ -17,12 +17,20 @@
 # in sight, or not. *Masking in Multi-hop QA* (Huang et al. 2025) shows that this changes answers, and
 # asks what the attention mask has to do with it. Here are the same questions put to a small model,
 # on documents about invented names that no memory can help with.
+#
+# For your own model: `papermill 04_masks_and_orders.ipynb mine.ipynb -p model_name my/model -p limit 200`; the
+# text speaks of the run that is shown.
+
+# %% tags=["parameters"]
+model_name = "smollm2-135m"
+questions_name = "world-docs"
+limit = 12  # questions that are asked
 
 # %%
 import hopscope as hs
 
-model = hs.load_model("smollm2-135m")
-questions = hs.load_questions("world-docs").sample(12, seed=3)
+model = hs.load_model(model_name)
+questions = hs.load_questions(questions_name).sample(limit, seed=3)
 question = questions[0]
 print(question.question, "->", question.answer)
 for index, document in enumerate(question.documents):
@@ -110,7 +118,7 @@ attention.plot();
 
 # %%
 right = set(permuted.frame.query("order == 'forward' and mask == 'causal' and contained")["query"])
-answered = questions.filter(lambda q: q.id in right)[:3]
+answered = questions.filter(lambda q: q.id in right)[:3] or questions[:3]
 paths = hs.masked_paths(model, answered, layers=range(1, model.n_layers, 4))
 paths.plot();
 

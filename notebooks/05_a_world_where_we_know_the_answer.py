@@ -17,14 +17,22 @@
 # knock-out and the logit lens tell the truth about it. Here are two small models that were trained on
 # the same atomic facts, `h r -> b`. One has learned to compose them, the other has memorised
 # compositions. What do the instruments say?
+#
+# For worlds that you have trained: `papermill 05_a_world_where_we_know_the_answer.ipynb mine.ipynb -p
+# composer_name my/world`; the
+# text speaks of the run that is shown.
+
+# %% tags=["parameters"]
+composer_name = "two-hop-looped"
+memoriser_name = "two-hop-memoriser"
 
 # %%
 import pandas as pd
 
 import hopscope as hs
 
-composer = hs.load_world("two-hop-looped")
-memoriser = hs.load_world("two-hop-memoriser")
+composer = hs.load_world(composer_name)
+memoriser = hs.load_world(memoriser_name)
 pd.DataFrame({world.name: world.accuracy for world in (composer, memoriser)}).round(2)
 
 # %% [markdown]
