@@ -44,7 +44,7 @@ def _figure(results: dict[str, BackPatching]) -> Figure:
         plots.success_bars(result.success_rate(), ax, f"{TITLES[name]} (n = {n})")
     for ax in axes[0][len(results) :]:
         ax.axis("off")
-    shared_legend(figure, axes[:1, :1])
+    shared_legend(figure, axes)
     for row, (name, result) in zip(axes[1:], results.items(), strict=True):
         shares = {position: result.heatmap(position) for position in positions}
         vmax = max(float(share.max().max()) for share in shares.values())

@@ -35,7 +35,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
             numbers.append(described.assign(subset=subset, panel="any cell"))
         for ax in axes[0][len(results) :]:
             ax.axis("off")
-        shared_legend(figure, axes[:1, :1])
+        shared_legend(figure, axes)
         for row, (subset, result) in zip(axes[1:], results.items(), strict=True):
             for ax, (entity, position) in zip(row, PANELS, strict=True):
                 share = result.heatmap(entity, position)

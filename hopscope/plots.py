@@ -23,14 +23,12 @@ from hopscope.style import (
     FAINT,
     GREEN,
     GREY,
-    HATCH,
     ORANGE,
     PINK,
     SKY,
     TEXT,
     TEXT_SIZE,
     VERMILION,
-    Look,
     axes_or_new,
     bar_look,
     color_of_each,
@@ -133,8 +131,8 @@ def described_bars(described: pd.DataFrame, ax: Axes | None = None, title: str =
     there = set(zip(described["entity"], described["position"], strict=True))
     bars = [each for each in wanted if each in there]
     for offset, other, look in (
-        (-0.2, "", Look("own entity", BLUE, BLUE)),
-        (0.2, "_other", Look("another query's entity", GREY, "white", hatch=HATCH)),
+        (-0.2, "", CONTROLS["none"]._replace(label="own entity")),
+        (0.2, "_other", CONTROLS["other"]._replace(label="another query's entity")),
     ):
         table = described.drop_duplicates(["entity", "position"]).set_index(["entity", "position"])
         rows = table.reindex([(f"{entity}{other}", position) for entity, position in bars])
