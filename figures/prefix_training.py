@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pandas as pd
 from matplotlib import pyplot as plt
 
 from hopscope import plots, training_plots
@@ -19,15 +20,21 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         ResultError: if there is no such result.
     """
     result = PrefixTraining.load(runs / "prefix_training")
-    summary = result.summary()
+    summary, by_seed, paired = result.summary(), result.by_seed(), result.paired()
     with figure_style():
-        figure, ((ax,),) = panels(1, 1, 3.0)
+        figure, ((left, right),) = panels(1, 2, 3.0, width_ratios=[2.2, 1])
         seeds = int(summary["n_seeds"].max())
         title = plots.title_of(result, "Training with a mask")
         training_plots.mask_arms(
-            summary, result.by_seed(), ax, f"{title}\n{seeds} seeds, 95 % t intervals over them"
+            summary, by_seed, left, f"{title}\n{seeds} seeds, 95 % t intervals over them"
         )
-        paths = plots.save_figure(figure, summary, rendered, "prefix_training")
+        training_plots.mask_gains(
+            paired, by_seed, right, "Each under its own mask,\npaired by seed"
+        )
+        accuracy = summary.rename(columns={"accuracy": "value"}).assign(measure="accuracy")
+        gains = paired.rename(columns={"difference": "value"}).assign(measure="difference")
+        table = pd.concat([accuracy, gains], ignore_index=True)
+        paths = plots.save_figure(figure, table, rendered, "prefix_training")
         plt.close(figure)
     return paths
 

@@ -7,7 +7,7 @@ nothing of models; `lower` gives what an attention implementation takes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -189,45 +189,81 @@ class _Not(Mask):
 
 
 @dataclass(frozen=True, repr=False)
-class _KnockOut(Mask):
-    query_span: Span
-    key_span: Span
+class _Switched(Mask):
+    """One mask in some layers and heads, another elsewhere."""
+
+    name: str
+    inside: Mask
+    elsewhere: Mask
     in_layers: frozenset[int] | None
     heads: tuple[int, ...] | None
 
     @property
-    def name(self) -> str:  # type: ignore[override]
-        ends = "->".join(_span_name(span) for span in (self.query_span, self.key_span))
-        where = ""
-        if self.in_layers is not None:
-            where += f", layers {','.join(map(str, sorted(self.in_layers)))}"
-        if self.heads is not None:
-            where += f", heads {','.join(map(str, self.heads))}"
-        return f"knock_out({ends}{where})"
-
-    @property
     def layers(self) -> frozenset[int]:  # type: ignore[override]
-        return self.in_layers or frozenset()
+        return (self.in_layers or frozenset()) | self.inside.layers | self.elsewhere.layers
 
     @property
     def n_heads(self) -> int:  # type: ignore[override]
-        return 1 + max(self.heads, default=-1) if self.heads is not None else 0
+        named = 1 + max(self.heads or (), default=-1)
+        return max(named, self.inside.n_heads, self.elsewhere.n_heads)
 
     def _seen(self, layout: Layout, layer: int, n_heads: int) -> Tensor:
-        n = len(layout)
-        seen = torch.ones(n_heads if self.heads is not None else 1, n, n, dtype=torch.bool)
         if self.in_layers is not None and layer not in self.in_layers:
+            return self.elsewhere._seen(layout, layer, n_heads)
+        seen = self.inside._seen(layout, layer, n_heads)
+        if self.heads is None:
             return seen
-        blocked = torch.zeros(n, n, dtype=torch.bool)
+        here = torch.zeros(n_heads, 1, 1, dtype=torch.bool)
+        here[list(self.heads)] = True
+        return torch.where(here, seen, self.elsewhere._seen(layout, layer, n_heads))
+
+
+def _switched(
+    inside: Mask,
+    elsewhere: Mask,
+    layers: Iterable[int] | None,
+    heads: Iterable[int] | None,
+    named: Callable[[str], str],
+) -> Mask:
+    """One mask in some layers and heads, another elsewhere, named by what says where.
+
+    Raises:
+        UsageError: for a negative layer or head.
+    """
+    wanted, where = [], ""
+    for what, given in (("layer", layers), ("head", heads)):
+        numbers = None if given is None else [int(each) for each in given]
+        if min(numbers or (), default=0) < 0:
+            raise UsageError(f"{what}s are counted from 0; there is no {what} {min(numbers or ())}")
+        if numbers is not None:
+            where += f", {what}s {','.join(map(str, sorted(numbers)))}"
+        wanted.append(numbers)
+    in_layers, in_heads = wanted
+    return _Switched(
+        named(where),
+        inside,
+        elsewhere,
+        None if in_layers is None else frozenset(in_layers),
+        None if in_heads is None else tuple(in_heads),
+    )
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Everything is seen but some tokens by some others."""
+
+    queries: Span
+    keys: Span
+
+    def __call__(self, layout: Layout) -> Tensor:
+        n = len(layout)
+        seen = torch.ones(n, n, dtype=torch.bool)
         queries, keys = (
             torch.tensor(layout.tokens(span), dtype=torch.long)
-            for span in (self.query_span, self.key_span)
+            for span in (self.queries, self.keys)
         )
-        blocked[queries[:, None], keys[None, :]] = True
-        blocked.fill_diagonal_(False)
-        heads = slice(None) if self.heads is None else list(self.heads)
-        seen[heads] = ~blocked
-        return seen
+        seen[queries[:, None], keys[None, :]] = False
+        return seen.fill_diagonal_(True)
 
 
 def _span_name(span: Span) -> str:
@@ -317,8 +353,8 @@ def itself() -> Mask:
 def knock_out(
     query_span: Span,
     key_span: Span,
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
+    layers: Iterable[int] | None = None,
+    heads: Iterable[int] | None = None,
 ) -> Mask:
     """Everything is seen but some tokens by some others; combine it: `causal() & knock_out(...)`.
 
@@ -334,18 +370,44 @@ def knock_out(
     Raises:
         UsageError: for a negative layer or head.
     """
-    for what, given in (("layer", layers), ("head", heads)):
-        if given is not None and min(given, default=0) < 0:
-            raise UsageError(f"{what}s are counted from 0; there is no {what} {min(given)}")
     queries, keys = (
         each if isinstance(each, str) else tuple(each) for each in (query_span, key_span)
     )
-    return _KnockOut(
-        queries,
-        keys,
-        None if layers is None else frozenset(int(each) for each in layers),
-        None if heads is None else tuple(int(each) for each in heads),
-    )
+    ends = "->".join(_span_name(span) for span in (queries, keys))
+    cut, everything = _Rule(ends, _Cut(queries, keys)), _Rule("everything", _prefix)
+    return _switched(cut, everything, layers, heads, lambda where: f"knock_out({ends}{where})")
+
+
+def switched(
+    inside: str | Mask,
+    elsewhere: str | Mask = "causal",
+    *,
+    layers: Iterable[int] | None = None,
+    heads: Iterable[int] | None = None,
+) -> Mask:
+    """One mask in some layers and heads, another elsewhere.
+
+    Args:
+        inside: the mask there; a name of `MASKS`, or a mask.
+        elsewhere: the mask in all others.
+        layers: 0-based indices of the blocks; all if None.
+        heads: likewise.
+
+    Raises:
+        UsageError: for an unknown mask, or a negative layer or head.
+
+    Example:
+        >>> switched("document_block", layers=[3, 4], heads=[0]).name
+        'document_block in layers 3,4, heads 0, else causal'
+    """
+    inside, elsewhere = mask_of(inside), mask_of(elsewhere)
+
+    def named(where: str) -> str:
+        return f"{inside.name} in {where.removeprefix(', ')}, else {elsewhere.name}"
+
+    if layers is None and heads is None:
+        return inside
+    return _switched(inside, elsewhere, layers, heads, named)
 
 
 def painted(seen: Bool[Tensor, "query key"], name: str = "painted") -> Mask:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -453,6 +455,12 @@ def grading_bars(summary: pd.DataFrame, ax: Axes | None = None, title: str = "")
 MASK_COLORS = ("#F4F4F4", BLUE)
 
 
+Part = tuple[int, int, str]
+"""The first token of a part, the one after its last, and its name."""
+TURN = 40
+"""By how many degrees the names below a mask are turned."""
+
+
 def mask_grid(seen: np.ndarray, layout: Layout, ax: Axes | None = None, title: str = "") -> Axes:
     """Who sees whom: a row for each token that looks, a column for each that is seen.
 
@@ -467,10 +475,9 @@ def mask_grid(seen: np.ndarray, layout: Layout, ax: Axes | None = None, title: s
     ax.imshow(seen, cmap=colors, vmin=0, vmax=1, interpolation="nearest", aspect="equal")
     named = zip(layout.segments, layout.segment_names, strict=True)
     parts = [(a, b, name) for (a, b), name in named if b > a]
-    middles = [(a + b - 1) / 2 for a, b, _ in parts]
-    labels = [name for _, _, name in parts]
-    ax.set_xticks(middles, labels, rotation=40, ha="right", rotation_mode="anchor")
-    ax.set_yticks(middles, labels)
+    turned = _apart(parts, len(seen), ax.bbox.width * math.sin(math.radians(TURN)), ax)
+    ax.set_xticks(*_middles(turned), rotation=TURN, ha="right", rotation_mode="anchor")
+    ax.set_yticks(*_middles(_apart(parts, len(seen), ax.bbox.height, ax)))
     ax.tick_params(length=0)
     for start, _, _ in parts[1:]:
         ax.axhline(start - 0.5, color="white", lw=0.8)
@@ -479,6 +486,25 @@ def mask_grid(seen: np.ndarray, layout: Layout, ax: Axes | None = None, title: s
     for side in ax.spines.values():
         side.set_visible(False)
     return ax
+
+
+def _middles(parts: Sequence[Part]) -> tuple[list[float], list[str]]:
+    """Where parts are named, and their names."""
+    return [(a + b - 1) / 2 for a, b, _ in parts], [name for _, _, name in parts]
+
+
+def _apart(parts: Sequence[Part], n: int, pixels: float, ax: Axes) -> list[Part]:
+    """The parts that can be named along n tokens without touching.
+
+    Those that answer come before other documents, and longer ones before shorter ones.
+    """
+    points = pixels * 72 / ax.get_figure(root=True).dpi  # type: ignore[union-attr]
+    room = 1.15 * text_size() * n / points
+    told: list[Part] = []
+    for part in sorted(parts, key=lambda each: (each[2].startswith("document"), each[0] - each[1])):
+        if all(abs(sum(part[:2]) - sum(each[:2])) / 2 >= room for each in told):
+            told.append(part)
+    return sorted(told)
 
 
 MASK_STYLES = {

@@ -49,6 +49,8 @@ class Schedule:
         clip: the largest norm of the gradient.
         checkpoint_every: steps between checkpoints, where there is a folder.
         bfloat16: compute in bfloat16 where torch's autocast does; weights keep their type.
+        hold: the share of the steps after which the learning rate begins to fall. What is learned
+            all at once, as composing is, needs the full rate until then.
 
     Raises:
         UsageError: for a number that cannot be.
@@ -62,24 +64,23 @@ class Schedule:
     clip: float = 1.0
     checkpoint_every: int = 500
     bfloat16: bool = False
+    hold: float = 0.0
 
     def __post_init__(self) -> None:
         check_positive(self, "steps", "batch_size", "learning_rate", "clip", "checkpoint_every")
         for name in ("warmup_steps", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if not 0 <= self.hold < 1:
+            raise UsageError(f"hold is a share of the steps below 1, not {self.hold}")
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
-        done = max(0, step - self.falls_from) / max(1, self.steps - self.falls_from)
+        start = max(self.warmup_steps, int(self.hold * self.steps))
+        done = max(0, step - start) / max(1, self.steps - start)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-
-    @property
-    def falls_from(self) -> int:
-        """The step from which the rate falls."""
-        return self.warmup_steps
 
 
 def check_positive(settings: object, *names: str) -> None:

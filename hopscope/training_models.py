@@ -32,8 +32,6 @@ class TrainingSettings(Schedule):
     """How a model is trained to answer questions over documents.
 
     Attributes:
-        hold: the share of the steps after which the learning rate begins to fall. What is learned
-            all at once, as composing is, needs the full rate until then.
         hop_share: share of the prompts that ask a single hop of their question.
         late_hop_share: the same from step `late` on; None leaves it as it was. Once single hops are
             learned, few are needed, and with more of the others composing is learned earlier.
@@ -58,7 +56,6 @@ class TrainingSettings(Schedule):
     steps: int = 2000
     batch_size: int = 128
     learning_rate: float = 3e-3
-    hold: float = 0.0
     hop_share: float = 0.5
     late_hop_share: float | None = None
     late: int = 600
@@ -88,17 +85,10 @@ class TrainingSettings(Schedule):
                 raise UsageError(f"{name} is a probability, not {share}")
         if self.late < 0:
             raise UsageError(f"late must be 0 or more, not {self.late}")
-        if not 0 <= self.hold < 1:
-            raise UsageError(f"hold is a share of the steps below 1, not {self.hold}")
         if self.d_model % (2 * self.n_heads):
             raise UsageError(
                 f"d_model {self.d_model} does not give {self.n_heads} heads of an even width"
             )
-
-    @property
-    def falls_from(self) -> int:
-        """The step from which the rate falls."""
-        return max(self.warmup_steps, int(self.hold * self.steps))
 
     def hops_at(self, step: int) -> float:
         """The share of the prompts of a step, counted from 0, that ask a single hop."""

@@ -82,6 +82,43 @@ def mask_arms(
     return ax
 
 
+def mask_gains(
+    paired: pd.DataFrame, by_seed: pd.DataFrame, ax: Axes | None = None, title: str = ""
+) -> Axes:
+    """How much better further arms answer than the first, by order: the mean, and a dot a seed.
+
+    Args:
+        paired: `PrefixTraining.paired()`.
+        by_seed: `PrefixTraining.by_seed()`.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = axes_or_new(ax, 2.7)
+    orders, arms = (list(dict.fromkeys(paired[each])) for each in ("order", "mask"))
+    own = by_seed[by_seed["control"] == "none"].set_index(["order", "seed", "mask"])["accuracy"]
+    of_arms = own.unstack()
+    for index, arm in enumerate(arms):
+        rows = paired[paired["mask"] == arm].set_index("order").reindex(orders)
+        first = str(rows["minus"].iloc[0])
+        color = COLORS[(index + 1) % len(COLORS)]  # as in `mask_arms`
+        places = np.arange(len(orders)) + (index - (len(arms) - 1) / 2) * 0.7 / len(arms)
+        label = f"{arm} minus {first}".replace("_", " ")
+        errors = errors_of(rows, "difference")
+        ax.errorbar(
+            places, rows["difference"], errors, fmt="_", ms=11, mew=2, color=color, label=label
+        )
+        for place, order in zip(places, orders, strict=True):
+            dots = (of_arms[arm] - of_arms[first]).loc[order].dropna().to_numpy()
+            spread = place + 0.2 + np.linspace(0, 0.16, len(dots)) / len(arms)
+            ax.plot(spread, dots, "o", ms=3.2, color="white", mec=BLACK, mew=0.8, zorder=3)
+    ax.axhline(0, color=TEXT, lw=0.8)
+    ax.set_xticks(range(len(orders)), orders)
+    ax.set(xlim=(-0.6, len(orders) - 0.4), xlabel="order of the gold documents", title=title)
+    ax.set_ylabel("difference in accuracy")
+    legend_below(ax)
+    return ax
+
+
 def _own_first(arm: str, arms: list[str]) -> list[str]:
     return [arm, *(each for each in arms if each != arm)]
 

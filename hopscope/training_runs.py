@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 ORDERS = ("original", "forward", "backward")
 PRETRAINING = TrainingSettings(
-    steps=2600,
+    steps=4000,
     hold=0.8,
     learning_rate=2e-3,
     orders=("forward",),
@@ -54,11 +54,11 @@ PRETRAINING = TrainingSettings(
     d_mlp=64,
 )
 """With which a small model learns to read bare pairs of names, the first hop always before the
-second, in seven to nine minutes on a core. One head is enough; with four, and a wider MLP, two hops
+second, in twelve minutes on a core. One head is enough; with four, and a wider MLP, two hops
 come later. A second turn about the other chain would be answered by elimination."""
 FINETUNING = replace(
     PRETRAINING,
-    steps=600,
+    steps=1500,
     hold=0.5,
     warmup_steps=50,
     learning_rate=3e-3,
@@ -66,7 +66,7 @@ FINETUNING = replace(
     hop_share=0.3,
     late_hop_share=None,
 )
-"""Two minutes of LoRA, in which all orders are seen."""
+"""Four to six minutes of LoRA, in which all orders are seen."""
 MAX_NEW_TOKENS = 8
 BASE = "base"
 """The mask and the control of what is read by the model that the arms go on from."""

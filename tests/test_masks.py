@@ -28,6 +28,7 @@ from hopscope.masks import (
     lower,
     mask_of,
     prefix_bidirectional,
+    switched,
     visibility_order,
     within_window,
 )
@@ -213,7 +214,26 @@ def test_a_knock_out_holds_in_its_heads_alone() -> None:
         assert torch.equal(kept[head], cut if head in (0, 2) else causal().keep(layout)[0])
     assert mask.by_head
     assert mask.layers == frozenset()
-    assert mask.name == "causal & knock_out(question->gold, heads 2,0)"
+    assert mask.name == "causal & knock_out(question->gold, heads 0,2)"
+    assert mask == causal() & knock_out("question", "gold", heads=(2, 0))
+
+
+def test_a_mask_holds_in_some_layers_and_heads_and_another_elsewhere() -> None:
+    layout = laid()
+    mask = switched(document_block(), "prefix_bidirectional", layers=[2, 1], heads=iter([1]))
+    inside, elsewhere = document_block().keep(layout)[0], prefix_bidirectional().keep(layout)[0]
+    for layer in range(4):
+        for head, seen in enumerate(mask.keep(layout, layer, N_HEADS).expand(N_HEADS, -1, -1)):
+            assert torch.equal(seen, inside if layer in (1, 2) and head == 1 else elsewhere)
+    assert (mask.layers, mask.n_heads) == ({1, 2}, 2)
+    assert mask.name == "document_block in layers 1,2, heads 1, else prefix_bidirectional"
+    nested = switched(mask, layers=[1, 3])
+    assert nested.layers == {1, 2, 3}
+    assert torch.equal(nested.keep(layout, 1, N_HEADS), mask.keep(layout, 1, N_HEADS))
+    assert torch.equal(nested.keep(layout, 2), causal().keep(layout))
+    assert switched("document_block") == document_block()
+    with pytest.raises(UsageError, match="there is no layer -1"):
+        switched("document_block", layers=[-1])
 
 
 def test_knock_outs_of_layers_and_heads_add_up() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -16,10 +17,12 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from multidoc import QUESTION, SHORT, by_characters
 
 from hopscope import plots, style
+from hopscope.documents import Document
 from hopscope.layouts import lay_out
 from hopscope.masks import causal
 
@@ -476,6 +479,28 @@ def test_a_mask_is_drawn_with_its_parts_named() -> None:
     middles = [(start + end - 1) / 2 for start, end in layout.segments]
     assert ax.get_xticks().tolist() == middles
     assert ax.get_title() == "causal"
+
+
+def test_names_of_many_short_parts_do_not_touch() -> None:
+    documents = tuple(Document("", "ab" * (1 + n % 3)) for n in range(60))
+    question = replace(QUESTION, documents=documents, hops=QUESTION.hops)
+    layout = lay_out(by_characters, question, template=SHORT)
+    ax = causal().show(layout)
+    figure = ax.get_figure()
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()
+    beside = [each.get_window_extent() for each in ax.get_yticklabels()]
+    beside.sort(key=lambda box: box.y0)
+    assert 10 < len(beside) < 60
+    assert all(a.y1 <= b.y0 for a, b in pairwise(beside))
+    below = sorted(label.get_position()[0] for label in ax.get_xticklabels())
+    scale = ax.bbox.width / len(layout)
+    height = beside[0].height
+    assert len(below) >= 5
+    assert all((b - a) * scale * math.sin(math.radians(40)) >= height for a, b in pairwise(below))
+    names = {label.get_text() for label in ax.get_yticklabels()}
+    assert "question" in names
+    assert names & {"hop 1", "hop 2"}, "two documents in between: one of them has no room"
 
 
 def test_a_prompt_without_an_instruction_has_no_name_for_it() -> None:

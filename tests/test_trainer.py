@@ -52,6 +52,22 @@ def test_the_rate_rises_over_the_warm_up_and_falls_to_nothing():
     assert schedule.rate(109) == pytest.approx(1 + math.cos(math.pi * 0.99))
 
 
+def test_the_rate_is_held_and_then_falls():
+    schedule = Schedule(steps=100, learning_rate=2.0, warmup_steps=10, hold=0.6)
+    rates = [schedule.rate(step) / 2 for step in range(100)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[10:61] == pytest.approx([1.0] * 51)
+    assert rates[80] == pytest.approx(0.5)
+    assert rates[60:] == sorted(rates[60:], reverse=True)
+    assert rates[-1] < 0.01
+
+
+def test_a_rate_that_is_not_held_beyond_the_warm_up_falls_from_there():
+    plain = Schedule(steps=100, warmup_steps=20)
+    held = replace(plain, hold=0.1)
+    assert [held.rate(n) for n in range(100)] == [plain.rate(n) for n in range(100)]
+
+
 @pytest.mark.parametrize("stop_at", [1, 2, 5])
 def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_was_not(tmp_path, stop_at):
     net = module()

@@ -19,7 +19,6 @@ from hopscope.layouts import lay_out
 from hopscope.masks import MASKS, causal, knock_out, mask_of, prefix_bidirectional
 from hopscope.models import LanguageModel, load_model
 from hopscope.results import t_interval
-from hopscope.trainer import Schedule
 from hopscope.training import train
 from hopscope.training_batches import (
     IGNORED,
@@ -419,7 +418,6 @@ def test_a_missing_peft_is_named(questions, monkeypatch):
         {"hop_share": 1.5},
         {"late_hop_share": -0.1},
         {"late": -1},
-        {"hold": 1.0},
         {"d_mlp": 0},
         {"d_model": 30, "n_heads": 4},
     ],
@@ -443,23 +441,6 @@ def test_bad_arguments_are_refused(questions, small):
 
 
 # Over the steps
-
-
-def test_the_rate_is_held_and_then_falls():
-    settings = replace(TINY, steps=100, warmup_steps=10, hold=0.6)
-    rates = [settings.rate(step) / settings.learning_rate for step in range(100)]
-    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
-    assert rates[10:61] == pytest.approx([1.0] * 51)
-    assert rates[80] == pytest.approx(0.5)
-    assert rates[60:] == sorted(rates[60:], reverse=True)
-    assert rates[-1] < 0.01
-
-
-@pytest.mark.parametrize("hold", [0.0, 0.1])
-def test_a_rate_that_is_not_held_beyond_the_warm_up_is_the_schedules(hold):
-    settings = replace(TINY, steps=100, warmup_steps=20, hold=hold)
-    plain = Schedule(steps=100, warmup_steps=20, learning_rate=settings.learning_rate)
-    assert [settings.rate(n) for n in range(100)] == [plain.rate(n) for n in range(100)]
 
 
 def test_fewer_single_hops_are_asked_late(monkeypatch, questions):
@@ -587,6 +568,20 @@ def test_the_figure_shows_every_arm(tmp_path: Path):
     assert len(labels) == 3
     assert prefix_bidirectional().name.replace("_", " ") in " ".join(labels)
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["forward"]
+
+
+def test_the_gain_of_an_arm_is_drawn_with_a_dot_a_seed():
+    result = made_result()
+    ax = training_plots.mask_gains(result.paired(), result.by_seed())
+    (bar,) = ax.containers
+    assert bar.lines[0].get_ydata().tolist() == pytest.approx([0.1])
+    dots = [each for each in ax.get_lines() if each.get_marker() == "o"]
+    by_seed = result.by_seed().query("control == 'none'").pivot(index="seed", columns="mask")
+    accuracy = by_seed["accuracy"]
+    differences = accuracy["prefix_bidirectional"] - accuracy["causal"]
+    assert dots[0].get_ydata().tolist() == pytest.approx(differences.tolist())
+    (label,) = (text.get_text() for text in ax.get_legend().get_texts())
+    assert label == "prefix bidirectional minus causal"
 
 
 def test_the_base_model_is_a_line_across_the_bars():

@@ -14,7 +14,7 @@ from hopscope.experiments.document_asking import DocumentAsker
 from hopscope.experiments.grading import said
 from hopscope.layouts import Layout, Template
 from hopscope.masked import Version, read
-from hopscope.masks import MASKS, Mask, mask_of, painted
+from hopscope.masks import MASKS, Mask, mask_of, painted, switched
 from hopscope.models.language_model import LanguageModel
 from hopscope.orders import Order
 from hopscope.sweep import ReadOut
@@ -30,6 +30,8 @@ class MaskPainter(View):
     Attributes:
         seen: who sees whom, a text of 0 and 1 for each token that is shown; the front end paints
             it.
+        layers: the first and last of those in which what is painted holds; in the others the mask
+            is the one that was begun with.
         answers: what was said under each mask that was asked under, the latest first.
         prompt: the question and its documents as tokens.
     """
@@ -41,6 +43,8 @@ class MaskPainter(View):
     parts: traitlets.List[Any] = traitlets.List().tag(sync=True)
     presets: traitlets.List[Any] = traitlets.List().tag(sync=True)
     seen: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    layers: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    n_layers = traitlets.Int().tag(sync=True)
     changed = traitlets.Int().tag(sync=True)
     answers: traitlets.List[Any] = traitlets.List().tag(sync=True)
     asked = traitlets.Int().tag(sync=True)
@@ -56,6 +60,8 @@ class MaskPainter(View):
             parts=_parts(prompt),
             presets=names,
             seen=self._rows(mask),
+            n_layers=asker.model.n_layers,
+            layers=[0, asker.model.n_layers - 1],
         )
         self.on_msg(self._on_message)
 
@@ -72,7 +78,11 @@ class MaskPainter(View):
         seen = self._base.keep(self.prompt)[0].clone()
         shown = torch.tensor([[cell == "1" for cell in row] for row in self.seen])
         seen[self._first :, self._first :] = shown
-        return painted(seen, f"painted on {self._base.name}")
+        mask = painted(seen, f"painted on {self._base.name}")
+        first, last = self.layers
+        if (first, last) == (0, self.n_layers - 1):
+            return mask
+        return switched(mask, self._base, layers=range(first, last + 1))
 
     def ask(self) -> dict[str, Any]:
         """Let the model answer under the mask; the answer comes first in `answers`."""
@@ -113,6 +123,16 @@ class MaskPainter(View):
         """
         self._base = _everywhere(self._own if mask == self._own.name else mask_of(mask))
         self.seen = self._rows(self._base)
+
+    @traitlets.validate("layers")
+    def _window(self, proposal: Any) -> list[int]:
+        """First and last layer, in order and within the model."""
+        layers = proposal["value"]
+        if len(layers) != 2 or not 0 <= layers[0] <= layers[1] < self.n_layers:
+            raise traitlets.TraitError(
+                f"layers are the first and the last of 0 to {self.n_layers - 1}, not {layers}"
+            )
+        return list(layers)
 
     @traitlets.observe("seen")
     def _count(self, _: Any) -> None:

@@ -1,8 +1,8 @@
-"""Provides the models of worlds: ordinary GPT-2 models of a few blocks, looped or not.
+"""Provides the models of worlds: ordinary GPT-2 or Llama models of a few blocks, looped or not.
 
-A looped model runs its blocks several times. It is a GPT-2 whose later blocks have the parameters
-of the earlier ones, so that every analysis of hopscope, TransformerLens and nnsight sees each pass
-as a block of its own.
+A looped model runs its blocks several times. Its later blocks have the parameters of the earlier
+ones, so that every analysis of hopscope, TransformerLens and nnsight sees each pass as a block of
+its own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from hopscope.errors import UsageError
 from hopscope.models import LanguageModel, load_model
@@ -34,9 +41,10 @@ class Shape:
         one_hot: let the residual stream begin as the one-hot vector of the word beside that of its
             place, and read the answer off the first part. Neither is learned, and the width
             follows from the numbers of words and positions, not from `d_model`.
-
         scaled: draw matrices by their fan-in and embeddings of variance 1, not tied to the output;
             see `hopscope.training_models.scale`.
+        rotary: a Llama, whose attention knows how far tokens are apart, in place of a GPT-2, which
+            learns an embedding of each place.
 
     Raises:
         UsageError: for a number that cannot be.
@@ -50,13 +58,18 @@ class Shape:
     n_positions: int = 32
     one_hot: bool = False
     scaled: bool = False
+    rotary: bool = False
 
     def __post_init__(self) -> None:
         check_positive(self, "n_blocks", "n_loops", "d_model", "n_heads", "n_positions")
         if self.one_hot and self.scaled:
             raise UsageError("one_hot fixes the embeddings that scaled would draw: choose one")
+        if self.one_hot and self.rotary:
+            raise UsageError("one_hot embeds places, which rotary does not: choose one")
         if not self.one_hot and self.d_model % self.n_heads:
             raise UsageError(f"d_model {self.d_model} cannot be divided by {self.n_heads} heads")
+        if self.rotary and self.d_model // self.n_heads % 2:
+            raise UsageError(f"rotary turns pairs: {self.n_heads} heads must be of an even width")
 
 
 def untrained(
@@ -74,32 +87,55 @@ def untrained(
             f"{len(tokenizer)} words and {shape.n_positions} positions make a width of {width}, "
             f"which cannot be divided by {shape.n_heads} heads: change n_positions"
         )
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=shape.n_positions,
-        n_embd=width,
-        n_layer=shape.n_blocks * shape.n_loops,
-        n_head=shape.n_heads,
-        n_inner=shape.d_mlp or 4 * width,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-        tie_word_embeddings=not shape.scaled,
-    )
     with seeded(torch.device("cpu"), seed), torch.device("cpu"):
-        hf = GPT2LMHeadModel(config)
+        hf = _drawn(shape, width, tokenizer)
         if shape.scaled:
             scale(hf)
+    tie(hf, shape)
+    return load_model(hf, device, tokenizer=tokenizer, name=name)
+
+
+def _drawn(shape: Shape, width: int, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """A model of a shape, with transformers' own random weights but for one-hot embeddings."""
+    common = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+        "tie_word_embeddings": not shape.scaled,
+    }
+    n_blocks, d_mlp = shape.n_blocks * shape.n_loops, shape.d_mlp or 4 * width
+    if shape.rotary:
+        return LlamaForCausalLM(
+            LlamaConfig(
+                max_position_embeddings=shape.n_positions,
+                hidden_size=width,
+                intermediate_size=d_mlp,
+                num_hidden_layers=n_blocks,
+                num_attention_heads=shape.n_heads,
+                num_key_value_heads=shape.n_heads,
+                **common,
+            )
+        )
+    hf = GPT2LMHeadModel(
+        GPT2Config(
+            n_positions=shape.n_positions,
+            n_embd=width,
+            n_layer=n_blocks,
+            n_head=shape.n_heads,
+            n_inner=d_mlp,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            **common,
+        )
+    )
     if shape.one_hot:
         both = torch.eye(width)
         with torch.no_grad():
             hf.transformer.wte.weight.copy_(both[: len(tokenizer)])
             hf.transformer.wpe.weight.copy_(both[len(tokenizer) :])
-    tie(hf, shape)
-    return load_model(hf, device, tokenizer=tokenizer, name=name)
+    return hf
 
 
 def learn(hf: nn.Module, shape: Shape) -> None:
@@ -112,7 +148,7 @@ def learn(hf: nn.Module, shape: Shape) -> None:
 
 def tie(hf: nn.Module, shape: Shape) -> None:
     """Let every later pass through the blocks use the parameters of the first, in place."""
-    blocks = hf.get_submodule("transformer.h")
+    blocks = hf.get_submodule("model.layers" if shape.rotary else "transformer.h")
     assert isinstance(blocks, nn.ModuleList)
     for number in range(shape.n_blocks, len(blocks)):
         own = dict(blocks[number].named_modules())

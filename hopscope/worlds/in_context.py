@@ -1,7 +1,7 @@
 """Provides ChainsInContext: chains of nodes that stand in the prompt, shuffled, and are followed.
 
-The task of Guo et al. 2025: pairs `a b` and `b c` of several chains, then for each chain a query
-`one a` (b) or `two a` (c). Which of the two pairs comes first is what the model may lean on.
+The task of Guo et al. 2025: pairs `a b` and `b c` of several chains, then a query `one a` (b) or
+`two a` (c). Which of the two pairs comes first is what the model may lean on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hopscope.documents import Document, Hop, MultiDocQuestion, QuestionSet
 from hopscope.errors import UsageError
 from hopscope.layouts import Template
 from hopscope.paths import PathPrompt
-from hopscope.trainer import IGNORED
+from hopscope.trainer import IGNORED, check_positive
 from hopscope.worlds.examples import Batch, Written
 from hopscope.worlds.two_hop_facts import names
 
@@ -45,6 +45,10 @@ class ChainsInContext:
         order: of a chain's two pairs in the training: the first hop before the second
             (`forward`), after it (`backward`), or `any`.
         one_hop: share of the queries that ask one hop.
+        late_one_hop: the same from step `late` on; None leaves it as it was.
+        late: the step from which `late_one_hop` holds.
+        n_queries: the most of a prompt, each about another chain. A second one can be answered in
+            part by leaving out what the first was answered with, which takes no two hops.
         seed: of all that is drawn.
 
     Raises:
@@ -64,6 +68,9 @@ class ChainsInContext:
     most: int = 4
     order: PairOrder = "forward"
     one_hop: float = 0.5
+    late_one_hop: float | None = None
+    late: int = 600
+    n_queries: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -74,8 +81,13 @@ class ChainsInContext:
             raise UsageError(
                 f"{self.fewest} to {self.most} chains of 3 nodes do not fit into {self.n_nodes}"
             )
-        if not 0 <= self.one_hop <= 1:
-            raise UsageError(f"one_hop is a share of the queries, not {self.one_hop}")
+        check_positive(self, "n_queries")
+        for name in ("one_hop", "late_one_hop"):
+            share = getattr(self, name)
+            if share is not None and not 0 <= share <= 1:
+                raise UsageError(f"{name} is a share of the queries, not {share}")
+        if self.late < 0:
+            raise UsageError(f"late must be 0 or more, not {self.late}")
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -89,8 +101,8 @@ class ChainsInContext:
 
     @property
     def longest(self) -> int:
-        """Tokens of the pairs and queries of as many chains as there can be."""
-        return 7 * self.most
+        """Tokens of as many pairs and queries as there can be."""
+        return 4 * self.most + 3 * min(self.n_queries, self.most)
 
     def _chains(self, rng: random.Random) -> list[Chain]:
         """Chains that share no node."""
@@ -99,14 +111,16 @@ class ChainsInContext:
         return [Chain(*drawn[3 * each : 3 * each + 3]) for each in range(n)]
 
     def batches(self, vocabulary: Mapping[str, int], end: int, size: int) -> Callable[[int], Batch]:
-        """Batches of new prompts, with a query for each chain."""
+        """Batches of new prompts."""
         width = self.longest
 
         def drawn(step: int) -> Batch:
             ids = torch.full((size, width), end)
             targets = torch.full_like(ids, IGNORED)
+            one_hop = self.one_hop_at(step)
             for row in range(size):
-                words, answers = self._example(random.Random(f"{self.seed} {step} {row}"))
+                rng = random.Random(f"{self.seed} {step} {row}")
+                words, answers = self._example(rng, one_hop)
                 ids[row, : len(words)] = torch.tensor([vocabulary[word] for word in words])
                 for place in answers:
                     targets[row, place - 1] = ids[row, place]
@@ -115,14 +129,20 @@ class ChainsInContext:
 
         return drawn
 
-    def _example(self, rng: random.Random) -> tuple[list[str], list[int]]:
+    def one_hop_at(self, step: int) -> float:
+        """The share of the queries of a step, counted from 0, that ask one hop."""
+        if self.late_one_hop is None or step < self.late:
+            return self.one_hop
+        return self.late_one_hop
+
+    def _example(self, rng: random.Random, one_hop: float) -> tuple[list[str], list[int]]:
         """A prompt with all its queries, and the places of their answers."""
         chains = self._chains(rng)
         words = [word for pair in shuffled_pairs(chains, self.order, rng) for word in pair]
         rng.shuffle(chains)
         answers = []
-        for chain in chains:
-            hops = "one" if rng.random() < self.one_hop else "two"
+        for chain in chains[: self.n_queries]:
+            hops = "one" if rng.random() < one_hop else "two"
             words += [hops, chain.source, chain.bridge if hops == "one" else chain.answer]
             answers.append(len(words) - 1)
         return words, answers

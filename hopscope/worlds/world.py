@@ -162,12 +162,12 @@ def world_folder(name: str, seed: int = 0, *, device: str | torch.device | None 
         UsageError: for an unknown name.
         ResultError: if the one in the cache was made by another recipe.
     """
-    recipe = recipe_of(name).seeded(seed).as_json()
+    recipe = recipe_of(name).seeded(seed)
     for place in _places(name):
         folder = place / f"seed-{seed}"
         if not (folder / ABOUT).is_file():
             continue
-        if _about(folder).get("recipe") != json.loads(json.dumps(recipe)):
+        if not _made_by(folder, recipe):
             raise ResultError(f"{folder} was trained by another recipe; delete it")
         return folder
     from hopscope.worlds.world_training import train_world  # built on this module
@@ -175,6 +175,15 @@ def world_folder(name: str, seed: int = 0, *, device: str | torch.device | None 
     kept = cached_folder(name, seed)
     train_world(name, seed, kept, device=device)
     return kept
+
+
+def _made_by(folder: Path, recipe: Recipe) -> bool:
+    """Whether a folder's world was made so; what its record does not name was as by default."""
+    try:
+        made = Recipe.from_json(_about(folder)["recipe"])
+    except (KeyError, TypeError) as error:
+        raise ResultError(f"{folder / ABOUT} is damaged: {error!r}") from error
+    return json.dumps(made.as_json()) == json.dumps(recipe.as_json())
 
 
 def cached_folder(name: str, seed: int) -> Path:

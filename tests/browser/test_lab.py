@@ -74,6 +74,13 @@ painter
     expect(shown.locator(".hopscope-answers")).to_contain_text(f"painted on causal ({n} changed)")
     run_cell(page, 1)
     expect(output_of(page, 1)).to_contain_text(f"{n} painted on causal 1")
+    first, last = (shown.get_by_label(label) for label in ("from layer", "to layer"))
+    first.select_option("1")
+    expect(last).to_have_value("1")
+    run_cell(page, 1)
+    expect(output_of(page, 1)).to_contain_text("painted on causal in layers 1, else causal")
+    last.select_option("0")
+    expect(first).to_have_value("0")
 
     shown.get_by_label("paint").select_option("block")
     canvas.hover(position={"x": width * 0.05, "y": width * 0.95})

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from traitlets import TraitError
 
 from hopscope.errors import QueryError, UsageError
 from hopscope.masked import Version, read
-from hopscope.masks import causal, document_block, knock_out, painted
+from hopscope.masks import causal, document_block, knock_out, painted, switched
 from hopscope.models import LanguageModel
 from hopscope.sweep import ReadOut
 from hopscope.views.mask_painter import MaskPainter, paint_mask
@@ -55,6 +56,29 @@ def test_it_answers_under_what_is_painted(painter: MaskPainter, llama: LanguageM
         outputs = read(llama, [Version(painter.prompt, mask)], ReadOut(first)).outputs
         assert given["probability"] == pytest.approx(float(outputs.logprob[0].exp()), rel=1e-4)
     assert painter.answers[0]["probability"] != pytest.approx(painter.answers[1]["probability"])
+
+
+def test_what_is_painted_holds_in_its_layers_alone(
+    painter: MaskPainter, llama: LanguageModel
+) -> None:
+    n, last = len(painter.tokens), llama.n_layers - 1
+    assert painter.layers == [0, last]
+    painter.seen = [*painter.seen[:-1], "0" * (n - 1) + "1"]
+    everywhere = painter.ask()["probability"]
+    painter.layers = [1, last]
+    assert painter.mask.name.startswith("painted on causal in layers 1,")
+    cut = painted(painter.mask.keep(painter.prompt, 1)[0])
+    assert torch.equal(painter.mask.keep(painter.prompt, 0), causal().keep(painter.prompt))
+    assert not torch.equal(cut.keep(painter.prompt), causal().keep(painter.prompt))
+    answer = painter.ask()
+    first = llama.first_tokens(painter.prompt.question.names)
+    plain = switched(cut, layers=range(1, last + 1))
+    outputs = read(llama, [Version(painter.prompt, plain)], ReadOut(first)).outputs
+    assert answer["probability"] == pytest.approx(float(outputs.logprob[0].exp()), rel=1e-4)
+    assert answer["probability"] != pytest.approx(everywhere)
+    for wrong in ([1], [2, 1], [0, last + 1], [-1, 0]):
+        with pytest.raises(TraitError, match="the first and the last of 0 to"):
+            painter.layers = wrong
 
 
 def test_the_front_end_asks_and_begins_anew(painter: MaskPainter) -> None:

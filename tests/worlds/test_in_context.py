@@ -15,7 +15,7 @@ from hopscope.worlds.blocks import Shape
 from hopscope.worlds.examples import IGNORED
 from hopscope.worlds.in_context import TEMPLATE, ChainsInContext, shuffled_pairs
 
-TASK = ChainsInContext(n_nodes=12, fewest=2, most=3, seed=1)
+TASK = ChainsInContext(n_nodes=12, fewest=2, most=3, n_queries=3, seed=1)
 VOCABULARY = {word: 3 + n for n, word in enumerate(TASK.words)}
 END = 1
 
@@ -57,6 +57,16 @@ def test_every_answer_follows_from_the_pairs():
             assert [text[place + 1] for place in places[:-1]] == [each[2] for each in queries]
             assert places[-1] == len(text) - 1
     assert seen == {"one", "two"}
+
+
+def test_a_prompt_asks_no_more_than_it_should_and_fewer_single_hops_late():
+    task = replace(TASK, n_queries=1, one_hop=1.0, late_one_hop=0.0, late=2)
+    for step, hops in [(0, "one"), (1, "one"), (2, "two"), (9, "two")]:
+        asked = [read(text)[1] for text, _ in rows(task, step)]
+        assert {(len(queries), queries[0][0]) for queries in asked} == {(1, hops)}
+    assert task.longest == 4 * 3 + 3
+    steady = replace(task, late_one_hop=None)
+    assert {steady.one_hop_at(step) for step in (0, 2, 9)} == {1.0}
 
 
 @pytest.mark.parametrize(("order", "first"), [("forward", {True}), ("backward", {False})])
@@ -143,8 +153,12 @@ def test_worlds_ask_what_they_can(world):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"order": "up"}, {"most": 5}, {"fewest": 0}, {"fewest": 4}, {"one_hop": 1.5}]
-)
+    "wrong",
+    [
+        {"order": "up"}, {"most": 5}, {"fewest": 0}, {"fewest": 4}, {"one_hop": 1.5},
+        {"late_one_hop": -0.1}, {"late": -1}, {"n_queries": 0},
+    ],
+)  # fmt: skip
 def test_tasks_that_cannot_be_are_refused(wrong):
     with pytest.raises(UsageError):
         replace(TASK, **wrong)

@@ -95,6 +95,22 @@ def test_scaled_weights_keep_the_variance_of_what_they_are_given():
     assert plain.lm_head.weight is plain.transformer.wte.weight
 
 
+def test_a_rotary_shape_is_a_llama_whose_passes_are_tied_and_trained():
+    shape = Shape(n_blocks=2, n_loops=2, d_model=16, n_heads=2, d_mlp=24, rotary=True)
+    model = untrained(("a", "b"), shape, 0, "rotary")
+    assert model.config.model_type == "llama"
+    assert (model.n_layers, model.d_model, model.config.intermediate_size) == (4, 16, 24)
+    blocks = model.hf.model.layers
+    assert blocks[2].self_attn.q_proj.weight is blocks[0].self_attn.q_proj.weight
+    assert model.hf.lm_head.weight is model.hf.model.embed_tokens.weight
+    world = train_world("tiny", recipe=replace(TINY, shape=shape), progress=False)
+    for name, first in world.model.hf.model.layers[0].named_parameters():
+        assert torch.equal(first, world.model.hf.model.layers[2].get_parameter(name)), name
+    start = untrained(world.task.words, shape, 0, "start").hf.state_dict()
+    trained = world.model.hf.state_dict()
+    assert all(not torch.equal(start[name], each) for name, each in trained.items())
+
+
 def test_one_hot_embeddings_tell_words_and_places_apart_and_are_not_trained(tmp_path):
     recipe = replace(TINY, shape=Shape(n_blocks=1, n_heads=1, n_positions=12, one_hot=True))
     world = train_world("tiny", recipe=recipe, out=tmp_path, snapshots=[3], progress=False)
@@ -112,7 +128,16 @@ def test_one_hot_embeddings_tell_words_and_places_apart_and_are_not_trained(tmp_
     assert torch.equal(early.transformer.wte.weight, hf.transformer.wte.weight)
 
 
-@pytest.mark.parametrize("wrong", [{"n_blocks": 0}, {"n_loops": 0}, {"n_heads": 5}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"n_blocks": 0},
+        {"n_loops": 0},
+        {"n_heads": 5},
+        {"one_hot": True, "rotary": True},
+        {"rotary": True, "d_model": 12},
+    ],
+)
 def test_shapes_that_cannot_be_are_refused(wrong):
     with pytest.raises(UsageError):
         Shape(**wrong)
@@ -261,6 +286,15 @@ def test_folders_without_a_world_are_refused(tmp_path):
         load_world(tmp_path)
 
 
+def test_a_record_from_before_a_setting_was_there_is_of_its_default(tiny):
+    load_world("tiny", 1)
+    about = tiny / "worlds" / "tiny" / "seed-1" / "world.json"
+    record = json.loads(about.read_text())
+    del record["recipe"]["schedule"]["hold"], record["recipe"]["shape"]["rotary"]
+    about.write_text(json.dumps(record))
+    assert load_world("tiny", 1).accuracy == record["accuracy"]
+
+
 def test_a_world_of_another_recipe_or_other_facts_is_refused(tiny, monkeypatch, tmp_path):
     load_world("tiny", 1)
     about = tiny / "worlds" / "tiny" / "seed-1" / "world.json"
@@ -268,6 +302,9 @@ def test_a_world_of_another_recipe_or_other_facts_is_refused(tiny, monkeypatch, 
     record["recipe"]["schedule"]["steps"] += 1
     about.write_text(json.dumps(record))
     with pytest.raises(ResultError, match="another recipe"):
+        load_world("tiny", 1)
+    about.write_text(json.dumps({**record, "recipe": {}}))
+    with pytest.raises(ResultError, match="damaged"):
         load_world("tiny", 1)
     record["facts"] = "0" * 64
     about.write_text(json.dumps(record))
@@ -279,7 +316,8 @@ def test_a_world_of_another_recipe_or_other_facts_is_refused(tiny, monkeypatch, 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_what_is_shipped_is_what_the_recipe_makes(name, seed):
     world = load_world(name, seed)
-    assert world.record["recipe"] == json.loads(json.dumps(WORLDS[name].seeded(seed).as_json()))
+    made = Recipe.from_json(world.record["recipe"]).as_json()
+    assert made == WORLDS[name].seeded(seed).as_json()
     assert world_training.accuracy(world.model, world.task) == pytest.approx(world.accuracy)
     loaded = hs.load_model(f"world:{name}@{seed}", dtype="auto")
     assert loaded.dtype == torch.float32

@@ -26,11 +26,16 @@ function renderMask({ model, el }) {
     model.send({ type: "ask" });
   });
   const presets = model.get("presets").map((each) => ({ value: each, label: each }));
+  const layers = Array.from({ length: model.get("n_layers") }, (_, i) =>
+    ({ value: String(i), label: String(i) }));
+  let shownLayers = model.get("layers");
   const controls = make("div", { class: "hopscope-controls" },
     selector("begin with", presets, presets[0].value, (name) => model.send({ type: "begin", name })),
     selector("paint", [
       { value: "cell", label: "cell by cell" }, { value: "block", label: "whole parts" },
     ], "cell", (value) => { blocks = value === "block"; }),
+    ...["from layer", "to layer"].map((label, end) => selector(label, layers, String(shownLayers[end]),
+      (value) => setLayer(end, Number(value)))),
     button("Start over", () => model.send({ type: "begin", name: begin() })), run);
   const begin = () => controls.querySelector("select").value;
   let blocks = false;
@@ -38,6 +43,14 @@ function renderMask({ model, el }) {
   el.append(make("div", VIEW,
     make("p", { class: "hopscope-title" }, model.get("title")), controls,
     make("div", { class: "hopscope-body" }, make("div", { class: "hopscope-plot" }, canvas), side)));
+
+  // The other end moves along where it must.
+  function setLayer(end, value) {
+    shownLayers = shownLayers.map((each, i) => (i === end ? value
+      : end === 0 ? Math.max(each, value) : Math.min(each, value)));
+    model.set("layers", shownLayers);
+    model.save_changes();
+  }
 
   const partOf = (token) => parts.find((each) => each.start <= token && token < each.stop);
 
@@ -149,7 +162,14 @@ function renderMask({ model, el }) {
     drawMask();
     tell();
   };
+  const onLayers = () => {
+    shownLayers = model.get("layers");
+    ["from layer", "to layer"].forEach((label, end) => {
+      controls.querySelector(`select[aria-label="${label}"]`).value = String(shownLayers[end]);
+    });
+  };
   model.on("change:seen", onSeen);
+  model.on("change:layers", onLayers);
   model.on("change:changed", tell);
   model.on("change:answers", tellAnswers);
   model.on("change:asked", tellAnswers);
@@ -158,6 +178,7 @@ function renderMask({ model, el }) {
   tellAnswers();
   return () => {
     model.off("change:seen", onSeen);
+    model.off("change:layers", onLayers);
     model.off("change:changed", tell);
     model.off("change:answers", tellAnswers);
     model.off("change:asked", tellAnswers);
