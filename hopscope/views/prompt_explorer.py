@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pandas as pd
 import torch
 import traitlets
+from jaxtyping import Float
+from torch import Tensor
 
 from hopscope.activations import capture
 from hopscope.answers import matches
@@ -306,23 +308,19 @@ class LensGrid:
         shown = range(tokens.n_shared, len(tokens.ids))
         states = capture(model, [prompt], positions=list(shown))["resid_post"][0]
         lens = logit_lens(model)
-        logits = lens(states).float()  # (token, layer, vocabulary)
-        top = logits.argmax(dim=-1)
-        logprobs = torch.log_softmax(logits, dim=-1)
-        read = {Measure("top", "P(likeliest)", "probability"): logprobs.amax(dim=-1).exp()}
-        for entity, name in (("e2", "bridge"), ("e3", "answer")):
-            first = list(model.first_tokens(query.names(entity)))  # type: ignore[arg-type]
-            best = logprobs[..., first].amax(dim=-1)
-            rank = (logprobs > best[..., None]).sum(dim=-1)
-            read[Measure(f"{entity}_rank", f"rank of the {name}, from 0", "rank")] = rank
-            read[Measure(f"{entity}_p", f"P({name})", "probability")] = best.exp()
+        first: dict[str, Sequence[int]] = {
+            entity: model.first_tokens(query.names(entity)) for entity in ENTITIES
+        }
+        # A token at a time: with a large vocabulary all logits would take gigabytes.
+        by_token = [_read_off(lens(state).float(), first) for state in states]
+        read = {name: torch.stack([each[name] for each in by_token], dim=1) for name in by_token[0]}
+        columns = {name: table.flatten().cpu().numpy() for name, table in read.items()}
+        words = [_visible(model.decode([token])) for token in columns.pop("token").tolist()]
         places = pd.MultiIndex.from_product([range(model.n_layers), range(len(shown))])
-        columns = {each.name: table.T.flatten().cpu().numpy() for each, table in read.items()}
-        words = [_visible(model.decode([token])) for token in top.T.flatten().tolist()]
         return cls(
             tuple(_named(tokens, each) for each in shown),
             pd.DataFrame({**columns, "word": words}, index=places),
-            tuple(read),
+            _lens_measures(),
             f"Logit lens: {model.name}",
         )
 
@@ -342,6 +340,34 @@ class LensGrid:
     def slice(self, _: Mapping[str, str]) -> Slice:
         """All there is."""
         return Slice(self.states, self.measures, {"likeliest": "word"}, inside="likeliest")
+
+
+def _lens_measures() -> tuple[Measure, ...]:
+    """What the lens tells of each state, in the order in which it is offered."""
+    measures = [Measure("top", "P(likeliest)", "probability")]
+    for entity, name in zip(ENTITIES, ("bridge", "answer"), strict=True):
+        measures.append(Measure(f"{entity}_rank", f"rank of the {name}, from 0", "rank"))
+        measures.append(Measure(f"{entity}_p", f"P({name})", "probability"))
+    return tuple(measures)
+
+
+def _read_off(
+    logits: Float[Tensor, "layer vocab"], first: Mapping[str, Sequence[int]]
+) -> dict[str, Tensor]:
+    """The likeliest token of each layer, the measures of `_lens_measures`; each of shape (layer,).
+
+    Args:
+        logits: of one token's states.
+        first: the first tokens of each entity's names.
+    """
+    logprobs = torch.log_softmax(logits, dim=-1)
+    likeliest = logprobs.max(dim=-1)
+    read = {"token": likeliest.indices, "top": likeliest.values.exp()}
+    for entity, tokens in first.items():
+        best = logprobs[:, list(tokens)].amax(dim=-1)
+        read[f"{entity}_rank"] = (logprobs > best[:, None]).sum(dim=-1)
+        read[f"{entity}_p"] = best.exp()
+    return read
 
 
 def _visible(word: str) -> str:

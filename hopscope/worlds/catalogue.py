@@ -176,11 +176,10 @@ WORLDS: Mapping[str, Recipe] = MappingProxyType(
             TwoHopFacts(atom_repeats=1),
         ),
         "in-context": Recipe(
-            "follows chains in its prompt, whose first hop always came first; two hops are not "
-            "learned within its steps yet",
-            ChainsInContext(),
-            Shape(scaled=True),
-            schedule=Schedule(batch_size=128, learning_rate=1e-3),
+            "follows chains in its prompt, whose first hop always came first",
+            ChainsInContext(most=2, late_one_hop=0.15),
+            Shape(n_heads=1, d_mlp=64, scaled=True, rotary=True),
+            Schedule(steps=4000, batch_size=128, hold=0.8),
         ),
         "coverage": Recipe(
             "composes two random tables as far as its examples cover them",
