@@ -160,6 +160,11 @@ def facts_digest(task: Task) -> str:
 
 COVERED = Schedule(steps=4000, batch_size=512, learning_rate=1e-3, weight_decay=1.0)
 """With less weight decay, or a narrower model, tables are learned by heart for longer."""
+THOUGHTFUL = GraphReachability(n_vertices=12, n_edges=12, stage_steps=1600)
+THINKER = Shape(
+    n_blocks=2, n_heads=4, d_model=64, d_mlp=128, n_positions=48, scaled=True, rotary=True
+)
+THINKING = Schedule(steps=4800, batch_size=128, hold=0.8)
 WORLDS: Mapping[str, Recipe] = MappingProxyType(
     {
         "two-hop-looped": Recipe(
@@ -179,7 +184,7 @@ WORLDS: Mapping[str, Recipe] = MappingProxyType(
             "follows chains in its prompt, whose first hop always came first",
             ChainsInContext(most=2, late_one_hop=0.15),
             Shape(n_heads=1, d_mlp=64, scaled=True, rotary=True),
-            Schedule(steps=4000, batch_size=128, hold=0.8),
+            Schedule(steps=6000, batch_size=128, hold=0.8),
         ),
         "coverage": Recipe(
             "composes two random tables as far as its examples cover them",
@@ -200,17 +205,16 @@ WORLDS: Mapping[str, Recipe] = MappingProxyType(
             Schedule(steps=10000, learning_rate=1e-3),
         ),
         "reachability": Recipe(
-            "tells which of two vertices can be reached, after three continuous thoughts; not "
-            "learned within its steps yet",
-            GraphReachability(),
-            Shape(n_blocks=2, n_heads=8, d_model=128, n_positions=72),
-            Schedule(steps=8000, learning_rate=1e-3),
+            "tells which of two vertices can be reached, after three continuous thoughts",
+            THOUGHTFUL,
+            THINKER,
+            THINKING,
         ),
         "reachability-pause": Recipe(
             "as reachability, but with a pause in place of each thought",
-            GraphReachability(continuous=False),
-            Shape(n_blocks=2, n_heads=8, d_model=128, n_positions=72),
-            Schedule(steps=8000, learning_rate=1e-3),
+            replace(THOUGHTFUL, continuous=False),
+            THINKER,
+            THINKING,
         ),
     }
 )

@@ -47,8 +47,7 @@ class Superposition(Result):
     `frontier` (others that take as many steps from the root as there were thoughts), `reachable`
     (that take fewer), `unreachable` (all others). The measures:
 
-    - `product`: the mean inner product of the thought and the embeddings of such vertices, which
-      is also their logit.
+    - `product`: the mean inner product of the thought and the input embeddings of such vertices.
     - `attention`: how much the token whose state becomes the thought attends in the last block to
       an edge, summed over its tokens and all heads, the mean over edges. Edges are told apart by
       the vertex that they leave, one step earlier; `optimal` is the next edge on the way.

@@ -22,6 +22,8 @@ QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component
 MISSING = (
     "these tests need Chromium: apt-get install chromium (Debian), or name one in HOPSCOPE_CHROMIUM"
 )
+LAB, NOTEBOOK = "lab/tree", "notebooks"
+"""Where a server opens a notebook in JupyterLab, and in Notebook 7."""
 PATIENCE = 120_000
 """Milliseconds: a kernel that imports torch on a busy machine takes its time."""
 LOCAL = r"(file:|data:|blob:|about:|(https?|wss?)://(localhost|127\.0\.0\.1)[:/])"
@@ -74,14 +76,14 @@ def _is_local(url: str) -> bool:
 
 @pytest.fixture(scope="session")
 def jupyter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """A JupyterLab of its own: its address, and the folder that it shows."""
+    """A JupyterLab with Notebook 7 beside it: their address, and the folder that they show."""
     root = tmp_path_factory.mktemp("lab")
     home = tmp_path_factory.mktemp("home")
     places = {
         f"JUPYTER_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")
     }
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0"]
-    command += ["--expose-app-in-browser"]
+    command += [f"--{app}.expose_app_in_browser=True" for app in ("LabApp", "JupyterNotebookApp")]
     command += [f"--ServerApp.root_dir={root}", "--IdentityProvider.token=hopscope"]
     with (home / "log").open("w") as log:
         server = subprocess.Popen(
@@ -112,22 +114,22 @@ RunNotebook = Callable[..., Page]
 
 @pytest.fixture
 def run_notebook(jupyter: tuple[str, Path], page: Page, request: Any) -> RunNotebook:
-    """Write a notebook, open it in JupyterLab and run all of its cells."""
+    """Write a notebook, open it in JupyterLab or Notebook 7 and run all of its cells."""
     address, root = jupyter
 
-    def run(*cells: str) -> Page:
+    def run(*cells: str, place: str = LAB) -> Page:
         name = f"{re.sub(r'[^a-z]+', '-', request.node.name.lower())}.ipynb"
         made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(each) for each in cells])
         made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
         nbformat.write(made, root / name)
-        return open_and_run(page, address, name)
+        return open_and_run(page, address, name, place)
 
     return run
 
 
-def open_and_run(page: Page, address: str, name: str) -> Page:
-    """Open a notebook in JupyterLab and run all of its cells."""
-    page.goto(f"{address}lab/tree/{name}?token=hopscope&reset")
+def open_and_run(page: Page, address: str, name: str, place: str = LAB) -> Page:
+    """Open a notebook at a place and run all of its cells."""
+    page.goto(f"{address}{place}/{name}?token=hopscope&reset")
     page.wait_for_selector(".jp-Notebook .jp-Cell")
     page.wait_for_function(
         "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status"

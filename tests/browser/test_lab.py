@@ -1,12 +1,13 @@
-"""The widgets in a real JupyterLab, with a kernel behind them."""
+"""The widgets in a real JupyterLab and Notebook 7, with a kernel behind them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from playwright.sync_api import Page, expect
 
-from browser.conftest import output_of, run_cell
+from browser.conftest import LAB, NOTEBOOK, output_of, run_cell
 
 RunNotebook = Callable[..., Page]
 QUICK = "import torch; torch.set_num_threads(1); import hopscope as hs"
@@ -19,15 +20,18 @@ result
 """
 
 
+@pytest.mark.parametrize("place", [LAB, NOTEBOOK])
 def test_a_result_shows_itself_and_the_kernel_sends_what_is_chosen(
-    run_notebook: RunNotebook,
+    run_notebook: RunNotebook, place: str
 ) -> None:
     page = run_notebook(
         BACK_PATCH,
         "view = result.view(); view",
         "print('chosen', view.chosen['control'])",
+        place=place,
     )
     shown = output_of(page, 0)
+    expect(output_of(page, 2)).to_contain_text("chosen none")  # a cell that runs takes the focus
     expect(shown.locator(".hopscope-cell").first).to_be_visible()
     shown.locator(".hopscope-plot").focus()
     page.keyboard.press("ArrowRight")
@@ -76,9 +80,9 @@ painter
     expect(output_of(page, 1)).to_contain_text(f"{n} painted on causal 1")
     first, last = (shown.get_by_label(label) for label in ("from layer", "to layer"))
     first.select_option("1")
-    expect(last).to_have_value("1")
+    expect(last).to_have_value("3")
     run_cell(page, 1)
-    expect(output_of(page, 1)).to_contain_text("painted on causal in layers 1, else causal")
+    expect(output_of(page, 1)).to_contain_text("painted on causal in layers 1,2,3, else causal")
     last.select_option("0")
     expect(first).to_have_value("0")
 

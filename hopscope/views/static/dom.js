@@ -7,8 +7,15 @@ const SVG = (() => {
   return holder.content.firstChild.namespaceURI;
 })();
 
+// Jupyter's own keys do nothing at an element with this attribute. It looks from the element that
+// has the focus upwards, and takes a key as soon as a shortcut's selector fits: one such as `:focus`
+// fits at once, so what can have the focus carries the attribute itself.
+const OWN_KEYS = { "data-lm-suppress-shortcuts": "true" };
+const FIELDS = new Set(["button", "input", "select"]);
+
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
+  if (FIELDS.has(tag) || "tabindex" in attributes) attributes = { ...OWN_KEYS, ...attributes };
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
   element.append(...children);
   return element;
@@ -21,8 +28,8 @@ function draw(tag, attributes = {}, text = "") {
   return element;
 }
 
-// The root of a view; JupyterLab's own keys do nothing inside it.
-const VIEW = { class: "hopscope-view", "data-lm-suppress-shortcuts": "true" };
+// The root of a view.
+const VIEW = { class: "hopscope-view", ...OWN_KEYS };
 
 function facts(pairs) {
   const list = make("dl");

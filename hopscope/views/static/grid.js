@@ -99,14 +99,19 @@ function renderGrid({ model, el }) {
   const longest = Math.max(...xs.map((each) => (typeof each === "string" ? each.length : 0)));
   const [left, bottom] = [48, 40 + Math.min(90, 6 * longest)];
   const [width, height] = [across * xs.length, up * ys.length];
+  // The names of the axes may be longer than few cells: then they begin where these do.
+  const [overX, overY] = [spec.x.label.length * 6.5 - width, spec.y.label.length * 6.5 - height]
+    .map((each) => Math.max(0, each));
+  const top = 6 + overY;
 
   function drawPlot() {
     const now = slice();
     const shown = now?.measures.find((each) => each.name === measure);
     const mark = now?.measures.find((each) => each.name === now.marked);
     const image = draw("svg", {
-      width: left + width + 8, height: height + bottom + 6,
-      viewBox: `0 -6 ${left + width + 8} ${height + bottom + 6}`, "aria-hidden": "true",
+      width: left + width + overX + 8, height: height + bottom + top,
+      viewBox: `0 ${-top} ${left + width + overX + 8} ${height + bottom + top}`,
+      "aria-hidden": "true",
     });
     const largest = shown ? shown.largest ?? largestOf(shown.values) : 0;
     const words = now?.texts.find((each) => each.label === now.inside);
@@ -158,9 +163,11 @@ function renderGrid({ model, el }) {
       x: left - 5, y: height - (i + 0.5) * up + 4, "text-anchor": "end",
     }, value)));
     image.append(
-      draw("text", { x: left + width / 2, y: height + bottom - 8, "text-anchor": "middle" }, spec.x.label),
       draw("text", {
-        "text-anchor": "middle", transform: `translate(12 ${height / 2}) rotate(-90)`,
+        x: left + (width + overX) / 2, y: height + bottom - 8, "text-anchor": "middle",
+      }, spec.x.label),
+      draw("text", {
+        "text-anchor": "middle", transform: `translate(12 ${(height - overY) / 2}) rotate(-90)`,
       }, spec.y.label));
   }
 
