@@ -23,7 +23,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
     plain = Emergence.load(runs / "coverage" / "coverage").frame
     ambiguous = Emergence.load(runs / "coverage" / "coverage-path-ambiguity").frame
     with figure_style():
-        figure, (axes,) = panels(1, 3, 2.4)
+        figure, (axes,) = panels(1, 3, 3.0)
         cutoff_curves(plain[plain["measure"] == "accuracy"], axes[0], "two hops")
         gap_curves(plain, axes[1], "two hops")
         gap_curves(ambiguous, axes[2], "x2 also leads to the answer")

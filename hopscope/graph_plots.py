@@ -35,7 +35,7 @@ VERTEX_LABELS = {
     "unreachable": "not reached",
 }
 MEASURE_LABELS = {
-    "product": "inner product with the vertex",
+    "product": "logit of the vertex",
     "attention": "attention to its edges",
 }
 
@@ -118,7 +118,7 @@ def explained_lines(table: pd.DataFrame, ax: Axes | None = None, group: str = "l
 
 
 def superposition_figure(summary: pd.DataFrame) -> Figure:
-    """What the thoughts of each world point to (left) and attend to (right).
+    """What each world points to (left) and attends to (right) at its thoughts' own tokens.
 
     Args:
         summary: `Superposition.summary()`.
@@ -127,7 +127,7 @@ def superposition_figure(summary: pd.DataFrame) -> Figure:
     figure, axes = panels(len(worlds), 2, 2.1 * len(worlds))
     right = summary[summary["measure"] == "correct"].set_index("world")["value"]
     for row, world in enumerate(worlds):
-        own = summary[summary["world"] == world]
+        own = summary[(summary["world"] == world) & (summary["read_at"] == "at")]
         for column, measure in enumerate(MEASURE_LABELS):
             thought_lines(own[own["measure"] == measure], measure, axes[row][column])
         axes[row][0].set_title(f"{world}: {right[world]:.0%} right", loc="left")

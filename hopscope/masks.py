@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool
@@ -195,57 +195,54 @@ class _Switched(Mask):
     name: str
     inside: Mask
     elsewhere: Mask
-    in_layers: frozenset[int] | None
-    heads: tuple[int, ...] | None
+    places: _Places
 
     @property
     def layers(self) -> frozenset[int]:  # type: ignore[override]
-        return (self.in_layers or frozenset()) | self.inside.layers | self.elsewhere.layers
+        return (self.places.layers or frozenset()) | self.inside.layers | self.elsewhere.layers
 
     @property
     def n_heads(self) -> int:  # type: ignore[override]
-        named = 1 + max(self.heads or (), default=-1)
+        named = 1 + max(self.places.heads or (), default=-1)
         return max(named, self.inside.n_heads, self.elsewhere.n_heads)
 
     def _seen(self, layout: Layout, layer: int, n_heads: int) -> Tensor:
-        if self.in_layers is not None and layer not in self.in_layers:
+        layers, heads, _ = self.places
+        if layers is not None and layer not in layers:
             return self.elsewhere._seen(layout, layer, n_heads)
         seen = self.inside._seen(layout, layer, n_heads)
-        if self.heads is None:
+        if heads is None:
             return seen
         here = torch.zeros(n_heads, 1, 1, dtype=torch.bool)
-        here[list(self.heads)] = True
+        here[list(heads)] = True
         return torch.where(here, seen, self.elsewhere._seen(layout, layer, n_heads))
 
 
-def _switched(
-    inside: Mask,
-    elsewhere: Mask,
-    layers: Iterable[int] | None,
-    heads: Iterable[int] | None,
-    named: Callable[[str], str],
-) -> Mask:
-    """One mask in some layers and heads, another elsewhere, named by what says where.
+class _Places(NamedTuple):
+    """Layers and heads, None for all of them, and how a mask's name tells them."""
 
-    Raises:
-        UsageError: for a negative layer or head.
-    """
-    wanted, where = [], ""
-    for what, given in (("layer", layers), ("head", heads)):
-        numbers = None if given is None else [int(each) for each in given]
-        if min(numbers or (), default=0) < 0:
-            raise UsageError(f"{what}s are counted from 0; there is no {what} {min(numbers or ())}")
-        if numbers is not None:
-            where += f", {what}s {','.join(map(str, sorted(numbers)))}"
-        wanted.append(numbers)
-    in_layers, in_heads = wanted
-    return _Switched(
-        named(where),
-        inside,
-        elsewhere,
-        None if in_layers is None else frozenset(in_layers),
-        None if in_heads is None else tuple(in_heads),
-    )
+    layers: frozenset[int] | None
+    heads: tuple[int, ...] | None
+    told: str
+
+    @classmethod
+    def of(cls, layers: Iterable[int] | None, heads: Iterable[int] | None) -> _Places:
+        """Layers and heads in order, each once.
+
+        Raises:
+            UsageError: for a negative one.
+        """
+        found: list[tuple[int, ...] | None] = []
+        told = ""
+        for what, given in (("layer", layers), ("head", heads)):
+            numbers = None if given is None else tuple(sorted({int(each) for each in given}))
+            if numbers and numbers[0] < 0:
+                raise UsageError(f"{what}s are counted from 0; there is no {what} {numbers[0]}")
+            if numbers is not None:
+                told += f", {what}s {','.join(map(str, numbers))}"
+            found.append(numbers)
+        in_layers, in_heads = found
+        return cls(None if in_layers is None else frozenset(in_layers), in_heads, told)
 
 
 @dataclass(frozen=True)
@@ -293,7 +290,7 @@ def _causal(layout: Layout) -> Tensor:
     return _by_rank(layout.rank)
 
 
-def _prefix(layout: Layout) -> Tensor:
+def _everything(layout: Layout) -> Tensor:
     n = len(layout)
     return torch.ones(n, n, dtype=torch.bool)
 
@@ -325,7 +322,7 @@ def prefix_bidirectional() -> Mask:
 
     Masking in Multi-hop QA, section 3.3 (the mask of a prefix language model).
     """
-    return _Rule("prefix_bidirectional", _prefix)
+    return _Rule("prefix_bidirectional", _everything)
 
 
 def document_bidirectional() -> Mask:
@@ -374,8 +371,9 @@ def knock_out(
         each if isinstance(each, str) else tuple(each) for each in (query_span, key_span)
     )
     ends = "->".join(_span_name(span) for span in (queries, keys))
-    cut, everything = _Rule(ends, _Cut(queries, keys)), _Rule("everything", _prefix)
-    return _switched(cut, everything, layers, heads, lambda where: f"knock_out({ends}{where})")
+    cut, everything = _Rule(ends, _Cut(queries, keys)), _Rule("everything", _everything)
+    places = _Places.of(layers, heads)
+    return _Switched(f"knock_out({ends}{places.told})", cut, everything, places)
 
 
 def switched(
@@ -389,7 +387,7 @@ def switched(
 
     Args:
         inside: the mask there; a name of `MASKS`, or a mask.
-        elsewhere: the mask in all others.
+        elsewhere: the mask in all others, if there are any.
         layers: 0-based indices of the blocks; all if None.
         heads: likewise.
 
@@ -398,16 +396,14 @@ def switched(
 
     Example:
         >>> switched("document_block", layers=[3, 4], heads=[0]).name
-        'document_block in layers 3,4, heads 0, else causal'
+        'switched(document_block, layers 3,4, heads 0, else causal)'
     """
     inside, elsewhere = mask_of(inside), mask_of(elsewhere)
-
-    def named(where: str) -> str:
-        return f"{inside.name} in {where.removeprefix(', ')}, else {elsewhere.name}"
-
     if layers is None and heads is None:
         return inside
-    return _switched(inside, elsewhere, layers, heads, named)
+    places = _Places.of(layers, heads)
+    name = f"switched({inside.name}{places.told}, else {elsewhere.name})"
+    return _Switched(name, inside, elsewhere, places)
 
 
 def painted(seen: Bool[Tensor, "query key"], name: str = "painted") -> Mask:

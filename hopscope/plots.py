@@ -455,9 +455,9 @@ def grading_bars(summary: pd.DataFrame, ax: Axes | None = None, title: str = "")
 MASK_COLORS = ("#F4F4F4", BLUE)
 
 
-Part = tuple[int, int, str]
+_Part = tuple[int, int, str]
 """The first token of a part, the one after its last, and its name."""
-TURN = 40
+_TURN = 40
 """By how many degrees the names below a mask are turned."""
 
 
@@ -475,9 +475,10 @@ def mask_grid(seen: np.ndarray, layout: Layout, ax: Axes | None = None, title: s
     ax.imshow(seen, cmap=colors, vmin=0, vmax=1, interpolation="nearest", aspect="equal")
     named = zip(layout.segments, layout.segment_names, strict=True)
     parts = [(a, b, name) for (a, b), name in named if b > a]
-    turned = _apart(parts, len(seen), ax.bbox.width * math.sin(math.radians(TURN)), ax)
-    ax.set_xticks(*_middles(turned), rotation=TURN, ha="right", rotation_mode="anchor")
-    ax.set_yticks(*_middles(_apart(parts, len(seen), ax.bbox.height, ax)))
+    length = min(ax.bbox.width, ax.bbox.height)  # a square, once it is drawn
+    turned = _apart(parts, len(seen), length * math.sin(math.radians(_TURN)), ax)
+    ax.set_xticks(*_middles(turned), rotation=_TURN, ha="right", rotation_mode="anchor")
+    ax.set_yticks(*_middles(_apart(parts, len(seen), length, ax)))
     ax.tick_params(length=0)
     for start, _, _ in parts[1:]:
         ax.axhline(start - 0.5, color="white", lw=0.8)
@@ -488,19 +489,19 @@ def mask_grid(seen: np.ndarray, layout: Layout, ax: Axes | None = None, title: s
     return ax
 
 
-def _middles(parts: Sequence[Part]) -> tuple[list[float], list[str]]:
+def _middles(parts: Sequence[_Part]) -> tuple[list[float], list[str]]:
     """Where parts are named, and their names."""
     return [(a + b - 1) / 2 for a, b, _ in parts], [name for _, _, name in parts]
 
 
-def _apart(parts: Sequence[Part], n: int, pixels: float, ax: Axes) -> list[Part]:
+def _apart(parts: Sequence[_Part], n: int, pixels: float, ax: Axes) -> list[_Part]:
     """The parts that can be named along n tokens without touching.
 
     Those that answer come before other documents, and longer ones before shorter ones.
     """
-    points = pixels * 72 / ax.get_figure(root=True).dpi  # type: ignore[union-attr]
+    points = pixels * 72 / ax.figure.dpi
     room = 1.15 * text_size() * n / points
-    told: list[Part] = []
+    told: list[_Part] = []
     for part in sorted(parts, key=lambda each: (each[2].startswith("document"), each[0] - each[1])):
         if all(abs(sum(part[:2]) - sum(each[:2])) / 2 >= room for each in told):
             told.append(part)

@@ -94,12 +94,21 @@ def check_positive(settings: object, *names: str) -> None:
             raise UsageError(f"{name} must be more than 0, not {getattr(settings, name)}")
 
 
-def open_training(folder: Path, asked: Mapping[str, Any]) -> None:
+def _as_written(record: dict[str, Any]) -> dict[str, Any]:
+    return record
+
+
+def open_training(
+    folder: Path,
+    asked: Mapping[str, Any],
+    today: Callable[[dict[str, Any]], dict[str, Any]] = _as_written,
+) -> None:
     """Make the folder of a training run, or check that it holds the same one.
 
     Args:
         folder: where checkpoints go.
         asked: all that the trained weights depend on, as JSON.
+        today: how a record that an earlier version wrote is written now.
 
     Raises:
         ResultError: if `folder` holds something else, or a damaged record.
@@ -113,7 +122,7 @@ def open_training(folder: Path, asked: Mapping[str, Any]) -> None:
         write_json(record, asked)
         return
     try:
-        before = json.loads(record.read_text("utf-8"))
+        before = json.loads(json.dumps(today(json.loads(record.read_text("utf-8")))))
         differing = [key for key in asked if before.get(key) != asked[key]]
     except (ValueError, AttributeError) as error:
         raise ResultError(f"{record} is damaged: {error}") from None

@@ -143,25 +143,47 @@ def small_model(
     """
     settings = settings or TrainingSettings()
     tokenizer = word_tokenizer(questions)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=settings.d_model,
-        intermediate_size=settings.d_mlp,
-        num_hidden_layers=settings.n_layers,
-        num_attention_heads=settings.n_heads,
-        num_key_value_heads=settings.n_heads,
-        max_position_embeddings=1024,
-        tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
     with seeded(torch.device("cpu"), seed), torch.device("cpu"):
-        hf = LlamaForCausalLM(config)
+        hf = small_llama(
+            tokenizer,
+            n_layers=settings.n_layers,
+            d_model=settings.d_model,
+            n_heads=settings.n_heads,
+            d_mlp=settings.d_mlp,
+            n_positions=1024,
+        )
         scale(hf)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     name = f"llama-{settings.n_layers}x{settings.d_model}"
     return load_model(hf, device, tokenizer=tokenizer, name=name)
+
+
+def small_llama(
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    n_layers: int,
+    d_model: int,
+    n_heads: int,
+    d_mlp: int,
+    n_positions: int,
+    tied: bool = False,
+) -> LlamaForCausalLM:
+    """A Llama with transformers' own random weights, drawn from torch's generator as it stands."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=d_model,
+            intermediate_size=d_mlp,
+            num_hidden_layers=n_layers,
+            num_attention_heads=n_heads,
+            num_key_value_heads=n_heads,
+            max_position_embeddings=n_positions,
+            tie_word_embeddings=tied,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
+    )
 
 
 def scale(hf: PreTrainedModel) -> None:

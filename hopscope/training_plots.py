@@ -109,7 +109,7 @@ def mask_gains(
         )
         for place, order in zip(places, orders, strict=True):
             dots = (of_arms[arm] - of_arms[first]).loc[order].dropna().to_numpy()
-            spread = place + 0.2 + np.linspace(0, 0.16, len(dots)) / len(arms)
+            spread = place + (0.2 + np.linspace(0, 0.16, len(dots))) / len(arms)
             ax.plot(spread, dots, "o", ms=3.2, color="white", mec=BLACK, mew=0.8, zorder=3)
     ax.axhline(0, color=TEXT, lw=0.8)
     ax.set_xticks(range(len(orders)), orders)

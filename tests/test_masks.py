@@ -215,7 +215,7 @@ def test_a_knock_out_holds_in_its_heads_alone() -> None:
     assert mask.by_head
     assert mask.layers == frozenset()
     assert mask.name == "causal & knock_out(question->gold, heads 0,2)"
-    assert mask == causal() & knock_out("question", "gold", heads=(2, 0))
+    assert mask == causal() & knock_out("question", "gold", heads=(0, 2, 2))
 
 
 def test_a_mask_holds_in_some_layers_and_heads_and_another_elsewhere() -> None:
@@ -226,12 +226,16 @@ def test_a_mask_holds_in_some_layers_and_heads_and_another_elsewhere() -> None:
         for head, seen in enumerate(mask.keep(layout, layer, N_HEADS).expand(N_HEADS, -1, -1)):
             assert torch.equal(seen, inside if layer in (1, 2) and head == 1 else elsewhere)
     assert (mask.layers, mask.n_heads) == ({1, 2}, 2)
-    assert mask.name == "document_block in layers 1,2, heads 1, else prefix_bidirectional"
+    assert mask.name == "switched(document_block, layers 1,2, heads 1, else prefix_bidirectional)"
     nested = switched(mask, layers=[1, 3])
     assert nested.layers == {1, 2, 3}
     assert torch.equal(nested.keep(layout, 1, N_HEADS), mask.keep(layout, 1, N_HEADS))
     assert torch.equal(nested.keep(layout, 2), causal().keep(layout))
     assert switched("document_block") == document_block()
+    cut = knock_out("question", "gold")
+    inner = switched("document_block", causal() & cut, layers=[3])
+    outer = switched("document_block", layers=[3]) & cut
+    assert inner.name != outer.name, "names are keys of tables"
     with pytest.raises(UsageError, match="there is no layer -1"):
         switched("document_block", layers=[-1])
 

@@ -125,7 +125,14 @@ def test_a_checkpoint_of_other_parameters_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("steps", 0), ("clip", 0), ("learning_rate", -1.0), ("warmup_steps", -1)],
+    [
+        ("steps", 0),
+        ("clip", 0),
+        ("learning_rate", -1.0),
+        ("warmup_steps", -1),
+        ("hold", 1.0),
+        ("hold", -0.1),
+    ],
 )
 def test_numbers_that_cannot_be_are_refused(field, value):
     with pytest.raises(UsageError, match=field):

@@ -104,7 +104,7 @@ class MaskPainter(View):
         return answer
 
     def picture(self) -> str:
-        """The mask, drawn."""
+        """The mask where it is painted, drawn."""
         from matplotlib.figure import Figure
 
         from hopscope.style import figure_style
@@ -112,17 +112,18 @@ class MaskPainter(View):
 
         with figure_style():
             figure = Figure(figsize=(4.2, 4.2), layout="constrained")
-            self.mask.show(self.prompt, figure.subplots())
+            self.mask.show(self.prompt, figure.subplots(), layer=self.layers[0])
             return png(figure)
 
     def begin(self, mask: str | Mask) -> None:
-        """Paint anew, on a mask of `MASKS` or your own.
+        """Paint anew, in all layers, on a mask of `MASKS` or your own.
 
         Raises:
             UsageError: for an unknown name, or a mask that differs by layer or head.
         """
         self._base = _everywhere(self._own if mask == self._own.name else mask_of(mask))
         self.seen = self._rows(self._base)
+        self.layers = [0, self.n_layers - 1]
 
     @traitlets.validate("layers")
     def _window(self, proposal: Any) -> list[int]:
@@ -173,7 +174,8 @@ def paint_mask(
         seed: of shuffles.
 
     Returns:
-        A widget. Its `mask` is a mask like any other, for this prompt; `ask()` asks again.
+        A widget. Its `mask` is a mask like any other, for this prompt; `ask()` asks again. It can
+        be kept to some layers: `painter.layers = [7, 8]`, the first and the last.
 
     Raises:
         QueryError: for an empty set, or a question that does not fit into the model's context.

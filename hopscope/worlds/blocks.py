@@ -15,8 +15,6 @@ from torch import nn
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -24,7 +22,7 @@ from transformers import (
 from hopscope.errors import UsageError
 from hopscope.models import LanguageModel, load_model
 from hopscope.trainer import check_positive, seeded
-from hopscope.training_models import scale, whole_words
+from hopscope.training_models import scale, small_llama, whole_words
 
 
 @dataclass(frozen=True)
@@ -97,39 +95,33 @@ def untrained(
 
 def _drawn(shape: Shape, width: int, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     """A model of a shape, with transformers' own random weights but for one-hot embeddings."""
-    common = {
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "bos_token_id": None,
-        "tie_word_embeddings": not shape.scaled,
-    }
     n_blocks, d_mlp = shape.n_blocks * shape.n_loops, shape.d_mlp or 4 * width
     if shape.rotary:
-        return LlamaForCausalLM(
-            LlamaConfig(
-                max_position_embeddings=shape.n_positions,
-                hidden_size=width,
-                intermediate_size=d_mlp,
-                num_hidden_layers=n_blocks,
-                num_attention_heads=shape.n_heads,
-                num_key_value_heads=shape.n_heads,
-                **common,
-            )
-        )
-    hf = GPT2LMHeadModel(
-        GPT2Config(
+        return small_llama(
+            tokenizer,
+            n_layers=n_blocks,
+            d_model=width,
+            n_heads=shape.n_heads,
+            d_mlp=d_mlp,
             n_positions=shape.n_positions,
-            n_embd=width,
-            n_layer=n_blocks,
-            n_head=shape.n_heads,
-            n_inner=d_mlp,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            **common,
+            tied=not shape.scaled,
         )
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=shape.n_positions,
+        n_embd=width,
+        n_layer=n_blocks,
+        n_head=shape.n_heads,
+        n_inner=d_mlp,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        tie_word_embeddings=not shape.scaled,
     )
+    hf = GPT2LMHeadModel(config)
     if shape.one_hot:
         both = torch.eye(width)
         with torch.no_grad():

@@ -160,11 +160,12 @@ def facts_digest(task: Task) -> str:
 
 COVERED = Schedule(steps=4000, batch_size=512, learning_rate=1e-3, weight_decay=1.0)
 """With less weight decay, or a narrower model, tables are learned by heart for longer."""
-THOUGHTFUL = GraphReachability(n_vertices=12, n_edges=12, stage_steps=1600)
-THINKER = Shape(
+REACHABILITY = GraphReachability(n_vertices=12, n_edges=12, stage_steps=1600)
+THINKING_SHAPE = Shape(
     n_blocks=2, n_heads=4, d_model=64, d_mlp=128, n_positions=48, scaled=True, rotary=True
 )
-THINKING = Schedule(steps=4800, batch_size=128, hold=0.8)
+THINKING_SCHEDULE = Schedule(steps=4800, batch_size=128, hold=0.8)
+"""Three stages of 1,600 steps: one for each thought."""
 WORLDS: Mapping[str, Recipe] = MappingProxyType(
     {
         "two-hop-looped": Recipe(
@@ -182,7 +183,7 @@ WORLDS: Mapping[str, Recipe] = MappingProxyType(
         ),
         "in-context": Recipe(
             "follows chains in its prompt, whose first hop always came first",
-            ChainsInContext(most=2, late_one_hop=0.15),
+            ChainsInContext(most=2, late_one_hop=0.15, n_queries=1),
             Shape(n_heads=1, d_mlp=64, scaled=True, rotary=True),
             Schedule(steps=6000, batch_size=128, hold=0.8),
         ),
@@ -206,15 +207,15 @@ WORLDS: Mapping[str, Recipe] = MappingProxyType(
         ),
         "reachability": Recipe(
             "tells which of two vertices can be reached, after three continuous thoughts",
-            THOUGHTFUL,
-            THINKER,
-            THINKING,
+            REACHABILITY,
+            THINKING_SHAPE,
+            THINKING_SCHEDULE,
         ),
         "reachability-pause": Recipe(
             "as reachability, but with a pause in place of each thought",
-            replace(THOUGHTFUL, continuous=False),
-            THINKER,
-            THINKING,
+            replace(REACHABILITY, continuous=False),
+            THINKING_SHAPE,
+            THINKING_SCHEDULE,
         ),
     }
 )

@@ -11,7 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 
-from hopscope.style import BLUE, GREY, VERMILION, axes_or_new
+from hopscope.style import BLUE, GREY, VERMILION, axes_or_new, legend_below
 
 if TYPE_CHECKING:
     from hopscope.worlds.scaling import Exponent
@@ -94,19 +94,44 @@ def _plain_log(axis: Axis) -> None:
     axis.set_minor_formatter(mpl.ticker.NullFormatter())
 
 
+LEAST = 100
+"""Inputs of a line of `cutoff_curves`: cutoffs of fewer share one."""
+
+
 def cutoff_curves(accuracy: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
     """Accuracy over steps by cutoff; darker lines are better covered.
 
     Args:
-        accuracy: columns step, cutoff, value.
+        accuracy: columns step, cutoff, value, n (inputs with that cutoff).
         ax: where to draw.
         title: of the axes.
     """
     ax = axes_or_new(ax, 2.4)
-    _accuracy_lines(accuracy, "step", "value", "cutoff", ax)
+    bins = _enough(accuracy.groupby("cutoff")["n"].first())
+    right = accuracy.assign(
+        right=accuracy["value"] * accuracy["n"], bin=accuracy["cutoff"].map(bins)
+    )
+    sums = right.groupby(["step", "bin"])[["right", "n"]].sum().reset_index()
+    sums["value"] = sums["right"] / sums["n"]
+    _accuracy_lines(sums, "step", "value", "bin", ax)
+    for line, (number, own) in zip(ax.get_lines(), bins.groupby(bins), strict=True):
+        ends = dict.fromkeys((own.index.min(), own.index.max()))
+        n = sums.loc[sums["bin"] == number, "n"].iloc[0]
+        line.set_label(f"{' to '.join(map(str, ends))} ({n:.0f})")
     ax.set(xlabel="step of the training", title=title)
-    ax.legend(title="cutoff", loc="best")
+    legend_below(ax, title="cutoff (inputs)")
     return ax
+
+
+def _enough(sizes: pd.Series) -> pd.Series:
+    """The number of each cutoff's line, so that each has at least `LEAST` inputs, if there are."""
+    bins, number, held = {}, 0, 0
+    for cutoff, size in sizes.sort_index().items():
+        left = sizes[sizes.index >= cutoff].sum()
+        if held >= LEAST and left >= LEAST:
+            number, held = number + 1, 0
+        bins[cutoff], held = number, held + size
+    return pd.Series(bins)
 
 
 GROUPINGS = {"bridge": BLUE, "bridge and x2": VERMILION}
@@ -129,5 +154,5 @@ def gap_curves(frame: pd.DataFrame, ax: Axes | None = None, title: str = "") -> 
     ax.axhline(0, color=GREY, lw=0.8, ls=":")
     ax.set(xlabel="step of the training", ylabel="cosine gap at x2 (best block)", title=title)
     ax.set_ylim(-0.08, 1.03)
-    ax.legend(title="states grouped by", loc="best")
+    legend_below(ax, title="states grouped by")
     return ax

@@ -47,8 +47,9 @@ class ChainsInContext:
         one_hop: share of the queries that ask one hop.
         late_one_hop: the same from step `late` on; None leaves it as it was.
         late: the step from which `late_one_hop` holds.
-        n_queries: the most of a prompt, each about another chain. A second one can be answered in
-            part by leaving out what the first was answered with, which takes no two hops.
+        n_queries: the most of a prompt, each about another chain; None asks about all. A second one
+            can be answered in part by leaving out what the first was answered with, which takes no
+            two hops.
         seed: of all that is drawn.
 
     Raises:
@@ -70,7 +71,7 @@ class ChainsInContext:
     one_hop: float = 0.5
     late_one_hop: float | None = None
     late: int = 600
-    n_queries: int = 1
+    n_queries: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -81,7 +82,8 @@ class ChainsInContext:
             raise UsageError(
                 f"{self.fewest} to {self.most} chains of 3 nodes do not fit into {self.n_nodes}"
             )
-        check_positive(self, "n_queries")
+        if self.n_queries is not None:
+            check_positive(self, "n_queries")
         for name in ("one_hop", "late_one_hop"):
             share = getattr(self, name)
             if share is not None and not 0 <= share <= 1:
@@ -102,7 +104,7 @@ class ChainsInContext:
     @property
     def longest(self) -> int:
         """Tokens of as many pairs and queries as there can be."""
-        return 4 * self.most + 3 * min(self.n_queries, self.most)
+        return 4 * self.most + 3 * min(self.n_queries or self.most, self.most)
 
     def _chains(self, rng: random.Random) -> list[Chain]:
         """Chains that share no node."""

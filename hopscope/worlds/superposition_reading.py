@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 KINDS = ("optimal", "frontier", "reachable", "unreachable")
 """Of a vertex: on the way at this step; reached at this step; before it; not yet, or never."""
-KEYS = ["world", "measure", "thought", "vertices"]
+READ_AT = {"before": 1, "at": 0}
+"""How many tokens before a thought's own; the state at the one before it is given back as it."""
+KEYS = ["world", "measure", "read_at", "thought", "vertices"]
 ROWS_AT_ONCE = 256
 
 
@@ -42,16 +44,22 @@ class Superposition(Result):
     """What the thoughts of worlds hold.
 
     `frame` has one row a world, seed, query and what was measured: `world, seed, query, measure,
-    thought, vertices, value`. `thought` counts from 1; of a pause it is the state that a thought
-    would be. `vertices` are `optimal` (the vertex on the way to the answer at this step),
-    `frontier` (others that take as many steps from the root as there were thoughts), `reachable`
-    (that take fewer), `unreachable` (all others). The measures:
+    read_at, thought, vertices, value`. `thought` counts from 1. It is read at two tokens: `before`
+    it, where the state is formed that is given back as the thought (of a pause, would be), and
+    `at` its own, where the model goes on from it. Which of them makes the step is the model's
+    choice: one that makes the first step at the first thought makes the last at the answer.
 
-    - `product`: the mean inner product of the thought and the input embeddings of such vertices.
-    - `attention`: how much the token whose state becomes the thought attends in the last block to
-      an edge, summed over its tokens and all heads, the mean over edges. Edges are told apart by
-      the vertex that they leave, one step earlier; `optimal` is the next edge on the way.
-    - `correct`: whether the answer is right; `thought` is their number, `vertices` is `none`.
+    `vertices` are `optimal` (the vertex on the way to the answer at this step), `frontier` (others
+    that take as many steps from the root as there were thoughts), `reachable` (that take fewer),
+    `unreachable` (all others). The measures:
+
+    - `product`: the mean inner product of the last state and the unembeddings of such vertices,
+      which is their logit.
+    - `attention`: how much the token attends in the last block to an edge, summed over its tokens
+      and all heads, the mean over edges. Edges are told apart by the vertex that they leave, one
+      step earlier; `optimal` is the next edge on the way.
+    - `correct`: whether the answer is right; `thought` is their number, `read_at` and `vertices`
+      are `none`.
 
     `details` has one row a query.
     """
@@ -62,8 +70,8 @@ class Superposition(Result):
         """The mean of each measure over seeds, with its 95 % t interval over them.
 
         Returns:
-            Columns world, measure, thought, vertices, n_seeds, n (queries of all seeds), value,
-            low, high.
+            Columns world, measure, read_at, thought, vertices, n_seeds, n (queries of all seeds),
+            value, low, high.
         """
         by_seed = self.frame.groupby([*KEYS, "seed"], sort=False)["value"]
         means = by_seed.agg(["mean", "size"]).reset_index()
@@ -76,7 +84,7 @@ class Superposition(Result):
         return pd.DataFrame(rows)
 
     def plot(self) -> Figure:
-        """Draw both measures over thoughts, for each world."""
+        """Draw both measures at the thoughts' own tokens, for each world."""
         from hopscope import graph_plots
 
         return graph_plots.superposition_figure(self.summary())
@@ -137,16 +145,16 @@ def _tables(world: World, limit: int) -> Tables:
     right = answered(world.model, written, thought_of(task, world.model)).tolist()
     vocabulary = world.model.tokenizer.get_vocab()
     vertices = torch.tensor([vocabulary[vertex] for vertex in task.vertices])
-    embeddings = _embeddings(world.model)[vertices]
+    unembeddings = _unembeddings(world.model)[vertices]
     rows: list[tuple[object, ...]] = []
     for start in range(0, len(mazes), ROWS_AT_ONCE):
         some = mazes[start : start + ROWS_AT_ONCE]
         passed = _thinking(world, task, some)
         for row, maze in enumerate(some):
             query = _id(world, str(start + row))
-            rows.append((query, "correct", task.depth, "none", float(right[start + row])))
-            rows += [(query, *each) for each in _of_maze(embeddings, task, maze, passed, row)]
-    columns = ["query", "measure", "thought", "vertices", "value"]
+            rows.append((query, "correct", "none", task.depth, "none", float(right[start + row])))
+            rows += [(query, *each) for each in _of_maze(unembeddings, task, maze, passed, row)]
+    columns = ["query", "measure", "read_at", "thought", "vertices", "value"]
     frame = pd.DataFrame(rows, columns=columns).assign(world=world.name, seed=world.seed)
     details = pd.DataFrame(
         {
@@ -187,30 +195,35 @@ def _eager(model: LanguageModel) -> Iterator[None]:
 
 
 def _of_maze(
-    embeddings: Tensor, task: GraphReachability, maze: Maze, passed: Thinking, row: int
-) -> Iterator[tuple[str, int, str, float]]:
-    """Rows of one graph: measure, thought, vertices, value."""
+    unembeddings: Tensor, task: GraphReachability, maze: Maze, passed: Thinking, row: int
+) -> Iterator[tuple[str, str, int, str, float]]:
+    """Rows of one graph: measure, read_at, thought, vertices, value."""
     steps = reachable(maze.edges, maze.way[0])
     first = len(maze.prompt)
     to_tokens = passed.attention[0][row, :, : 3 * len(maze.edges)]
     to_edges = to_tokens.reshape(-1, len(maze.edges), 3).sum(dim=-1)
     for thought in range(1, task.depth + 1):
-        place = first + thought - 1
-        products = embeddings @ passed.states[row, place - 1]
-        kinds = {each: _kind(steps.get(each), each, maze, thought) for each in task.vertices}
-        yield from _means("product", thought, products, list(kinds.values()))
-        # The thought is built at the token before it, from edges out of what was reached so far.
+        kinds = [_kind(steps.get(each), each, maze, thought) for each in task.vertices]
+        # A step goes along edges out of what was reached so far.
         following = maze.way[thought - 1 : thought + 1]
         at = {each: _kind(steps.get(each), each, maze, thought - 1) for each in task.vertices}
         out_of = [
             "frontier" if at[u] == "optimal" and (u, v) != following else at[u]
             for u, v in maze.edges
         ]
-        yield from _means("attention", thought, to_edges[place - 1], out_of)
+        for read_at, before in READ_AT.items():
+            place = first + thought - 1 - before
+            products = unembeddings @ passed.states[row, place]
+            for measure, values, own in (
+                ("product", products, kinds),
+                ("attention", to_edges[place], out_of),
+            ):
+                for kind, value in _means(values, own):
+                    yield measure, read_at, thought, kind, value
 
 
-def _embeddings(model: LanguageModel) -> Tensor:
-    weight: Tensor = model.hf.get_input_embeddings().weight  # type: ignore[assignment]
+def _unembeddings(model: LanguageModel) -> Tensor:
+    weight: Tensor = model.hf.get_output_embeddings().weight  # type: ignore[no-untyped-call]
     return weight.detach().float().cpu()
 
 
@@ -223,13 +236,11 @@ def _kind(step: int | None, vertex: str, maze: Maze, thought: int) -> str:
     return "optimal" if maze.way[thought] == vertex else "frontier"
 
 
-def _means(
-    measure: str, thought: int, values: Tensor, kinds: Sequence[str]
-) -> Iterator[tuple[str, int, str, float]]:
+def _means(values: Tensor, kinds: Sequence[str]) -> Iterator[tuple[str, float]]:
     """The mean of each kind that there is."""
     found: Mapping[str, list[float]] = {kind: [] for kind in KINDS}
     for value, kind in zip(values.tolist(), kinds, strict=True):
         found[kind].append(value)
     for kind, own in found.items():
         if own:
-            yield measure, thought, kind, sum(own) / len(own)
+            yield kind, sum(own) / len(own)

@@ -181,8 +181,10 @@ def _made_by(folder: Path, recipe: Recipe) -> bool:
     """Whether a folder's world was made so; what its record does not name was as by default."""
     try:
         made = Recipe.from_json(_about(folder)["recipe"])
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise ResultError(f"{folder / ABOUT} is damaged: {error!r}") from error
+    except (TypeError, UsageError):
+        return False  # settings that this version does not know, or know otherwise
     return json.dumps(made.as_json()) == json.dumps(recipe.as_json())
 
 

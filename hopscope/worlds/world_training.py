@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -73,7 +74,7 @@ def train_world(
     asked = {"world": name, "seed": seed, "recipe": recipe.as_json()}
     if folder is not None:
         kept = {"snapshots": sorted(snapshots)} if snapshots else {}
-        open_training(folder, {**asked, **kept})
+        open_training(folder, {**asked, **kept}, _today)
         if (folder / ABOUT).is_file():
             return read_world(folder, chosen)
     start = time.perf_counter()
@@ -85,6 +86,14 @@ def train_world(
         save_model(model, folder)
         write_json(folder / ABOUT, record)
     return World(name, seed, model, recipe.task, record)
+
+
+def _today(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with the settings that have come since; they were as by default."""
+    try:
+        return {**record, "recipe": Recipe.from_json(record["recipe"]).as_json()}
+    except (KeyError, TypeError, UsageError):
+        return record  # of something else, which the comparison will tell
 
 
 def _fitted(

@@ -33,6 +33,14 @@ def test_a_result_shows_itself_and_the_kernel_sends_what_is_chosen(
     shown = output_of(page, 0)
     expect(output_of(page, 2)).to_contain_text("chosen none")  # a cell that runs takes the focus
     expect(shown.locator(".hopscope-cell").first).to_be_visible()
+    picture = shown.locator(".hopscope-plot svg").bounding_box()
+    assert picture is not None
+    for name in ("source layer (read)", "target layer (replaced)"):
+        box = shown.locator(".hopscope-plot svg text", has_text=name).bounding_box()
+        assert box is not None
+        assert box["x"] >= picture["x"] - 1, "the axes' names are not cut"
+        assert box["y"] >= picture["y"] - 1
+        assert box["x"] + box["width"] <= picture["x"] + picture["width"] + 1
     shown.locator(".hopscope-plot").focus()
     page.keyboard.press("ArrowRight")
     expect(shown.locator(".hopscope-where")).to_contain_text("source layer (read) 1")
@@ -82,7 +90,9 @@ painter
     first.select_option("1")
     expect(last).to_have_value("3")
     run_cell(page, 1)
-    expect(output_of(page, 1)).to_contain_text("painted on causal in layers 1,2,3, else causal")
+    expect(output_of(page, 1)).to_contain_text(
+        "switched(painted on causal, layers 1,2,3, else causal)"
+    )
     last.select_option("0")
     expect(first).to_have_value("0")
 

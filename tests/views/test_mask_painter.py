@@ -66,7 +66,7 @@ def test_what_is_painted_holds_in_its_layers_alone(
     painter.seen = [*painter.seen[:-1], "0" * (n - 1) + "1"]
     everywhere = painter.ask()["probability"]
     painter.layers = [1, last]
-    assert painter.mask.name.startswith("painted on causal in layers 1,")
+    assert painter.mask.name.startswith("switched(painted on causal, layers 1,")
     cut = painted(painter.mask.keep(painter.prompt, 1)[0])
     assert torch.equal(painter.mask.keep(painter.prompt, 0), causal().keep(painter.prompt))
     assert not torch.equal(cut.keep(painter.prompt), causal().keep(painter.prompt))
@@ -76,6 +76,11 @@ def test_what_is_painted_holds_in_its_layers_alone(
     outputs = read(llama, [Version(painter.prompt, plain)], ReadOut(first)).outputs
     assert answer["probability"] == pytest.approx(float(outputs.logprob[0].exp()), rel=1e-4)
     assert answer["probability"] != pytest.approx(everywhere)
+    shown = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(painter.mask), "show", lambda *_, layer: shown.append(layer))
+        painter.picture()
+    assert shown == [1], "the picture is of a layer where it is painted"
     for wrong in ([1], [2, 1], [0, last + 1], [-1, 0]):
         with pytest.raises(TraitError, match="the first and the last of 0 to"):
             painter.layers = wrong
@@ -85,8 +90,10 @@ def test_the_front_end_asks_and_begins_anew(painter: MaskPainter) -> None:
     send(painter, type="ask")
     assert painter.asked == len(painter.answers) == 1
     painter.seen = ["1" * len(painter.tokens)] * len(painter.tokens)
+    painter.layers = [1, 1]
     send(painter, type="begin", name="document_block")
     assert painter.changed == 0
+    assert painter.layers == [0, painter.n_layers - 1]
     assert torch.equal(painter.mask.keep(painter.prompt), document_block().keep(painter.prompt))
 
 

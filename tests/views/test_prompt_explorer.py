@@ -109,6 +109,18 @@ def test_the_lens_is_the_models_own_unembedding(
     np.testing.assert_allclose(shown[-n:], top, rtol=2e-3)
     assert explorer.lens["spec"]["x"]["values"] == [each["text"] for each in explorer.tokens]
     assert len(shown) == n * llama.n_layers
+    layer, token = 1, n - 2
+    with torch.no_grad():
+        states = llama.hf(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        normed = llama.hf.model.norm(states[layer + 1][0, len(ids) - n + token])
+        logprobs = torch.log_softmax(llama.hf.lm_head(normed).float(), -1)
+    place = layer * n + token
+    told = {each["name"]: each["values"][place] for each in state["measures"]}
+    for entity, name in (("e2", "John Lennon"), ("e3", "Yoko Ono")):
+        best = logprobs[list(llama.first_tokens((name,)))].max()
+        assert told[f"{entity}_p"] == pytest.approx(float(best.exp()), rel=1e-2)
+        assert told[f"{entity}_rank"] == int((logprobs > best).sum())
+    assert told["top"] == pytest.approx(float(logprobs.max().exp()), rel=1e-2)
 
 
 def _prompt(llama: LanguageModel) -> str:

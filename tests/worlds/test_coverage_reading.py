@@ -16,6 +16,7 @@ from hopscope.trainer import Schedule
 from hopscope.worlds import Coverage, Recipe, World, coverage, over_checkpoints, train_world
 from hopscope.worlds.blocks import Shape
 from hopscope.worlds.coverage_cutoffs import cutoffs
+from hopscope.worlds.coverage_plot import cutoff_curves
 from hopscope.worlds.coverage_task import ComposedTables
 from hopscope.worlds.two_hop_facts import TwoHopFacts
 
@@ -117,3 +118,14 @@ def test_other_worlds_are_refused():
     other = train_world("facts", recipe=Recipe("", facts, Shape(d_model=16), schedule))
     with pytest.raises(UsageError, match="composes no tables"):
         coverage(other)
+
+
+def test_cutoffs_of_few_inputs_share_a_line_and_their_mean_is_over_inputs():
+    sizes = {5: 40, 6: 70, 7: 200, 9: 20, 10: 30}
+    rows = [(step, cutoff, 0.1 * cutoff, n) for step in (0, 9) for cutoff, n in sizes.items()]
+    ax = cutoff_curves(pd.DataFrame(rows, columns=["step", "cutoff", "value", "n"]))
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["5 to 6 (110)", "7 to 10 (250)"]
+    low, high = (line.get_ydata().tolist() for line in ax.get_lines())
+    assert low == pytest.approx([(0.5 * 40 + 0.6 * 70) / 110] * 2)
+    assert high == pytest.approx([(0.7 * 200 + 0.9 * 20 + 1.0 * 30) / 250] * 2)

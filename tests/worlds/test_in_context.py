@@ -10,12 +10,12 @@ import pytest
 import hopscope as hs
 from hopscope.errors import UsageError
 from hopscope.trainer import Schedule
-from hopscope.worlds import Recipe, World, train_world
+from hopscope.worlds import Recipe, World, load_world, train_world
 from hopscope.worlds.blocks import Shape
 from hopscope.worlds.examples import IGNORED
 from hopscope.worlds.in_context import TEMPLATE, ChainsInContext, shuffled_pairs
 
-TASK = ChainsInContext(n_nodes=12, fewest=2, most=3, n_queries=3, seed=1)
+TASK = ChainsInContext(n_nodes=12, fewest=2, most=3, seed=1)
 VOCABULARY = {word: 3 + n for n, word in enumerate(TASK.words)}
 END = 1
 
@@ -144,6 +144,23 @@ def test_documents_are_read_as_the_training_writes_them(world):
                     first = places.index(each) < places.index(pairs[each])
                     assert first == (order == "forward" or each != source)
             assert world.model.encode(" ".join(words)).ids == layout.ids
+
+
+def test_the_shipped_world_reads_two_hops_in_the_order_that_it_knows():
+    world = load_world("in-context", device="cpu")
+    shares = {}
+    for hops in ("one", "two"):
+        asked = world.questions(hops)[:60]
+        found = hs.permute_documents(
+            world.model, asked, ["forward", "backward"], template=TEMPLATE, label="none",
+            progress=False,
+        )  # fmt: skip
+        shares[hops] = found.frame.groupby("order")[["contained", "bridge"]].mean()
+    assert shares["two"].loc["forward", "contained"] > 0.95
+    assert shares["two"].loc["backward", "contained"] < 0.2
+    assert shares["two"].loc["backward", "bridge"] > 0.4, "it names the bridge instead"
+    assert shares["one"].loc["forward", "contained"] > 0.95
+    assert 0.6 < shares["one"].loc["backward", "contained"] < 0.95
 
 
 def test_worlds_ask_what_they_can(world):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import pandas as pd
 import pytest
@@ -56,22 +57,23 @@ def test_products_and_attention_are_those_of_a_loop_over_vertices_and_edges(worl
         output = hf.transformer(inputs_embeds=embedded, output_attentions=True)
     hf.set_attn_implementation("sdpa")
     own = result.frame[result.frame["query"].str.endswith(".2")]
-    for number in (1, 2):
-        place = n + number - 1
-        state = output.last_hidden_state[0, place - 1]
+    for number, (read_at, before) in product((1, 2), (("before", 1), ("at", 0))):
+        place = n + number - 1 - before
+        state = output.last_hidden_state[0, place]
         products, attention = {}, {}
         for vertex in world.task.vertices:
             kind = _kind(steps.get(vertex), vertex, maze, number)
-            product = float(state @ hf.transformer.wte.weight[vocabulary[vertex]])
-            products.setdefault(kind, []).append(product)
+            logit = float(state @ hf.lm_head.weight[vocabulary[vertex]])
+            products.setdefault(kind, []).append(logit)
         for index, (u, v) in enumerate(maze.edges):
             kind = _kind(steps.get(u), u, maze, number - 1)
             if kind == "optimal" and maze.way[number - 1 : number + 1] != (u, v):
                 kind = "frontier"
-            weight = output.attentions[-1][0, :, place - 1, 3 * index : 3 * index + 3].sum()
+            weight = output.attentions[-1][0, :, place, 3 * index : 3 * index + 3].sum()
             attention.setdefault(kind, []).append(float(weight))
+        here = own[(own["thought"] == number) & (own["read_at"] == read_at)]
         for measure, wanted in (("product", products), ("attention", attention)):
-            rows = own[(own["measure"] == measure) & (own["thought"] == number)]
+            rows = here[here["measure"] == measure]
             found = dict(zip(rows["vertices"], rows["value"], strict=True))
             assert set(found) == set(wanted)
             for kind, values in wanted.items():
@@ -109,12 +111,13 @@ def test_kinds_on_a_graph_made_by_hand():
 def test_the_summary_is_over_seeds_and_the_picture_has_a_row_a_world(worlds, tmp_path):
     again = replace(worlds[0], seed=5)
     result = superposition([*worlds, again], limit=4, progress=False, out=tmp_path / "run")
-    table = result.summary().set_index(["world", "measure", "thought", "vertices"])
-    row = table.loc[("tiny", "product", 1, "optimal")]
+    table = result.summary().set_index(["world", "measure", "read_at", "thought", "vertices"])
+    row = table.loc[("tiny", "product", "at", 1, "optimal")]
     assert (row["n_seeds"], row["n"]) == (2, 8)
-    assert table.loc[("pausing", "product", 1, "optimal"), "n_seeds"] == 1
+    assert table.loc[("pausing", "product", "at", 1, "optimal"), "n_seeds"] == 1
     own = result.frame.query("world == 'tiny' and measure == 'product' and thought == 1")
-    wanted = own[own["vertices"] == "optimal"].groupby("seed")["value"].mean().mean()
+    own = own[(own["read_at"] == "at") & (own["vertices"] == "optimal")]
+    wanted = own.groupby("seed")["value"].mean().mean()
     assert row["value"] == pytest.approx(wanted)
     loaded = load_result(tmp_path / "run")
     assert isinstance(loaded, Superposition)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ def test_scaled_weights_keep_the_variance_of_what_they_are_given():
     assert plain.lm_head.weight is plain.transformer.wte.weight
 
 
-def test_a_rotary_shape_is_a_llama_whose_passes_are_tied_and_trained():
+def test_a_rotary_shape_is_a_llama_whose_passes_are_tied_and_trained(tmp_path):
     shape = Shape(n_blocks=2, n_loops=2, d_model=16, n_heads=2, d_mlp=24, rotary=True)
     model = untrained(("a", "b"), shape, 0, "rotary")
     assert model.config.model_type == "llama"
@@ -103,7 +104,8 @@ def test_a_rotary_shape_is_a_llama_whose_passes_are_tied_and_trained():
     blocks = model.hf.model.layers
     assert blocks[2].self_attn.q_proj.weight is blocks[0].self_attn.q_proj.weight
     assert model.hf.lm_head.weight is model.hf.model.embed_tokens.weight
-    world = train_world("tiny", recipe=replace(TINY, shape=shape), progress=False)
+    world = train_world("tiny", recipe=replace(TINY, shape=shape), out=tmp_path, progress=False)
+    assert_same(load_world(tmp_path).model, world.model)
     for name, first in world.model.hf.model.layers[0].named_parameters():
         assert torch.equal(first, world.model.hf.model.layers[2].get_parameter(name)), name
     start = untrained(world.task.words, shape, 0, "start").hf.state_dict()
@@ -293,6 +295,12 @@ def test_a_record_from_before_a_setting_was_there_is_of_its_default(tiny):
     del record["recipe"]["schedule"]["hold"], record["recipe"]["shape"]["rotary"]
     about.write_text(json.dumps(record))
     assert load_world("tiny", 1).accuracy == record["accuracy"]
+    training = about.with_name("training.json")
+    asked = json.loads(training.read_text())
+    del asked["recipe"]["schedule"]["hold"], asked["recipe"]["shape"]["rotary"]
+    training.write_text(json.dumps(asked))
+    again = train_world("tiny", 1, about.parent, progress=False)
+    assert again.accuracy == record["accuracy"], "it is loaded, not refused"
 
 
 def test_a_world_of_another_recipe_or_other_facts_is_refused(tiny, monkeypatch, tmp_path):
@@ -312,8 +320,10 @@ def test_a_world_of_another_recipe_or_other_facts_is_refused(tiny, monkeypatch, 
         load_world(about.parent)
 
 
-@pytest.mark.parametrize("name", ["two-hop-looped", "two-hop-memoriser"])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [*product(["two-hop-looped", "two-hop-memoriser"], [0, 1, 2]), ("in-context", 0)],
+)
 def test_what_is_shipped_is_what_the_recipe_makes(name, seed):
     world = load_world(name, seed)
     made = Recipe.from_json(world.record["recipe"]).as_json()
