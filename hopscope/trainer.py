@@ -68,9 +68,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check_positive(self, "steps", "batch_size", "learning_rate", "clip", "checkpoint_every")
-        for name in ("warmup_steps", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        check_not_negative(self, "warmup_steps", "weight_decay")
         if not 0 <= self.hold < 1:
             raise UsageError(f"hold is a share of the steps below 1, not {self.hold}")
 
@@ -92,6 +90,34 @@ def check_positive(settings: object, *names: str) -> None:
     for name in names:
         if not getattr(settings, name) > 0:
             raise UsageError(f"{name} must be more than 0, not {getattr(settings, name)}")
+
+
+def check_not_negative(settings: object, *names: str) -> None:
+    """Refuse settings of which a number is less than 0.
+
+    Raises:
+        UsageError: naming the first.
+    """
+    for name in names:
+        if not getattr(settings, name) >= 0:
+            raise UsageError(f"{name} must be 0 or more, not {getattr(settings, name)}")
+
+
+def check_shares(settings: object, *names: str) -> None:
+    """Refuse settings of which a share, unless it is None, is not from 0 to 1.
+
+    Raises:
+        UsageError: naming the first.
+    """
+    for name in names:
+        share = getattr(settings, name)
+        if share is not None and not 0 <= share <= 1:
+            raise UsageError(f"{name} is a share from 0 to 1, not {share}")
+
+
+def share_at(step: int, share: float, late_share: float | None, late: int) -> float:
+    """A share at a step, counted from 0, that is another from step `late` on, if that is given."""
+    return share if late_share is None or step < late else late_share
 
 
 def _as_written(record: dict[str, Any]) -> dict[str, Any]:

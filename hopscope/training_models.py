@@ -21,7 +21,15 @@ from hopscope.documents import MultiDocQuestion
 from hopscope.errors import ModelError, UsageError
 from hopscope.layouts import template_of
 from hopscope.models import LanguageModel, load_model
-from hopscope.trainer import WEIGHTS, Schedule, check_positive, seeded
+from hopscope.trainer import (
+    WEIGHTS,
+    Schedule,
+    check_not_negative,
+    check_positive,
+    check_shares,
+    seeded,
+    share_at,
+)
 from hopscope.world_docs import NAMES
 
 PAD, END, UNKNOWN = "<pad>", "<eos>", "<unk>"
@@ -79,12 +87,8 @@ class TrainingSettings(Schedule):
         check_positive(self, "lora_rank", "lora_alpha")
         if not 0 <= self.n_names <= len(NAMES):
             raise UsageError(f"n_names is a number from 0 to {len(NAMES)}, not {self.n_names}")
-        for name in ("hop_share", "late_hop_share"):
-            share = getattr(self, name)
-            if share is not None and not 0 <= share <= 1:
-                raise UsageError(f"{name} is a probability, not {share}")
-        if self.late < 0:
-            raise UsageError(f"late must be 0 or more, not {self.late}")
+        check_shares(self, "hop_share", "late_hop_share")
+        check_not_negative(self, "late")
         if self.d_model % (2 * self.n_heads):
             raise UsageError(
                 f"d_model {self.d_model} does not give {self.n_heads} heads of an even width"
@@ -92,9 +96,7 @@ class TrainingSettings(Schedule):
 
     def hops_at(self, step: int) -> float:
         """The share of the prompts of a step, counted from 0, that ask a single hop."""
-        if self.late_hop_share is None or step < self.late:
-            return self.hop_share
-        return self.late_hop_share
+        return share_at(step, self.hop_share, self.late_hop_share, self.late)
 
 
 def word_tokenizer(questions: Sequence[MultiDocQuestion]) -> PreTrainedTokenizerFast:

@@ -17,7 +17,7 @@ from hopscope.documents import Document, Hop, MultiDocQuestion, QuestionSet
 from hopscope.errors import UsageError
 from hopscope.layouts import Template
 from hopscope.paths import PathPrompt
-from hopscope.trainer import IGNORED, check_positive
+from hopscope.trainer import IGNORED, check_not_negative, check_positive, check_shares, share_at
 from hopscope.worlds.examples import Batch, Written
 from hopscope.worlds.two_hop_facts import names
 
@@ -84,12 +84,8 @@ class ChainsInContext:
             )
         if self.n_queries is not None:
             check_positive(self, "n_queries")
-        for name in ("one_hop", "late_one_hop"):
-            share = getattr(self, name)
-            if share is not None and not 0 <= share <= 1:
-                raise UsageError(f"{name} is a share of the queries, not {share}")
-        if self.late < 0:
-            raise UsageError(f"late must be 0 or more, not {self.late}")
+        check_shares(self, "one_hop", "late_one_hop")
+        check_not_negative(self, "late")
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -133,9 +129,7 @@ class ChainsInContext:
 
     def one_hop_at(self, step: int) -> float:
         """The share of the queries of a step, counted from 0, that ask one hop."""
-        if self.late_one_hop is None or step < self.late:
-            return self.one_hop
-        return self.late_one_hop
+        return share_at(step, self.one_hop, self.late_one_hop, self.late)
 
     def _example(self, rng: random.Random, one_hop: float) -> tuple[list[str], list[int]]:
         """A prompt with all its queries, and the places of their answers."""
