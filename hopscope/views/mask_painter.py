@@ -32,6 +32,7 @@ class MaskPainter(View):
             it.
         layers: the first and last of those in which what is painted holds; in the others the mask
             is the one that was begun with.
+        heads: those in which it holds; all if there are none.
         answers: what was said under each mask that was asked under, the latest first.
         prompt: the question and its documents as tokens.
     """
@@ -44,7 +45,9 @@ class MaskPainter(View):
     presets: traitlets.List[Any] = traitlets.List().tag(sync=True)
     seen: traitlets.List[Any] = traitlets.List().tag(sync=True)
     layers: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    heads: traitlets.List[Any] = traitlets.List().tag(sync=True)
     n_layers = traitlets.Int().tag(sync=True)
+    n_heads = traitlets.Int().tag(sync=True)
     changed = traitlets.Int().tag(sync=True)
     answers: traitlets.List[Any] = traitlets.List().tag(sync=True)
     asked = traitlets.Int().tag(sync=True)
@@ -61,6 +64,7 @@ class MaskPainter(View):
             presets=names,
             seen=self._rows(mask),
             n_layers=asker.model.n_layers,
+            n_heads=asker.model.n_heads,
             layers=[0, asker.model.n_layers - 1],
         )
         self.on_msg(self._on_message)
@@ -80,9 +84,12 @@ class MaskPainter(View):
         seen[self._first :, self._first :] = shown
         mask = painted(seen, f"painted on {self._base.name}")
         first, last = self.layers
-        if (first, last) == (0, self.n_layers - 1):
-            return mask
-        return switched(mask, self._base, layers=range(first, last + 1))
+        layers = None if self.layers == self._all_layers else range(first, last + 1)
+        return switched(mask, self._base, layers=layers, heads=self.heads or None)
+
+    @property
+    def _all_layers(self) -> list[int]:
+        return [0, self.n_layers - 1]
 
     def ask(self) -> dict[str, Any]:
         """Let the model answer under the mask; the answer comes first in `answers`."""
@@ -112,18 +119,19 @@ class MaskPainter(View):
 
         with figure_style():
             figure = Figure(figsize=(4.2, 4.2), layout="constrained")
-            self.mask.show(self.prompt, figure.subplots(), layer=self.layers[0])
+            place = {"layer": self.layers[0], "head": self.heads[0] if self.heads else 0}
+            self.mask.show(self.prompt, figure.subplots(), **place)
             return png(figure)
 
     def begin(self, mask: str | Mask) -> None:
-        """Paint anew, in all layers, on a mask of `MASKS` or your own.
+        """Paint anew, in all layers and heads, on a mask of `MASKS` or your own.
 
         Raises:
             UsageError: for an unknown name, or a mask that differs by layer or head.
         """
         self._base = _everywhere(self._own if mask == self._own.name else mask_of(mask))
         self.seen = self._rows(self._base)
-        self.layers = [0, self.n_layers - 1]
+        self.layers, self.heads = self._all_layers, []
 
     @traitlets.validate("layers")
     def _window(self, proposal: Any) -> list[int]:
@@ -134,6 +142,14 @@ class MaskPainter(View):
                 f"layers are the first and the last of 0 to {self.n_layers - 1}, not {layers}"
             )
         return list(layers)
+
+    @traitlets.validate("heads")
+    def _some_heads(self, proposal: Any) -> list[int]:
+        """Heads within the model, each once and in order."""
+        heads = sorted(set(proposal["value"]))
+        if not all(0 <= head < self.n_heads for head in heads):
+            raise traitlets.TraitError(f"heads are of 0 to {self.n_heads - 1}, not {heads}")
+        return heads
 
     @traitlets.observe("seen")
     def _count(self, _: Any) -> None:
@@ -175,7 +191,8 @@ def paint_mask(
 
     Returns:
         A widget. Its `mask` is a mask like any other, for this prompt; `ask()` asks again. It can
-        be kept to some layers: `painter.layers = [7, 8]`, the first and the last.
+        be kept to some layers, `painter.layers = [7, 8]`, the first and the last, and to some
+        heads, `painter.heads = [0, 3]`.
 
     Raises:
         QueryError: for an empty set, or a question that does not fit into the model's context.

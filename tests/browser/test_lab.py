@@ -58,7 +58,8 @@ def test_a_result_shows_itself_and_the_kernel_sends_what_is_chosen(
     expect(output_of(page, 2)).to_contain_text("chosen random")
 
 
-def test_a_mask_is_painted_and_asked_under(run_notebook: RunNotebook) -> None:
+@pytest.mark.parametrize("place", [LAB, NOTEBOOK])
+def test_a_mask_is_painted_and_asked_under(run_notebook: RunNotebook, place: str) -> None:
     page = run_notebook(
         f"""
 {QUICK}
@@ -67,6 +68,8 @@ painter = hs.paint_mask(hs.load_model("tiny-random-llama"), questions)
 painter
 """,
         "print(painter.changed, painter.mask.name, len(painter.answers))",
+        "if painter.answers: painter.heads = [1, 3]",
+        place=place,
     )
     shown = output_of(page, 0)
     canvas = shown.locator("canvas")
@@ -95,6 +98,14 @@ painter
     )
     last.select_option("0")
     expect(first).to_have_value("0")
+    heads = shown.get_by_label("heads")
+    heads.select_option("2")
+    run_cell(page, 1)
+    expect(output_of(page, 1)).to_contain_text(
+        "switched(painted on causal, layers 0, heads 2, else causal)"
+    )
+    run_cell(page, 2)
+    expect(heads).to_have_value("1,3")
 
     shown.get_by_label("paint").select_option("block")
     canvas.hover(position={"x": width * 0.05, "y": width * 0.95})

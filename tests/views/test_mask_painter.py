@@ -76,14 +76,48 @@ def test_what_is_painted_holds_in_its_layers_alone(
     outputs = read(llama, [Version(painter.prompt, plain)], ReadOut(first)).outputs
     assert answer["probability"] == pytest.approx(float(outputs.logprob[0].exp()), rel=1e-4)
     assert answer["probability"] != pytest.approx(everywhere)
-    shown = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(painter.mask), "show", lambda *_, layer: shown.append(layer))
-        painter.picture()
-    assert shown == [1], "the picture is of a layer where it is painted"
+    assert shown_places(painter) == [(1, 0)], "the picture is of a layer where it is painted"
     for wrong in ([1], [2, 1], [0, last + 1], [-1, 0]):
         with pytest.raises(TraitError, match="the first and the last of 0 to"):
             painter.layers = wrong
+
+
+def test_what_is_painted_holds_in_its_heads_alone(
+    painter: MaskPainter, llama: LanguageModel
+) -> None:
+    n, n_heads = len(painter.tokens), llama.n_heads
+    painter.seen = [*painter.seen[:-1], "0" * (n - 1) + "1"]
+    cut, everywhere = painter.mask, painter.ask()["probability"]
+    painter.heads = [n_heads - 1, 1, 1]
+    assert painter.heads == [1, n_heads - 1]
+    keep = painter.mask.keep(painter.prompt, n_heads=n_heads)
+    for head in range(n_heads):
+        mask = cut if head in painter.heads else causal()
+        assert torch.equal(keep[head], mask.keep(painter.prompt)[0])
+    answer = painter.ask()
+    first = llama.first_tokens(painter.prompt.question.names)
+    plain = switched(cut, heads=painter.heads)
+    outputs = read(llama, [Version(painter.prompt, plain)], ReadOut(first)).outputs
+    assert answer["probability"] == pytest.approx(float(outputs.logprob[0].exp()), rel=1e-4)
+    assert answer["probability"] != pytest.approx(everywhere)
+    painter.layers = [1, 2]
+    assert painter.mask.name.startswith("switched(painted on causal, layers 1,2, heads 1,")
+    assert shown_places(painter) == [(1, 1)], "the picture is of a head where it is painted"
+    for wrong in ([n_heads], [-1]):
+        with pytest.raises(TraitError, match="heads are of 0 to"):
+            painter.heads = wrong
+    painter.begin("causal")
+    assert painter.heads == []
+
+
+def shown_places(painter: MaskPainter) -> list[tuple[int, int]]:
+    """The layer and head that the picture of a painter shows."""
+    shown = []
+    with pytest.MonkeyPatch.context() as patch:
+        place = lambda *_, layer, head: shown.append((layer, head))  # noqa: E731
+        patch.setattr(type(painter.mask), "show", place)
+        painter.picture()
+    return shown
 
 
 def test_the_front_end_asks_and_begins_anew(painter: MaskPainter) -> None:

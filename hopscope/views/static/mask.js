@@ -29,6 +29,7 @@ function renderMask({ model, el }) {
   const layers = Array.from({ length: model.get("n_layers") }, (_, i) =>
     ({ value: String(i), label: String(i) }));
   let shownLayers = model.get("layers");
+  const headChoices = make("div");
   const controls = make("div", { class: "hopscope-controls" },
     selector("begin with", presets, presets[0].value, (name) => model.send({ type: "begin", name })),
     selector("paint", [
@@ -36,6 +37,7 @@ function renderMask({ model, el }) {
     ], "cell", (value) => { blocks = value === "block"; }),
     ...["from layer", "to layer"].map((label, end) => selector(label, layers, String(shownLayers[end]),
       (value) => setLayer(end, Number(value)))),
+    headChoices,
     button("Start over", () => model.send({ type: "begin", name: begin() })), run);
   const begin = () => controls.querySelector("select").value;
   let blocks = false;
@@ -50,6 +52,18 @@ function renderMask({ model, el }) {
       : end === 0 ? Math.max(each, value) : Math.min(each, value)));
     model.set("layers", shownLayers);
     model.save_changes();
+  }
+
+  // All, one, or those that code has chosen.
+  function offerHeads() {
+    const heads = model.get("heads"), chosen = heads.join(",");
+    const one = Array.from({ length: model.get("n_heads") }, (_, i) => String(i));
+    const offered = ["", ...one, ...(heads.length > 1 ? [chosen] : [])];
+    headChoices.replaceChildren(selector("heads",
+      offered.map((value) => ({ value, label: value || "all" })), chosen, (value) => {
+        model.set("heads", value ? value.split(",").map(Number) : []);
+        model.save_changes();
+      }));
   }
 
   const partOf = (token) => parts.find((each) => each.start <= token && token < each.stop);
@@ -170,15 +184,18 @@ function renderMask({ model, el }) {
   };
   model.on("change:seen", onSeen);
   model.on("change:layers", onLayers);
+  model.on("change:heads", offerHeads);
   model.on("change:changed", tell);
   model.on("change:answers", tellAnswers);
   model.on("change:asked", tellAnswers);
   drawMask();
+  offerHeads();
   tell();
   tellAnswers();
   return () => {
     model.off("change:seen", onSeen);
     model.off("change:layers", onLayers);
+    model.off("change:heads", offerHeads);
     model.off("change:changed", tell);
     model.off("change:answers", tellAnswers);
     model.off("change:asked", tellAnswers);
