@@ -5,7 +5,7 @@ as holding a set of vertices, at first its own. An operation, attention of a hea
 an earlier one, merges their sets. It is explained if it depends on the word of a vertex that both
 sets have, or on the places of both tokens; and an example is, if edges whose two vertices the last
 token holds in the end lead from start to goal. As a control it is told whether they lead to another
-vertex that is as far away as the goal.
+vertex that is as far away as the goal, or as far between vertices that the start does not lead to.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ logger = logging.getLogger(__name__)
 PER_PART = 8
 TOKENS_AT_ONCE = 16_384
 SCORES_AT_ONCE = 2**26
+OTHER_PLACES = 12
+"""To which a token is moved at most, where its place is told by its position id alone."""
+ADDED = 1e-3
+"""Share of what words add to the states above which places are held to be added, too."""
 
 
 class Operation(NamedTuple):
@@ -86,7 +90,8 @@ class ComputationGraph(Result):
     `places` (the tokens on whose word or place its score depends, as text), `explained`. `details`
     has one row a prompt: `group`, `prompt`, `tokens`, `answer`, `said`, `correct`, `n_operations`,
     `n_explained`, `joined`: whether what was merged at the last token joins start and goal, and
-    `joined_other`, whether it joins the start and another vertex as far away.
+    `joined_other`, whether it joins the start and another vertex as far away; if there is none, two
+    vertices as far apart of which the start does not lead to the first.
     """
 
     kind: ClassVar[str] = "computation_graph"
@@ -96,8 +101,8 @@ class ComputationGraph(Result):
 
         Returns:
             Columns group, n, correct (share), operations (mean number of important ones), other
-            (share in which another vertex is joined), explained, low, high: 95 % bootstrap
-            intervals over prompts.
+            (share in which another vertex is joined, see `joined_other`), explained, low, high:
+            95 % bootstrap intervals over prompts.
         """
         groups = dict(iter(self.details.groupby("group")))
         told = ["correct", "n_operations", "joined_other"]
@@ -139,8 +144,9 @@ def computation_graph(
     read: one that the answer does not rest on by way of others is no part of the graph.
 
     Args:
-        model: the model. Places are told apart from words where it adds embeddings of them;
-            with rotary ones operations can depend on words alone.
+        model: the model. Where it adds embeddings of places, a token without its place has the
+            mean of the others; with rotary ones it is moved to others by its position id, and the
+            score falls on average.
         prompts: with a graph in each; `world.paths()` of a world that searches.
         thresholds: of what counts.
         progress: show a progress bar.
@@ -264,6 +270,7 @@ class _Search:
         n_rows: int,
         blocked: Mapping[int, Tensor] | None = None,
         added: Float[Tensor, "row token d_model"] | None = None,
+        positions: Int[Tensor, "row token"] | None = None,
     ) -> tuple[Float[Tensor, "row vocab"], Mapping[int, Tensor]]:
         """The logits after the prompt, and by block the scores (row, head, query, key)."""
 
@@ -273,7 +280,8 @@ class _Search:
         cache = StreamCache(Prefix(), self.model.n_layers, record_scores=True)
         cache.blocked = blocked or {}
         with rewriting_residual(self.model, rewrite):
-            logits = forward_streams(self.model, cache, self.ids.expand(n_rows, -1))
+            rows = self.ids.expand(n_rows, -1)
+            logits = forward_streams(self.model, cache, rows, positions=positions)
         assert cache.scores is not None
         return logits.float(), cache.scores
 
@@ -282,6 +290,7 @@ class _Search:
         without: Sequence[Operation] = (),
         added: Float[Tensor, "row token d_model"] | None = None,
         at: Sequence[Operation] = (),
+        positions: Int[Tensor, "row token"] | None = None,
     ) -> _Passed:
         """Run the prompt in many versions, as many at once as there is room for.
 
@@ -289,8 +298,9 @@ class _Search:
             without: for each row the operation that is knocked out, all of one block.
             added: for each row what is added to the states before the first block.
             at: whose scores are read.
+            positions: for each row the position ids of the tokens.
         """
-        n_rows = len(without) or (1 if added is None else len(added))
+        n_rows = max([1, *(len(each) for each in (without, added, positions) if each is not None)])
         own = self.model.n_layers * self.model.n_heads * self.n * self.n
         at_once = max(1, min(TOKENS_AT_ONCE // self.n, SCORES_AT_ONCE // own))
         parts = []
@@ -298,7 +308,8 @@ class _Search:
             rows = slice(start, min(n_rows, start + at_once))
             blocked = {without[0].layer: self._blocked(without[rows])} if without else None
             more = None if added is None else added[rows]
-            logits, scores = self._run(rows.stop - rows.start, blocked, more)
+            moved = None if positions is None else positions[rows]
+            logits, scores = self._run(rows.stop - rows.start, blocked, more, moved)
             parts.append(
                 _Passed(logits[:, self.answer], logits.argmax(-1), _at(scores, at, logits))
             )
@@ -309,9 +320,10 @@ class _Search:
         at: Sequence[Operation],
         without: Sequence[Operation] = (),
         added: Float[Tensor, "row token d_model"] | None = None,
+        positions: Int[Tensor, "row token"] | None = None,
     ) -> tuple[Float[Tensor, " row"], Float[Tensor, "row operation"]]:
         """How far the answer's logit and some scores fall in versions of the prompt."""
-        passed = self._passes(without, added, at)
+        passed = self._passes(without, added, at, positions)
         clean = _at(self.clean_scores, at, self.clean)
         return self.clean[:, self.answer] - passed.answer, clean - passed.scores
 
@@ -350,20 +362,42 @@ class _Search:
     ) -> tuple[dict[Operation, list[int]], dict[Operation, list[int]]]:
         """The tokens on whose word, and on whose place, the score of each operation depends."""
         words, places = self._starts()
-        n, d_model = words.shape
-        added = torch.zeros(2 * n, n, d_model, device=words.device, dtype=words.dtype)
-        token = torch.arange(n)
-        added[token, token], added[n + token, token] = words, places
-        _, fall = self._falls(operations, added=added)
-        falls = fall > self.thresholds.dependence
+        in_states = places.abs().max() > ADDED * words.abs().max()
+        falls = (
+            self._changed(operations, words),
+            self._changed(operations, places) if in_states else self._moved(operations),
+        )
         of_words, of_places = (
-            [column.nonzero().flatten().tolist() for column in part.T]
-            for part in (falls[:n], falls[n:])
+            {
+                each: (column > self.thresholds.dependence).nonzero().flatten().tolist()
+                for each, column in zip(operations, fall.T, strict=True)
+            }
+            for fall in falls
         )
-        return (
-            dict(zip(operations, of_words, strict=True)),
-            dict(zip(operations, of_places, strict=True)),
-        )
+        return of_words, of_places
+
+    def _changed(
+        self, operations: Sequence[Operation], away: Float[Tensor, "token d_model"]
+    ) -> Float[Tensor, "token operation"]:
+        """How far scores fall when something is added to the state of each token at the start."""
+        token = torch.arange(self.n)
+        added = away.new_zeros(self.n, *away.shape)
+        added[token, token] = away
+        return self._falls(operations, added=added)[1]
+
+    def _moved(self, operations: Sequence[Operation]) -> Float[Tensor, "token operation"]:
+        """How far scores fall, on average, when each token stands at other tokens' places.
+
+        What it sees and what sees it stays as it was.
+        """
+        here = torch.arange(self.n, device=self.ids.device)
+        n_others = min(self.n - 1, OTHER_PLACES)
+        others = torch.linspace(0, self.n - 2, n_others, device=here.device).round().long()
+        others = others + (others >= here[:, None])  # without its own place
+        positions = here.repeat(self.n, n_others, 1)
+        positions[here, :, here] = others
+        _, falls = self._falls(operations, positions=positions.flatten(0, 1))
+        return falls.view(self.n, n_others, -1).mean(dim=1)
 
     @torch.no_grad()
     def _starts(self) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, "token d_model"]]:
@@ -414,9 +448,18 @@ class _Search:
         edges = [(self.words[a], self.words[b]) for a, b in self.prompt.edges]
         start, goal = self.words[self.prompt.start], self.words[self.prompt.goal]
         steps = reachable(edges, start)
-        others = {each for each, n in steps.items() if n == steps.get(goal) and each != goal}
-        there = reachable([edge for edge in edges if {*edge} <= merged], start)
-        return {"joined": goal in there, "joined_other": bool(others & set(there))}
+
+        def as_far(vertex: str) -> set[str]:
+            ways = reachable(edges, vertex).items()
+            return {each for each, n in ways if n == steps.get(goal) and each != goal}
+
+        elsewhere = {vertex for vertex, _ in edges} - set(steps)
+        others = {start} if as_far(start) else elsewhere
+        held = [edge for edge in edges if {*edge} <= merged]
+        return {
+            "joined": goal in reachable(held, start),
+            "joined_other": any(as_far(each) & set(reachable(held, each)) for each in others),
+        }
 
 
 def _at(

@@ -14,6 +14,7 @@ from hopscope.activations import capture
 from hopscope.edits import Knockout
 from hopscope.errors import QueryError, UsageError
 from hopscope.experiments.graph_extraction import (
+    OTHER_PLACES,
     ComputationGraph,
     Operation,
     Thresholds,
@@ -184,9 +185,51 @@ def test_another_vertex_that_is_joined_is_told_apart_from_the_goal():
     assert merged(prompt, [fetch, right]) == (2, True, True)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_dependences_are_falls_of_scores_when_a_word_or_place_is_replaced(family):
+def test_where_no_vertex_is_as_far_away_the_control_is_a_way_elsewhere():
+    # a leads to b, c to f: nothing but b is one step away from a.
+    prompt = replace(PROMPT, text="a b c f a", edges=((0, 1), (2, 3)), start=4, goal=1)
+    right = (Operation(0, 0, 4, 1), [], [1, 4])
+    wrong = [(Operation(0, 0, 4, token), [], [token, 4]) for token in (2, 3)]
+    assert merged(prompt, [right]) == (1, True, False)
+    assert merged(prompt, [right, wrong[0]]) == (2, True, False)
+    assert merged(prompt, wrong) == (2, False, True)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_tokens_of_rotary_models_are_moved_as_by_position_ids(family):
     model = loaded(f"tiny-random-{family}")
+    text = " ".join(["the bridge of a city"] * 4)
+    search = _Search(model, replace(PROMPT, text=text), Thresholds(dependence=1e-4))
+    n = search.n
+    assert n - 1 > OTHER_PLACES, "not all other places are taken"
+    operations = [each for each in all_operations(model, n) if each.to == n - 1][::5]
+    falls = torch.zeros(n, len(operations))
+    clean = search._passes(at=operations).scores[0]
+    for token in range(n):
+        places = [place for place in range(n) if place != token]
+        taken = [places[round(at * (n - 2) / (OTHER_PLACES - 1))] for at in range(OTHER_PLACES)]
+        assert len(set(taken)) == OTHER_PLACES
+        for place in taken:
+            positions = torch.arange(n)[None].clone()
+            positions[0, token] = place
+            passed = search._passes(at=operations, positions=positions)
+            with torch.no_grad():
+                plain = model.hf(
+                    input_ids=search.ids[None],
+                    position_ids=positions,
+                    attention_mask=torch.ones_like(positions),
+                ).logits[0, -1]
+            assert float(passed.answer[0]) == pytest.approx(float(plain[search.answer]), abs=1e-4)
+            falls[token] += (clean - passed.scores[0]) / OTHER_PLACES
+    torch.testing.assert_close(search._moved(operations), falls, rtol=1e-3, atol=1e-5)
+    _, found = search._dependences(operations)
+    for index, each in enumerate(operations):
+        assert found[each] == (falls[:, index] > 1e-4).nonzero().flatten().tolist()
+    assert any(found.values()), "the test must test something"
+
+
+def test_dependences_are_falls_of_scores_when_a_word_or_place_is_replaced():
+    model = loaded("tiny-random-gpt2")
     search = _Search(model, PROMPT, Thresholds(dependence=0.003))
     operations = [each for each in all_operations(model, search.n) if each.layer < 2][::9]
     words, places = search._dependences(operations)
@@ -202,8 +245,6 @@ def test_dependences_are_falls_of_scores_when_a_word_or_place_is_replaced(family
                 assert (token in found[each]) == (fall > 0.003)
                 seen += token in found[each]
     assert seen > 5, "the test must test something"
-    if family == "llama":
-        assert not any(places.values())
 
 
 def test_the_shipped_search_is_right_and_made_of_more_than_an_untrained_one():
@@ -215,6 +256,16 @@ def test_the_shipped_search_is_right_and_made_of_more_than_an_untrained_one():
     assert table["operations"].is_monotonic_increasing
     assert table["explained"].mean() > 0.7
     assert table["other"].mean() < 0.3
+
+
+def test_the_shipped_chains_are_followed_by_words_and_distances():
+    world = hs.load_world("in-context", device="cpu")
+    result = computation_graph(world.model, world.paths(12), Thresholds(score=1), progress=False)
+    (row,) = result.explained().to_dict("records")
+    assert row["correct"] == 1
+    assert row["explained"] > 0.5
+    assert row["other"] < row["explained"] - 0.3
+    assert result.frame[["words", "places"]].map(bool).any().all()
 
 
 def test_the_tables_the_plot_and_the_run_folder(tmp_path):
