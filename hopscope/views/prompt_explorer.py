@@ -108,13 +108,14 @@ class PromptExplorer(View):
         self.query = {"text": text, "bridge": bridge, "answer": answer}
         self.result = None
         self.answers, self.tokens, self.lens, self.patches = [], [], {}, {}
+        typed = parse_query(text, bridge, answer)
+        named = UNKNOWN not in (typed.e2_label, typed.e3_label)
+        if named:  # the first picture stands before anything is asked
+            self._draw_lens(replace(self._queries, queries=(typed,), name="typed"))
         self._tell("asking both hops")
-        asked = self._asked(parse_query(text, bridge, answer))
-        try:
-            lens = LensGrid.of(self._model, asked)
-            self.tokens, self.lens = list(lens.tokens), _state(lens)
-        except ModelError as error:
-            self._tell(str(error), failed=True)  # of the lens alone: back-patching goes on
+        asked = self._asked(typed)
+        if not named:
+            self._draw_lens(asked)
         return self._patched(asked)
 
     def picture(self) -> str | None:
@@ -180,6 +181,15 @@ class PromptExplorer(View):
             cells=cells,
             progress=False,
         )
+
+    def _draw_lens(self, asked: QuerySet) -> None:
+        self._tell("reading the states")
+        try:
+            lens = LensGrid.of(self._model, asked)
+        except ModelError as error:
+            self._tell(str(error), failed=True)  # of the lens alone: back-patching goes on
+        else:
+            self.tokens, self.lens = list(lens.tokens), _state(lens)
 
     def _draw(self, result: BackPatching) -> None:
         self.patches = _state(BackPatchingGrid(result))

@@ -153,6 +153,20 @@ def test_pictures_grow_while_it_runs(llama: LanguageModel) -> None:
     assert seen.count("patches") == 2  # the next tokens, then what the cells say
 
 
+@pytest.mark.parametrize("bridge", ["John Lennon", ""])
+def test_the_lens_is_the_first_picture_where_it_needs_no_answers(
+    llama: LanguageModel, bridge: str
+) -> None:
+    made = explore(llama, load_queries("world", few_shot=0), layer_step=2)
+    seen: list[str] = []
+    made.observe(lambda change: seen.append(change["name"]), ["answers", "lens", "patches"])
+    made.ask(TEXT, bridge, "Yoko Ono")
+    assert [*dict.fromkeys(seen)] == [
+        *(["lens", "answers"] if bridge else ["answers", "lens"]),
+        "patches",
+    ]
+
+
 def test_what_goes_wrong_is_told_and_the_button_comes_back(explorer: PromptExplorer) -> None:
     explorer._handle_custom_msg({"type": "ask", "query": {"text": "no brackets"}}, [])
     assert explorer.failed
