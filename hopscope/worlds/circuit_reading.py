@@ -9,11 +9,13 @@ that has only memorised must show none of it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
+import torch
 
 from hopscope.errors import UsageError
 from hopscope.experiments import back_patch, knockout, project
@@ -115,12 +117,24 @@ def circuit(
     run = provenance(worlds[0].model, everything, Circuit.kind, how)
 
     def compute(number: int) -> Tables:
-        return _tables(worlds[number], asked[number], seed)
+        with _one_thread():
+            return _tables(worlds[number], asked[number], seed)
 
     tables = run_parts(
         len(worlds), compute, run, out=out, description="circuit", unit="world", progress=progress
     )
     return Circuit.of(tables, run)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Few questions to a small model at a time: waiting for threads costs more than they bring."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _sampled(world: World, limit: int, seed: int) -> dict[str, QuerySet]:
