@@ -10,7 +10,7 @@ function renderMask({ model, el }) {
   let brush = null;  // what the stroke that goes on paints: 1 or 0
   let start = null;  // the cell that it was at last
 
-  const size = Math.max(3, Math.min(14, Math.floor(520 / n)));
+  const size = Math.max(3, Math.min(14, Math.floor(480 / n)));
   const canvas = make("canvas", {
     tabindex: "0", role: "application", "aria-roledescription": "mask",
     "aria-label": "Who sees whom: a row for each token that looks, a column for each that is seen. "
@@ -19,6 +19,9 @@ function renderMask({ model, el }) {
   const ratio = window.devicePixelRatio || 1;
   canvas.width = canvas.height = n * size * ratio;
   canvas.style.width = canvas.style.height = `${n * size}px`;
+  // Beside the rows; what is read of a cell names its parts, too.
+  const names = make("div", { class: "hopscope-parts", "aria-hidden": "true" }, ...parts.map(
+    ({ name, start, stop }) => make("div", { style: `height: ${(stop - start) * size}px` }, name)));
   const told = make("div", { class: "hopscope-readout", role: "status", "aria-live": "polite" });
   const answers = make("div", { class: "hopscope-answers" });
   const run = button("Ask under this mask", () => {
@@ -44,7 +47,7 @@ function renderMask({ model, el }) {
   const side = make("div", { class: "hopscope-side" }, told, answers);
   el.append(make("div", VIEW,
     make("p", { class: "hopscope-title" }, model.get("title")), controls,
-    make("div", { class: "hopscope-body" }, make("div", { class: "hopscope-plot" }, canvas), side)));
+    make("div", { class: "hopscope-body" }, names, make("div", { class: "hopscope-plot" }, canvas), side)));
 
   // The other end moves along where it must.
   function setLayer(end, value) {
