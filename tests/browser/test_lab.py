@@ -98,6 +98,8 @@ painter
     )
     last.select_option("0")
     expect(first).to_have_value("0")
+    run_cell(page, 1)  # Jupyter keeps a change back while the kernel has one
+    expect(output_of(page, 1)).to_contain_text("layers 0, else causal")
     heads = shown.get_by_label("heads")
     heads.select_option("2")
     run_cell(page, 1)
