@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import pandas as pd
 from matplotlib import pyplot as plt
 
 from hopscope import plots
 from hopscope.experiments import Tracing
 from hopscope.study import results_of
-from hopscope.style import figure_style, panels
+from hopscope.style import figure_style
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:
@@ -21,16 +20,8 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         ResultError: if there is no such result.
     """
     results = results_of(runs, "tracing", Tracing)
-    first = next(iter(results.values()))
     with figure_style():
-        figure, axes = panels(1, len(results), 3.0)
-        numbers = []
-        for ax, (subset, result) in zip(axes[0], results.items(), strict=True):
-            summary = result.summary()
-            plots.tracing_lines(summary, ax, plots.panel_title(result, subset))
-            numbers.append(summary.assign(subset=subset))
-        figure.suptitle(plots.title_of(first, "Causal tracing"))
-        table = pd.concat(numbers, ignore_index=True)
+        figure, table = plots.summary_panels(results, plots.tracing_lines, "Causal tracing")
         paths = plots.save_figure(figure, table, rendered, "tracing")
         plt.close(figure)
     return paths

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from hopscope.style import (
     color_of_each,
     errors_of,
     legend_below,
+    panels,
+    shared_legend,
     size_of,
     text_size,
 )
@@ -697,6 +699,38 @@ def panel_title(result: Any, subset: str) -> str:
     """The title of a panel: the subset, and its number of queries."""
     n = result.details["query"].nunique()
     return f"{SUBSET_TITLES.get(subset, subset)} (n = {n})"
+
+
+def summary_panels(
+    results: Mapping[str, Any],
+    lines: Callable[[pd.DataFrame, Axes, str], Axes],
+    title: str,
+    *,
+    height: float = 3.0,
+    shared: bool = False,
+) -> tuple[Figure, pd.DataFrame]:
+    """A figure with the summary of each subset's result, side by side.
+
+    Args:
+        results: by subset.
+        lines: draws a summary.
+        title: what the figure shows.
+        height: in inches.
+        shared: one y axis and one legend for all.
+
+    Returns:
+        The figure, and the numbers that it draws.
+    """
+    figure, axes = panels(1, len(results), height, sharey=shared)
+    numbers = []
+    for ax, (subset, result) in zip(axes[0], results.items(), strict=True):
+        summary = result.summary()
+        lines(summary, ax, panel_title(result, subset))
+        numbers.append(summary.assign(subset=subset))
+    if shared:
+        shared_legend(figure, axes)
+    figure.suptitle(title_of(next(iter(results.values())), title))
+    return figure, pd.concat(numbers, ignore_index=True)
 
 
 def save_figure(figure: Figure, numbers: pd.DataFrame, folder: Path, name: str) -> list[Path]:
