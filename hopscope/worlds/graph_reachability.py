@@ -14,13 +14,12 @@ from typing import ClassVar, NamedTuple
 
 from hopscope.errors import UsageError
 from hopscope.paths import PathPrompt
+from hopscope.trainer import check_shares
 from hopscope.worlds.examples import Batch, Written, tabulated
 from hopscope.worlds.two_hop_facts import names
 
 THOUGHT = "T"
 TESTED = 1000
-EARLIER = 0.1
-"""Share of the batches that are of an earlier stage."""
 
 
 class Maze(NamedTuple):
@@ -51,6 +50,7 @@ class GraphReachability:
         continuous: whether a thought is the model's last state, given back to it as the embedding
             of the next token; else it is a pause: always the same learned embedding.
         stage_steps: of the training, in each stage but the last.
+        earlier: share of the batches that are of an earlier stage.
         seed: of all that is drawn.
 
     Raises:
@@ -65,6 +65,7 @@ class GraphReachability:
     depth: int = 3
     continuous: bool = True
     stage_steps: int = 2000
+    earlier: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -76,6 +77,7 @@ class GraphReachability:
             )
         if not 0 <= self.n_edges - 2 * (half - 1) <= half * half:
             raise UsageError(f"two trees of {half} vertices do not make {self.n_edges} edges")
+        check_shares(self, "earlier")
 
     @property
     def thought(self) -> str | None:
@@ -121,7 +123,7 @@ class GraphReachability:
         def drawn(step: int) -> Batch:
             rng = random.Random(f"{self.seed} {step}")
             stage = min(1 + step // self.stage_steps, self.depth)
-            if rng.random() < EARLIER:
+            if rng.random() < self.earlier:
                 stage = rng.randint(1, max(1, stage - 1))
             rngs = [random.Random(f"{self.seed} {step} {row}") for row in range(size)]
             told = [self.told(self._maze(rng), stage) for rng in rngs]

@@ -62,6 +62,10 @@ def test_stages_follow_one_another_and_name_the_vertex_on_the_way():
         assert batch.targets[told].tolist() == batch.ids[:, -1].tolist()
     assert set(stages[:10]) == {1}
     assert Counter(stages[10:])[2] > 20
+    for share, expected in ((0.0, {2}), (1.0, {1}), (0.5, {1, 2})):
+        drawn = replace(TASK, earlier=share).batches(VOCABULARY, 1, 1)
+        said = [[WORDS[each] for each in drawn(step).ids[0].tolist()] for step in range(10, 40)]
+        assert {words.count(THOUGHT) for words in said} == expected
 
 
 def plain_thinking(model: LanguageModel, ids: torch.Tensor, thought: int) -> torch.Tensor:
@@ -125,7 +129,10 @@ def test_thoughts_at_different_places_are_refused():
         think(world.model, torch.tensor([[9, 5]]), 9)
 
 
-@pytest.mark.parametrize("wrong", [{"n_vertices": 9}, {"depth": 5}, {"depth": 0}, {"n_edges": 7}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"n_vertices": 9}, {"depth": 5}, {"depth": 0}, {"n_edges": 7}, {"earlier": 1.1}],
+)
 def test_trees_that_cannot_be_are_refused(wrong):
     with pytest.raises(UsageError):
         GraphReachability(**{**TASK.__dict__, **wrong})
