@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib as mpl
 import numpy as np
@@ -285,6 +286,27 @@ def test_tracing_lines() -> None:
         "MLP, t1": values(table, "effect", position="t1"),
         "MLP, t2": values(table, "effect", position="t2"),
     }
+
+
+def test_summaries_stand_side_by_side_with_the_numbers_that_are_drawn() -> None:
+    table = over_layers("share", substitute=["e1", "r1"])
+    run = {"model": {"name": "a model"}, "queries": {"name": "some"}}
+    result = SimpleNamespace(
+        summary=lambda: table, run=run, details=pd.DataFrame({"query": ["a", "b", "b"]})
+    )
+    both = {"incorrect": result, "correct": result}
+    figure, numbers = plots.summary_panels(both, plots.recall_lines, "Recall", shared=True)
+    assert figure.get_suptitle() == "Recall: a model on “some”"
+    assert [ax.get_title() for ax in figure.axes] == [
+        "both hops right, composition wrong (n = 2)",
+        "composition right (n = 2)",
+    ]
+    assert len(figure.legends) == 1
+    for subset in both:
+        own = numbers[numbers["subset"] == subset].drop(columns="subset")
+        pd.testing.assert_frame_equal(own.reset_index(drop=True), table)
+    apart, _ = plots.summary_panels(both, plots.recall_lines, "Recall")
+    assert not apart.legends
 
 
 def test_recall_and_probe_lines() -> None:

@@ -5,7 +5,8 @@ as holding a set of vertices, at first its own. An operation, attention of a hea
 an earlier one, merges their sets. It is explained if it depends on the word of a vertex that both
 sets have, or on the places of both tokens; and an example is, if edges whose two vertices the last
 token holds in the end lead from start to goal. As a control it is told whether they lead to another
-vertex that is as far away as the goal, or as far between vertices that the start does not lead to.
+vertex that is as far away as the goal; where there is none, whether they lead as far between
+vertices that the start does not lead to.
 """
 
 from __future__ import annotations
@@ -90,8 +91,9 @@ class ComputationGraph(Result):
     `places` (the tokens on whose word or place its score depends, as text), `explained`. `details`
     has one row a prompt: `group`, `prompt`, `tokens`, `answer`, `said`, `correct`, `n_operations`,
     `n_explained`, `joined`: whether what was merged at the last token joins start and goal, and
-    `joined_other`, whether it joins the start and another vertex as far away; if there is none, two
-    vertices as far apart of which the start does not lead to the first.
+    `joined_other`, whether it joins the start and any other vertex as far away; if there is none,
+    any two vertices as far apart that the start does not lead to. Where there are none of these
+    either, it is False.
     """
 
     kind: ClassVar[str] = "computation_graph"
@@ -145,8 +147,9 @@ def computation_graph(
 
     Args:
         model: the model. Where it adds embeddings of places, a token without its place has the
-            mean of the others; with rotary ones it is moved to others by its position id, and the
-            score falls on average.
+            mean of the others. Where it does not, as with rotary ones, the token is moved to at
+            most 12 others by its position id, with what it sees left as it was, and the fall is
+            the mean; on a place that position ids do not tell nothing depends.
         prompts: with a graph in each; `world.paths()` of a world that searches.
         thresholds: of what counts.
         progress: show a progress bar.
@@ -361,6 +364,8 @@ class _Search:
         self, operations: Sequence[Operation]
     ) -> tuple[dict[Operation, list[int]], dict[Operation, list[int]]]:
         """The tokens on whose word, and on whose place, the score of each operation depends."""
+        if not operations:
+            return {}, {}
         words, places = self._starts()
         in_states = places.abs().max() > ADDED * words.abs().max()
         falls = (
@@ -370,7 +375,7 @@ class _Search:
         of_words, of_places = (
             {
                 each: (column > self.thresholds.dependence).nonzero().flatten().tolist()
-                for each, column in zip(operations, fall.T, strict=True)
+                for each, column in zip(operations, fall.cpu().T, strict=True)
             }
             for fall in falls
         )
@@ -450,15 +455,16 @@ class _Search:
         steps = reachable(edges, start)
 
         def as_far(vertex: str) -> set[str]:
-            ways = reachable(edges, vertex).items()
-            return {each for each, n in ways if n == steps.get(goal) and each != goal}
+            return {each for each, n in reachable(edges, vertex).items() if n == steps.get(goal)}
 
-        elsewhere = {vertex for vertex, _ in edges} - set(steps)
-        others = {start} if as_far(start) else elsewhere
+        others = {start: as_far(start) - {goal}}
+        if not others[start]:
+            elsewhere = {vertex for vertex, _ in edges} - set(steps)
+            others = {vertex: as_far(vertex) - set(steps) for vertex in elsewhere}
         held = [edge for edge in edges if {*edge} <= merged]
         return {
             "joined": goal in reachable(held, start),
-            "joined_other": any(as_far(each) & set(reachable(held, each)) for each in others),
+            "joined_other": any(ends & set(reachable(held, a)) for a, ends in others.items()),
         }
 
 

@@ -108,26 +108,30 @@ class PromptExplorer(View):
         self.query = {"text": text, "bridge": bridge, "answer": answer}
         self.result = None
         self.answers, self.tokens, self.lens, self.patches = [], [], {}, {}
-        typed = parse_query(text, bridge, answer)
-        named = UNKNOWN not in (typed.e2_label, typed.e3_label)
+        query = parse_query(text, bridge, answer)
+        asked = replace(self._queries, queries=(query,), name="typed")
+        without = ""
+        named = UNKNOWN not in (query.e2_label, query.e3_label)
         if named:  # the first picture stands before anything is asked
-            self._draw_lens(replace(self._queries, queries=(typed,), name="typed"))
+            without = self._draw_lens(asked)
         self._tell("asking both hops")
-        asked = self._asked(typed)
+        asked = self._asked(asked)
         if not named:
-            self._draw_lens(asked)
-        return self._patched(asked)
+            without = self._draw_lens(asked)
+        result = self._patched(asked)
+        if without:
+            self._tell(f"{self.status}; no lens: {without}")
+        return result
 
     def picture(self) -> str | None:
         """The back-patching of the last query, drawn."""
         return None if self.result is None else picture_of(self.result)
 
-    def _asked(self, query: TwoHopQuery) -> QuerySet:
-        """A query as a set, with the demonstrations of the others, once it has been asked.
+    def _asked(self, asked: QuerySet) -> QuerySet:
+        """A set of one query, once it has been asked.
 
         What the model says to a single hop stands for a name that was not given.
         """
-        asked = replace(self._queries, queries=(query,), name="typed")
         for form, entity in HOPS:
             names = [name for name in asked[0].names(entity) if name != UNKNOWN]
             prompt, says = self._say(asked, form)
@@ -182,14 +186,15 @@ class PromptExplorer(View):
             progress=False,
         )
 
-    def _draw_lens(self, asked: QuerySet) -> None:
+    def _draw_lens(self, asked: QuerySet) -> str:
+        """Draw the lens; why there is none if so. Back-patching goes on without it."""
         self._tell("reading the states")
         try:
             lens = LensGrid.of(self._model, asked)
         except ModelError as error:
-            self._tell(str(error), failed=True)  # of the lens alone: back-patching goes on
-        else:
-            self.tokens, self.lens = list(lens.tokens), _state(lens)
+            return str(error)
+        self.tokens, self.lens = list(lens.tokens), _state(lens)
+        return ""
 
     def _draw(self, result: BackPatching) -> None:
         self.patches = _state(BackPatchingGrid(result))

@@ -89,6 +89,8 @@ def circuit(
 ) -> Circuit:
     """Run accuracy, back-patching with controls, knock-out and the logit lens on worlds.
 
+    torch computes in one thread meanwhile, as is faster with few questions to models this small.
+
     Args:
         worlds: whose task asks two-hop queries; several seeds of each, for intervals.
         limit: questions of a split for all but accuracy; half of them choose the cell.
@@ -128,7 +130,7 @@ def circuit(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Few questions to a small model at a time: waiting for threads costs more than they bring."""
+    """Let torch compute in one thread while the context is open."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -50,11 +50,11 @@ class GraphReachability:
         continuous: whether a thought is the model's last state, given back to it as the embedding
             of the next token; else it is a pause: always the same learned embedding.
         stage_steps: of the training, in each stage but the last.
-        earlier: share of the batches that are of an earlier stage.
+        earlier: share of the batches that are of an earlier stage, once there is one.
         seed: of all that is drawn.
 
     Raises:
-        UsageError: for trees that do not fit.
+        UsageError: for trees that do not fit, or a share that is none.
     """
 
     kind: ClassVar[str] = "graph_reachability"

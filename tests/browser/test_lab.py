@@ -108,6 +108,14 @@ painter
     )
     run_cell(page, 2)
     expect(heads).to_have_value("1,3")
+    heads.focus()
+    page.keyboard.press("Home")
+    expect(heads).to_have_value("")
+    expect(heads).to_be_focused()
+    part = shown.locator(".hopscope-parts div").nth(2).bounding_box()
+    assert part is not None
+    assert part["x"] + part["width"] <= box["x"], "names stand beside the mask"
+    assert box["y"] < part["y"] < box["y"] + box["height"]
 
     shown.get_by_label("paint").select_option("block")
     canvas.hover(position={"x": width * 0.05, "y": width * 0.95})

@@ -113,9 +113,12 @@ def test_what_is_painted_holds_in_its_heads_alone(
 def shown_places(painter: MaskPainter) -> list[tuple[int, int]]:
     """The layer and head that the picture of a painter shows."""
     shown = []
+
+    def show(*_: object, layer: int, head: int) -> None:
+        shown.append((layer, head))
+
     with pytest.MonkeyPatch.context() as patch:
-        place = lambda *_, layer, head: shown.append((layer, head))  # noqa: E731
-        patch.setattr(type(painter.mask), "show", place)
+        patch.setattr(type(painter.mask), "show", show)
         painter.picture()
     return shown
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from hopscope.errors import QueryError
+from hopscope.errors import ModelError, QueryError
 from hopscope.experiments import back_patch, grade
 from hopscope.models import LanguageModel
 from hopscope.queries import load_queries
@@ -165,6 +165,21 @@ def test_the_lens_is_the_first_picture_where_it_needs_no_answers(
         *(["lens", "answers"] if bridge else ["answers", "lens"]),
         "patches",
     ]
+
+
+@pytest.mark.parametrize("bridge", ["John Lennon", ""])
+def test_a_model_without_a_lens_is_back_patched_and_says_why(
+    llama: LanguageModel, monkeypatch: pytest.MonkeyPatch, bridge: str
+) -> None:
+    def none(*_: object) -> None:
+        raise ModelError("its states cannot be read")
+
+    monkeypatch.setattr(prompt_explorer.LensGrid, "of", none)
+    made = explore(llama, load_queries("world", few_shot=0), layer_step=2)
+    result = made.ask(TEXT, bridge, "Yoko Ono")
+    assert made.result is result
+    assert made.status.endswith("; no lens: its states cannot be read")
+    assert (made.lens, made.tokens) == ({}, [])
 
 
 def test_what_goes_wrong_is_told_and_the_button_comes_back(explorer: PromptExplorer) -> None:

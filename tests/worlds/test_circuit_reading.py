@@ -148,6 +148,25 @@ def test_a_run_goes_on_after_the_last_finished_world(small, read, tmp_path, monk
     pd.testing.assert_frame_equal(loaded.details, read.details)
 
 
+def test_it_computes_in_one_thread_and_leaves_them_as_they_were(small, monkeypatch):
+    from hopscope.worlds import circuit_reading
+
+    before, during = torch.get_num_threads(), []
+
+    def failing(*_):
+        during.append(torch.get_num_threads())
+        raise RuntimeError("midway")
+
+    monkeypatch.setattr(circuit_reading, "_tables", failing)
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(RuntimeError, match="midway"):
+            circuit(small, limit=10, progress=False)
+        assert (during, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_no_world_the_same_twice_and_one_question_are_refused(small):
     with pytest.raises(UsageError, match="2 or more"):
         circuit(small, limit=1)

@@ -3,6 +3,8 @@
 const [SEEN, UNSEEN, SELF] = ["#0072b2", "#f0f0f0", "#003f63"];
 const STEP_OF = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 
+const numbered = (n) => Array.from({ length: n }, (_, i) => ({ value: String(i), label: String(i) }));
+
 function renderMask({ model, el }) {
   const tokens = model.get("tokens"), parts = model.get("parts"), n = tokens.length;
   let seen = model.get("seen").map((row) => [...row].map(Number));
@@ -19,9 +21,15 @@ function renderMask({ model, el }) {
   const ratio = window.devicePixelRatio || 1;
   canvas.width = canvas.height = n * size * ratio;
   canvas.style.width = canvas.style.height = `${n * size}px`;
-  // Beside the rows; what is read of a cell names its parts, too.
+  // What is read of a cell names its parts, too.
   const names = make("div", { class: "hopscope-parts", "aria-hidden": "true" }, ...parts.map(
     ({ name, start, stop }) => make("div", { style: `height: ${(stop - start) * size}px` }, name)));
+  const heads = selector("heads", [{ value: "", label: "all" }, ...numbered(model.get("n_heads"))],
+    "", (value) => {
+      model.set("heads", value ? value.split(",").map(Number) : []);
+      model.save_changes();
+    });
+  const several = make("option");  // heads that code has chosen
   const told = make("div", { class: "hopscope-readout", role: "status", "aria-live": "polite" });
   const answers = make("div", { class: "hopscope-answers" });
   const run = button("Ask under this mask", () => {
@@ -29,10 +37,8 @@ function renderMask({ model, el }) {
     model.send({ type: "ask" });
   });
   const presets = model.get("presets").map((each) => ({ value: each, label: each }));
-  const layers = Array.from({ length: model.get("n_layers") }, (_, i) =>
-    ({ value: String(i), label: String(i) }));
+  const layers = numbered(model.get("n_layers"));
   let shownLayers = model.get("layers");
-  const headChoices = make("div");
   const controls = make("div", { class: "hopscope-controls" },
     selector("begin with", presets, presets[0].value, (name) => model.send({ type: "begin", name })),
     selector("paint", [
@@ -40,14 +46,14 @@ function renderMask({ model, el }) {
     ], "cell", (value) => { blocks = value === "block"; }),
     ...["from layer", "to layer"].map((label, end) => selector(label, layers, String(shownLayers[end]),
       (value) => setLayer(end, Number(value)))),
-    headChoices,
+    heads,
     button("Start over", () => model.send({ type: "begin", name: begin() })), run);
   const begin = () => controls.querySelector("select").value;
   let blocks = false;
   const side = make("div", { class: "hopscope-side" }, told, answers);
   el.append(make("div", VIEW,
     make("p", { class: "hopscope-title" }, model.get("title")), controls,
-    make("div", { class: "hopscope-body" }, names, make("div", { class: "hopscope-plot" }, canvas), side)));
+    make("div", { class: "hopscope-body" }, make("div", { class: "hopscope-plot hopscope-named" }, names, canvas), side)));
 
   // The other end moves along where it must.
   function setLayer(end, value) {
@@ -57,16 +63,14 @@ function renderMask({ model, el }) {
     model.save_changes();
   }
 
-  // All, one, or those that code has chosen.
-  function offerHeads() {
-    const heads = model.get("heads"), chosen = heads.join(",");
-    const one = Array.from({ length: model.get("n_heads") }, (_, i) => String(i));
-    const offered = ["", ...one, ...(heads.length > 1 ? [chosen] : [])];
-    headChoices.replaceChildren(selector("heads",
-      offered.map((value) => ({ value, label: value || "all" })), chosen, (value) => {
-        model.set("heads", value ? value.split(",").map(Number) : []);
-        model.save_changes();
-      }));
+  function tellHeads() {
+    const chosen = model.get("heads").join(","), select = heads.querySelector("select");
+    several.remove();
+    if (model.get("heads").length > 1) {
+      several.value = several.textContent = chosen;
+      select.append(several);
+    }
+    select.value = chosen;
   }
 
   const partOf = (token) => parts.find((each) => each.start <= token && token < each.stop);
@@ -187,18 +191,18 @@ function renderMask({ model, el }) {
   };
   model.on("change:seen", onSeen);
   model.on("change:layers", onLayers);
-  model.on("change:heads", offerHeads);
+  model.on("change:heads", tellHeads);
   model.on("change:changed", tell);
   model.on("change:answers", tellAnswers);
   model.on("change:asked", tellAnswers);
   drawMask();
-  offerHeads();
+  tellHeads();
   tell();
   tellAnswers();
   return () => {
     model.off("change:seen", onSeen);
     model.off("change:layers", onLayers);
-    model.off("change:heads", offerHeads);
+    model.off("change:heads", tellHeads);
     model.off("change:changed", tell);
     model.off("change:answers", tellAnswers);
     model.off("change:asked", tellAnswers);
