@@ -125,12 +125,14 @@ def superposition_figure(summary: pd.DataFrame) -> Figure:
     """
     worlds = list(dict.fromkeys(summary["world"]))
     figure, axes = panels(len(worlds), 2, 2.1 * len(worlds))
-    right = summary[summary["measure"] == "correct"].set_index("world")["value"]
+    right = summary[summary["measure"] == "correct"].set_index("world")
     for row, world in enumerate(worlds):
         own = summary[(summary["world"] == world) & (summary["read_at"] == "at")]
         for column, measure in enumerate(MEASURE_LABELS):
             thought_lines(own[own["measure"] == measure], measure, axes[row][column])
-        axes[row][0].set_title(f"{world}: {right[world]:.0%} right", loc="left")
+        share, n_seeds = right.loc[world, ["value", "n_seeds"]]
+        seeds = f" (mean of {n_seeds:.0f} seeds)" if n_seeds > 1 else ""
+        axes[row][0].set_title(f"{world}: {share:.0%} right{seeds}", loc="left")
     for column in range(2):
         limits = [axes[row][column].get_ylim() for row in range(len(worlds))]
         low, high = min(each[0] for each in limits), max(each[1] for each in limits)
@@ -152,7 +154,7 @@ def thought_lines(summary: pd.DataFrame, measure: str, ax: Axes | None = None) -
     """
     ax = axes_or_new(ax, 2.1)
     for index, (kind, color) in enumerate(VERTEX_COLORS.items()):
-        rows = summary[summary["vertices"] == kind]
+        rows = summary[summary["vertices"] == kind].sort_values("thought")
         ax.errorbar(
             rows["thought"] + 0.04 * (index - 1.5),
             rows["value"],

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import product
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from hopscope.errors import UsageError
+from hopscope.graph_plots import thought_lines
 from hopscope.paths import reachable
 from hopscope.results import load_result
 from hopscope.trainer import Schedule
@@ -124,6 +126,10 @@ def test_the_summary_is_over_seeds_and_the_picture_has_a_row_a_world(worlds, tmp
     pd.testing.assert_frame_equal(loaded.summary(), result.summary())
     figure = result.plot()
     assert len(figure.axes) == 4
+    summary = result.summary()
+    ax = thought_lines(summary[summary["measure"] == "product"].iloc[::-1], "product")
+    for line in ax.get_lines():
+        assert (np.diff(line.get_xdata()) >= 0).all(), "thoughts stand in order, however listed"
 
 
 def test_other_worlds_and_repeated_ones_are_refused(worlds):
