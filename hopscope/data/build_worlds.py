@@ -19,7 +19,14 @@ from hopscope.training_models import save_model
 from hopscope.worlds.world import ABOUT, World, read_world
 from hopscope.worlds.world_training import accuracy, train_world
 
-SHIPPED = {"two-hop-looped": (0, 1, 2), "two-hop-memoriser": (0, 1, 2), "graph-search": (0,)}
+SHIPPED = {
+    "two-hop-looped": (0, 1, 2),
+    "two-hop-memoriser": (0, 1, 2),
+    "graph-search": (0,),
+    "in-context": (0,),
+    "reachability": (0,),
+    "reachability-pause": (0,),
+}
 
 
 def ship(world: World, folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from typer.testing import CliRunner
 
 import hopscope as hs
 from hopscope.cli import app
+from hopscope.data.build_worlds import SHIPPED
 from hopscope.errors import ResultError, UsageError
 from hopscope.models import LanguageModel
 from hopscope.trainer import Schedule, snapshot_path
@@ -322,7 +322,7 @@ def test_a_world_of_another_recipe_or_other_facts_is_refused(tiny, monkeypatch, 
 
 @pytest.mark.parametrize(
     ("name", "seed"),
-    [*product(["two-hop-looped", "two-hop-memoriser"], [0, 1, 2]), ("in-context", 0)],
+    [(name, seed) for name, seeds in SHIPPED.items() for seed in seeds],
 )
 def test_what_is_shipped_is_what_the_recipe_makes(name, seed):
     world = load_world(name, seed)
