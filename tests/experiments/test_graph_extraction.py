@@ -193,7 +193,7 @@ def test_where_no_vertex_is_as_far_away_the_control_is_a_way_elsewhere():
     assert merged(prompt, [right]) == (1, True, False)
     assert merged(prompt, [right, wrong[0]]) == (2, True, False)
     assert merged(prompt, wrong) == (2, False, True)
-    # Here d leads onto the way itself, a step from its start: that is no way elsewhere.
+    # Here c leads onto the way itself, a step from its start: that is no way elsewhere.
     prompt = replace(PROMPT, text="c a a b b", edges=((0, 1), (2, 3)), start=2, goal=3)
     onto = [(Operation(0, 0, 4, token), [], [token, 4]) for token in (0, 1)]
     assert merged(prompt, onto) == (2, True, False)

@@ -53,7 +53,8 @@ function renderMask({ model, el }) {
   const side = make("div", { class: "hopscope-side" }, told, answers);
   el.append(make("div", VIEW,
     make("p", { class: "hopscope-title" }, model.get("title")), controls,
-    make("div", { class: "hopscope-body" }, make("div", { class: "hopscope-plot hopscope-named" }, names, canvas), side)));
+    make("div", { class: "hopscope-body" },
+      make("div", { class: "hopscope-plot hopscope-named" }, names, canvas), side)));
 
   // The other end moves along where it must.
   function setLayer(end, value) {
