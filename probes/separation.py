@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 def iicg(
-    states: Float[Tensor, "item *rest d_model"], groups: Int[Tensor, " item"]
+    states: Float[Tensor, "item *rest d_model"],
+    groups: Int[Tensor, " item"],
+    among: Int[Tensor, " item"] | None = None,
 ) -> Float[Tensor, "*rest"]:
     """The intra-inter cosine gap: mean cosine within groups less the mean between them.
 
@@ -22,10 +24,12 @@ def iicg(
     Args:
         states: of each item; further axes, such as position and layer, are kept.
         groups: the group of each item, such as the index of its bridge.
+        among: compare only items that have this in common, such as the token at the position; a
+            gap that is there because of it is none then.
 
     Returns:
         From -2 to 2: 1 for groups that are orthogonal to one another, 0 for none; NaN if no two
-        items share a group, or all do.
+        of the items that are compared share a group, or all do.
 
     Example:
         >>> states = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
@@ -33,15 +37,21 @@ def iicg(
         1.0
     """
     unit = torch.nn.functional.normalize(states.float(), dim=-1)
-    kinds, member = torch.unique(groups, return_inverse=True)
-    sums = unit.new_zeros(len(kinds), *unit.shape[1:]).index_add(0, member, unit)
-    sizes = torch.bincount(member, minlength=len(kinds)).float()
-    n = float(len(unit))
-    same_itself = unit.square().sum(dim=-1).sum(dim=0)  # n, less the states that are zero
-    within = sums.square().sum(dim=-1).sum(dim=0) - same_itself
-    between = unit.sum(dim=0).square().sum(dim=-1) - same_itself - within
-    n_within = float((sizes * (sizes - 1)).sum())
-    n_between = n * (n - 1) - n_within
+    among = torch.zeros_like(groups) if among is None else among
+    compared, n_compared = _cosines(unit, among[:, None])
+    within, n_within = _cosines(unit, torch.stack([among, groups], dim=1))
+    n_between = n_compared - n_within
     if not n_within or not n_between:
         return torch.full_like(within, float("nan"))
-    return within / n_within - between / n_between
+    return within / n_within - (compared - within) / n_between
+
+
+def _cosines(
+    unit: Float[Tensor, "item *rest d_model"], labels: Int[Tensor, "item label"]
+) -> tuple[Float[Tensor, "*rest"], float]:
+    """The sum of the cosines of all ordered pairs of items with the same labels; their number."""
+    kinds, member = torch.unique(labels, dim=0, return_inverse=True)
+    sums = unit.new_zeros(len(kinds), *unit.shape[1:]).index_add(0, member, unit)
+    sizes = torch.bincount(member, minlength=len(kinds)).float()
+    itself = unit.square().sum(dim=-1).sum(dim=0)  # as many as items, less the states that are 0
+    return sums.square().sum(dim=-1).sum(dim=0) - itself, float((sizes * (sizes - 1)).sum())

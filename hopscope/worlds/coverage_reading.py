@@ -2,7 +2,9 @@
 
 The Coverage Principle (Chang et al. 2025): inputs with a higher k-cutoff are learned earlier, and
 states of the same bridge come to point the same way (IICG) as they are; where the second token
-takes a way of its own to the answer, they do so by bridge and second token instead.
+takes a way of its own to the answer, they do so by bridge and second token instead. States at that
+token share it, so that a gap by both is there before anything is learned; here the gap by bridge
+among states of the same token is told, too.
 """
 
 from __future__ import annotations
@@ -32,8 +34,9 @@ class Coverage(Result):
     `frame` has one row for each thing that was measured: `measure, cutoff, grouping, position,
     layer, value, n`. `accuracy`: the share of right answers among held-out inputs of a cutoff.
     `iicg`: the intra-inter cosine gap at a place (0 is x1) after a block, with states grouped by
-    `bridge` or `bridge and x2`, over all held-out inputs (`cutoff` is -1) or those of a cutoff; n
-    is the number of states. `details` has one row a held-out input: its cutoff, bridge, answer,
+    `bridge`, by `bridge and x2`, or by `bridge among equal x2` (only pairs that share x2 are
+    compared), over all held-out inputs (`cutoff` is -1) or those of a cutoff; n is the number of
+    states. `details` has one row a held-out input: its cutoff, bridge, answer,
     and whether it was right.
     """
 
@@ -82,17 +85,18 @@ def coverage(world: World, progress: bool = False) -> Coverage:
     texts = [query.two_hop() for query in queries]
     places = range(task.n_places)
     states = capture(model, texts, positions=places, progress=progress, batch_size=512)
+    bridges, second = task.bridges[held_out], task.inputs[held_out, 1]
     groupings = {
-        "bridge": torch.as_tensor(task.bridges[held_out]),
-        "bridge and x2": torch.as_tensor(
-            task.bridges[held_out] * task.n_tokens + task.inputs[held_out, 1]
-        ),
+        "bridge": (bridges,),
+        "bridge and x2": (bridges * task.n_tokens + second,),
+        "bridge among equal x2": (bridges, second),
     }
     frames = [_accuracy(cutoff, right)]
     for k in (-1, *np.unique(cutoff).tolist()):
-        chosen = torch.as_tensor(cutoff == k) if k >= 0 else torch.ones(len(cutoff)).bool()
-        for grouping, groups in groupings.items():
-            gap = _gaps(states["resid_post"][chosen.to(model.device)], groups[chosen])
+        chosen = (cutoff == k) | (k < 0)
+        own = states["resid_post"][torch.as_tensor(chosen, device=model.device)]
+        for grouping, labels in groupings.items():
+            gap = _gaps(own, *(each[chosen] for each in labels))
             frames.append(gap.assign(cutoff=k, grouping=grouping, n=int(chosen.sum())))
     details = pd.DataFrame(
         {
@@ -118,9 +122,14 @@ def _accuracy(cutoff: np.ndarray, right: np.ndarray) -> pd.DataFrame:
     )
 
 
-def _gaps(states: Tensor, groups: Tensor) -> pd.DataFrame:
-    """The IICG of states (input, place, layer, d_model), a row a place and layer."""
-    gap = iicg(states, groups.to(states.device)).cpu()
+def _gaps(states: Tensor, *labels: np.ndarray) -> pd.DataFrame:
+    """The IICG of states (input, place, layer, d_model), a row a place and layer.
+
+    Args:
+        states: of the inputs.
+        labels: their groups and, perhaps, what they are compared among.
+    """
+    gap = iicg(states, *(torch.as_tensor(each, device=states.device) for each in labels)).cpu()
     place, layer = torch.meshgrid(*map(torch.arange, gap.shape), indexing="ij")
     table = {"position": place.flatten(), "layer": layer.flatten(), "value": gap.flatten()}
     return pd.DataFrame({name: each.numpy() for name, each in table.items()}).assign(measure="iicg")

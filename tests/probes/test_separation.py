@@ -9,9 +9,13 @@ import torch
 from hopscope.probes import iicg
 
 
-def pairwise(states: torch.Tensor, groups: torch.Tensor) -> float:
+def pairwise(
+    states: torch.Tensor, groups: torch.Tensor, among: torch.Tensor | None = None
+) -> float:
     within, between = [], []
     for a, b in combinations(range(len(states)), 2):
+        if among is not None and among[a] != among[b]:
+            continue
         cosine = torch.cosine_similarity(states[a], states[b], dim=0)
         (within if groups[a] == groups[b] else between).append(float(cosine))
     return sum(within) / len(within) - sum(between) / len(between)
@@ -21,6 +25,16 @@ def test_it_is_the_mean_over_pairs():
     states = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
     groups = torch.randint(4, (30,), generator=torch.Generator().manual_seed(1))
     assert float(iicg(states, groups)) == pytest.approx(pairwise(states, groups), abs=1e-5)
+
+
+def test_only_items_with_something_in_common_are_compared():
+    rng = torch.Generator().manual_seed(0)
+    token, groups = torch.randint(3, (2, 30), generator=rng)
+    states = 9 * torch.eye(5)[token] + torch.randn(30, 5, generator=rng)
+    gap = float(iicg(states, groups, among=token))
+    assert gap == pytest.approx(pairwise(states, groups, token), abs=1e-5)
+    assert float(iicg(states, groups + 3 * token)) > 0.5 > 0.2 > abs(gap)
+    assert torch.isnan(iicg(states, groups, among=torch.arange(30)))
 
 
 def test_further_axes_are_kept():

@@ -70,7 +70,7 @@ def test_accuracy_by_cutoff_counts_plain_forwards(world, read):
     )
 
 
-@pytest.mark.parametrize("grouping", ["bridge", "bridge and x2"])
+@pytest.mark.parametrize("grouping", ["bridge", "bridge and x2", "bridge among equal x2"])
 def test_iicg_is_over_pairs_of_states(world, read, grouping):
     task, states = world.task, []
     seen: list[torch.Tensor] = []
@@ -86,6 +86,9 @@ def test_iicg_is_over_pairs_of_states(world, read, grouping):
     unit = torch.nn.functional.normalize(torch.stack(states), dim=-1)
     cosines, cutoff = (unit @ unit.T).numpy(), cutoff_of(world)
     pairs = list(combinations(range(len(groups)), 2))
+    if grouping == "bridge among equal x2":
+        second = task.inputs[task.held_out, 1]
+        pairs = [(a, b) for a, b in pairs if second[a] == second[b]]
     for k in (-1, int(np.bincount(cutoff).argmax())):
         own = [(a, b) for a, b in pairs if k < 0 or cutoff[a] == cutoff[b] == k]
         within = np.mean([cosines[a, b] for a, b in own if groups[a] == groups[b]])
