@@ -21,6 +21,10 @@ from hopscope.worlds.two_hop_facts import names
 
 Structure = Literal["two_hop", "path_ambiguity", "three_hop", "parallel"]
 LENGTHS: Mapping[str, int] = {"two_hop": 3, "path_ambiguity": 3, "three_hop": 4, "parallel": 4}
+LAST: Mapping[str, str] = {
+    "two_hop": "f2", "path_ambiguity": "f2", "three_hop": "f3", "parallel": "f3",
+}  # fmt: skip
+"""The table that answers come from; the others give bridges."""
 TESTED = 2000
 
 
@@ -32,12 +36,14 @@ class ComposedTables:
         structure: `two_hop`: f2(f1(x1, x2), x3). `path_ambiguity`: f2(f1(x1, x2), x2, x3), where
             x2 takes a way of its own. `three_hop`: f3(f2(f1(x1, x2), x3), x4). `parallel`:
             f3(f1(x1, x2), f2(x3, x4)).
-        n_tokens: of each place, and of bridges and answers.
+        n_tokens: of each place, and of answers.
+        n_bridges: values of the tables in between; as many as tokens if not given.
         n_examples: inputs that are trained on, drawn from all.
         seed: of the tables and the examples.
 
     Raises:
-        UsageError: for an unknown structure, or more examples than inputs.
+        UsageError: for an unknown structure, more examples than inputs, or more bridges than
+            tokens.
     """
 
     kind: ClassVar[str] = "composed_tables"
@@ -47,6 +53,7 @@ class ComposedTables:
     n_tokens: int = 20
     n_examples: int = 5000
     seed: int = 0
+    n_bridges: int | None = None
 
     def __post_init__(self) -> None:
         if self.structure not in get_args(Structure):
@@ -57,6 +64,8 @@ class ComposedTables:
                 f"{self.n_tokens} tokens make {self.n_tokens**self.n_places} inputs, of which "
                 f"some must be left to test; {self.n_examples} examples do not fit"
             )
+        if self.n_bridges is not None and not 2 <= self.n_bridges <= self.n_tokens:
+            raise UsageError(f"n_bridges is from 2 to n_tokens, not {self.n_bridges}")
 
     @property
     def n_places(self) -> int:
@@ -76,7 +85,8 @@ class ComposedTables:
     def table(self, name: str, *arguments: np.ndarray) -> np.ndarray:
         """A random table, `f1`, `f2` or `f3`, at some arguments."""
         rng = np.random.default_rng([self.seed, *name.encode()])
-        whole = rng.integers(self.n_tokens, size=(self.n_tokens,) * len(arguments))
+        values = self.n_tokens if name == LAST[self.structure] else self.n_bridges or self.n_tokens
+        whole = rng.integers(values, size=(self.n_tokens,) * len(arguments))
         found: np.ndarray = whole[arguments]
         return found
 

@@ -33,6 +33,21 @@ def test_answers_are_the_composed_tables(structure):
     assert len(task.inputs) == 4 ** LENGTHS[structure] == len({tuple(x) for x in task.inputs})
 
 
+@pytest.mark.parametrize("structure", LENGTHS)
+def test_bridges_can_be_fewer_than_answers(structure):
+    task = ComposedTables(structure, n_tokens=6, n_examples=60, n_bridges=2)
+    assert set(task.bridges) == {0, 1}
+    assert task.answers.max() > 1
+    second = task.table("f2", *np.indices((6, 6)))
+    assert (second.max() == 1) == (structure in ("three_hop", "parallel"))
+
+
+def test_as_many_bridges_as_tokens_are_meant_if_no_number_is_given():
+    as_many = replace(SMALL, n_bridges=SMALL.n_tokens)
+    assert (as_many.answers == SMALL.answers).all()
+    assert set(SMALL.bridges) == set(range(4))
+
+
 def test_examples_and_held_out_inputs_are_apart_and_written_in_words():
     assert not set(SMALL.examples) & set(SMALL.held_out)
     assert len(SMALL.examples) == 40
@@ -115,8 +130,12 @@ def test_the_weakest_link_of_a_chain_counts():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"structure": "four_hop"}, {"n_tokens": 1}, {"n_examples": 64}, {"n_examples": 0}]
-)
+    "wrong",
+    [
+        {"structure": "four_hop"}, {"n_tokens": 1}, {"n_examples": 64}, {"n_examples": 0},
+        {"n_bridges": 1}, {"n_bridges": 5},
+    ],
+)  # fmt: skip
 def test_tasks_that_cannot_be_are_refused(wrong):
     with pytest.raises(UsageError):
         replace(SMALL, **wrong)
