@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hopscope.printing import AsJson, show, table_text
+from hopscope.commands.printing import AsJson, show, table_text
 
 worlds_app = typer.Typer(
     no_args_is_help=True, help="Small models that are trained here, whose two hops are known."

@@ -1,0 +1,135 @@
+"""Provides the commands that run many analyses at once: a study with its page, and the figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hopscope.commands.options import (
+    Device,
+    Dtype,
+    FewShot,
+    Limit,
+    Model,
+    Queries,
+    Seed,
+    Size,
+    load_model,
+    load_queries,
+)
+from hopscope.commands.printing import AsJson, records, show, table_text
+from hopscope.errors import ResultError
+
+studies_app = typer.Typer()
+
+
+@studies_app.command("study")
+def study_command(
+    model: Model = "smollm2-135m",
+    queries: Queries = "world",
+    preset: Size = "quick",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Grade this many, and analyse all of them that fit.")
+    ] = None,
+    few_shot: FewShot = None,
+    seed: Seed = 0,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the report; a stopped study goes on.")
+    ] = Path("study"),
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Grade, run every analysis, and write figures, tables and a page that says what was found."""
+    from dataclasses import replace
+
+    from hopscope import report, study
+
+    size = study.preset(preset)
+    if limit is not None:
+        size = replace(size, limit=limit, most=limit, questions=limit)
+    asked = load_queries(queries, few_shot, None, seed)
+    loaded = load_model(model, device, dtype)
+    found = study.run_study(loaded, asked, out / "runs", size, seed=seed)
+    told = report.sections(found)
+    page, findings = report.write(found, out, told), report.findings(told)
+    show(
+        {"report": str(page), "findings": findings},
+        as_json,
+        lambda: "\n".join([*findings, "", str(page)]),
+    )
+
+
+@studies_app.command("figures")
+def figures_command(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Figures to draw; all if none is named.")
+    ] = None,
+    model: Model = "smollm2-135m",
+    queries: Queries = "world",
+    preset: Size = "quick",
+    limit: Limit = None,
+    few_shot: FewShot = None,
+    seed: Seed = 0,
+    runs: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("runs"),
+    scripts: Annotated[Path, typer.Option(help="Folder of figure scripts.")] = Path("figures"),
+    rendered: Annotated[
+        Path | None, typer.Option(help="Where pictures go; `rendered` in the scripts' folder.")
+    ] = None,
+    from_runs: Annotated[
+        Path | None,
+        typer.Option("--from", help="Draw what lies in this folder of runs; no model is run."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option(help="Draw nothing; say which numbers moved, and fail if any did.")
+    ] = False,
+    tolerance: Annotated[
+        float,
+        typer.Option(min=0, help="How far numbers may move, as a part of them."),
+    ] = 1e-3,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Run what the figures need, unless it is there, and draw them.
+
+    Figures for which models are trained or fetched are run only if they are named.
+    """
+    import tempfile
+    from dataclasses import replace
+
+    from hopscope import figure_check, figure_runs, study
+
+    size = study.preset(preset)
+    chosen = list(study.figure_scripts(scripts, names or []))
+    committed, strict = rendered or scripts / "rendered", bool(names)
+    if limit is not None:
+        size = replace(size, limit=limit, of_world=min(limit, size.of_world))
+    label = f"{preset if limit is None else f'{preset}-{limit}'}-seed-{seed}"
+    with tempfile.TemporaryDirectory() as beside:
+        pictures = Path(beside) if check else committed
+        if from_runs is not None:
+            drawn = study.redraw(scripts, chosen, from_runs, pictures, strict=strict)
+        else:
+            how = figure_runs.Setting(runs / f"alone.{label}", size, seed, device)
+            drawn = figure_runs.draw_alone(chosen, how, scripts, pictures, costly=strict)
+            others = [name for name in chosen if name not in figure_runs.ALONE]
+            if others:
+                asked = load_queries(queries, few_shot, None, seed)
+                loaded = load_model(model, device, dtype)
+                folder = study.study_folder(runs, loaded, asked, label)
+                steps = study.needed(others)
+                found = study.run_study(loaded, asked, folder, size, steps, seed=seed)
+                print(found.grading.summary().to_string(index=False, float_format="%.3f"))
+                drawn += study.draw_figures(scripts, others, folder, pictures, strict=strict)
+        if not check:
+            for path in drawn:
+                print(path)
+            return
+        figures = [path.stem for path in drawn if path.suffix == ".csv"]
+        moved = figure_check.moved(committed, pictures, figures, tolerance)
+    if len(moved):
+        print(table_text(records(moved)))
+        raise ResultError(f"{len(moved)} numbers moved by more than {tolerance}")
+    print(f"{', '.join(figures)}: no number moved by more than {tolerance}")
