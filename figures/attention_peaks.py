@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from hopscope import plots
+from hopscope import document_plots, plots
 from hopscope.experiments import DocumentAttention
 from hopscope.study import results_of
 from hopscope.style import figure_style, panels
@@ -24,10 +24,10 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
     with figure_style():
         peaks, compare, layers = result.peaks(), result.compare(), result.by_layer()
         figure, (axes,) = panels(1, 2, 3.1)
-        plots.peak_strips(peaks, compare, axes[0])
+        document_plots.peak_strips(peaks, compare, axes[0])
         order, mask = compare["order"].iloc[0], compare["mask"].iloc[0]
         here = layers[(layers["order"] == order) & (layers["mask"] == mask)]
-        plots.hop_lines(here, axes[1], f"order {order}")
+        document_plots.hop_lines(here, axes[1], f"order {order}")
         n = result.details["query"].nunique()
         title = plots.title_of(result, "Attention of the answer to documents")
         figure.suptitle(f"{title} (n = {n})")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from hopscope import plots
+from hopscope import document_plots, plots
 from hopscope.experiments import Permutation
 from hopscope.study import results_of
 from hopscope.style import figure_style, panels
@@ -24,7 +24,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         table = result.accuracy()
         figure, ((ax,),) = panels(1, 1, 3.0)
         n = result.details["query"].nunique()
-        plots.order_points(table, ax)
+        document_plots.order_points(table, ax)
         title = plots.title_of(result, "Order of documents and masks")
         figure.suptitle(f"{title} (n = {n})")
         paths = plots.save_figure(figure, table, rendered, "document_order")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from hopscope import plots
+from hopscope import document_plots, plots
 from hopscope.experiments import MaskedPaths
 from hopscope.study import results_of
 from hopscope.style import figure_style, panels, shared_legend
@@ -26,7 +26,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         numbers = []
         for ax, measure in zip(axes[0], ("changed", "answer_change"), strict=True):
             effect = result.effect(measure)
-            plots.path_lines(effect, ax, measure=measure)
+            document_plots.path_lines(effect, ax, measure=measure)
             numbers.append(effect.assign(measure=measure))
         shared_legend(figure, axes)
         window = 2 * result.run["settings"]["window"] + 1

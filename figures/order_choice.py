@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from hopscope import plots
+from hopscope import document_plots, plots
 from hopscope.experiments import OrderChoice
 from hopscope.study import results_of
 from hopscope.style import COLUMN, figure_style, panels
@@ -23,7 +23,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
     with figure_style():
         table = result.summary()
         figure, ((ax,),) = panels(1, 1, 2.6, width=COLUMN)
-        plots.strategy_points(table, ax)
+        document_plots.strategy_points(table, ax)
         k, n = result.run["settings"]["k"], result.details["query"].nunique()
         title = plots.title_of(result, f"One of {k} shuffles")
         figure.suptitle(f"{title} (n = {n})")

@@ -118,10 +118,11 @@ class Mask(ABC):
             ax: where to draw.
             layer, head: of which the mask is shown, where it differs.
         """
-        from hopscope import plots
+        from hopscope import document_plots
 
         seen = self.keep(layout, layer, max(self.n_heads, head + 1))
-        return plots.mask_grid(seen[min(head, len(seen) - 1)].numpy(), layout, ax, self.name)
+        shown = seen[min(head, len(seen) - 1)].numpy()
+        return document_plots.mask_grid(shown, layout, ax, self.name)
 
 
 @dataclass(frozen=True, repr=False)

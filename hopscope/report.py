@@ -7,40 +7,23 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 import pandas as pd
 
 from hopscope.errors import ResultError
-from hopscope.experiments import (
-    ActivationPatching,
-    BackPatching,
-    Description,
-    DocumentAttention,
-    Grading,
-    Knockouts,
-    MaskedPaths,
-    OrderChoice,
-    Permutation,
-    Probing,
-    Projection,
-    Recall,
-    Stages,
-    Tracing,
-)
-from hopscope.plots import SITE_LABELS, SUBSET_TITLES
-from hopscope.results import Result
+from hopscope.findings import ANALYSES, Tables, n_queries
+from hopscope.plots import SUBSET_TITLES
 from hopscope.study import Study, draw_figures
 from hopscope.views.page import grid_html, page_script
 from hopscope.views.result_grids import grid_of
 
-Tables = dict[str, pd.DataFrame]
-Told = tuple[list[str], Tables]
+T = TypeVar("T")
 MOST_ROWS = 400
 """Rows of a table that the page shows; its CSV has all."""
 
@@ -125,7 +108,7 @@ def write(study: Study, out: Path, told: Sequence[Section] | None = None) -> Pat
 
 def _remove_stale(folder: Path, kept: set[str], pattern: str) -> None:
     """Remove what an earlier report of more analyses left; never what a report does not make."""
-    for name in QUESTIONS:
+    for name in ANALYSES:
         for path in folder.glob(pattern.format(name)):
             if path.suffix in (".png", ".svg", ".csv") and path.stem not in kept:
                 path.unlink()
@@ -138,30 +121,23 @@ def findings(told: Sequence[Section]) -> list[str]:
 
 def sections(study: Study) -> list[Section]:
     """What the study says, analysis by analysis."""
-    told = [_section("grading", "What it gets right", _grading, {"": study.grading}, {})]
-    for name, (title, tell) in _TELLERS.items():
-        here = {
-            key.partition(".")[2]: result
-            for key, result in study.results.items()
-            if key.partition(".")[0] == name
-        }
-        missing = {
-            key.partition(".")[2]: reason
-            for key, reason in study.left_out.items()
-            if key.partition(".")[0] == name
-        }
+    results: dict[str, Any] = {"grading": study.grading, **study.results}
+    told = []
+    for name in ANALYSES:
+        here, missing = _of(name, results), _of(name, study.left_out)
         if here or missing:
-            told.append(_section(name, title, tell, here, missing))
+            told.append(_section(name, here, missing))
     return told
 
 
-def _section(
-    name: str,
-    title: str,
-    tell: Callable[[Any, str], Told],
-    results: dict[str, Any],
-    left_out: dict[str, str],
-) -> Section:
+def _of(name: str, found: Mapping[str, T]) -> dict[str, T]:
+    """What there is of an analysis, by subset; keys are its name, a dot and the subset."""
+    parts = ((key.partition("."), each) for key, each in found.items())
+    return {subset: each for (analysis, _, subset), each in parts if analysis == name}
+
+
+def _section(name: str, results: Mapping[str, Any], left_out: Mapping[str, str]) -> Section:
+    analysis = ANALYSES[name]
     sentences: list[str] = []
     tables: Tables = {}
     views: list[str] = []
@@ -169,464 +145,20 @@ def _section(
         grid = grid_of(result)
         if grid is not None:
             views.append(grid_html(grid, NO_SCRIPTS, heading=SUBSET_TITLES.get(subset, subset)))
-        said, found = tell(result, subset)
+        said, found = analysis.tell(result, subset)
         lead = SUBSET_TITLES.get(subset)
         if lead is not None and said:
-            said[0] = f"{lead} (n = {_n(result)}): {said[0]}"
+            said[0] = f"{lead} (n = {n_queries(result)}): {said[0]}"
         sentences += [sentence[0].upper() + sentence[1:] for sentence in said]
         suffix = f".{subset}" if subset else ""
         tables |= {f"{name}{suffix}.{what}": table for what, table in found.items()}
     for subset, reason in left_out.items():
         which = SUBSET_TITLES[subset] if subset == "documents" else f"queries graded {subset}"
         sentences.append(f"Not run on {which}: {reason}.")
-    return Section(name, title, QUESTIONS[name], sentences, tables, views)
+    return Section(name, analysis.title, analysis.question, sentences, tables, views)
 
 
 NO_SCRIPTS = '<p class="note">With scripts, every cell can be read here.</p>'
-QUESTIONS = {
-    "grading": "Which hops, compositions and shortcuts does the model get right?",
-    "back_patching": "Does copying a later state of a token into an earlier layer let the model "
-    "answer? (Hopping Too Late, section 6)",
-    "description": "Which entity is in a hidden state, by the model's own description? "
-    "(Patchscopes; Hopping Too Late, section 4)",
-    "projection": "Where do attention, MLP and residual stream say the bridge and the answer? "
-    "(Hopping Too Late, section 5)",
-    "knockout": "Which edges of attention does the answer need, and in which layers? "
-    "(Hopping Too Late, section 5)",
-    "stages": "When does each step first show, and does the order hold query by query? "
-    "(Hopping Too Late, figure 1; Layer-Order Inversion)",
-    "patching": "Which states of the same question about another entity bring that one's answer?",
-    "tracing": "Which clean states bring the answer back when the source entity is noised? (ROME)",
-    "recall": "Does t1 recall the bridge, and does the model use it? (EntRec and CnstScore, "
-    "Yang et al. 2024)",
-    "probing": "From which layer on can the bridge be read off t1 by a linear map, and is that "
-    "more than memory? (Hewitt and Liang 2019)",
-    "document_order": "Does it matter in which order the documents stand, and who sees whom? "
-    "(Masking in Multi-hop QA, sections 3 and 4)",
-    "attention_peaks": "Does a right answer look harder at one document than a wrong one? (Masking "
-    "in Multi-hop QA, section 5)",
-    "order_choice": "Does the peak of attention tell which of several orders to trust? (Masking in "
-    "Multi-hop QA, section 5)",
-    "document_paths": "Which edges between documents and question carry each hop, and in which "
-    "layers?",
-}
-
-
-CONTROL_NAMES = {"other": "another query's state", "random": "a random vector"}
-
-
-# --- words ---------------------------------------------------------------------------------------
-
-
-def percent(share: float) -> str:
-    """A share in whole per cent."""
-    return f"{100 * share:.0f} %"
-
-
-def with_interval(share: float, low: float, high: float) -> str:
-    """A share with its interval: `38 % (12–62)`; without one where it is unknown."""
-    if low != low:
-        return percent(share)
-    return f"{percent(share)} ({100 * low:.0f}–{100 * high:.0f})"
-
-
-def value_with_interval(value: float, low: float, high: float, sign: str = "") -> str:
-    """A number with its interval: `0.96 (0.84 to 1.07)`; without one where it is unknown."""
-    if low != low:
-        return f"{value:{sign}.2f}"
-    return f"{value:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
-
-
-def points(difference: float, low: float, high: float) -> str:
-    """A difference of shares in points, with its interval."""
-    if low != low:
-        return f"{100 * difference:+.0f} points"
-    return f"{100 * difference:+.0f} points ({100 * low:+.0f} to {100 * high:+.0f})"
-
-
-LEAST_QUERIES = 6
-"""With fewer pairs no exact two-sided sign test can reach the 5 % level."""
-
-
-def verdict(gain: Mapping[str, Any]) -> str:
-    """What a paired difference to a control says: a row with `n`, `low` and `high`."""
-    if gain["n"] < LEAST_QUERIES:
-        return "too few queries to tell"
-    if gain["low"] > 0:
-        return "more than chance"
-    return "less than chance" if gain["high"] < 0 else "not told apart from chance"
-
-
-def _n(result: Result) -> int:
-    return int(result.details["query"].nunique())
-
-
-def _rows(table: pd.DataFrame, **where: Any) -> Iterator[dict[str, Any]]:
-    for column, value in where.items():
-        table = table[table[column] == value]
-    for row in table.to_dict("records"):
-        yield {str(name): value for name, value in row.items()}
-
-
-def _one(table: pd.DataFrame, **where: Any) -> dict[str, Any] | None:
-    return next(_rows(table, **where), None)
-
-
-def _largest(table: pd.DataFrame, column: str) -> dict[str, Any]:
-    """The row with the largest value, the first of several."""
-    order = table.sort_values(column, ascending=False, kind="stable")
-    return next(_rows(order))
-
-
-def _layer(value: float) -> str:
-    return "never" if value != value else f"layer {value:.1f}".removesuffix(".0")
-
-
-# --- what each analysis says ---------------------------------------------------------------------
-
-
-def _grading(result: Grading, _: str) -> Told:
-    summary = result.summary()
-    share = {row["what"]: row for row in _rows(summary)}
-
-    def of(what: str) -> str:
-        row = share[what]
-        return with_interval(row["share"], row["low"], row["high"])
-
-    return [
-        f"Of {int(summary['n'].iloc[0])} queries the model has {of('first_hop')} first hops, "
-        f"{of('second_hop')} second hops and {of('two_hop')} compositions right; both single hops "
-        f"in {of('both_hops')}.",
-        f"The entity shortcut alone gives the answer in {of('entity_shortcut')}, the relation "
-        f"shortcut in {of('relation_shortcut')}. Without shortcuts, {share['correct']['right']} "
-        f"queries are answered (subset correct), and {share['incorrect']['right']} fail although "
-        "both hops are known (subset incorrect).",
-    ], {"summary": summary}
-
-
-def _back_patching(result: BackPatching, _: str) -> Told:
-    rates, gains = result.success_rate(), result.above_chance()
-    said = []
-    for position in dict.fromkeys(rates["position"]):
-        own = _one(rates, position=position, control="none")
-        assert own is not None
-        beside = [
-            f"{percent(row['rate'])} with {label}"
-            for control, label in CONTROL_NAMES.items()
-            for row in _rows(rates, position=position, control=control)
-        ]
-        sentence = (
-            f"at {position} some cell has the answer for "
-            f"{with_interval(own['rate'], own['low'], own['high'])} of the queries"
-        )
-        if beside:
-            sentence += f", against {' and '.join(beside)}"
-        for gain in _rows(gains, position=position, control="other"):
-            difference = points(gain["difference"], gain["low"], gain["high"])
-            sentence += f"; {difference} over another query's state: {verdict(gain)}"
-        said.append(f"{sentence}.")
-    if _n(result) > 1:
-        best = result.best_cell()
-        said.append(
-            f"The best single cell, chosen on one half ({best.position}, {best.source_layer} → "
-            f"{best.target_layer}), has the answer for "
-            f"{with_interval(best.rate, best.low, best.high)} of the other half."
-        )
-    return said, {"success_rate": rates, "above_chance": gains}
-
-
-def _description(result: Description, _: str) -> Told:
-    described, gains = result.described(), result.above_chance()
-    said = []
-    for entity, position in (("e2", "t1"), ("e2", "t2"), ("e3", "t2")):
-        row = _one(described, entity=entity, position=position)
-        if row is None:
-            continue
-        other = _one(described, entity=f"{entity}_other", position=position)
-        gain = _one(gains, entity=entity, position=position)
-        name = "the bridge" if entity == "e2" else "the answer"
-        sentence = (
-            f"{name} is described at {position} in some cell for "
-            f"{with_interval(row['share'], row['low'], row['high'])} of the queries"
-        )
-        if row["share"] > 0:
-            sentence += f", first from {_layer(row['mean_first_layer'])} on average"
-        if other is not None and gain is not None:
-            sentence += f"; another query's for {percent(other['share'])}: {verdict(gain)}"
-        said.append(f"{sentence}.")
-    return said, {"described": described, "above_chance": gains, "shares": result.shares()}
-
-
-def _projection(result: Projection, _: str) -> Told:
-    exact, near = result.summary(0), result.summary(9)
-    said = []
-    for target, site, position in (
-        ("e2", "mlp_out", "t1"),
-        ("e2", "attn_out", "t2"),
-        ("prediction", "mlp_out", "t2"),
-    ):
-        where = {"target": target, "site": site, "position": position}
-        first, ten = _one(exact, **where), _one(near, **where)
-        if first is None or ten is None:
-            continue
-        name = "the bridge" if target == "e2" else "the prediction"
-        part = "attention" if site == "attn_out" else "MLP"
-        sentence = (
-            f"the output of {part} at {position} has {name} as its likeliest token in some layer "
-            f"for {with_interval(first['share'], first['low'], first['high'])} of the queries, "
-            f"among the ten likeliest for {percent(ten['share'])}"
-        )
-        other = _one(near, **{**where, "target": f"{target}_other"})
-        if other is not None:
-            sentence += f" (another query's: {percent(other['share'])})"
-        said.append(f"{sentence}.")
-    return said, {"rank_0": exact, "rank_9": near, "by_layer": result.by_layer()}
-
-
-def _knockout(result: Knockouts, _: str) -> Told:
-    effect, gains = result.effect(), result.above_chance()
-    said = []
-    for edge in dict.fromkeys(effect["edge"]):
-        rows = effect[(effect["edge"] == edge) & (effect["control"] == "none")]
-        worst = _largest(rows, "effect")
-        sentence = (
-            f"blocking {edge.replace('->', ' → ')} changes what is said most around layer "
-            f"{worst['layer']}, the largest of {len(rows)}: "
-            f"{with_interval(worst['effect'], worst['low'], worst['high'])} of "
-            f"{worst['n']} queries"
-        )
-        random = _one(effect, edge=edge, control="random", layer=worst["layer"])
-        if random is not None:
-            sentence += f" (as many random edges there: {percent(random['effect'])})"
-        gain = _one(gains, edge=edge)
-        if gain is not None:
-            sentence += (
-                f"; over all layers {points(gain['difference'], gain['low'], gain['high'])} over "
-                f"as many random edges: {verdict(gain)}"
-            )
-        said.append(f"{sentence}.")
-    tables = {
-        "changed": effect,
-        "prediction_change": result.effect("prediction_change"),
-        "answer_change": result.effect("answer_change"),
-        "above_chance": gains,
-    }
-    return said, tables
-
-
-def _stages(result: Stages, _: str) -> Told:
-    summary, broken = result.summary(), result.broken()
-    shown = [row for row in _rows(summary) if row["n"]]
-    steps = [
-        f"{row['stage'].replace('->', ' → ')} {_layer(row['mean'])} ({row['n']} of "
-        f"{row['queries']} queries)"
-        for row in shown
-    ]
-    said = [f"mean first layers: {'; '.join(steps)}." if steps else "no stage shows."]
-    some = _one(broken, earlier="any")
-    if some is not None and some["n"]:
-        said.append(
-            f"Of {some['n']} queries in which two stages or more show, "
-            f"{with_interval(some['share'], some['low'], some['high'])} have some pair in another "
-            "order than the paper's."
-        )
-    return said, {"summary": summary, "broken": broken}
-
-
-def _patching(result: ActivationPatching, _: str) -> Told:
-    summary = result.summary()
-    said = []
-    for position in dict.fromkeys(summary["position"]):
-        rows = summary[(summary["position"] == position) & (summary["site"] == "resid_post")]
-        own = rows[rows["control"] == "none"]
-        if own.empty or own["recovery"].isna().all():
-            continue
-        best = _largest(own, "recovery")
-        over = own.loc[own["recovery"] >= 0.5, "layer"]
-        sentence = (
-            f"the other question's residual stream at {position} brings its answer most at layer "
-            f"{best['layer']}, the largest of {len(own)}: recovery "
-            f"{value_with_interval(best['recovery'], best['low'], best['high'])}, answer flipped "
-            f"in {percent(best['flip_rate'])}"
-        )
-        if len(over):
-            sentence += (
-                f"; it is at least one half in {len(over)} of {len(own)} layers, from "
-                f"{over.min()} to {over.max()}"
-            )
-        random = _one(rows[rows["control"] == "random"], layer=best["layer"])
-        if random is not None:
-            sentence += (
-                f"; a random vector there: recovery {random['recovery']:.2f}, flipped in "
-                f"{percent(random['flip_rate'])}"
-            )
-        said.append(f"{sentence}.")
-    ceiling = result.details["partner_answers"].mean()
-    said.append(
-        "The other question by itself has its answer as the likeliest token in "
-        f"{percent(ceiling)}: about so many flips can be expected at most."
-    )
-    return said, {"summary": summary}
-
-
-def _tracing(result: Tracing, _: str) -> Told:
-    total, summary = result.total_effect(), result.summary()
-    mean = {row["what"]: row["mean"] for row in _rows(total)}
-    said = [
-        f"noise on the source entity lowers the answer's probability from {mean['clean']:.2f} to "
-        f"{mean['noised']:.2f}."
-    ]
-    for position in dict.fromkeys(summary["position"]):
-        parts = []
-        for site, name in SITE_LABELS.items():
-            rows = summary[(summary["position"] == position) & (summary["site"] == site)]
-            if len(rows):
-                best = _largest(rows, "effect")
-                parts.append(f"{name} {best['effect']:.2f} at layer {best['layer']}")
-        layers = summary["layer"].nunique()
-        said.append(
-            f"Average indirect effects at {position}, the largest of {layers} layers: "
-            f"{', '.join(parts)}."
-        )
-    return said, {"total_effect": total, "summary": summary}
-
-
-def _recall(result: Recall, _: str) -> Told:
-    summary, consistency = result.summary(), result.consistency()
-    said = []
-    for substitute, name in (("e1", "another source entity"), ("r1", "another first relation")):
-        rows = summary[summary["substitute"] == substitute]
-        if rows.empty:
-            continue
-        best = _largest(rows, "share")
-        said.append(
-            f"the bridge is recalled at t1 better than with {name} most often at layer "
-            f"{best['layer']}: "
-            f"{with_interval(best['share'], best['low'], best['high'])} of the queries (chance 50 "
-            f"%; the best of {len(rows)} layers); the mean over layers is "
-            f"{percent(rows['share'].mean())}."
-        )
-    gain = _one(consistency, what="gain")
-    if gain is not None:
-        said.append(
-            f"CnstScore with the bridge's own second hop is, in nats, "
-            f"{value_with_interval(gain['mean'], gain['low'], gain['high'], '+')} over another "
-            "bridge's: "
-            f"{verdict(gain)}."
-        )
-    return said, {"summary": summary, "consistency": consistency}
-
-
-def _probing(result: Probing, _: str) -> Told:
-    table = result.selectivity()
-    best = _one(table, layer=result.best_layer())
-    assert best is not None
-    n, classes = len(result.details), result.details["label"].nunique()
-    settings = result.run["settings"]
-    return [
-        f"on {n} queries of {classes} classes a linear probe at {settings['position']} reads "
-        f"{settings['target']} of entities that it has not seen best at layer {best['layer']}, of "
-        f"{len(table)}: "
-        f"{percent(best['new_entities'])}, the largest class being {percent(best['majority'])}. "
-        f"For entities it has seen it is {percent(best['accuracy'])}, against "
-        f"{percent(best['control'])} on the control task: selectivity "
-        f"{100 * best['selectivity']:+.0f} points."
-    ], {"selectivity": table}
-
-
-def _document_order(result: Permutation, _: str) -> Told:
-    accuracy, orders, masks = result.accuracy(), result.compare("forward"), result.compare_masks()
-    said = []
-    for mask in dict.fromkeys(accuracy["mask"]):
-        parts = [
-            f"{with_interval(row['accuracy'], row['low'], row['high'])} {row['order']}"
-            for row in _rows(accuracy, mask=mask)
-        ]
-        sentence = f"under the mask {mask} it answers {', '.join(parts)}"
-        gain = _one(orders, mask=mask, order="backward")
-        if gain is not None:
-            difference = points(gain["difference"], gain["low"], gain["high"])
-            sentence += f"; backward over forward {difference}: {verdict(gain)}"
-        said.append(f"{sentence}.")
-    return said, {"accuracy": accuracy, "compare": orders, "compare_masks": masks}
-
-
-def _attention_peaks(result: DocumentAttention, _: str) -> Told:
-    table = result.compare()
-    said = []
-    for row in _rows(table):
-        sentence = f"in the order {row['order']} {row['right']} answers are right"
-        if row["auc"] == row["auc"]:
-            sentence += (
-                f"; their median peak is {row['median_right']:.2f}, that of the "
-                f"{row['wrong']} wrong ones {row['median_wrong']:.2f} (a right one is higher in "
-                f"{percent(row['auc'])} of the pairs, chance 50 %; p = {row['p']:.2g})"
-            )
-        said.append(f"{sentence}.")
-    return said, {"compare": table, "peaks": result.peaks()}
-
-
-def _order_choice(result: OrderChoice, _: str) -> Told:
-    summary = result.summary()
-    k = result.run["settings"]["k"]
-    names = {"peak": "the highest peak", "majority": "the majority", "oracle": "an oracle"}
-    mean = _one(summary, strategy="mean")
-    assert mean is not None
-    said = [
-        f"of {k} shuffles a random one is right for "
-        f"{with_interval(mean['accuracy'], mean['low'], mean['high'])}."
-    ]
-    for row in _rows(summary):
-        if row["strategy"] in names:
-            gain = {"n": row["n"], "low": row["gain_low"], "high": row["gain_high"]}
-            difference = points(row["gain"], row["gain_low"], row["gain_high"])
-            said.append(
-                f"Chosen by {names[row['strategy']]}: {percent(row['accuracy'])}, {difference} "
-                f"over a random shuffle: {verdict(gain)}."
-            )
-    return said, {"summary": summary}
-
-
-def _document_paths(result: MaskedPaths, _: str) -> Told:
-    effect, gains = result.effect(), result.above_chance()
-    window = 2 * result.run["settings"]["window"] + 1
-    said = []
-    for edge in dict.fromkeys(effect["edge"]):
-        own = effect[(effect["edge"] == edge) & (effect["control"] == "none")]
-        best = _largest(own, "effect")
-        share = with_interval(best["effect"], best["low"], best["high"])
-        sentence = (
-            f"blocking {edge} in {window} layers changes most answers around layer "
-            f"{best['layer']}, {share}"
-        )
-        other = _one(effect, edge=edge, control="distractor", layer=best["layer"])
-        if other is not None:
-            sentence += f", the same edge to a distractor {percent(other['effect'])}"
-        gain = _one(gains, edge=edge, layer=best["layer"])
-        if gain is not None:
-            sentence += f": {verdict(gain)} (the best of {len(own)} windows)"
-        said.append(f"{sentence}.")
-    return said, {"effect": effect, "above_chance": gains}
-
-
-_TELLERS: dict[str, tuple[str, Callable[[Any, str], Told]]] = {
-    "back_patching": ("Back-patching", _back_patching),
-    "description": ("Entity description", _description),
-    "projection": ("Sublayer projection", _projection),
-    "knockout": ("Attention knockout", _knockout),
-    "stages": ("Stages", _stages),
-    "patching": ("Activation patching", _patching),
-    "tracing": ("Causal tracing", _tracing),
-    "recall": ("Entity recall", _recall),
-    "probing": ("Linear probes", _probing),
-    "document_order": ("Order of documents and masks", _document_order),
-    "attention_peaks": ("Attention to documents", _attention_peaks),
-    "order_choice": ("Choosing an order", _order_choice),
-    "document_paths": ("Masked paths", _document_paths),
-}
-
-
-# --- the page ------------------------------------------------------------------------------------
 
 
 def _figure(name: str, runs: Path, out: Path) -> str | None:

@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 from known import CORRECT, INCORRECT, RIGHT, known_model, known_queries, made_grading
 
-from hopscope import report, study
+from hopscope import findings, report, study
 from hopscope.experiments import DocumentAttention, MaskedPaths, OrderChoice, Permutation
+from hopscope.findings import ANALYSES
 from hopscope.results import Result
 from hopscope.study import Preset, Study, run_study
 
@@ -53,9 +54,9 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_every_analysis_has_its_section_figure_and_tables(written: tuple[Study, Path]) -> None:
     found, page = written
     text = page.read_text("utf-8")
-    assert set(re.findall(r'<h2 id="(\w+)"', text)) == set(report.QUESTIONS)
+    assert set(re.findall(r'<h2 id="(\w+)"', text)) == set(ANALYSES)
     there = files(page.parent)
-    for name in report.QUESTIONS:
+    for name in ANALYSES:
         ran = name == "grading" or any(key.startswith(f"{name}.") for key in found.results)
         assert (f"figures/{name}.png" in there) == ran, name
         assert any(key.startswith(f"tables/{name}.") for key in there) == ran, name
@@ -130,13 +131,13 @@ def test_what_was_left_out_is_said_with_its_reason(written: tuple[Study, Path]) 
     ],
 )
 def test_verdicts(n: int, low: float, high: float, said: str) -> None:
-    assert report.verdict({"n": n, "low": low, "high": high}) == said
+    assert findings.verdict({"n": n, "low": low, "high": high}) == said
 
 
 def test_shares_and_differences_in_words() -> None:
-    assert report.with_interval(0.375, 0.12, 0.624) == "38 % (12\u201362)"
-    assert report.with_interval(1.0, float("nan"), float("nan")) == "100 %"
-    assert report.points(-0.065, -0.2, 0.07) == "-6 points (-20 to +7)"
+    assert findings.with_interval(0.375, 0.12, 0.624) == "38 % (12\u201362)"
+    assert findings.with_interval(1.0, float("nan"), float("nan")) == "100 %"
+    assert findings.points(-0.065, -0.2, 0.07) == "-6 points (-20 to +7)"
 
 
 def test_names_are_escaped(written: tuple[Study, Path], tmp_path: Path) -> None:
@@ -298,8 +299,7 @@ def test_what_no_report_made_is_left_alone(written: tuple[Study, Path], tmp_path
 
 
 def test_every_step_can_be_told() -> None:
-    assert {*study.STEPS, "stages"} == set(report._TELLERS)
-    assert {"grading", *report._TELLERS} == set(report.QUESTIONS)
+    assert {"grading", *study.STEPS, "stages"} == set(ANALYSES)
     without_section = {"mask_gallery"}
-    assert not without_section & set(report.QUESTIONS)
-    assert set(report.QUESTIONS) | without_section == set(study.NEEDS)
+    assert not without_section & set(ANALYSES)
+    assert set(ANALYSES) | without_section == set(study.NEEDS)

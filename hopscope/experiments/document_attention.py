@@ -133,9 +133,9 @@ class DocumentAttention(Result):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the peaks of right and of wrong answers."""
-        from hopscope import plots
+        from hopscope import document_plots
 
-        return plots.peak_strips(self.peaks(), self.compare(), ax)
+        return document_plots.peak_strips(self.peaks(), self.compare(), ax)
 
 
 def _against(right: np.ndarray, wrong: np.ndarray) -> tuple[Any, ...]:

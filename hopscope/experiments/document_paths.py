@@ -92,9 +92,9 @@ class MaskedPaths(Result):
 
     def plot(self, ax: Axes | None = None, measure: str = "changed") -> Axes:
         """Draw the effect of each edge by block, with its control dotted."""
-        from hopscope import plots
+        from hopscope import document_plots
 
-        return plots.path_lines(self.effect(measure), ax, measure=measure)
+        return document_plots.path_lines(self.effect(measure), ax, measure=measure)
 
 
 def masked_paths(

@@ -96,9 +96,9 @@ class OrderChoice(Result):
 
     def plot(self, ax: Axes | None = None, metric: str = "contained") -> Axes:
         """Draw accuracy by strategy."""
-        from hopscope import plots
+        from hopscope import document_plots
 
-        return plots.strategy_points(self.summary(metric), ax)
+        return document_plots.strategy_points(self.summary(metric), ax)
 
 
 def best_order(

@@ -120,9 +120,9 @@ class Permutation(Result):
 
     def plot(self, ax: Axes | None = None, metric: str = "contained") -> Axes:
         """Draw accuracy by order, a colour for each mask."""
-        from hopscope import plots
+        from hopscope import document_plots
 
-        return plots.order_points(self.accuracy(metric), ax)
+        return document_plots.order_points(self.accuracy(metric), ax)
 
 
 def permute_documents(
