@@ -22,11 +22,11 @@ app = typer.Typer(
     help="How does a language model answer a question that takes two hops, and why does it fail?",
     pretty_exceptions_enable=False,
 )
-app.add_typer(models_app, name="models")
-app.add_typer(worlds_app, name="worlds")
 app.add_typer(queries_app)
 app.add_typer(documents_app)
 app.add_typer(studies_app)
+app.add_typer(models_app, name="models")
+app.add_typer(worlds_app, name="worlds")
 
 INTERRUPTED = 130
 

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
+from hopscope.probes import LinearProbe
 
 import hopscope as hs
 from hopscope import cli, sweep
 from hopscope.answers import matches
-from hopscope.experiments import DocumentAttention, Permutation, grade
+from hopscope.experiments import DocumentAttention, Permutation, grade, probing
 from hopscope.models import LanguageModel
 from hopscope.models.zoo import zoo
 from hopscope.queries import QuerySet, TwoHopQuery
@@ -199,9 +200,10 @@ def test_grade_takes_its_settings(hopscope: Command, csv: Path) -> None:
 # --- back-patch ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("subset", ["incorrect", "correct", "all"])
-def test_back_patch_prints_one_object(hopscope: Command, csv: Path, subset: str) -> None:
-    done = hopscope("back-patch", *TINY, "-q", csv, "--subset", subset, "--json")
+@pytest.mark.parametrize("asked", [(), ("--subset", "correct"), ("--subset", "all")], ids=str)
+def test_back_patch_prints_one_object(hopscope: Command, csv: Path, asked: tuple[str, ...]) -> None:
+    subset = asked[-1] if asked else "incorrect"
+    done = hopscope("back-patch", *TINY, "-q", csv, *asked, "--json")
     assert done.code == 0
     found = json.loads(done.out)
     assert set(found) == {"success_rate", "above_chance", "best_cell", "run"}
@@ -325,6 +327,23 @@ def test_an_analysis_prints_tables_or_one_object(hopscope: Command, csv: Path, n
     assert words.code == 0
     for table in expected:
         assert table.replace("_", " ") in words.out
+
+
+def test_a_probe_is_trained_on_so_many_and_saved(hopscope: Command) -> None:
+    what = ("--target", "e2_type", "--folds", 2, "--layer-step", 3)
+    asked = ("probe", *TINY, "-q", "world", "--limit", 60, *what, "--save", "mine.safetensors")
+    done = hopscope(*asked, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert [row["layer"] for row in found["selectivity"]] == [0, 3]
+    everything = probing.labelled(hs.load_queries("world"), "e2_type", 2)[0]
+    chosen = probing.sample_entities(everything, 60)
+    probed = probing.labelled(chosen, "e2_type", 2)[0]  # without what cannot be in each fold
+    assert len(probed) <= len(chosen) == 60
+    assert found["run"]["queries"]["sha256"] == probed.fingerprint
+    assert done.err.splitlines()[-1] == "mine.safetensors"
+    fitted = LinearProbe.load("mine.safetensors")
+    assert fitted.n_classes == len({query.e2_type for query in probed})
 
 
 # --- questions over documents --------------------------------------------------------------------

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, TypeVar, get_type_hints
@@ -35,8 +35,8 @@ Questions = Annotated[
     typer.Option("--questions", "-q", help="world-docs, world-docs-real, a file, or a hub id."),
 ]
 Subset = Annotated[str, typer.Option(help="incorrect or correct (graded first), or all.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Ask only this many, drawn by seed.")]
-Most = Annotated[int | None, typer.Option(min=1, help="Run at most this many of the subset.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Take only so many, drawn by seed.")]
+Most = Annotated[int | None, typer.Option(min=1, help="Analyse at most so many of the subset.")]
 FewShot = Annotated[
     int | None,
     typer.Option(
@@ -80,45 +80,78 @@ Out = Annotated[
 Shard = Annotated[str | None, typer.Option(help="i/n: only every n-th part of the queries.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU if there is one.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, ...")]
-Size = Annotated[str, typer.Option("--preset", help="quick (minutes) or paper (everything).")]
+Preset = Annotated[str, typer.Option("--preset", help="quick (minutes) or paper (everything).")]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Which model is asked which two-hop queries, and where results go."""
+class Run:
+    """Which model is run on how much, and where results go."""
 
     model: Model = "smollm2-135m"
-    queries: Queries = "world"
     limit: Limit = None
     few_shot: FewShot = None
     seed: Seed = 0
     out: Out = None
+    shard: Shard = None
     device: Device = None
     dtype: Dtype = None
     as_json: AsJson = False
 
+    def __post_init__(self) -> None:
+        self.settings()  # a shard that is none is told before anything is loaded
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments that every experiment takes: seed, out and shard.
+
+        Raises:
+            UsageError: for a shard that is not of the form i/n.
+        """
+        from hopscope.results import parse_shard
+
+        shard = None if self.shard is None else parse_shard(self.shard)
+        return {"seed": self.seed, "out": self.out, "shard": shard}
+
+
+@dataclass(frozen=True)
+class Asked(Run):
+    """Which model is asked which two-hop queries."""
+
+    queries: Queries = "world"
+
     def load_model(self) -> LanguageModel:
-        """The model, where and as what it was asked for."""
-        return load_model(self.model, self.device, self.dtype)
+        """The model, which generates from left to right."""
+        from hopscope.models import load_model
+
+        return load_model(self.model, device=self.device, dtype=self.dtype)
 
     def load_queries(self) -> QuerySet:
         """The queries, as many and with as many demonstrations as were asked for."""
-        return load_queries(self.queries, self.few_shot, self.limit, self.seed)
+        from hopscope.queries import load_queries
+        from hopscope.study import limited
+
+        loaded = load_queries(self.queries, few_shot=self.few_shot)
+        return limited(loaded.with_few_shot(loaded.few_shot, self.seed), self.limit, self.seed)
 
 
 @dataclass(frozen=True)
 class Graded(Asked):
-    """The same, of queries that are graded first, of which a subset is chosen."""
+    """As `Asked`; the queries are graded first, and a subset of them is analysed."""
 
     subset: Subset = "correct"
     most: Most = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.subset not in SUBSETS:
             raise UsageError(f"unknown subset {self.subset!r}: choose {', '.join(SUBSETS)}")
 
     def load(self, match: str = "word", max_new_tokens: int = 10) -> tuple[LanguageModel, QuerySet]:
-        """The model, and the chosen queries, graded into a folder beside `out`."""
+        """The model and the subset, graded into a folder beside `out`.
+
+        Args:
+            match: how answers are recognised when graded.
+            max_new_tokens: to generate when graded.
+        """
         from hopscope.experiments import grade
         from hopscope.study import limited
 
@@ -136,43 +169,16 @@ class Graded(Asked):
 
 
 @dataclass(frozen=True)
-class Sharded(Graded):
-    """The same, of which a shard can be run."""
+class Documents(Run):
+    """Which model is asked which questions over documents, and how these are written."""
 
-    shard: Shard = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        part_of(self.shard)  # a mistake is told before anything is loaded
-
-    def settings(self) -> dict[str, Any]:
-        """What every experiment is told besides."""
-        return {"seed": self.seed, "out": self.out, "shard": part_of(self.shard)}
-
-
-@dataclass(frozen=True)
-class Documents:
-    """Which model is asked which questions over documents, how these are written, and the rest."""
-
-    model: Model = "smollm2-135m"
     questions: Questions = "world-docs"
     masks: Masks = None
-    limit: Limit = None
     distractors: Distractors = 4
-    few_shot: FewShot = None
     template: PromptTemplate = None
     label: DocumentLabel = "position"
     max_new_tokens: AnswerTokens = None
     skip_impossible: SkipImpossible = False
-    seed: Seed = 0
-    out: Out = None
-    shard: Shard = None
-    device: Device = None
-    dtype: Dtype = None
-    as_json: AsJson = False
-
-    def __post_init__(self) -> None:
-        part_of(self.shard)
 
     def load(self, orders: list[str]) -> tuple[LanguageModel | EncoderDecoder, QuestionSet]:
         """The model and the questions, of which those that cannot have the orders may be left out.
@@ -193,105 +199,68 @@ class Documents:
         return load_any(self.model, device=self.device, dtype=self.dtype), questions
 
     def settings(self) -> dict[str, Any]:
-        """What every experiment over documents is told besides."""
+        """The arguments that every experiment over documents takes."""
         return {
+            **super().settings(),
             "masks": None if self.masks is None else listed(self.masks),
             "template": self.template,
             "label": self.label,
             "max_new_tokens": self.max_new_tokens,
-            "seed": self.seed,
-            "out": self.out,
-            "shard": part_of(self.shard),
         }
 
 
-_BY_NAME = inspect.Parameter.KEYWORD_ONLY
+FIRST = ("model", "queries", "questions", "subset", "limit", "most", "few_shot")
+"""What `--help` tells before a command's own options; other shared ones come after these."""
 Options = TypeVar("Options")
 Command = Callable[Concatenate[Options, ...], None]
 
 
 def taking(
-    options: type[Options], **defaults: Any
+    options: type[Options], without: Collection[str] = (), **defaults: Any
 ) -> Callable[[Command[Options]], Callable[..., None]]:
     """Give a command the options of a dataclass, which it gets as its first argument.
 
     Args:
-        options: whose fields are options.
+        options: whose fields are options, each with a default.
+        without: fields that are no options of this command.
         **defaults: of this command, where they are others.
 
+    Returns:
+        A decorator, whose result typer can read.
+
     Example:
-        >>> @app.command("recall")                          # doctest: +SKIP
-        ... @taking(Sharded, subset="all")
-        ... def recall_command(options, *, sites: str = "z") -> None: ...
+        >>> @app.command("patch")                              # doctest: +SKIP
+        ... @taking(Graded, subset="all")
+        ... def patch_command(options: Graded, *, sites: Sites = "z") -> None: ...
     """
-    shared = _parameters(options, defaults)
+    hints = get_type_hints(options, include_extras=True)
+    values = {each.name: each.default for each in fields(options)} | defaults  # type: ignore[arg-type]
+    shared = {
+        name: inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=hints[name]
+        )
+        for name, value in values.items()
+        if name not in without
+    }
 
     def give(command: Command[Options]) -> Callable[..., None]:
         own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
 
         @functools.wraps(command)
         def called(**given: Any) -> None:
-            command(options(**{each.name: given.pop(each.name) for each in shared}), **given)
+            command(options(**{name: given.pop(name) for name in shared}), **given)
 
+        before = [shared[name] for name in FIRST if name in shared]
+        after = [each for name, each in shared.items() if name not in FIRST]
+        every = [*before, *own, *after]
         # typer reads these two, not the arguments of `called`.
-        called.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
-        called.__annotations__ = {each.name: each.annotation for each in (*own, *shared)}
+        called.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+        called.__annotations__ = {each.name: each.annotation for each in every}
         return called
 
     return give
 
 
-def _parameters(options: type, defaults: dict[str, Any]) -> list[inspect.Parameter]:
-    """The fields of a dataclass as parameters by name."""
-    hints = get_type_hints(options, include_extras=True)
-    values = {each.name: each.default for each in fields(options)} | defaults
-    return [
-        inspect.Parameter(name, _BY_NAME, default=value, annotation=hints[name])
-        for name, value in values.items()
-    ]
-
-
-def load_model(name: str, device: str | None, dtype: str | None) -> LanguageModel:
-    """A model that generates from left to right."""
-    from hopscope.models import load_model
-
-    return load_model(name, device=device, dtype=dtype)
-
-
-def load_queries(source: str, few_shot: int | None, limit: int | None, seed: int) -> QuerySet:
-    """Queries with so many demonstrations, at most so many."""
-    from hopscope.queries import load_queries
-    from hopscope.study import limited
-
-    loaded = load_queries(source, few_shot=few_shot)
-    return limited(loaded.with_few_shot(loaded.few_shot, seed), limit, seed)
-
-
 def listed(text: str) -> list[str]:
     """What stands between commas."""
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def numbers(text: str | None, what: str) -> list[int] | None:
-    """Numbers with commas between.
-
-    Raises:
-        UsageError: for what is no number.
-    """
-    if text is None:
-        return None
-    try:
-        return [int(number) for number in listed(text)]
-    except ValueError:
-        raise UsageError(f"{what} are numbers with commas between, not {text!r}") from None
-
-
-def part_of(shard: str | None) -> tuple[int, int] | None:
-    """Which shard, of how many.
-
-    Raises:
-        UsageError: for a shard that is not of the form i/n.
-    """
-    from hopscope.results import parse_shard
-
-    return None if shard is None else parse_shard(shard)

@@ -16,13 +16,9 @@ from hopscope.commands.options import (
     Graded,
     Match,
     Positions,
-    Shard,
-    Sharded,
     Step,
     Tokens,
     listed,
-    numbers,
-    part_of,
     taking,
 )
 from hopscope.commands.printing import records, show, show_tables
@@ -33,20 +29,18 @@ queries_app = typer.Typer()
 
 @queries_app.command("grade")
 @taking(Asked)
-def grade_command(
-    options: Asked, *, match: Match = "word", max_new_tokens: Tokens = 10, shard: Shard = None
-) -> None:
+def grade_command(options: Asked, *, match: Match = "word", max_new_tokens: Tokens = 10) -> None:
     """Ask first hop, second hop, two hops and shortcuts: right or wrong."""
     from hopscope.experiments import grade
 
-    part, asked = part_of(shard), options.load_queries()
+    asked = options.load_queries()
     graded = grade(
         options.load_model(),
         asked,
         match=match,  # type: ignore[arg-type]  # grade checks it
         max_new_tokens=max_new_tokens,
         out=options.out,
-        shard=part,
+        shard=options.settings()["shard"],
     )
     summary = graded.summary()
     found = {"summary": records(summary), "rows": records(graded.frame), "run": graded.run}
@@ -54,9 +48,9 @@ def grade_command(
 
 
 @queries_app.command("back-patch")
-@taking(Sharded, subset="incorrect")
+@taking(Graded, subset="incorrect")
 def back_patch_command(
-    options: Sharded,
+    options: Graded,
     *,
     positions: Annotated[str, typer.Option(help="Of t1, t2, t1->t2, e1; with commas.")] = "t1,t2",
     controls: Annotated[str, typer.Option(help="Of other, random; with commas.")] = "other,random",
@@ -117,9 +111,9 @@ def _short(value: object) -> str:
 
 
 @queries_app.command("knockout")
-@taking(Sharded)
+@taking(Graded)
 def knockout_command(
-    options: Sharded,
+    options: Graded,
     *,
     edges: Annotated[
         str, typer.Option(help="query->key of t1, t2, e1, r1, r2, before, few_shot; with commas.")
@@ -135,6 +129,7 @@ def knockout_command(
     """Block attention between parts of the question: which edges carry the answer, and where?"""
     from hopscope.experiments import knockout
 
+    only = None if heads is None else _numbers(heads)
     model, chosen = options.load(match, max_new_tokens)
     result = knockout(
         model,
@@ -143,7 +138,7 @@ def knockout_command(
         controls=["random"] if control else [],
         window=window,
         layers=range(0, model.n_layers, layer_step),
-        heads=numbers(heads, "heads"),
+        heads=only,
         criterion=criterion,  # type: ignore[arg-type]
         max_new_tokens=max_new_tokens,
         match=match,  # type: ignore[arg-type]
@@ -153,10 +148,17 @@ def knockout_command(
     show_tables(result, {"effect": effect, "above_chance": above}, options.as_json)
 
 
+def _numbers(heads: str) -> list[int]:
+    try:
+        return [int(head) for head in listed(heads)]
+    except ValueError:
+        raise UsageError(f"heads are numbers with commas between, not {heads!r}") from None
+
+
 @queries_app.command("project")
-@taking(Sharded)
+@taking(Graded)
 def project_command(
-    options: Sharded,
+    options: Graded,
     *,
     positions: Positions = "t1,t2",
     sites: Annotated[
@@ -179,9 +181,9 @@ def project_command(
 
 
 @queries_app.command("describe")
-@taking(Sharded)
+@taking(Graded)
 def describe_command(
-    options: Sharded,
+    options: Graded,
     *,
     positions: Positions = "t1,t2",
     prompts: Annotated[
@@ -218,7 +220,7 @@ def describe_command(
 
 
 @queries_app.command("stages")
-@taking(Graded)
+@taking(Graded, without=["shard"])
 def stages_command(options: Graded, *, layer_step: Step = 1) -> None:
     """Put the stages of the computation on one axis, and count the broken orders."""
     from hopscope.experiments import stages
@@ -230,9 +232,9 @@ def stages_command(options: Graded, *, layer_step: Step = 1) -> None:
 
 
 @queries_app.command("patch")
-@taking(Sharded)
+@taking(Graded)
 def patch_command(
-    options: Sharded,
+    options: Graded,
     *,
     positions: Positions = "t1,t2",
     sites: Annotated[
@@ -256,9 +258,9 @@ def patch_command(
 
 
 @queries_app.command("trace")
-@taking(Sharded)
+@taking(Graded)
 def trace_command(
-    options: Sharded,
+    options: Graded,
     *,
     positions: Positions = "t1,t2",
     sites: Annotated[
@@ -289,8 +291,8 @@ def trace_command(
 
 
 @queries_app.command("recall")
-@taking(Sharded)
-def recall_command(options: Sharded) -> None:
+@taking(Graded)
+def recall_command(options: Graded) -> None:
     """Measure how well t1 recalls the bridge (EntRec), and how it is used (CnstScore)."""
     from hopscope.experiments import recall
 
@@ -301,7 +303,7 @@ def recall_command(options: Sharded) -> None:
 
 
 @queries_app.command("probe")
-@taking(Asked, limit=1000)
+@taking(Asked, without=["shard"], limit=1000)
 def probe_command(
     options: Asked,
     *,
@@ -315,7 +317,7 @@ def probe_command(
 ) -> None:
     """Read the bridge off t1 with a linear probe, beside a control task.
 
-    Of a source entity either all queries are asked or none, at most --limit of them in all.
+    Source entities are drawn with all their queries, as many as make no more than --limit.
     """
     from hopscope.experiments import fit_probe, probe
     from hopscope.experiments.probing import TARGETS, labelled, sample_entities

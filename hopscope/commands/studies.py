@@ -7,40 +7,25 @@ from typing import Annotated
 
 import typer
 
-from hopscope.commands.options import (
-    Device,
-    Dtype,
-    FewShot,
-    Limit,
-    Model,
-    Queries,
-    Seed,
-    Size,
-    load_model,
-    load_queries,
-)
-from hopscope.commands.printing import AsJson, records, show, table_text
+from hopscope.commands.options import Asked, Preset, taking
+from hopscope.commands.printing import records, show, table_text
 from hopscope.errors import ResultError
 
 studies_app = typer.Typer()
 
 
 @studies_app.command("study")
+@taking(Asked, without=["limit", "out", "shard"])
 def study_command(
-    model: Model = "smollm2-135m",
-    queries: Queries = "world",
-    preset: Size = "quick",
+    options: Asked,
+    *,
+    preset: Preset = "quick",
     limit: Annotated[
         int | None, typer.Option(min=1, help="Grade this many, and analyse all of them that fit.")
     ] = None,
-    few_shot: FewShot = None,
-    seed: Seed = 0,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of the report; a stopped study goes on.")
     ] = Path("study"),
-    device: Device = None,
-    dtype: Dtype = None,
-    as_json: AsJson = False,
 ) -> None:
     """Grade, run every analysis, and write figures, tables and a page that says what was found."""
     from dataclasses import replace
@@ -50,29 +35,26 @@ def study_command(
     size = study.preset(preset)
     if limit is not None:
         size = replace(size, limit=limit, most=limit, questions=limit)
-    asked = load_queries(queries, few_shot, None, seed)
-    loaded = load_model(model, device, dtype)
-    found = study.run_study(loaded, asked, out / "runs", size, seed=seed)
+    asked, model = options.load_queries(), options.load_model()
+    found = study.run_study(model, asked, out / "runs", size, seed=options.seed)
     told = report.sections(found)
     page, findings = report.write(found, out, told), report.findings(told)
     show(
         {"report": str(page), "findings": findings},
-        as_json,
+        options.as_json,
         lambda: "\n".join([*findings, "", str(page)]),
     )
 
 
 @studies_app.command("figures")
+@taking(Asked, without=["out", "shard", "as_json"])
 def figures_command(
+    options: Asked,
+    *,
     names: Annotated[
         list[str] | None, typer.Argument(help="Figures to draw; all if none is named.")
     ] = None,
-    model: Model = "smollm2-135m",
-    queries: Queries = "world",
-    preset: Size = "quick",
-    limit: Limit = None,
-    few_shot: FewShot = None,
-    seed: Seed = 0,
+    preset: Preset = "quick",
     runs: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("runs"),
     scripts: Annotated[Path, typer.Option(help="Folder of figure scripts.")] = Path("figures"),
     rendered: Annotated[
@@ -89,8 +71,6 @@ def figures_command(
         float,
         typer.Option(min=0, help="How far numbers may move, as a part of them."),
     ] = 1e-3,
-    device: Device = None,
-    dtype: Dtype = None,
 ) -> None:
     """Run what the figures need, unless it is there, and draw them.
 
@@ -101,7 +81,7 @@ def figures_command(
 
     from hopscope import figure_check, figure_runs, study
 
-    size = study.preset(preset)
+    size, limit, seed = study.preset(preset), options.limit, options.seed
     chosen = list(study.figure_scripts(scripts, names or []))
     committed, strict = rendered or scripts / "rendered", bool(names)
     if limit is not None:
@@ -112,12 +92,12 @@ def figures_command(
         if from_runs is not None:
             drawn = study.redraw(scripts, chosen, from_runs, pictures, strict=strict)
         else:
-            how = figure_runs.Setting(runs / f"alone.{label}", size, seed, device)
+            how = figure_runs.Setting(runs / f"alone.{label}", size, seed, options.device)
             drawn = figure_runs.draw_alone(chosen, how, scripts, pictures, costly=strict)
             others = [name for name in chosen if name not in figure_runs.ALONE]
             if others:
-                asked = load_queries(queries, few_shot, None, seed)
-                loaded = load_model(model, device, dtype)
+                asked = replace(options, limit=None).load_queries()
+                loaded = options.load_model()
                 folder = study.study_folder(runs, loaded, asked, label)
                 steps = study.needed(others)
                 found = study.run_study(loaded, asked, folder, size, steps, seed=seed)

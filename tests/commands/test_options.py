@@ -1,0 +1,79 @@
+"""Options that commands share: which a command has, in which order, and what it is given."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated, Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from hopscope.commands.options import Asked, Documents, Graded, Run, listed, taking
+from hopscope.errors import UsageError
+
+
+def app_of(given: list[Any], **how: Any) -> typer.Typer:
+    """A command that notes what it was given."""
+    app = typer.Typer()
+
+    @app.command()
+    @taking(Graded, **how)
+    def command(
+        options: Graded, *, window: Annotated[int, typer.Option(min=0, help="Layers.")] = 3
+    ) -> None:
+        """Do something."""
+        given.append((options, window))
+
+    return app
+
+
+def test_a_command_is_given_one_object_and_its_own_options() -> None:
+    given: list[Any] = []
+    app = app_of(given, subset="incorrect")
+    assert CliRunner().invoke(app, []).exit_code == 0
+    assert CliRunner().invoke(app, ["-m", "mine", "--window", "5", "--shard", "1/2"]).exit_code == 0
+    assert given == [
+        (Graded(subset="incorrect"), 3),
+        (Graded(model="mine", shard="1/2", subset="incorrect"), 5),
+    ]
+    assert Graded().subset == "correct"
+
+
+def test_own_options_stand_between_those_that_are_shared() -> None:
+    (command,) = app_of([], without=["shard", "most"]).registered_commands
+    assert command.callback is not None
+    assert list(inspect.signature(command.callback).parameters) == [
+        "model", "queries", "subset", "limit", "few_shot",
+        "window",
+        "seed", "out", "device", "dtype", "as_json",
+    ]  # fmt: skip
+    assert command.callback.__doc__ == "Do something."
+
+
+def test_options_that_a_command_is_without_are_unknown_to_it() -> None:
+    given: list[Any] = []
+    app = app_of(given, without=["shard"])
+    assert CliRunner().invoke(app, ["--shard", "1/2"]).exit_code == 2
+    assert CliRunner().invoke(app, []).exit_code == 0
+    assert given == [(Graded(), 3)]
+
+
+@pytest.mark.parametrize("options", [Run, Asked, Graded, Documents])
+@pytest.mark.parametrize("shard", ["3/2", "1", "a/b"])
+def test_a_shard_that_is_none_is_told_before_anything_is_loaded(
+    options: type[Run], shard: str
+) -> None:
+    with pytest.raises(UsageError, match="shard"):
+        options(shard=shard)
+    assert options(shard="1/2").settings()["shard"] == (1, 2)
+
+
+def test_a_subset_that_is_none_is_told_before_anything_is_loaded() -> None:
+    with pytest.raises(UsageError, match="unknown subset 'right': choose incorrect, correct, all"):
+        Graded(subset="right")
+
+
+def test_commas_with_or_without_blanks() -> None:
+    assert listed("t1, t2,,e1 ") == ["t1", "t2", "e1"]
+    assert listed("") == []
