@@ -23,9 +23,10 @@ study: $(VENV)/.installed  ## Run every analysis; write figures, tables and a pa
 	$(BIN)/hopscope study --model $(MODEL) --queries $(QUERIES) --preset $(PRESET) \
 		$(if $(LIMIT),--limit $(LIMIT)) -o study
 
+# Notebooks take longest, so that they are begun first: no worker waits for one in the end.
 test: lint  ## Check style and types, run all tests and notebooks.
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal \
-		--nbmake --nbmake-timeout=900 --ignore=tests/browser tests notebooks
+		--nbmake --nbmake-timeout=900 --ignore=tests/browser notebooks tests
 
 test-browser: $(VENV)/.browsing  ## Use the widgets in JupyterLab and headless Chromium.
 	@test -n "$(CHROMIUM)" || { echo "test-browser needs Chromium: apt-get install chromium (Debian)," \
