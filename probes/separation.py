@@ -24,8 +24,8 @@ def iicg(
     Args:
         states: of each item; further axes, such as position and layer, are kept.
         groups: the group of each item, such as the index of its bridge.
-        among: compare only items that have this in common, such as the token at the position; a
-            gap that is there because of it is none then.
+        among: compare only items that have this in common, such as the token at the position,
+            so that it makes no gap. All pairs that are compared weigh the same.
 
     Returns:
         From -2 to 2: 1 for groups that are orthogonal to one another, 0 for none; NaN if no two
@@ -48,10 +48,10 @@ def iicg(
 
 def _cosines(
     unit: Float[Tensor, "item *rest d_model"], labels: Int[Tensor, "item label"]
-) -> tuple[Float[Tensor, "*rest"], float]:
+) -> tuple[Float[Tensor, "*rest"], int]:
     """The sum of the cosines of all ordered pairs of items with the same labels; their number."""
     kinds, member = torch.unique(labels, dim=0, return_inverse=True)
     sums = unit.new_zeros(len(kinds), *unit.shape[1:]).index_add(0, member, unit)
-    sizes = torch.bincount(member, minlength=len(kinds)).float()
+    sizes = torch.bincount(member, minlength=len(kinds))
     itself = unit.square().sum(dim=-1).sum(dim=0)  # as many as items, less the states that are 0
-    return sums.square().sum(dim=-1).sum(dim=0) - itself, float((sizes * (sizes - 1)).sum())
+    return sums.square().sum(dim=-1).sum(dim=0) - itself, int((sizes * (sizes - 1)).sum())

@@ -11,7 +11,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 
-from hopscope.style import BLUE, GREY, VERMILION, axes_or_new, legend_below
+from hopscope.style import BLUE, GREEN, GREY, VERMILION, axes_or_new, legend_below
+from hopscope.worlds.coverage_reading import GROUPINGS
 
 if TYPE_CHECKING:
     from hopscope.worlds.scaling import Exponent
@@ -94,20 +95,24 @@ def _plain_log(axis: Axis) -> None:
     axis.set_minor_formatter(mpl.ticker.NullFormatter())
 
 
-LEAST = 100
-"""Inputs of a line of `cutoff_curves`: cutoffs of fewer share one."""
+LEAST = 0.1
+"""The share of the inputs that a line of `cutoff_curves` has at least."""
 
 
 def cutoff_curves(accuracy: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
     """Accuracy over steps by cutoff; darker lines are better covered.
 
+    Neighbouring cutoffs of few inputs share a line, but for 0: what is not covered stands alone.
+
     Args:
-        accuracy: columns step, cutoff, value, n (inputs with that cutoff).
+        accuracy: columns step, cutoff, value, n (inputs with that cutoff); those of several
+            seeds are put together.
         ax: where to draw.
         title: of the axes.
     """
     ax = axes_or_new(ax, 2.4)
-    bins = _enough(accuracy.groupby("cutoff")["n"].first())
+    first = accuracy[accuracy["step"] == accuracy["step"].min()]
+    bins = _bins(first.groupby("cutoff")["n"].sum())
     right = accuracy.assign(
         right=accuracy["value"] * accuracy["n"], bin=accuracy["cutoff"].map(bins)
     )
@@ -123,34 +128,37 @@ def cutoff_curves(accuracy: pd.DataFrame, ax: Axes | None = None, title: str = "
     return ax
 
 
-def _enough(sizes: pd.Series) -> pd.Series:
-    """The number of each cutoff's line, so that each has at least `LEAST` inputs, if there are."""
-    bins, number, held = {}, 0, 0
-    for cutoff, size in sizes.sort_index().items():
-        left = sizes[sizes.index >= cutoff].sum()
-        if held >= LEAST and left >= LEAST:
+def _bins(sizes: pd.Series) -> pd.Series:
+    """The number of each cutoff's line, by the number of inputs with each cutoff."""
+    covered, least = sizes[sizes.index > 0].sort_index(), LEAST * sizes.sum()
+    bins = dict.fromkeys(sizes.index, 0)
+    number, held = 1, 0
+    for cutoff, size in covered.items():
+        left = covered[covered.index >= cutoff].sum()
+        if held >= least and left >= least:
             number, held = number + 1, 0
         bins[cutoff], held = number, held + size
     return pd.Series(bins)
-
-
-GROUPINGS = {"bridge": BLUE, "bridge and x2": VERMILION}
 
 
 def gap_curves(frame: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
     """The intra-inter cosine gap at the second token over steps, in the block where it is largest.
 
     Args:
-        frame: of `over_checkpoints(..., coverage)`.
+        frame: of `over_checkpoints(..., coverage)`; with a column `seed`, each seed is a thin line
+            and their mean a thick one.
         ax: where to draw.
         title: of the axes.
     """
     ax = axes_or_new(ax, 2.4)
     gaps = frame[(frame["measure"] == "iicg") & (frame["cutoff"] == -1) & (frame["position"] == 1)]
-    best = gaps.groupby(["grouping", "step"])["value"].max().reset_index()
-    for grouping, color in GROUPINGS.items():
-        rows = best[best["grouping"] == grouping]
-        ax.plot(rows["step"], rows["value"], color=color, marker="o", ms=3, label=grouping)
+    if "seed" not in gaps:
+        gaps = gaps.assign(seed=0)
+    best = gaps.groupby(["grouping", "seed", "step"])["value"].max().unstack("step")
+    for grouping, color in zip(GROUPINGS, (BLUE, VERMILION, GREEN), strict=True):
+        rows = best.loc[grouping]
+        ax.plot(rows.columns, rows.T, color=color, lw=0.6, alpha=0.5)
+        ax.plot(rows.columns, rows.mean(), color=color, marker="o", ms=3, label=grouping)
     ax.axhline(0, color=GREY, lw=0.8, ls=":")
     ax.set(xlabel="step of the training", ylabel="cosine gap at x2 (best block)", title=title)
     ax.set_ylim(-0.08, 1.03)

@@ -4,7 +4,7 @@ The Coverage Principle (Chang et al. 2025): inputs with a higher k-cutoff are le
 states of the same bridge come to point the same way (IICG) as they are; where the second token
 takes a way of its own to the answer, they do so by bridge and second token instead. States at that
 token share it, so that a gap by both is there before anything is learned; here the gap by bridge
-among states of the same token is told, too.
+among states of the same token is measured, too.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from hopscope.worlds.coverage_task import ComposedTables
 from hopscope.worlds.world import World
 from hopscope.worlds.world_training import answered
 
+GROUPINGS = ("bridge", "bridge and x2", "bridge among equal x2")
+
 
 @dataclass(frozen=True, repr=False)
 class Coverage(Result):
@@ -34,10 +36,9 @@ class Coverage(Result):
     `frame` has one row for each thing that was measured: `measure, cutoff, grouping, position,
     layer, value, n`. `accuracy`: the share of right answers among held-out inputs of a cutoff.
     `iicg`: the intra-inter cosine gap at a place (0 is x1) after a block, with states grouped by
-    `bridge`, by `bridge and x2`, or by `bridge among equal x2` (only pairs that share x2 are
-    compared), over all held-out inputs (`cutoff` is -1) or those of a cutoff; n is the number of
-    states. `details` has one row a held-out input: its cutoff, bridge, answer,
-    and whether it was right.
+    one of `GROUPINGS` (`among equal x2`: only pairs that share x2 are compared), over all held-out
+    inputs (`cutoff` is -1) or those of a cutoff; n is the number of states. `details` has one row a
+    held-out input: its cutoff, bridge, answer, and whether it was right.
     """
 
     kind: ClassVar[str] = "coverage"
@@ -57,7 +58,16 @@ class Coverage(Result):
         return pd.DataFrame(rows, columns=["cutoff", "n", "accuracy", "low", "high"])
 
     def iicg(self, grouping: str = "bridge") -> pd.DataFrame:
-        """The gap over all held-out inputs; rows layers, columns places."""
+        """The gap over all held-out inputs; rows layers, columns places.
+
+        Args:
+            grouping: one of `GROUPINGS`.
+
+        Raises:
+            UsageError: for another.
+        """
+        if grouping not in GROUPINGS:
+            raise UsageError(f"unknown grouping {grouping!r}: choose {', '.join(GROUPINGS)}")
         chosen = self.frame.query("measure == 'iicg' and cutoff == -1 and grouping == @grouping")
         return chosen.pivot_table(index="layer", columns="position", values="value")
 
@@ -86,16 +96,12 @@ def coverage(world: World, progress: bool = False) -> Coverage:
     places = range(task.n_places)
     states = capture(model, texts, positions=places, progress=progress, batch_size=512)
     bridges, second = task.bridges[held_out], task.inputs[held_out, 1]
-    groupings = {
-        "bridge": (bridges,),
-        "bridge and x2": (bridges * task.n_tokens + second,),
-        "bridge among equal x2": (bridges, second),
-    }
+    grouped = ((bridges,), (bridges * task.n_tokens + second,), (bridges, second))
     frames = [_accuracy(cutoff, right)]
     for k in (-1, *np.unique(cutoff).tolist()):
         chosen = (cutoff == k) | (k < 0)
         own = states["resid_post"][torch.as_tensor(chosen, device=model.device)]
-        for grouping, labels in groupings.items():
+        for grouping, labels in zip(GROUPINGS, grouped, strict=True):
             gap = _gaps(own, *(each[chosen] for each in labels))
             frames.append(gap.assign(cutoff=k, grouping=grouping, n=int(chosen.sum())))
     details = pd.DataFrame(

@@ -21,10 +21,6 @@ from hopscope.worlds.two_hop_facts import names
 
 Structure = Literal["two_hop", "path_ambiguity", "three_hop", "parallel"]
 LENGTHS: Mapping[str, int] = {"two_hop": 3, "path_ambiguity": 3, "three_hop": 4, "parallel": 4}
-LAST: Mapping[str, str] = {
-    "two_hop": "f2", "path_ambiguity": "f2", "three_hop": "f3", "parallel": "f3",
-}  # fmt: skip
-"""The table that answers come from; the others give bridges."""
 TESTED = 2000
 
 
@@ -37,13 +33,13 @@ class ComposedTables:
             x2 takes a way of its own. `three_hop`: f3(f2(f1(x1, x2), x3), x4). `parallel`:
             f3(f1(x1, x2), f2(x3, x4)).
         n_tokens: of each place, and of answers.
-        n_bridges: values of the tables in between; as many as tokens if not given.
         n_examples: inputs that are trained on, drawn from all.
         seed: of the tables and the examples.
+        n_bridges: values of the tables before the last; as many as tokens if not given.
 
     Raises:
-        UsageError: for an unknown structure, more examples than inputs, or more bridges than
-            tokens.
+        UsageError: for an unknown structure, fewer than two tokens, no examples or none left to
+            test, or bridges that are fewer than two or more than tokens.
     """
 
     kind: ClassVar[str] = "composed_tables"
@@ -83,10 +79,11 @@ class ComposedTables:
         return self.n_places + 1
 
     def table(self, name: str, *arguments: np.ndarray) -> np.ndarray:
-        """A random table, `f1`, `f2` or `f3`, at some arguments."""
+        """A random table, `f1`, `f2` or `f3`, at some arguments; the last one gives answers."""
         rng = np.random.default_rng([self.seed, *name.encode()])
-        values = self.n_tokens if name == LAST[self.structure] else self.n_bridges or self.n_tokens
-        whole = rng.integers(values, size=(self.n_tokens,) * len(arguments))
+        is_last = name == f"f{self.n_places - 1}"
+        n_values = self.n_tokens if is_last else self.n_bridges or self.n_tokens
+        whole = rng.integers(n_values, size=(self.n_tokens,) * len(arguments))
         found: np.ndarray = whole[arguments]
         return found
 

@@ -34,7 +34,8 @@ def test_only_items_with_something_in_common_are_compared():
     gap = float(iicg(states, groups, among=token))
     assert gap == pytest.approx(pairwise(states, groups, token), abs=1e-5)
     assert float(iicg(states, groups + 3 * token)) > 0.5 > 0.2 > abs(gap)
-    assert torch.isnan(iicg(states, groups, among=torch.arange(30)))
+    for nothing_in_common in (torch.arange(30), groups):  # no pairs at all, none between groups
+        assert torch.isnan(iicg(states, groups, among=nothing_in_common))
 
 
 def test_further_axes_are_kept():

@@ -16,7 +16,7 @@ from hopscope.trainer import Schedule
 from hopscope.worlds import Coverage, Recipe, World, coverage, over_checkpoints, train_world
 from hopscope.worlds.blocks import Shape
 from hopscope.worlds.coverage_cutoffs import cutoffs
-from hopscope.worlds.coverage_plot import cutoff_curves
+from hopscope.worlds.coverage_plot import cutoff_curves, gap_curves
 from hopscope.worlds.coverage_task import ComposedTables
 from hopscope.worlds.two_hop_facts import TwoHopFacts
 
@@ -99,6 +99,8 @@ def test_iicg_is_over_pairs_of_states(world, read, grouping):
         )
         assert row["value"].item() == pytest.approx(within - between, abs=1e-4)
     assert read.iicg(grouping).shape == (2, 3)
+    with pytest.raises(UsageError, match="choose bridge, bridge and x2, bridge among equal x2"):
+        read.iicg("x2")
 
 
 def test_over_the_steps_of_a_training(folder, read, tmp_path):
@@ -123,12 +125,26 @@ def test_other_worlds_are_refused():
         coverage(other)
 
 
-def test_cutoffs_of_few_inputs_share_a_line_and_their_mean_is_over_inputs():
-    sizes = {5: 40, 6: 70, 7: 200, 9: 20, 10: 30}
-    rows = [(step, cutoff, 0.1 * cutoff, n) for step in (0, 9) for cutoff, n in sizes.items()]
+def test_cutoffs_of_few_inputs_share_a_line_and_their_mean_is_over_inputs_of_all_seeds():
+    sizes = {0: 1, 5: 3, 6: 70, 7: 200, 9: 10, 10: 16}
+    rows = [
+        (step, cutoff, 0.05 * cutoff + 0.2 * seed + 0.01 * step, n)
+        for seed in (0, 1) for step in (0, 9) for cutoff, n in sizes.items()
+    ]  # fmt: skip
     ax = cutoff_curves(pd.DataFrame(rows, columns=["step", "cutoff", "value", "n"]))
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert labels == ["5 to 6 (110)", "7 to 10 (250)"]
-    low, high = (line.get_ydata().tolist() for line in ax.get_lines())
-    assert low == pytest.approx([(0.5 * 40 + 0.6 * 70) / 110] * 2)
-    assert high == pytest.approx([(0.7 * 200 + 0.9 * 20 + 1.0 * 30) / 250] * 2)
+    assert labels == ["0 (2)", "5 to 6 (146)", "7 to 10 (452)"]
+    none, low, high = (line.get_ydata().tolist() for line in ax.get_lines())
+    low_mean, high_mean = (5 * 3 + 6 * 70) / 73, (7 * 200 + 9 * 10 + 10 * 16) / 226
+    for line, mean in ((none, 0), (low, low_mean), (high, high_mean)):
+        assert line == pytest.approx([0.05 * mean + 0.1, 0.05 * mean + 0.19])
+
+
+def test_gaps_of_seeds_are_thin_lines_about_their_mean(read):
+    seeds = [read.frame.assign(step=0, seed=seed) for seed in (0, 1)]
+    seeds[1]["value"] += 0.2
+    ax = gap_curves(pd.concat(seeds))
+    best = read.iicg("bridge")[1].max()
+    thin, other, mean = (line.get_ydata().item() for line in ax.get_lines()[:3])
+    assert (thin, other, mean) == pytest.approx((best, best + 0.2, best + 0.1))
+    assert gap_curves(read.frame.assign(step=0)).get_lines()[1].get_ydata().item() == best
