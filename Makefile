@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 .DEFAULT_GOAL := help
 
 help:  ## Say what can be made.
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 figures: $(VENV)/.installed  ## Grade real two-hop queries, back-patch, draw figures/rendered/.
 	$(BIN)/hopscope figures grading back_patching --model $(MODEL) --queries $(QUERIES) --preset $(PRESET) \

@@ -8,27 +8,35 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from hopscope import plots
+from hopscope import figure_runs, plots
 from hopscope.style import figure_style, panels
 from hopscope.worlds import Emergence
 from hopscope.worlds.coverage_plot import cutoff_curves, gap_curves
 
+TITLES = {"coverage": "two hops", "coverage-path-ambiguity": "x2 also leads to the answer"}
+
 
 def draw(runs: Path, rendered: Path) -> list[Path]:
-    """Draw the figure from `runs/coverage/coverage` and `.../coverage-path-ambiguity`.
+    """Draw the figure from `runs/coverage/coverage.seed-0` and so on, and the other world's.
 
     Raises:
-        ResultError: if there is no such result.
+        ResultError: if a result is not there.
     """
-    plain = Emergence.load(runs / "coverage" / "coverage").frame
-    ambiguous = Emergence.load(runs / "coverage" / "coverage-path-ambiguity").frame
+    numbers = []
     with figure_style():
-        figure, (axes,) = panels(1, 3, 3.0)
-        cutoff_curves(plain[plain["measure"] == "accuracy"], axes[0], "two hops")
-        gap_curves(plain, axes[1], "two hops")
-        gap_curves(ambiguous, axes[2], "x2 also leads to the answer")
-        table = pd.concat([plain.assign(world="coverage"), ambiguous.assign(world="ambiguous")])
-        paths = plots.save_figure(figure, table, rendered, "coverage")
+        figure, axes = panels(len(figure_runs.COVERED), 2, 6.0)
+        for row, name in zip(axes, figure_runs.COVERED, strict=True):
+            seeds = {
+                seed: Emergence.load(runs / "coverage" / f"{name}.seed-{seed}").frame
+                for seed in figure_runs.SEEDS
+            }
+            table = pd.concat([frame.assign(seed=seed) for seed, frame in seeds.items()])
+            accuracy = table[table["measure"] == "accuracy"]
+            gaps = table[(table["position"] == 1) & (table["cutoff"] == -1)]
+            cutoff_curves(accuracy, row[0], TITLES[name])
+            gap_curves(gaps, row[1], TITLES[name])
+            numbers.append(pd.concat([accuracy, gaps]).assign(world=name))
+        paths = plots.save_figure(figure, pd.concat(numbers), rendered, "coverage")
         plt.close(figure)
     return paths
 

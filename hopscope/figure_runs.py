@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ class Setting:
     Attributes:
         folder: of the run folders.
         size: how much is run.
-        seed: of all that is drawn.
+        seed: of all that is drawn, but for figures over several trainings, which are of `SEEDS`.
         device: where models go.
         progress: show progress bars.
     """
@@ -48,14 +49,12 @@ class Setting:
 
         return [load_world(name, each, device=self.device) for name in names for each in SEEDS]
 
-    def trained(self, name: str, steps: Sequence[int]) -> Path:
+    def trained(self, name: str, seed: int, steps: Sequence[int]) -> Path:
         """The folder of a world that was trained with snapshots, trained if it is not there."""
         from hopscope.worlds import train_world
 
-        where = self.folder / "models" / f"{name}.seed-{self.seed}"
-        train_world(
-            name, self.seed, where, snapshots=steps, device=self.device, progress=self.progress
-        )
+        where = self.folder / "models" / f"{name}.seed-{seed}"
+        train_world(name, seed, where, snapshots=steps, device=self.device, progress=self.progress)
         return where
 
 
@@ -72,7 +71,7 @@ def _emergence(how: Setting) -> None:
     def read(world: World) -> Circuit:
         return circuit([world], how.size.of_world, how.seed, progress=False)
 
-    where = how.trained("two-hop-looped", SNAPSHOTS)
+    where = how.trained("two-hop-looped", how.seed, SNAPSHOTS)
     out = how.folder / "emergence"
     over_checkpoints(where, read, progress=how.progress, device=how.device, out=out)
 
@@ -80,10 +79,11 @@ def _emergence(how: Setting) -> None:
 def _coverage(how: Setting) -> None:
     from hopscope.worlds import WORLDS, coverage, over_checkpoints
 
-    for name in COVERED:
+    # Its seeds are those of the trainings, three of them in any case.
+    for name, seed in product(COVERED, SEEDS):
         last = WORLDS[name].schedule.steps
-        where = how.trained(name, range(0, last + 1, last // 10))
-        out = how.folder / "coverage" / name
+        where = how.trained(name, seed, range(0, last + 1, last // 10))
+        out = how.folder / "coverage" / f"{name}.seed-{seed}"
         over_checkpoints(where, coverage, progress=how.progress, device=how.device, out=out)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 
 from hopscope import figure_runs, study
+from hopscope.errors import ResultError
 from hopscope.figure_runs import ALONE, Setting
 from hopscope.queries import load_queries
 from hopscope.study import Preset
@@ -32,7 +34,7 @@ TINY = {
     ),
     "coverage": Recipe("tiny", ComposedTables(n_tokens=5, n_examples=90), Shape(**NARROW), SHORT),
     "coverage-path-ambiguity": Recipe(
-        "tiny", ComposedTables("path_ambiguity", 5, 90), Shape(**NARROW), SHORT
+        "tiny", ComposedTables("path_ambiguity", 5, 90, n_bridges=2), Shape(**NARROW), SHORT
     ),
     "graph-search": Recipe(
         "tiny",
@@ -95,6 +97,18 @@ def test_a_figure_is_run_and_drawn_twice_alike(name, setting, tmp_path):
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
     table = pd.read_csv(next(path for path in first if path.suffix == ".csv"))
     assert len(table) > 3
+
+
+def test_coverage_is_drawn_of_every_seed_or_not_at_all(setting, tmp_path):
+    ALONE["coverage"].run(setting)
+    drawn("coverage", setting, tmp_path)
+    numbers = pd.read_csv(tmp_path / "coverage.csv")
+    assert {*zip(numbers["world"], numbers["seed"], strict=True)} == {
+        (world, seed) for world in ("coverage", "coverage-path-ambiguity") for seed in (0, 1)
+    }
+    shutil.rmtree(setting.folder / "coverage" / "coverage-path-ambiguity.seed-1")
+    with pytest.raises(ResultError, match=r"coverage-path-ambiguity\.seed-1"):
+        drawn("coverage", setting, tmp_path)
 
 
 def test_every_figure_of_its_own_is_named_after_its_script():
