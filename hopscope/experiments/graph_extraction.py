@@ -193,6 +193,34 @@ def computation_graph(
     return ComputationGraph.of(tables, run)
 
 
+@dataclass(frozen=True)
+class _Versions:
+    """Versions of a prompt, a row each; by default it alone, as it is.
+
+    Attributes:
+        without: the operation that is knocked out in each row, all of one block.
+        added: what is added to the states before the first block.
+        positions: the position ids of the tokens.
+    """
+
+    without: Sequence[Operation] = ()
+    added: Float[Tensor, "row token d_model"] | None = None
+    positions: Int[Tensor, "row token"] | None = None
+
+    @property
+    def n_rows(self) -> int:
+        given = (each for each in (self.without, self.added, self.positions) if each is not None)
+        return max(1, *(len(each) for each in given))
+
+    def part(self, rows: slice) -> _Versions:
+        """Some of the versions."""
+        return _Versions(
+            self.without[rows],
+            None if self.added is None else self.added[rows],
+            None if self.positions is None else self.positions[rows],
+        )
+
+
 class _Passed(NamedTuple):
     """What passes over one prompt gave."""
 
@@ -224,7 +252,7 @@ class _Search:
         if not answers:
             raise QueryError(f"path prompt {prompt.id!r} has no answer")
         self.answer = answers[0]
-        self.clean, self.clean_scores = self._run(1)
+        self.clean, self.clean_scores = self._run(_Versions())
 
     @property
     def tokens(self) -> str:
@@ -268,65 +296,38 @@ class _Search:
         return pd.DataFrame(rows, columns=list(TYPES)).astype(TYPES), details
 
     @torch.no_grad()
-    def _run(
-        self,
-        n_rows: int,
-        blocked: Mapping[int, Tensor] | None = None,
-        added: Float[Tensor, "row token d_model"] | None = None,
-        positions: Int[Tensor, "row token"] | None = None,
-    ) -> tuple[Float[Tensor, "row vocab"], Mapping[int, Tensor]]:
+    def _run(self, versions: _Versions) -> tuple[Float[Tensor, "row vocab"], Mapping[int, Tensor]]:
         """The logits after the prompt, and by block the scores (row, head, query, key)."""
+        added, without = versions.added, versions.without
 
         def rewrite(boundary: int, hidden: Tensor) -> Tensor | None:
             return None if boundary or added is None else hidden + added.to(hidden)
 
         cache = StreamCache(Prefix(), self.model.n_layers, record_scores=True)
-        cache.blocked = blocked or {}
+        cache.blocked = {without[0].layer: self._blocked(without)} if without else {}
         with rewriting_residual(self.model, rewrite):
-            rows = self.ids.expand(n_rows, -1)
-            logits = forward_streams(self.model, cache, rows, positions=positions)
+            rows = self.ids.expand(versions.n_rows, -1)
+            logits = forward_streams(self.model, cache, rows, positions=versions.positions)
         assert cache.scores is not None
         return logits.float(), cache.scores
 
-    def _passes(
-        self,
-        without: Sequence[Operation] = (),
-        added: Float[Tensor, "row token d_model"] | None = None,
-        at: Sequence[Operation] = (),
-        positions: Int[Tensor, "row token"] | None = None,
-    ) -> _Passed:
-        """Run the prompt in many versions, as many at once as there is room for.
-
-        Args:
-            without: for each row the operation that is knocked out, all of one block.
-            added: for each row what is added to the states before the first block.
-            at: whose scores are read.
-            positions: for each row the position ids of the tokens.
-        """
-        n_rows = max([1, *(len(each) for each in (without, added, positions) if each is not None)])
+    def _passes(self, versions: _Versions, at: Sequence[Operation]) -> _Passed:
+        """Run many versions, as many at once as there is room for, and read some scores."""
         own = self.model.n_layers * self.model.n_heads * self.n * self.n
         at_once = max(1, min(TOKENS_AT_ONCE // self.n, SCORES_AT_ONCE // own))
         parts = []
-        for start in range(0, n_rows, at_once):
-            rows = slice(start, min(n_rows, start + at_once))
-            blocked = {without[0].layer: self._blocked(without[rows])} if without else None
-            more = None if added is None else added[rows]
-            moved = None if positions is None else positions[rows]
-            logits, scores = self._run(rows.stop - rows.start, blocked, more, moved)
+        for start in range(0, versions.n_rows, at_once):
+            logits, scores = self._run(versions.part(slice(start, start + at_once)))
             parts.append(
                 _Passed(logits[:, self.answer], logits.argmax(-1), _at(scores, at, logits))
             )
         return _Passed(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
     def _falls(
-        self,
-        at: Sequence[Operation],
-        without: Sequence[Operation] = (),
-        added: Float[Tensor, "row token d_model"] | None = None,
-        positions: Int[Tensor, "row token"] | None = None,
+        self, versions: _Versions, at: Sequence[Operation]
     ) -> tuple[Float[Tensor, " row"], Float[Tensor, "row operation"]]:
         """How far the answer's logit and some scores fall in versions of the prompt."""
-        passed = self._passes(without, added, at, positions)
+        passed = self._passes(versions, at)
         clean = _at(self.clean_scores, at, self.clean)
         return self.clean[:, self.answer] - passed.answer, clean - passed.scores
 
@@ -343,7 +344,7 @@ class _Search:
             ]
             if not tried:
                 continue
-            falls, of_scores = self._falls(list(found), without=tried)
+            falls, of_scores = self._falls(_Versions(without=tried), list(found))
             logit = falls.tolist()
             score = of_scores.amax(dim=1).tolist() if found else [0.0] * len(tried)
             for each, *drops in zip(tried, logit, score, strict=True):
@@ -388,7 +389,7 @@ class _Search:
         token = torch.arange(self.n)
         added = away.new_zeros(self.n, *away.shape)
         added[token, token] = away
-        return self._falls(operations, added=added)[1]
+        return self._falls(_Versions(added=added), operations)[1]
 
     def _moved(self, operations: Sequence[Operation]) -> Float[Tensor, "token operation"]:
         """How far scores fall, on average, when each token stands at other tokens' places.
@@ -401,7 +402,7 @@ class _Search:
         others = others + (others >= here[:, None])  # without its own place
         positions = here.repeat(self.n, n_others, 1)
         positions[here, :, here] = others
-        _, falls = self._falls(operations, positions=positions.flatten(0, 1))
+        _, falls = self._falls(_Versions(positions=positions.flatten(0, 1)), operations)
         return falls.view(self.n, n_others, -1).mean(dim=1)
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ from hopscope.experiments.graph_extraction import (
     Operation,
     Thresholds,
     _Search,
+    _Versions,
     computation_graph,
 )
 from hopscope.models import LanguageModel
@@ -51,7 +52,7 @@ def test_an_operation_is_left_out_as_by_a_hook_of_its_own(family):
     search = _Search(model, PROMPT, Thresholds())
     ids = search.ids.tolist()
     for each in all_operations(model, len(ids))[::7]:
-        passed = search._passes(without=[each])
+        passed = search._passes(_Versions(without=[each]), [])
         hooked = plain_logits(
             model, ids, [Knockout([each.layer], [each.to], [each.source], [each.head])]
         )
@@ -71,7 +72,7 @@ def test_scores_are_what_the_attention_weights_are_the_softmax_of(family):
     asked = sorted({*every, *diagonal})
     scores = torch.zeros(model.n_layers, model.n_heads, search.n, search.n)
     layer, head, to, source = torch.tensor(asked).T
-    scores[layer, head, to, source] = search._passes(at=asked).scores[0]
+    scores[layer, head, to, source] = search._passes(_Versions(), asked).scores[0]
     hidden = torch.ones(search.n, search.n).triu(1).bool()
     for layer in range(model.n_layers):
         window = model.window(layer)
@@ -208,7 +209,7 @@ def test_tokens_of_rotary_models_are_moved_as_by_position_ids(family):
     assert n - 1 > OTHER_PLACES, "not all other places are taken"
     operations = [each for each in all_operations(model, n) if each.to == n - 1][::5]
     falls = torch.zeros(n, len(operations))
-    clean = search._passes(at=operations).scores[0]
+    clean = search._passes(_Versions(), operations).scores[0]
     for token in range(n):
         places = [place for place in range(n) if place != token]
         taken = [places[round(at * (n - 2) / (OTHER_PLACES - 1))] for at in range(OTHER_PLACES)]
@@ -216,7 +217,7 @@ def test_tokens_of_rotary_models_are_moved_as_by_position_ids(family):
         for place in taken:
             positions = torch.arange(n)[None].clone()
             positions[0, token] = place
-            passed = search._passes(at=operations, positions=positions)
+            passed = search._passes(_Versions(positions=positions), operations)
             with torch.no_grad():
                 plain = model.hf(
                     input_ids=search.ids[None],
@@ -240,14 +241,14 @@ def test_dependences_are_falls_of_scores_when_a_word_or_place_is_replaced(family
     operations = [each for each in all_operations(model, search.n) if each.layer < 2][::9]
     words, places = search._dependences(operations)
     away = dict(zip(("words", "places"), search._starts(), strict=True))
-    clean = search._passes(at=operations).scores[0]
+    clean = search._passes(_Versions(), operations).scores[0]
     seen = 0
     in_states = {"words": words} if family == "llama" else {"words": words, "places": places}
     for kind, found in in_states.items():
         for token in range(search.n):
             added = torch.zeros(1, search.n, model.d_model)
             added[0, token] = away[kind][token]
-            falls = clean - search._passes(added=added, at=operations).scores[0]
+            falls = clean - search._passes(_Versions(added=added), operations).scores[0]
             for each, fall in zip(operations, falls.tolist(), strict=True):
                 assert (token in found[each]) == (fall > 0.003)
                 seen += token in found[each]
