@@ -23,7 +23,7 @@ study: $(VENV)/.installed  ## Run every analysis; write figures, tables and a pa
 	$(BIN)/hopscope study --model $(MODEL) --queries $(QUERIES) --preset $(PRESET) \
 		$(if $(LIMIT),--limit $(LIMIT)) -o study
 
-# Notebooks take longest, so that they are begun first: no worker waits for one in the end.
+# Notebooks take longest and are begun first, so that two workers do not wait for one in the end.
 test: lint  ## Check style and types, run all tests and notebooks.
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal \
 		--nbmake --nbmake-timeout=900 --ignore=tests/browser notebooks tests

@@ -39,18 +39,15 @@ class Analysis(NamedTuple):
     Attributes:
         title: the heading.
         question: what is asked, in a sentence.
-        tell: sentences and tables, from a result and the name of its subset.
+        tell: sentences and tables, from a result.
     """
 
     title: str
     question: str
-    tell: Callable[[Any, str], Told]
+    tell: Callable[[Any], Told]
 
 
 CONTROL_NAMES = {"other": "another query's state", "random": "a random vector"}
-
-
-# --- words ---------------------------------------------------------------------------------------
 
 
 def percent(share: float) -> str:
@@ -118,10 +115,7 @@ def _layer(value: float) -> str:
     return "never" if value != value else f"layer {value:.1f}".removesuffix(".0")
 
 
-# --- what each analysis says ---------------------------------------------------------------------
-
-
-def _grading(result: Grading, _: str) -> Told:
+def _grading(result: Grading) -> Told:
     summary = result.summary()
     share = {row["what"]: row for row in _rows(summary)}
 
@@ -140,7 +134,7 @@ def _grading(result: Grading, _: str) -> Told:
     ], {"summary": summary}
 
 
-def _back_patching(result: BackPatching, _: str) -> Told:
+def _back_patching(result: BackPatching) -> Told:
     rates, gains = result.success_rate(), result.above_chance()
     said = []
     for position in dict.fromkeys(rates["position"]):
@@ -171,7 +165,7 @@ def _back_patching(result: BackPatching, _: str) -> Told:
     return said, {"success_rate": rates, "above_chance": gains}
 
 
-def _description(result: Description, _: str) -> Told:
+def _description(result: Description) -> Told:
     described, gains = result.described(), result.above_chance()
     said = []
     for entity, position in (("e2", "t1"), ("e2", "t2"), ("e3", "t2")):
@@ -193,7 +187,7 @@ def _description(result: Description, _: str) -> Told:
     return said, {"described": described, "above_chance": gains, "shares": result.shares()}
 
 
-def _projection(result: Projection, _: str) -> Told:
+def _projection(result: Projection) -> Told:
     exact, near = result.summary(0), result.summary(9)
     said = []
     for target, site, position in (
@@ -219,7 +213,7 @@ def _projection(result: Projection, _: str) -> Told:
     return said, {"rank_0": exact, "rank_9": near, "by_layer": result.by_layer()}
 
 
-def _knockout(result: Knockouts, _: str) -> Told:
+def _knockout(result: Knockouts) -> Told:
     effect, gains = result.effect(), result.above_chance()
     said = []
     for edge in dict.fromkeys(effect["edge"]):
@@ -250,7 +244,7 @@ def _knockout(result: Knockouts, _: str) -> Told:
     return said, tables
 
 
-def _stages(result: Stages, _: str) -> Told:
+def _stages(result: Stages) -> Told:
     summary, broken = result.summary(), result.broken()
     shown = [row for row in _rows(summary) if row["n"]]
     steps = [
@@ -269,7 +263,7 @@ def _stages(result: Stages, _: str) -> Told:
     return said, {"summary": summary, "broken": broken}
 
 
-def _patching(result: ActivationPatching, _: str) -> Told:
+def _patching(result: ActivationPatching) -> Told:
     summary = result.summary()
     said = []
     for position in dict.fromkeys(summary["position"]):
@@ -305,7 +299,7 @@ def _patching(result: ActivationPatching, _: str) -> Told:
     return said, {"summary": summary}
 
 
-def _tracing(result: Tracing, _: str) -> Told:
+def _tracing(result: Tracing) -> Told:
     total, summary = result.total_effect(), result.summary()
     mean = {row["what"]: row["mean"] for row in _rows(total)}
     said = [
@@ -327,7 +321,7 @@ def _tracing(result: Tracing, _: str) -> Told:
     return said, {"total_effect": total, "summary": summary}
 
 
-def _recall(result: Recall, _: str) -> Told:
+def _recall(result: Recall) -> Told:
     summary, consistency = result.summary(), result.consistency()
     said = []
     for substitute, name in (("e1", "another source entity"), ("r1", "another first relation")):
@@ -353,7 +347,7 @@ def _recall(result: Recall, _: str) -> Told:
     return said, {"summary": summary, "consistency": consistency}
 
 
-def _probing(result: Probing, _: str) -> Told:
+def _probing(result: Probing) -> Told:
     table = result.selectivity()
     best = _one(table, layer=result.best_layer())
     assert best is not None
@@ -370,7 +364,7 @@ def _probing(result: Probing, _: str) -> Told:
     ], {"selectivity": table}
 
 
-def _document_order(result: Permutation, _: str) -> Told:
+def _document_order(result: Permutation) -> Told:
     accuracy, orders, masks = result.accuracy(), result.compare("forward"), result.compare_masks()
     said = []
     for mask in dict.fromkeys(accuracy["mask"]):
@@ -387,7 +381,7 @@ def _document_order(result: Permutation, _: str) -> Told:
     return said, {"accuracy": accuracy, "compare": orders, "compare_masks": masks}
 
 
-def _attention_peaks(result: DocumentAttention, _: str) -> Told:
+def _attention_peaks(result: DocumentAttention) -> Told:
     table = result.compare()
     said = []
     for row in _rows(table):
@@ -402,7 +396,7 @@ def _attention_peaks(result: DocumentAttention, _: str) -> Told:
     return said, {"compare": table, "peaks": result.peaks()}
 
 
-def _order_choice(result: OrderChoice, _: str) -> Told:
+def _order_choice(result: OrderChoice) -> Told:
     summary = result.summary()
     k = result.run["settings"]["k"]
     names = {"peak": "the highest peak", "majority": "the majority", "oracle": "an oracle"}
@@ -423,7 +417,7 @@ def _order_choice(result: OrderChoice, _: str) -> Told:
     return said, {"summary": summary}
 
 
-def _document_paths(result: MaskedPaths, _: str) -> Told:
+def _document_paths(result: MaskedPaths) -> Told:
     effect, gains = result.effect(), result.above_chance()
     window = 2 * result.run["settings"]["window"] + 1
     said = []

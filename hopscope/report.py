@@ -114,7 +114,7 @@ def _remove_stale(folder: Path, kept: set[str], pattern: str) -> None:
                 path.unlink()
 
 
-def findings(told: Sequence[Section]) -> list[str]:
+def sentences(told: Sequence[Section]) -> list[str]:
     """All sentences of the report, in its order."""
     return [sentence for section in told for sentence in section.findings]
 
@@ -138,24 +138,24 @@ def _of(name: str, found: Mapping[str, T]) -> dict[str, T]:
 
 def _section(name: str, results: Mapping[str, Any], left_out: Mapping[str, str]) -> Section:
     analysis = ANALYSES[name]
-    sentences: list[str] = []
+    said: list[str] = []
     tables: Tables = {}
     views: list[str] = []
     for subset, result in results.items():
         grid = grid_of(result)
         if grid is not None:
             views.append(grid_html(grid, NO_SCRIPTS, heading=SUBSET_TITLES.get(subset, subset)))
-        said, found = analysis.tell(result, subset)
+        own, found = analysis.tell(result)
         lead = SUBSET_TITLES.get(subset)
-        if lead is not None and said:
-            said[0] = f"{lead} (n = {n_queries(result)}): {said[0]}"
-        sentences += [sentence[0].upper() + sentence[1:] for sentence in said]
+        if lead is not None and own:
+            own[0] = f"{lead} (n = {n_queries(result)}): {own[0]}"
+        said += [sentence[0].upper() + sentence[1:] for sentence in own]
         suffix = f".{subset}" if subset else ""
         tables |= {f"{name}{suffix}.{what}": table for what, table in found.items()}
     for subset, reason in left_out.items():
         which = SUBSET_TITLES[subset] if subset == "documents" else f"queries graded {subset}"
-        sentences.append(f"Not run on {which}: {reason}.")
-    return Section(name, analysis.title, analysis.question, sentences, tables, views)
+        said.append(f"Not run on {which}: {reason}.")
+    return Section(name, analysis.title, analysis.question, said, tables, views)
 
 
 NO_SCRIPTS = '<p class="note">With scripts, every cell can be read here.</p>'

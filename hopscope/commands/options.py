@@ -85,7 +85,11 @@ Preset = Annotated[str, typer.Option("--preset", help="quick (minutes) or paper 
 
 @dataclass(frozen=True)
 class Run:
-    """Which model is run on how much, and where results go."""
+    """Which model is run on how much, and where results go.
+
+    Raises:
+        UsageError: for a shard that is not of the form i/n.
+    """
 
     model: Model = "smollm2-135m"
     limit: Limit = None
@@ -135,7 +139,11 @@ class Asked(Run):
 
 @dataclass(frozen=True)
 class Graded(Asked):
-    """As `Asked`; the queries are graded first, and a subset of them is analysed."""
+    """As `Asked`; the queries are graded first, and a subset of them is analysed.
+
+    Raises:
+        UsageError: for a subset that is none.
+    """
 
     subset: Subset = "correct"
     most: Most = None
@@ -210,7 +218,8 @@ class Documents(Run):
 
 
 FIRST = ("model", "queries", "questions", "subset", "limit", "most", "few_shot")
-"""What `--help` tells before a command's own options; other shared ones come after these."""
+LAST = ("seed", "out", "shard", "device", "dtype", "as_json")
+"""What `--help` tells first and last; a command's own options come in between, and then others."""
 Options = TypeVar("Options")
 Command = Callable[Concatenate[Options, ...], None]
 
@@ -228,12 +237,18 @@ def taking(
     Returns:
         A decorator, whose result typer can read.
 
+    Raises:
+        TypeError: for a field that there is not.
+
     Example:
         >>> @app.command("patch")                              # doctest: +SKIP
         ... @taking(Graded, subset="all")
         ... def patch_command(options: Graded, *, sites: Sites = "z") -> None: ...
     """
     hints = get_type_hints(options, include_extras=True)
+    unknown = {*without, *defaults} - set(hints)
+    if unknown:
+        raise TypeError(f"{options.__name__} has no {', '.join(sorted(unknown))}")
     values = {each.name: each.default for each in fields(options)} | defaults  # type: ignore[arg-type]
     shared = {
         name: inspect.Parameter(
@@ -250,9 +265,9 @@ def taking(
         def called(**given: Any) -> None:
             command(options(**{name: given.pop(name) for name in shared}), **given)
 
-        before = [shared[name] for name in FIRST if name in shared]
-        after = [each for name, each in shared.items() if name not in FIRST]
-        every = [*before, *own, *after]
+        first, last = ([shared[name] for name in ends if name in shared] for ends in (FIRST, LAST))
+        others = [each for name, each in shared.items() if name not in FIRST + LAST]
+        every = [*first, *own, *others, *last]
         # typer reads these two, not the arguments of `called`.
         called.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
         called.__annotations__ = {each.name: each.annotation for each in every}

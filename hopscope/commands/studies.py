@@ -38,7 +38,7 @@ def study_command(
     asked, model = options.load_queries(), options.load_model()
     found = study.run_study(model, asked, out / "runs", size, seed=options.seed)
     told = report.sections(found)
-    page, findings = report.write(found, out, told), report.findings(told)
+    page, findings = report.write(found, out, told), report.sentences(told)
     show(
         {"report": str(page), "findings": findings},
         options.as_json,
@@ -74,7 +74,8 @@ def figures_command(
 ) -> None:
     """Run what the figures need, unless it is there, and draw them.
 
-    Figures for which models are trained or fetched are run only if they are named.
+    Figures for which models are trained or fetched are run only if they are named. Those over
+    several trainings take seeds 0, 1 and 2, whatever --seed is.
     """
     import tempfile
     from dataclasses import replace

@@ -145,8 +145,8 @@ def gap_curves(frame: pd.DataFrame, ax: Axes | None = None, title: str = "") -> 
     """The intra-inter cosine gap at the second token over steps, in the block where it is largest.
 
     Args:
-        frame: of `over_checkpoints(..., coverage)`; with a column `seed`, each seed is a thin line
-            and their mean a thick one.
+        frame: of `over_checkpoints(..., coverage)`, with all `GROUPINGS`; with a column `seed`,
+            each seed is a thin line and their mean a thick one.
         ax: where to draw.
         title: of the axes.
     """

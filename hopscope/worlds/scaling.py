@@ -222,8 +222,12 @@ class _Trainings:
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of the tasks."""
-        return hashlib.sha256(json.dumps(list(map(asdict, self.tasks))).encode()).hexdigest()
+        """The sha256 of the tasks, of what is given of them: results go on where more can be."""
+        given = [
+            {name: value for name, value in asdict(task).items() if value is not None}
+            for task in self.tasks
+        ]
+        return hashlib.sha256(json.dumps(given).encode()).hexdigest()
 
 
 def _trained(

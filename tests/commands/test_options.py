@@ -51,6 +51,21 @@ def test_own_options_stand_between_those_that_are_shared() -> None:
     assert command.callback.__doc__ == "Do something."
 
 
+def test_options_of_documents_stand_after_a_commands_own() -> None:
+    @taking(Documents)
+    def command(options: Documents, *, orders: str = "forward") -> None: ...
+
+    names = list(inspect.signature(command).parameters)
+    assert names[:6] == ["model", "questions", "limit", "few_shot", "orders", "masks"]
+    assert names[-6:] == ["seed", "out", "shard", "device", "dtype", "as_json"]
+
+
+@pytest.mark.parametrize("how", [{"without": ["shrad"]}, {"limt": 3}])
+def test_fields_that_there_are_not_are_told(how: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=r"Graded has no (shrad|limt)"):
+        taking(Graded, **how)
+
+
 def test_options_that_a_command_is_without_are_unknown_to_it() -> None:
     given: list[Any] = []
     app = app_of(given, without=["shard"])

@@ -17,6 +17,7 @@ from hopscope.worlds import Coverage, Recipe, World, coverage, over_checkpoints,
 from hopscope.worlds.blocks import Shape
 from hopscope.worlds.coverage_cutoffs import cutoffs
 from hopscope.worlds.coverage_plot import cutoff_curves, gap_curves
+from hopscope.worlds.coverage_reading import GROUPINGS
 from hopscope.worlds.coverage_task import ComposedTables
 from hopscope.worlds.two_hop_facts import TwoHopFacts
 
@@ -144,7 +145,11 @@ def test_gaps_of_seeds_are_thin_lines_about_their_mean(read):
     seeds = [read.frame.assign(step=0, seed=seed) for seed in (0, 1)]
     seeds[1]["value"] += 0.2
     ax = gap_curves(pd.concat(seeds))
-    best = read.iicg("bridge")[1].max()
-    thin, other, mean = (line.get_ydata().item() for line in ax.get_lines()[:3])
-    assert (thin, other, mean) == pytest.approx((best, best + 0.2, best + 0.1))
-    assert gap_curves(read.frame.assign(step=0)).get_lines()[1].get_ydata().item() == best
+    found = [line.get_ydata().item() for line in ax.get_lines()[:-1]]  # the last one is at 0
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert tuple(names) == GROUPINGS
+    for number, name in enumerate(names):
+        best = read.iicg(name)[1].max()
+        assert found[3 * number : 3 * number + 3] == pytest.approx([best, best + 0.2, best + 0.1])
+    alone = gap_curves(read.frame.assign(step=0)).get_lines()[1]
+    assert alone.get_ydata().item() == read.iicg()[1].max()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +15,8 @@ from hopscope.results import load_result
 from hopscope.trainer import Schedule
 from hopscope.worlds import DataNeeded, data_needed
 from hopscope.worlds.blocks import Shape
-from hopscope.worlds.scaling import examples_to_try
+from hopscope.worlds.coverage_task import ComposedTables
+from hopscope.worlds.scaling import _Trainings, examples_to_try
 
 
 def result(curves: dict[int, dict[int, float]]) -> DataNeeded:
@@ -96,3 +101,11 @@ def test_trainings_are_run_in_shards_and_go_on(tmp_path):
         data_needed(**{**how, "out": None}, shard=(1, 2))
     with pytest.raises(UsageError, match="each of 2 sizes"):
         data_needed(**{**how, "examples": ((20,),)})
+
+
+def test_results_go_on_where_more_can_be_given_of_a_task():
+    tasks = [ComposedTables("two_hop", 20, 5000, 0)]
+    before = [{"structure": "two_hop", "n_tokens": 20, "n_examples": 5000, "seed": 0}]
+    digest = hashlib.sha256(json.dumps(before).encode()).hexdigest()
+    assert _Trainings(tasks).fingerprint == digest
+    assert _Trainings([replace(tasks[0], n_bridges=4)]).fingerprint != digest
