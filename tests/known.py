@@ -143,9 +143,6 @@ def known_queries() -> QuerySet:
     return QuerySet(queries, "known", pool=strange)
 
 
-# --- the features of the residual stream ---------------------------------------------------------
-
-
 def _words() -> list[str]:
     names = (
         word for f in FACTS for name in (f.source, f.bridge, f.answer) for word in name.split()
@@ -290,8 +287,6 @@ def known_model() -> LanguageModel:
     hf.requires_grad_(False)
     return LanguageModel(hf, _tokenizer(), "known")
 
-
-# --- results made by hand ------------------------------------------------------------------------
 
 Cells = Mapping[tuple[str, str, str], set[tuple[int, int]]]
 

@@ -84,8 +84,6 @@ def with_attention(name: str, implementation: str) -> LanguageModel:
     return load_model(hf, device="cpu", tokenizer=tokenizer, name=name)
 
 
-# --- attention over what is seen, written out -----------------------------------------------------
-
 SEEN_ALONE = "plain_seen_alone"
 
 

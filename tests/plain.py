@@ -182,8 +182,6 @@ def _once_in_head(hf: PreTrainedModel, patch: Patch) -> Any:
     return decoder_layers(hf)[patch.layer].get_submodule(name).register_forward_pre_hook(hook)
 
 
-# --- attention, one head and one token at a time -------------------------------------------------
-
 BRUTE = "plain_brute_force"
 _knockouts: list[Knockout] = []
 _prompt_length: list[int] = []

@@ -65,9 +65,6 @@ def close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, atol=1e-4, rtol=1e-4)
 
 
-# --- what is captured ----------------------------------------------------------------------------
-
-
 def test_the_residual_stream(tiny_model: LanguageModel) -> None:
     where = every_position(tiny_model, TEXT)
     found = capture(tiny_model, [TEXT], ["resid_pre", "resid_post"], where)
@@ -186,9 +183,6 @@ def test_patterns_are_padded_with_zeros(tiny_model: LanguageModel, demonstration
                 assert close(part, weights[0, :, token])
 
 
-# --- which prompts and positions -----------------------------------------------------------------
-
-
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 @pytest.mark.parametrize("demonstrations", ["", DEMONSTRATIONS], ids=["zero-shot", "few-shot"])
 def test_prompts_of_all_lengths_in_their_order(
@@ -255,9 +249,6 @@ def test_one_shared_prefix_is_computed_once(
     assert computed == [TokenizedPrompt.of(llama, prompts[0]).n_shared]
 
 
-# --- the tensors ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("site", SITES)
 def test_shapes(llama: LanguageModel, site: Site) -> None:
     prompts = some_prompts()
@@ -308,9 +299,6 @@ def test_captured_states_can_be_used_in_training(llama: LanguageModel) -> None:
     probe = nn.Linear(llama.d_model, 1)
     probe(state).sum().backward()
     assert probe.weight.grad is not None
-
-
-# --- what is refused -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -275,9 +275,6 @@ def test_ten_thousand_verdicts_take_a_moment() -> None:
     assert time.perf_counter() - start < 5
 
 
-# --- containment, exact match and F1, as benchmarks have them -------------------------------------
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

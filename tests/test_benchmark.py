@@ -202,8 +202,6 @@ def test_it_runs_as_a_script() -> None:
     assert "--layer-step" in done.stdout
 
 
-# --- the floor ---
-
 CELLS = st.lists(
     st.tuples(st.integers(0, 4), st.lists(st.integers(0, 2), max_size=4).map(tuple)), max_size=8
 )
@@ -247,9 +245,6 @@ def test_unit_times_are_measured(task: Task) -> None:
     assert unit.layer_token > 0
     assert unit.unembedding_row > 0
     assert prompt_work([0], 4, 5, 4).seconds(unit) > 0
-
-
-# --- parts ---
 
 
 def test_near_ties_are_told_from_mistakes(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:

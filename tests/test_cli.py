@@ -81,9 +81,6 @@ def hopscope(
     return run
 
 
-# --- queries that a random model answers ---------------------------------------------------------
-
-
 @cache
 def tiny() -> LanguageModel:
     return hs.load_model("tiny-random-llama", device="cpu")
@@ -132,9 +129,6 @@ def csv(tmp_path: Path) -> Path:
 TINY = ("--model", "tiny-random-llama", "--device", "cpu")
 
 
-# --- help, version, models -----------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_has_help(hopscope: Command, command: Sequence[str]) -> None:
     done = hopscope(*command, "--help")
@@ -165,9 +159,6 @@ def test_models_list(hopscope: Command, monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert all(name in table for name in models)
 
 
-# --- grade ---------------------------------------------------------------------------------------
-
-
 def test_grade_prints_one_object(hopscope: Command, csv: Path) -> None:
     done = hopscope("grade", *TINY, "-q", csv, "--json")
     assert done.code == 0
@@ -195,9 +186,6 @@ def test_grade_takes_its_settings(hopscope: Command, csv: Path) -> None:
     assert run["settings"] == {"match": "substring", "max_new_tokens": 2, "one_line": True}
     assert run["queries"]["n"] == 3
     assert (run["queries"]["few_shot"], run["queries"]["few_shot_seed"]) == (1, 4)
-
-
-# --- back-patch ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("asked", [(), ("--subset", "correct"), ("--subset", "all")], ids=str)
@@ -288,8 +276,6 @@ def test_a_real_shell_gets_the_object_alone(csv: Path) -> None:
     assert "back patching: 100%" in done.stderr
 
 
-# --- the other analyses --------------------------------------------------------------------------
-
 ANALYSES: dict[str, tuple[tuple[object, ...], set[str]]] = {
     "knockout": (("--criterion", "first_token", "--layer-step", 2), {"effect", "above_chance"}),
     "project": (("--rank", 9), {"summary"}),
@@ -344,9 +330,6 @@ def test_a_probe_is_trained_on_so_many_and_saved(hopscope: Command) -> None:
     assert done.err.splitlines()[-1] == "mine.safetensors"
     fitted = LinearProbe.load("mine.safetensors")
     assert fitted.n_classes == len({query.e2_type for query in probed})
-
-
-# --- questions over documents --------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -472,9 +455,6 @@ def test_a_study_writes_its_page(hopscope: Command, csv: Path) -> None:
     assert any(sentence.startswith("Of 4 queries the model has") for sentence in found["findings"])
 
 
-# --- figures -------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def figures(csv: Path, tmp_path: Path) -> tuple[object, ...]:
     places = ("--scripts", SCRIPTS, "--runs", tmp_path / "runs", "--rendered", tmp_path / "drawn")
@@ -559,9 +539,6 @@ def test_numbers_that_moved_are_told(
     assert hopscope(*asked, "--check", "--tolerance", 0.1).code == 0
     frame.drop(columns="n").to_csv(table, index=False)
     assert "rows of" in hopscope(*asked, "--check").out
-
-
-# --- a user's mistake: 2 -------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -669,9 +646,6 @@ def test_a_mistake_exits_with_2(hopscope: Command, name: str) -> None:
     assert "Traceback" not in done.err
     assert done.out == ""
     assert not Path("run").exists()
-
-
-# --- a failure: 1 --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", ["frame", "run.json", "other settings"])

@@ -79,9 +79,6 @@ def titles(question: Any) -> list[str]:
     return [question.documents[each].title for each in question.gold]
 
 
-# --- MuSiQue --------------------------------------------------------------------------------------
-
-
 def test_musique_by_hand() -> None:
     (question,) = load_questions([MUSIQUE_ROW])
     assert (question.id, question.question) == ("2hop__1_2", MUSIQUE_ROW["question"])
@@ -211,9 +208,6 @@ def test_real_rows_of_musique_agree_with_their_file(number: int) -> None:
     assert set(question.gold) == supporting
 
 
-# --- HotpotQA and 2WikiMultihopQA -----------------------------------------------------------------
-
-
 def test_hotpot_by_hand() -> None:
     (question,) = load_questions([HOTPOT_ROW])
     assert question.id == "5a8b"
@@ -332,9 +326,6 @@ def test_a_row_of_hotpot_that_makes_no_question_is_told_with_its_number(
 def test_damage_deep_inside_a_row_is_told_with_its_number(row: Row, changes: Row) -> None:
     with pytest.raises(QueryError, match="rows, row 1"):
         load_questions([changed(row, **changes)])
-
-
-# --- files ----------------------------------------------------------------------------------------
 
 
 ROWS = [MUSIQUE_ROW, changed(MUSIQUE_ROW, id="no", answerable=False)]

@@ -145,9 +145,6 @@ def test_a_sample_has_at_least_one_question_and_no_more_than_there_are(n: int) -
         QuestionSet(numbered(2)).sample(n)
 
 
-# --- demonstrations -------------------------------------------------------------------------------
-
-
 def test_without_few_shot_there_are_no_demonstrations() -> None:
     assert QuestionSet(numbered(4)).demonstrations(QUESTION) == ()
 
@@ -202,9 +199,6 @@ def test_the_choice_of_demonstrations_is_seeded() -> None:
     assert [each.id for each in more][:3] == ids, "more demonstrations begin with the same"
 
 
-# --- fingerprints ---------------------------------------------------------------------------------
-
-
 def test_the_fingerprint_is_of_what_is_asked_not_of_the_name_or_other_fields() -> None:
     questions = QuestionSet((QUESTION, OTHER), "a")
     named = QuestionSet((replace(QUESTION, extra={"type": "x"}), OTHER), "b")
@@ -248,9 +242,6 @@ def test_the_fingerprint_changes_with_the_order_and_with_the_demonstrations() ->
 def test_the_pool_counts_only_where_there_are_demonstrations() -> None:
     questions = QuestionSet(numbered(4))
     assert questions[:2].fingerprint == QuestionSet(questions.questions[:2]).fingerprint
-
-
-# --- loading --------------------------------------------------------------------------------------
 
 
 def test_a_question_set_is_returned_as_it_is() -> None:

@@ -79,9 +79,6 @@ def layout(order: Any = "original", question: MultiDocQuestion = QUESTION, **how
     return lay_out(encode, question, order, template="plain", **how)
 
 
-# --- T5, written out -----------------------------------------------------------------------------
-
-
 def normed(hidden: Tensor, norm: Any) -> Tensor:
     scale = (hidden.pow(2).mean(dim=-1, keepdim=True) + norm.variance_epsilon).rsqrt()
     return norm.weight * (hidden * scale)  # type: ignore[no-any-return]
@@ -171,9 +168,6 @@ def plain_masses(weights: Tensor, of: Layout) -> Tensor:
     return torch.stack(parts, dim=-1).permute(2, 0, 1, 3)
 
 
-# --- against it ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", T5_LIKE)
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @torch.no_grad()
@@ -220,9 +214,6 @@ def test_encoder_masses_equal_a_plain_forward(kind: str, mask: Mask) -> None:
     filled = [i for i, (a, b) in enumerate(segments) if b > a]
     assert len(filled) == len(segments) - 1, "the template has an instruction after all"
     torch.testing.assert_close(found[:, :, filled].sum(dim=-1), torch.ones(4, 4, len(filled)))
-
-
-# --- against transformers ------------------------------------------------------------------------
 
 
 def generated(hf: Any, of: Layout, n_new: int, **how: Any) -> tuple[int, ...]:
@@ -318,9 +309,6 @@ def test_masses_equal_the_attentions_that_an_eager_model_tells(kind: str) -> Non
     torch.testing.assert_close(encoder_masses(model, version)[:, :, -1, 2], group)
 
 
-# --- batches -------------------------------------------------------------------------------------
-
-
 def test_batches_equal_single_rows() -> None:
     model = model_of()
     layouts = [layout(), layout("rm_first"), layout(question=SHORT), layout(SHORT.gold)]
@@ -392,9 +380,6 @@ def test_hooks_are_gone_afterwards() -> None:
     for module in model.hf.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
-
-
-# --- what is refused -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", ["positions", "positions+mask"])

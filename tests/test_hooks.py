@@ -51,9 +51,6 @@ def patches(model: LanguageModel, site: PatchSite) -> list[Patch]:
     return [Patch(0, -3, vectors[2], site), Patch(model.n_layers - 1, -1, vectors[0], site)]
 
 
-# --- edit ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("which", [slice(0, 1), slice(1, 2), slice(0, 2)], ids=["0", "3", "both"])
 @pytest.mark.parametrize("site", SITES)
 def test_edit_is_the_plain_way(tiny_model: LanguageModel, site: PatchSite, which: slice) -> None:
@@ -114,8 +111,6 @@ def test_a_patch_that_does_not_fit_sets_no_hook(
         pass
     assert hooks(llama.hf) == before
 
-
-# --- knockouts -----------------------------------------------------------------------------------
 
 LONGER = "The official language of the country of the city of the Colosseum is"
 IMPLEMENTATIONS = ("sdpa", "eager")
@@ -300,9 +295,6 @@ def test_a_knockout_that_does_not_fit_sets_no_hook(
     assert hooks(llama.hf) == before
 
 
-# --- heads ---------------------------------------------------------------------------------------
-
-
 def head_patches(model: LanguageModel) -> list[list[Edit]]:
     """One head, two heads of one token, and the last of two patches of the same head."""
     vector = torch.linspace(-1, 1, model.head_dim)
@@ -332,9 +324,6 @@ def test_the_later_patch_of_a_head_holds(llama: LanguageModel) -> None:
             found.append(logits(llama, ids))
     assert torch.equal(found[0], found[1])
     assert not torch.allclose(found[0], found[2], atol=1e-3)
-
-
-# --- recording -----------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -386,9 +375,6 @@ def test_only_what_is_asked_for_is_recorded(llama: LanguageModel) -> None:
     assert into["resid_post"] == [None] * 4
     with pytest.raises(AssertionError, match="did not run"):
         stacked(into["resid_post"])
-
-
-# --- what is left behind -------------------------------------------------------------------------
 
 
 def hooks(hf: nn.Module) -> list[object]:

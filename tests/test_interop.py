@@ -44,9 +44,6 @@ def close(found: Tensor, expected: Tensor, atol: float = 1e-4) -> None:
     torch.testing.assert_close(found, expected, atol=atol, rtol=1e-4)
 
 
-# --- to TransformerLens --------------------------------------------------------------------------
-
-
 @cache
 def bridge_of(family: str) -> Any:
     bridge = loaded(family).to_transformer_lens()
@@ -170,9 +167,6 @@ def test_a_copy_of_modules_has_hooks_of_its_own() -> None:
     assert other[1].running_mean is one[1].running_mean
 
 
-# --- activations under TransformerLens's names ---------------------------------------------------
-
-
 @every_family
 def test_a_cache_is_what_the_bridge_has(family: str) -> None:
     """Of two prompts of unequal length, at chosen positions."""
@@ -242,9 +236,6 @@ def test_the_methods_of_a_cache(llama: LanguageModel) -> None:
 def test_a_site_without_a_name() -> None:
     with pytest.raises(UsageError, match=r"no name for the site 'loss'.*resid_pre"):
         made("loss").to_activation_cache()
-
-
-# --- edits in a trace of nnsight -----------------------------------------------------------------
 
 
 def in_nnsight(family: str) -> tuple[Any, LanguageModel]:
@@ -368,8 +359,6 @@ def test_an_error_in_a_trace_leaves_no_hook() -> None:
         failing(nn_model, model, ids)
     assert torch.equal(logits(model, ids), clean)
 
-
-# --- experiments on wrapped models ---------------------------------------------------------------
 
 WRAPPERS: Mapping[str, Callable[[str], LanguageModel]] = {
     "bridge": lambda family: load_model(bridge_of(family)),

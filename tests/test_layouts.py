@@ -47,9 +47,6 @@ def text_of(layout: Layout, segment: tuple[int, int]) -> str:
     return layout.text[spans[0][0] : spans[-1][1]] if spans else ""
 
 
-# --- segments -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("template", [*TEMPLATES, SHORT], ids=str)
 @pytest.mark.parametrize("question", [OTHER, ODD], ids=["plain", "odd"])
 @pytest.mark.parametrize("label", ["position", "fixed", "none"])
@@ -134,9 +131,6 @@ def test_demonstrations_keep_their_original_order_whatever_the_order_of_the_ques
     assert openings == {"I<aa><bb><cc><dd>? a\n\n"}
 
 
-# --- labels and templates -------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("label", "text"),
     [
@@ -194,9 +188,6 @@ def test_templates_by_name_and_as_they_are() -> None:
 def test_what_cannot_be_laid_out_is_an_error(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         laid(**options)
-
-
-# --- ways -----------------------------------------------------------------------------------------
 
 
 def test_by_text_tokens_move_and_positions_and_ranks_follow() -> None:
@@ -284,9 +275,6 @@ def test_shuffles_are_seeded() -> None:
     texts = {laid("shuffle_0", seed=seed).text for seed in range(8)}
     assert len(texts) > 1
     assert laid("shuffle_0", seed=3).text == laid("shuffle_0", seed=3).text
-
-
-# --- spans ----------------------------------------------------------------------------------------
 
 
 SPANS: list[tuple[Any, str]] = [

@@ -98,9 +98,6 @@ def expected(name: str) -> tuple[Expected, ...]:
     )
 
 
-# --- against attention written out ----------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", TINY_FAMILIES, ids=short_name)
 def test_all_versions_at_once_equal_attention_written_out(name: str) -> None:
     model = loaded(name)
@@ -219,9 +216,6 @@ def test_an_answer_in_the_row_is_read_as_it_would_be_generated(
     version = Version(layout, mask)
     assert_reads(read(llama, [version], NEXT).outputs, [wanted], range(512))
     assert_reads(plain_read(llama, [version], NEXT), [wanted], range(512))
-
-
-# --- the identities of PAPERS.md, section B -------------------------------------------------------
 
 
 @rope
@@ -343,9 +337,6 @@ def test_what_a_document_left_out_says_makes_no_difference(llama: LanguageModel)
     tracked = read(llama, versions, NEXT).outputs.tracked
     torch.testing.assert_close(tracked[0], tracked[1], **CLOSE)
     torch.testing.assert_close(tracked[2], tracked[3], **CLOSE)
-
-
-# --- what is shared -------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -478,9 +469,6 @@ def test_duplicates_of_documents_are_computed_once(
         assert outputs.tokens == plain.tokens
 
 
-# --- openings -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["tiny-random-llama", "tiny-random-gemma3", "tiny-random-gpt2"])
 def test_openings_are_computed_once_for_all_questions_and_give_the_same(
     monkeypatch: pytest.MonkeyPatch, name: str
@@ -515,9 +503,6 @@ def test_no_more_openings_are_kept_than_were_asked_for(llama: LanguageModel) -> 
             outputs.tracked, plain_read(llama, versions, READ).tracked, **CLOSE
         )
     assert len(openings.kept) == 2
-
-
-# --- attention ------------------------------------------------------------------------------------
 
 
 def masses_of(readings: Readings) -> tuple[Tensor, ...]:
@@ -581,9 +566,6 @@ def test_there_is_a_row_for_each_generated_token(llama: LanguageModel) -> None:
     longer = masses_of(read(llama, versions, ReadOut(max_new_tokens=4), attention=True))
     shorter = masses_of(read(llama, versions, ReadOut(max_new_tokens=1), attention=True))
     torch.testing.assert_close(longer[0][:2], shorter[0], **CLOSE)
-
-
-# --- stops, ends and edges ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("attention", [False, True])

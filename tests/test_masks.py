@@ -190,9 +190,6 @@ def test_documents_that_are_not_shown_are_seen_by_themselves_alone(name: str, wa
         assert torch.equal(kept[others][:, others], expected)
 
 
-# --- layers and heads -----------------------------------------------------------------------------
-
-
 def test_a_knock_out_holds_in_its_layers_alone() -> None:
     layout, mask = laid(), causal() & knock_out("question", "gold", layers=[3, 1])
     cut = causal() & knock_out("question", "gold")
@@ -260,9 +257,6 @@ def test_knock_outs_of_layers_and_heads_add_up() -> None:
     )
 
 
-# --- answers --------------------------------------------------------------------------------------
-
-
 ANSWERED = [
     *MASKS,
     "itself",
@@ -287,9 +281,6 @@ def test_an_answer_sees_what_the_last_token_of_the_prompt_sees_and_nothing_sees_
         assert torch.equal(kept[place, :n], bare[n - 1])
         assert kept[place, n:].tolist() == [key <= place for key in range(n, n + 3)]
     assert not kept[:n, n:].any(), "the prompt sees its answer"
-
-
-# --- the algebra ----------------------------------------------------------------------------------
 
 
 SIMPLE = [mask for mask, _ in RULES.values()]
@@ -424,9 +415,6 @@ def test_a_knock_out_never_takes_a_token_from_itself() -> None:
     assert kept.diagonal().all()
 
 
-# --- windows and lowering -------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("window", [1, 3, 7])
 @pytest.mark.parametrize("n_queries", [1, 4, 6])
 def test_a_window_cuts_by_position_on_both_sides(window: int, n_queries: int) -> None:
@@ -506,9 +494,6 @@ def test_one_blind_query_is_enough_for_an_error() -> None:
     for implementation in ("sdpa", "eager", "flex_attention"):
         with pytest.raises(UsageError, match="sees nothing"):
             lower(keep, implementation, torch.float32)
-
-
-# --- pictures -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", [laid(), laid("forward_0", "mask"), laid(answer="so")])

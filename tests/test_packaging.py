@@ -57,9 +57,6 @@ def environment() -> dict[str, Requirement]:
     return named([text for text in [*conda, *pip] if text != "pip" and text[0] not in "-."])
 
 
-# --- environments --------------------------------------------------------------------------------
-
-
 def test_the_environment_has_every_dependency_and_no_other() -> None:
     there = environment()
     python = there.pop("python")
@@ -113,9 +110,6 @@ def test_the_extra_of_gemma_is_pinned() -> None:
     }
 
 
-# --- commands ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("target", ["figures", "test", "test-browser", "lab", "docs"])
 def test_the_makefile_and_the_readme_know_the_commands(target: str) -> None:
     makefile, readme = ((ROOT / name).read_text("utf-8") for name in ("Makefile", "README.md"))
@@ -151,8 +145,6 @@ def test_the_licence_is_the_same_everywhere() -> None:
     assert project()["license"] == citation["license"] == "Apache-2.0"
     assert "Apache License" in (ROOT / "LICENSE").read_text("utf-8")
 
-
-# --- the wheel -----------------------------------------------------------------------------------
 
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "hopscope", "probes", "figures")
 

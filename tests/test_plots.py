@@ -62,9 +62,6 @@ def spans(container: BarContainer) -> list[tuple[float, float]]:
     return [(float(ends[0, 1]), float(ends[1, 1])) for ends in lines.get_segments()]
 
 
-# --- bars ----------------------------------------------------------------------------------------
-
-
 def test_success_bars_are_the_rates() -> None:
     ax = plots.success_bars(RATES, title="twenty queries")
     drawn = bars(ax)
@@ -123,9 +120,6 @@ def test_grading_bars_are_the_summary() -> None:
     assert ax.yaxis_inverted()  # the first hop on top
 
 
-# --- the heatmap ---------------------------------------------------------------------------------
-
-
 def mesh(ax: Axes) -> QuadMesh:
     found = next(each for each in ax.collections if isinstance(each, QuadMesh))
     ax.figure.draw_without_rendering()  # type: ignore[union-attr]
@@ -162,9 +156,6 @@ def test_labels_of_many_layers_are_thinned_and_stay_right() -> None:
         named = [(label, layer) for label, layer in zip(labels, shown, strict=True) if label]
         assert all(label == str(layer) for label, layer in named)
         assert 5 <= len(named) <= 12
-
-
-# --- style and files -----------------------------------------------------------------------------
 
 
 def test_the_style_ends_with_its_context() -> None:
@@ -211,9 +202,6 @@ def test_numbers_are_written_short(tmp_path: Path) -> None:
     numbers = pd.DataFrame({"a": [1 / 3, np.nan], "b": [1, 2]})
     path = plots.save_figure(figure, numbers, tmp_path, "n")[2]
     assert path.read_bytes() == b"a,b\n0.333333,1\n,2\n"
-
-
-# --- lines over layers ---------------------------------------------------------------------------
 
 
 def test_knockout_lines() -> None:
@@ -339,9 +327,6 @@ def test_the_head_heatmap_is_centred_at_no_effect() -> None:
     (mesh,) = (each for each in ax.collections if isinstance(each, QuadMesh))
     assert mesh.get_clim() == (-0.5, 0.5)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["1", "0"]
-
-
-# --- the look ------------------------------------------------------------------------------------
 
 
 def test_figures_grow_with_the_text_around() -> None:

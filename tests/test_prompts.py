@@ -160,8 +160,6 @@ def test_spans_name_what_stands_there(form: str, before: str) -> None:
     }
 
 
-# --- tokens ---------------------------------------------------------------------------------
-
 CORPUS = [
     "The capital of the country of the Louvre is Paris",
     "the mother of the performer of Águas de Março is",

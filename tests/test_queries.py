@@ -137,9 +137,6 @@ def test_unknown_forms_are_refused() -> None:
         QUERIES.prompts("riddle")  # type: ignore[arg-type]
 
 
-# --- load_queries ---------------------------------------------------------------------------
-
-
 def test_world_comes_with_five_demonstrations() -> None:
     world = load_queries("world")
     assert (world.name, world.few_shot, world.few_shot_seed) == ("world", 5, 0)

@@ -187,9 +187,6 @@ def test_whole_numbers_beside_gaps_stay_whole(hopping: Path, tmp_path: Path) -> 
     assert ",city,3,47117.0," in (tmp_path / "again.csv").read_text(encoding="utf-8")
 
 
-# --- TwoHopFact -----------------------------------------------------------------------------
-
-
 def test_two_hop_fact_asks_its_own_prompts(tmp_path: Path) -> None:
     queries = load_queries(facts_csv(tmp_path / "TwoHopFact.csv"))
     for query, row in zip(queries, FACTS, strict=True):
@@ -236,9 +233,6 @@ def test_two_hop_fact_prompts_that_do_not_fit_are_refused(
     path = facts_csv(tmp_path / "facts.csv", [FACTS[1], FACTS[0] | {column: value}])
     with pytest.raises(QueryError, match="facts, row 2 below the header: column"):
         load_queries(path)
-
-
-# --- what is refused ------------------------------------------------------------------------
 
 
 def test_missing_columns_are_named_with_those_found(hopping: Path, tmp_path: Path) -> None:

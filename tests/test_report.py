@@ -45,9 +45,6 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-# --- files ---------------------------------------------------------------------------------------
-
-
 def test_every_analysis_has_its_section_figure_and_tables(written: tuple[Study, Path]) -> None:
     found, page = written
     text = page.read_text("utf-8")
@@ -87,9 +84,6 @@ def test_tables_are_the_results_own(written: tuple[Study, Path]) -> None:
     pd.testing.assert_frame_equal(table, expected, check_dtype=False, atol=1e-5)
 
 
-# --- words ---------------------------------------------------------------------------------------
-
-
 def finding(found: Study, name: str) -> str:
     (section,) = (each for each in report.sections(found) if each.name == name)
     return " ".join(section.findings)
@@ -124,9 +118,6 @@ def test_names_are_escaped(written: tuple[Study, Path], tmp_path: Path) -> None:
     text = report.write(hostile, tmp_path).read_text("utf-8")
     assert "<script>" not in text
     assert "&lt;script&gt;" in text
-
-
-# --- the same bytes ------------------------------------------------------------------------------
 
 
 class Killed(Exception):

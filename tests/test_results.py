@@ -31,9 +31,6 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-# --- saving and reading --------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("result", [made(), made_grading(RIGHT)], ids=["back_patching", "grading"])
 def test_a_saved_result_reads_back_the_same(result: Result, tmp_path: Path) -> None:
     place = result.save(tmp_path / "runs" / "one")
@@ -105,9 +102,6 @@ def test_a_failed_save_leaves_the_earlier_result(
         made().save(tmp_path / "run")
     assert isinstance(hs.load_result(tmp_path / "run"), Grading)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-
-
-# --- damage --------------------------------------------------------------------------------------
 
 
 def overwrite(name: str, content: bytes) -> Callable[[Path], None]:
@@ -184,9 +178,6 @@ def test_an_unfinished_run_is_read_with_a_warning(
     assert "is not finished: 12 of 20 queries" in caplog.text
 
 
-# --- provenance ----------------------------------------------------------------------------------
-
-
 def runs() -> list[dict[str, Any]]:
     queries = known_queries()[:2].with_few_shot(2, seed=7)
     graded = grade(known_model(), queries, match="substring", progress=False)
@@ -240,9 +231,6 @@ def test_provenance_is_what_json_gives_back() -> None:
     run = provenance(known_model(), known_queries(), "grading", {"cells": [(1, 0)]})
     assert run == json.loads(json.dumps(run))
     assert run["settings"]["cells"] == [[1, 0]]
-
-
-# --- intervals and shards ------------------------------------------------------------------------
 
 
 def test_the_interval_of_a_mean() -> None:

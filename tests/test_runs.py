@@ -61,9 +61,6 @@ def parts(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
 
 
-# --- a run from end to end -----------------------------------------------------------------------
-
-
 def test_tables_are_in_the_order_of_the_queries(tmp_path: Path) -> None:
     ids = [query.id for query in known_queries()]
     for out in (None, tmp_path / "run"):
@@ -92,9 +89,6 @@ def test_progress_is_counted_in_queries(capsys: pytest.CaptureFixture[str]) -> N
     shown = capsys.readouterr()
     assert "12/12" in shown.err
     assert shown.out == ""
-
-
-# --- what an interrupted run leaves --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["in memory", "in a folder"])
@@ -144,9 +138,6 @@ def test_a_stopped_experiment_leaves_no_hook_and_what_it_had(
     stop_at = 0
     again = back_patch(model, queries, progress=False)
     pd.testing.assert_frame_equal(again.frame, whole.frame)
-
-
-# --- going on ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -210,9 +201,6 @@ def test_a_damaged_part_is_told(tmp_path: Path) -> None:
         run(tmp_path / "run")
 
 
-# --- other runs, other folders -------------------------------------------------------------------
-
-
 def changed_runs() -> Iterator[tuple[str, dict[str, Any]]]:
     asked = run_of(known_queries())
     yield "kind", {**asked, "kind": "back_patching"}
@@ -255,9 +243,6 @@ def test_an_empty_set_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-# --- shards --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("order", [(1, 2), (2, 1)])
 def test_shards_make_the_whole(tmp_path: Path, order: tuple[int, int]) -> None:
     run(tmp_path / "whole")
@@ -296,9 +281,6 @@ def test_a_shard_without_a_folder_is_told() -> None:
 def test_a_shard_with_nothing_to_do_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"shard 7/7 has nothing to do: .* 6 parts"):
         run(tmp_path / "run", shard=(7, 7))
-
-
-# --- a real experiment ---------------------------------------------------------------------------
 
 
 def test_back_patching_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

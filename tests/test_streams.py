@@ -148,9 +148,6 @@ def test_attention_is_the_models_own_again_afterwards(llama: LanguageModel) -> N
         shared_prefix_attention(nn.Identity(), nothing, nothing, nothing, None)
 
 
-# --- the cache -----------------------------------------------------------------------------------
-
-
 def test_rows_take_over_the_past_of_their_parents() -> None:
     cache = StreamCache(Prefix(), 1)
     keys = torch.arange(3.0).reshape(3, 1, 1, 1)
@@ -169,8 +166,6 @@ def test_the_prefix_counts_as_seen() -> None:
     assert StreamCache(Prefix((1, 2, 3, 4), (layer,)), 1).get_seq_length() == 4
     assert StreamCache(Prefix(), 1).get_seq_length() == 0
 
-
-# --- prefixes ------------------------------------------------------------------------------------
 
 TEXT = "The capital of the country of the Colosseum is Rome. The capital of Spain is"
 
@@ -232,9 +227,6 @@ def test_rows_over_a_prefix_equal_whole_prompts(tiny_model: LanguageModel) -> No
         logits = forward_streams(tiny_model, cache, endings, len(ids))
         expected = tiny_model.hf(input_ids=whole).logits[:, -1]
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
-
-
-# --- the store -----------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -85,9 +85,6 @@ def drawn(runs: Path) -> dict[str, Path]:
     return {path.name: path for path in paths}
 
 
-# --- what is run ---------------------------------------------------------------------------------
-
-
 def test_presets() -> None:
     assert preset("paper") == Preset(limit=None, most=None, layer_step=1)
     quick = preset("quick")
@@ -289,9 +286,6 @@ def test_the_gallery_of_masks_needs_no_result(tmp_path: Path) -> None:
     assert causal == list(range(1, len(causal) + 1))
     whole = table[table["mask"] == "prefix bidirectional"]["sees"]
     assert set(whole) == {len(causal)}
-
-
-# --- figure scripts ------------------------------------------------------------------------------
 
 
 def test_each_script_is_a_figure() -> None:

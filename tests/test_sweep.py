@@ -150,9 +150,6 @@ def assert_different(expected: Sequence[PlainOutput]) -> None:
         assert (a.logits - b.logits).abs().max() > 0.01
 
 
-# --- equal to the plain way ----------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("max_memory", [None, 300_000], ids=["whole", "chunks"])
 @pytest.mark.parametrize("position", ["t1", "t2"])
 def test_all_back_patches(tiny_model: LanguageModel, position: str, max_memory: int | None) -> None:
@@ -269,9 +266,6 @@ def test_vectors_of_another_dtype_are_cast(llama: LanguageModel) -> None:
     assert_equal(outputs, problem.plain(cells))
 
 
-# --- knockouts, heads, and edits of all cells ----------------------------------------------------
-
-
 def knockouts(problem: Problem) -> list[Cell]:
     """Windows of one to all layers, at the last token and before it, in all heads and in some."""
     e1, t1, t2 = map(problem.prompt.position, ("e1", "t1", "t2"))
@@ -373,9 +367,6 @@ def test_of_two_patches_in_one_place_the_later_counts(
     assert abs(outputs.logprob[0] - outputs.logprob[1]) > 0.01
 
 
-# --- the clean run -------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("prompt", ["zero-shot", "few-shot"])
 @pytest.mark.parametrize("shares", [True, False])
 def test_states_of_the_clean_run(
@@ -406,9 +397,6 @@ def test_a_kept_clean_run_is_not_run_again(
     clean = clean_run(llama, problem.ids, Prefix())
     monkeypatch.setattr("hopscope.sweep.extend", refuse)
     assert_equal(sweep(llama, problem.ids, cells, READ, clean=clean), expected)
-
-
-# --- drawn tokens and tracked ones ---------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -465,9 +453,6 @@ def test_tracked_tokens(tiny_model: LanguageModel) -> None:
     for run in (sweep, plain_sweep):
         found = run(tiny_model, problem.ids, cells, what).tracked
         torch.testing.assert_close(found, by_hand, atol=1e-4, rtol=0)
-
-
-# --- the read-out --------------------------------------------------------------------------------
 
 
 def stops_after(tokens: Sequence[int]) -> Callable[[tuple[int, ...]], bool]:
@@ -589,8 +574,6 @@ def test_shapes_and_types_are_checked_in_tests(llama: LanguageModel) -> None:
         CellOutputs(rank, wrong, (), *[torch.zeros(0, 0)] * 3, rank, torch.zeros(2))
 
 
-# --- unedited prompts ----------------------------------------------------------------------------
-
 ENDINGS = (
     "The country of Kyoto is",
     "The author of Hamlet was born in",
@@ -644,9 +627,6 @@ def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in prompts])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts])
     return ids, mask
-
-
-# --- memory --------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -753,9 +733,6 @@ def test_free_memory_of_a_cpu() -> None:
     assert free_memory(torch.device("cpu")) == 2**30
 
 
-# --- what a sweep leaves behind ------------------------------------------------------------------
-
-
 def hooks(hf: nn.Module) -> list[object]:
     return [
         hook
@@ -836,9 +813,6 @@ def test_a_patch_that_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         sweep(llama, Problem.of(llama).ids, [[], [patch]], READ)
-
-
-# --- other types and devices ---------------------------------------------------------------------
 
 
 def agreement(a: Sequence[tuple[int, ...]], b: Sequence[tuple[int, ...]]) -> float:

@@ -72,8 +72,6 @@ def test_unknown_positions(llama: LanguageModel, position: str | int, message: s
         prompt.position(position)
 
 
-# --- the tokens of named parts --------------------------------------------------------------------
-
 AROUND = TwoHopQuery(
     id="2",
     e1_label="the song Imagine",

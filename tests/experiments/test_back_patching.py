@@ -72,9 +72,6 @@ def hits(result: BackPatching, query: str, position: str, control: str = "none")
     return set(cells_of(there[there["hit"]]))
 
 
-# --- known hits ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("position", EVERYWHERE)
 @pytest.mark.parametrize("query", INCORRECT)
 def test_late_queries_are_repaired_in_the_known_cells(
@@ -134,9 +131,6 @@ def test_substring_counts_what_word_does_not() -> None:
     for match in ("word", "substring"):
         result = patched(chosen(["longer"]), match=match, controls=())
         assert hits(result, "longer", "t2") == (ALL_CELLS if match == "substring" else set())
-
-
-# --- the frame -----------------------------------------------------------------------------------
 
 
 def test_the_frame_has_the_columns_of_the_design(late: BackPatching) -> None:
@@ -199,9 +193,6 @@ def test_a_cell_onto_itself_changes_nothing(late: BackPatching) -> None:
     same = [(layer, layer) for layer in range(N_LAYERS)]
     frame = patched(chosen(["late-1"]), cells=same, controls=(), stop_early=False).frame
     assert set(frame["generation"]) == {late.details["clean_generation"].iloc[0]}
-
-
-# --- beside plain hooks --------------------------------------------------------------------------
 
 
 def places() -> QuerySet:
@@ -339,9 +330,6 @@ def test_the_comparison_is_not_idle() -> None:
     assert {bool(hit) for case in CASES for hit in run_case(case).frame["hit"]} == {True, False}
 
 
-# --- stopping early ------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("match", ["word", "substring"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_stopping_early_changes_no_verdict(case: Case, match: str) -> None:
@@ -377,9 +365,6 @@ def test_few_shot_generations_are_whole_without_it() -> None:
         assert len(known_model().tokenizer(text)["input_ids"]) == 10
 
 
-# --- the criterion -------------------------------------------------------------------------------
-
-
 def test_first_token_asks_for_the_likeliest_next_token() -> None:
     result = patched(chosen([*INCORRECT, "half"]), criterion="first_token")
     assert (result.frame["hit"] == (result.frame["answer_rank"] == 0)).all()
@@ -394,9 +379,6 @@ def test_generation_asks_for_the_whole_answer() -> None:
     result = patched(chosen(["half"]), controls=())
     assert hits(result, "half", "t2") == set()
     assert (result.frame["answer_rank"] == 0).all()
-
-
-# --- controls ------------------------------------------------------------------------------------
 
 
 def test_controls_can_be_left_out() -> None:
@@ -452,8 +434,6 @@ def test_rows_in_small_chunks_are_the_same() -> None:
     pd.testing.assert_frame_equal(chunked.frame, whole.frame, check_exact=False, atol=1e-5)
 
 
-# --- mistakes ------------------------------------------------------------------------------------
-
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"positions": ("t1", "t3")}, "unknown position 't3': .* t1, t2, t1->t2, e1"),
     ({"positions": "t1"}, "unknown position 't1': give a list"),
@@ -490,8 +470,6 @@ def test_a_prompt_that_is_too_long_is_told() -> None:
     with pytest.raises(UsageError, match=rf"the prompt has \d+ tokens .* {CONTEXT} tokens"):
         patched(QuerySet((long,)), controls=())
 
-
-# --- rates ---------------------------------------------------------------------------------------
 
 CELLS = [(1, 0), (2, 0), (2, 1)]
 
@@ -584,9 +562,6 @@ def test_above_chance_without_controls_is_empty() -> None:
     assert made(a={"none": {(1, 0)}}).above_chance().empty
 
 
-# --- the best cell -------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("seed", range(8))
 def test_the_best_cell_is_scored_on_the_other_half(seed: int) -> None:
     """Each query is repaired in a cell of its own, so what is best for some helps no other."""
@@ -662,9 +637,6 @@ def test_the_known_best_cell_is_a_known_hit(late: BackPatching) -> None:
         assert best.rate == 1.0
 
 
-# --- tables and pictures -------------------------------------------------------------------------
-
-
 def test_the_heatmap_is_the_share_of_each_cell() -> None:
     result = made(
         a={"none": {(2, 1), (1, 0)}, "other": {(2, 0)}}, b={"none": {(2, 1)}, "other": set()}
@@ -733,9 +705,6 @@ def test_plot_draws_one_position(late: BackPatching) -> None:
 def test_it_shows_itself(late: BackPatching) -> None:
     assert repr(late) == "BackPatching(known, known, 3 queries, 405 rows)"
     assert late._repr_mimebundle_()["text/plain"] == repr(late)
-
-
-# --- saved and read ------------------------------------------------------------------------------
 
 
 def test_it_is_saved_and_read(late: BackPatching, tmp_path: Path) -> None:

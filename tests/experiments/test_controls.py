@@ -36,9 +36,6 @@ def donors(queries: QuerySet, seed: int = 0) -> dict[str, str]:
     return {id: donor.query.id for id, donor in choose_donors(queries, seed).items()}
 
 
-# --- donors --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_a_donor_has_another_answer_and_the_same_relation(seed: int) -> None:
     queries = many()
@@ -113,9 +110,6 @@ def test_donors_are_spread() -> None:
     """Not one donor for all: each query draws its own."""
     queries = QuerySet(tuple(query(str(i), str(i)) for i in range(40)))
     assert len(set(donors(queries).values())) > 15
-
-
-# --- another query, as a chance level ------------------------------------------------------------
 
 
 def towns(n: int = 24) -> QuerySet:
@@ -203,8 +197,6 @@ def test_the_fingerprint_tells_who_stands_beside_whom() -> None:
         assert fingerprint({**first, id: replace(other, **changes)}) != fingerprint(first)
     assert fingerprint({}) != fingerprint(first)
 
-
-# --- random vectors ------------------------------------------------------------------------------
 
 STATES = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 0.5], [1e3, 1e3, 1e3]]).repeat(1, 40)
 

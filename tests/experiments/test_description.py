@@ -60,7 +60,6 @@ def naming(
     return set(zip(there["source_layer"], there["target_layer"], strict=True))
 
 
-# --- known states --------------------------------------------------------------------------------
 # The state goes on from the block behind the target layer: what a later block of tests/known.py
 # would have done is done there, if the block has not run yet. The answer is named if the state
 # holds it, or a bridge that is taken over by block 2 and answered in block 3; the bridge, if it
@@ -175,9 +174,6 @@ def test_substring_counts_what_word_does_not() -> None:
         assert set(result.frame["e3"]) == {match == "substring"}
 
 
-# --- the frame -----------------------------------------------------------------------------------
-
-
 def test_the_frame_has_the_columns_of_the_design(known: Description) -> None:
     frame = known.frame
     assert list(frame.columns) == COLUMNS
@@ -229,8 +225,6 @@ def test_the_prompts_of_the_papers() -> None:
     }
     assert PROMPTS["description"].endswith(", x")
 
-
-# --- beside plain hooks --------------------------------------------------------------------------
 
 SOURCES, TARGETS, N_TOKENS = (3, 0), (0, 3), 2
 BORDER = 1e-5
@@ -395,9 +389,6 @@ def test_the_comparison_is_not_idle() -> None:
         assert 0 < together[entity].astype(bool).mean() < 0.9, entity
 
 
-# --- samples and seeds ---------------------------------------------------------------------------
-
-
 def test_the_same_seed_draws_the_same_texts() -> None:
     model, queries = loaded("tiny-random-llama"), places()[:2]
     first = run_places("llama", 0, 2)[1].frame
@@ -432,9 +423,6 @@ def test_greedy_texts_do_not_depend_on_the_seed(known: Description) -> None:
     assert list(other.frame["generation"]) == list(known.frame["generation"])
 
 
-# --- going on, and reading -----------------------------------------------------------------------
-
-
 def test_a_run_goes_on_and_is_read(tmp_path: Path) -> None:
     queries, out = chosen("early-1", "late-1", "early-2"), tmp_path / "run"
     settings: dict[str, Any] = {"source_layers": [1, 4], "target_layers": [0], "samples": 2}
@@ -465,9 +453,6 @@ def test_a_query_without_a_donor_has_no_chance_level(tmp_path: Path) -> None:
         assert set(each.described()["entity"]) == {"e1", "e2", "e3"}
         assert each.above_chance().empty
         assert each.shares()[["e3", "other"]].to_numpy().tolist() == [[1.0, 0.0]] * 2
-
-
-# --- what is computed ----------------------------------------------------------------------------
 
 
 def made() -> Description:
@@ -559,8 +544,6 @@ def test_the_heatmap_is_the_share_of_each_cell() -> None:
     assert made().heatmap("e2_other").loc[1, 1] == 1.0  # of the two queries that have another
     assert made().heatmap("e3", prompt="y").loc[1, 0] == 1.0
 
-
-# --- mistakes ------------------------------------------------------------------------------------
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"positions": ("t1", "t3")}, "unknown position 't3': choose from t1, t2, e1"),

@@ -42,9 +42,6 @@ def attended(model: LanguageModel, questions: QuestionSet, *args: Any, **more: A
     return attention_to_documents(model, questions, *args, **options)
 
 
-# --- against the weights of an eager model -------------------------------------------------------
-
-
 def weights_by_hand(
     name: str, order: tuple[int, ...], mask: str, n_read: int
 ) -> tuple[torch.Tensor, list[list[int]]]:
@@ -148,9 +145,6 @@ def test_masses_belong_to_documents_hops_and_slots() -> None:
     assert peak_of(layout, mass) == pytest.approx(float(means.max()))
 
 
-# --- a model that looks at the first document ----------------------------------------------------
-
-
 def test_the_known_model_looks_at_the_first_document() -> None:
     """Block 0 at the "end" of each document alike, block 1 at the first name alone."""
     result = attention_to_documents(
@@ -170,8 +164,6 @@ def test_the_known_model_looks_at_the_first_document() -> None:
     assert list(peaks["correct"]) == [False, True] * 3
     np.testing.assert_allclose(peaks["peak"], 4 / 3, atol=1e-3)
 
-
-# --- the tables, by hand -------------------------------------------------------------------------
 
 MASSES = {  # (layer, head) -> documents 0 and 1
     "right": {(0, 0): (0.2, 0.1), (0, 1): (0.4, 0.3), (1, 0): (0.6, 0.0), (1, 1): (0.2, 0.2)},
@@ -293,8 +285,6 @@ def test_only_what_is_right_or_wrong_has_peaks() -> None:
         with pytest.raises(UsageError, match=f"unknown metric {metric!r}: choose one of contained"):
             made().peaks(metric)
 
-
-# --- mistakes, and runs that go on ---------------------------------------------------------------
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "read": ({"read": "first"}, "cannot read 'first': choose answer or last"),

@@ -50,9 +50,6 @@ def blocked(model: LanguageModel, *args: Any, **more: Any) -> MaskedPaths:
     return masked_paths(model, QuestionSet((ASKED,)), *args, **options)
 
 
-# --- against brute force -------------------------------------------------------------------------
-
-
 @cache
 def parts_of(name: str) -> tuple[list[int], dict[str, list[int]]]:
     """The tokens of the prompt in the order forward, and those of its parts."""
@@ -157,9 +154,6 @@ def test_a_control_comes_before_the_query_or_is_left_out(llama: LanguageModel) -
     np.testing.assert_allclose(control["answer_logprob"], before["answer_logprob"], atol=1e-5)
 
 
-# --- a model whose answer takes one path ---------------------------------------------------------
-
-
 def test_the_known_model_needs_one_edge_in_one_block() -> None:
     """Backward: the answer's document, then the bridge's, then a distractor."""
     result = masked_paths(
@@ -216,9 +210,6 @@ def test_what_was_wrong_cannot_be_lost() -> None:
     assert result.effect("lost").empty
 
 
-# --- edges that cannot be, and other mistakes ----------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "edge", ["gold 1->gold 2", "gold 1->question", "instruction->gold 1", "gold 2->answer"]
 )
@@ -251,9 +242,6 @@ def test_a_mistake_is_told(llama: LanguageModel, name: str) -> None:
     arguments, message = MISTAKES[name]
     with pytest.raises(HopscopeError, match=message):
         blocked(llama, **arguments)
-
-
-# --- the tables, by hand -------------------------------------------------------------------------
 
 
 def made() -> MaskedPaths:
@@ -296,9 +284,6 @@ def test_above_chance_is_paired_with_the_distractor() -> None:
     alone = made().frame
     alone = alone[alone["control"] == "none"]
     assert MaskedPaths(alone, made().details).above_chance().empty
-
-
-# --- runs that go on -----------------------------------------------------------------------------
 
 
 def test_it_is_saved_and_comes_together_of_shards(

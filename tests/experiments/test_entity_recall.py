@@ -44,9 +44,6 @@ def rows(result: Recall, query: str, substitute: str) -> pd.DataFrame:
     return frame[(frame["query"] == query) & (frame["substitute"] == substitute)]
 
 
-# --- known states --------------------------------------------------------------------------------
-
-
 def logprob(bridge: float, *others: float) -> float:
     """Of a word that is said so strongly beside others; "Metro" has 0.5 and the rest 0."""
     rest = len(WORDS) - 2 - len(others)
@@ -109,9 +106,6 @@ def test_without_another_relation_there_is_no_row_for_one() -> None:
     result = recalled(replace(alone, pool=alone.queries))
     assert set(result.frame["substitute"]) == {"e1"}
     assert result.details["other_relation"].isna().all()
-
-
-# --- beside plain hooks --------------------------------------------------------------------------
 
 
 def places() -> QuerySet:
@@ -264,8 +258,6 @@ def test_the_comparison_is_not_idle() -> None:
         assert (details["consistency"] - details["consistency_other"]).abs().max() > 0.1, case
 
 
-# --- CnstScore -----------------------------------------------------------------------------------
-
 DISTRIBUTIONS = (
     ([0.5, 0.5], [0.5, 0.5]),
     ([0.9, 0.1], [0.2, 0.8]),
@@ -305,9 +297,6 @@ def test_consistency_goes_row_by_row() -> None:
     rows_of = [torch.tensor([each[side] for each in DISTRIBUTIONS[:2]]).log() for side in (0, 1)]
     expected = [by_hand(p, q) for p, q in DISTRIBUTIONS[:2]]
     np.testing.assert_allclose(consistency(rows_of[0], rows_of[1]), expected, rtol=1e-5)
-
-
-# --- the tables ----------------------------------------------------------------------------------
 
 
 def made() -> Recall:
@@ -361,9 +350,6 @@ def test_the_frame_has_a_row_for_each_layer() -> None:
     assert len(frame) == 4 * 2 * N_LAYERS
     assert not frame.duplicated(COLUMNS[:3]).any()
     assert frame["beats"].dtype == bool
-
-
-# --- partners, and runs that go on ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("bridge", "same"), [("the John Adams", True), ("Adams", False)])

@@ -71,9 +71,6 @@ def small_queries() -> QuerySet:
     return QuerySet(queries, "small")
 
 
-# --- verdicts ------------------------------------------------------------------------------------
-
-
 def test_verdicts_are_those_known(graded: Grading) -> None:
     assert passed(graded) == RIGHT
 
@@ -109,9 +106,6 @@ def test_substring_counts_what_word_does_not() -> None:
     assert loose.run["settings"]["match"] == "substring"
 
 
-# --- the first line of few-shot answers ----------------------------------------------------------
-
-
 def test_few_shot_prompts_are_answered_in_one_line() -> None:
     few = grade(known_model(), known_queries().with_few_shot(2), progress=False)
     assert few.run["settings"]["one_line"] is True
@@ -142,9 +136,6 @@ def test_what_is_said_after_the_line_does_not_count(monkeypatch: pytest.MonkeyPa
     result = grade(known_model(), queries, one_line=True, progress=False)
     assert generation(result, "second-line").startswith("Wrongville \n Jarn")
     assert passed(result) == {"second-line": {"first_hop"}}
-
-
-# --- subsets -------------------------------------------------------------------------------------
 
 
 def test_subsets_are_those_known(graded: Grading) -> None:
@@ -180,9 +171,6 @@ def test_a_loaded_grading_needs_its_queries(graded: Grading, tmp_path: Path) -> 
         loaded.correct()
     assert ids(loaded.correct(known_queries())) == CORRECT
     assert ids(loaded.incorrect(known_queries())) == INCORRECT
-
-
-# --- summary -------------------------------------------------------------------------------------
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
@@ -235,9 +223,6 @@ def test_plot_draws_the_summary(graded: Grading) -> None:
     assert sorted(widths) == pytest.approx(sorted(summary))
 
 
-# --- batches -------------------------------------------------------------------------------------
-
-
 def one_by_one(model: LanguageModel, queries: QuerySet) -> pd.DataFrame:
     frames = [grade(model, queries[i : i + 1], progress=False).frame for i in range(len(queries))]
     return pd.concat(frames, ignore_index=True)
@@ -264,9 +249,6 @@ def test_generations_equal_those_of_generate(family: str) -> None:
             out = hf.generate(**encoded, max_new_tokens=10, do_sample=False)
         new = out[0, encoded["input_ids"].shape[1] :]
         assert row.generation == model.tokenizer.decode(new, skip_special_tokens=True)
-
-
-# --- mistakes ------------------------------------------------------------------------------------
 
 
 def test_an_empty_set_is_refused() -> None:

@@ -35,9 +35,6 @@ def chosen(model: LanguageModel, questions: QuestionSet, **more: Any) -> OrderCh
     return best_order(model, questions, **options)
 
 
-# --- what is run ---------------------------------------------------------------------------------
-
-
 def said(model: LanguageModel, order: tuple[int, ...]) -> str:
     """What transformers' own `generate` says to the shuffled text."""
     documents = [QUESTION.documents[index] for index in order]
@@ -95,8 +92,6 @@ def test_the_known_model_is_right_where_the_answer_comes_first() -> None:
     )
     assert table.loc["oracle", "gain"] == pytest.approx(2 / 3)
 
-
-# --- what is chosen ------------------------------------------------------------------------------
 
 SHUFFLES = {
     # (generation, peak, contained) of each shuffle
@@ -160,8 +155,6 @@ def test_an_unknown_metric_is_told() -> None:
     with pytest.raises(UsageError, match="unknown metric 'bleu': choose one of contained"):
         made().choices("bleu")
 
-
-# --- mistakes, and runs that go on ---------------------------------------------------------------
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "none": ({"k": 0}, "k must be 1 or more shuffles, not 0"),

@@ -45,9 +45,6 @@ def partners(model: LanguageModel, queries: QuerySet, seed: int = 0) -> dict[str
     return {id: pair.partner.id for id, pair in pair_up(model, queries, seed).items()}
 
 
-# --- who is drawn --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("seed", SEEDS)
 def test_partners_ask_the_same_of_another_source(llama: LanguageModel, seed: int) -> None:
     pairs = pair_up(llama, many(), seed)
@@ -156,9 +153,6 @@ def test_a_set_without_any_partner_is_refused(llama: LanguageModel) -> None:
     assert pair_up(llama, QuerySet(()), 0) == {}
 
 
-# --- who is whose --------------------------------------------------------------------------------
-
-
 def test_the_fingerprint_is_of_the_partners(llama: LanguageModel) -> None:
     first, again, other = (pair_up(llama, many(), seed) for seed in (0, 0, 1))
     assert fingerprint(first) == fingerprint(again)
@@ -172,8 +166,6 @@ def test_the_fingerprint_is_of_the_partners(llama: LanguageModel) -> None:
     assert fingerprint(swapped) != fingerprint(first)
     assert len(fingerprint(first)) == 64
 
-
-# --- the prompt with something else in it --------------------------------------------------------
 
 DEMONSTRATIONS = ("", "The capital of the country of the tower is Rome.\nA second line is 2.\n")
 CHANGES: tuple[tuple[dict[str, str], str, dict[str, str]], ...] = (

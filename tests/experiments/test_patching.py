@@ -57,8 +57,6 @@ def places_of(table: pd.DataFrame) -> set[tuple[int, int]]:
     return set(zip(table["layer"], table["head"], strict=True))
 
 
-# --- known flips ---------------------------------------------------------------------------------
-
 ALL_LAYERS = {(layer, -1) for layer in range(N_LAYERS)}
 CARRIES: dict[tuple[str, str], set[tuple[int, int]]] = {
     # t1 names the bridge after block 1; block 2 of the last token reads it there and then.
@@ -142,9 +140,6 @@ def test_how_near_is_too_near(least: float, missing: bool, monkeypatch: pytest.M
 
 def test_the_least_difference_is_half_a_nat() -> None:
     assert patching.LEAST_DIFFERENCE == 0.5
-
-
-# --- the tables ----------------------------------------------------------------------------------
 
 
 def test_the_frame_has_a_row_for_each_place(early: ActivationPatching) -> None:
@@ -305,9 +300,6 @@ def test_heads_that_were_not_run_are_told(early: ActivationPatching) -> None:
         patched(chosen(EARLY), controls=()).heads()
 
 
-# --- beside plain hooks --------------------------------------------------------------------------
-
-
 def cities() -> QuerySet:
     """Questions whose first hop ends after the source entity."""
     sources = ("Kyoto", "the Eiffel Tower", "Rio de Janeiro", "the Colosseum")
@@ -430,8 +422,6 @@ def test_the_last_state_of_the_last_token_is_all_there_is() -> None:
         assert row["logit_diff"].to_list() == pytest.approx(theirs, abs=1e-3)
 
 
-# --- mistakes ------------------------------------------------------------------------------------
-
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"positions": ("t1", "t3")}, "unknown position 't3': choose from t1, t2, e1"),
     ({"positions": "t1"}, "give a list of positions .*not 't1'"),
@@ -458,8 +448,6 @@ def test_sets_that_cannot_be_run_are_refused(tmp_path: Path) -> None:
         patched(chosen(["early-1"]), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
-
-# --- saved, stopped and gone on with -------------------------------------------------------------
 
 FIVE = ["early-1", "early-2", "usual", "second-line", "longer"]
 

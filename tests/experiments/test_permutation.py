@@ -51,9 +51,6 @@ def permuted(model: LanguageModel, questions: QuestionSet, *args: Any, **more: A
     return permute_documents(model, questions, *args, **options)
 
 
-# --- the plain way: the prompt written out, and who sees whom in it ------------------------------
-
-
 def shown(question: MultiDocQuestion, order: Sequence[int], label: str = "position") -> list[str]:
     """The parts of the prompt of `SHORT`."""
     parts = ["Answer.\n"]
@@ -207,9 +204,6 @@ def test_the_metrics_are_of_the_answer_and_the_bridge_of_the_first_hop(
     assert list(frame["bridge"]) == [False, False]
 
 
-# --- a model that says the name in the first document --------------------------------------------
-
-
 def test_the_order_decides_what_the_known_model_answers() -> None:
     result = permute_documents(
         first_model(),
@@ -241,9 +235,6 @@ def test_ranks_alone_decide_what_the_known_model_answers() -> None:
     )
     table = result.accuracy().set_index("permuting")["accuracy"]
     assert table.to_dict() == {"text": 1, "positions": 0, "mask": 1, "positions+mask": 1}
-
-
-# --- prompts -------------------------------------------------------------------------------------
 
 
 def test_the_template_suits_the_set(llama: LanguageModel) -> None:
@@ -295,9 +286,6 @@ def test_a_template_of_several_lines_is_not_stopped_at_the_first(llama: Language
     ]
 
 
-# --- what does not fit ---------------------------------------------------------------------------
-
-
 def crowded(n_words: int) -> MultiDocQuestion:
     """The question with two distractors more, of so many words each."""
     long = Document("Ottawa", " ".join(["city"] * n_words))
@@ -339,8 +327,6 @@ def test_gold_documents_that_do_not_fit_are_told(llama: LanguageModel) -> None:
         permuted(llama, QuestionSet((long,)))
 
 
-# --- mistakes ------------------------------------------------------------------------------------
-
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "order": ({"orders": ["sideways"]}, "unknown order 'sideways'"),
     "gap": ({"orders": ["forward_3"]}, "needs 3 distractors and has 2"),
@@ -378,9 +364,6 @@ def test_repeated_orders_and_masks_are_asked_once(llama: LanguageModel) -> None:
     twice = permuted(llama, QUESTIONS[:1], ["forward", "forward"], ["causal"] * 2, ["text"] * 2)
     assert len(twice.frame) == 1
     assert len(permuted(llama, QUESTIONS[:1], ["forward"], "causal").frame) == 1
-
-
-# --- runs that go on -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -451,8 +434,6 @@ def test_the_seed_draws_the_shuffles(llama: LanguageModel) -> None:
     ]
     assert said[0] == said[1] != said[2]
 
-
-# --- the tables ----------------------------------------------------------------------------------
 
 RIGHT = {
     ("forward", "causal"): [1, 1, 1, 0, 0, 1, 1, 0],

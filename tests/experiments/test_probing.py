@@ -44,9 +44,6 @@ def queries(*more: TwoHopQuery) -> QuerySet:
     return QuerySet((*asked, *more), "made")
 
 
-# --- who can be probed ---------------------------------------------------------------------------
-
-
 def test_classes_need_entities_and_entities_need_two_questions() -> None:
     lonely = query("lonely", "Lonely", "France", "capital")
     rare = [query(f"rare-{r}", "Rare", "Malta", r) for r in ("capital", "currency")]
@@ -88,8 +85,6 @@ def test_a_sample_keeps_entities_whole() -> None:
     assert sample_entities(queries(), 9, seed=1).queries == sample.queries
     assert sample_entities(queries(), 24) == queries()
 
-
-# --- known states --------------------------------------------------------------------------------
 
 LAYERS = 4
 READABLE = 2
@@ -148,9 +143,6 @@ def test_chosen_layers_keep_their_numbers() -> None:
     fitted = fit_probe(model, queries(), folds=4, layers=[3, 1], progress=False)
     assert isinstance(fitted, LinearProbe)
     assert fitted.classes == BRIDGES
-
-
-# --- real states, and run folders ----------------------------------------------------------------
 
 
 def test_states_are_those_of_the_model(llama: LanguageModel) -> None:

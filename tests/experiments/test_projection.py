@@ -43,7 +43,6 @@ def by_keys(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.set_index(KEYS).sort_index()
 
 
-# --- known states --------------------------------------------------------------------------------
 # What is read is what the rules of tests/known.py write: the answer in block 3, the bridge in
 # block 5, by a token that has taken the bridge over: t1 (where the source stands) and t2 in
 # block 2 if the bridge is named in block 1 (early), in block 4 if it is named in block 3 (late).
@@ -179,8 +178,6 @@ def test_few_shot_prompts_say_the_same() -> None:
     pd.testing.assert_frame_equal(few.frame, plain.frame)
     assert (few.details["t2"] > plain.details["t2"]).all()
 
-
-# --- beside raw hooks ----------------------------------------------------------------------------
 
 FINAL_NORMS = ("model.norm", "transformer.ln_f", "gpt_neox.final_layer_norm")
 FAMILIES = ("llama", "gemma2", "gemma3", "olmo2", "gpt2", "gpt-neox")
@@ -381,9 +378,6 @@ def test_the_lens_is_the_models_own_norm_and_unembedding() -> None:
         assert lens.softcap == (6.0 if family == "gemma2" else None)
 
 
-# --- the frame -----------------------------------------------------------------------------------
-
-
 def test_the_frame_has_the_columns_of_the_design() -> None:
     result = projected(chosen("early-1", "late-2"))
     frame = result.frame
@@ -474,8 +468,6 @@ def places_like(n: int) -> QuerySet:
     return QuerySet(queries, "like places")
 
 
-# --- what is computed ----------------------------------------------------------------------------
-
 RANKS: dict[tuple[str, str, str, str], Sequence[int]] = {  # at the layers 0 to 3
     ("a", "t2", "mlp_out", "e3"): (7, 0, 3, 0),
     ("b", "t2", "mlp_out", "e3"): (9, 9, 2, 1),
@@ -552,8 +544,6 @@ def test_first_layers_by_hand() -> None:
     assert result.first_layers("e2", site="attn_out")["a"] == 0
     assert result.first_layers("e3", position="t1", rank=2).to_dict() == {"a": 0}
 
-
-# --- mistakes ------------------------------------------------------------------------------------
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"positions": ("t1", "t3")}, "unknown position 't3': choose from t1, t2, e1"),

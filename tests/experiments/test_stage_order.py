@@ -109,9 +109,6 @@ def first_layers(result: Stages) -> dict[str, tuple[int | None, ...]]:
     }
 
 
-# --- combining -----------------------------------------------------------------------------------
-
-
 def test_the_first_layer_of_each_stage() -> None:
     result = combine(*made(BY_HAND))
     assert list(result.frame.columns) == ["query", "stage", "number", "first_layer"]
@@ -154,9 +151,6 @@ def test_results_of_different_runs_are_refused(which: int, key: str) -> None:
         combine(*results)
 
 
-# --- summary -------------------------------------------------------------------------------------
-
-
 def test_summary_by_hand() -> None:
     table = combine(*made(BY_HAND)).summary()
     names = ["stage", "number", "queries", "n", "share", "mean", "low", "high"]
@@ -178,8 +172,6 @@ def test_a_stage_that_never_shows_has_no_mean() -> None:
     assert never[["mean", "low", "high"]].isna().all()
     assert list(table["n"]) == [0, 2, 2, 2, 2]
 
-
-# --- the order -----------------------------------------------------------------------------------
 
 BROKEN = {
     (BRIDGE, KNOCKOUT): (3, 1),  # b, of a, b, f
@@ -228,9 +220,6 @@ def test_an_order_that_all_keep() -> None:
     assert set(table["broken"]) == {0}
     assert set(table["low"]) == {0.0}
     assert table["high"].iloc[0] == pytest.approx(wilson(2, 0)[1])
-
-
-# --- a known run ---------------------------------------------------------------------------------
 
 
 def chosen(*ids: str) -> QuerySet:

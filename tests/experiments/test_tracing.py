@@ -50,9 +50,6 @@ def known(window: int) -> Tracing:
     return traced(chosen(SHORT), positions=positions, noise=LOUD, draws=4, window=window)
 
 
-# --- known effects -------------------------------------------------------------------------------
-
-
 def test_noise_at_the_source_spoils_the_answer() -> None:
     details = known(0).details
     assert (details["clean"] > 0.99).all()
@@ -123,9 +120,6 @@ def test_a_whisper_spoils_nothing() -> None:
     result = traced(chosen(SHORT), noise=0.1)
     np.testing.assert_allclose(result.details["noised"], result.details["clean"], atol=5e-3)
     np.testing.assert_allclose(result.frame["indirect_effect"], 0, atol=5e-3)
-
-
-# --- beside plain hooks --------------------------------------------------------------------------
 
 
 def songs() -> QuerySet:
@@ -265,9 +259,6 @@ def test_the_comparison_is_not_idle() -> None:
         assert (effects > 0.01).mean() > 0.5, case
 
 
-# --- the noise -----------------------------------------------------------------------------------
-
-
 def test_noise_depends_on_the_seed_and_the_query_alone() -> None:
     settings: dict[str, Any] = {"sites": ["resid_post"], "noise": LOUD, "draws": 2}
     whole = traced(chosen(SHORT), **settings)
@@ -322,9 +313,6 @@ def test_more_draws_begin_with_the_same_ones(monkeypatch: pytest.MonkeyPatch) ->
         assert torch.equal(one[0].vector, other[0].vector)  # type: ignore[union-attr]
 
 
-# --- the tables ----------------------------------------------------------------------------------
-
-
 def test_the_tables_have_a_row_for_each_place() -> None:
     result = known(2)
     assert list(result.frame.columns) == COLUMNS
@@ -376,8 +364,6 @@ def test_the_total_effect_is_what_the_noise_takes() -> None:
     assert table["mean"].to_list() == pytest.approx([0.6, 0.2, 0.4])
     assert ((table["low"] < table["mean"]) & (table["mean"] < table["high"])).all()
 
-
-# --- mistakes, and runs that go on ---------------------------------------------------------------
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"positions": ("t1", "t3")}, "unknown position 't3': choose from e1, t1, t2"),

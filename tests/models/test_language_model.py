@@ -44,8 +44,6 @@ def back_patches(model: LanguageModel, position: int = -3) -> list[Cell]:
     return [[], *([Patch(target, at, found[source, at])] for source, target in pairs)]
 
 
-# --- its parts -----------------------------------------------------------------------------------
-
 FINAL_NORMS = {"gpt2": "transformer.ln_f", "gpt_neox": "gpt_neox.final_layer_norm"}
 
 
@@ -82,9 +80,6 @@ def test_only_sublayers_write(llama: LanguageModel) -> None:
         llama.writer(0, "resid_post")
 
 
-# --- its fingerprint -----------------------------------------------------------------------------
-
-
 def fingerprint(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> str:
     hf, tokenizer = build_tiny(family, seed)
     nn.Module.to(hf, dtype)
@@ -109,9 +104,6 @@ def test_one_weight_changes_the_fingerprint(family: str) -> None:
     parameter = list(hf.parameters())[-1].data.view(-1)
     parameter[-1] = torch.nextafter(parameter[-1], torch.tensor(9.0))
     assert LanguageModel(hf, tokenizer, family).fingerprint != loaded(family).fingerprint
-
-
-# --- prompts -------------------------------------------------------------------------------------
 
 
 def test_an_empty_prompt_is_refused(llama: LanguageModel) -> None:
@@ -209,9 +201,6 @@ def test_what_ends_a_text(
     hf.generation_config.eos_token_id = configured
     tokenizer.eos_token = tokenizers
     assert LanguageModel(hf, tokenizer, "llama").end_tokens == ends
-
-
-# --- wrapped models ------------------------------------------------------------------------------
 
 
 def in_bridge(family: str) -> tuple[Any, PreTrainedModel]:
@@ -346,8 +335,6 @@ def test_an_nnsight_model_works_as_before(family: str) -> None:
     torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
 
 
-# --- families that nobody has listed -------------------------------------------------------------
-
 SHAPE: Mapping[str, Any] = {
     "vocab_size": 512,
     "hidden_size": 48,
@@ -463,9 +450,6 @@ def test_another_family_one_cell_at_a_time(family: str) -> None:
 @pytest.mark.parametrize("family", OWN_ATTENTION)
 def test_attention_of_its_own_is_left_alone(family: str) -> None:
     assert_plain(build(*OWN_ATTENTION[family]))
-
-
-# --- what is no model of ours --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,6 @@ def same_as_built(model: LanguageModel, family: str) -> bool:
     return torch.allclose(logits(model.hf, ids), logits(hf, ids), atol=1e-4)
 
 
-# --- tiny models ---------------------------------------------------------------------------------
-
-
 @every_family
 def test_tiny_model_depends_on_its_seed_alone(family: str) -> None:
     torch.manual_seed(7)
@@ -147,9 +144,6 @@ def test_tiny_tokenizer_round_trips_any_text(family: str) -> None:
 def test_unknown_tiny_family_names_the_known_ones() -> None:
     with pytest.raises(UnknownModelError, match=LLAMA):
         build_tiny("tiny-random-bert")
-
-
-# --- what load_model takes -----------------------------------------------------------------------
 
 
 @every_family
@@ -258,9 +252,6 @@ def test_bridge_does_not_add_a_bos_that_the_model_never_had(folder: Path) -> Non
     assert load_model(bridge).encode(PROMPTS[0]).ids == tuple(expected)
 
 
-# --- device and dtype ----------------------------------------------------------------------------
-
-
 def test_dtype_of_a_folder(folder: Path) -> None:
     assert load_model(folder, device="cpu", dtype="bfloat16").dtype == torch.bfloat16
     assert load_model(folder, device="cpu", dtype=torch.float16).dtype == torch.float16
@@ -318,9 +309,6 @@ def test_unusable_dtype(dtype: str | torch.dtype) -> None:
 def test_a_model_goes_to_cuda(folder: Path) -> None:
     assert load_model(folder).device.type == "cuda"
     assert load_model(LLAMA).device.type == "cuda"
-
-
-# --- what load_model refuses ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -518,8 +506,6 @@ def test_t5_is_not_causal(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not a causal language model"):
         load_model(t5, tokenizer=build_tiny(LLAMA)[1])
 
-
-# --- what importing costs ------------------------------------------------------------------------
 
 IMPORTED = """
 import sys

@@ -65,9 +65,6 @@ def same_as_built(model: EncoderDecoder) -> bool:
     return torch.allclose(logits(model.hf, ids), logits(hf, ids), atol=1e-4)
 
 
-# --- the tiny model ------------------------------------------------------------------------------
-
-
 def test_the_tiny_model_is_no_causal_family() -> None:
     assert TINY_ENCODER_DECODERS == (T5,)
     assert T5 not in TINY_FAMILIES
@@ -102,9 +99,6 @@ def test_attention_of_the_tiny_model_is_neither_even_nor_fixed_on_one_token() ->
     told = hf(input_ids=ids, decoder_input_ids=start, output_attentions=True)
     for weights in (*told.encoder_attentions, *told.cross_attentions):
         assert 1.5 / ids.shape[1] < float(weights.amax(dim=-1).mean()) < 0.95
-
-
-# --- its parts -----------------------------------------------------------------------------------
 
 
 def test_the_parts(t5: EncoderDecoder) -> None:
@@ -158,9 +152,6 @@ def test_the_start_token_must_be_told() -> None:
     hf.config.decoder_start_token_id = hf.generation_config.decoder_start_token_id = None
     with pytest.raises(ModelError, match="decoder_start_token_id"):
         _ = EncoderDecoder(hf, tokenizer, T5).start_token
-
-
-# --- loading -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("load", [load_encoder_decoder, load_any])

