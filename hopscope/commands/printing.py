@@ -26,7 +26,7 @@ def show_tables(result: Result, tables: Mapping[str, pd.DataFrame], as_json: boo
 
     def text() -> str:
         return "\n\n".join(
-            f"{name.replace('_', ' ')}\n{table.to_string(index=False, float_format='%.3f')}"
+            f"{name.replace('_', ' ')}\n{table_text(table, '%.3f')}"
             for name, table in tables.items()
         )
 
@@ -34,11 +34,23 @@ def show_tables(result: Result, tables: Mapping[str, pd.DataFrame], as_json: boo
     show({**found, "run": result.run}, as_json, text)
 
 
-def table_text(rows: list[dict[str, Any]]) -> str:
-    """Rows as a table."""
+def table_text(table: pd.DataFrame | list[dict[str, Any]], number: str | None = None) -> str:
+    """A table, or rows, with text on the left and numbers on the right.
+
+    Args:
+        table: what is shown, but for its index.
+        number: how a float is written, such as `%.3f`; as pandas does by default.
+    """
     import pandas as pd
 
-    return pd.DataFrame(rows).to_string(index=False)
+    columns = {}
+    for name, column in pd.DataFrame(table).items():
+        if not pd.api.types.is_numeric_dtype(column):
+            width = max([len(str(name)), *column.map(str).str.len()])
+            name, column = str(name).ljust(width), column.map(str).str.ljust(width)
+        columns[name] = column
+    lines = pd.DataFrame(columns).to_string(index=False, float_format=number).splitlines()
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from hopscope.commands.options import (
     listed,
     taking,
 )
-from hopscope.commands.printing import records, show, show_tables
+from hopscope.commands.printing import records, show, show_tables, table_text
 from hopscope.errors import UsageError
 
 queries_app = typer.Typer()
@@ -44,7 +44,7 @@ def grade_command(options: Asked, *, match: Match = "word", max_new_tokens: Toke
     )
     summary = graded.summary()
     found = {"summary": records(summary), "rows": records(graded.frame), "run": graded.run}
-    show(found, options.as_json, lambda: summary.to_string(index=False, float_format="%.3f"))
+    show(found, options.as_json, lambda: table_text(summary, "%.3f"))
 
 
 @queries_app.command("back-patch")
@@ -97,7 +97,7 @@ def back_patch_command(
         found["best_cell"] = result.best_cell(seed=options.seed)._asdict()
 
     def text() -> str:
-        lines = [rates.to_string(index=False, float_format="%.3f")]
+        lines = [table_text(rates, "%.3f")]
         if found["best_cell"] is not None:
             lines += ["", "best cell, chosen on one half and scored on the other:"]
             lines += [", ".join(f"{k} {_short(v)}" for k, v in found["best_cell"].items())]

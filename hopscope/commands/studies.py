@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hopscope.commands.options import Asked, Preset, taking
-from hopscope.commands.printing import records, show, table_text
+from hopscope.commands.printing import show, table_text
 from hopscope.errors import ResultError
 
 studies_app = typer.Typer()
@@ -102,7 +102,7 @@ def figures_command(
                 folder = study.study_folder(runs, loaded, asked, label)
                 steps = study.needed(others)
                 found = study.run_study(loaded, asked, folder, size, steps, seed=seed)
-                print(found.grading.summary().to_string(index=False, float_format="%.3f"))
+                print(table_text(found.grading.summary(), "%.3f"))
                 drawn += study.draw_figures(scripts, others, folder, pictures, strict=strict)
         if not check:
             for path in drawn:
@@ -111,6 +111,6 @@ def figures_command(
         figures = [path.stem for path in drawn if path.suffix == ".csv"]
         moved = figure_check.moved(committed, pictures, figures, tolerance)
     if len(moved):
-        print(table_text(records(moved)))
+        print(table_text(moved))
         raise ResultError(f"{len(moved)} numbers moved by more than {tolerance}")
     print(f"{', '.join(figures)}: no number moved by more than {tolerance}")
