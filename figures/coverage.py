@@ -13,18 +13,22 @@ from hopscope.style import figure_style, panels
 from hopscope.worlds import Emergence
 from hopscope.worlds.coverage_plot import cutoff_curves, gap_curves
 
-TITLES = {"coverage": "two hops", "coverage-path-ambiguity": "x2 also leads to the answer"}
+TITLES = {
+    "coverage": "two hops, 20 bridges",
+    "coverage-few-bridges": "two hops, 4 bridges",
+    "coverage-path-ambiguity": "4 bridges, x2 also leads to the answer",
+}
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:
-    """Draw the figure from `runs/coverage/coverage.seed-0` and so on, and the other world's.
+    """Draw the figure from `runs/coverage/coverage.seed-0` and so on, a row for each world.
 
     Raises:
         ResultError: if a result is not there.
     """
     numbers = []
     with figure_style():
-        figure, axes = panels(len(figure_runs.COVERED), 2, 6.0)
+        figure, axes = panels(len(figure_runs.COVERED), 2, 8.4)
         for row, name in zip(axes, figure_runs.COVERED, strict=True):
             seeds = {
                 seed: Emergence.load(runs / "coverage" / f"{name}.seed-{seed}").frame

@@ -22,7 +22,7 @@ CIRCUIT = ("two-hop-looped", "two-hop-memoriser")
 THINKING = ("reachability", "reachability-pause")
 HEADS = ("smollm2-135m", "gemma3-270m")
 SNAPSHOTS = range(0, 2001, 200)
-COVERED = ("coverage", "coverage-path-ambiguity")
+COVERED = ("coverage", "coverage-few-bridges", "coverage-path-ambiguity")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Setting:
     """How a figure's results are made.
 
     Attributes:
-        folder: of the run folders.
+        folder: of the run folders; trained models lie beside it, whatever the size and seed.
         size: how much is run.
         seed: of all that is drawn, but for figures over several trainings, which are of `SEEDS`.
         device: where models go.
@@ -53,7 +53,7 @@ class Setting:
         """The folder of a world that was trained with snapshots, trained if it is not there."""
         from hopscope.worlds import train_world
 
-        where = self.folder / "models" / f"{name}.seed-{seed}"
+        where = self.folder.parent / "models" / f"{name}.seed-{seed}"
         train_world(name, seed, where, snapshots=steps, device=self.device, progress=self.progress)
         return where
 

@@ -33,6 +33,9 @@ TINY = {
         SHORT,
     ),
     "coverage": Recipe("tiny", ComposedTables(n_tokens=5, n_examples=90), Shape(**NARROW), SHORT),
+    "coverage-few-bridges": Recipe(
+        "tiny", ComposedTables("two_hop", 5, 90, n_bridges=2), Shape(**NARROW), SHORT
+    ),
     "coverage-path-ambiguity": Recipe(
         "tiny", ComposedTables("path_ambiguity", 5, 90, n_bridges=2), Shape(**NARROW), SHORT
     ),
@@ -104,8 +107,10 @@ def test_coverage_is_drawn_of_every_seed_or_not_at_all(setting, tmp_path):
     drawn("coverage", setting, tmp_path)
     numbers = pd.read_csv(tmp_path / "coverage.csv")
     assert {*zip(numbers["world"], numbers["seed"], strict=True)} == {
-        (world, seed) for world in ("coverage", "coverage-path-ambiguity") for seed in (0, 1)
+        (world, seed) for world in figure_runs.COVERED for seed in (0, 1)
     }
+    gaps = numbers[numbers["measure"] == "iicg"]
+    assert (set(gaps["position"]), set(gaps["cutoff"])) == ({1}, {-1})
     shutil.rmtree(setting.folder / "coverage" / "coverage-path-ambiguity.seed-1")
     with pytest.raises(ResultError, match=r"coverage-path-ambiguity\.seed-1"):
         drawn("coverage", setting, tmp_path)

@@ -194,10 +194,16 @@ WORLDS: Mapping[str, Recipe] = MappingProxyType(
             Shape(d_model=128),
             COVERED,
         ),
-        # With as many bridges as tokens f2 has as many entries as there are inputs, so that
-        # composing saves nothing, and .11 to .15 of the held-out inputs are right.
+        "coverage-few-bridges": Recipe(
+            "as coverage, but by way of four bridges",
+            ComposedTables(n_examples=6000, n_bridges=4),
+            Shape(d_model=128),
+            COVERED,
+        ),
+        # With as many bridges as tokens f2 would have as many entries as there are inputs, and
+        # composing would save nothing.
         "coverage-path-ambiguity": Recipe(
-            "composes two tables by way of four bridges; the second token leads to both",
+            "as coverage-few-bridges, but the second token is an argument of both tables",
             ComposedTables("path_ambiguity", n_examples=6000, n_bridges=4),
             Shape(d_model=128),
             COVERED,

@@ -161,6 +161,6 @@ def gap_curves(frame: pd.DataFrame, ax: Axes | None = None, title: str = "") -> 
         ax.plot(rows.columns, rows.mean(), color=color, marker="o", ms=3, label=grouping)
     ax.axhline(0, color=GREY, lw=0.8, ls=":")
     ax.set(xlabel="step of the training", ylabel="cosine gap at x2 (best block)", title=title)
-    ax.set_ylim(-0.08, 1.03)
+    ax.set_ylim(-0.08, max(1.03, 1.05 * float(best.to_numpy().max())))
     legend_below(ax, title="states grouped by")
     return ax
