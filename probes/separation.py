@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from hopscope.errors import UsageError
+
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
@@ -31,6 +33,9 @@ def iicg(
         From -2 to 2: 1 for groups that are orthogonal to one another, 0 for none; NaN if no two
         of the items that are compared share a group, or all do.
 
+    Raises:
+        UsageError: for groups, or what items have in common, of another number of items.
+
     Example:
         >>> states = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
         >>> float(iicg(states, torch.tensor([0, 0, 1, 1])))
@@ -38,6 +43,11 @@ def iicg(
     """
     unit = torch.nn.functional.normalize(states.float(), dim=-1)
     among = torch.zeros_like(groups) if among is None else among
+    if not len(unit) == len(groups) == len(among):
+        raise UsageError(
+            f"{len(unit)} states, {len(groups)} groups and {len(among)} entries of among: give one "
+            "for each item"
+        )
     compared, n_compared = _cosines(unit, among[:, None])
     within, n_within = _cosines(unit, torch.stack([among, groups], dim=1))
     n_between = n_compared - n_within

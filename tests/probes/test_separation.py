@@ -8,6 +8,8 @@ import pytest
 import torch
 from hopscope.probes import iicg
 
+from hopscope.errors import UsageError
+
 
 def pairwise(
     states: torch.Tensor, groups: torch.Tensor, among: torch.Tensor | None = None
@@ -36,6 +38,12 @@ def test_only_items_with_something_in_common_are_compared():
     assert float(iicg(states, groups + 3 * token)) > 0.5 > 0.2 > abs(gap)
     for nothing_in_common in (torch.arange(30), groups):  # no pairs at all, none between groups
         assert torch.isnan(iicg(states, groups, among=nothing_in_common))
+
+
+@pytest.mark.parametrize(("n_groups", "n_among"), [(3, 4), (4, 5)])
+def test_labels_of_another_number_of_items_are_refused(n_groups, n_among):
+    with pytest.raises(UsageError, match=f"4 states, {n_groups} groups and {n_among} entries"):
+        iicg(torch.randn(4, 3), torch.zeros(n_groups), torch.zeros(n_among))
 
 
 def test_further_axes_are_kept():
