@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 from hopscope import figure_runs, plots
 from hopscope.style import figure_style, panels
 from hopscope.worlds import Emergence
-from hopscope.worlds.coverage_plot import cutoff_curves, gap_curves
+from hopscope.worlds.coverage_plot import cutoff_curves, gap_curves, gaps_at_x2
 
 TITLES = {
     "coverage": "two hops, 20 bridges",
@@ -36,10 +36,9 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
             }
             table = pd.concat([frame.assign(seed=seed) for seed, frame in seeds.items()])
             accuracy = table[table["measure"] == "accuracy"]
-            gaps = table[(table["position"] == 1) & (table["cutoff"] == -1)]
             cutoff_curves(accuracy, row[0], TITLES[name])
-            gap_curves(gaps, row[1], TITLES[name])
-            numbers.append(pd.concat([accuracy, gaps]).assign(world=name))
+            gap_curves(table, row[1], TITLES[name])
+            numbers.append(pd.concat([accuracy, gaps_at_x2(table)]).assign(world=name))
         paths = plots.save_figure(figure, pd.concat(numbers), rendered, "coverage")
         plt.close(figure)
     return paths

@@ -79,7 +79,6 @@ def _emergence(how: Setting) -> None:
 def _coverage(how: Setting) -> None:
     from hopscope.worlds import WORLDS, coverage, over_checkpoints
 
-    # Its seeds are those of the trainings, three of them in any case.
     for name, seed in product(COVERED, SEEDS):
         last = WORLDS[name].schedule.steps
         where = how.trained(name, seed, range(0, last + 1, last // 10))

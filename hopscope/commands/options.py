@@ -19,7 +19,8 @@ from hopscope.errors import UsageError
 
 if TYPE_CHECKING:
     from hopscope.documents import QuestionSet
-    from hopscope.models import EncoderDecoder, LanguageModel
+    from hopscope.experiments.document_asking import DocumentReader
+    from hopscope.models import LanguageModel
     from hopscope.queries import QuerySet
 
 SUBSETS = ("incorrect", "correct", "all")
@@ -102,18 +103,18 @@ class Run:
     as_json: AsJson = False
 
     def __post_init__(self) -> None:
-        self.settings()  # a shard that is none is told before anything is loaded
+        _ = self.part  # a shard that is none is told before anything is loaded
 
-    def settings(self) -> dict[str, Any]:
-        """The arguments that every experiment takes: seed, out and shard.
-
-        Raises:
-            UsageError: for a shard that is not of the form i/n.
-        """
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """Which shard, of how many."""
         from hopscope.results import parse_shard
 
-        shard = None if self.shard is None else parse_shard(self.shard)
-        return {"seed": self.seed, "out": self.out, "shard": shard}
+        return None if self.shard is None else parse_shard(self.shard)
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments that every experiment takes: seed, out and shard."""
+        return {"seed": self.seed, "out": self.out, "shard": self.part}
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ class Documents(Run):
     max_new_tokens: AnswerTokens = None
     skip_impossible: SkipImpossible = False
 
-    def load(self, orders: list[str]) -> tuple[LanguageModel | EncoderDecoder, QuestionSet]:
+    def load(self, orders: list[str]) -> tuple[DocumentReader, QuestionSet]:
         """The model and the questions, of which those that cannot have the orders may be left out.
 
         Args:

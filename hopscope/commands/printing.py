@@ -46,8 +46,9 @@ def table_text(table: pd.DataFrame | list[dict[str, Any]], number: str | None = 
     columns = {}
     for name, column in pd.DataFrame(table).items():
         if not pd.api.types.is_numeric_dtype(column):
-            width = max([len(str(name)), *column.map(str).str.len()])
-            name, column = str(name).ljust(width), column.map(str).str.ljust(width)
+            texts = column.map(str).str
+            width = max([len(str(name)), *texts.len()])
+            name, column = str(name).ljust(width), texts.ljust(width)
         columns[name] = column
     lines = pd.DataFrame(columns).to_string(index=False, float_format=number).splitlines()
     return "\n".join(line.rstrip() for line in lines)

@@ -33,14 +33,14 @@ def grade_command(options: Asked, *, match: Match = "word", max_new_tokens: Toke
     """Ask first hop, second hop, two hops and shortcuts: right or wrong."""
     from hopscope.experiments import grade
 
-    asked = options.load_queries()
+    asked = options.load_queries()  # first, since a mistake in it is told sooner
     graded = grade(
         options.load_model(),
         asked,
         match=match,  # type: ignore[arg-type]  # grade checks it
         max_new_tokens=max_new_tokens,
         out=options.out,
-        shard=options.settings()["shard"],
+        shard=options.part,
     )
     summary = graded.summary()
     found = {"summary": records(summary), "rows": records(graded.frame), "run": graded.run}

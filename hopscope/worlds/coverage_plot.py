@@ -141,6 +141,11 @@ def _bins(sizes: pd.Series) -> pd.Series:
     return pd.Series(bins)
 
 
+def gaps_at_x2(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a frame of `coverage` with the gaps at the second token, over all inputs."""
+    return frame[(frame["measure"] == "iicg") & (frame["cutoff"] == -1) & (frame["position"] == 1)]
+
+
 def gap_curves(frame: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
     """The intra-inter cosine gap at the second token over steps, in the block where it is largest.
 
@@ -151,7 +156,7 @@ def gap_curves(frame: pd.DataFrame, ax: Axes | None = None, title: str = "") -> 
         title: of the axes.
     """
     ax = axes_or_new(ax, 2.4)
-    gaps = frame[(frame["measure"] == "iicg") & (frame["cutoff"] == -1) & (frame["position"] == 1)]
+    gaps = gaps_at_x2(frame)
     if "seed" not in gaps:
         gaps = gaps.assign(seed=0)
     best = gaps.groupby(["grouping", "seed", "step"])["value"].max().unstack("step")
