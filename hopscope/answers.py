@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from .errors import UsageError
+from hopscope.errors import UsageError
 
 Match = Literal["word", "substring"]
 MATCHES: tuple[Match, ...] = ("word", "substring")

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import zip_longest
 
-from .answers import normalise
-from .errors import QueryError
-from .prompts import FORMS, Form, TwoHopQuery
+from hopscope.answers import normalise
+from hopscope.errors import QueryError
+from hopscope.prompts import FORMS, Form, TwoHopQuery
 
 # The demonstrations of a form are in a form that answers the same kind of question; forms that
 # share demonstrations share a token prefix.

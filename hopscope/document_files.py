@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from .answers import squashed
-from .documents import Document, Hop, MultiDocQuestion, QuestionSet
-from .errors import QueryError
+from hopscope.answers import squashed
+from hopscope.documents import Document, Hop, MultiDocQuestion, QuestionSet
+from hopscope.errors import QueryError
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
-from .errors import QueryError
+from hopscope.errors import QueryError
 
 logger = logging.getLogger(__name__)
 
@@ -308,13 +308,13 @@ def load_questions(
         >>> load_questions("world-docs")[0].gold  # doctest: +SKIP
         (1, 3)
     """
-    from .document_files import from_rows, read_rows  # builds on this module
-    from .query_files import read_hub
+    from hopscope.document_files import from_rows, read_rows  # builds on this module
+    from hopscope.query_files import read_hub
 
     if isinstance(source, QuestionSet):
         return source
     if isinstance(source, str) and source in BUNDLED:
-        from .world_docs import world_docs  # builds on this module
+        from hopscope.world_docs import world_docs  # builds on this module
 
         return world_docs(BUNDLED[source], distractors, seed, name=source)
     if not isinstance(source, str | Path):

@@ -15,9 +15,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from .documents import MultiDocQuestion
-from .errors import QueryError, UsageError
-from .orders import Order, arrange
+from hopscope.documents import MultiDocQuestion
+from hopscope.errors import QueryError, UsageError
+from hopscope.orders import Order, arrange
 
 Label = Literal["position", "fixed", "none"]
 Way = Literal["text", "positions", "mask", "positions+mask"]

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from .errors import UsageError
-from .layouts import Layout, Span, with_order
-from .orders import Order, arrange, order_name
+from hopscope.errors import UsageError
+from hopscope.layouts import Layout, Span, with_order
+from hopscope.orders import Order, arrange, order_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

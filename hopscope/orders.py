@@ -7,8 +7,8 @@ import random
 import re
 from collections.abc import Sequence
 
-from .documents import MultiDocQuestion, QuestionSet
-from .errors import QueryError
+from hopscope.documents import MultiDocQuestion, QuestionSet
+from hopscope.errors import QueryError
 
 Order = str | Sequence[int]
 NAMES = "original, forward, backward, forward_G, backward_G, rm_first, gold, shuffle_K"

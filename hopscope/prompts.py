@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from .errors import QueryError
+from hopscope.errors import QueryError
 
 Form = Literal["two_hop", "first_hop", "second_hop", "entity_shortcut", "relation_shortcut"]
 FORMS: tuple[Form, ...] = get_args(Form)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, overload
 
 import pandas as pd
 
-from .demonstrations import Demonstrations
-from .errors import QueryError
-from .prompts import (
+from hopscope.demonstrations import Demonstrations
+from hopscope.errors import QueryError
+from hopscope.prompts import (
     FORMS,
     Form,
     Prompt,
@@ -26,7 +26,7 @@ from .prompts import (
     token_position,
     token_span,
 )
-from .query_files import SUFFIXES, from_frame, read_hub, read_table, to_frame, write_csv
+from hopscope.query_files import SUFFIXES, from_frame, read_hub, read_table, to_frame, write_csv
 
 if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]
@@ -325,7 +325,7 @@ def _load(source: object, split: str | None) -> tuple[QuerySet, int]:
             "a data frame or a query set"
         )
     if isinstance(source, str) and source.startswith("world:"):
-        from .worlds.world import world_queries  # built on this module
+        from hopscope.worlds.world import world_queries  # built on this module
 
         return world_queries(source), 0
     path = Path(source)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from .errors import QueryError
-from .prompts import TwoHopQuery
+from hopscope.errors import QueryError
+from hopscope.prompts import TwoHopQuery
 
 if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]

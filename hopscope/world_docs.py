@@ -11,10 +11,10 @@ from dataclasses import replace
 from functools import cache
 from importlib import resources
 
-from .documents import Document, Hop, MultiDocQuestion, QuestionSet
-from .errors import QueryError
-from .prompts import TwoHopQuery, lowered
-from .queries import load_queries
+from hopscope.documents import Document, Hop, MultiDocQuestion, QuestionSet
+from hopscope.errors import QueryError
+from hopscope.prompts import TwoHopQuery, lowered
+from hopscope.queries import load_queries
 
 _NAMES = """
 Aaron Adam Agnes Albert Alice Amber Amy Andrew Angela Anna Arthur Ashley Audrey Barry Becky
