@@ -37,13 +37,13 @@ if not __package__:
 
 import hopscope as hs
 from benchmarks.subjects import load_average, machine, timed
-from hopscope.edits import Cell
-from hopscope.experiments import logit_lens
-from hopscope.hooks import recording
+from hopscope.engine.edits import Cell
+from hopscope.engine.hooks import recording
+from hopscope.engine.sweep import CellOutputs, ReadOut, sweep
+from hopscope.experiments.two_hop.projection import logit_lens
 from hopscope.models.language_model import LanguageModel
-from hopscope.queries import QuerySet
-from hopscope.sweep import CellOutputs, ReadOut, sweep
-from hopscope.tokenized import TokenizedPrompt
+from hopscope.prompting.tokenized import TokenizedPrompt
+from hopscope.queries.query_set import QuerySet
 
 TOLERANCE = 1e-3
 SWEPT: dict[str, tuple[str, Callable[..., Any]]] = {

@@ -32,13 +32,13 @@ if not __package__:
 
 import hopscope as hs
 from benchmarks.subjects import load_average, machine, timed
-from hopscope.documents import MultiDocQuestion, QuestionSet
-from hopscope.experiments.document_asking import Asked, DocumentAsker
-from hopscope.masked import Version, read, unavoidable_tokens
-from hopscope.masks import causal, document_block
+from hopscope.documents.orders import that_allow
+from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
+from hopscope.engine.masked.read import Version, read, unavoidable_tokens
+from hopscope.engine.sweep import ReadOut
+from hopscope.masks.algebra import causal, document_block
 from hopscope.models.language_model import LanguageModel
-from hopscope.orders import that_allow
-from hopscope.sweep import ReadOut
+from hopscope.prompting.document_prompts import Asked, DocumentAsker
 
 TOLERANCE = 1e-3
 TOP = 5

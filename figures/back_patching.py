@@ -9,10 +9,10 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from hopscope import plots
-from hopscope.experiments import BackPatching
-from hopscope.study import results_of
-from hopscope.style import figure_style, panels, shared_legend
+from hopscope.experiments.two_hop import plots
+from hopscope.experiments.two_hop.back_patching import BackPatching
+from hopscope.plots.style import figure_style, panels, shared_legend
+from hopscope.study.study import results_of
 
 TITLES = {
     "incorrect": "Both hops right, composition wrong",

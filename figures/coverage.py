@@ -8,10 +8,11 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from hopscope import figure_runs, plots
-from hopscope.style import figure_style, panels
-from hopscope.worlds import Emergence
-from hopscope.worlds.coverage_plot import cutoff_curves, gap_curves, gaps_at_x2
+from hopscope.experiments.two_hop import plots
+from hopscope.experiments.worlds.coverage_plots import cutoff_curves, gap_curves, gaps_at_x2
+from hopscope.experiments.worlds.emergence import Emergence
+from hopscope.plots.style import figure_style, panels
+from hopscope.study import standalone_figures
 
 TITLES = {
     "coverage": "two hops, 20 bridges",
@@ -28,11 +29,11 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
     """
     numbers = []
     with figure_style():
-        figure, axes = panels(len(figure_runs.COVERED), 2, 8.4)
-        for row, name in zip(axes, figure_runs.COVERED, strict=True):
+        figure, axes = panels(len(standalone_figures.COVERED), 2, 8.4)
+        for row, name in zip(axes, standalone_figures.COVERED, strict=True):
             seeds = {
                 seed: Emergence.load(runs / "coverage" / f"{name}.seed-{seed}").frame
-                for seed in figure_runs.SEEDS
+                for seed in standalone_figures.SEEDS
             }
             table = pd.concat([frame.assign(seed=seed) for seed, frame in seeds.items()])
             accuracy = table[table["measure"] == "accuracy"]

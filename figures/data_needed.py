@@ -7,11 +7,10 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from hopscope import plots
-from hopscope.style import figure_style, panels
-from hopscope.worlds import DataNeeded
-from hopscope.worlds.coverage_plot import examples_curves
-from hopscope.worlds.scaling import LEARNED
+from hopscope.experiments.two_hop import plots
+from hopscope.experiments.worlds.coverage_plots import examples_curves
+from hopscope.experiments.worlds.data_needed import LEARNED, DataNeeded
+from hopscope.plots.style import figure_style, panels
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from hopscope import plots
-from hopscope.experiments import Description
-from hopscope.study import results_of
-from hopscope.style import figure_style, panels, shared_legend
+from hopscope.experiments.two_hop import plots
+from hopscope.experiments.two_hop.description import Description
+from hopscope.plots.style import figure_style, panels, shared_legend
+from hopscope.study.study import results_of
 
 PANELS = (("e2", "t1"), ("e2", "t2"), ("e3", "t2"))
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from hopscope import document_plots, plots
-from hopscope.experiments import MaskedPaths
-from hopscope.study import results_of
-from hopscope.style import figure_style, panels, shared_legend
+from hopscope.experiments.documents import plots as document_plots
+from hopscope.experiments.documents.masked_paths import MaskedPaths
+from hopscope.experiments.two_hop import plots
+from hopscope.plots.style import figure_style, panels, shared_legend
+from hopscope.study.study import results_of
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:

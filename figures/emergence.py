@@ -7,10 +7,10 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from hopscope import plots
-from hopscope.style import figure_style
-from hopscope.worlds import Emergence
-from hopscope.worlds.emergence_plot import circuit_curves
+from hopscope.experiments.two_hop import plots
+from hopscope.experiments.worlds.emergence import Emergence
+from hopscope.experiments.worlds.emergence_plots import circuit_curves
+from hopscope.plots.style import figure_style
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from hopscope import plots
-from hopscope.experiments import Grading
-from hopscope.style import COLUMN, figure_style, panels
+from hopscope.experiments.two_hop import plots
+from hopscope.experiments.two_hop.grading import Grading
+from hopscope.plots.style import COLUMN, figure_style, panels
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:

@@ -8,12 +8,13 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from hopscope import plots, retrieval_plots
 from hopscope.errors import ResultError
-from hopscope.experiments import HeadRetrieval, RankNeighbours
-from hopscope.figure_runs import HEADS
-from hopscope.results import is_run
-from hopscope.style import figure_style, panels
+from hopscope.experiments.two_hop import head_plots, plots
+from hopscope.experiments.two_hop.head_retrieval import HeadRetrieval
+from hopscope.experiments.two_hop.rank_neighbours import RankNeighbours
+from hopscope.plots.style import figure_style, panels
+from hopscope.results.result import is_run
+from hopscope.study.standalone_figures import HEADS
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:
@@ -35,9 +36,9 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
             heads = HeadRetrieval.load(folder / "head_classes")
             model = heads.run["model"]["name"]
             by_layer, accuracy, drawn = heads.by_layer(), neighbours.accuracy(), neighbours.drawn()
-            retrieval_plots.class_bars(by_layer, row[0], model)
-            retrieval_plots.drawn_bars(drawn, row[1])
-            retrieval_plots.neighbour_points(accuracy, row[2])
+            head_plots.class_bars(by_layer, row[0], model)
+            head_plots.drawn_bars(drawn, row[1])
+            head_plots.neighbour_points(accuracy, row[2])
             if folder != folders[-1]:
                 row[2].get_legend().remove()
             classes = by_layer.reset_index().melt("layer", value_name="share")

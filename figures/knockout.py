@@ -8,11 +8,10 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from hopscope import plots
-from hopscope.experiments import Knockouts
-from hopscope.experiments.attention_knockout import Measure
-from hopscope.study import results_of
-from hopscope.style import figure_style, panels, shared_legend
+from hopscope.experiments.two_hop import plots
+from hopscope.experiments.two_hop.attention_knockout import Knockouts, Measure
+from hopscope.plots.style import figure_style, panels, shared_legend
+from hopscope.study.study import results_of
 
 MEASURES: tuple[Measure, ...] = ("changed", "prediction_change")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from hopscope import plots
-from hopscope.documents import Document, Hop, MultiDocQuestion
-from hopscope.layouts import Layout, lay_out
-from hopscope.masks import (
+from hopscope.documents.layout import Layout, lay_out
+from hopscope.documents.question_set import Document, Hop, MultiDocQuestion
+from hopscope.experiments.two_hop import plots
+from hopscope.masks.algebra import (
     Mask,
     causal,
     document_bidirectional,
@@ -21,7 +21,7 @@ from hopscope.masks import (
     prefix_bidirectional,
     visibility_order,
 )
-from hopscope.style import figure_style, panels
+from hopscope.plots.style import figure_style, panels
 
 QUESTION = MultiDocQuestion(
     "imagine",

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from hopscope import document_plots, plots
-from hopscope.experiments import OrderChoice
-from hopscope.study import results_of
-from hopscope.style import COLUMN, figure_style, panels
+from hopscope.experiments.documents import plots as document_plots
+from hopscope.experiments.documents.order_choice import OrderChoice
+from hopscope.experiments.two_hop import plots
+from hopscope.plots.style import COLUMN, figure_style, panels
+from hopscope.study.study import results_of
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from hopscope import plots
-from hopscope.experiments import ActivationPatching
-from hopscope.study import results_of
-from hopscope.style import figure_style
+from hopscope.experiments.two_hop import plots
+from hopscope.experiments.two_hop.activation_patching import ActivationPatching
+from hopscope.plots.style import figure_style
+from hopscope.study.study import results_of
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from hopscope import plots, training_plots
-from hopscope.style import figure_style, panels
-from hopscope.training_runs import PrefixTraining
+from hopscope.experiments.documents import training_plots
+from hopscope.experiments.documents.prefix_training import PrefixTraining
+from hopscope.experiments.two_hop import plots
+from hopscope.plots.style import figure_style, panels
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:

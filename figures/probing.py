@@ -7,10 +7,10 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from hopscope import plots
-from hopscope.experiments import Probing
-from hopscope.study import results_of
-from hopscope.style import COLUMN, figure_style, panels
+from hopscope.experiments.two_hop import plots
+from hopscope.experiments.two_hop.probing import Probing
+from hopscope.plots.style import COLUMN, figure_style, panels
+from hopscope.study.study import results_of
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:

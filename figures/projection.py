@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from hopscope import plots
-from hopscope.experiments import Projection
-from hopscope.study import results_of
-from hopscope.style import figure_style, panels, shared_legend
+from hopscope.experiments.two_hop import plots
+from hopscope.experiments.two_hop.projection import Projection
+from hopscope.plots.style import figure_style, panels, shared_legend
+from hopscope.study.study import results_of
 
 RANK = 9
 """Drawn; rank 0, the paper's criterion, stands in the numbers beside it."""

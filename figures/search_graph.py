@@ -8,9 +8,10 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from hopscope import graph_plots, plots
-from hopscope.experiments import ComputationGraph
-from hopscope.style import figure_style, panels
+from hopscope.experiments.two_hop import plots
+from hopscope.experiments.worlds import graph_plots
+from hopscope.experiments.worlds.computation_graph import ComputationGraph
+from hopscope.plots.style import figure_style, panels
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from hopscope import plots
-from hopscope.experiments import Stages
-from hopscope.study import results_of
-from hopscope.style import figure_style, panels
+from hopscope.experiments.two_hop import plots
+from hopscope.experiments.two_hop.stages import Stages
+from hopscope.plots.style import figure_style, panels
+from hopscope.study.study import results_of
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:

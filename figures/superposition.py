@@ -7,9 +7,10 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from hopscope import graph_plots, plots
-from hopscope.style import figure_style
-from hopscope.worlds import Superposition
+from hopscope.experiments.two_hop import plots
+from hopscope.experiments.worlds import graph_plots
+from hopscope.experiments.worlds.superposition import Superposition
+from hopscope.plots.style import figure_style
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from hopscope import plots
-from hopscope.style import figure_style
-from hopscope.worlds import Circuit
-from hopscope.worlds.circuit_plot import circuit_figure
+from hopscope.experiments.two_hop import plots
+from hopscope.experiments.worlds.circuit import Circuit
+from hopscope.experiments.worlds.circuit_plots import circuit_figure
+from hopscope.plots.style import figure_style
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:

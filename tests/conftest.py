@@ -11,11 +11,14 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-with install_import_hook(["hopscope.streams", "hopscope.sweep"], "beartype.beartype"):
-    import hopscope.streams
-    import hopscope.sweep  # noqa: F401
+with install_import_hook(
+    ["hopscope.engine.attention", "hopscope.engine.sweep"], "beartype.beartype"
+):
+    import hopscope.engine.attention
+    import hopscope.engine.sweep  # noqa: F401
 
-from hopscope.models import LanguageModel, load_model
+from hopscope.models.language_model import LanguageModel
+from hopscope.models.load import load_model
 from hopscope.models.tiny import TINY_FAMILIES
 
 # The products of tiny models are too small for threads: waiting costs more than they bring.

@@ -18,9 +18,9 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hopscope.documents import Document, Hop, MultiDocQuestion, QuestionSet
-from hopscope.layouts import Template
-from hopscope.models import LanguageModel
+from hopscope.documents.layout import Template
+from hopscope.documents.question_set import Document, Hop, MultiDocQuestion, QuestionSet
+from hopscope.models.language_model import LanguageModel
 
 NAMES = ("Alba", "Brig", "Crag", "Dale")
 WORDS = ("<unk>", "<eos>", *NAMES, "end", "Metro", "say", "\n")

@@ -36,9 +36,11 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from hopscope.experiments import BackPatching, Grading
-from hopscope.models import LanguageModel
-from hopscope.queries import FORMS, QuerySet, TwoHopQuery
+from hopscope.experiments.two_hop.back_patching import BackPatching
+from hopscope.experiments.two_hop.grading import Grading
+from hopscope.models.language_model import LanguageModel
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import FORMS, TwoHopQuery
 
 N_LAYERS = 6
 CONTEXT = 64

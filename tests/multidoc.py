@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from hopscope.documents import Document, Hop, MultiDocQuestion
-from hopscope.layouts import Encode, Layout, Template
-from hopscope.masks import Mask
-from hopscope.models import LanguageModel, load_model
+from hopscope.documents.layout import Encode, Layout, Template
+from hopscope.documents.question_set import Document, Hop, MultiDocQuestion
+from hopscope.engine.sweep import CellOutputs
+from hopscope.masks.algebra import Mask
+from hopscope.models.language_model import LanguageModel
+from hopscope.models.load import load_model
 from hopscope.models.tiny import TINY_FAMILIES, build_tiny
-from hopscope.sweep import CellOutputs
 
 MUSIQUE = Path(__file__).parents[2] / "shared" / "data" / "musique.sample60.jsonl"
 ROPE = tuple(name for name in TINY_FAMILIES if name != "tiny-random-gpt2")

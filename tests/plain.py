@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from hopscope.edits import Cell, Knockout, Patch
+from hopscope.engine.edits import Cell, Knockout, Patch
 
 LAYERS = ("model.layers", "transformer.h", "gpt_neox.layers", "transformer.blocks")
 POST_NORMS = {"attn_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"}

@@ -13,12 +13,12 @@ from conftest import loaded
 from plain import decoder_layers, site_states, states, writer
 from torch import Tensor, nn
 
-from hopscope.activations import SITES, Activations, Site, capture
 from hopscope.errors import ModelError, UsageError
-from hopscope.models import LanguageModel
-from hopscope.prompts import Prompt, TwoHopQuery
-from hopscope.queries import QuerySet
-from hopscope.tokenized import TokenizedPrompt
+from hopscope.models.language_model import LanguageModel
+from hopscope.prompting.capture import SITES, Activations, Site, capture
+from hopscope.prompting.tokenized import TokenizedPrompt
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import Prompt, TwoHopQuery
 
 TEXT = "The capital of the country of the Colosseum is"
 DEMONSTRATIONS = "The capital of Japan is Tokyo.\nThe author of Hamlet is Shakespeare.\n"
@@ -234,16 +234,16 @@ def test_texts_are_read_at_their_last_token(tiny_model: LanguageModel) -> None:
 def test_one_shared_prefix_is_computed_once(
     llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hopscope import streams
+    from hopscope.engine import attention
 
     computed: list[int] = []
-    extend = streams.extend
+    extend = attention.extend
 
-    def counting(model: LanguageModel, prefix: streams.Prefix, ids: Sequence[int]) -> Any:
+    def counting(model: LanguageModel, prefix: attention.Prefix, ids: Sequence[int]) -> Any:
         computed.append(len(ids))
         return extend(model, prefix, ids)
 
-    monkeypatch.setattr(streams, "extend", counting)
+    monkeypatch.setattr(attention, "extend", counting)
     prompts = some_prompts(DEMONSTRATIONS)
     capture(llama, prompts, positions=["e1"], batch_size=1)
     assert computed == [TokenizedPrompt.of(llama, prompts[0]).n_shared]
@@ -285,7 +285,7 @@ def test_where_the_tensors_go(llama: LanguageModel, device: str | torch.device |
 
 
 def test_bfloat16() -> None:
-    from hopscope.models import load_model
+    from hopscope.models.load import load_model
 
     model = load_model("tiny-random-llama", device="cpu", dtype="bfloat16")
     found = capture(model, some_prompts(), SITES, ["e1", "t2"])

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hopscope.answers import (
+from hopscope.errors import UsageError
+from hopscope.queries.answers import (
     MATCHES,
     contains,
     decided,
@@ -20,7 +21,6 @@ from hopscope.answers import (
     normalise,
     squashed,
 )
-from hopscope.errors import UsageError
 
 # (text, one name, does the text name it?)
 WORD_CASES = [

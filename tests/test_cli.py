@@ -18,12 +18,17 @@ import pytest
 from hopscope.probes import LinearProbe
 
 import hopscope as hs
-from hopscope import cli, sweep
-from hopscope.answers import matches
-from hopscope.experiments import DocumentAttention, Permutation, grade, probing
-from hopscope.models import LanguageModel
+from hopscope import cli
+from hopscope.engine import sweep
+from hopscope.experiments.documents.attention import DocumentAttention
+from hopscope.experiments.documents.permutation import Permutation
+from hopscope.experiments.two_hop import probing
+from hopscope.experiments.two_hop.grading import grade
+from hopscope.models.language_model import LanguageModel
 from hopscope.models.zoo import zoo
-from hopscope.queries import QuerySet, TwoHopQuery
+from hopscope.queries.answers import matches
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import TwoHopQuery
 
 SCRIPTS = Path(__file__).parents[1] / "figures"
 COMMANDS = (
@@ -699,7 +704,7 @@ def test_an_interrupt_exits_with_130(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hopscope.experiments.grading.generate", interrupted)
+    monkeypatch.setattr("hopscope.experiments.two_hop.grading.generate", interrupted)
     done = hopscope("grade", *TINY, "-q", csv, "-o", "run")
     assert done.code == 130
     assert "the same command goes on from here" in done.err
@@ -719,7 +724,7 @@ def test_an_interrupted_command_goes_on(
 
     whole = hopscope(*asked).out
     with monkeypatch.context() as patch:
-        patch.setattr("hopscope.experiments.back_patching.sweep", interrupted)
+        patch.setattr("hopscope.experiments.two_hop.back_patching.sweep", interrupted)
         assert hopscope(*asked, "-o", "run").code != 0
     assert 0 < len(list(Path("run").glob("frame-*.parquet"))) < 4
     assert hopscope(*asked, "-o", "run").out == whole

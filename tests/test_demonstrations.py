@@ -10,10 +10,10 @@ from collections import Counter
 
 import pytest
 
-from hopscope.demonstrations import Demonstrations, arrange
 from hopscope.errors import QueryError
-from hopscope.prompts import FORMS, TwoHopQuery
-from hopscope.queries import QuerySet, load_queries
+from hopscope.queries.demonstrations import Demonstrations, arrange
+from hopscope.queries.query_set import QuerySet, load_queries
+from hopscope.queries.two_hop_query import FORMS, TwoHopQuery
 
 RELATIONS = ["capital", "currency", "largest city", "national anthem"]
 

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from multidoc import MUSIQUE
 
-from hopscope.document_files import from_rows, read_rows
-from hopscope.documents import Document, load_questions
+from hopscope.documents.formats import from_rows, read_rows
+from hopscope.documents.question_set import Document, load_questions
 from hopscope.errors import QueryError
 
 Row = dict[str, Any]

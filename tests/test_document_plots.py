@@ -13,10 +13,10 @@ from drawn import labels_of, lines, over_layers, values
 from matplotlib import pyplot as plt
 from multidoc import QUESTION, SHORT, by_characters
 
-from hopscope import document_plots
-from hopscope.documents import Document
-from hopscope.layouts import lay_out
-from hopscope.masks import causal
+from hopscope.documents.layout import lay_out
+from hopscope.documents.question_set import Document
+from hopscope.experiments.documents import plots
+from hopscope.masks.algebra import causal
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def accuracy(*groups: tuple[str, str]) -> pd.DataFrame:
 
 
 def test_order_points_are_the_accuracies() -> None:
-    ax = document_plots.order_points(accuracy(("causal", "text"), ("mine", "text")), title="here")
+    ax = plots.order_points(accuracy(("causal", "text"), ("mine", "text")), title="here")
     drawn = {str(each.get_label()): each for each in ax.containers}
     assert list(drawn) == ["causal", "mine"]
     for name, first in (("causal", 0.5), ("mine", 0.6)):
@@ -53,7 +53,7 @@ def test_order_points_are_the_accuracies() -> None:
 
 
 def test_order_points_tell_ways_apart_if_there_are_several() -> None:
-    ax = document_plots.order_points(accuracy(("causal", "text"), ("causal", "mask")))
+    ax = plots.order_points(accuracy(("causal", "text"), ("causal", "mask")))
     assert [each.get_label() for each in ax.containers] == ["causal, by text", "causal, by mask"]
 
 
@@ -76,14 +76,14 @@ COMPARE = pd.DataFrame(
 
 
 def test_peak_strips_have_a_dot_a_question_and_a_bar_at_the_median() -> None:
-    ax = document_plots.peak_strips(PEAKS, COMPARE)
+    ax = plots.peak_strips(PEAKS, COMPARE)
     assert labels_of(ax) == ["forward\n2 right, 1 wrong\nAUC 1.00", "backward\n0 right, 1 wrong"]
     drawn = [
         (line.get_color(), line.get_linestyle(), np.asarray(line.get_ydata()).tolist())
         for line in ax.get_lines()
         if len(np.asarray(line.get_ydata()))
     ]
-    right, wrong = (document_plots.ANSWER_COLORS[each] for each in (True, False))
+    right, wrong = (plots.ANSWER_COLORS[each] for each in (True, False))
     assert drawn == [
         (right, "None", [3.0, 2.0]),
         (right, "-", [2.5, 2.5]),
@@ -93,14 +93,12 @@ def test_peak_strips_have_a_dot_a_question_and_a_bar_at_the_median() -> None:
         (wrong, "-", [0.5, 0.5]),
     ]
     several = COMPARE.assign(mask=["causal", "document_block"])
-    assert labels_of(document_plots.peak_strips(PEAKS, several))[0].startswith(
-        "forward\ncausal\n2 right"
-    )
+    assert labels_of(plots.peak_strips(PEAKS, several))[0].startswith("forward\ncausal\n2 right")
 
 
 def test_hop_lines() -> None:
     table = over_layers("mass", correct=[True, False], hop=[0, 1, 2])
-    ax = document_plots.hop_lines(table, title="forward")
+    ax = plots.hop_lines(table, title="forward")
     assert lines(ax) == {
         f"{name}, {said} answer": values(table, "mass", correct=correct, hop=hop)
         for correct, said in ((True, "right"), (False, "wrong"))
@@ -114,7 +112,7 @@ def test_strategy_points_are_the_summary() -> None:
         [("mean", 0.25, 0.1, 0.4), ("peak", 0.5, np.nan, np.nan), ("oracle", 0.75, 0.6, 0.9)],
         columns=["strategy", "accuracy", "low", "high"],
     )
-    ax = document_plots.strategy_points(summary)
+    ax = plots.strategy_points(summary)
     assert labels_of(ax) == ["a random\nshuffle", "highest\npeak", "any is right\n(oracle)"]
     drawn = [np.asarray(line.get_ydata()).tolist() for line in ax.get_lines()]
     assert drawn == [[0.1, 0.4], [0.25], [0.5, 0.5], [0.5], [0.6, 0.9], [0.75]]
@@ -124,7 +122,7 @@ def test_path_lines() -> None:
     table = over_layers(
         "effect", edge=["question->gold 1", "last->gold 2"], control=["none", "distractor"]
     )
-    ax = document_plots.path_lines(table)
+    ax = plots.path_lines(table)
     drawn = lines(ax)
     assert drawn.pop("to a distractor instead") == []
     assert drawn == {
@@ -138,7 +136,7 @@ def test_path_lines() -> None:
     ]
     assert ax.get_ylabel() == "answers that change"
     alone = table[table["control"] == "none"]
-    ax = document_plots.path_lines(alone, measure="answer_change")
+    ax = plots.path_lines(alone, measure="answer_change")
     assert "to a distractor instead" not in lines(ax)
     assert ax.get_ylabel() == "change of log P(answer), nats"
 
@@ -146,7 +144,7 @@ def test_path_lines() -> None:
 def test_a_mask_is_drawn_with_its_parts_named() -> None:
     layout = lay_out(by_characters, QUESTION, "forward", template=SHORT)
     seen = causal().keep(layout)[0].numpy()
-    ax = document_plots.mask_grid(seen, layout, title="causal")
+    ax = plots.mask_grid(seen, layout, title="causal")
     (image,) = ax.get_images()
     assert np.asarray(image.get_array()).tolist() == seen.tolist()
     names = ["instruction", "document 0", "hop 1", "document 2", "hop 2", "question"]

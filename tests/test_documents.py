@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidoc import OTHER, QUESTION, question_of
 
-from hopscope.documents import (
+from hopscope.documents.question_set import (
     DEMONSTRATION_DISTRACTORS,
     Document,
     Hop,

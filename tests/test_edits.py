@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hopscope.edits import RESIDUAL, Knockout, Patch, PatchSite
+from hopscope.engine.edits import RESIDUAL, Knockout, Patch, PatchSite
 from hopscope.errors import UsageError
-from hopscope.models import LanguageModel
+from hopscope.models.language_model import LanguageModel
 
 VECTOR = torch.arange(3.0)
 

@@ -12,13 +12,15 @@ from plain import plain_output, states
 from torch import Tensor
 
 import hopscope as hs
-from hopscope.answers import matches
-from hopscope.edits import Patch
-from hopscope.experiments import BackPatching, Grading
-from hopscope.experiments.controls import random_like
-from hopscope.models import LanguageModel
-from hopscope.queries import Prompt, QuerySet
-from hopscope.study import draw_figures, layer_cells
+from hopscope.engine.edits import Patch
+from hopscope.experiments.two_hop.back_patching import BackPatching
+from hopscope.experiments.two_hop.controls import random_like
+from hopscope.experiments.two_hop.grading import Grading
+from hopscope.models.language_model import LanguageModel
+from hopscope.queries.answers import matches
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import Prompt
+from hopscope.study.study import draw_figures, layer_cells
 
 SCRIPTS = Path(__file__).parents[1] / "figures"
 PLACES = (

@@ -9,18 +9,20 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from hopscope import figure_runs, study
 from hopscope.errors import ResultError
-from hopscope.figure_runs import ALONE, Setting
-from hopscope.queries import load_queries
-from hopscope.study import Preset
-from hopscope.trainer import Schedule
-from hopscope.worlds import WORLDS, Recipe, catalogue, data_needed
-from hopscope.worlds.blocks import Shape
-from hopscope.worlds.coverage_task import ComposedTables
-from hopscope.worlds.graph_reachability import GraphReachability
-from hopscope.worlds.graph_search import GraphSearch
-from hopscope.worlds.two_hop_facts import TwoHopFacts
+from hopscope.experiments.worlds.data_needed import data_needed
+from hopscope.queries.query_set import load_queries
+from hopscope.study import standalone_figures, study
+from hopscope.study.standalone_figures import ALONE, Setting
+from hopscope.study.study import Preset
+from hopscope.training.fit import Schedule
+from hopscope.worlds import catalogue
+from hopscope.worlds.catalogue import WORLDS, Recipe
+from hopscope.worlds.small_model import Shape
+from hopscope.worlds.tasks.composed_tables import ComposedTables
+from hopscope.worlds.tasks.graph_reachability import GraphReachability
+from hopscope.worlds.tasks.graph_search import GraphSearch
+from hopscope.worlds.tasks.two_hop_facts import TwoHopFacts
 
 SCRIPTS = Path(__file__).parents[1] / "figures"
 SHORT = Schedule(steps=10, batch_size=8, warmup_steps=1)
@@ -77,9 +79,9 @@ def setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Setting:
     monkeypatch.setattr("hopscope.worlds.world.WORLDS", worlds)
     empty = tmp_path / "none"
     monkeypatch.setattr("hopscope.worlds.world._places", lambda name: (empty, empty / name))
-    monkeypatch.setattr(figure_runs, "SEEDS", (0, 1))
-    monkeypatch.setattr(figure_runs, "SNAPSHOTS", (0, 5, 10))
-    monkeypatch.setattr(figure_runs, "HEADS", ("tiny-random-gpt2", "tiny-random-llama"))
+    monkeypatch.setattr(standalone_figures, "SEEDS", (0, 1))
+    monkeypatch.setattr(standalone_figures, "SNAPSHOTS", (0, 5, 10))
+    monkeypatch.setattr(standalone_figures, "HEADS", ("tiny-random-gpt2", "tiny-random-llama"))
     return Setting(tmp_path / "runs", SMALL, device="cpu", progress=False)
 
 
@@ -107,7 +109,7 @@ def test_coverage_is_drawn_of_every_seed_or_not_at_all(setting, tmp_path):
     drawn("coverage", setting, tmp_path)
     numbers = pd.read_csv(tmp_path / "coverage.csv")
     assert {*zip(numbers["world"], numbers["seed"], strict=True)} == {
-        (world, seed) for world in figure_runs.COVERED for seed in (0, 1)
+        (world, seed) for world in standalone_figures.COVERED for seed in (0, 1)
     }
     gaps = numbers[numbers["measure"] == "iicg"]
     assert (set(gaps["position"]), set(gaps["cutoff"])) == ({1}, {-1})

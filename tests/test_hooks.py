@@ -18,9 +18,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import flash_attention_mask
 
-from hopscope.edits import Edit, Knockout, Patch, PatchSite
-from hopscope.errors import ModelError, UsageError
-from hopscope.hooks import (
+from hopscope.engine.edits import Edit, Knockout, Patch, PatchSite
+from hopscope.engine.hooks import (
     blocking_attention,
     edit,
     reading_input,
@@ -29,7 +28,8 @@ from hopscope.hooks import (
     rewriting_residual,
     stacked,
 )
-from hopscope.models import LanguageModel
+from hopscope.errors import ModelError, UsageError
+from hopscope.models.language_model import LanguageModel
 from hopscope.models.tiny import SLIDING_WINDOW
 
 TEXT = "The capital of the country of the Colosseum is"

@@ -15,14 +15,16 @@ from plain import states
 from torch import Tensor, nn
 
 import hopscope as hs
-from hopscope.activations import DIMS, SITES, Activations, capture
-from hopscope.edits import Knockout, Patch
+from hopscope.engine.edits import Knockout, Patch
+from hopscope.engine.sweep import ReadOut, sweep
 from hopscope.errors import ModelError, UsageError
-from hopscope.interop import TRANSFORMER_LENS_NAMES, copy_of_modules
-from hopscope.models import LanguageModel, load_model
+from hopscope.models.language_model import LanguageModel
+from hopscope.models.load import load_model
 from hopscope.models.tiny import TINY_FAMILIES, build_tiny
-from hopscope.queries import QuerySet, TwoHopQuery
-from hopscope.sweep import ReadOut, sweep
+from hopscope.prompting.capture import DIMS, SITES, Activations, capture
+from hopscope.prompting.transformer_lens_cache import TRANSFORMER_LENS_NAMES, copy_of_modules
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import TwoHopQuery
 
 TEXT = "The capital of the country of the Colosseum is"
 SHORT = "The currency of Japan is"

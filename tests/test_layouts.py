@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidoc import OTHER, QUESTION, SHORT, by_characters, encode_by, question_of
 
-from hopscope.documents import Document
+from hopscope.documents.layout import TEMPLATES, Layout, Template, lay_out, template_of, with_order
+from hopscope.documents.question_set import Document
 from hopscope.errors import QueryError, UsageError
-from hopscope.layouts import TEMPLATES, Layout, Template, lay_out, template_of, with_order
-from hopscope.models import LanguageModel
+from hopscope.models.language_model import LanguageModel
 
 WORDS = Template("I", "<{title}>", "?")
 """With a token for each character: the instruction `I`, documents of four tokens, the question."""

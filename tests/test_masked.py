@@ -27,12 +27,13 @@ from multidoc import (
 )
 from torch import Tensor
 
-import hopscope.masked
-from hopscope.documents import Document
+import hopscope.engine.masked.read
+from hopscope.documents.layout import Layout, lay_out
+from hopscope.documents.question_set import Document
+from hopscope.engine.masked.read import Openings, Readings, Version, plain_read, read
+from hopscope.engine.sweep import ReadOut
 from hopscope.errors import ModelError, UsageError
-from hopscope.layouts import Layout, lay_out
-from hopscope.masked import Openings, Readings, Version, plain_read, read
-from hopscope.masks import (
+from hopscope.masks.algebra import (
     Mask,
     causal,
     document_bidirectional,
@@ -42,9 +43,9 @@ from hopscope.masks import (
     prefix_bidirectional,
     visibility_order,
 )
-from hopscope.models import LanguageModel, load_model
+from hopscope.models.language_model import LanguageModel
+from hopscope.models.load import load_model
 from hopscope.models.tiny import TINY_FAMILIES
-from hopscope.sweep import ReadOut
 
 TRACK = tuple(range(0, 512, 7))
 N_TOKENS = 3
@@ -343,14 +344,14 @@ def test_what_a_document_left_out_says_makes_no_difference(llama: LanguageModel)
 def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """How many tokens every pass of the engine runs."""
     counts: list[int] = []
-    before = hopscope.masked.forward_streams
+    before = hopscope.engine.masked.read.forward_streams
 
     def counted(model: LanguageModel, cache: Any, ids: Tensor, **options: Any) -> Tensor:
         counts.append(ids.numel())
         return before(model, cache, ids, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(hopscope.masked, "forward_streams", counted)
+        patch.setattr(hopscope.engine.masked.read, "forward_streams", counted)
         yield counts
 
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from multidoc import QUESTION, by_characters
 from torch import Tensor
 
-from hopscope.documents import Document
+from hopscope.documents.layout import Layout, Template, lay_out
+from hopscope.documents.question_set import Document
 from hopscope.errors import UsageError
-from hopscope.layouts import Layout, Template, lay_out
-from hopscope.masks import (
+from hopscope.masks.algebra import (
     MASKS,
     Mask,
     causal,

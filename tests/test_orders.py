@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidoc import question_of
 
-from hopscope.documents import MultiDocQuestion
+from hopscope.documents.orders import arrange, order_name, shuffles
+from hopscope.documents.question_set import MultiDocQuestion
 from hopscope.errors import QueryError
-from hopscope.orders import arrange, order_name, shuffles
 
 TWO = question_of(6, [4, 1])
 THREE = question_of(8, [5, 0, 3])

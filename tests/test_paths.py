@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hopscope.errors import QueryError
-from hopscope.paths import PathPrompt, PathSet, reachable
+from hopscope.queries.graph_paths import PathPrompt, PathSet, reachable
 
 
 def prompt(name: str = "a", **changed: object) -> PathPrompt:

@@ -19,7 +19,8 @@ from matplotlib.collections import QuadMesh
 from matplotlib.container import BarContainer
 from matplotlib.patches import Rectangle
 
-from hopscope import plots, style
+from hopscope.experiments.two_hop import plots
+from hopscope.plots import style
 
 RATES = pd.DataFrame(
     [

@@ -19,7 +19,14 @@ from tokenizers import (
 )
 
 from hopscope.errors import QueryError
-from hopscope.prompts import FORMS, Prompt, TwoHopQuery, relation_only, token_position, token_span
+from hopscope.queries.two_hop_query import (
+    FORMS,
+    Prompt,
+    TwoHopQuery,
+    relation_only,
+    token_position,
+    token_span,
+)
 
 LOUVRE = TwoHopQuery(
     id="7",

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from hopscope.errors import QueryError, UsageError
-from hopscope.prompts import TwoHopQuery
-from hopscope.queries import QuerySet, load_queries
+from hopscope.queries.query_set import QuerySet, load_queries
+from hopscope.queries.two_hop_query import TwoHopQuery
 
 
 def invented(number: int, kind: str) -> TwoHopQuery:
@@ -209,7 +209,7 @@ IMPORTED = (
 HERE = (  # by file, since the package's own __init__ may bring torch along
     "import types; package = types.ModuleType('hopscope'); "
     "package.__path__ = [{path!r}]; sys.modules['hopscope'] = package; "
-    "import hopscope.queries, hopscope.answers"
+    "import hopscope.queries.query_set, hopscope.queries.answers"
 )
 
 

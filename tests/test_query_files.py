@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from hopscope.errors import QueryError
-from hopscope.queries import QuerySet, load_queries
+from hopscope.queries.query_set import QuerySet, load_queries
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 from known import CORRECT, INCORRECT, known_model, known_queries
 
-from hopscope import report, study
-from hopscope.findings import ANALYSES
-from hopscope.study import Preset, Study, run_study
+from hopscope.experiments.catalogue import ANALYSES
+from hopscope.study import report, study
+from hopscope.study.study import Preset, Study, run_study
 
 SMALL = Preset(limit=None, most=2, layer_step=2)
 
@@ -126,7 +126,7 @@ class Killed(Exception):
 
 def killing_after(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop the study when it has written `n` parts."""
-    from hopscope import runs
+    from hopscope.results import runs
 
     write, left = runs.write_part, iter(range(n))
 

@@ -14,10 +14,11 @@ import pytest
 from known import RIGHT, known_model, known_queries, made_back_patching, made_grading
 
 import hopscope as hs
-from hopscope import results
 from hopscope.errors import HopscopeError, ResultError, UsageError
-from hopscope.experiments import BackPatching, Grading, back_patch, grade
-from hopscope.results import Result, mean_interval, mean_intervals, parse_shard, provenance
+from hopscope.experiments.two_hop.back_patching import BackPatching, back_patch
+from hopscope.experiments.two_hop.grading import Grading, grade
+from hopscope.results import result as result_module
+from hopscope.results.result import Result, mean_interval, mean_intervals, parse_shard, provenance
 
 CELLS = [(1, 0), (2, 0), (2, 1)]
 
@@ -97,7 +98,7 @@ def test_a_failed_save_leaves_the_earlier_result(
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(results, "write_part", full)
+    monkeypatch.setattr(result_module, "write_part", full)
     with pytest.raises(OSError, match="no space"):
         made().save(tmp_path / "run")
     assert isinstance(hs.load_result(tmp_path / "run"), Grading)

@@ -12,9 +12,10 @@ from multidoc import ROPE, encode_by
 from torch import Tensor
 from transformers import DynamicCache
 
-from hopscope.models import LanguageModel, load_model
+from hopscope.engine.masked.rotary import Rotary
+from hopscope.models.language_model import LanguageModel
+from hopscope.models.load import load_model
 from hopscope.models.tiny import build_tiny
-from hopscope.rotary import Rotary
 
 TEXT = "The capital of France is Paris. The capital of Italy is Rome."
 rope = pytest.mark.parametrize("name", ROPE, ids=short_name)

@@ -16,7 +16,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hopscope.rows import Histories, Layout
+from hopscope.engine.rows import Histories, Layout
 
 State = int
 Past = tuple[State, ...]

@@ -18,12 +18,13 @@ import torch
 from known import known_model, known_queries
 
 import hopscope as hs
-from hopscope import sweep
+from hopscope.engine import sweep
 from hopscope.errors import QueryError, ResultError, UsageError
-from hopscope.experiments import back_patch
-from hopscope.queries import QuerySet, TwoHopQuery
-from hopscope.results import Tables, load_result, provenance
-from hopscope.runs import run_over
+from hopscope.experiments.two_hop.back_patching import back_patch
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import TwoHopQuery
+from hopscope.results.result import Tables, load_result, provenance
+from hopscope.results.runs import run_over
 
 N_PARTS = 6
 
@@ -294,7 +295,7 @@ def test_back_patching_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             raise MemoryError
         return real(*args, **kwargs)
 
-    monkeypatch.setattr("hopscope.experiments.back_patching.sweep", failing)
+    monkeypatch.setattr("hopscope.experiments.two_hop.back_patching.sweep", failing)
     with pytest.raises(MemoryError):
         back_patch(known_model(), queries, out=tmp_path / "run", **settings)
     assert 0 < len(parts(tmp_path / "run")) < len(parts(tmp_path / "whole"))

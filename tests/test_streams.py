@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from hopscope.models import LanguageModel
-from hopscope.streams import (
+from hopscope.engine.attention import (
     ATTENTION_NAME,
     Prefix,
     PrefixStore,
@@ -24,6 +23,7 @@ from hopscope.streams import (
     forward_streams,
     shared_prefix_attention,
 )
+from hopscope.models.language_model import LanguageModel
 
 ROWS, HEADS, KV_HEADS, HEAD_DIM, VALUE_DIM = 3, 4, 2, 8, 8
 
@@ -239,7 +239,7 @@ def computed(llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[tupl
         seen.append(ids)
         return extend(model, prefix, ids)
 
-    monkeypatch.setattr("hopscope.streams.extend", counting)
+    monkeypatch.setattr("hopscope.engine.attention.extend", counting)
     return seen
 
 

@@ -25,11 +25,13 @@ from known import (
 
 import hopscope as hs
 from hopscope.errors import ResultError, UsageError
-from hopscope.experiments import BackPatching, OrderChoice, Permutation
-from hopscope.figure_runs import ALONE
-from hopscope.models import load_model
-from hopscope.queries import QuerySet
-from hopscope.study import (
+from hopscope.experiments.documents.order_choice import OrderChoice
+from hopscope.experiments.documents.permutation import Permutation
+from hopscope.experiments.two_hop.back_patching import BackPatching
+from hopscope.models.load import load_model
+from hopscope.queries.query_set import QuerySet
+from hopscope.study.standalone_figures import ALONE
+from hopscope.study.study import (
     NEEDS,
     PRESETS,
     STEPS,
@@ -197,7 +199,9 @@ def test_what_a_family_cannot_do_is_left_out(
     monkeypatch.setattr(model, "shares_prefixes", False)
     asked = known_queries()[:2]
     graded = made_grading({query.id: {"first_hop", "second_hop"} for query in asked})
-    monkeypatch.setattr("hopscope.study.grade", lambda *_, **__: replace(graded, queries=asked))
+    monkeypatch.setattr(
+        "hopscope.study.study.grade", lambda *_, **__: replace(graded, queries=asked)
+    )
     steps = ["back_patching", "projection"]
     study = run_study(model, asked, tmp_path, SMALL, steps, progress=False)
     assert (
@@ -232,9 +236,9 @@ def over_documents(tmp_path_factory: pytest.TempPathFactory) -> Study:
     given = first_questions()
     size = Preset(limit=None, most=2, layer_step=1, questions=3, shuffles=4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hopscope.study.grade", lambda *_, **__: graded)
-        patch.setattr("hopscope.study.load_questions", lambda *_, **__: given)
-        patch.setattr("hopscope.experiments.permutation.template_for", lambda *_: FORM)
+        patch.setattr("hopscope.study.study.grade", lambda *_, **__: graded)
+        patch.setattr("hopscope.study.study.load_questions", lambda *_, **__: given)
+        patch.setattr("hopscope.experiments.documents.permutation.template_for", lambda *_: FORM)
         for module in ("document_attention", "order_choice", "document_paths"):
             patch.setattr(f"hopscope.experiments.{module}.template_for", lambda *_: FORM)
         return run_study(first_model(), asked, folder, size, DOCUMENT_STEPS, progress=False)

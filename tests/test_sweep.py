@@ -20,13 +20,9 @@ from plain import PlainOutput, first_of, generated, patched, plain_outputs, stat
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hopscope.edits import Cell, Knockout, Patch, PatchSite
-from hopscope.errors import UsageError
-from hopscope.models import LanguageModel, load_model
-from hopscope.models.tiny import SLIDING_WINDOW, TINY_FAMILIES
-from hopscope.prompts import Prompt, TwoHopQuery
-from hopscope.streams import ATTENTION_NAME, Prefix, PrefixStore
-from hopscope.sweep import (
+from hopscope.engine.attention import ATTENTION_NAME, Prefix, PrefixStore
+from hopscope.engine.edits import Cell, Knockout, Patch, PatchSite
+from hopscope.engine.sweep import (
     CellOutputs,
     ReadOut,
     clean_run,
@@ -35,7 +31,12 @@ from hopscope.sweep import (
     plain_sweep,
     sweep,
 )
-from hopscope.tokenized import TokenizedPrompt, by_prefix, by_shape
+from hopscope.errors import UsageError
+from hopscope.models.language_model import LanguageModel
+from hopscope.models.load import load_model
+from hopscope.models.tiny import SLIDING_WINDOW, TINY_FAMILIES
+from hopscope.prompting.tokenized import TokenizedPrompt, by_prefix, by_shape
+from hopscope.queries.two_hop_query import Prompt, TwoHopQuery
 
 QUERY = TwoHopQuery(
     id="1",
@@ -214,8 +215,8 @@ def test_a_family_without_replaceable_attention(
 ) -> None:
     problem, cells, expected = solved(tiny_model.name, "few-shot", ("e1", "t2"))
     monkeypatch.setattr(tiny_model, "shares_prefixes", False)
-    monkeypatch.setattr("hopscope.streams.forward_streams", refuse)
-    monkeypatch.setattr("hopscope.sweep.forward_streams", refuse)
+    monkeypatch.setattr("hopscope.engine.attention.forward_streams", refuse)
+    monkeypatch.setattr("hopscope.engine.sweep.forward_streams", refuse)
     shared = PrefixStore(tiny_model).get(problem.ids[: problem.prompt.n_shared])
     clean = clean_run(tiny_model, problem.ids, shared)
     assert_equal(sweep(tiny_model, problem.ids, cells, READ, clean=clean), expected)
@@ -395,7 +396,7 @@ def test_a_kept_clean_run_is_not_run_again(
 ) -> None:
     problem, cells, expected = solved(llama.name, "zero-shot", ("t2",))
     clean = clean_run(llama, problem.ids, Prefix())
-    monkeypatch.setattr("hopscope.sweep.extend", refuse)
+    monkeypatch.setattr("hopscope.engine.sweep.extend", refuse)
     assert_equal(sweep(llama, problem.ids, cells, READ, clean=clean), expected)
 
 

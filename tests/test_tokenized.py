@@ -6,9 +6,9 @@ import pytest
 from conftest import loaded
 
 from hopscope.errors import QueryError, UsageError
-from hopscope.models import LanguageModel
-from hopscope.prompts import Prompt, TwoHopQuery
-from hopscope.tokenized import SPANS, TokenizedPrompt, by_shape
+from hopscope.models.language_model import LanguageModel
+from hopscope.prompting.tokenized import SPANS, TokenizedPrompt, by_shape
+from hopscope.queries.two_hop_query import Prompt, TwoHopQuery
 
 QUERY = TwoHopQuery(
     id="1",

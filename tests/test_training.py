@@ -12,25 +12,12 @@ import pytest
 import torch
 from matplotlib.collections import LineCollection
 
-from hopscope import training, training_plots, training_runs
-from hopscope.documents import Document, Hop, MultiDocQuestion, QuestionSet
+from hopscope.documents.layout import lay_out
+from hopscope.documents.question_set import Document, Hop, MultiDocQuestion, QuestionSet
+from hopscope.documents.world_docs import NAMES, world_docs
 from hopscope.errors import ModelError, QueryError, ResultError, UsageError
-from hopscope.layouts import lay_out
-from hopscope.masks import MASKS, causal, knock_out, mask_of, prefix_bidirectional
-from hopscope.models import LanguageModel, load_model
-from hopscope.results import t_interval
-from hopscope.training import train
-from hopscope.training_batches import (
-    IGNORED,
-    answer_logits,
-    answer_loss,
-    answers_of,
-    batch_of,
-    drawn_layouts,
-    encoder,
-)
-from hopscope.training_models import TrainingSettings, small_model, word_tokenizer
-from hopscope.training_runs import (
+from hopscope.experiments.documents import prefix_training, training_plots
+from hopscope.experiments.documents.prefix_training import (
     FINETUNING,
     PRETRAINING,
     PrefixTraining,
@@ -39,7 +26,22 @@ from hopscope.training_runs import (
     many_world_docs,
     split,
 )
-from hopscope.world_docs import NAMES, world_docs
+from hopscope.masks.algebra import MASKS, causal, knock_out, mask_of, prefix_bidirectional
+from hopscope.models.language_model import LanguageModel
+from hopscope.models.load import load_model
+from hopscope.results.result import t_interval
+from hopscope.training import train as training
+from hopscope.training.batches import (
+    answer_logits,
+    answer_loss,
+    answers_of,
+    batch_of,
+    drawn_layouts,
+    encoder,
+)
+from hopscope.training.fit import IGNORED
+from hopscope.training.small_models import TrainingSettings, small_model, word_tokenizer
+from hopscope.training.train import train
 
 TINY = TrainingSettings(
     steps=6, batch_size=4, warmup_steps=2, checkpoint_every=3, n_layers=2, d_model=16, n_heads=2
@@ -451,7 +453,7 @@ def test_fewer_single_hops_are_asked_late(monkeypatch, questions):
         shares.append(hop_share)
         return real(*args, hop_share=hop_share, **kwargs)
 
-    monkeypatch.setattr("hopscope.training.drawn_layouts", noting)
+    monkeypatch.setattr("hopscope.training.train.drawn_layouts", noting)
     settings = replace(TINY, hop_share=0.75, late_hop_share=0.0, late=4)
     train(questions, settings=settings, progress=False)
     assert shares == [0.75] * 4 + [0.0] * 2
@@ -465,7 +467,7 @@ def test_fewer_single_hops_are_asked_late(monkeypatch, questions):
 
 def test_held_out_questions_are_not_trained_on(monkeypatch):
     drawn = {seed: world_docs(distractors=1, seed=seed)[:100] for seed in range(2)}
-    monkeypatch.setattr(training_runs, "world_docs", lambda distractors, seed, terse: drawn[seed])
+    monkeypatch.setattr(prefix_training, "world_docs", lambda distractors, seed, terse: drawn[seed])
     questions = many_world_docs(distractors=(1,), draws=2)
     train_on, held = split(questions, 50, seed=0)
     facts = {each.id.partition("#")[0] for each in train_on}
@@ -521,7 +523,7 @@ def test_by_default_models_that_read_forward_learn_to_read_in_all_orders(monkeyp
         asked.append((mask_of(mask).name, model is None, settings))
         return small_model(questions, settings)
 
-    monkeypatch.setattr(training_runs, "train", noting)
+    monkeypatch.setattr(prefix_training, "train", noting)
     result = compare_masks(seeds=(0,), held_out=2, progress=False)
     masks = ("causal", "prefix_bidirectional")
     assert asked[0] == ("causal", True, PRETRAINING)

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-import hopscope.world_docs
-from hopscope.documents import MultiDocQuestion, QuestionSet, load_questions
+import hopscope.documents.world_docs
+from hopscope.documents.question_set import MultiDocQuestion, QuestionSet, load_questions
+from hopscope.documents.world_docs import NAMES, with_names, world_docs
 from hopscope.errors import QueryError
-from hopscope.prompts import TwoHopQuery
-from hopscope.queries import load_queries
-from hopscope.world_docs import NAMES, with_names, world_docs
+from hopscope.queries.query_set import load_queries
+from hopscope.queries.two_hop_query import TwoHopQuery
 
-FACTS = Path(hopscope.world_docs.__file__).parent / "data" / "facts" / "relations.csv"
+FACTS = Path(hopscope.documents.world_docs.__file__).parent / "data" / "facts" / "relations.csv"
 BOTH = pytest.mark.parametrize("source", ["world-docs", "world-docs-real"])
 
 
@@ -52,7 +52,7 @@ def test_there_is_a_question_for_every_query(source: str) -> None:
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """A part of the facts, so that all takes little time."""
     part = load_queries("world", few_shot=0)[::9]
-    monkeypatch.setattr(hopscope.world_docs, "load_queries", lambda *_, **__: part)
+    monkeypatch.setattr(hopscope.documents.world_docs, "load_queries", lambda *_, **__: part)
 
 
 @pytest.mark.usefixtures("few")
@@ -214,7 +214,7 @@ def test_there_are_as_many_distractors_as_were_asked_for(names: str, distractors
 
 @pytest.mark.usefixtures("few")
 def test_where_names_run_out_pairs_of_them_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hopscope.world_docs, "NAMES", NAMES[:12])
+    monkeypatch.setattr(hopscope.documents.world_docs, "NAMES", NAMES[:12])
     for distractors, words in ((6, 1), (8, 2)):
         for question in world_docs("invented", distractors)[:20]:
             titles = [document.title for document in question.documents]

@@ -32,8 +32,8 @@ def permute_command(
     ] = "contained",
 ) -> None:
     """Permute documents and change the mask: how do multi-hop answers change?"""
-    from hopscope.experiments import permute_documents
-    from hopscope.experiments.document_asking import check_metric
+    from hopscope.experiments.documents.permutation import permute_documents
+    from hopscope.prompting.document_prompts import check_metric
 
     check_metric(metric)
     wanted = listed(orders)
@@ -60,8 +60,8 @@ def attention_command(
     metric: Annotated[str, typer.Option(help="contained, matched or exact_match.")] = "contained",
 ) -> None:
     """Read how much the answer looks at each document: does a right one look harder?"""
-    from hopscope.experiments import attention_to_documents
-    from hopscope.experiments.document_asking import VERDICTS, check_metric
+    from hopscope.experiments.documents.attention import attention_to_documents
+    from hopscope.prompting.document_prompts import VERDICTS, check_metric
 
     check_metric(metric, VERDICTS)
     wanted = listed(orders)

@@ -18,10 +18,10 @@ from hopscope.commands.printing import AsJson
 from hopscope.errors import UsageError
 
 if TYPE_CHECKING:
-    from hopscope.documents import QuestionSet
-    from hopscope.experiments.document_asking import DocumentReader
-    from hopscope.models import LanguageModel
-    from hopscope.queries import QuerySet
+    from hopscope.documents.question_set import QuestionSet
+    from hopscope.models.language_model import LanguageModel
+    from hopscope.prompting.document_prompts import DocumentReader
+    from hopscope.queries.query_set import QuerySet
 
 SUBSETS = ("incorrect", "correct", "all")
 
@@ -108,7 +108,7 @@ class Run:
     @property
     def part(self) -> tuple[int, int] | None:
         """Which shard, of how many."""
-        from hopscope.results import parse_shard
+        from hopscope.results.result import parse_shard
 
         return None if self.shard is None else parse_shard(self.shard)
 
@@ -125,14 +125,14 @@ class Asked(Run):
 
     def load_model(self) -> LanguageModel:
         """The model, which generates from left to right."""
-        from hopscope.models import load_model
+        from hopscope.models.load import load_model
 
         return load_model(self.model, device=self.device, dtype=self.dtype)
 
     def load_queries(self) -> QuerySet:
         """The queries, as many and with as many demonstrations as were asked for."""
-        from hopscope.queries import load_queries
-        from hopscope.study import limited
+        from hopscope.queries.query_set import load_queries
+        from hopscope.study.study import limited
 
         loaded = load_queries(self.queries, few_shot=self.few_shot)
         return limited(loaded.with_few_shot(loaded.few_shot, self.seed), self.limit, self.seed)
@@ -161,8 +161,8 @@ class Graded(Asked):
             match: how answers are recognised when graded.
             max_new_tokens: to generate when graded.
         """
-        from hopscope.experiments import grade
-        from hopscope.study import limited
+        from hopscope.experiments.two_hop.grading import grade
+        from hopscope.study.study import limited
 
         queries, model = self.load_queries(), self.load_model()
         if self.subset != "all":
@@ -195,10 +195,10 @@ class Documents(Run):
         Args:
             orders: of the documents.
         """
-        from hopscope.documents import load_questions
-        from hopscope.models import load_any
-        from hopscope.orders import that_allow
-        from hopscope.study import limited
+        from hopscope.documents.orders import that_allow
+        from hopscope.documents.question_set import load_questions
+        from hopscope.models.load import load_any
+        from hopscope.study.study import limited
 
         loaded = load_questions(self.questions, distractors=self.distractors, seed=self.seed)
         shots = loaded.few_shot if self.few_shot is None else self.few_shot

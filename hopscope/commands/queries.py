@@ -31,7 +31,7 @@ queries_app = typer.Typer()
 @taking(Asked)
 def grade_command(options: Asked, *, match: Match = "word", max_new_tokens: Tokens = 10) -> None:
     """Ask first hop, second hop, two hops and shortcuts: right or wrong."""
-    from hopscope.experiments import grade
+    from hopscope.experiments.two_hop.grading import grade
 
     asked = options.load_queries()  # first, since a mistake in it is told sooner
     graded = grade(
@@ -66,9 +66,8 @@ def back_patch_command(
     max_new_tokens: Tokens = 10,
 ) -> None:
     """Copy later states into earlier layers: which queries does that repair, beside chance?"""
-    from hopscope.experiments import back_patch
-    from hopscope.experiments.back_patching import check_choices
-    from hopscope.study import layer_cells
+    from hopscope.experiments.two_hop.back_patching import back_patch, check_choices
+    from hopscope.study.study import layer_cells
 
     if parity:
         match, stop_early, options = "substring", False, replace(options, few_shot=0)
@@ -127,7 +126,7 @@ def knockout_command(
     max_new_tokens: Tokens = 10,
 ) -> None:
     """Block attention between parts of the question: which edges carry the answer, and where?"""
-    from hopscope.experiments import knockout
+    from hopscope.experiments.two_hop.attention_knockout import knockout
 
     only = None if heads is None else _numbers(heads)
     model, chosen = options.load(match, max_new_tokens)
@@ -167,7 +166,7 @@ def project_command(
     rank: Annotated[int, typer.Option(min=0, help="Resolved where the rank is at most this.")] = 0,
 ) -> None:
     """Project attention, MLP and residual stream: where are bridge and answer resolved?"""
-    from hopscope.experiments import project
+    from hopscope.experiments.two_hop.projection import project
 
     model, chosen = options.load()
     result = project(
@@ -195,7 +194,7 @@ def describe_command(
     max_new_tokens: Tokens = 10,
 ) -> None:
     """Let the model describe its own states: which entity is in them?"""
-    from hopscope.experiments import describe
+    from hopscope.experiments.two_hop.description import describe
 
     model, chosen = options.load(match)
     layers = range(0, model.n_layers, layer_step)
@@ -223,7 +222,7 @@ def describe_command(
 @taking(Graded, without=["shard"])
 def stages_command(options: Graded, *, layer_step: Step = 1) -> None:
     """Put the stages of the computation on one axis, and count the broken orders."""
-    from hopscope.experiments import stages
+    from hopscope.experiments.two_hop.stages import stages
 
     model, chosen = options.load()
     result = stages(model, chosen, layer_step=layer_step, seed=options.seed, out=options.out)
@@ -243,7 +242,7 @@ def patch_command(
     control: Control = True,
 ) -> None:
     """Put states of another question in: which of them carry the source entity to the answer?"""
-    from hopscope.experiments import activation_patch
+    from hopscope.experiments.two_hop.activation_patching import activation_patch
 
     model, chosen = options.load()
     result = activation_patch(
@@ -273,7 +272,7 @@ def trace_command(
     ] = 2,
 ) -> None:
     """Noise the source entity, and put clean states back: which bring the answer back?"""
-    from hopscope.experiments import trace
+    from hopscope.experiments.two_hop.causal_tracing import trace
 
     model, chosen = options.load()
     result = trace(
@@ -294,7 +293,7 @@ def trace_command(
 @taking(Graded)
 def recall_command(options: Graded) -> None:
     """Measure how well t1 recalls the bridge (EntRec), and how it is used (CnstScore)."""
-    from hopscope.experiments import recall
+    from hopscope.experiments.two_hop.entity_recall import recall
 
     model, chosen = options.load()
     result = recall(model, chosen, **options.settings())
@@ -319,8 +318,13 @@ def probe_command(
 
     Source entities are drawn with all their queries, as many as make no more than --limit.
     """
-    from hopscope.experiments import fit_probe, probe
-    from hopscope.experiments.probing import TARGETS, labelled, sample_entities
+    from hopscope.experiments.two_hop.probing import (
+        TARGETS,
+        fit_probe,
+        labelled,
+        probe,
+        sample_entities,
+    )
 
     if target not in TARGETS:
         raise UsageError(f"unknown target {target!r}: choose from {', '.join(TARGETS)}")

@@ -30,7 +30,7 @@ def study_command(
     """Grade, run every analysis, and write figures, tables and a page that says what was found."""
     from dataclasses import replace
 
-    from hopscope import report, study
+    from hopscope.study import report, study
 
     size = study.preset(preset)
     if limit is not None:
@@ -80,7 +80,7 @@ def figures_command(
     import tempfile
     from dataclasses import replace
 
-    from hopscope import figure_check, figure_runs, study
+    from hopscope.study import figure_check, standalone_figures, study
 
     size, limit, seed = study.preset(preset), options.limit, options.seed
     chosen = list(study.figure_scripts(scripts, names or []))
@@ -93,9 +93,9 @@ def figures_command(
         if from_runs is not None:
             drawn = study.redraw(scripts, chosen, from_runs, pictures, strict=strict)
         else:
-            how = figure_runs.Setting(runs / f"alone.{label}", size, seed, options.device)
-            drawn = figure_runs.draw_alone(chosen, how, scripts, pictures, costly=strict)
-            others = [name for name in chosen if name not in figure_runs.ALONE]
+            how = standalone_figures.Setting(runs / f"alone.{label}", size, seed, options.device)
+            drawn = standalone_figures.draw_alone(chosen, how, scripts, pictures, costly=strict)
+            others = [name for name in chosen if name not in standalone_figures.ALONE]
             if others:
                 asked = replace(options, limit=None).load_queries()
                 loaded = options.load_model()

@@ -47,8 +47,8 @@ def worlds_train(
     """Train the model of a world."""
     import torch
 
-    from hopscope.worlds import train_world
     from hopscope.worlds.catalogue import recipe_of
+    from hopscope.worlds.train import train_world
     from hopscope.worlds.world import cached_folder
 
     torch.set_num_threads(threads)

@@ -17,7 +17,7 @@ from hopscope.models.token_model import plain_modules as plain_modules
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from hopscope.rotary import Rotary
+    from hopscope.engine.masked.rotary import Rotary
 
 ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention", "attn_module")
 MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "mlp_module")
@@ -101,14 +101,14 @@ class LanguageModel(TokenModel):
         known = kinds <= {"full_attention", "sliding_attention"}
         if not known or not getattr(self.hf, "_supports_attention_backend", False):
             return False
-        from hopscope.streams import agrees_with_plain  # built on this module
+        from hopscope.engine.attention import agrees_with_plain  # built on this module
 
         return agrees_with_plain(self)
 
     @cached_property
     def rotary(self) -> Rotary | None:
         """How keys are turned to other positions; None if that cannot be done."""
-        from hopscope.rotary import Rotary  # built on this module
+        from hopscope.engine.masked.rotary import Rotary  # built on this module
 
         return Rotary.of(self)
 
@@ -125,9 +125,11 @@ class LanguageModel(TokenModel):
         Raises:
             ModelError: if TransformerLens does not support the family.
 
-        See `hopscope.interop.to_transformer_lens`.
+        See `hopscope.prompting.transformer_lens_cache.to_transformer_lens`.
         """
-        from hopscope.interop import to_transformer_lens  # built on this module
+        from hopscope.prompting.transformer_lens_cache import (
+            to_transformer_lens,  # built on this module
+        )
 
         return to_transformer_lens(self)
 

@@ -7,19 +7,19 @@ from typing import Any
 import torch
 import traitlets
 
-from hopscope.answers import matches
-from hopscope.documents import MultiDocQuestion, QuestionSet
+from hopscope.display.static_files import module, static
+from hopscope.display.widgets import View
+from hopscope.documents.layout import Layout, Template
+from hopscope.documents.orders import Order
+from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
+from hopscope.engine.masked.read import Version, read
+from hopscope.engine.sweep import ReadOut
 from hopscope.errors import HopscopeError, QueryError, UsageError
-from hopscope.experiments.document_asking import DocumentAsker
-from hopscope.experiments.grading import said
-from hopscope.layouts import Layout, Template
-from hopscope.masked import Version, read
-from hopscope.masks import MASKS, Mask, mask_of, painted, switched
+from hopscope.experiments.two_hop.grading import said
+from hopscope.masks.algebra import MASKS, Mask, mask_of, painted, switched
 from hopscope.models.language_model import LanguageModel
-from hopscope.orders import Order
-from hopscope.sweep import ReadOut
-from hopscope.views.static_files import module, static
-from hopscope.views.widgets import View
+from hopscope.prompting.document_prompts import DocumentAsker
+from hopscope.queries.answers import matches
 
 
 class MaskPainter(View):
@@ -114,8 +114,8 @@ class MaskPainter(View):
         """The mask where it is painted, drawn."""
         from matplotlib.figure import Figure
 
-        from hopscope.style import figure_style
-        from hopscope.views.display import png
+        from hopscope.display.notebook import png
+        from hopscope.plots.style import figure_style
 
         with figure_style():
             figure = Figure(figsize=(4.2, 4.2), layout="constrained")

@@ -13,20 +13,7 @@ import traitlets
 from jaxtyping import Float
 from torch import Tensor
 
-from hopscope.activations import capture
-from hopscope.answers import matches
-from hopscope.errors import HopscopeError, ModelError, QueryError
-from hopscope.experiments import BackPatching, back_patch, logit_lens
-from hopscope.experiments.asking import Asker, question
-from hopscope.experiments.back_patching import Criterion
-from hopscope.experiments.grading import at_line_end, said
-from hopscope.models.language_model import LanguageModel
-from hopscope.queries import Form, QuerySet, TwoHopQuery, load_queries
-from hopscope.streams import PrefixStore
-from hopscope.sweep import ReadOut, generate
-from hopscope.tokenized import TokenizedPrompt
-from hopscope.views.display import picture_of
-from hopscope.views.grid import (
+from hopscope.display.grid import (
     Axis,
     Choice,
     Grid,
@@ -39,9 +26,23 @@ from hopscope.views.grid import (
     slice_json,
     spec_of,
 )
-from hopscope.views.result_grids import BackPatchingGrid
-from hopscope.views.static_files import module, static
-from hopscope.views.widgets import View
+from hopscope.display.layer_grids import BackPatchingGrid
+from hopscope.display.notebook import picture_of
+from hopscope.display.static_files import module, static
+from hopscope.display.widgets import View
+from hopscope.engine.attention import PrefixStore
+from hopscope.engine.sweep import ReadOut, generate
+from hopscope.errors import HopscopeError, ModelError, QueryError
+from hopscope.experiments.two_hop.back_patching import BackPatching, Criterion, back_patch
+from hopscope.experiments.two_hop.grading import at_line_end, said
+from hopscope.experiments.two_hop.projection import logit_lens
+from hopscope.models.language_model import LanguageModel
+from hopscope.prompting.capture import capture
+from hopscope.prompting.query_prompts import Asker, question
+from hopscope.prompting.tokenized import TokenizedPrompt
+from hopscope.queries.answers import matches
+from hopscope.queries.query_set import QuerySet, load_queries
+from hopscope.queries.two_hop_query import Form, TwoHopQuery
 
 EXAMPLES = 30
 MOST_LAYERS = 12

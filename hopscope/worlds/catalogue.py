@@ -9,18 +9,18 @@ from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from hopscope.documents import QuestionSet
+from hopscope.documents.question_set import QuestionSet
 from hopscope.errors import UsageError
-from hopscope.paths import PathPrompt
-from hopscope.queries import QuerySet
-from hopscope.trainer import Schedule
-from hopscope.worlds.blocks import Shape
-from hopscope.worlds.coverage_task import ComposedTables
-from hopscope.worlds.examples import Batch, Written
-from hopscope.worlds.graph_reachability import GraphReachability
-from hopscope.worlds.graph_search import GraphSearch
-from hopscope.worlds.in_context import ChainsInContext
-from hopscope.worlds.two_hop_facts import TwoHopFacts
+from hopscope.queries.graph_paths import PathPrompt
+from hopscope.queries.query_set import QuerySet
+from hopscope.training.fit import Schedule
+from hopscope.worlds.small_model import Shape
+from hopscope.worlds.tasks.chains_in_context import ChainsInContext
+from hopscope.worlds.tasks.composed_tables import ComposedTables
+from hopscope.worlds.tasks.examples import Batch, Written
+from hopscope.worlds.tasks.graph_reachability import GraphReachability
+from hopscope.worlds.tasks.graph_search import GraphSearch
+from hopscope.worlds.tasks.two_hop_facts import TwoHopFacts
 
 
 class Task(Protocol):

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hopscope.errors import UsageError
-from hopscope.models import LanguageModel
+from hopscope.models.language_model import LanguageModel
 
 
 class Thinking(NamedTuple):

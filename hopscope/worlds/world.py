@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 import torch
 
-from hopscope.documents import QuestionSet
+from hopscope.documents.question_set import QuestionSet
 from hopscope.errors import ResultError, UsageError
-from hopscope.models import LanguageModel, load_model
+from hopscope.models.language_model import LanguageModel
+from hopscope.models.load import load_model
 from hopscope.models.zoo import cache_dir
-from hopscope.paths import PathSet
-from hopscope.queries import QuerySet
+from hopscope.queries.graph_paths import PathSet
+from hopscope.queries.query_set import QuerySet
 from hopscope.worlds.catalogue import (
     WORLDS,
     AsksForPaths,
@@ -72,7 +73,7 @@ class World:
     def questions(self, hops: Literal["one", "two"] = "two") -> QuestionSet:
         """The questions over documents, for `permute_documents` and the like.
 
-        They are asked with the template `hopscope.worlds.in_context.TEMPLATE`.
+        They are asked with the template `hopscope.worlds.tasks.chains_in_context.TEMPLATE`.
 
         Raises:
             UsageError: for a world that asks other questions.
@@ -170,7 +171,7 @@ def world_folder(name: str, seed: int = 0, *, device: str | torch.device | None 
         if not _made_by(folder, recipe):
             raise ResultError(f"{folder} was trained by another recipe; delete it")
         return folder
-    from hopscope.worlds.world_training import train_world  # built on this module
+    from hopscope.worlds.train import train_world  # built on this module
 
     kept = cached_folder(name, seed)
     train_world(name, seed, kept, device=device)

@@ -8,9 +8,9 @@ import pytest
 from known import made_back_patching
 from playwright.sync_api import Page, expect
 
-from hopscope.experiments import BackPatching
-from hopscope.views.page import grid_html, page_script
-from hopscope.views.result_grids import grid_of
+from hopscope.display.layer_grids import grid_of
+from hopscope.display.page import grid_html, page_script
+from hopscope.experiments.two_hop.back_patching import BackPatching
 
 ODD = "b<!--<script></script>"
 """What ends a script, or hides its end."""

@@ -19,12 +19,13 @@ from known import CORRECT, N_LAYERS, known_model, known_queries
 from plain import PlainOutput, plain_output
 
 import hopscope as hs
-from hopscope.answers import matches
-from hopscope.edits import Knockout
+from hopscope.engine.edits import Knockout
 from hopscope.errors import QueryError, UsageError
-from hopscope.experiments.attention_knockout import EDGES, Knockouts, knockout
-from hopscope.models import LanguageModel
-from hopscope.queries import QuerySet, TwoHopQuery
+from hopscope.experiments.two_hop.attention_knockout import EDGES, Knockouts, knockout
+from hopscope.models.language_model import LanguageModel
+from hopscope.queries.answers import matches
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import TwoHopQuery
 
 COLUMNS = [
     *("query", "edge", "control", "layer", "changed", "hit", "prediction_change"),

@@ -29,13 +29,14 @@ from plain import plain_output, states
 from torch import Tensor
 
 import hopscope as hs
-from hopscope.answers import matches
-from hopscope.edits import Patch
+from hopscope.engine.edits import Patch
 from hopscope.errors import QueryError, UsageError
-from hopscope.experiments import BackPatching, back_patch
-from hopscope.experiments.controls import random_like
-from hopscope.models import LanguageModel
-from hopscope.queries import QuerySet, TwoHopQuery
+from hopscope.experiments.two_hop.back_patching import BackPatching, back_patch
+from hopscope.experiments.two_hop.controls import random_like
+from hopscope.models.language_model import LanguageModel
+from hopscope.queries.answers import matches
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import TwoHopQuery
 
 Cell = tuple[int, int]
 EVERYWHERE = ("t1", "t2", "t1->t2")

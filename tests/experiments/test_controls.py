@@ -9,8 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hopscope.experiments.controls import choose_donors, choose_others, fingerprint, random_like
-from hopscope.queries import QuerySet, TwoHopQuery
+from hopscope.experiments.two_hop.controls import (
+    choose_donors,
+    choose_others,
+    fingerprint,
+    random_like,
+)
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import TwoHopQuery
 
 
 def query(id: str, answer: str, r2: str = "capital", aliases: Sequence[str] = ()) -> TwoHopQuery:

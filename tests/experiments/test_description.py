@@ -18,13 +18,20 @@ from plain import patched, plain_output, states
 from torch import Tensor
 
 import hopscope as hs
-from hopscope.answers import matches
-from hopscope.edits import Patch
+from hopscope.engine.edits import Patch
 from hopscope.errors import QueryError, UsageError
-from hopscope.experiments.controls import seeded
-from hopscope.experiments.description import CONTROLS, ENTITIES, PROMPTS, Description, describe
-from hopscope.models import LanguageModel
-from hopscope.queries import QuerySet, TwoHopQuery
+from hopscope.experiments.two_hop.controls import seeded
+from hopscope.experiments.two_hop.description import (
+    CONTROLS,
+    ENTITIES,
+    PROMPTS,
+    Description,
+    describe,
+)
+from hopscope.models.language_model import LanguageModel
+from hopscope.queries.answers import matches
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import TwoHopQuery
 
 Cell = tuple[int, int]
 COLUMNS = [

@@ -15,11 +15,11 @@ from first_document import FORM, first_model, first_questions
 from multidoc import OTHER, QUESTION, SHORT, encode_by, with_attention
 
 import hopscope as hs
-from hopscope.documents import QuestionSet
+from hopscope.documents.layout import lay_out
+from hopscope.documents.question_set import QuestionSet
 from hopscope.errors import HopscopeError, UsageError
-from hopscope.experiments import document_attention
-from hopscope.experiments.document_asking import DocumentAsker
-from hopscope.experiments.document_attention import (
+from hopscope.experiments.documents import attention
+from hopscope.experiments.documents.attention import (
     DocumentAttention,
     answer_length,
     attention_to_documents,
@@ -27,8 +27,8 @@ from hopscope.experiments.document_attention import (
     peak_of,
     read_masses,
 )
-from hopscope.layouts import lay_out
-from hopscope.models import LanguageModel
+from hopscope.models.language_model import LanguageModel
+from hopscope.prompting.document_prompts import DocumentAsker
 
 COLUMNS = ["query", "order", "mask", "layer", "head", "document", "hop", "slot", "mass"]
 N_TOKENS = 3
@@ -306,7 +306,7 @@ def test_it_is_saved_and_comes_together_of_shards(
     llama: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = attended(llama, QUESTIONS)
-    monkeypatch.setattr(document_attention, "PER_PART", 1)
+    monkeypatch.setattr(attention, "PER_PART", 1)
     for shard in ((2, 2), (1, 2)):
         other = attended(llama, QUESTIONS, out=tmp_path / "run", shard=shard)
     for result in (other, hs.load_result(tmp_path / "run")):

@@ -15,13 +15,13 @@ from first_document import FORM, first_model, first_questions
 from plain import plain_output
 
 import hopscope as hs
-from hopscope.documents import Document, Hop, MultiDocQuestion, QuestionSet
-from hopscope.edits import Knockout
+from hopscope.documents.layout import Template
+from hopscope.documents.question_set import Document, Hop, MultiDocQuestion, QuestionSet
+from hopscope.engine.edits import Knockout
 from hopscope.errors import HopscopeError, QueryError, UsageError
-from hopscope.experiments import document_paths
-from hopscope.experiments.document_paths import MaskedPaths, masked_paths
-from hopscope.layouts import Template
-from hopscope.models import LanguageModel
+from hopscope.experiments.documents import masked_paths as paths_module
+from hopscope.experiments.documents.masked_paths import MaskedPaths, masked_paths
+from hopscope.models.language_model import LanguageModel
 
 COLUMNS = ["query", "edge", "control", "layer", "generation", "changed", "lost"]
 COLUMNS += ["answer_logprob", "answer_change"]
@@ -292,7 +292,7 @@ def test_it_is_saved_and_comes_together_of_shards(
     edges = ["question->gold 2", "question->gold 1"]
     options: dict[str, Any] = {"order": "backward", "template": FORM, "progress": False}
     whole = masked_paths(first_model(), first_questions(), edges, **options)
-    monkeypatch.setattr(document_paths, "PER_PART", 1)
+    monkeypatch.setattr(paths_module, "PER_PART", 1)
     for shard in ((2, 2), (1, 2)):
         other = masked_paths(
             first_model(), first_questions(), edges, out=tmp_path / "run", shard=shard, **options

@@ -21,9 +21,10 @@ from torch import Tensor
 
 import hopscope as hs
 from hopscope.errors import QueryError
-from hopscope.experiments.entity_recall import Recall, consistency, recall
-from hopscope.models import LanguageModel
-from hopscope.queries import QuerySet, TwoHopQuery
+from hopscope.experiments.two_hop.entity_recall import Recall, consistency, recall
+from hopscope.models.language_model import LanguageModel
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import TwoHopQuery
 
 COLUMNS = ["query", "substitute", "layer", "entrec", "entrec_substituted", "beats"]
 LATE = ["late-1", "late-2"]

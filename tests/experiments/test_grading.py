@@ -25,9 +25,10 @@ from matplotlib.patches import Rectangle
 
 import hopscope as hs
 from hopscope.errors import QueryError, ResultError, UsageError
-from hopscope.experiments import Grading, grade
-from hopscope.models import LanguageModel
-from hopscope.queries import FORMS, QuerySet, TwoHopQuery
+from hopscope.experiments.two_hop.grading import Grading, grade
+from hopscope.models.language_model import LanguageModel
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import FORMS, TwoHopQuery
 
 FAMILIES = ("tiny-random-llama", "tiny-random-gemma3", "tiny-random-gpt2")
 
@@ -131,7 +132,7 @@ def test_one_line_can_be_chosen(one_line: bool, few_shot: int) -> None:
 
 def test_what_is_said_after_the_line_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a token holds the line's end and more, so that decoding could not stop there."""
-    monkeypatch.setattr("hopscope.experiments.grading.at_line_end", lambda _: None)
+    monkeypatch.setattr("hopscope.experiments.two_hop.grading.at_line_end", lambda _: None)
     queries = known_queries().filter(lambda query: query.id == "second-line")
     result = grade(known_model(), queries, one_line=True, progress=False)
     assert generation(result, "second-line").startswith("Wrongville \n Jarn")

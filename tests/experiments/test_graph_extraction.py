@@ -10,10 +10,9 @@ import torch
 from conftest import loaded
 
 import hopscope as hs
-from hopscope.activations import capture
-from hopscope.edits import Knockout
+from hopscope.engine.edits import Knockout
 from hopscope.errors import QueryError, UsageError
-from hopscope.experiments.graph_extraction import (
+from hopscope.experiments.worlds.computation_graph import (
     OTHER_PLACES,
     ComputationGraph,
     Operation,
@@ -22,9 +21,10 @@ from hopscope.experiments.graph_extraction import (
     _Versions,
     computation_graph,
 )
-from hopscope.models import LanguageModel
-from hopscope.paths import PathPrompt, PathSet
-from hopscope.results import load_result
+from hopscope.models.language_model import LanguageModel
+from hopscope.prompting.capture import capture
+from hopscope.queries.graph_paths import PathPrompt, PathSet
+from hopscope.results.result import load_result
 
 FAMILIES = ["gpt2", "llama", "qwen3", "gemma3", "gpt-neox"]
 PROMPT = PathPrompt("0", "the bridge of a city", "is", ((1, 2), (2, 3)), start=1, goal=3)

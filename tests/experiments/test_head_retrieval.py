@@ -10,8 +10,9 @@ from conftest import loaded
 
 import hopscope as hs
 from hopscope.errors import QueryError, UsageError
-from hopscope.experiments import HeadRetrieval, classify_heads, head_retrieval
-from hopscope.models import load_model
+from hopscope.experiments.two_hop import head_retrieval
+from hopscope.experiments.two_hop.head_retrieval import HeadRetrieval, classify_heads
+from hopscope.models.load import load_model
 
 FAMILIES = ["llama", "gpt2", "gemma3", "qwen2"]
 

@@ -16,13 +16,13 @@ from multidoc import OTHER, QUESTION, SHORT
 from plain import generated
 
 import hopscope as hs
-from hopscope.documents import QuestionSet
+from hopscope.documents.orders import order_name, shuffles
+from hopscope.documents.question_set import QuestionSet
 from hopscope.errors import HopscopeError, UsageError
-from hopscope.experiments import order_choice
-from hopscope.experiments.document_attention import attention_to_documents
-from hopscope.experiments.order_choice import STRATEGIES, OrderChoice, best_order
-from hopscope.models import LanguageModel
-from hopscope.orders import order_name, shuffles
+from hopscope.experiments.documents import order_choice
+from hopscope.experiments.documents.attention import attention_to_documents
+from hopscope.experiments.documents.order_choice import STRATEGIES, OrderChoice, best_order
+from hopscope.models.language_model import LanguageModel
 
 COLUMNS = ["query", "shuffle", "order", "generation", "peak"]
 COLUMNS += ["contained", "matched", "exact_match", "f1"]

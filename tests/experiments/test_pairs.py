@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from hopscope.answers import normalise
 from hopscope.errors import QueryError
-from hopscope.experiments.pairs import fingerprint, instead, pair_up
-from hopscope.models import LanguageModel
-from hopscope.prompts import Prompt
-from hopscope.queries import QuerySet, TwoHopQuery
+from hopscope.experiments.two_hop.partners import fingerprint, instead, pair_up
+from hopscope.models.language_model import LanguageModel
+from hopscope.queries.answers import normalise
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import Prompt, TwoHopQuery
 
 CAPITALS = "Paris Rome Madrid Berlin Tokyo Ottawa Dublin Oxford".split()  # noqa: SIM905
 SEEDS = range(6)

@@ -19,12 +19,13 @@ from plain import plain_output, site_states
 from torch import Tensor
 
 import hopscope as hs
-from hopscope.edits import Cell, Patch
+from hopscope.engine.edits import Cell, Patch
 from hopscope.errors import QueryError, ResultError, UsageError
-from hopscope.experiments import patching
-from hopscope.experiments.controls import random_like
-from hopscope.experiments.patching import ActivationPatching, activation_patch
-from hopscope.queries import QuerySet, TwoHopQuery
+from hopscope.experiments.two_hop import activation_patching
+from hopscope.experiments.two_hop.activation_patching import ActivationPatching, activation_patch
+from hopscope.experiments.two_hop.controls import random_like
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import TwoHopQuery
 
 SITES = ("resid_post", "attn_out", "mlp_out", "z")
 KEYS = ["query", "position", "site", "control", "layer", "head"]
@@ -133,13 +134,13 @@ def test_questions_that_tell_nothing_apart_have_no_recovery() -> None:
 @pytest.mark.parametrize(("least", "missing"), [(20.2, True), (20.1, False)])
 def test_how_near_is_too_near(least: float, missing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The two logit differences lie 20.125 apart, and in the other query just as far."""
-    monkeypatch.setattr(patching, "LEAST_DIFFERENCE", least)
+    monkeypatch.setattr(activation_patching, "LEAST_DIFFERENCE", least)
     frame = patched(chosen(EARLY), sites=["mlp_out"], controls=()).frame
     assert list(frame["recovery"].isna()) == [missing] * len(frame)
 
 
 def test_the_least_difference_is_half_a_nat() -> None:
-    assert patching.LEAST_DIFFERENCE == 0.5
+    assert activation_patching.LEAST_DIFFERENCE == 0.5
 
 
 def test_the_frame_has_a_row_for_each_place(early: ActivationPatching) -> None:
@@ -174,13 +175,13 @@ def test_controls_can_be_left_out() -> None:
 def recorded_cells(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[Cell]:
     """The cells that are swept for the first of two queries, without the unpatched one."""
     given: list[Sequence[Cell]] = []
-    sweep = patching.sweep
+    sweep = activation_patching.sweep
 
     def recording(model: Any, ids: Any, cells: Sequence[Cell], *rest: Any, **more: Any) -> Any:
         given.append(cells)
         return sweep(model, ids, cells, *rest, **more)
 
-    monkeypatch.setattr(patching, "sweep", recording)
+    monkeypatch.setattr(activation_patching, "sweep", recording)
     patched(chosen(EARLY), sites=SITES, **settings)
     partner, own = given[:2]
     assert list(partner) == [[]]
@@ -456,7 +457,7 @@ def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     settings: dict[str, Any] = {"sites": ("z", "mlp_out"), "out": tmp_path / "run"}
     whole = patched(chosen(FIVE), sites=settings["sites"])
     asked: list[str] = []
-    ask = patching._Patcher._query
+    ask = activation_patching._Patcher._query
 
     def stopping(self: Any, query: TwoHopQuery) -> Any:
         if query.id == "longer" and "longer" not in asked:
@@ -465,7 +466,7 @@ def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         asked.append(query.id)
         return ask(self, query)
 
-    monkeypatch.setattr(patching._Patcher, "_query", stopping)
+    monkeypatch.setattr(activation_patching._Patcher, "_query", stopping)
     with pytest.raises(KeyboardInterrupt):
         patched(chosen(FIVE), **settings)
     assert asked == FIVE

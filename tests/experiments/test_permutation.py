@@ -21,14 +21,15 @@ from plain import generated
 from torch import Tensor
 
 import hopscope as hs
-from hopscope.documents import Document, MultiDocQuestion, QuestionSet
+from hopscope.documents.layout import Layout, Template, lay_out
+from hopscope.documents.question_set import Document, MultiDocQuestion, QuestionSet
 from hopscope.errors import HopscopeError, QueryError, ResultError, UsageError
-from hopscope.experiments import permutation
-from hopscope.experiments.document_asking import DocumentAsker
-from hopscope.experiments.permutation import Permutation, permute_documents
-from hopscope.layouts import Layout, Template, lay_out
-from hopscope.models import LanguageModel, load_model
+from hopscope.experiments.documents import permutation
+from hopscope.experiments.documents.permutation import Permutation, permute_documents
+from hopscope.models.language_model import LanguageModel
+from hopscope.models.load import load_model
 from hopscope.models.tiny import build_tiny
+from hopscope.prompting.document_prompts import DocumentAsker
 
 COLUMNS = ["query", "order", "mask", "permuting", "generation"]
 COLUMNS += ["contained", "matched", "exact_match", "f1", "bridge"]

@@ -12,10 +12,17 @@ from hopscope.probes import LinearProbe
 from torch import Tensor
 
 from hopscope.errors import QueryError, ResultError, UsageError
-from hopscope.experiments import Probing, fit_probe, probe, probing
-from hopscope.experiments.probing import labelled, sample_entities
-from hopscope.models import LanguageModel
-from hopscope.queries import QuerySet, TwoHopQuery
+from hopscope.experiments.two_hop import probing
+from hopscope.experiments.two_hop.probing import (
+    Probing,
+    fit_probe,
+    labelled,
+    probe,
+    sample_entities,
+)
+from hopscope.models.language_model import LanguageModel
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import TwoHopQuery
 
 BRIDGES = ("France", "Italy", "Spain")
 SOURCES, QUESTIONS = 4, 2

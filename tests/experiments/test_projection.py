@@ -23,9 +23,10 @@ from transformers import PreTrainedModel
 
 import hopscope as hs
 from hopscope.errors import QueryError, UsageError
-from hopscope.experiments.projection import SITES, TARGETS, Projection, logit_lens, project
-from hopscope.models import LanguageModel
-from hopscope.queries import QuerySet, TwoHopQuery
+from hopscope.experiments.two_hop.projection import SITES, TARGETS, Projection, logit_lens, project
+from hopscope.models.language_model import LanguageModel
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import TwoHopQuery
 
 COLUMNS = ["query", "position", "site", "target", "layer", "rank", "logprob"]
 KEYS = ["query", "position", "site", "target", "layer"]

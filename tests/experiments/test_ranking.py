@@ -11,8 +11,12 @@ from conftest import loaded
 
 import hopscope as hs
 from hopscope.errors import UsageError
-from hopscope.experiments import RankNeighbours, rank_neighbours, ranking
-from hopscope.experiments.ranking import unembedding_clusters
+from hopscope.experiments.two_hop import rank_neighbours as ranking
+from hopscope.experiments.two_hop.rank_neighbours import (
+    RankNeighbours,
+    rank_neighbours,
+    unembedding_clusters,
+)
 
 HOW = {"n_clusters": 7, "top": 3, "ranks": 12, "progress": False}
 

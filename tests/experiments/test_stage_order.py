@@ -20,11 +20,11 @@ from test_projection import readable_model
 
 import hopscope as hs
 from hopscope.errors import QueryError, ResultError, UsageError
-from hopscope.experiments.attention_knockout import Knockouts, knockout
-from hopscope.experiments.description import CONTROLS, ENTITIES, PROMPTS, Description
-from hopscope.experiments.projection import Projection
-from hopscope.experiments.stage_order import STAGES, Stages, combine, stages
-from hopscope.queries import QuerySet
+from hopscope.experiments.two_hop.attention_knockout import Knockouts, knockout
+from hopscope.experiments.two_hop.description import CONTROLS, ENTITIES, PROMPTS, Description
+from hopscope.experiments.two_hop.projection import Projection
+from hopscope.experiments.two_hop.stages import STAGES, Stages, combine, stages
+from hopscope.queries.query_set import QuerySet
 
 MODULES = {
     name: import_module(f"hopscope.experiments.{module}")

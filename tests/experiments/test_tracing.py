@@ -18,12 +18,13 @@ from known import N_LAYERS, known_model, known_queries
 from plain import plain_output, site_states
 
 import hopscope as hs
-from hopscope.edits import Cell, Patch
+from hopscope.engine.edits import Cell, Patch
 from hopscope.errors import QueryError, ResultError, UsageError
-from hopscope.experiments import tracing
-from hopscope.experiments.controls import seeded
-from hopscope.experiments.tracing import Tracing, trace
-from hopscope.queries import QuerySet, TwoHopQuery
+from hopscope.experiments.two_hop import causal_tracing
+from hopscope.experiments.two_hop.causal_tracing import Tracing, trace
+from hopscope.experiments.two_hop.controls import seeded
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import TwoHopQuery
 
 SITES = ("resid_post", "attn_out", "mlp_out")
 KEYS = ["query", "position", "site", "layer"]
@@ -276,7 +277,7 @@ def test_noise_depends_on_the_seed_and_the_query_alone() -> None:
 def noise_of(queries: QuerySet, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[Cell]:
     """The noise of each query and draw."""
     bases: list[Cell] = []
-    sweep = tracing.sweep
+    sweep = causal_tracing.sweep
 
     def recording(*given: Any, base: Cell = (), **more: Any) -> Any:
         if base:
@@ -284,7 +285,7 @@ def noise_of(queries: QuerySet, monkeypatch: pytest.MonkeyPatch, **settings: Any
         return sweep(*given, base=base, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracing, "sweep", recording)
+        patch.setattr(causal_tracing, "sweep", recording)
         traced(queries, sites=["mlp_out"], positions=["t2"], **settings)
     return bases
 

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import hopscope as hs
-from hopscope.edits import Cell, Edit, Knockout, Patch, PatchSite
+from hopscope.engine.edits import Cell, Edit, Knockout, Patch, PatchSite
+from hopscope.engine.sweep import CellOutputs, ReadOut, sweep
 from hopscope.errors import ModelError, UsageError
-from hopscope.models import LanguageModel, load_model
+from hopscope.models.language_model import LanguageModel
+from hopscope.models.load import load_model
 from hopscope.models.tiny import TINY_FAMILIES, build_tiny
-from hopscope.sweep import CellOutputs, ReadOut, sweep
 
 TEXT = "The capital of the country of the Eiffel Tower is"
 READ = ReadOut((300, 41, 77), 6, top_k=2)

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, PreTrainedModel, T5Config
 
 from hopscope.errors import ModelError, UnknownModelError, UsageError
-from hopscope.models import LanguageModel, load_model
-from hopscope.models.load import _dtype, device_of
+from hopscope.models.language_model import LanguageModel
+from hopscope.models.load import _dtype, device_of, load_model
 from hopscope.models.tiny import SLIDING_WINDOW, TINY_FAMILIES, build_tiny
 
 PROMPTS = (

@@ -20,13 +20,9 @@ from transformers import (
 )
 
 from hopscope.errors import ModelError, UnknownModelError, UsageError
-from hopscope.models import (
-    EncoderDecoder,
-    LanguageModel,
-    load_any,
-    load_encoder_decoder,
-    load_model,
-)
+from hopscope.models.encoder_decoder import EncoderDecoder
+from hopscope.models.language_model import LanguageModel
+from hopscope.models.load import load_any, load_encoder_decoder, load_model
 from hopscope.models.tiny import TINY_ENCODER_DECODERS, TINY_FAMILIES, build_tiny
 
 T5 = "tiny-random-t5"

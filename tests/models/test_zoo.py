@@ -25,8 +25,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.models.llama import LlamaForCausalLM
 
 from hopscope.errors import ModelError, UnknownModelError
-from hopscope.models import load_model
 from hopscope.models import zoo as zoo_module
+from hopscope.models.load import load_model
 from hopscope.models.tiny import build_tiny
 from hopscope.models.zoo import RECORD, WEIGHTS, ZooEntry, ZooPart, cache_dir, model_dir, pull, zoo
 

@@ -32,8 +32,8 @@ def test_softcap_bounds_the_logits() -> None:
 
 @pytest.mark.parametrize("name", ["tiny-random-llama", "tiny-random-gemma2", "tiny-random-gpt2"])
 def test_last_state_gives_the_models_own_logits(name: str) -> None:
-    from hopscope.activations import capture
-    from hopscope.models import load_model
+    from hopscope.models.load import load_model
+    from hopscope.prompting.capture import capture
 
     model = load_model(name, device="cpu")
     text = "The capital of France is"

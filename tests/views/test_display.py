@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from known import made_back_patching, made_grading
 
-from hopscope.experiments import BackPatching
-from hopscope.results import Result
-from hopscope.views import display
+from hopscope.display import notebook
+from hopscope.experiments.two_hop.back_patching import BackPatching
+from hopscope.results.result import Result
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def is_png(text: str) -> bool:
 
 
 def test_outside_a_kernel_a_result_is_its_picture(result: BackPatching) -> None:
-    assert not display.in_notebook()
+    assert not notebook.in_notebook()
     bundle = result._repr_mimebundle_()
     assert set(bundle) == {"text/plain", "image/png"}
     assert is_png(bundle["image/png"])
@@ -32,14 +32,14 @@ def test_outside_a_kernel_a_result_is_its_picture(result: BackPatching) -> None:
 def test_in_a_kernel_it_is_a_widget_with_the_picture_behind(
     result: BackPatching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(display, "in_notebook", lambda: True)
+    monkeypatch.setattr(notebook, "in_notebook", lambda: True)
     bundle = result._repr_mimebundle_(include=None, exclude=None)
-    assert set(bundle) == {"text/plain", "image/png", display.WIDGET}
-    assert bundle[display.WIDGET]["model_id"]
+    assert set(bundle) == {"text/plain", "image/png", notebook.WIDGET}
+    assert bundle[notebook.WIDGET]["model_id"]
 
 
 def test_a_result_that_is_no_heatmap_is_its_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(display, "in_notebook", lambda: True)
+    monkeypatch.setattr(notebook, "in_notebook", lambda: True)
     bundle = made_grading({"a": {"first_hop"}, "b": set()})._repr_mimebundle_()
     assert set(bundle) == {"text/plain", "image/png"}
 
@@ -63,5 +63,5 @@ def test_a_result_whose_picture_needs_a_choice_is_its_table(result: BackPatching
 
 def test_the_view_of_a_result_has_its_picture(result: BackPatching) -> None:
     data, _ = result.view()._repr_mimebundle_()
-    assert set(data) >= {"text/plain", display.WIDGET, "image/png"}
+    assert set(data) >= {"text/plain", notebook.WIDGET, "image/png"}
     assert data["image/png"] == result._repr_mimebundle_()["image/png"]

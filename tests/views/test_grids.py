@@ -10,19 +10,13 @@ import pandas as pd
 import pytest
 from known import made_back_patching
 
+from hopscope.display.grid import EVERYTHING, all_chosen, first_choice, key_of, slice_json, spec_of
+from hopscope.display.layer_grids import grid_of
+from hopscope.display.page import grid_html, page_script
+from hopscope.display.widgets import GridWidget
 from hopscope.errors import UsageError
-from hopscope.experiments import BackPatching, Description
-from hopscope.views.grid import (
-    EVERYTHING,
-    all_chosen,
-    first_choice,
-    key_of,
-    slice_json,
-    spec_of,
-)
-from hopscope.views.page import grid_html, page_script
-from hopscope.views.result_grids import grid_of
-from hopscope.views.widgets import GridWidget
+from hopscope.experiments.two_hop.back_patching import BackPatching
+from hopscope.experiments.two_hop.description import Description
 
 CELLS = [(1, 0), (2, 0), (2, 1), (3, 2)]
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from traitlets import TraitError
 
+from hopscope.documents.world_docs import world_docs
+from hopscope.engine.masked.read import Version, read
+from hopscope.engine.sweep import ReadOut
 from hopscope.errors import QueryError, UsageError
-from hopscope.masked import Version, read
-from hopscope.masks import causal, document_block, knock_out, painted, switched
-from hopscope.models import LanguageModel
-from hopscope.sweep import ReadOut
+from hopscope.masks.algebra import causal, document_block, knock_out, painted, switched
+from hopscope.models.language_model import LanguageModel
 from hopscope.views.mask_painter import MaskPainter, paint_mask
-from hopscope.world_docs import world_docs
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from hopscope.errors import ModelError, QueryError
-from hopscope.experiments import back_patch, grade
-from hopscope.models import LanguageModel
-from hopscope.queries import load_queries
+from hopscope.experiments.two_hop.back_patching import back_patch
+from hopscope.experiments.two_hop.grading import grade
+from hopscope.models.language_model import LanguageModel
+from hopscope.queries.query_set import load_queries
 from hopscope.views import prompt_explorer
 from hopscope.views.prompt_explorer import PromptExplorer, _typed, explore, parse_query
 

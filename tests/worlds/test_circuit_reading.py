@@ -9,13 +9,16 @@ import pytest
 import torch
 
 import hopscope as hs
-from hopscope.edits import Knockout, Patch
+from hopscope.engine.edits import Knockout, Patch
 from hopscope.errors import UsageError
-from hopscope.trainer import Schedule
-from hopscope.worlds import Circuit, Recipe, World, circuit, load_world, train_world
-from hopscope.worlds.blocks import Shape
-from hopscope.worlds.circuit_plot import circuit_figure
-from hopscope.worlds.two_hop_facts import TwoHopFacts
+from hopscope.experiments.worlds.circuit import Circuit, circuit
+from hopscope.experiments.worlds.circuit_plots import circuit_figure
+from hopscope.training.fit import Schedule
+from hopscope.worlds.catalogue import Recipe
+from hopscope.worlds.small_model import Shape
+from hopscope.worlds.tasks.two_hop_facts import TwoHopFacts
+from hopscope.worlds.train import train_world
+from hopscope.worlds.world import World, load_world
 
 RECIPE = Recipe(
     "half learned",
@@ -127,9 +130,9 @@ def test_the_summary_is_over_seeds(read):
 
 
 def test_a_run_goes_on_after_the_last_finished_world(small, read, tmp_path, monkeypatch):
-    from hopscope.worlds import circuit_reading
+    from hopscope.experiments.worlds import circuit
 
-    tables = circuit_reading._tables
+    tables = circuit._tables
 
     def dying(world, *rest):
         if world.seed == 1:
@@ -137,10 +140,10 @@ def test_a_run_goes_on_after_the_last_finished_world(small, read, tmp_path, monk
         return tables(world, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(circuit_reading, "_tables", dying)
+        patch.setattr(circuit, "_tables", dying)
         with pytest.raises(KeyboardInterrupt):
             circuit(small, limit=12, out=tmp_path / "run", progress=False)
-    monkeypatch.setattr(circuit_reading, "_tables", lambda world, *rest: tables(small[1], *rest))
+    monkeypatch.setattr(circuit, "_tables", lambda world, *rest: tables(small[1], *rest))
     again = circuit(small, limit=12, out=tmp_path / "run", progress=False)
     pd.testing.assert_frame_equal(again.frame, read.frame)
     loaded = hs.load_result(tmp_path / "run")
@@ -149,7 +152,7 @@ def test_a_run_goes_on_after_the_last_finished_world(small, read, tmp_path, monk
 
 
 def test_it_computes_in_one_thread_and_leaves_them_as_they_were(small, monkeypatch):
-    from hopscope.worlds import circuit_reading
+    from hopscope.experiments.worlds import circuit
 
     before, during = torch.get_num_threads(), []
 
@@ -157,7 +160,7 @@ def test_it_computes_in_one_thread_and_leaves_them_as_they_were(small, monkeypat
         during.append(torch.get_num_threads())
         raise RuntimeError("midway")
 
-    monkeypatch.setattr(circuit_reading, "_tables", failing)
+    monkeypatch.setattr(circuit, "_tables", failing)
     try:
         torch.set_num_threads(2)
         with pytest.raises(RuntimeError, match="midway"):

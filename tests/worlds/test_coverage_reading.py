@@ -12,14 +12,17 @@ import torch
 
 import hopscope as hs
 from hopscope.errors import UsageError
-from hopscope.trainer import Schedule
-from hopscope.worlds import Coverage, Recipe, World, coverage, over_checkpoints, train_world
-from hopscope.worlds.blocks import Shape
-from hopscope.worlds.coverage_cutoffs import cutoffs
-from hopscope.worlds.coverage_plot import cutoff_curves, gap_curves
-from hopscope.worlds.coverage_reading import GROUPINGS
-from hopscope.worlds.coverage_task import ComposedTables
-from hopscope.worlds.two_hop_facts import TwoHopFacts
+from hopscope.experiments.worlds.coverage import GROUPINGS, Coverage, coverage
+from hopscope.experiments.worlds.coverage_cutoffs import cutoffs
+from hopscope.experiments.worlds.coverage_plots import cutoff_curves, gap_curves
+from hopscope.experiments.worlds.emergence import over_checkpoints
+from hopscope.training.fit import Schedule
+from hopscope.worlds.catalogue import Recipe
+from hopscope.worlds.small_model import Shape
+from hopscope.worlds.tasks.composed_tables import ComposedTables
+from hopscope.worlds.tasks.two_hop_facts import TwoHopFacts
+from hopscope.worlds.train import train_world
+from hopscope.worlds.world import World
 
 RECIPE = Recipe(
     "tables",

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from hopscope.errors import UsageError
-from hopscope.worlds.coverage_cutoffs import cutoffs, exact_cutoffs
-from hopscope.worlds.coverage_task import LENGTHS, ComposedTables
+from hopscope.experiments.worlds.coverage_cutoffs import cutoffs, exact_cutoffs
+from hopscope.worlds.tasks.composed_tables import LENGTHS, ComposedTables
 
 SMALL = ComposedTables(n_tokens=4, n_examples=40, seed=3)
 

@@ -13,11 +13,13 @@ from safetensors.torch import load_file, save_file
 
 import hopscope as hs
 from hopscope.errors import ResultError, UsageError
-from hopscope.trainer import Schedule, snapshot_path
-from hopscope.worlds import Recipe, World, train_world
-from hopscope.worlds.blocks import Shape, untrained
-from hopscope.worlds.emergence import Emergence, kept_steps, over_checkpoints, world_at
-from hopscope.worlds.two_hop_facts import TwoHopFacts
+from hopscope.experiments.worlds.emergence import Emergence, kept_steps, over_checkpoints, world_at
+from hopscope.training.fit import Schedule, snapshot_path
+from hopscope.worlds.catalogue import Recipe
+from hopscope.worlds.small_model import Shape, untrained
+from hopscope.worlds.tasks.two_hop_facts import TwoHopFacts
+from hopscope.worlds.train import train_world
+from hopscope.worlds.world import World
 
 RECIPE = Recipe(
     "tiny",

@@ -10,14 +10,14 @@ import torch
 from conftest import loaded
 
 from hopscope.errors import UsageError
-from hopscope.models import LanguageModel
-from hopscope.paths import reachable
-from hopscope.trainer import IGNORED, Schedule
-from hopscope.worlds import Recipe, train_world
-from hopscope.worlds.blocks import Shape
-from hopscope.worlds.graph_reachability import THOUGHT, GraphReachability
+from hopscope.models.language_model import LanguageModel
+from hopscope.queries.graph_paths import reachable
+from hopscope.training.fit import IGNORED, Schedule
+from hopscope.worlds.catalogue import Recipe
+from hopscope.worlds.small_model import Shape
+from hopscope.worlds.tasks.graph_reachability import THOUGHT, GraphReachability
 from hopscope.worlds.thoughts import think
-from hopscope.worlds.world_training import answer_loss, thought_of
+from hopscope.worlds.train import answer_loss, thought_of, train_world
 
 TASK = GraphReachability(n_vertices=10, n_edges=10, depth=2, stage_steps=10, seed=1)
 TINY = Recipe(

@@ -8,9 +8,9 @@ from collections import Counter
 import pytest
 
 from hopscope.errors import UsageError
-from hopscope.paths import reachable
-from hopscope.trainer import IGNORED
-from hopscope.worlds.graph_search import GraphSearch
+from hopscope.queries.graph_paths import reachable
+from hopscope.training.fit import IGNORED
+from hopscope.worlds.tasks.graph_search import GraphSearch
 
 TASK = GraphSearch(n_vertices=10, n_edges=7, n_branches=2, farthest=3, seed=1)
 VOCABULARY = {word: 3 + n for n, word in enumerate(TASK.words)}

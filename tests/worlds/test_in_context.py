@@ -9,11 +9,12 @@ import pytest
 
 import hopscope as hs
 from hopscope.errors import UsageError
-from hopscope.trainer import Schedule
-from hopscope.worlds import Recipe, World, load_world, train_world
-from hopscope.worlds.blocks import Shape
-from hopscope.worlds.examples import IGNORED
-from hopscope.worlds.in_context import TEMPLATE, ChainsInContext, shuffled_pairs
+from hopscope.training.fit import IGNORED, Schedule
+from hopscope.worlds.catalogue import Recipe
+from hopscope.worlds.small_model import Shape
+from hopscope.worlds.tasks.chains_in_context import TEMPLATE, ChainsInContext, shuffled_pairs
+from hopscope.worlds.train import train_world
+from hopscope.worlds.world import World, load_world
 
 TASK = ChainsInContext(n_nodes=12, fewest=2, most=3, seed=1)
 VOCABULARY = {word: 3 + n for n, word in enumerate(TASK.words)}
@@ -128,7 +129,7 @@ def test_documents_are_read_as_the_training_writes_them(world):
         progress=False,
     )  # fmt: skip
     assert set(result.frame["order"]) == {"forward", "backward"}
-    from hopscope.experiments.document_asking import Asked, DocumentAsker
+    from hopscope.prompting.document_prompts import Asked, DocumentAsker
 
     asker = DocumentAsker(world.model, questions, TEMPLATE, "none")
     for question in questions:

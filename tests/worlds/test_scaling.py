@@ -11,12 +11,16 @@ import pandas as pd
 import pytest
 
 from hopscope.errors import UsageError
-from hopscope.results import load_result
-from hopscope.trainer import Schedule
-from hopscope.worlds import DataNeeded, data_needed
-from hopscope.worlds.blocks import Shape
-from hopscope.worlds.coverage_task import ComposedTables
-from hopscope.worlds.scaling import _Trainings, examples_to_try
+from hopscope.experiments.worlds.data_needed import (
+    DataNeeded,
+    _Trainings,
+    data_needed,
+    examples_to_try,
+)
+from hopscope.results.result import load_result
+from hopscope.training.fit import Schedule
+from hopscope.worlds.small_model import Shape
+from hopscope.worlds.tasks.composed_tables import ComposedTables
 
 
 def result(curves: dict[int, dict[int, float]]) -> DataNeeded:

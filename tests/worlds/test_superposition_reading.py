@@ -11,15 +11,16 @@ import pytest
 import torch
 
 from hopscope.errors import UsageError
-from hopscope.graph_plots import thought_lines
-from hopscope.paths import reachable
-from hopscope.results import load_result
-from hopscope.trainer import Schedule
-from hopscope.worlds import Recipe, World, load_world, superposition, train_world
-from hopscope.worlds.blocks import Shape
-from hopscope.worlds.graph_reachability import GraphReachability, Maze
-from hopscope.worlds.superposition_reading import Superposition, _kind
-from hopscope.worlds.world_training import thought_of
+from hopscope.experiments.worlds.graph_plots import thought_lines
+from hopscope.experiments.worlds.superposition import Superposition, _kind, superposition
+from hopscope.queries.graph_paths import reachable
+from hopscope.results.result import load_result
+from hopscope.training.fit import Schedule
+from hopscope.worlds.catalogue import Recipe
+from hopscope.worlds.small_model import Shape
+from hopscope.worlds.tasks.graph_reachability import GraphReachability, Maze
+from hopscope.worlds.train import thought_of, train_world
+from hopscope.worlds.world import World, load_world
 
 TASK = GraphReachability(n_vertices=10, n_edges=10, depth=2, stage_steps=10)
 TINY = Recipe(

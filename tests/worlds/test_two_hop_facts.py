@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from hopscope.errors import UsageError
-from hopscope.worlds.examples import IGNORED, Drawn, Written, tabulated
-from hopscope.worlds.two_hop_facts import TwoHopFacts, names
+from hopscope.training.fit import IGNORED
+from hopscope.worlds.tasks.examples import Drawn, Written, tabulated
+from hopscope.worlds.tasks.two_hop_facts import TwoHopFacts, names
 
 SMALL = TwoHopFacts(n_entities=7, n_relations=4, unseen=0.2, held_out=10, atom_repeats=3, seed=5)
 VOCABULARY = {word: 3 + n for n, word in enumerate(SMALL.words)}

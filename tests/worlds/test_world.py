@@ -13,14 +13,17 @@ from typer.testing import CliRunner
 
 import hopscope as hs
 from hopscope.cli import app
-from hopscope.data.build_worlds import SHIPPED
 from hopscope.errors import ResultError, UsageError
-from hopscope.models import LanguageModel
-from hopscope.trainer import Schedule, snapshot_path
-from hopscope.worlds import WORLDS, Recipe, catalogue, load_world, train_world, world_training
-from hopscope.worlds.blocks import Shape, tie, untied, untrained
-from hopscope.worlds.emergence import world_at
-from hopscope.worlds.two_hop_facts import TwoHopFacts
+from hopscope.experiments.worlds.emergence import world_at
+from hopscope.models.language_model import LanguageModel
+from hopscope.training.fit import Schedule, snapshot_path
+from hopscope.worlds import catalogue, train
+from hopscope.worlds.build_shipped import SHIPPED
+from hopscope.worlds.catalogue import WORLDS, Recipe
+from hopscope.worlds.small_model import Shape, tie, untied, untrained
+from hopscope.worlds.tasks.two_hop_facts import TwoHopFacts
+from hopscope.worlds.train import train_world
+from hopscope.worlds.world import load_world
 
 TINY = Recipe(
     "tiny",
@@ -160,7 +163,7 @@ def test_passes_stay_tied_while_they_are_trained_and_all_weights_move(tmp_path):
 @pytest.mark.parametrize("stop_at", [1, 3])
 def test_a_training_that_was_killed_ends_with_the_same_weights(tmp_path, monkeypatch, stop_at):
     whole = train_world("tiny", recipe=TINY, progress=False)
-    loss, seen = world_training.answer_loss, []
+    loss, seen = train.answer_loss, []
 
     def dying(*given):
         if len(seen) == stop_at:
@@ -169,7 +172,7 @@ def test_a_training_that_was_killed_ends_with_the_same_weights(tmp_path, monkeyp
         return loss(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(world_training, "answer_loss", dying)
+        patch.setattr(train, "answer_loss", dying)
         with pytest.raises(KeyboardInterrupt):
             train_world("tiny", recipe=TINY, out=tmp_path / "w", progress=False)
     resumed = train_world("tiny", recipe=TINY, out=tmp_path / "w", progress=False)
@@ -210,7 +213,7 @@ def test_snapshots_cannot_be_asked_for_later(tmp_path):
 
 
 def test_what_cannot_work_is_refused_before_the_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(world_training, "fit", None)
+    monkeypatch.setattr(train, "fit", None)
     with pytest.raises(UsageError, match="unknown device"):
         train_world("tiny", recipe=TINY, device="gpu")
     with pytest.raises(UsageError, match="give Shape"):
@@ -250,7 +253,7 @@ def test_a_saved_world_is_read_back_by_folder(tmp_path):
 
 def test_a_name_is_trained_once_and_then_loaded(tiny, monkeypatch):
     model = hs.load_model("world:tiny@2")
-    monkeypatch.setattr(world_training, "fit", None)
+    monkeypatch.setattr(train, "fit", None)
     assert_same(model, load_world("tiny", 2).model)
     assert (tiny / "worlds" / "tiny" / "seed-2" / "world.json").is_file()
     assert model.name == load_world("tiny", 2).model.name == "world:tiny@2"
@@ -328,7 +331,7 @@ def test_what_is_shipped_is_what_the_recipe_makes(name, seed):
     world = load_world(name, seed)
     made = Recipe.from_json(world.record["recipe"]).as_json()
     assert made == WORLDS[name].seeded(seed).as_json()
-    assert world_training.accuracy(world.model, world.task) == pytest.approx(world.accuracy)
+    assert train.accuracy(world.model, world.task) == pytest.approx(world.accuracy)
     loaded = hs.load_model(f"world:{name}@{seed}", dtype="auto")
     assert loaded.dtype == torch.float32
     assert_same(loaded, world.model)

@@ -1,0 +1,1 @@
+"""Keeps the module paths of earlier versions working."""

@@ -1,0 +1,1 @@
+"""Tables as heatmaps that notebooks and pages show; knows no experiment."""

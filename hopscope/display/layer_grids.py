@@ -1,0 +1,286 @@
+"""Provides the grids of results: which heatmap each kind of result shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, singledispatch
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hopscope.display.grid import EVERYTHING, Axis, Choice, Grid, Kind, Measure, Option, Slice
+from hopscope.experiments.two_hop.activation_patching import ActivationPatching
+from hopscope.experiments.two_hop.back_patching import BackPatching
+from hopscope.experiments.two_hop.description import Description
+from hopscope.experiments.two_hop.plots import title_of
+from hopscope.plots.style import CONTROLS
+from hopscope.results.result import Result
+
+HIT = Measure("hit", "answered", "yes")
+ANSWERED = Measure("hit", "queries answered", "share")
+READ = (
+    Measure("answer_probability", "P(answer)", "probability"),
+    Measure("answer_rank", "rank of the answer, from 0", "rank"),
+    Measure("bridge_probability", "P(bridge)", "probability"),
+    Measure("bridge_rank", "rank of the bridge, from 0", "rank"),
+)
+CELL = ["target_layer", "source_layer"]
+MOST_NAMED = 8
+"""Queries whose names are told in a cell that answers them."""
+
+
+@singledispatch
+def grid_of(result: Result) -> Grid | None:
+    """The grid that a result shows; None if it has none."""
+    return None
+
+
+@dataclass(frozen=True)
+class _LayerGrid:
+    """The axes of what reads the state after one block and puts it after another."""
+
+    result: Result
+
+    @property
+    def x(self) -> Axis:
+        return Axis("source layer (read)", _ascending(self.result.frame["source_layer"]))
+
+    @property
+    def y(self) -> Axis:
+        return Axis("target layer (replaced)", _ascending(self.result.frame["target_layer"]))
+
+
+@dataclass(frozen=True)
+class BackPatchingGrid(_LayerGrid):
+    """Source × target layers of a back-patching result, for all queries or one."""
+
+    result: BackPatching
+
+    @property
+    def title(self) -> str:
+        return title_of(self.result, "Back-patching")
+
+    @cached_property
+    def choices(self) -> tuple[Choice, ...]:
+        frame = self.result.frame
+        labels = {name: look.label for name, look in CONTROLS.items()}
+        return (
+            _queries(self.result.details, "prompt"),
+            Choice.of("position", "position", list(frame["position"].unique()), {}),
+            Choice.of("control", "state", list(frame["control"].unique()), labels),
+        )
+
+    @cached_property
+    def _groups(self) -> dict[tuple[Any, ...], pd.DataFrame]:
+        """The cells of each position, control and query; old runs lack what is told of bridges."""
+        frame = self.result.frame.set_index(CELL)
+        told = {
+            f"{entity}_probability": np.exp(frame[f"{entity}_logprob"])
+            for entity in ("answer", "bridge")
+            if f"{entity}_logprob" in frame
+        }
+        groups = frame.assign(**told).groupby(["position", "control", "query"], sort=False)
+        return {key: cells for key, cells in groups if isinstance(key, tuple)}
+
+    @cached_property
+    def _nothing(self) -> pd.DataFrame:
+        """The cells of a query that no other one lent its states to."""
+        return next(iter(self._groups.values())).head(0)
+
+    def slice(self, chosen: Mapping[str, str]) -> Slice:
+        """The cells of one position and control: of one query, or the mean of all."""
+        position, control, query = (chosen[name] for name in ("position", "control", "query"))
+        if query == EVERYTHING:
+            return self._mean(position, control)
+        cells = self._groups.get((position, control, query), self._nothing)
+        details = self.result.details
+        row = details[(details["query"] == query) & (details["position"] == position)].iloc[0]
+        return Slice(
+            cells,
+            (HIT, *_read(cells)),
+            {"says": "generation"},
+            tuple(_facts(row)),
+            marked=HIT.name,
+        )
+
+    def _mean(self, position: str, control: str) -> Slice:
+        """The means of all queries, and which of them are answered."""
+        there = {
+            key: cells for key, cells in self._groups.items() if key[:2] == (position, control)
+        }
+        cells = pd.concat([self._nothing, *there.values()])
+        measures = (ANSWERED, *_read(cells))
+        means = cells.groupby(level=CELL)[[each.name for each in measures]].mean()
+        named = cells[cells["hit"]].groupby(level=CELL)["query"].agg(_some)
+        facts = (("queries", str(len(there))), ("measures", "means over them"))
+        darkest = {"hit": self._largest_share}
+        texts = {"answered": "named"}
+        return Slice(means.assign(named=named), measures, texts, facts, largest=darkest)
+
+    @cached_property
+    def _largest_share(self) -> float:
+        """Of queries answered in a cell, over all positions and states, so that shades compare."""
+        where = ["position", "control", "target_layer", "source_layer"]
+        return float(self.result.frame.groupby(where)["hit"].mean().max())
+
+
+@grid_of.register
+def _(result: BackPatching) -> Grid | None:
+    return BackPatchingGrid(result)
+
+
+def _read(cells: pd.DataFrame) -> tuple[Measure, ...]:
+    """What was read of answer and bridge; old runs lack the bridge."""
+    return tuple(each for each in READ if each.name in cells)
+
+
+def _facts(row: pd.Series[Any]) -> list[tuple[str, str]]:
+    """What is told of a query at one position, before anything was patched."""
+    facts = [
+        ("query", str(row["prompt"])),
+        ("bridge", str(row["bridge"])),
+        ("answer", str(row["answer"])),
+        ("unpatched it says", str(row["clean_generation"])),
+        ("P(answer), rank", _said(row["clean_logprob"], row["clean_rank"])),
+    ]
+    if "clean_bridge_logprob" in row:
+        rank = row["clean_bridge_rank"]
+        facts.append(("P(bridge), rank", _said(row["clean_bridge_logprob"], rank)))
+    if row["donor"] is not None and row["donor"] == row["donor"]:
+        facts.append(("other state from", str(row["donor"])))
+    return facts
+
+
+def _said(logprob: float, rank: float) -> str:
+    """A probability and a rank, which parts from before they were read do not have."""
+    return "not read" if np.isnan(rank) else f"{np.exp(logprob):.3g}, {int(rank)}"
+
+
+def _some(queries: pd.Series[str]) -> str:
+    """The first names of many."""
+    shown = ", ".join(queries.iloc[:MOST_NAMED])
+    more = len(queries) - MOST_NAMED
+    return shown if more <= 0 else f"{shown} and {more} more"
+
+
+@dataclass(frozen=True)
+class DescriptionGrid(_LayerGrid):
+    """Source × target layers of entity descriptions, for all queries or one."""
+
+    result: Description
+
+    @property
+    def title(self) -> str:
+        return title_of(self.result, "Entity description")
+
+    @cached_property
+    def choices(self) -> tuple[Choice, ...]:
+        frame = self.result.frame
+        return (
+            _queries(self.result.details, "question"),
+            Choice.of("position", "position", list(frame["position"].unique()), {}),
+            Choice.of("prompt", "target prompt", list(frame["prompt"].unique()), {}),
+        )
+
+    def slice(self, chosen: Mapping[str, str]) -> Slice:
+        """The cells of one position and target prompt: of one query, or the share of all."""
+        frame = self.result.frame
+        cells = frame[
+            (frame["position"] == chosen["position"]) & (frame["prompt"] == chosen["prompt"])
+        ]
+        entities = {
+            f"{entity}{other}": f"names {'another ' if other else 'the '}{name}"
+            for other in ("", "_other")
+            for entity, name in (("e2", "bridge"), ("e3", "answer"), ("e1", "source"))
+            if f"{entity}{other}" in frame
+        }
+        everything = chosen["query"] == EVERYTHING
+        if not everything:
+            cells = cells[cells["query"] == chosen["query"]]
+        samples = cells["sample"].nunique()
+        kind: Kind = "share" if everything or samples > 1 else "yes"
+        means = cells.groupby(CELL)[list(entities)].mean()
+        measures = tuple(Measure(name, label, kind) for name, label in entities.items())
+        if everything:
+            return Slice(means, measures, facts=(("queries", str(cells["query"].nunique())),))
+        said = cells.drop_duplicates(CELL).set_index(CELL)["generation"]
+        row = self.result.details.set_index("query").loc[[chosen["query"]]].iloc[0]
+        facts = tuple((name, str(row[name])) for name in ("question", "bridge", "answer"))
+        texts = {f"first of {samples} samples" if samples > 1 else "described as": "generation"}
+        return Slice(means.assign(generation=said), measures, texts, facts, marked="e2")
+
+
+@grid_of.register
+def _(result: Description) -> Grid | None:
+    return DescriptionGrid(result)
+
+
+@dataclass(frozen=True)
+class HeadsGrid:
+    """Layer × head of an activation patching result: what each head carries."""
+
+    result: ActivationPatching
+
+    @property
+    def title(self) -> str:
+        return title_of(self.result, "Activation patching of heads")
+
+    @cached_property
+    def _heads(self) -> pd.DataFrame:
+        frame = self.result.frame
+        return frame[frame["site"] == "z"]
+
+    @property
+    def x(self) -> Axis:
+        return Axis("head", _ascending(self._heads["head"]))
+
+    @property
+    def y(self) -> Axis:
+        return Axis("layer", _ascending(self._heads["layer"]))
+
+    @cached_property
+    def choices(self) -> tuple[Choice, ...]:
+        return (
+            _queries(self.result.details, "prompt"),
+            Choice.of("position", "position", list(self._heads["position"].unique()), {}),
+            Choice.of("control", "state", list(self._heads["control"].unique()), PARTNER_LABELS),
+        )
+
+    def slice(self, chosen: Mapping[str, str]) -> Slice:
+        """The heads at one position: of one query, or the mean of all."""
+        heads = self._heads
+        for name in ("position", "control"):
+            heads = heads[heads[name] == chosen[name]]
+        everything = chosen["query"] == EVERYTHING
+        if not everything:
+            heads = heads[heads["query"] == chosen["query"]]
+        measures = (
+            Measure("recovery", "recovery of the partner's answer", "number"),
+            Measure("flipped", "answer flipped", "share" if everything else "yes"),
+            Measure("logit_diff", "logit difference", "number"),
+        )
+        means = heads.groupby(["layer", "head"])[[each.name for each in measures]].mean()
+        return Slice(means, measures, facts=(("queries", str(heads["query"].nunique())),))
+
+
+PARTNER_LABELS = {"none": "the partner's state", "random": "random vector"}
+
+
+@grid_of.register
+def _(result: ActivationPatching) -> Grid | None:
+    return HeadsGrid(result) if (result.frame["site"] == "z").any() else None
+
+
+def _ascending(numbers: Iterable[int]) -> tuple[int, ...]:
+    return tuple(sorted({int(each) for each in numbers}))
+
+
+def _queries(details: pd.DataFrame, text: str) -> Choice:
+    """All queries if there are several, then each by itself, called by its question."""
+    known = details.drop_duplicates("query")
+    named = zip(known["query"], known[text], strict=True)
+    each = [Option(str(query), str(shown)) for query, shown in named]
+    together = [Option(EVERYTHING, f"all {len(known)}")] if len(known) > 1 else []
+    return Choice("query", "query", (*together, *each))

@@ -1,0 +1,1 @@
+"""Questions over several documents: files, orders, layouts and templates."""

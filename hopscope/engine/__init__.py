@@ -1,0 +1,1 @@
+"""The engine: edits, hooks, caches, attention, and the sweep over many versions of a prompt."""

@@ -1,0 +1,294 @@
+"""Provides capture() and edit(): reading and changing a forward pass. All hooks are set here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hopscope.engine.edits import Edit, Knockout, Patch
+from hopscope.errors import ModelError
+from hopscope.masks.algebra import lower, within_window
+from hopscope.models.language_model import LanguageModel
+
+Rewrite = Callable[[int, Tensor], Tensor | None]
+
+
+@contextmanager
+def rewriting_residual(model: LanguageModel, rewrite: Rewrite) -> Iterator[None]:
+    """Pass the residual stream through `rewrite(boundary, hidden)` at each boundary.
+
+    Boundary ℓ lies before block ℓ; boundary n_layers before the final norm. `hidden` has shape
+    (rows, tokens, d_model); the rows may change in number. None leaves it as it is.
+    """
+
+    def at(boundary: int) -> Callable[..., Any]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            changed = rewrite(boundary, args[0] if args else kwargs["hidden_states"])
+            if changed is None:
+                return None
+            if args:
+                return (changed, *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": changed}
+
+        return hook
+
+    with ExitStack() as stack:
+        for boundary, module in enumerate((*model.layers, model.final_norm)):
+            handle = module.register_forward_pre_hook(at(boundary), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def rewriting_output(
+    module: nn.Module, rewrite: Callable[[Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Pass the output of a module (the first of a tuple) through `rewrite`; None leaves it."""
+
+    def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        changed = rewrite(output[0] if isinstance(output, tuple) else output)
+        if changed is None or not isinstance(output, tuple):
+            return changed
+        return (changed, *output[1:])
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def rewriting_input(
+    module: nn.Module, rewrite: Callable[[Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Pass the first input of a module through `rewrite`; None leaves it."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        changed = rewrite(args[0])
+        return None if changed is None else (changed, *args[1:])
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def blocking_attention(
+    attention: nn.Module, knockouts: Sequence[Knockout], n_heads: int, n_tokens: int
+) -> Iterator[None]:
+    """Block edges of one attention module, whatever form its mask has, in passes over a prompt.
+
+    Raises:
+        ModelError: when it runs, if the attention implementation takes no mask of its own.
+    """
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if hidden.shape[1] != n_tokens:
+            return None
+        if "attention_mask" not in kwargs:
+            raise ModelError(f"{type(attention).__name__} is given no attention mask to change")
+        blocked = blocked_edges(knockouts, n_heads, n_tokens).to(hidden.device)
+        mask = kwargs["attention_mask"]
+        config = getattr(attention, "config", None)
+        if mask is None and getattr(config, "_attn_implementation", "sdpa") in ("sdpa", "eager"):
+            mask = ~torch.ones_like(blocked[:1]).triu(1)[None]
+        mask = _without(mask, blocked, hidden.dtype)
+        return args, {**kwargs, "attention_mask": mask}
+
+    handle = attention.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def masking(model: LanguageModel, keeps: Sequence[Tensor], positions: Tensor) -> Iterator[None]:
+    """Give every block a mask of its own, in the form that its attention takes.
+
+    Args:
+        model: the model.
+        keeps: for each block who sees whom, booleans of shape (head or 1, query, key).
+        positions: the position ids of all keys, shape (1, key), by which sliding windows cut.
+    """
+
+    def lowered(layer: int) -> Any:
+        keep, window = keeps[layer].to(positions.device), model.window(layer)
+        if window is not None:
+            keep = within_window(keep, positions[0], window)
+        return lower(keep[None], model.config._attn_implementation, model.dtype)
+
+    with giving_masks(model, [lowered(layer) for layer in range(model.n_layers)]):
+        yield
+
+
+@contextmanager
+def giving_masks(model: LanguageModel, masks: Sequence[Any]) -> Iterator[None]:
+    """Give every block its mask, as its attention takes it, in place of what the model makes."""
+
+    def hook(mask: Any) -> Callable[..., Any]:
+        def replace_mask(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return args, {**kwargs, "attention_mask": mask}
+
+        return replace_mask
+
+    with ExitStack() as stack:
+        for layer, mask in enumerate(masks):
+            attention = model.attention(layer)
+            handle = attention.register_forward_pre_hook(hook(mask), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def blocked_edges(knockouts: Sequence[Knockout], n_heads: int, n_tokens: int) -> Tensor:
+    """Which edges of a prompt are blocked: booleans of shape (head or 1, query, key)."""
+    by_head = any(knockout.heads is not None for knockout in knockouts)
+    blocked = torch.zeros(n_heads if by_head else 1, n_tokens, n_tokens, dtype=torch.bool)
+    for knockout in knockouts:
+        heads = slice(None) if knockout.heads is None else list(knockout.heads)
+        for query, key in knockout.edges():
+            blocked[heads, query, key] = True
+    return blocked
+
+
+def _without(mask: Any, blocked: Tensor, dtype: torch.dtype) -> Tensor:
+    """An attention mask (booleans to keep, or floats to add) with less to see."""
+    if not isinstance(mask, Tensor) or mask.ndim != 4:
+        raise ModelError(
+            "knockouts need an attention implementation that takes a 4-D mask; load the model "
+            "with attn_implementation='sdpa' or 'eager'"
+        )
+    if mask.dtype == torch.bool:
+        return mask & ~blocked
+    return torch.where(blocked, torch.finfo(dtype).min, mask)
+
+
+@contextmanager
+def reading_input(module: nn.Module, read: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call `read` with the first input of a module."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+        read(args[0])
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def edit(model: LanguageModel, edits: Sequence[Edit], n_tokens: int) -> Iterator[None]:
+    """Make the same edits in every row of the forward passes that read a whole prompt.
+
+    A pass over fewer tokens than the prompt has (a decoding step) is left as it is, so
+    `model.hf.generate` may run inside.
+
+    Args:
+        model: the model.
+        edits: patches and knockouts; of two patches in one place the later one counts.
+        n_tokens: length of the prompt in tokens, padding included.
+
+    Raises:
+        UsageError: if an edit does not fit the model or the prompt.
+
+    Example:
+        >>> with edit(model, [Patch(3, -1, vector)], n_tokens=ids.shape[1]):  # doctest: +SKIP
+        ...     logits = model.hf(input_ids=ids).logits
+    """
+    placed = [each.placed(model, n_tokens) for each in edits]
+    patches = [each for each in placed if isinstance(each, Patch)]
+    knockouts = [each for each in placed if isinstance(each, Knockout)]
+
+    def replaced(hidden: Tensor, chosen: Sequence[Patch]) -> Tensor | None:
+        if not chosen or hidden.shape[1] != n_tokens:
+            return None
+        hidden = hidden.clone()
+        for patch in chosen:
+            hidden[:, patch.position, _part(patch)] = patch.vector.to(hidden)
+        return hidden
+
+    def residual(boundary: int, hidden: Tensor) -> Tensor | None:
+        return replaced(hidden, [p for p in patches if p.in_residual and p.boundary == boundary])
+
+    def sublayer(patch: Patch) -> Callable[[Tensor], Tensor | None]:
+        return lambda hidden: replaced(hidden, [patch])
+
+    with ExitStack() as stack:
+        stack.enter_context(rewriting_residual(model, residual))
+        for patch in patches:
+            if not patch.in_residual:
+                stack.enter_context(rewriting(model, patch.site, patch.layer, sublayer(patch)))
+        for layer in sorted({layer for knockout in knockouts for layer in knockout.layers}):
+            chosen = [knockout for knockout in knockouts if layer in knockout.layers]
+            attention = model.attention(layer)
+            stack.enter_context(blocking_attention(attention, chosen, model.n_heads, n_tokens))
+        yield
+
+
+def _part(patch: Patch) -> slice:
+    """The components that a patch replaces in the vector at its place."""
+    if patch.head is None:
+        return slice(None)
+    width = patch.vector.shape[0]
+    return slice(patch.head * width, (patch.head + 1) * width)
+
+
+def rewriting(
+    model: LanguageModel, site: str, layer: int, rewrite: Callable[[Tensor], Tensor | None]
+) -> AbstractContextManager[None]:
+    """Pass what a sublayer writes, or the heads' outputs (`z`), through `rewrite`."""
+    if site == "z":
+        return rewriting_input(model.head_projection(layer), rewrite)
+    return rewriting_output(model.writer(layer, site), rewrite)
+
+
+@contextmanager
+def recording(
+    model: LanguageModel, sites: Sequence[str], into: Mapping[str, list[Tensor | None]]
+) -> Iterator[None]:
+    """Keep the named states of a forward pass.
+
+    Args:
+        model: the model.
+        sites: any of `resid_pre`, `resid_post`, `attn_out`, `mlp_out`, `head_input`.
+        into: for each site a list with one place a block, filled with (rows, tokens, width).
+    """
+
+    def residual(boundary: int, hidden: Tensor) -> None:
+        if "resid_pre" in sites and boundary < model.n_layers:
+            into["resid_pre"][boundary] = hidden
+        if "resid_post" in sites and boundary > 0:
+            into["resid_post"][boundary - 1] = hidden
+
+    def keep(site: str, layer: int) -> Callable[[Tensor], None]:
+        def read(hidden: Tensor) -> None:
+            into[site][layer] = hidden
+
+        return read
+
+    with ExitStack() as stack:
+        if {"resid_pre", "resid_post"} & set(sites):
+            stack.enter_context(rewriting_residual(model, residual))
+        for layer in range(model.n_layers):
+            for site in {"attn_out", "mlp_out"} & set(sites):
+                stack.enter_context(rewriting_output(model.writer(layer, site), keep(site, layer)))
+            if "head_input" in sites:
+                projection = model.head_projection(layer)
+                stack.enter_context(reading_input(projection, keep("head_input", layer)))
+        yield
+
+
+def stacked(states: Sequence[Tensor | None], device: torch.device | str | None = None) -> Tensor:
+    """The states of all blocks as one tensor with a layer axis behind the tokens."""
+    found = [state for state in states if state is not None]
+    assert len(found) == len(states), "a block did not run"
+    return torch.stack([state.to(device or found[0].device) for state in found], dim=2)

@@ -1,0 +1,1 @@
+"""Analyses of questions over documents: order, masks, attention, paths."""

@@ -1,0 +1,310 @@
+"""Attention to documents: how much the answer looks at each of them, when right and when wrong.
+
+Masking in Multi-hop QA (Huang et al. 2025), section 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from torch import Tensor
+
+from hopscope.documents.layout import Label, Layout, Template
+from hopscope.documents.orders import Order, order_name
+from hopscope.documents.question_set import QuestionSet
+from hopscope.engine.masked.read import Version
+from hopscope.errors import UsageError
+from hopscope.experiments.documents.permutation import template_for
+from hopscope.masks.algebra import Mask
+from hopscope.prompting.document_prompts import (
+    VERDICTS,
+    Asked,
+    DocumentAsker,
+    DocumentReader,
+    check_masks,
+    check_metric,
+    check_orders,
+    described,
+    scores,
+)
+from hopscope.prompting.query_prompts import intervals
+from hopscope.results.result import Result, Tables, provenance
+from hopscope.results.runs import run_over
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PER_PART = 4
+READ = ("answer", "last")
+VERSION = ["query", "order", "mask"]
+
+
+@dataclass(frozen=True, repr=False)
+class DocumentAttention(Result):
+    """How much attention goes from the answer to each document, in each block and head.
+
+    `frame` has one row a question, order, mask, block, head and document: `mass`, GA(l, h, answer,
+    d) of the paper: the attention weights from a token that is read to all tokens of document d,
+    summed, and averaged over the tokens that are read; `hop`, the number of the document in the
+    chain from 1, or 0 for a distractor; `slot`, its displayed place. `details` has one row a
+    question, order and mask: what was answered, and how many tokens were read.
+    """
+
+    kind = "document_attention"
+
+    def ic(self) -> pd.DataFrame:
+        """IC(d) = sum over blocks of the mean over heads of GA: from 0 to the number of blocks.
+
+        Huang et al. 2025, section 5.2 (information contribution).
+
+        Returns:
+            Columns `query, order, mask, document, hop, slot, ic`.
+        """
+        keys = [*VERSION, "document", "hop", "slot", "layer"]
+        means = self.frame.groupby(keys, sort=False)["mass"].mean()
+        summed = means.groupby(level=keys[:-1], sort=False).sum()
+        return summed.rename("ic").reset_index()
+
+    def peaks(self, metric: str = "contained") -> pd.DataFrame:
+        """The largest IC of each version, of which document, and whether the answer is right.
+
+        Returns:
+            Columns `query, order, mask, peak, document, hop, correct`.
+
+        Raises:
+            UsageError: for a metric that is not right or wrong.
+        """
+        check_metric(metric, VERDICTS)
+        ic = self.ic()
+        highest = ic.loc[ic.groupby(VERSION, sort=False)["ic"].idxmax()]
+        highest = highest.rename(columns={"ic": "peak"})
+        verdicts = self.details[[*VERSION, metric]].rename(columns={metric: "correct"})
+        table = highest.merge(verdicts, on=VERSION)
+        return table[[*VERSION, "peak", "document", "hop", "correct"]]
+
+    def compare(self, metric: str = "contained") -> pd.DataFrame:
+        """Peaks of right against wrong answers.
+
+        Returns:
+            Columns `order, mask, right, wrong` (how many), `median_right, median_wrong`, `auc`: how
+            often a right answer has a higher peak than a wrong one (1/2: chance), and `p` of the
+            Mann-Whitney test.
+        """
+        rows = []
+        for key, group in self.peaks(metric).groupby(["order", "mask"], sort=False):
+            right = group.loc[group["correct"], "peak"].to_numpy()
+            wrong = group.loc[~group["correct"], "peak"].to_numpy()
+            rows.append((*key, *_against(right, wrong)))
+        columns = ["order", "mask", "right", "wrong", "median_right", "median_wrong", "auc", "p"]
+        return pd.DataFrame(rows, columns=columns)
+
+    def by_layer(self, metric: str = "contained", seed: int = 0) -> pd.DataFrame:
+        """The attention to a document of each hop by block, for right and for wrong answers.
+
+        Heads are averaged; of the distractors the mean is taken.
+
+        Returns:
+            Columns `order, mask, correct, hop, layer, n, mass, low, high`.
+
+        Raises:
+            UsageError: for a metric that is not right or wrong.
+        """
+        check_metric(metric, VERDICTS)
+        means = self.frame.groupby([*VERSION, "hop", "layer"], sort=False)["mass"].mean()
+        verdicts = self.details[[*VERSION, metric]].rename(columns={metric: "correct"})
+        table = means.reset_index().merge(verdicts, on=VERSION)
+        return intervals(table, ["order", "mask", "correct", "hop", "layer"], "mass", "mass", seed)
+
+    def by_head(self) -> pd.DataFrame:
+        """The mean attention of each head to a document of each hop.
+
+        Returns:
+            Columns `order, mask, hop, layer, head, mass`.
+        """
+        keys = ["order", "mask", "hop", "layer", "head"]
+        return self.frame.groupby(keys, sort=False)["mass"].mean().reset_index()
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the peaks of right and of wrong answers."""
+        from hopscope.experiments.documents import plots
+
+        return plots.peak_strips(self.peaks(), self.compare(), ax)
+
+
+def _against(right: np.ndarray, wrong: np.ndarray) -> tuple[Any, ...]:
+    unknown = float("nan")
+    middle = [float(np.median(each)) if len(each) else unknown for each in (right, wrong)]
+    if not len(right) or not len(wrong):
+        return (len(right), len(wrong), *middle, unknown, unknown)
+    test = stats.mannwhitneyu(right, wrong, alternative="two-sided")
+    auc = float(test.statistic) / (len(right) * len(wrong))
+    return (len(right), len(wrong), *middle, auc, float(test.pvalue))
+
+
+def attention_to_documents(
+    model: DocumentReader,
+    questions: QuestionSet,
+    orders: Sequence[Order] = ("original",),
+    masks: Sequence[str | Mask] | str | Mask | None = None,
+    *,
+    read: str = "answer",
+    template: str | Template | None = None,
+    label: Label = "position",
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    shard: tuple[int, int] | None = None,
+    progress: bool = True,
+) -> DocumentAttention:
+    """Let the model answer, and read how much attention its answer pays to each document.
+
+    Of an encoder-decoder it is the cross-attention of the decoder. Only the rows that are read are
+    computed: prompts are read by a fused attention without
+    weights, and the weights are kept for the answer's tokens alone.
+
+    Args:
+        model: a decoder-only model, or a T5-like encoder-decoder.
+        questions: the questions.
+        orders: of the documents.
+        masks: names or masks.
+        read: the tokens whose attention is read: those of the `answer` as the model generates it
+            (its first line), or the `last` one of the prompt, which predicts its first token.
+        template, label, max_new_tokens, seed, out, shard, progress: as for `permute_documents`.
+
+    Returns:
+        A `DocumentAttention`: `ic()`, `peaks()`, `compare()`, `by_layer()`, `by_head()`.
+
+    Raises:
+        QueryError, UsageError: as `permute_documents`.
+        ModelError: if the family's attention cannot be read.
+
+    Example:
+        >>> attention_to_documents(model, questions, ["forward"]).compare()   # doctest: +SKIP
+    """
+    check_read(read)
+    chosen, named = check_orders(orders), check_masks(masks, model)
+    asker = DocumentAsker(
+        model, questions, template_for(questions, template), label, max_new_tokens, seed
+    )
+    asker.check(chosen)
+    settings = {
+        **asker.settings,
+        "orders": [order_name(order) for order in chosen],
+        "masks": [mask.name for mask in named],
+        "read": read,
+    }
+    reader = _Reader(asker, list(product(chosen, named)), read)
+    run = provenance(model, questions, DocumentAttention.kind, settings)
+    tables = run_over(
+        questions, reader.tables, run, per_part=PER_PART, out=out, shard=shard, progress=progress
+    )
+    return DocumentAttention.of(tables, run)
+
+
+def check_read(read: str) -> None:
+    """Refuse to read other tokens than an answer's or a prompt's last.
+
+    Raises:
+        UsageError: with what can be read.
+    """
+    if read not in READ:
+        raise UsageError(f"cannot read {read!r}: choose {' or '.join(READ)}")
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads the attention of some questions."""
+
+    asker: DocumentAsker
+    variants: Sequence[tuple[Order, Mask]]
+    read: str
+
+    def tables(self, questions: QuestionSet) -> Tables:
+        """Frame and details of some questions."""
+        frames, details = [], []
+        for question in questions:
+            asked = self.asker.asked(question)
+            versions = [
+                Version(self.asker.layout(asked, order), mask) for order, mask in self.variants
+            ]
+            readings = self.asker.read(versions, attention=True)
+            assert readings.masses is not None
+            for index, (order, mask) in enumerate(self.variants):
+                tokens = readings.outputs.tokens[index]
+                names = {"query": question.id, "order": order_name(order), "mask": mask.name}
+                mass, n_read = read_masses(self.asker, readings.masses[index], tokens, self.read)
+                frames.append(document_masses(versions[index].layout, mass).assign(**names))
+                details.append({**self._detail(asked, tokens), **names, "tokens_read": n_read})
+        keys = [*VERSION, "layer", "head", "document", "hop", "slot", "mass"]
+        frame = pd.concat(frames, ignore_index=True)[keys]
+        return {"frame": frame, "details": pd.DataFrame(details)}
+
+    def _detail(self, asked: Asked, tokens: Sequence[int]) -> dict[str, Any]:
+        text = self.asker.answer(tokens)
+        return {**described(asked), "generation": text, **scores(text, asked.question.names)}
+
+
+def read_masses(
+    asker: DocumentAsker, masses: Tensor, tokens: Sequence[int], read: str
+) -> tuple[Tensor, int]:
+    """The attention to segments, averaged over the tokens that are read.
+
+    Of an answer of no token (an empty line) the prompt's last token is read.
+
+    Args:
+        asker: who asked.
+        masses: as in `Readings.masses`, shape (token, layer, head, segment).
+        tokens: what was generated.
+        read: `answer` or `last`.
+
+    Returns:
+        Shape (layer, head, segment), and how many tokens were read.
+    """
+    n = answer_length(asker, tokens) if read == "answer" else 0
+    rows = masses[1 : 1 + n] if n else masses[:1]
+    return rows.mean(dim=0), n
+
+
+def answer_length(asker: DocumentAsker, tokens: Sequence[int]) -> int:
+    """How many generated tokens belong to the answer: those before a line break, if it ends one."""
+    if not asker.form.one_line:
+        return len(tokens)
+    for n in range(1, len(tokens) + 1):
+        if "\n" in asker.model.decode(tokens[:n]):
+            return n - 1
+    return len(tokens)
+
+
+def document_masses(layout: Layout, mass: Tensor) -> pd.DataFrame:
+    """The attention to each document as a table: `layer, head, document, hop, slot, mass`."""
+    n_layers, n_heads, _ = mass.shape
+    numbers = np.array([layout.question.numbers[each] for each in layout.order])
+    here = mass[:, :, 1 : 1 + len(numbers)].numpy()
+    layer, head, slot = np.meshgrid(
+        *(np.arange(n) for n in (n_layers, n_heads, len(numbers))), indexing="ij"
+    )
+    gold = list(layout.question.gold)
+    hops = np.array([gold.index(each) + 1 if each in gold else 0 for each in layout.order])
+    return pd.DataFrame(
+        {
+            "layer": layer.ravel(),
+            "head": head.ravel(),
+            "document": numbers[slot.ravel()],
+            "hop": hops[slot.ravel()],
+            "slot": slot.ravel(),
+            "mass": here.ravel().astype(np.float32),
+        }
+    )
+
+
+def peak_of(layout: Layout, mass: Tensor) -> float:
+    """The highest IC of a document: the sum over blocks of the mean over heads."""
+    documents = mass[:, :, 1 : 1 + len(layout.order)]
+    return float(documents.mean(dim=1).sum(dim=0).max())

@@ -1,0 +1,308 @@
+"""Masked paths: which edges between documents and question carry each hop, block by block.
+
+Attention knockout (Geva et al. 2023) on spans of a prompt over documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from hopscope.documents.layout import Label, Layout, Template
+from hopscope.documents.orders import Order, order_name
+from hopscope.documents.question_set import QuestionSet
+from hopscope.engine.attention import Prefix
+from hopscope.engine.edits import Knockout
+from hopscope.engine.masked.read import Version
+from hopscope.engine.sweep import CleanRun, clean_run, sweep
+from hopscope.errors import QueryError, UsageError
+from hopscope.experiments.documents.permutation import template_for
+from hopscope.experiments.two_hop.controls import seeded
+from hopscope.masks.algebra import knock_out, prefix_bidirectional
+from hopscope.models.encoder_decoder import EncoderDecoder
+from hopscope.models.language_model import LanguageModel
+from hopscope.prompting.document_prompts import (
+    Asked,
+    DocumentAsker,
+    DocumentReader,
+    described,
+    scores,
+)
+from hopscope.prompting.query_prompts import check_choice, check_layers, intervals
+from hopscope.results.result import Result, Tables, provenance
+from hopscope.results.runs import run_over
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PER_PART = 2
+DEFAULT_EDGES = ("gold 2->gold 1", "question->gold 1", "question->gold 2", "last->gold 2")
+CONTROLS = ("distractor",)
+MEASURES = ("changed", "lost", "answer_change")
+
+
+@dataclass(frozen=True, repr=False)
+class MaskedPaths(Result):
+    """What happens when edges between parts of a prompt over documents are blocked.
+
+    `frame` has one row a question, edge, control and block (the middle of the window): `changed`,
+    whether the answer is another one; `lost`, whether a right answer became a wrong one (missing
+    where it was wrong); `answer_logprob` of the answer's first token, and `answer_change` from the
+    clean prompt, nats. `control` is `none`, or `distractor`: the same edge to a distractor.
+    """
+
+    kind = "masked_paths"
+
+    def effect(self, measure: str = "changed", seed: int = 0) -> pd.DataFrame:
+        """The mean of a measure over questions, for each edge, control and block.
+
+        Args:
+            measure: `changed`, `lost` or `answer_change`.
+            seed: of the bootstrap.
+
+        Returns:
+            Columns `edge, control, layer, n, effect, low, high`.
+
+        Raises:
+            UsageError: for another measure.
+        """
+        if measure not in MEASURES:
+            raise UsageError(f"unknown measure {measure!r}: choose one of {', '.join(MEASURES)}")
+        return intervals(self.frame, ["edge", "control", "layer"], measure, "effect", seed)
+
+    def above_chance(self, measure: str = "changed", seed: int = 0) -> pd.DataFrame:
+        """How much more each edge does than the same edge to a distractor, paired.
+
+        Returns:
+            Columns `edge, layer, n, difference, low, high`.
+        """
+        keys = ["query", "edge", "layer"]
+        wide = self.frame.pivot(index=keys, columns="control", values=measure).astype(float)
+        if not {"none", "distractor"} <= set(wide.columns):
+            return pd.DataFrame(columns=["edge", "layer", "n", "difference", "low", "high"])
+        wide["difference"] = wide["none"] - wide["distractor"]
+        return intervals(wide.reset_index(), keys[1:], "difference", "difference", seed)
+
+    def plot(self, ax: Axes | None = None, measure: str = "changed") -> Axes:
+        """Draw the effect of each edge by block, with its control dotted."""
+        from hopscope.experiments.documents import plots
+
+        return plots.path_lines(self.effect(measure), ax, measure=measure)
+
+
+def masked_paths(
+    model: DocumentReader,
+    questions: QuestionSet,
+    edges: Sequence[str] = DEFAULT_EDGES,
+    controls: Sequence[str] = CONTROLS,
+    *,
+    order: Order = "forward",
+    window: int = 3,
+    layers: Sequence[int] | None = None,
+    template: str | Template | None = None,
+    label: Label = "position",
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    shard: tuple[int, int] | None = None,
+    progress: bool = True,
+) -> MaskedPaths:
+    """Block edges from parts of a prompt to others in a window of blocks, for every window.
+
+    All heads, while the prompt is read: under a causal mask, where cells share everything before
+    the first token whose attention changes (see `hopscope.engine`); of an encoder-decoder in its
+    encoder, where edges may look ahead.
+
+    Args:
+        model: a decoder-only model, or a T5-like encoder-decoder.
+        questions: the questions.
+        edges: `query->key`, each a span of `Layout.tokens`, such as `question->gold 1`. An edge
+            that looks ahead in this order does nothing and is an error.
+        controls: `distractor` also blocks the edge to another document that comes before the same
+            query: the one whose length is nearest.
+        order: of the documents.
+        window: blocks on each side of the middle one.
+        layers: 0-based middles; all if None.
+        template, label, max_new_tokens, seed, out, shard, progress: as for `permute_documents`.
+
+    Returns:
+        A `MaskedPaths`: `effect()`, `above_chance()`.
+
+    Raises:
+        QueryError: for an order or edge that a question cannot have.
+        UsageError: for a bad argument.
+    """
+    if isinstance(edges, str) or not edges or any("->" not in each for each in edges):
+        raise UsageError(f"edges are a list of 'query->key', such as 'question->gold 1': {edges!r}")
+    if window < 0:
+        raise UsageError(f"window must be 0 or more layers, not {window}")
+    wanted = check_choice("control", controls, CONTROLS) if controls else []
+    n_layers = model.n_encoder_layers if isinstance(model, EncoderDecoder) else model.n_layers
+    middles = check_layers(layers, n_layers)
+    asker = DocumentAsker(
+        model, questions, template_for(questions, template), label, max_new_tokens, seed
+    )
+    asker.check([order])
+    settings = {
+        **asker.settings,
+        "edges": list(dict.fromkeys(edges)),
+        "controls": wanted,
+        "order": order_name(order),
+        "window": window,
+        "layers": middles,
+    }
+    named = list(dict.fromkeys(edges))
+    blocker = _Blocker(asker, named, wanted, order, window, middles, n_layers)
+    run = provenance(model, questions, MaskedPaths.kind, settings)
+    tables = run_over(
+        questions, blocker.tables, run, per_part=PER_PART, out=out, shard=shard, progress=progress
+    )
+    return MaskedPaths.of(tables, run)
+
+
+Blocked = tuple[range, tuple[int, ...], tuple[int, ...]]
+"""Layers, tokens that look, and tokens that they no longer see."""
+Answers = tuple[list[str], np.ndarray]
+"""What is answered in each cell, and the log-probability of the answer's first token."""
+
+
+@dataclass(frozen=True)
+class _Sweeper:
+    """Runs the cells of one prompt as a sweep over its causal run."""
+
+    asker: DocumentAsker
+    model: LanguageModel
+    layout: Layout
+    answer_tokens: tuple[int, ...]
+
+    @cached_property
+    def clean(self) -> CleanRun:
+        """The unedited run."""
+        return clean_run(self.model, self.layout.ids, Prefix())
+
+    def __call__(self, cells: Sequence[Blocked | None]) -> Answers:
+        edits = [[] if cell is None else [Knockout(*cell)] for cell in cells]
+        what = self.asker.read_out(self.answer_tokens)
+        outputs = sweep(self.model, self.layout.ids, edits, what, clean=self.clean)
+        return [self.asker.answer(each) for each in outputs.tokens], outputs.logprob.numpy()
+
+
+@dataclass(frozen=True)
+class _Masker:
+    """Runs the cells of one prompt under masks, in the encoder of an encoder-decoder."""
+
+    asker: DocumentAsker
+    layout: Layout
+    answer_tokens: tuple[int, ...]
+
+    def __call__(self, cells: Sequence[Blocked | None]) -> Answers:
+        usual = prefix_bidirectional()
+        masks = [
+            usual if cell is None else usual & knock_out(cell[1], cell[2], layers=cell[0])
+            for cell in cells
+        ]
+        versions = [Version(self.layout, mask) for mask in masks]
+        outputs = self.asker.read(versions, answer_tokens=self.answer_tokens).outputs
+        return [self.asker.answer(each) for each in outputs.tokens], outputs.logprob.numpy()
+
+
+def _runner(asker: DocumentAsker, layout: Layout, asked: Asked) -> _Sweeper | _Masker:
+    tokens = asker.model.answer_tokens(asked.question.names)
+    if isinstance(asker.model, EncoderDecoder):
+        return _Masker(asker, layout, tokens)
+    return _Sweeper(asker, asker.model, layout, tokens)
+
+
+@dataclass(frozen=True)
+class _Blocker:
+    """Blocks edges in the prompts of some questions."""
+
+    asker: DocumentAsker
+    edges: Sequence[str]
+    controls: Sequence[str]
+    order: Order
+    window: int
+    middles: Sequence[int]
+    n_layers: int
+
+    def tables(self, questions: QuestionSet) -> Tables:
+        """Frame and details of some questions."""
+        frames, details = [], []
+        for question in questions:
+            asked = self.asker.asked(question)
+            runner = _runner(self.asker, self.asker.layout(asked, self.order), asked)
+            texts, logprobs = runner([None])
+            before = texts[0], float(logprobs[0])
+            for edge in self.edges:  # each alone, since cells share what comes before their edits
+                cells, names = self._cells(runner.layout, edge)
+                frame = _measured(asked, before, *runner(cells))
+                frames.append(pd.concat([names, frame], axis=1).assign(query=question.id))
+            answered = scores(before[0], asked.question.names)
+            details.append({**described(asked), "generation": before[0], **answered})
+        columns = ["query", "edge", "control", "layer", "generation", "changed", "lost"]
+        columns += ["answer_logprob", "answer_change"]
+        frame = pd.concat(frames, ignore_index=True)[columns]
+        return {"frame": frame, "details": pd.DataFrame(details)}
+
+    def _cells(self, layout: Layout, edge: str) -> tuple[list[Blocked], pd.DataFrame]:
+        """A cell of one edge for each control and middle, and their names."""
+        cells: list[Blocked] = []
+        names = []
+        for control in ("none", *self.controls):
+            ends = self._ends(layout, edge, control)
+            if ends is None:
+                continue
+            for middle in self.middles:
+                low, high = middle - self.window, middle + self.window
+                layers = range(max(0, low), min(self.n_layers, high + 1))
+                cells.append((layers, *ends))
+                names.append((edge, control, middle))
+        return cells, pd.DataFrame(names, columns=["edge", "control", "layer"])
+
+    def _ends(
+        self, layout: Layout, edge: str, control: str
+    ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """The tokens that look and those that they no longer see."""
+        query, _, key = (part.strip() for part in edge.partition("->"))
+        queries, keys = layout.tokens(query), layout.tokens(key)
+        causal = not isinstance(self.asker.model, EncoderDecoder)
+        if not queries or not keys or (causal and max(queries) <= min(keys)):
+            raise QueryError(
+                f"question {layout.question.id!r}: the edge {edge!r} looks ahead or at nothing in "
+                f"the order {order_name(self.order)!r}, so blocking it does nothing"
+            )
+        if control == "none":
+            return queries, keys
+        spans = [tuple(layout.document(each)) for each in layout.question.distractors]
+        apart = [span for span in spans if span and not set(span) & {*queries, *keys}]
+        before = [span for span in apart if not causal or max(span) < min(queries)]
+        if not before:
+            return None
+        drawn = seeded(self.asker.seed, layout.question.id, edge)
+        mixed = [before[index] for index in torch.randperm(len(before), generator=drawn).tolist()]
+        return queries, min(mixed, key=lambda span: abs(len(span) - len(keys)))
+
+
+def _measured(
+    asked: Asked, before: tuple[str, float], texts: Sequence[str], logprobs: np.ndarray
+) -> pd.DataFrame:
+    """What each cell does, beside the answer and log-probability of the clean prompt."""
+    names, (clean, logprob) = asked.question.names, before
+    right = bool(scores(clean, names)["contained"])
+    lost = [float(not scores(text, names)["contained"]) if right else np.nan for text in texts]
+    return pd.DataFrame(
+        {
+            "generation": texts,
+            "changed": [text != clean for text in texts],
+            "lost": lost,
+            "answer_logprob": logprobs,
+            "answer_change": logprobs - logprob,
+        }
+    )

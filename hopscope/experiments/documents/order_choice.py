@@ -1,0 +1,189 @@
+"""Choosing an order: of several shuffles keep the answer whose attention peaks highest.
+
+Masking in Multi-hop QA (Huang et al. 2025), section 5.3; with the baselines that it needs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from hopscope.documents.layout import Label, Template
+from hopscope.documents.orders import order_name, shuffles
+from hopscope.documents.question_set import QuestionSet
+from hopscope.engine.masked.read import Version
+from hopscope.errors import UsageError
+from hopscope.experiments.documents.attention import check_read, peak_of, read_masses
+from hopscope.experiments.documents.permutation import template_for
+from hopscope.masks.algebra import Mask
+from hopscope.prompting.document_prompts import (
+    DocumentAsker,
+    DocumentReader,
+    check_masks,
+    check_metric,
+    described,
+    paired,
+    scores,
+)
+from hopscope.queries.answers import squashed
+from hopscope.results.result import Result, Tables, mean_intervals, provenance
+from hopscope.results.runs import run_over
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PER_PART = 4
+STRATEGIES = ("mean", "peak", "majority", "oracle")
+
+
+@dataclass(frozen=True, repr=False)
+class OrderChoice(Result):
+    """What a model answers in several seeded shuffles of the documents.
+
+    `frame` has one row a question and shuffle: `query, shuffle, order, generation, peak` and the
+    metrics of `Permutation`.
+    """
+
+    kind = "order_choice"
+
+    def choices(self, metric: str = "contained") -> pd.DataFrame:
+        """The score of each question by strategy.
+
+        `mean`: of all shuffles, what a random one gives. `peak`: of the answer with the highest
+        peak of attention. `majority`: of the answer that most shuffles give (the first of those
+        that are as frequent). `oracle`: 1 if any is right. All over the same shuffles.
+
+        Returns:
+            One row a question, one column a strategy.
+
+        Raises:
+            UsageError: for an unknown metric.
+        """
+        check_metric(metric)
+        rows = {}
+        for query, group in self.frame.groupby("query", sort=False):
+            values = group[metric].to_numpy(dtype=float)
+            said = [squashed(text) for text in group["generation"]]
+            common = Counter(said).most_common(1)[0][0]
+            rows[query] = {
+                "mean": values.mean(),
+                "peak": values[int(np.argmax(group["peak"].to_numpy()))],
+                "majority": values[said.index(common)],
+                "oracle": values.max(),
+            }
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("query")
+
+    def summary(self, metric: str = "contained", seed: int = 0) -> pd.DataFrame:
+        """Accuracy by strategy, and what it gains over a random shuffle.
+
+        Returns:
+            Columns `strategy, n, accuracy, low, high, gain, gain_low, gain_high`: 95 % bootstrap
+            intervals over questions; the gain is paired.
+        """
+        table = self.choices(metric)
+        means = mean_intervals([table[name].to_numpy() for name in STRATEGIES], seed)
+        rows = []
+        for name, mean in zip(STRATEGIES, means, strict=True):
+            gain = paired(table["mean"].to_numpy(), table[name].to_numpy(), seed)
+            rows.append((name, len(table), *mean, gain["difference"], gain["low"], gain["high"]))
+        columns = ["strategy", "n", "accuracy", "low", "high", "gain", "gain_low", "gain_high"]
+        return pd.DataFrame(rows, columns=columns)
+
+    def plot(self, ax: Axes | None = None, metric: str = "contained") -> Axes:
+        """Draw accuracy by strategy."""
+        from hopscope.experiments.documents import plots
+
+        return plots.strategy_points(self.summary(metric), ax)
+
+
+def best_order(
+    model: DocumentReader,
+    questions: QuestionSet,
+    k: int = 20,
+    mask: str | Mask | None = None,
+    *,
+    read: str = "answer",
+    template: str | Template | None = None,
+    label: Label = "position",
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    shard: tuple[int, int] | None = None,
+    progress: bool = True,
+) -> OrderChoice:
+    """Answer in `k` seeded shuffles, and choose by the peak of attention.
+
+    Args:
+        model: the model.
+        questions: the questions; each needs at least `k` orders.
+        k: how many different shuffles.
+        mask: a name or a mask.
+        read: whose attention is read; see `attention_to_documents`.
+        template, label, max_new_tokens, out, shard, progress: as for `permute_documents`.
+        seed: of the shuffles.
+
+    Returns:
+        An `OrderChoice`: `summary()` has the choice beside mean, majority vote and oracle.
+
+    Raises:
+        QueryError: if a question has fewer than `k` orders, or does not fit the context.
+        UsageError: for a bad argument.
+    """
+    if k < 1:
+        raise UsageError(f"k must be 1 or more shuffles, not {k}")
+    chosen = check_masks(mask, model)[0]
+    asker = DocumentAsker(
+        model, questions, template_for(questions, template), label, max_new_tokens, seed
+    )
+    check_read(read)
+    asker.check()
+    for question in questions:
+        shuffles(asker.asked(question).question, k, seed)
+    settings = {**asker.settings, "k": k, "mask": chosen.name, "read": read}
+    chooser = _Chooser(asker, k, chosen, read)
+    run = provenance(model, questions, OrderChoice.kind, settings)
+    tables = run_over(
+        questions, chooser.tables, run, per_part=PER_PART, out=out, shard=shard, progress=progress
+    )
+    return OrderChoice.of(tables, run)
+
+
+@dataclass(frozen=True)
+class _Chooser:
+    """Asks some questions in all their shuffles."""
+
+    asker: DocumentAsker
+    k: int
+    mask: Mask
+    read: str
+
+    def tables(self, questions: QuestionSet) -> Tables:
+        """Frame and details of some questions."""
+        rows, details = [], []
+        for question in questions:
+            asked = self.asker.asked(question)
+            orders = shuffles(asked.question, self.k, self.asker.seed)
+            versions = [Version(self.asker.layout(asked, each), self.mask) for each in orders]
+            readings = self.asker.read(versions, attention=True)
+            assert readings.masses is not None
+            details.append(described(asked))
+            for index, (order, version) in enumerate(zip(orders, versions, strict=True)):
+                tokens = readings.outputs.tokens[index]
+                mass, _ = read_masses(self.asker, readings.masses[index], tokens, self.read)
+                text = self.asker.answer(tokens)
+                rows.append(
+                    {
+                        "query": question.id,
+                        "shuffle": index,
+                        "order": order_name(order),
+                        "generation": text,
+                        "peak": peak_of(version.layout, mass),
+                        **scores(text, question.names),
+                    }
+                )
+        return {"frame": pd.DataFrame(rows), "details": pd.DataFrame(details)}

@@ -1,0 +1,233 @@
+"""Permuted documents: how the order of documents and the mask change multi-hop answers.
+
+Masking in Multi-hop QA (Huang et al. 2025), sections 3 and 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import pandas as pd
+
+from hopscope.documents.layout import Label, Template, Way
+from hopscope.documents.orders import Order, order_name
+from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
+from hopscope.engine.masked.read import Version
+from hopscope.errors import UsageError
+from hopscope.masks.algebra import Mask
+from hopscope.prompting.document_prompts import (
+    DEFAULT_ORDERS,
+    DocumentAsker,
+    DocumentReader,
+    accuracies,
+    check_masks,
+    check_orders,
+    described,
+    paired,
+    scores,
+)
+from hopscope.prompting.query_prompts import check_choice
+from hopscope.results.result import Result, Tables, provenance
+from hopscope.results.runs import run_over
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PER_PART = 4
+GROUP = ["order", "mask", "permuting"]
+
+
+@dataclass(frozen=True, repr=False)
+class Permutation(Result):
+    """What a model answers when documents are permuted and masks changed.
+
+    `frame` has one row a question, order, mask and way of permuting, with the columns `query,
+    order, mask, permuting, generation`, the metrics `contained` (the paper's "EM"), `matched`
+    (whole words), `exact_match`, `f1`, and `bridge`: whether the answer holds that of the first
+    hop instead.
+    """
+
+    kind = "permutation"
+
+    def accuracy(self, metric: str = "contained", seed: int = 0) -> pd.DataFrame:
+        """Accuracy for each order, mask and way of permuting.
+
+        Args:
+            metric: `contained`, `matched`, `exact_match` or `f1`.
+            seed: of the bootstrap, for `f1`.
+
+        Returns:
+            Columns `order, mask, permuting, n, accuracy, low, high`: 95 % intervals.
+        """
+        return accuracies(self.frame, GROUP, metric, seed)
+
+    def compare(
+        self, base: str | None = None, metric: str = "contained", seed: int = 0
+    ) -> pd.DataFrame:
+        """Each order against another one on the same questions, mask and way of permuting.
+
+        Args:
+            base: the order that the others are compared with; the first one if None.
+            metric: as for `accuracy`.
+            seed: of the bootstrap.
+
+        Returns:
+            Columns `order, mask, permuting, base, n, difference, low, high, better, worse, p`; `p`
+            of the exact McNemar test.
+
+        Raises:
+            UsageError: if there is no such order.
+        """
+        orders = list(dict.fromkeys(self.frame["order"]))
+        base = orders[0] if base is None else base
+        if base not in orders:
+            raise UsageError(f"no order {base!r} to compare with: there is {', '.join(orders)}")
+        return self._paired("order", base, ["mask", "permuting"], metric, seed)
+
+    def compare_masks(
+        self, base: str | None = None, metric: str = "contained", seed: int = 0
+    ) -> pd.DataFrame:
+        """Each mask against another one on the same questions and orders; as `compare`.
+
+        Raises:
+            UsageError: if there is no such mask.
+        """
+        masks = list(dict.fromkeys(self.frame["mask"]))
+        base = masks[0] if base is None else base
+        if base not in masks:
+            raise UsageError(f"no mask {base!r} to compare with: there is {', '.join(masks)}")
+        return self._paired("mask", base, ["order", "permuting"], metric, seed)
+
+    def _paired(
+        self, what: str, base: str, within: list[str], metric: str, seed: int
+    ) -> pd.DataFrame:
+        rows: list[dict[str, Any]] = []
+        for key, group in self.frame.groupby(within, sort=False):
+            table = group.pivot(index="query", columns=what, values=metric)
+            for name in dict.fromkeys(group[what]):
+                if name == base or base not in table:
+                    continue
+                both = table[[base, name]].dropna()
+                found = paired(both[base].to_numpy(), both[name].to_numpy(), seed)
+                named = dict(zip(within, key, strict=True))
+                rows.append({what: name, **named, "base": base, **found})
+        columns = [*GROUP, "base", "n", "difference", "low", "high", "better", "worse", "p"]
+        return pd.DataFrame(rows, columns=columns)
+
+    def plot(self, ax: Axes | None = None, metric: str = "contained") -> Axes:
+        """Draw accuracy by order, a colour for each mask."""
+        from hopscope.experiments.documents import plots
+
+        return plots.order_points(self.accuracy(metric), ax)
+
+
+def permute_documents(
+    model: DocumentReader,
+    questions: QuestionSet,
+    orders: Sequence[Order] = DEFAULT_ORDERS,
+    masks: Sequence[str | Mask] | str | Mask | None = None,
+    permuting: Sequence[Way] = ("text",),
+    *,
+    template: str | Template | None = None,
+    label: Label = "position",
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    shard: tuple[int, int] | None = None,
+    progress: bool = True,
+) -> Permutation:
+    """Ask questions with their documents in several orders, under several masks.
+
+    Huang et al. 2025, section 3. All versions of a question are read together: what they share is
+    computed once (see `hopscope.engine.masked.read`).
+
+    Args:
+        model: a decoder-only model, or a T5-like encoder-decoder.
+        questions: the questions.
+        orders: names or lists of indices; see `hopscope.documents.orders.arrange`.
+        masks: names of `hopscope.masks.MASKS`, or masks. The model's usual one if None: causal,
+            or bidirectional in the encoder of an encoder-decoder.
+        permuting: what an order changes: `text` (tokens move), `positions` (only their position
+            ids), `mask` (only who sees whom), `positions+mask`.
+        template: of the prompt; `plain` for the bundled sets and `answer_only` for others if None.
+        label: the number in front of a document: its displayed `position`, `fixed`, or `none`.
+        max_new_tokens: tokens of an answer; the template's own number if None.
+        seed: of shuffled orders.
+        out: run folder; a run that was stopped goes on.
+        shard: (i, n): only every n-th part of the questions.
+        progress: show a progress bar.
+
+    Returns:
+        A `Permutation`: `accuracy()`, `compare()`, `compare_masks()`.
+
+    Raises:
+        QueryError: for an order that a question cannot have, or one that does not fit the context.
+        UsageError: for an unknown order, mask, way, label or template.
+
+    Example:
+        >>> questions = load_questions("world-docs").sample(40)              # doctest: +SKIP
+        >>> permute_documents(model, questions).accuracy()                   # doctest: +SKIP
+    """
+    chosen, named = check_orders(orders), check_masks(masks, model)
+    ways = check_choice("way", permuting, get_args(Way))
+    asker = DocumentAsker(
+        model, questions, template_for(questions, template), label, max_new_tokens, seed
+    )
+    asker.check(chosen, ways)
+    settings = {
+        **asker.settings,
+        "orders": [order_name(order) for order in chosen],
+        "masks": [mask.name for mask in named],
+        "permuting": ways,
+    }
+    permuter = _Permuter(asker, list(product(chosen, named, ways)))
+    run = provenance(model, questions, Permutation.kind, settings)
+    tables = run_over(
+        questions, permuter.tables, run, per_part=PER_PART, out=out, shard=shard, progress=progress
+    )
+    return Permutation.of(tables, run)
+
+
+def template_for(questions: QuestionSet, template: str | Template | None) -> str | Template:
+    """The template that was asked for, or the one that suits the set: `plain` for short documents
+    with demonstrations."""
+    if template is not None:
+        return template
+    return "plain" if questions.few_shot else "answer_only"
+
+
+@dataclass(frozen=True)
+class _Permuter:
+    """Asks some questions in all orders, masks and ways."""
+
+    asker: DocumentAsker
+    variants: Sequence[tuple[Order, Mask, str]]
+
+    def tables(self, questions: QuestionSet) -> Tables:
+        """Frame and details of some questions."""
+        rows, details = [], []
+        for question in questions:
+            asked = self.asker.asked(question)
+            details.append(described(asked))
+            layouts = {
+                (order_name(order), way): self.asker.layout(asked, order, way)  # type: ignore[arg-type]
+                for order, _, way in self.variants
+            }
+            versions = [
+                Version(layouts[order_name(order), way], mask) for order, mask, way in self.variants
+            ]
+            outputs = self.asker.read(versions).outputs
+            for (order, mask, way), tokens in zip(self.variants, outputs.tokens, strict=True):
+                names = {"order": order_name(order), "mask": mask.name, "permuting": way}
+                rows.append({"query": question.id, **names, **self._scored(question, tokens)})
+        return {"frame": pd.DataFrame(rows), "details": pd.DataFrame(details)}
+
+    def _scored(self, question: MultiDocQuestion, tokens: Sequence[int]) -> dict[str, Any]:
+        text = self.asker.answer(tokens)
+        first = [question.hops[0].answer] if question.hops[0].answer else []
+        bridge = bool(scores(text, first)["contained"]) if first else False
+        return {"generation": text, **scores(text, question.names), "bridge": bridge}

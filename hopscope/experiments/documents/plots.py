@@ -1,0 +1,255 @@
+"""Provides the pictures of questions over documents: masks, orders, attention, paths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from hopscope.documents.layout import Layout
+from hopscope.experiments.two_hop.plots import edge_lines, layer_axis, layer_line, share_axis
+from hopscope.plots.style import (
+    BLACK,
+    BLUE,
+    FAINT,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    SKY,
+    VERMILION,
+    axes_or_new,
+    errors_of,
+    legend_below,
+    text_size,
+)
+
+MASK_COLORS = ("#F4F4F4", BLUE)
+
+
+_Part = tuple[int, int, str]
+"""The first token of a part, the one after its last, and its name."""
+_TURN = 40
+"""By how many degrees the names below a mask are turned."""
+
+
+def mask_grid(seen: np.ndarray, layout: Layout, ax: Axes | None = None, title: str = "") -> Axes:
+    """Who sees whom: a row for each token that looks, a column for each that is seen.
+
+    Args:
+        seen: booleans of shape (query, key).
+        layout: the prompt, whose parts are named along both sides.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = axes_or_new(ax, 2.9)
+    colors = mpl.colors.ListedColormap(MASK_COLORS)
+    ax.imshow(seen, cmap=colors, vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+    named = zip(layout.segments, layout.segment_names, strict=True)
+    parts = [(a, b, name) for (a, b), name in named if b > a]
+    length = min(ax.bbox.width, ax.bbox.height)  # a square, once it is drawn
+    turned = _apart(parts, len(seen), length * math.sin(math.radians(_TURN)), ax)
+    ax.set_xticks(*_middles(turned), rotation=_TURN, ha="right", rotation_mode="anchor")
+    ax.set_yticks(*_middles(_apart(parts, len(seen), length, ax)))
+    ax.tick_params(length=0)
+    for start, _, _ in parts[1:]:
+        ax.axhline(start - 0.5, color="white", lw=0.8)
+        ax.axvline(start - 0.5, color="white", lw=0.8)
+    ax.set(title=title)
+    for side in ax.spines.values():
+        side.set_visible(False)
+    return ax
+
+
+def _middles(parts: Sequence[_Part]) -> tuple[list[float], list[str]]:
+    """Where parts are named, and their names."""
+    return [(a + b - 1) / 2 for a, b, _ in parts], [name for _, _, name in parts]
+
+
+def _apart(parts: Sequence[_Part], n: int, pixels: float, ax: Axes) -> list[_Part]:
+    """The parts that can be named along n tokens without touching.
+
+    Those that answer come before other documents, and longer ones before shorter ones.
+    """
+    points = pixels * 72 / ax.figure.dpi
+    room = 1.15 * text_size() * n / points
+    told: list[_Part] = []
+    for part in sorted(parts, key=lambda each: (each[2].startswith("document"), each[0] - each[1])):
+        if all(abs(sum(part[:2]) - sum(each[:2])) / 2 >= room for each in told):
+            told.append(part)
+    return sorted(told)
+
+
+MASK_STYLES = {
+    "causal": (BLUE, "o", "causal"),
+    "document_block": (ORANGE, "s", "document block"),
+    "document_block_instruction": (PINK, "P", "document block, instruction seen"),
+    "document_bidirectional": (GREEN, "^", "bidirectional in documents"),
+    "prefix_bidirectional": (VERMILION, "D", "bidirectional prefix"),
+}
+
+
+def order_points(accuracy: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """Accuracy by order of the documents; a colour and a mark for each mask (and way).
+
+    Args:
+        accuracy: `Permutation.accuracy()`.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = axes_or_new(ax, 2.6)
+    orders = list(dict.fromkeys(accuracy["order"]))
+    groups = list(accuracy.groupby(["mask", "permuting"], sort=False))
+    several = accuracy["permuting"].nunique() > 1
+    for index, ((mask, way), rows) in enumerate(groups):
+        color, mark, label = _mask_style(str(mask), index)
+        label = f"{label}, by {way}" if several else label
+        places = [orders.index(order) for order in rows["order"]]
+        shift = (index - (len(groups) - 1) / 2) * min(0.16, 0.7 / len(groups))
+        ax.errorbar(
+            np.array(places) + shift,
+            rows["accuracy"],
+            yerr=errors_of(rows, "accuracy"),
+            fmt=mark,
+            color=color,
+            ms=5,
+            elinewidth=1,
+            capsize=2,
+            label=label,
+        )
+    ax.set_xticks(range(len(orders)), [order.replace("_", " ") for order in orders])
+    if len(orders) > 6:
+        ax.tick_params(axis="x", rotation=40)
+    ax.set(ylabel="questions answered", title=title, xlim=(-0.5, len(orders) - 0.5))
+    top = max(0.1, min(1.0, float(accuracy["high"].max()) * 1.08))
+    ax.set_ylim(-0.03 * top, top)
+    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
+    ax.grid(axis="y", color=FAINT, lw=0.6)
+    ax.set_axisbelow(True)
+    legend_below(ax, gap=0.5 if len(orders) > 6 else 0.22)
+    return ax
+
+
+def _mask_style(mask: str, index: int) -> tuple[str, str, str]:
+    others = (SKY, BLACK, PINK)
+    return MASK_STYLES.get(mask, (others[index % len(others)], "v", mask))
+
+
+ANSWER_COLORS = {True: GREEN, False: VERMILION}
+
+
+def peak_strips(
+    peaks: pd.DataFrame, compare: pd.DataFrame, ax: Axes | None = None, title: str = ""
+) -> Axes:
+    """The peaks of right and of wrong answers by order: a dot a question, a bar at the median.
+
+    Args:
+        peaks: `DocumentAttention.peaks()`.
+        compare: `DocumentAttention.compare()`.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = axes_or_new(ax, 2.6)
+    labels = []
+    for place, row in enumerate(compare.to_dict("records")):
+        here = peaks[(peaks["order"] == row["order"]) & (peaks["mask"] == row["mask"])]
+        for right, side in ((True, 0.18), (False, -0.18)):
+            values = here.loc[here["correct"] == right, "peak"].to_numpy()
+            color, x = ANSWER_COLORS[right], place - side
+            jitter = np.linspace(-0.1, 0.1, len(values)) if len(values) > 1 else np.zeros(1)
+            ax.plot(x + jitter[: len(values)], values, "o", ms=3.5, mew=0, color=color, alpha=0.5)
+            if len(values):
+                ax.plot([x - 0.14, x + 0.14], [np.median(values)] * 2, "-", color=color, lw=2.2)
+        several = compare["mask"].nunique() > 1
+        named = f"\n{row['mask'].replace('_', ' ')}" if several else ""
+        auc = "" if np.isnan(row["auc"]) else f"\nAUC {row['auc']:.2f}"
+        counts = f"{row['right']} right, {row['wrong']} wrong"
+        labels.append(f"{row['order'].replace('_', ' ')}{named}\n{counts}{auc}")
+    for right, label in ((True, "right answer"), (False, "wrong answer")):
+        ax.plot([], [], "o", color=ANSWER_COLORS[right], label=label)
+    ax.set_xticks(range(len(labels)), labels)
+    ax.set(ylabel="peak attention to a document", title=title, xlim=(-0.5, len(labels) - 0.5))
+    legend_below(ax, gap=0.48)
+    return ax
+
+
+HOP_STYLES = {1: (BLUE, "first hop"), 2: (VERMILION, "second hop"), 0: (GREY, "others")}
+
+
+def hop_lines(by_layer: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """Attention to the documents of each hop by block: full for right answers, dashed for wrong.
+
+    Args:
+        by_layer: `DocumentAttention.by_layer()` of one order and mask.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = axes_or_new(ax, 2.4)
+    for right, dash in ((True, "-"), (False, "--")):
+        for hop in sorted(set(by_layer["hop"]), key=lambda number: (number == 0, number)):
+            color, name = HOP_STYLES.get(hop, (GREEN, f"hop {hop}"))
+            rows = by_layer[(by_layer["hop"] == hop) & (by_layer["correct"] == right)]
+            label = f"{name}, {'right' if right else 'wrong'} answer"
+            layer_line(ax, rows, "mass", color, dash, label)
+    layer_axis(ax, "layer", "attention to one document", title)
+    ax.set_ylim(bottom=0)
+    legend_below(ax)
+    return ax
+
+
+STRATEGY_LABELS = {
+    "mean": "a random\nshuffle",
+    "peak": "highest\npeak",
+    "majority": "majority\nvote",
+    "oracle": "any is right\n(oracle)",
+}
+
+
+def strategy_points(summary: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """Accuracy by how one of several shuffles is chosen; the oracle in grey.
+
+    Args:
+        summary: `OrderChoice.summary()`.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = axes_or_new(ax, 2.6)
+    colors = [BLACK, BLUE, GREEN, GREY]
+    for place, row in enumerate(summary.to_dict("records")):
+        low, high = (np.nan_to_num(row[end], nan=row["accuracy"]) for end in ("low", "high"))
+        ax.plot([place, place], [low, high], "-", color=colors[place], lw=1.2)
+        ax.plot(place, row["accuracy"], "o", ms=6, color=colors[place])
+    ax.set_xticks(range(len(summary)), [STRATEGY_LABELS[each] for each in summary["strategy"]])
+    ax.set(ylabel="questions answered", title=title, xlim=(-0.5, len(summary) - 0.5))
+    ax.set_ylim(bottom=min(0, *ax.get_ylim()))
+    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
+    return ax
+
+
+def path_lines(
+    effect: pd.DataFrame, ax: Axes | None = None, title: str = "", measure: str = "changed"
+) -> Axes:
+    """What blocking each edge does, by block; the same edge to a distractor dotted.
+
+    Args:
+        effect: `MaskedPaths.effect()`.
+        ax: where to draw.
+        title: of the axes.
+        measure: which measure it is of.
+    """
+    ax = axes_or_new(ax, 2.6)
+    edge_lines(ax, effect, "distractor", "to a distractor instead")
+    names = {
+        "changed": "answers that change",
+        "lost": "right answers that are lost",
+        "answer_change": "change of log P(answer), nats",
+    }
+    layer_axis(ax, "layer (middle of the window)", names[measure], title)
+    if measure != "answer_change":
+        share_axis(ax)
+    legend_below(ax)
+    return ax

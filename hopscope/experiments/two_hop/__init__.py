@@ -1,0 +1,1 @@
+"""Analyses of two-hop queries, one module each."""

@@ -1,0 +1,259 @@
+"""Activation patching between questions: which states carry the source entity to the answer.
+
+Interchange interventions between r2(r1(e1)) and r2(r1(e1′)) (Vig et al. 2020; Wang et al. 2022;
+Zhang and Nanda 2023 for the metric): one state of the partner's run replaces the query's own,
+beside a random vector of the same norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from hopscope.engine.edits import Cell, Patch
+from hopscope.engine.sweep import CellOutputs, ReadOut, sweep
+from hopscope.errors import UsageError
+from hopscope.experiments.two_hop.controls import random_like
+from hopscope.experiments.two_hop.partners import Pair, fingerprint, instead, pair_up
+from hopscope.models.language_model import LanguageModel
+from hopscope.prompting.capture import capture
+from hopscope.prompting.query_prompts import Asker, check_choice, intervals, question
+from hopscope.prompting.tokenized import TokenizedPrompt
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import TwoHopQuery
+from hopscope.results.result import Result, Tables, provenance
+from hopscope.results.runs import run_over
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SITES = ("resid_post", "attn_out", "mlp_out", "z")
+CONTROLS = ("random",)
+POSITIONS = ("t1", "t2", "e1")
+LEAST_DIFFERENCE = 0.5
+"""Nats by which a query must prefer its own answer more than its partner does."""
+PER_PART = 4
+COLUMNS = [
+    "query",
+    "position",
+    "site",
+    "control",
+    "layer",
+    "head",
+    "logit_diff",
+    "recovery",
+    "flipped",
+]
+
+
+@dataclass(frozen=True, repr=False)
+class ActivationPatching(Result):
+    """What one state of the partner's run does to the answer.
+
+    `frame` has one row a query, position, site, control, layer and head (-1 but for `z`):
+    `logit_diff`, the logit of the query's answer less that of the partner's (nats); `recovery`,
+    how far that has gone from the query's own (0) to the partner's (1), NaN where the query does
+    not prefer its own answer clearly more than its partner does; `flipped`, whether the partner's
+    answer is now the likeliest next token. `details` has one row a query: both questions, answers
+    and unpatched logit differences, and whether the partner's own question has its answer as the
+    likeliest token (`partner_answers`).
+    """
+
+    kind = "patching"
+
+    def summary(self, seed: int = 0) -> pd.DataFrame:
+        """Mean recovery and flip rate by position, site, control, layer and head.
+
+        Returns:
+            Columns `position, site, control, layer, head, n, recovery, low, high, flip_rate`; `n`
+            counts the queries with a recovery, the flip rate is of all.
+        """
+        keys = ["position", "site", "control", "layer", "head"]
+        recovery = intervals(self.frame, keys, "recovery", "recovery", seed)
+        flips = self.frame.groupby(keys, sort=False)["flipped"].mean().rename("flip_rate")
+        table = flips.reset_index().merge(recovery, on=keys, how="left")
+        table["n"] = table["n"].fillna(0).astype(int)
+        return table[[*keys, "n", "recovery", "low", "high", "flip_rate"]]
+
+    def heads(self, position: str = "t2") -> pd.DataFrame:
+        """Mean recovery of each head; rows layer, columns head."""
+        chosen = self.frame[(self.frame["site"] == "z") & (self.frame["position"] == position)]
+        chosen = chosen[chosen["control"] == "none"]
+        if chosen.empty:
+            raise UsageError(f"the run has no heads at {position!r}: give sites=['z', ...]")
+        return chosen.pivot_table(index="layer", columns="head", values="recovery", aggfunc="mean")
+
+    def plot_heads(self, position: str = "t2", ax: Axes | None = None) -> Axes:
+        """Draw the mean recovery of each head."""
+        from hopscope.experiments.two_hop import plots
+
+        return plots.head_heatmap(self.heads(position), ax, title=f"heads at {position}")
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the mean recovery by layer, a line for each position and site."""
+        from hopscope.experiments.two_hop import plots
+
+        table = self.summary()
+        return plots.recovery_lines(table[table["site"] != "z"], ax)
+
+
+def activation_patch(
+    model: LanguageModel,
+    queries: QuerySet,
+    positions: Sequence[str] = ("t1", "t2"),
+    sites: Sequence[str] = ("resid_post", "attn_out", "mlp_out"),
+    controls: Sequence[str] = CONTROLS,
+    seed: int = 0,
+    progress: bool = True,
+    *,
+    max_memory: int | None = None,
+    out: str | Path | None = None,
+    shard: tuple[int, int] | None = None,
+) -> ActivationPatching:
+    """Put one state of r2(r1(e1′)) into r2(r1(e1)), at the same named position, for every layer.
+
+    The partner has the same relations, another bridge and another answer.
+
+    Args:
+        model: the model.
+        queries: usually `graded.correct()`; partners come from the set it was chosen from.
+        positions: any of `t1`, `t2`, `e1` (the last token of the source entity).
+        sites: any of `resid_post`, `attn_out`, `mlp_out`, and `z` for each head's output.
+        controls: `random`: a Gaussian vector of the same norm; () for none.
+        seed: of partners and random vectors.
+        progress: show a progress bar.
+        max_memory: bytes that the rows may take; measured if None.
+        out: run folder; a run that was stopped goes on.
+        shard: (i, n): only every n-th part of the queries.
+
+    Raises:
+        UsageError: for an empty set, an unknown position, site or control, or if no query has a
+            partner.
+
+    Example:
+        >>> activation_patch(model, graded.correct()).plot()  # doctest: +SKIP
+    """
+    settings: dict[str, Any] = {
+        "positions": check_choice("position", positions, POSITIONS),
+        "sites": check_choice("site", sites, SITES),
+        "controls": check_choice("control", controls, CONTROLS) if controls else [],
+        "seed": seed,
+    }
+    pairs = pair_up(model, queries, seed)
+    settings["partners"] = fingerprint(pairs)
+    kept = queries.filter(lambda query: query.id in pairs)
+    patcher = _Patcher(Asker.of(model, kept), pairs, max_memory, settings)
+    run = provenance(model, kept, ActivationPatching.kind, settings)
+    tables = run_over(
+        kept, patcher.tables, run, per_part=PER_PART, out=out, shard=shard, progress=progress
+    )
+    return ActivationPatching.of(tables, run)
+
+
+@dataclass(frozen=True)
+class _Where:
+    """Where a vector goes, as the frame's columns have it."""
+
+    position: str
+    site: str
+    control: str
+    layer: int
+    head: int
+
+
+@dataclass(frozen=True)
+class _Patcher:
+    """Patches one query after the other."""
+
+    asker: Asker
+    pairs: Mapping[str, Pair]
+    max_memory: int | None
+    settings: Mapping[str, Any]
+
+    def tables(self, queries: QuerySet) -> Tables:
+        """Frame and details of some queries."""
+        done = [self._query(query) for query in queries]
+        return {
+            "frame": pd.concat([frame for frame, _ in done], ignore_index=True)[COLUMNS],
+            "details": pd.DataFrame([row for _, row in done]),
+        }
+
+    def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, dict[str, Any]]:
+        model, pair = self.asker.model, self.pairs[query.id]
+        prompt = self.asker.prompt(query)
+        partner = TokenizedPrompt.of(
+            model, instead(self.asker.prompts[query.id], query, e1_label=pair.partner.e1_label)
+        )
+        what = ReadOut(track=pair.tokens, top_k=1)
+        theirs = sweep(model, partner.ids, [[]], what, clean=self.asker.clean(partner))
+        where, cells = self._cells(query, prompt, partner)
+        outputs = sweep(
+            model,
+            prompt.ids,
+            [[], *cells],
+            what,
+            clean=self.asker.clean(prompt),
+            max_memory=self.max_memory,
+        )
+        own, other = float(_difference(outputs)[0]), float(_difference(theirs)[0])
+        difference = _difference(outputs)[1:]
+        span = own - other
+        frame = pd.DataFrame([vars(each) for each in where]).assign(
+            query=query.id,
+            logit_diff=difference,
+            recovery=(own - difference) / span if span >= LEAST_DIFFERENCE else np.nan,
+            flipped=(outputs.top_tokens[1:, 0] == pair.tokens[1]).numpy(),
+        )
+        details = {
+            "query": query.id,
+            "prompt": question(prompt),
+            "answer": query.e3_label,
+            "partner": pair.partner.id,
+            "partner_prompt": question(partner),
+            "partner_answer": pair.partner.e3_label,
+            "logit_diff": own,
+            "partner_logit_diff": other,
+            "partner_answers": bool(theirs.top_tokens[0, 0] == pair.tokens[1]),
+        }
+        return frame, details
+
+    def _cells(
+        self, query: TwoHopQuery, prompt: TokenizedPrompt, partner: TokenizedPrompt
+    ) -> tuple[list[_Where], list[Cell]]:
+        sites, positions = self.settings["sites"], self.settings["positions"]
+        store = self.asker.store
+        acts = capture(self.asker.model, [partner.prompt], sites, positions, store=store)
+        where: list[_Where] = []
+        cells: list[Cell] = []
+        for site in sites:
+            for place, position in enumerate(positions):
+                at = prompt.position(position)
+                for control, states in self._states(acts[site][0, place], query, site, position):
+                    for layer, state in enumerate(states):
+                        for head, vector in enumerate(state) if site == "z" else [(-1, state)]:
+                            patch = Patch(layer, at, vector, site, head if site == "z" else None)
+                            where.append(_Where(position, site, control, layer, head))
+                            cells.append([patch])
+        return where, cells
+
+    def _states(
+        self, states: Tensor, query: TwoHopQuery, site: str, position: str
+    ) -> list[tuple[str, Tensor]]:
+        """The partner's states, and those of the control."""
+        found = [("none", states)]
+        if "random" in self.settings["controls"]:
+            seed = self.settings["seed"]
+            found.append(("random", random_like(states, seed, query.id, site, position)))
+        return found
+
+
+def _difference(outputs: CellOutputs) -> np.ndarray:
+    """The logit of the query's answer less that of its partner's."""
+    difference: np.ndarray = (outputs.tracked[:, 0] - outputs.tracked[:, 1]).numpy()
+    return difference

@@ -1,0 +1,397 @@
+"""Attention knockout: which edges between the question's parts carry the answer, and where.
+
+Hopping Too Late (Biran et al. 2024), section 5, after Geva et al. 2023; beside the same number of
+edges to other tokens, drawn at random.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+
+from hopscope.engine.edits import Cell, Knockout
+from hopscope.engine.sweep import CellOutputs, ReadOut, sweep
+from hopscope.errors import UsageError
+from hopscope.experiments.two_hop.grading import at_line_end, check_tokens, said
+from hopscope.models.language_model import LanguageModel
+from hopscope.prompting.query_prompts import (
+    Asker,
+    check_choice,
+    check_layers,
+    intervals,
+    question,
+    same_answer,
+)
+from hopscope.prompting.tokenized import SPANS, TokenizedPrompt
+from hopscope.queries.answers import Match, matches
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import TwoHopQuery
+from hopscope.results.result import Result, Tables, provenance
+from hopscope.results.runs import run_over
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+logger = logging.getLogger(__name__)
+
+Criterion = Literal["generation", "first_token"]
+Measure = Literal["changed", "prediction_change", "answer_change"]
+MEASURES = ("changed", "prediction_change", "answer_change")
+EDGES = ("t2->t1", "t2->e1", "t2->r1", "t1->e1")
+CONTROLS = ("random",)
+PER_PART = 4
+COLUMNS = [
+    "query",
+    "edge",
+    "control",
+    "layer",
+    "changed",
+    "hit",
+    "prediction_change",
+    "answer_change",
+    "answer_rank",
+    "answer_logprob",
+    "generation",
+]
+
+DETAILS = [
+    "query",
+    "edge",
+    "control",
+    "prompt",
+    "bridge",
+    "answer",
+    "query_tokens",
+    "key_tokens",
+    "clean_generation",
+    "clean_rank",
+    "clean_logprob",
+]
+
+
+@dataclass(frozen=True, repr=False)
+class Knockouts(Result):
+    """What the model says when it cannot look from one part of the question to another.
+
+    `frame` has one row a query, edge, control and layer, the middle of the window: `changed`
+    (does the model say something else), `hit` (is it the answer), `prediction_change` and
+    `answer_change` (nats by which the log-probability of the token that the clean model
+    predicts, and of the answer's first token, changes), `answer_rank`, `answer_logprob`,
+    `generation`. `details` has one row a query and edge.
+    """
+
+    kind = "knockout"
+
+    def effect(self, measure: Measure = "changed", seed: int = 0) -> pd.DataFrame:
+        """The mean of a measure over queries, by edge, control and layer.
+
+        Args:
+            measure: `changed` (a share), `prediction_change` or `answer_change` (nats).
+            seed: of the bootstrap over queries.
+
+        Returns:
+            Columns `edge, control, layer, n, effect, low, high`: 95 % bootstrap intervals.
+        """
+        check_choice("measure", [measure], MEASURES)
+        return intervals(self.frame, ["edge", "control", "layer"], measure, "effect", seed)
+
+    def above_chance(self, seed: int = 0) -> pd.DataFrame:
+        """How much oftener the answer changes than with as many random edges, query by query.
+
+        Returns:
+            Columns `edge, n, difference, low, high`: the share of layers at which the answer
+            changes, less that of the control; paired bootstrap intervals.
+        """
+        keys = ["query", "edge", "control"]
+        shares = self.frame.groupby(keys, sort=False)["changed"].mean().unstack("control")
+        if "random" not in shares:
+            return pd.DataFrame(columns=["edge", "n", "difference", "low", "high"])
+        table = (shares["none"] - shares["random"]).rename("gain").reset_index()
+        return intervals(table, ["edge"], "gain", "difference", seed)
+
+    def first_layers(self, edge: str = "t2->t1") -> pd.Series[float]:
+        """For each query the first layer whose knockout changes the answer; NaN if none does.
+
+        It is the middle of a window of layers, of which the last may be the one that bites.
+        """
+        rows = self.frame[(self.frame["edge"] == edge) & (self.frame["control"] == "none")]
+        if rows.empty:
+            raise UsageError(
+                f"no edge {edge!r}: the run has {', '.join(self.frame['edge'].unique())}"
+            )
+        bites = rows["layer"].where(rows["changed"].astype(bool))
+        return bites.groupby(rows["query"], sort=False).min()
+
+    def plot(self, measure: Measure = "changed", ax: Axes | None = None) -> Axes:
+        """Draw a measure by layer, a line for each edge, its control dashed."""
+        from hopscope.experiments.two_hop import plots
+
+        return plots.knockout_lines(self.effect(measure), ax, measure=measure)
+
+
+def knockout(
+    model: LanguageModel,
+    queries: QuerySet,
+    edges: Sequence[str] = EDGES,
+    controls: Sequence[str] = CONTROLS,
+    window: int = 3,
+    layers: Iterable[int] | None = None,
+    heads: Sequence[int] | None = None,
+    criterion: Criterion = "generation",
+    max_new_tokens: int = 10,
+    match: Match = "word",
+    seed: int = 0,
+    progress: bool = True,
+    *,
+    one_line: bool | None = None,
+    max_memory: int | None = None,
+    out: str | Path | None = None,
+    shard: tuple[int, int] | None = None,
+) -> Knockouts:
+    """Block attention between two parts of the question in a window of layers, for every layer.
+
+    While the prompt is read, the tokens of the first part do not see those of the second, in the
+    blocks `layer - window` to `layer + window`; then the model answers.
+
+    Args:
+        model: the model.
+        queries: usually `graded.correct()`.
+        edges: pairs of parts, such as `t2->t1`: the end of the prompt does not see the end of the
+            first-hop phrase. Parts: `t1`, `t2` (one token each), `e1` (the source entity), `r1`
+            (the rest of the first-hop phrase), `r2` (the rest of the question), `before` (all
+            that comes before), `few_shot` (the demonstrations).
+        controls: `random`: as many edges from the same tokens to other ones of the relations,
+            neither e1 nor t1, drawn by seed; none where there are too few. () for no control.
+        window: layers on each side of the middle one.
+        layers: the middles; all if None.
+        heads: only these heads; all if None.
+        criterion: `generation`: what is said is the generated text; `first_token`: it is the
+            likeliest next token, nothing more is generated.
+        max_new_tokens: how many tokens to generate.
+        match: how an answer is recognised: as whole words, or (the paper) as a substring.
+        seed: of the random edges.
+        progress: show a progress bar.
+        one_line: whether an answer is the first line only; if None, for few-shot prompts.
+        max_memory: bytes that the rows may take; measured if None.
+        out: run folder; a run that was stopped goes on.
+        shard: (i, n): only every n-th part of the queries.
+
+    Raises:
+        UsageError: for an empty set, an unknown part, control, layer or head.
+
+    Example:
+        >>> knockout(model, graded.correct()).plot()  # doctest: +SKIP
+    """
+    line = queries.few_shot > 0 if one_line is None else one_line
+    matches("", ("",), match)
+    check_tokens(max_new_tokens)
+    check_choice("criterion", [criterion], ("generation", "first_token"))
+    if window < 0:
+        raise UsageError(f"the window must be 0 or more layers on each side, not {window}")
+    settings = {
+        "edges": _checked_edges(edges),
+        "controls": check_choice("control", controls, CONTROLS) if controls else [],
+        "window": window,
+        "layers": check_layers(layers, model.n_layers),
+        "heads": _checked_heads(model, heads),
+        "criterion": criterion,
+        "max_new_tokens": max_new_tokens if criterion == "generation" else 1,
+        "match": match,
+        "one_line": line,
+        "seed": seed,
+    }
+    blocker = _Blocker(Asker.of(model, queries, max_new_tokens), max_memory, settings)
+    run = provenance(model, queries, Knockouts.kind, settings)
+    tables = run_over(
+        queries, blocker.tables, run, per_part=PER_PART, out=out, shard=shard, progress=progress
+    )
+    return Knockouts.of(tables, run)
+
+
+def _checked_heads(model: LanguageModel, heads: Sequence[int] | None) -> list[int] | None:
+    if heads is None:
+        return None
+    return list(Knockout([0], [1], [0], heads).placed(model, 2).heads or ())
+
+
+def _checked_edges(edges: Sequence[str]) -> list[str]:
+    if isinstance(edges, str) or not edges:
+        raise UsageError(f"give a list of edges such as ['t2->t1'], not {edges!r}")
+    for edge in edges:
+        query, arrow, key = edge.partition("->")
+        if not arrow or {query, key} - set(SPANS):
+            raise UsageError(
+                f"{edge!r} is no edge: write 'query->key', each one of {', '.join(SPANS)}"
+            )
+    return list(dict.fromkeys(edges))
+
+
+@dataclass(frozen=True)
+class _Edge:
+    """The tokens of one edge of a prompt, with its control or without."""
+
+    name: str
+    control: str
+    queries: tuple[int, ...]
+    keys: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Blocker:
+    """Knocks out the edges of one query after the other."""
+
+    asker: Asker
+    max_memory: int | None
+    settings: Mapping[str, Any]
+
+    def tables(self, queries: QuerySet) -> Tables:
+        """Frame and details of some queries."""
+        done = [self._query(query) for query in queries]
+        frames = [frame for frame, _ in done if len(frame)]
+        return {
+            "frame": pd.concat(frames, ignore_index=True) if frames else _no_rows(),
+            "details": pd.DataFrame([row for _, rows in done for row in rows], columns=DETAILS),
+        }
+
+    def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+        prompt = self.asker.prompt(query)
+        edges = self._edges(query, prompt)
+        layers, k = self.settings["layers"], self.settings["window"]
+        last = self.asker.model.n_layers - 1
+        cells: list[Cell] = [
+            [
+                Knockout(
+                    range(max(0, layer - k), min(last, layer + k) + 1),
+                    edge.queries,
+                    edge.keys,
+                    self.settings["heads"],
+                )
+            ]
+            for edge in edges
+            for layer in layers
+        ]
+        clean = self.asker.clean(prompt)
+        first = sweep(
+            self.asker.model, prompt.ids, [[]], ReadOut(top_k=1), clean=clean
+        ).top_tokens.flatten()
+        what = self._read_out(query, int(first[0]))
+        outputs = sweep(
+            self.asker.model,
+            prompt.ids,
+            [[], *cells],
+            what,
+            clean=clean,
+            max_memory=self.max_memory,
+        )
+        frame = self._frame(query, edges, outputs)
+        rows = [self._details(query, prompt, edge, outputs) for edge in edges]
+        return frame, rows or [{"query": query.id, "prompt": question(prompt)}]
+
+    def _edges(self, query: TwoHopQuery, prompt: TokenizedPrompt) -> list[_Edge]:
+        edges = []
+        for name in self.settings["edges"]:
+            queries, keys = (prompt.tokens(part) for part in name.split("->"))
+            keys = tuple(key for key in keys if any(key < query for query in queries))
+            if not queries or not any(key < query for query in queries for key in keys):
+                logger.info("query %s has no edge %s", query.id, name)
+                continue
+            edges.append(_Edge(name, "none", queries, keys))
+            others = self._others(query, prompt, name, queries, keys)
+            if "random" in self.settings["controls"] and others is not None:
+                edges.append(_Edge(name, "random", queries, others))
+        return edges
+
+    def _others(
+        self,
+        query: TwoHopQuery,
+        prompt: TokenizedPrompt,
+        name: str,
+        queries: tuple[int, ...],
+        keys: tuple[int, ...],
+    ) -> tuple[int, ...] | None:
+        """As many other tokens of the relations, all seen by the first of the queries."""
+        parts = (prompt.tokens(part) for part in ("r2", "r1"))
+        taken = {*keys, *queries, *prompt.tokens("e1"), *prompt.tokens("t1")}
+        pool = sorted({token for part in parts for token in part} - taken)
+        pool = [token for token in pool if token < min(queries)]
+        if len(pool) < len(keys):
+            return None
+        draw = random.Random(f"{self.settings['seed']} {query.id} {name}")
+        return tuple(sorted(draw.sample(pool, len(keys))))
+
+    def _read_out(self, query: TwoHopQuery, predicted: int) -> ReadOut:
+        model, generates = self.asker.model, self.settings["criterion"] == "generation"
+        return ReadOut(
+            answer_tokens=model.answer_tokens(query.names("e3")),
+            max_new_tokens=self.settings["max_new_tokens"] if generates else 0,
+            stop=at_line_end(model) if self.settings["one_line"] else None,
+            top_k=1,
+            track=(predicted,),
+        )
+
+    def _frame(
+        self, query: TwoHopQuery, edges: Sequence[_Edge], outputs: CellOutputs
+    ) -> pd.DataFrame:
+        layers, line = self.settings["layers"], self.settings["one_line"]
+        texts = self._texts(outputs)
+        names, match = query.names("e3"), self.settings["match"]
+        hits = {text: matches(said(text, line), names, match) for text in set(texts)}
+        rank, logprob = outputs.rank.numpy(), outputs.logprob.numpy()
+        predicted = outputs.tracked[:, 0].numpy()
+        table = pd.DataFrame(
+            {
+                "query": query.id,
+                "edge": [edge.name for edge in edges for _ in layers],
+                "control": [edge.control for edge in edges for _ in layers],
+                "layer": [layer for _ in edges for layer in layers],
+                "changed": [not same_answer(text, texts[0], line) for text in texts[1:]],
+                "hit": [self._hit(hits[text], r) for text, r in zip(texts, rank, strict=True)][1:],
+                "prediction_change": predicted[1:] - predicted[0],
+                "answer_change": logprob[1:] - logprob[0],
+                "answer_rank": rank[1:],
+                "answer_logprob": logprob[1:],
+                "generation": texts[1:],
+            }
+        )
+        return table[COLUMNS]
+
+    def _texts(self, outputs: CellOutputs) -> list[str]:
+        if self.settings["criterion"] == "generation":
+            return [self.asker.model.decode(tokens) for tokens in outputs.tokens]
+        return [self.asker.model.decode([token]) for token in outputs.top_tokens[:, 0].tolist()]
+
+    def _hit(self, said_it: bool, rank: int) -> bool:
+        return bool(rank == 0) if self.settings["criterion"] == "first_token" else said_it
+
+    def _details(
+        self, query: TwoHopQuery, prompt: TokenizedPrompt, edge: _Edge, outputs: CellOutputs
+    ) -> dict[str, Any]:
+        return {
+            "query": query.id,
+            "edge": edge.name,
+            "control": edge.control,
+            "prompt": question(prompt),
+            "bridge": query.e2_label,
+            "answer": query.e3_label,
+            "query_tokens": str(list(edge.queries)),
+            "key_tokens": str(list(edge.keys)),
+            "clean_generation": self._texts(outputs)[0],
+            "clean_rank": int(outputs.rank[0]),
+            "clean_logprob": float(outputs.logprob[0]),
+        }
+
+
+def _no_rows() -> pd.DataFrame:
+    """An empty frame with the types of a full one."""
+    kinds = {
+        **dict.fromkeys(("changed", "hit"), "bool"),
+        **dict.fromkeys(("layer", "answer_rank"), "int64"),
+        **dict.fromkeys(("prediction_change", "answer_change", "answer_logprob"), "float32"),
+    }
+    return pd.DataFrame({name: pd.Series(dtype=kinds.get(name, "str")) for name in COLUMNS})

@@ -1,0 +1,461 @@
+"""Back-patching: put a later state of a token into an earlier layer, and ask again.
+
+Hopping Too Late (Biran et al. 2024), section 6, with what it lacks: the same cells with another
+query's vector and with a random one, and the best single cell chosen on other queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from hopscope.engine.attention import PrefixStore
+from hopscope.engine.edits import Patch
+from hopscope.engine.sweep import CellOutputs, CleanRun, ReadOut, clean_run, sweep
+from hopscope.errors import UsageError
+from hopscope.experiments.two_hop.controls import Donor, choose_donors, random_like
+from hopscope.experiments.two_hop.grading import check_tokens, said
+from hopscope.models.language_model import LanguageModel
+from hopscope.prompting.query_prompts import until_answered
+from hopscope.prompting.tokenized import TokenizedPrompt
+from hopscope.queries.answers import Match, matches
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import Prompt, TwoHopQuery
+from hopscope.results.result import Result, Tables, mean_interval, provenance
+from hopscope.results.runs import run_over
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Criterion = Literal["generation", "first_token"]
+CONTROLS = ("other", "random")
+POSITIONS = ("t1", "t2", "t1->t2", "e1")
+PER_PART = 2
+COLUMNS = [
+    "query",
+    "position",
+    "source_layer",
+    "target_layer",
+    "control",
+    "hit",
+    "answer_rank",
+    "answer_logprob",
+    "bridge_rank",
+    "bridge_logprob",
+    "generation",
+]
+
+
+class BestCell(NamedTuple):
+    """The cell that did best on one half of the queries, and its rate on the other half."""
+
+    position: str
+    source_layer: int
+    target_layer: int
+    rate: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, repr=False)
+class BackPatching(Result):
+    """What each back-patched cell made the model say.
+
+    `frame` has one row a cell: `query, position, source_layer, target_layer, control, hit,
+    answer_rank, answer_logprob, bridge_rank, bridge_logprob, generation`. Layers are 0-based
+    indices of the blocks whose outputs are read and replaced; `control` is `none`, `other` or
+    `random`. Ranks (from 0) and log-probabilities (nats) are those of the best first token of the
+    answer's or the bridge's names as the next token. `details` has one row a query and position:
+    prompt, bridge, answer, what the unpatched prompt gives, and the query that lent its vectors
+    to the control.
+    """
+
+    kind = "back_patching"
+
+    def repaired(self) -> pd.DataFrame:
+        """For each query, position and control: does any cell have the answer?"""
+        keys = ["query", "position", "control"]
+        return self.frame.groupby(keys, sort=False, observed=True)["hit"].any().reset_index()
+
+    def success_rate(self, seed: int = 0) -> pd.DataFrame:
+        """Share of queries with the answer in any cell, by position and control.
+
+        Args:
+            seed: of the bootstrap over queries.
+
+        Returns:
+            Columns `position, control, n, rate, low, high`: 95 % bootstrap intervals.
+        """
+        rows = [
+            (position, control, len(group), *mean_interval(group["hit"].to_numpy(), seed))
+            for (position, control), group in self.repaired().groupby(
+                ["position", "control"], sort=False
+            )
+        ]
+        return pd.DataFrame(rows, columns=["position", "control", "n", "rate", "low", "high"])
+
+    def above_chance(self, seed: int = 0) -> pd.DataFrame:
+        """How much oftener the query's own vector repairs than a control's, query by query.
+
+        Returns:
+            Columns `position, control, n, difference, low, high`: paired bootstrap intervals.
+        """
+        rows = []
+        for position, group in self.repaired().groupby("position", sort=False):
+            wide = group.pivot_table(index="query", columns="control", values="hit", aggfunc="any")
+            for control in (c for c in CONTROLS if c in wide):
+                pairs = wide[["none", control]].dropna().astype(float)
+                gain = (pairs["none"] - pairs[control]).to_numpy()
+                rows.append((position, control, len(gain), *mean_interval(gain, seed)))
+        return pd.DataFrame(rows, columns=["position", "control", "n", "difference", "low", "high"])
+
+    def heatmap(self, position: str | None = None, control: str = "none") -> pd.DataFrame:
+        """Share of queries that have the answer in each cell; rows target, columns source layer."""
+        chosen = self.frame[
+            (self.frame["position"] == self._position(position))
+            & (self.frame["control"] == control)
+        ]
+        if chosen.empty:
+            raise UsageError(
+                f"no cells with control {control!r}: the run has "
+                f"{', '.join(sorted(self.frame['control'].unique()))}"
+            )
+        return chosen.pivot_table(
+            index="target_layer", columns="source_layer", values="hit", aggfunc="mean"
+        )
+
+    def best_cell(self, position: str | None = None, seed: int = 0) -> BestCell:
+        """The non-oracle figure: the cell with most hits on one half, scored on the other.
+
+        Among equal cells the one with the higher mean log-probability of the answer is taken.
+
+        Args:
+            position: only cells there; all positions if None.
+            seed: of the halves and of the bootstrap.
+
+        Raises:
+            UsageError: with fewer than two queries.
+        """
+        cells = self.frame[self.frame["control"] == "none"]
+        if position is not None:
+            cells = cells[cells["position"] == self._position(position)]
+        half = cells["query"].isin(self.choosing_half(seed))
+        where = ["position", "source_layer", "target_layer"]
+        scores = cells[half].groupby(where)[["hit", "answer_logprob"]].mean()
+        best = scores.sort_values(["hit", "answer_logprob"], kind="stable").index[-1]
+        there = cells[~half].set_index(where).loc[[best], "hit"].to_numpy(dtype=float)
+        return BestCell(
+            str(best[0]), int(best[1]), int(best[2]), *mean_interval(there, seed), n=len(there)
+        )
+
+    def choosing_half(self, seed: int = 0) -> list[str]:
+        """The ids of the queries on which `best_cell` chooses; it scores on the others.
+
+        Raises:
+            UsageError: with fewer than two queries.
+        """
+        ids = np.array(sorted(self.frame["query"].unique()), dtype=object)
+        if len(ids) < 2:
+            raise UsageError("best_cell needs two queries at least: one to choose, one to score")
+        mixed = np.random.default_rng(seed).permutation(ids)
+        return [str(each) for each in mixed[: (len(ids) + 1) // 2]]
+
+    def examples(self, n: int = 10, position: str | None = None) -> pd.DataFrame:
+        """What was said before and after, for repaired queries first.
+
+        Returns:
+            One row a query and position: prompt, bridge, answer, what the model said `before`,
+            what its best cell said `after`, that cell, and in how many cells it has the answer.
+        """
+        own = self.frame[self.frame["control"] == "none"]
+        order = own.sort_values(["hit", "answer_logprob"], ascending=False, kind="stable")
+        best = order.groupby(["query", "position"], sort=False).head(1)
+        counts = own.groupby(["query", "position"])["hit"].sum().rename("cells").reset_index()
+        table = self.details.merge(best, on=["query", "position"]).merge(
+            counts, on=["query", "position"]
+        )
+        if position is not None:
+            table = table[table["position"] == self._position(position)]
+        table = table.sort_values(["hit", "cells"], ascending=False, kind="stable").head(n)
+        names = {"clean_generation": "before", "generation": "after"}
+        columns = "query position prompt bridge answer before after source_layer target_layer cells"
+        return table.rename(columns=names)[columns.split()].reset_index(drop=True)
+
+    def plot(
+        self, position: str | None = None, control: str = "none", ax: Axes | None = None
+    ) -> Axes:
+        """Draw the source × target heatmap of one position."""
+        from hopscope.experiments.two_hop import plots
+
+        where = self._position(position)
+        return plots.layer_heatmap(self.heatmap(where, control), ax, title=f"{where}, {control}")
+
+    def _position(self, position: str | None) -> str:
+        there = list(self.frame["position"].unique())
+        if position is not None and position not in there:
+            raise UsageError(f"no position {position!r}: the run has {', '.join(there)}")
+        return str(there[0] if position is None else position)
+
+
+def back_patch(
+    model: LanguageModel,
+    queries: QuerySet,
+    positions: Sequence[str] = ("t1", "t2"),
+    controls: Sequence[str] = ("other", "random"),
+    criterion: Criterion = "generation",
+    max_new_tokens: int = 10,
+    match: Match = "word",
+    cells: Iterable[tuple[int, int]] | None = None,
+    stop_early: bool = True,
+    seed: int = 0,
+    progress: bool = True,
+    *,
+    one_line: bool | None = None,
+    max_memory: int | None = None,
+    out: str | Path | None = None,
+    shard: tuple[int, int] | None = None,
+) -> BackPatching:
+    """Replace the output of an earlier block by that of a later one, and let the model answer.
+
+    For each query, position and cell (a, b): the clean `resid_post[a]` replaces `resid_post[b]`
+    at the same token while the prompt is read; then the model answers greedily. A query counts
+    as repaired if any cell has its answer, which needs a chance level: with `other` the vectors
+    come from another query with another answer and the same second relation, with `random` they
+    are Gaussian with the norms of the query's own.
+
+    Args:
+        model: the model.
+        queries: usually `graded.incorrect()` or `graded.correct()`.
+        positions: `t1` (end of the first-hop phrase), `t2` (end of the prompt), or `t1->t2`,
+            which reads at t1 and replaces at t2 (cross-patching, CaKE 2025).
+        controls: any of `other`, `random`; () for none.
+        criterion: `generation`: the answer is in the generated text; `first_token`: a first
+            token of the answer is the likeliest next token, nothing more is generated.
+        max_new_tokens: how many tokens to generate.
+        match: how an answer is recognised: as whole words, or (the paper) as a substring.
+        cells: (source layer, target layer) pairs; all with source > target if None.
+        stop_early: stop a cell when its line ends (few-shot) or its answer is certain.
+        seed: of donors and random vectors.
+        progress: show a progress bar.
+        one_line: whether an answer is the first line only; if None, for few-shot prompts.
+        max_memory: bytes that the rows may take; measured if None.
+        out: run folder; a run that was stopped goes on.
+        shard: (i, n): only every n-th part of the queries.
+
+    Raises:
+        UsageError: for an empty set, an unknown position, control, criterion or layer, or a
+            prompt that does not fit into the context.
+
+    Example:
+        >>> result = back_patch(model, graded.incorrect())  # doctest: +SKIP
+        >>> result.success_rate()  # doctest: +SKIP
+    """
+    line = queries.few_shot > 0 if one_line is None else one_line
+    pairs = _checked_cells(cells, model.n_layers)
+    check_choices(positions, controls, criterion, match)
+    check_tokens(max_new_tokens)
+    positions, controls = list(dict.fromkeys(positions)), list(dict.fromkeys(controls))
+    settings = {
+        "positions": list(positions),
+        "controls": list(controls),
+        "criterion": criterion,
+        "max_new_tokens": max_new_tokens if criterion == "generation" else 1,
+        "match": match,
+        "cells": "source > target" if cells is None else pairs,
+        "stop_early": stop_early,
+        "one_line": line,
+        "seed": seed,
+    }
+    patcher = _Patcher(
+        model,
+        {prompt.query_id: prompt for prompt in queries.prompts()},
+        choose_donors(queries, seed) if "other" in controls else {},
+        pairs,
+        PrefixStore(model, most=16),
+        max_memory,
+        settings,
+    )
+    run = provenance(model, queries, BackPatching.kind, settings)
+    tables = run_over(
+        queries,
+        patcher.tables,
+        run,
+        per_part=PER_PART,
+        out=out,
+        shard=shard,
+        progress=progress,
+    )
+    return BackPatching(tables["frame"], tables["details"], run)
+
+
+def _checked_cells(cells: Iterable[tuple[int, int]] | None, n_layers: int) -> list[tuple[int, int]]:
+    if cells is None:
+        return [(a, b) for a in range(n_layers) for b in range(a)]
+    given = list(cells)
+    wrong = [cell for cell in given if not _is_cell(cell, n_layers)]
+    if wrong or not given:
+        raise UsageError(
+            f"cells are (source layer, target layer) pairs of layers 0 to {n_layers - 1}; "
+            f"got {wrong[0] if wrong else 'none'}"
+        )
+    return list(dict.fromkeys((int(source), int(target)) for source, target in given))
+
+
+def _is_cell(cell: object, n_layers: int) -> bool:
+    if not isinstance(cell, Sequence) or len(cell) != 2:
+        return False
+    return all(isinstance(layer, Integral) and 0 <= int(layer) < n_layers for layer in cell)
+
+
+def check_choices(
+    positions: Sequence[str], controls: Sequence[str], criterion: str, match: str
+) -> None:
+    """Refuse what `back_patch` cannot do, before anything is run.
+
+    Raises:
+        UsageError: naming the first unknown position, control, criterion or match.
+    """
+    matches("", ("",), match)  # type: ignore[arg-type]
+    for what, given, known in (
+        ("position", positions, POSITIONS),
+        ("control", controls, CONTROLS),
+        ("criterion", [criterion], ("generation", "first_token")),
+    ):
+        unknown = [name for name in given if name not in known]
+        if isinstance(given, str) or unknown:
+            raise UsageError(
+                f"unknown {what} {given if isinstance(given, str) else unknown[0]!r}: give a "
+                f"list with any of {', '.join(known)}"
+            )
+    if not positions:
+        raise UsageError(f"give at least one position of {', '.join(POSITIONS)}")
+
+
+@dataclass(frozen=True)
+class _Patcher:
+    """Back-patches one query after the other; keeps nothing but prefixes between them."""
+
+    model: LanguageModel
+    prompts: Mapping[str, Prompt]
+    donors: Mapping[str, Donor]
+    pairs: Sequence[tuple[int, int]]
+    store: PrefixStore
+    max_memory: int | None
+    settings: Mapping[str, Any]
+
+    def tables(self, queries: QuerySet) -> Tables:
+        """Frame and details of some queries."""
+        done = [self._query(query) for query in queries]
+        return {
+            "frame": pd.concat([frame for frame, _ in done], ignore_index=True)[COLUMNS],
+            "details": pd.DataFrame([row for _, rows in done for row in rows]),
+        }
+
+    def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+        prompt, clean = self._clean(query)
+        donor = self.donors.get(query.id)
+        lent = None if donor is None else self._clean(donor.query)
+        frames, details = [], []
+        for position in self.settings["positions"]:
+            read, _, write = position.partition("->")
+            own = clean.state(prompt.position(read))
+            vectors = {"none": own}
+            if lent is not None:
+                vectors["other"] = lent[1].state(lent[0].position(read))
+            if "random" in self.settings["controls"]:
+                vectors["random"] = random_like(own, self.settings["seed"], query.id, position)
+            token = prompt.position(write or read)
+            cells = [
+                [Patch(b, token, states[a])] for states in vectors.values() for a, b in self.pairs
+            ]
+            what = self._read_out(query)
+            outputs = sweep(
+                self.model,
+                prompt.ids,
+                [[], *cells],
+                what,
+                clean=clean,
+                max_memory=self.max_memory,
+            )
+            frame = self._frame(query, outputs, list(vectors), position)
+            frames.append(frame.iloc[1:])
+            details.append(self._details(query, prompt, position, frame.iloc[0], donor))
+        return pd.concat(frames, ignore_index=True), details
+
+    def _clean(self, query: TwoHopQuery) -> tuple[TokenizedPrompt, CleanRun]:
+        room = self.settings["max_new_tokens"]
+        prompt = TokenizedPrompt.of(self.model, self.prompts[query.id], room)
+        shared = self.store.get(prompt.ids[: prompt.n_shared])
+        return prompt, clean_run(self.model, prompt.ids, shared)
+
+    def _read_out(self, query: TwoHopQuery) -> ReadOut:
+        match, line = self.settings["match"], self.settings["one_line"]
+        return ReadOut(
+            answer_tokens=self.model.first_tokens(query.names("e3")),
+            beside=self.model.first_tokens(query.names("e2")),
+            max_new_tokens=self.settings["max_new_tokens"],
+            stop=until_answered(self.model, query.names("e3"), match, line)
+            if self.settings["stop_early"]
+            else None,
+        )
+
+    def _frame(
+        self, query: TwoHopQuery, outputs: CellOutputs, controls: Sequence[str], position: str
+    ) -> pd.DataFrame:
+        """The rows of one query and position; the first is the clean prompt's."""
+        n, texts = len(self.pairs), [self.model.decode(tokens) for tokens in outputs.tokens]
+        rank = outputs.rank.numpy()
+        return pd.DataFrame(
+            {
+                "query": query.id,
+                "position": position,
+                "source_layer": [-1, *[a for a, _ in self.pairs] * len(controls)],
+                "target_layer": [-1, *[b for _, b in self.pairs] * len(controls)],
+                "control": ["clean", *(name for name in controls for _ in range(n))],
+                "hit": self._hits(query, texts, rank),
+                "answer_rank": rank,
+                "answer_logprob": outputs.logprob.numpy(),
+                "bridge_rank": outputs.beside_rank.numpy(),
+                "bridge_logprob": outputs.beside_logprob.numpy(),
+                "generation": texts,
+            }
+        )
+
+    def _hits(self, query: TwoHopQuery, texts: Sequence[str], rank: np.ndarray) -> list[bool]:
+        if self.settings["criterion"] == "first_token":
+            return [bool(each == 0) for each in rank]
+        names, match, line = query.names("e3"), self.settings["match"], self.settings["one_line"]
+        verdicts = {text: matches(said(text, line), names, match) for text in set(texts)}
+        return [verdicts[text] for text in texts]
+
+    def _details(
+        self,
+        query: TwoHopQuery,
+        prompt: TokenizedPrompt,
+        position: str,
+        clean: pd.Series[Any],
+        donor: Donor | None,
+    ) -> dict[str, Any]:
+        return {
+            "query": query.id,
+            "position": position,
+            "prompt": prompt.prompt.text[prompt.prompt.few_shot :],
+            "bridge": query.e2_label,
+            "answer": query.e3_label,
+            "token": prompt.position(position.partition("->")[0]),
+            "clean_generation": clean["generation"],
+            "clean_hit": bool(clean["hit"]),
+            "clean_rank": int(clean["answer_rank"]),
+            "clean_logprob": float(clean["answer_logprob"]),
+            "clean_bridge_rank": int(clean["bridge_rank"]),
+            "clean_bridge_logprob": float(clean["bridge_logprob"]),
+            "donor": None if donor is None else donor.query.id,
+            "donor_same_relation": None if donor is None else donor.same_relation,
+        }

@@ -1,0 +1,397 @@
+"""Entity description: what a hidden state names when it is put into a prompt that asks for it.
+
+Patchscopes (Ghandeharioun et al. 2024), as Hopping Too Late (Biran et al. 2024), section 4, uses
+it: `resid_post[source]` at t1 or t2 replaces the output of block `target` at the placeholder of
+another prompt. Beside it stands how often the names of another query's entities come up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from hopscope.engine.attention import Prefix
+from hopscope.engine.edits import Cell, Patch
+from hopscope.engine.sweep import CleanRun, ReadOut, clean_run, sweep
+from hopscope.errors import UsageError
+from hopscope.experiments.two_hop.controls import choose_others, fingerprint, seeded
+from hopscope.experiments.two_hop.grading import check_tokens
+from hopscope.models.language_model import LanguageModel
+from hopscope.prompting.query_prompts import Asker, check_choice, check_layers, intervals, question
+from hopscope.queries.answers import Match, matches
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import TwoHopQuery
+from hopscope.results.result import Result, Tables, provenance
+from hopscope.results.runs import run_over
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PROMPTS = {
+    "description": (
+        "Syria: Country in the Middle East, Leonardo DiCaprio: American actor, "
+        "Samsung: South Korean multinational major appliance and consumer electronics "
+        "corporation, x"
+    ),
+    "identity": "cat->cat; 135->135; hello->hello; ?",
+}
+"""Target prompts of Patchscopes; the placeholder is the last token."""
+
+Entity = Literal["e1", "e2", "e3", "other"]
+ENTITIES = ("e1", "e2", "e3")
+CONTROLS = ("e2_other", "e3_other")
+POSITIONS = ("t1", "t2", "e1")
+PER_PART = 2
+COLUMNS = [
+    "query",
+    "prompt",
+    "position",
+    "sample",
+    "source_layer",
+    "target_layer",
+    *ENTITIES,
+    *CONTROLS,
+    "generation",
+]
+
+
+@dataclass(frozen=True, repr=False)
+class Description(Result):
+    """What the states of each query were described as.
+
+    `frame` has one row a query, target prompt, position, sample and cell: `source_layer`,
+    `target_layer` (0-based blocks whose outputs are read and replaced); whether the text names
+    `e1`, `e2`, `e3`; as chance levels `e2_other`, `e3_other`, the bridge and answer of another
+    query; and the `generation`. Sample 0 of a greedy run is greedy. `details` has one row a query
+    and position.
+    """
+
+    kind = "description"
+
+    def described(self, seed: int = 0) -> pd.DataFrame:
+        """Share of queries with some cell that names an entity, beside another query's entity.
+
+        Returns:
+            Columns `prompt, position, entity, n, share, low, high, mean_first_layer`, the mean
+            over queries of the first source layer of a hit.
+        """
+        keys = ["prompt", "position", "entity"]
+        first = self._first()
+        shares = intervals(
+            first.assign(found=first["first_layer"].notna()), keys, "found", "share", seed
+        )
+        means = first.groupby(keys, sort=False)["first_layer"].mean()
+        return shares.merge(means.rename("mean_first_layer").reset_index(), on=keys)
+
+    def above_chance(self, seed: int = 0) -> pd.DataFrame:
+        """How much oftener the query's own entity is named than another one's, query by query.
+
+        Returns:
+            Columns `prompt, position, entity, n, difference, low, high`: share of queries with
+            some cell that names it, less that of the control; paired bootstrap intervals.
+        """
+        first = self._first()
+        found = first.assign(found=first["first_layer"].notna().astype(float)).pivot_table(
+            index=["prompt", "position", "query"], columns="entity", values="found", sort=False
+        )
+        tables = []
+        for entity in ("e2", "e3"):
+            if f"{entity}_other" in found:
+                gain = (found[entity] - found[f"{entity}_other"]).rename("gain").reset_index()
+                tables.append(gain.assign(entity=entity))
+        keys = ["prompt", "position", "entity"]
+        if not tables:
+            return pd.DataFrame(columns=[*keys, "n", "difference", "low", "high"])
+        return intervals(pd.concat(tables), keys, "gain", "difference", seed)
+
+    def shares(self) -> pd.DataFrame:
+        """Share of cells whose text names each entity, or none of the query's (`other`).
+
+        Returns:
+            Columns `prompt, position, e1, e2, e3, other`; one text may name several.
+        """
+        keys = ["prompt", "position"]
+        table = self.frame.assign(other=~self.frame[list(ENTITIES)].any(axis=1))
+        return table.groupby(keys, sort=False)[[*ENTITIES, "other"]].mean().reset_index()
+
+    def first_layers(
+        self, entity: str, position: str = "t1", prompt: str | None = None
+    ) -> pd.Series[float]:
+        """For each query the first source layer that is described as an entity; NaN if none."""
+        first = self._first()
+        chosen = self._chosen(first, position, prompt)
+        if entity not in set(chosen["entity"]):
+            raise UsageError(f"no entity {entity!r}: choose from {', '.join(ENTITIES)}")
+        return chosen[chosen["entity"] == entity].set_index("query")["first_layer"]
+
+    def heatmap(
+        self, entity: str = "e2", position: str = "t1", prompt: str | None = None
+    ) -> pd.DataFrame:
+        """Share of texts that name an entity; rows target, columns source layer."""
+        chosen = self._chosen(self.frame, position, prompt)
+        if entity not in (*ENTITIES, *CONTROLS):
+            raise UsageError(f"no entity {entity!r}: choose from {', '.join(ENTITIES)}")
+        return chosen.pivot_table(
+            index="target_layer", columns="source_layer", values=entity, aggfunc="mean"
+        )
+
+    def plot(
+        self,
+        entity: str = "e2",
+        position: str = "t1",
+        prompt: str | None = None,
+        ax: Axes | None = None,
+    ) -> Axes:
+        """Draw the source × target heatmap of one entity at one position."""
+        from hopscope.experiments.two_hop import plots
+
+        label = "texts that name it"
+        table = self.heatmap(entity, position, prompt)
+        return plots.layer_heatmap(table, ax, f"{entity} described at {position}", label=label)
+
+    def _first(self) -> pd.DataFrame:
+        keys = ["query", "prompt", "position"]
+        tables = []
+        for entity in (*ENTITIES, *CONTROLS):
+            named = self.frame[entity].fillna(False).astype(bool)
+            table = self.frame[keys].assign(first_layer=self.frame["source_layer"].where(named))
+            known = self.frame[entity].notna()
+            first = table[known].groupby(keys, sort=False)["first_layer"].min().reset_index()
+            tables.append(first.assign(entity=entity))
+        return pd.concat(tables, ignore_index=True)
+
+    def _chosen(self, table: pd.DataFrame, position: str, prompt: str | None) -> pd.DataFrame:
+        prompts = list(dict.fromkeys(self.frame["prompt"]))
+        for what, given, known in (
+            ("position", position, list(dict.fromkeys(self.frame["position"]))),
+            ("prompt", prompt or prompts[0], prompts),
+        ):
+            if given not in known:
+                raise UsageError(f"no {what} {given!r}: the run has {', '.join(known)}")
+            table = table[table[what] == given]
+        return table
+
+
+def describe(
+    model: LanguageModel,
+    queries: QuerySet,
+    positions: Sequence[str] = ("t1", "t2"),
+    prompts: Sequence[str] | Mapping[str, str] = ("description",),
+    source_layers: Iterable[int] | None = None,
+    target_layers: Iterable[int] | None = None,
+    samples: int = 0,
+    max_new_tokens: int = 10,
+    match: Match = "word",
+    seed: int = 0,
+    progress: bool = True,
+    *,
+    max_memory: int | None = None,
+    out: str | Path | None = None,
+    shard: tuple[int, int] | None = None,
+) -> Description:
+    """Let the model describe its own states: put them into a prompt that asks what `x` is.
+
+    For each query, position and cell: the clean `resid_post[source]` replaces the output of block
+    `target` at the last token of the target prompt while that is read; then the model goes on.
+    All queries share the target prompt, whose keys and values are computed once.
+
+    Args:
+        model: the model.
+        queries: any; usually `graded.correct()` or `graded.incorrect()`.
+        positions: any of `t1`, `t2`, `e1`.
+        prompts: `description` and `identity`, or texts of your own by name, the placeholder last.
+        source_layers: blocks whose outputs are read; all if None.
+        target_layers: blocks whose outputs are replaced; all if None.
+        samples: texts that are drawn for each cell; 0 for a greedy one. The paper draws three.
+        max_new_tokens: how many tokens to generate.
+        match: how a name is recognised: as whole words, or (the paper) as a substring.
+        seed: of the samples, and of the other queries of the chance level.
+        progress: show a progress bar.
+        max_memory: bytes that the rows may take; measured if None.
+        out: run folder; a run that was stopped goes on.
+        shard: (i, n): only every n-th part of the queries.
+
+    Raises:
+        UsageError: for an empty set, an unknown position, prompt or layer.
+
+    Example:
+        >>> describe(model, graded.correct()).described()  # doctest: +SKIP
+    """
+    matches("", ("",), match)
+    check_tokens(max_new_tokens)
+    if samples < 0:
+        raise UsageError(f"samples must be 0 (greedy) or more, not {samples}")
+    texts = _texts(prompts)
+    others = choose_others(queries, seed)
+    settings = {
+        "positions": check_choice("position", positions, POSITIONS),
+        "prompts": texts,
+        "source_layers": check_layers(source_layers, model.n_layers),
+        "target_layers": check_layers(target_layers, model.n_layers),
+        "samples": samples,
+        "max_new_tokens": max_new_tokens,
+        "match": match,
+        "seed": seed,
+        "others": fingerprint(others),
+    }
+    describer = _Describer(
+        Asker.of(model, queries),
+        {name: _Target.of(model, text, max_new_tokens) for name, text in texts.items()},
+        others,
+        max_memory,
+        settings,
+    )
+    run = provenance(model, queries, Description.kind, settings)
+    tables = run_over(
+        queries, describer.tables, run, per_part=PER_PART, out=out, shard=shard, progress=progress
+    )
+    return Description.of(tables, run)
+
+
+def _texts(prompts: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+    if isinstance(prompts, Mapping):
+        if not prompts or not all(text.strip() for text in prompts.values()):
+            raise UsageError("give at least one target prompt, each with some text")
+        return dict(prompts)
+    return {name: PROMPTS[name] for name in check_choice("prompt", prompts, tuple(PROMPTS))}
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A target prompt with its keys and values."""
+
+    ids: tuple[int, ...]
+    clean: CleanRun
+
+    @classmethod
+    def of(cls, model: LanguageModel, text: str, room: int) -> _Target:
+        ids = model.encode(text, room).ids
+        return cls(ids, clean_run(model, ids, Prefix()))
+
+
+@dataclass(frozen=True)
+class _Describer:
+    """Describes the states of some queries at once."""
+
+    asker: Asker
+    targets: Mapping[str, _Target]
+    others: Mapping[str, TwoHopQuery]
+    max_memory: int | None
+    settings: Mapping[str, Any]
+
+    def tables(self, queries: QuerySet) -> Tables:
+        """Frame and details of some queries."""
+        vectors, details = {}, []
+        for query in queries:
+            prompt = self.asker.prompt(query)
+            clean = self.asker.clean(prompt)
+            for position in self.settings["positions"]:
+                at = prompt.position(position)
+                vectors[query.id, position] = clean.state(at)
+                details.append(
+                    {
+                        "query": query.id,
+                        "position": position,
+                        "question": question(prompt),
+                        "token": self.asker.model.decode([prompt.ids[at]]),
+                        "source": query.e1_label,
+                        "bridge": query.e2_label,
+                        "answer": query.e3_label,
+                        "other": self._other(query.id),
+                    }
+                )
+        frames = [
+            self._described(queries, vectors, name, target) for name, target in self.targets.items()
+        ]
+        return {
+            "frame": pd.concat(frames, ignore_index=True)[COLUMNS],
+            "details": pd.DataFrame(details),
+        }
+
+    def _other(self, query_id: str) -> str | None:
+        other = self.others.get(query_id)
+        return None if other is None else other.id
+
+    def _described(
+        self,
+        queries: QuerySet,
+        vectors: Mapping[tuple[str, str], Tensor],
+        name: str,
+        target: _Target,
+    ) -> pd.DataFrame:
+        sources, targets = self.settings["source_layers"], self.settings["target_layers"]
+        samples = range(max(1, self.settings["samples"]))
+        cells: list[Cell] = [
+            [Patch(b, -1, states[a])]
+            for states in vectors.values()
+            for _ in samples
+            for a in sources
+            for b in targets
+        ]
+        what = ReadOut(
+            max_new_tokens=self.settings["max_new_tokens"], draws=self._draws(vectors, name)
+        )
+        outputs = sweep(
+            self.asker.model,
+            target.ids,
+            cells,
+            what,
+            clean=target.clean,
+            max_memory=self.max_memory,
+        )
+        texts = [self.asker.model.decode(tokens) for tokens in outputs.tokens]
+        keys = [(*key, sample) for key in vectors for sample in samples]
+        each = len(sources) * len(targets)
+        frames = []
+        for index, (query_id, position, sample) in enumerate(keys):
+            said = texts[index * each : (index + 1) * each]
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "query": query_id,
+                        "prompt": name,
+                        "position": position,
+                        "sample": sample,
+                        "source_layer": [a for a in sources for _ in targets],
+                        "target_layer": [b for _ in sources for b in targets],
+                        **self._named(queries.by_id(query_id), said),
+                        "generation": said,
+                    }
+                )
+            )
+        return pd.concat(frames, ignore_index=True)
+
+    def _draws(self, vectors: Mapping[tuple[str, str], Tensor], name: str) -> Tensor | None:
+        """Numbers that depend on nothing but the seed, the query, the prompt and the position."""
+        samples, tokens = self.settings["samples"], self.settings["max_new_tokens"]
+        if not samples:
+            return None
+        each = samples * len(self.settings["source_layers"]) * len(self.settings["target_layers"])
+        drawn = []
+        for key in vectors:
+            generator = seeded(self.settings["seed"], name, *key)
+            drawn.append(torch.rand(each, tokens, generator=generator))
+        return torch.cat(drawn)
+
+    def _named(self, query: TwoHopQuery, said: Sequence[str]) -> dict[str, pd.Series[Any]]:
+        """Which entities each text names; missing for the controls of a query without another."""
+        match, other = self.settings["match"], self.others.get(query.id)
+        names = {entity: query.names(entity) for entity in ENTITIES}  # type: ignore[arg-type]
+        if other is not None:
+            names |= {"e2_other": other.names("e2"), "e3_other": other.names("e3")}
+        distinct = list(dict.fromkeys(said))
+        found: dict[str, pd.Series[Any]] = {}
+        for entity in (*ENTITIES, *CONTROLS):
+            kind: Any = "bool" if entity in ENTITIES else "boolean"
+            if entity in names:
+                verdict = {text: matches(text, names[entity], match) for text in distinct}
+                found[entity] = pd.Series([verdict[text] for text in said], dtype=kind)
+            else:
+                found[entity] = pd.Series([None] * len(said), dtype=kind)
+        return found

@@ -1,0 +1,259 @@
+"""Entity recall: does t1 recall the bridge, and does the model use it as its own answer would.
+
+EntRec and CnstScore of Yang et al. 2024, "Do Large Language Models Latently Perform Multi-Hop
+Reasoning?", sections 4 and 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from hopscope.experiments.two_hop.controls import seeded, whole_pool
+from hopscope.experiments.two_hop.partners import Pair, fingerprint, instead, pair_up
+from hopscope.experiments.two_hop.projection import logit_lens
+from hopscope.models.language_model import LanguageModel
+from hopscope.probes import LogitLens
+from hopscope.prompting.capture import capture
+from hopscope.prompting.query_prompts import Asker, intervals, question
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import Prompt, TwoHopQuery, relation_only
+from hopscope.results.result import Result, Tables, provenance
+from hopscope.results.runs import run_over
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SUBSTITUTES = ("e1", "r1")
+PER_PART = 16
+COLUMNS = ["query", "substitute", "layer", "entrec", "entrec_substituted", "beats"]
+
+
+@dataclass(frozen=True, repr=False)
+class Recall(Result):
+    """How well t1 recalls the bridge, beside questions whose bridge is another one.
+
+    `frame` has one row a query, substitute and layer: `entrec`, the log-probability of the
+    bridge's first token read off `resid_post` at t1 by the logit lens; `entrec_substituted`, the
+    same in the question with another source entity (`e1`) or another first relation (`r1`);
+    `beats`, whether the first is higher. `details` has one row a query: CnstScore of the two-hop
+    question with the second hop's own (`consistency`) and with that of the partner
+    (`consistency_other`).
+    """
+
+    kind = "recall"
+
+    def summary(self, seed: int = 0) -> pd.DataFrame:
+        """How often the bridge is recalled better than in the substituted question, by layer.
+
+        Returns:
+            Columns `substitute, layer, n, share, low, high, entrec`; chance is one half.
+        """
+        keys = ["substitute", "layer"]
+        shares = intervals(self.frame, keys, "beats", "share", seed)
+        means = self.frame.groupby(keys, sort=False)["entrec"].mean().reset_index()
+        return shares.merge(means, on=keys)
+
+    def consistency(self, seed: int = 0) -> pd.DataFrame:
+        """Mean CnstScore with the second hop of the own bridge, of another one, and the gain.
+
+        Returns:
+            Rows `own`, `other`, `gain`; columns `what, n, mean, low, high` (nats).
+        """
+        own, other = self.details["consistency"], self.details["consistency_other"]
+        table = pd.DataFrame({"own": own, "other": other, "gain": own - other})
+        long = table.melt(var_name="what")
+        return intervals(long, ["what"], "value", "mean", seed)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw by layer how often the bridge is recalled better than after a substitution."""
+        from hopscope.experiments.two_hop import plots
+
+        return plots.recall_lines(self.summary(), ax)
+
+
+def recall(
+    model: LanguageModel,
+    queries: QuerySet,
+    seed: int = 0,
+    progress: bool = True,
+    *,
+    out: str | Path | None = None,
+    shard: tuple[int, int] | None = None,
+) -> Recall:
+    """Measure EntRec at t1 by layer, and CnstScore of the two-hop and second-hop questions.
+
+    EntRec(ℓ) = log softmax(W_U · norm(resid_post[ℓ] at t1))[first token of e2], an article left
+    out. It is compared
+    with the question about e1′ (same relations, another bridge) and about r1′ (another first
+    relation). CnstScore = −½ [H(p₂ₕ, p₁ₕ) + H(p₁ₕ, p₂ₕ)] of the next-token distributions.
+
+    Args:
+        model: the model.
+        queries: any; partners come from the set they were chosen from.
+        seed: of the partners.
+        progress: show a progress bar.
+        out: run folder; a run that was stopped goes on.
+        shard: (i, n): only every n-th part of the queries.
+
+    Raises:
+        UsageError: for an empty set, or if no query has a partner.
+
+    Example:
+        >>> recall(model, graded.correct()).summary()  # doctest: +SKIP
+    """
+    pairs = pair_up(model, queries, seed)
+    kept = queries.filter(lambda query: query.id in pairs)
+    relations = _other_relations(queries, seed)
+    settings = {"seed": seed, "partners": fingerprint(pairs), "relations": relations}
+    measurer = _Measurer(
+        Asker.of(model, kept),
+        Asker.of(model, kept, form="second_hop"),
+        logit_lens(model),
+        pairs,
+        relations,
+    )
+    run = provenance(model, kept, Recall.kind, settings)
+    tables = run_over(
+        kept, measurer.tables, run, per_part=PER_PART, out=out, shard=shard, progress=progress
+    )
+    return Recall.of(tables, run)
+
+
+def _other_relations(queries: QuerySet, seed: int) -> dict[str, str]:
+    """For each query id the template of another first relation, if possible of the same type."""
+    known: dict[str, str] = {}
+    for query in whole_pool(queries):
+        known.setdefault(query.r1_template, query.e1_type)
+    chosen: dict[str, str] = {}
+    for query in queries:
+        own = relation_only(query.r1_template)
+        others = [template for template in known if relation_only(template) != own]
+        same = [template for template in others if known[template] == query.e1_type]
+        pool = same or others
+        if pool:
+            draw = torch.randint(len(pool), (), generator=seeded(seed, query.id, "r1"))
+            chosen[query.id] = pool[int(draw)]
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Measurer:
+    """Measures some queries at once."""
+
+    asker: Asker
+    second: Asker
+    lens: LogitLens
+    pairs: Mapping[str, Pair]
+    relations: Mapping[str, str]
+
+    @torch.no_grad()
+    def tables(self, queries: QuerySet) -> Tables:
+        """Frame and details of some queries."""
+        own = [self.asker.prompts[query.id] for query in queries]
+        entrec = self._entrec(own, queries)
+        frames = []
+        for substitute in SUBSTITUTES:
+            changed = [self._substituted(query, substitute) for query in queries]
+            there = [index for index, prompt in enumerate(changed) if prompt is not None]
+            prompts = [prompt for prompt in changed if prompt is not None]
+            others = self._entrec(prompts, [queries[index] for index in there]) if there else ()
+            for index, other in zip(there, others, strict=True):
+                frames.append(
+                    pd.DataFrame(
+                        {
+                            "query": queries[index].id,
+                            "substitute": substitute,
+                            "layer": range(len(other)),
+                            "entrec": entrec[index].numpy(),
+                            "entrec_substituted": other.numpy(),
+                            "beats": (entrec[index] > other).numpy(),
+                        }
+                    )
+                )
+        return {
+            "frame": pd.concat(frames, ignore_index=True)[COLUMNS] if frames else _no_rows(),
+            "details": self._details(queries),
+        }
+
+    def _substituted(self, query: TwoHopQuery, what: str) -> Prompt | None:
+        prompt = self.asker.prompts[query.id]
+        if what == "e1":
+            partner = self.pairs[query.id].partner
+            if self._token(partner) == self._token(query):
+                return None  # the bridges cannot be told apart by their first tokens
+            return instead(prompt, query, e1_label=partner.e1_label)
+        template = self.relations.get(query.id)
+        return None if template is None else instead(prompt, query, r1_template=template)
+
+    def _entrec(self, prompts: Sequence[Prompt], queries: Sequence[TwoHopQuery]) -> list[Tensor]:
+        """For each query the log-probability of its bridge's first token at t1, by layer."""
+        model = self.asker.model
+        acts = capture(model, prompts, ["resid_post"], ["t1"])["resid_post"][:, 0]
+        tokens = [self._token(query) for query in queries]
+        return [
+            self.lens.logprob(states, torch.tensor(token, device=states.device)).cpu()
+            for states, token in zip(acts, tokens, strict=True)
+        ]
+
+    def _token(self, query: TwoHopQuery) -> int:
+        """The first token of a query's bridge, an article left out."""
+        return self.asker.model.first_tokens([query.e2_label], variants=True)[0]
+
+    def _details(self, queries: QuerySet) -> pd.DataFrame:
+        two_hop = self._next_token([self.asker.prompts[query.id] for query in queries])
+        own = [self.second.prompts[query.id] for query in queries]
+        partners = [
+            instead(prompt, query, e2_label=self.pairs[query.id].partner.e2_label)
+            for prompt, query in zip(own, queries, strict=True)
+        ]
+        scores = [consistency(two_hop, self._next_token(prompts)) for prompts in (own, partners)]
+        rows = [
+            {
+                "query": query.id,
+                "prompt": question(self.asker.prompt(query)),
+                "bridge": query.e2_label,
+                "partner": self.pairs[query.id].partner.id,
+                "partner_bridge": self.pairs[query.id].partner.e2_label,
+                "other_relation": self.relations.get(query.id),
+                "consistency": float(scores[0][index]),
+                "consistency_other": float(scores[1][index]),
+            }
+            for index, query in enumerate(queries)
+        ]
+        return pd.DataFrame(rows)
+
+    def _next_token(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Log-probabilities of the next token, shape (prompt, vocabulary)."""
+        model = self.asker.model
+        last = capture(model, prompts, ["resid_post"], ["t2"])["resid_post"][:, 0, -1]
+        return torch.log_softmax(self.lens(last).float(), dim=-1)
+
+
+def consistency(a: Tensor, b: Tensor) -> np.ndarray:
+    """CnstScore: −½ [H(a, b) + H(b, a)], nats, of two next-token distributions each.
+
+    Args:
+        a, b: log-probabilities, shape (prompt, vocabulary).
+    """
+    cross = (a.exp() * b).sum(dim=-1) + (b.exp() * a).sum(dim=-1)
+    score: np.ndarray = (cross / 2).cpu().numpy()
+    return score
+
+
+def _no_rows() -> pd.DataFrame:
+    """An empty frame with the types of a full one."""
+    kinds = {
+        "layer": "int64",
+        "entrec": "float32",
+        "entrec_substituted": "float32",
+        "beats": "bool",
+    }
+    return pd.DataFrame({name: pd.Series(dtype=kinds.get(name, "str")) for name in COLUMNS})

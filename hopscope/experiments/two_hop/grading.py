@@ -1,0 +1,222 @@
+"""Grades a model on two-hop queries: which hop, composition and shortcut it gets right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from scipy import stats
+
+from hopscope.engine.attention import PrefixStore
+from hopscope.engine.sweep import ReadOut, Stop, generate
+from hopscope.errors import ResultError, UsageError
+from hopscope.models.language_model import LanguageModel
+from hopscope.models.token_model import TokenModel
+from hopscope.prompting.tokenized import TokenizedPrompt, by_prefix
+from hopscope.queries.answers import Match, first_line, matches
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import FORMS, Form
+from hopscope.results.result import Result, Tables, provenance
+from hopscope.results.runs import run_over
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PER_PART = 128
+BATCH = 128
+SHORTCUTS: tuple[Form, ...] = ("entity_shortcut", "relation_shortcut")
+
+
+@dataclass(frozen=True, repr=False)
+class Grading(Result):
+    """What a model answered to each form of each query.
+
+    `frame` has the columns `query, form, prompt, generation, correct`.
+    """
+
+    kind = "grading"
+    queries: QuerySet | None = None
+
+    def verdicts(self) -> pd.DataFrame:
+        """One row a query, one column a form, in the order of the queries: right or wrong."""
+        table = self.frame.pivot_table(
+            index="query", columns="form", values="correct", aggfunc="first", sort=False
+        )
+        return table[list(FORMS)].astype(bool)
+
+    def correct(self, queries: QuerySet | None = None) -> QuerySet:
+        """The queries with first hop and composition right and no shortcut right."""
+        table = self.verdicts()
+        return self._chosen(table["first_hop"] & table["two_hop"], table, queries)
+
+    def incorrect(self, queries: QuerySet | None = None) -> QuerySet:
+        """The queries with both hops right, the composition wrong, and no shortcut right."""
+        table = self.verdicts()
+        hops = table["first_hop"] & table["second_hop"]
+        return self._chosen(hops & ~table["two_hop"], table, queries)
+
+    def _chosen(
+        self, chosen: pd.Series[bool], table: pd.DataFrame, queries: QuerySet | None
+    ) -> QuerySet:
+        source = self.queries if queries is None else queries
+        if source is None:
+            raise ResultError("a loaded grading needs its queries: pass the query set it graded")
+        kept = set(table.index[chosen & ~table[list(SHORTCUTS)].any(axis=1)])
+        return source.filter(lambda query: query.id in kept)
+
+    def summary(self) -> pd.DataFrame:
+        """Share right for each form and share in each subset, with Wilson 95 % intervals."""
+        table = self.verdicts()
+        no_shortcut = ~table[list(SHORTCUTS)].any(axis=1)
+        hops = table["first_hop"] & table["second_hop"]
+        table["both_hops"] = hops
+        table["correct"] = table["first_hop"] & table["two_hop"] & no_shortcut
+        table["incorrect"] = hops & ~table["two_hop"] & no_shortcut
+        rows = []
+        for name in table.columns:
+            right, n = int(table[name].sum()), len(table)
+            interval = stats.binomtest(right, n).proportion_ci(method="wilson")
+            rows.append((name, right, n, right / n, interval.low, interval.high))
+        return pd.DataFrame(rows, columns=["what", "right", "n", "share", "low", "high"])
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the summary as bars."""
+        from hopscope.experiments.two_hop import plots
+
+        return plots.grading_bars(self.summary(), ax)
+
+
+def grade(
+    model: LanguageModel,
+    queries: QuerySet,
+    *,
+    match: Match = "word",
+    max_new_tokens: int = 10,
+    one_line: bool | None = None,
+    max_memory: int | None = None,
+    out: str | Path | None = None,
+    shard: tuple[int, int] | None = None,
+    progress: bool = True,
+) -> Grading:
+    """Ask each query's first hop, second hop, two hops and both shortcuts, greedily.
+
+    Hopping Too Late, section 3. Prompts with the same demonstrations are
+    one batch and share their keys and values.
+
+    Args:
+        model: the model.
+        queries: what is asked.
+        match: how an answer is recognised: as whole words, or (the paper) as a substring.
+        max_new_tokens: how many tokens are generated.
+        one_line: whether an answer is the first line only; if None, for few-shot prompts.
+        max_memory: bytes that a batch may take; measured if None.
+        out: run folder; a run that was stopped goes on.
+        shard: (i, n): only every n-th part of the queries.
+        progress: show a progress bar.
+
+    Returns:
+        A `Grading`: `frame`, `summary()`, `correct()`, `incorrect()`.
+
+    Raises:
+        UsageError: for an empty set, or a prompt that does not fit into the context.
+
+    Example:
+        >>> wrong = grade(model, load_queries("world").sample(200)).incorrect()  # doctest: +SKIP
+    """
+    line = queries.few_shot > 0 if one_line is None else one_line
+    matches("", ("",), match)  # an unknown `match` is told before anything runs
+    check_tokens(max_new_tokens)
+    settings = {"match": match, "max_new_tokens": max_new_tokens, "one_line": line}
+    run = provenance(model, queries, Grading.kind, settings)
+    store = PrefixStore(model, most=64)
+
+    def compute(part: QuerySet) -> Tables:
+        generations = _generations(model, part, store, max_new_tokens, line, max_memory)
+        return {"frame": _verdicts(part, generations, match, line), "details": _answers(part)}
+
+    tables = run_over(
+        queries, compute, run, per_part=PER_PART, out=out, shard=shard, progress=progress
+    )
+    return Grading(tables["frame"], tables["details"], run, queries)
+
+
+def check_tokens(max_new_tokens: int) -> None:
+    """Refuse to generate nothing.
+
+    Raises:
+        UsageError: if there is no token to generate.
+    """
+    if max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
+
+
+def at_line_end(model: TokenModel) -> Stop:
+    """A stop that ends a generation with its first line that says something."""
+
+    def stop(tokens: tuple[int, ...]) -> bool:
+        return "\n" in model.decode(tokens)
+
+    return stop
+
+
+def said(text: str, one_line: bool) -> str:
+    """The part of a generation that counts as the answer."""
+    return first_line(text) if one_line else text
+
+
+def _generations(
+    model: LanguageModel,
+    queries: QuerySet,
+    store: PrefixStore,
+    max_new_tokens: int,
+    one_line: bool,
+    max_memory: int | None,
+) -> dict[tuple[str, Form], tuple[str, str]]:
+    """Prompt and generation of each query and form."""
+    prompts = [
+        TokenizedPrompt.of(model, prompt, room=max_new_tokens)
+        for form in FORMS
+        for prompt in queries.prompts(form)
+    ]
+    what = ReadOut(max_new_tokens=max_new_tokens, stop=at_line_end(model) if one_line else None)
+    found: dict[tuple[str, Form], tuple[str, str]] = {}
+    for group in by_prefix(prompts, BATCH):
+        rows = [prompts[index] for index in group]
+        shared = store.get(rows[0].ids[: rows[0].n_shared])
+        outputs = generate(
+            model, [row.ids for row in rows], what, shared=shared, max_memory=max_memory
+        )
+        for row, tokens in zip(rows, outputs.tokens, strict=True):
+            key = row.prompt.query_id, row.prompt.form
+            found[key] = row.prompt.text[row.prompt.few_shot :], model.decode(tokens)
+    return found
+
+
+def _verdicts(
+    queries: QuerySet,
+    generations: dict[tuple[str, Form], tuple[str, str]],
+    match: Match,
+    one_line: bool,
+) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    for query in queries:
+        for form in FORMS:
+            prompt, generation = generations[query.id, form]
+            names = query.names("e2" if form == "first_hop" else "e3")
+            rows.append(
+                {
+                    "query": query.id,
+                    "form": form,
+                    "prompt": prompt,
+                    "generation": generation,
+                    "correct": matches(said(generation, one_line), names, match),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _answers(queries: QuerySet) -> pd.DataFrame:
+    rows = [(query.id, query.e1_label, query.e2_label, query.e3_label) for query in queries]
+    return pd.DataFrame(rows, columns=["query", "source", "bridge", "answer"])

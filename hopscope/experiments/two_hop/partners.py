@@ -1,0 +1,106 @@
+"""Provides the partner of a query: the same question about another source entity."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from hopscope.errors import QueryError
+from hopscope.experiments.two_hop import controls
+from hopscope.models.language_model import LanguageModel
+from hopscope.queries.answers import normalise
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import Prompt, TwoHopQuery
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A query and its partner, which asks the same relations of another source entity.
+
+    Nothing of the partner stands in the query's demonstrations, with which both are asked.
+
+    Attributes:
+        query: the query.
+        partner: its partner, with another bridge and another answer.
+        tokens: the first token of each one's answer; they differ.
+    """
+
+    query: TwoHopQuery
+    partner: TwoHopQuery
+    tokens: tuple[int, int]
+
+
+def pair_up(model: LanguageModel, queries: QuerySet, seed: int) -> dict[str, Pair]:
+    """For each query a partner from the set, or the set's pool, drawn by seed.
+
+    Returns:
+        Pairs by query id; a query to which none fits is left out, and a warning says so.
+
+    Raises:
+        QueryError: if no query has a partner.
+    """
+    groups: dict[tuple[str, str, str], list[TwoHopQuery]] = {}
+    for query in controls.whole_pool(queries):
+        groups.setdefault(_relations(query), []).append(query)
+    shown = controls.demonstrations_of(queries)
+    pairs: dict[str, Pair] = {}
+    for query in queries:
+        pair = _partner(model, query, groups[_relations(query)], seed, shown[query.id])
+        if pair is not None:
+            pairs[query.id] = pair
+    if not pairs and len(queries):
+        raise QueryError(
+            f"no query of {queries.name} has a partner: another one with the same two relations, "
+            "another bridge and another answer; give a larger set"
+        )
+    if len(pairs) < len(queries):
+        logger.warning(
+            "%d of %d queries have no partner with the same relations and another answer: they "
+            "are left out",
+            len(queries) - len(pairs),
+            len(queries),
+        )
+    return pairs
+
+
+def _relations(query: TwoHopQuery) -> tuple[str, str, str]:
+    return query.r1_template, query.r2_template, query.r2_ending
+
+
+def _partner(
+    model: LanguageModel,
+    query: TwoHopQuery,
+    others: Sequence[TwoHopQuery],
+    seed: int,
+    shown: str,
+) -> Pair | None:
+    """A partner of which nothing stands in the query's demonstrations, `shown`."""
+    names, token = controls.names_of(query), model.first_tokens([query.e3_label])
+    source = normalise(query.e1_label)
+    pool = [
+        other
+        for other in others
+        if not controls.names_of(other) & names and normalise(other.e1_label) != source
+    ]
+    random.Random(f"{seed} {query.id}").shuffle(pool)
+    for other in pool:
+        theirs = model.first_tokens([other.e3_label])
+        labels = (other.e1_label, other.e2_label, other.e3_label)
+        if token[:1] != theirs[:1] and not any(normalise(label) in shown for label in labels):
+            return Pair(query, other, (token[0], theirs[0]))
+    return None
+
+
+def fingerprint(pairs: Mapping[str, Pair]) -> str:
+    """sha256 of who is whose partner: a run's settings hold it, since the pool is not the set."""
+    return controls.fingerprint({id: pair.partner for id, pair in pairs.items()})
+
+
+def instead(prompt: Prompt, query: TwoHopQuery, **changes: str) -> Prompt:
+    """A query's prompt with other labels or templates, after the same demonstrations."""
+    demonstrations = prompt.text[: prompt.few_shot]
+    return Prompt.of(replace(query, **changes), prompt.form, demonstrations)  # type: ignore[arg-type]

@@ -1,0 +1,270 @@
+"""Sublayer projection: what attention, MLP and residual stream say at t1 and t2, layer by layer.
+
+Hopping Too Late (Biran et al. 2024), section 5; the read-out is the logit lens (nostalgebraist
+2020). Beside the query's own bridge and answer stand those of another query, as a chance level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from hopscope.errors import ModelError, UsageError
+from hopscope.experiments.two_hop.controls import choose_others, fingerprint
+from hopscope.models.language_model import LanguageModel
+from hopscope.probes import LogitLens
+from hopscope.prompting.capture import Activations, capture
+from hopscope.prompting.query_prompts import Asker, check_choice, intervals, question
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import TwoHopQuery
+from hopscope.results.result import Result, Tables, provenance
+from hopscope.results.runs import run_over
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SITES = ("attn_out", "mlp_out", "resid_post")
+TARGETS = ("e2", "e3", "prediction", "e2_other", "e3_other")
+POSITIONS = ("t1", "t2", "e1")
+PER_PART = 16
+COLUMNS = ["query", "position", "site", "target", "layer", "rank", "logprob"]
+
+
+@dataclass(frozen=True, repr=False)
+class Projection(Result):
+    """What each sublayer's output says through the logit lens.
+
+    `frame` has one row a query, position, site, target and layer: `rank` (0-based) and `logprob`
+    (nats) of the best first token of the target. Targets: `e2` (the bridge), `e3` (the answer),
+    `prediction` (what the model says next), and as chance levels `e2_other`, `e3_other`, those of
+    another query. `details` has one row a query.
+    """
+
+    kind = "projection"
+
+    def resolved(self, rank: int = 0) -> pd.DataFrame:
+        """For each query, position, site and target the first layer where it is resolved.
+
+        Args:
+            rank: a target is resolved where its rank is at most this (Hopping Too Late: 0).
+
+        Returns:
+            Columns `query, position, site, target, first_layer` (NaN if never).
+        """
+        keys = ["query", "position", "site", "target"]
+        there = self.frame["layer"].where(self.frame["rank"] <= rank)
+        return (
+            self.frame[keys]
+            .assign(first_layer=there)
+            .groupby(keys, sort=False)
+            .min(numeric_only=True)
+            .reset_index()
+        )
+
+    def summary(self, rank: int = 0, seed: int = 0) -> pd.DataFrame:
+        """How many queries resolve each target, and how early.
+
+        Returns:
+            Columns `position, site, target, n, share, low, high, mean_first_layer`.
+        """
+        keys = ["position", "site", "target"]
+        first = self.resolved(rank)
+        table = first.assign(found=first["first_layer"].notna())
+        shares = intervals(table, keys, "found", "share", seed)
+        means = first.groupby(keys, sort=False)["first_layer"].mean()
+        return shares.merge(means.rename("mean_first_layer").reset_index(), on=keys)
+
+    def by_layer(self, rank: int = 0, seed: int = 0) -> pd.DataFrame:
+        """Share of queries in which a target is resolved, and its mean log-probability, by layer.
+
+        Returns:
+            Columns `position, site, target, layer, n, share, low, high, logprob`.
+        """
+        keys = ["position", "site", "target", "layer"]
+        table = self.frame.assign(found=self.frame["rank"] <= rank)
+        shares = intervals(table, keys, "found", "share", seed)
+        means = self.frame.groupby(keys, sort=False)["logprob"].mean().reset_index()
+        return shares.merge(means, on=keys)
+
+    def first_layers(
+        self, target: str, position: str = "t2", site: str = "mlp_out", rank: int = 0
+    ) -> pd.Series[float]:
+        """For each query the first layer where a target is resolved; NaN if never."""
+        table = self.resolved(rank)
+        for column, value in (("target", target), ("position", position), ("site", site)):
+            if value not in set(table[column]):
+                known = ", ".join(dict.fromkeys(table[column]))
+                raise UsageError(f"no {column} {value!r}: the run has {known}")
+            table = table[table[column] == value]
+        return table.set_index("query")["first_layer"]
+
+    def plot(self, position: str = "t2", rank: int = 0, ax: Axes | None = None) -> Axes:
+        """Draw the share of queries that resolve each target at one position, by layer."""
+        from hopscope.experiments.two_hop import plots
+
+        table = self.by_layer(rank)
+        return plots.projection_lines(table[table["position"] == position], ax, title=position)
+
+
+def project(
+    model: LanguageModel,
+    queries: QuerySet,
+    positions: Sequence[str] = ("t1", "t2"),
+    sites: Sequence[str] = SITES,
+    seed: int = 0,
+    progress: bool = True,
+    *,
+    out: str | Path | None = None,
+    shard: tuple[int, int] | None = None,
+) -> Projection:
+    """Read what each block's attention, MLP and residual stream say of the bridge and the answer.
+
+    The output of a sublayer goes through the final norm, once, and the unembedding. A target's
+    tokens are the first ones of its label and aliases, with and without a space before, also in
+    lower case; an article before a name is left out.
+
+    Args:
+        model: the model.
+        queries: any; usually `graded.correct()` or `graded.incorrect()`.
+        positions: any of `t1`, `t2`, `e1`.
+        sites: any of `attn_out`, `mlp_out`, `resid_post`.
+        seed: of the choice of the other query for `e2_other` and `e3_other`.
+        progress: show a progress bar.
+        out: run folder; a run that was stopped goes on.
+        shard: (i, n): only every n-th part of the queries.
+
+    Raises:
+        UsageError: for an empty set, or an unknown position or site.
+
+    Example:
+        >>> project(model, graded.correct()).summary()  # doctest: +SKIP
+    """
+    others = choose_others(queries, seed)
+    settings = {
+        "positions": check_choice("position", positions, POSITIONS),
+        "sites": check_choice("site", sites, SITES),
+        "seed": seed,
+        "others": fingerprint(others),
+    }
+    projector = _Projector(Asker.of(model, queries), logit_lens(model), others, settings)
+    run = provenance(model, queries, Projection.kind, settings)
+    tables = run_over(
+        queries, projector.tables, run, per_part=PER_PART, out=out, shard=shard, progress=progress
+    )
+    return Projection.of(tables, run)
+
+
+def logit_lens(model: LanguageModel) -> LogitLens:
+    """The logit lens of a model: its own final norm and unembedding.
+
+    Raises:
+        ModelError: if the family scales its logits (Granite, Cohere), which the lens does not.
+    """
+    for name in ("logits_scaling", "logit_scale"):
+        if getattr(model.config, name, None) not in (None, 1.0):
+            raise ModelError(
+                f"{model.name} scales its logits ({name}), which the logit lens does not do: its "
+                "probabilities would be wrong"
+            )
+    softcap = getattr(model.config, "final_logit_softcapping", None)
+    return LogitLens(model.final_norm, model.unembedding, softcap)
+
+
+@dataclass(frozen=True)
+class _Projector:
+    """Projects the states of some queries at once."""
+
+    asker: Asker
+    lens: LogitLens
+    others: Mapping[str, TwoHopQuery]
+    settings: Mapping[str, Any]
+
+    def tables(self, queries: QuerySet) -> Tables:
+        """Frame and details of some queries."""
+        prompts = [self.asker.prompts[query.id] for query in queries]
+        positions = list(dict.fromkeys([*self.settings["positions"], "t2"]))
+        sites = list(dict.fromkeys([*self.settings["sites"], "resid_post"]))
+        acts = capture(self.asker.model, prompts, sites, positions, store=self.asker.store)
+        done = [self._query(query, acts, index) for index, query in enumerate(queries)]
+        return {
+            "frame": pd.concat([frame for frame, _ in done], ignore_index=True)[COLUMNS],
+            "details": pd.DataFrame([row for _, row in done]),
+        }
+
+    @torch.no_grad()
+    def _query(
+        self, query: TwoHopQuery, acts: Activations, index: int
+    ) -> tuple[pd.DataFrame, dict[str, Any]]:
+        model = self.asker.model
+        last = acts["resid_post"][index, acts.positions.index("t2"), -1]
+        predicted = int(self.lens(last).argmax())
+        targets = self._targets(query, predicted)
+        frames = []
+        for site in self.settings["sites"]:
+            for place, position in enumerate(self.settings["positions"]):
+                logits = self.lens(acts[site][index, place]).float()
+                ranks, logprobs = read_targets(logits, list(targets.values()))
+                frames.append(
+                    pd.DataFrame(
+                        {
+                            "query": query.id,
+                            "position": position,
+                            "site": site,
+                            "target": [name for name in targets for _ in range(len(logits))],
+                            "layer": [*range(len(logits))] * len(targets),
+                            "rank": ranks.flatten().numpy(),
+                            "logprob": logprobs.flatten().numpy(),
+                        }
+                    )
+                )
+        prompt = self.asker.prompt(query)
+        other = self.others.get(query.id)
+        details = {
+            "query": query.id,
+            "prompt": question(prompt),
+            "bridge": query.e2_label,
+            "answer": query.e3_label,
+            "prediction": model.decode([predicted]),
+            "other": None if other is None else other.id,
+            "t1": prompt.position("t1"),
+            "t2": prompt.position("t2"),
+        }
+        return pd.concat(frames, ignore_index=True), details
+
+    def _targets(self, query: TwoHopQuery, predicted: int) -> dict[str, tuple[int, ...]]:
+        """The tokens that stand for each target; without what the query's own names share."""
+        model, other = self.asker.model, self.others.get(query.id)
+        targets = {
+            "e2": model.first_tokens(query.names("e2"), variants=True),
+            "e3": model.first_tokens(query.names("e3"), variants=True),
+            "prediction": (predicted,),
+        }
+        if other is not None:
+            for entity in ("e2", "e3"):
+                tokens = model.first_tokens(other.names(entity), variants=True)
+                others = tuple(token for token in tokens if token not in targets[entity])
+                if others:
+                    targets[f"{entity}_other"] = others
+        return targets
+
+
+def read_targets(logits: Tensor, targets: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Rank and log-probability of the best token of each target.
+
+    Args:
+        logits: shape (layer, vocabulary).
+        targets: tokens that stand for each target.
+
+    Returns:
+        0-based ranks and natural log-probabilities, both of shape (target, layer), on the CPU.
+    """
+    total = torch.logsumexp(logits, dim=-1)
+    best = torch.stack([logits[:, list(tokens)].amax(dim=-1) for tokens in targets])
+    ranks = torch.stack([(logits > each[:, None]).sum(dim=-1) for each in best])
+    return ranks.cpu(), (best - total).cpu()

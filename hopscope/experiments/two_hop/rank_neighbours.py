@@ -1,0 +1,175 @@
+"""Whether the middle of a ranking is drawn to the neighbours of its top.
+
+After Peng et al. 2024: the rows of the unembedding are keys; a token that the model ranks in the
+middle is often there because its key is near that of a top token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.cluster.vq import kmeans2
+
+from hopscope.engine.sweep import ReadOut, generate
+from hopscope.errors import UsageError
+from hopscope.models.language_model import LanguageModel
+from hopscope.probes import key_clusters
+from hopscope.prompting.query_prompts import Asker, check_choice, intervals, question
+from hopscope.queries.query_set import QuerySet
+from hopscope.queries.two_hop_query import TwoHopQuery
+from hopscope.results.result import Result, Tables, provenance
+from hopscope.results.runs import run_over
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PER_PART = 16
+CONTROLS = ("shuffled",)
+
+
+@dataclass(frozen=True, repr=False)
+class RankNeighbours(Result):
+    """Which tokens of the middle ranks are neighbours of top ones, and which are right.
+
+    `frame` has one row a query, control and rank (0-based): `inside` (whether the token shares a
+    cluster of the unembedding's rows with one of the top tokens) and `right` (whether it begins
+    a name of the answer). With the control `shuffled` the clusters have the same sizes, but
+    tokens at random. `details` has one row a query: its prompt, answer and the answer's rank.
+    """
+
+    kind = "rank_neighbours"
+
+    def drawn(self, seed: int = 0) -> pd.DataFrame:
+        """The share of middle ranks that are neighbours of a top token, query by query.
+
+        Returns:
+            Columns control, n (queries), share, low, high: 95 % bootstrap intervals.
+        """
+        shares = self.frame.groupby(["query", "control"], sort=False)["inside"].mean()
+        return intervals(shares.reset_index(), ["control"], "inside", "share", seed)
+
+    def accuracy(self, seed: int = 0) -> pd.DataFrame:
+        """The share of right tokens among middle ranks inside and outside the clusters.
+
+        Only queries whose answer is not among the top count: for the others a right token in the
+        middle is another spelling of what stands near it anyway.
+
+        Returns:
+            Columns control, inside, n (queries with such ranks), accuracy, low, high: means over
+            queries, 95 % bootstrap intervals.
+        """
+        keys = ["query", "control", "inside"]
+        top = self.run["settings"]["top"]
+        missed = self.details[self.details["answer_rank"] >= top]["query"]
+        frame = self.frame[self.frame["query"].isin(missed)]
+        shares = frame.groupby(keys, sort=False)["right"].mean().reset_index()
+        return intervals(shares, ["control", "inside"], "right", "accuracy", seed)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the accuracy inside and outside the clusters, beside shuffled ones."""
+        from hopscope.experiments.two_hop import head_plots
+
+        return head_plots.neighbour_points(self.accuracy(), ax)
+
+
+def rank_neighbours(
+    model: LanguageModel,
+    queries: QuerySet,
+    n_clusters: int = 256,
+    top: int = 10,
+    ranks: int = 100,
+    controls: Sequence[str] = CONTROLS,
+    seed: int = 0,
+    progress: bool = True,
+    *,
+    max_memory: int | None = None,
+    out: str | Path | None = None,
+    shard: tuple[int, int] | None = None,
+) -> RankNeighbours:
+    """Cluster the unembedding's rows, and look where the middle-ranked next tokens lie.
+
+    Args:
+        model: the model.
+        queries: usually graded ones, right or wrong.
+        n_clusters: of k-means over the rows, each scaled to length 1.
+        top: ranks that are the top; those after them, up to `ranks`, are the middle.
+        ranks: how many ranks are looked at.
+        controls: `shuffled`, or () for none.
+        seed: of k-means and the shuffled clusters.
+        progress: show a progress bar.
+        max_memory: bytes that the rows may take; measured if None.
+        out: run folder; a run that was stopped goes on.
+        shard: (i, n): only every n-th part of the queries.
+
+    Raises:
+        UsageError: for numbers that leave no middle, or more clusters than tokens.
+        QueryError: for an empty set.
+
+    Example:
+        >>> rank_neighbours(model, graded.incorrect()).accuracy()  # doctest: +SKIP
+    """
+    if not 0 < top < ranks <= model.vocab_size or not 1 < n_clusters <= model.vocab_size:
+        raise UsageError(
+            f"top {top}, ranks {ranks} and {n_clusters} clusters do not fit: 0 < top < ranks, and "
+            f"the vocabulary has {model.vocab_size} tokens"
+        )
+    chosen = check_choice("control", controls, CONTROLS) if controls else []
+    settings = {"n_clusters": n_clusters, "top": top, "ranks": ranks, "seed": seed}
+    run = provenance(model, queries, RankNeighbours.kind, {**settings, "controls": chosen})
+    asker = Asker.of(model, queries)
+    clusters = {"none": unembedding_clusters(model, n_clusters, seed)}
+    if "shuffled" in chosen:
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(clusters["none"]), generator=generator)
+        clusters["shuffled"] = clusters["none"][order]
+
+    def of_query(query: TwoHopQuery) -> tuple[pd.DataFrame, dict[str, object]]:
+        prompt = asker.prompt(query)
+        shared = asker.store.get(prompt.ids[: prompt.n_shared])
+        answers = model.first_tokens(query.names("e3"))
+        what = ReadOut(answer_tokens=answers, top_k=ranks)
+        found = generate(model, [prompt.ids], what, shared=shared, max_memory=max_memory)
+        ranked = found.top_tokens[:1]
+        right = torch.isin(ranked, torch.tensor(answers))
+        tables = []
+        for control, labels in clusters.items():
+            split = key_clusters(ranked, labels, right, top)
+            middle = {"rank": range(top, ranks), "inside": split.inside[0], "right": split.right[0]}
+            tables.append(pd.DataFrame(middle).assign(query=query.id, control=control))
+        details = {
+            "query": query.id,
+            "prompt": question(prompt),
+            "answer": query.e3_label,
+            "answer_rank": int(found.rank[0]),
+        }
+        return pd.concat(tables), details
+
+    def compute(part: QuerySet) -> Tables:
+        done = [of_query(query) for query in part]
+        frame = pd.concat([table for table, _ in done], ignore_index=True)
+        columns = ["query", "control", "rank", "inside", "right"]
+        return {"frame": frame[columns], "details": pd.DataFrame([row for _, row in done])}
+
+    tables = run_over(
+        queries, compute, run, per_part=PER_PART, out=out, shard=shard, progress=progress
+    )
+    return RankNeighbours(tables["frame"], tables["details"], run)
+
+
+def unembedding_clusters(model: LanguageModel, n_clusters: int, seed: int = 0) -> torch.Tensor:
+    """The cluster of each token by k-means over the unembedding's rows, shape (vocab,).
+
+    Rows are scaled to length 1, so that clusters are of directions.
+    """
+    rows = model.unembedding.get_parameter("weight").detach().float().cpu()
+    rows = torch.nn.functional.normalize(rows, dim=-1)
+    rng = np.random.default_rng(seed)
+    starts = rows[torch.as_tensor(rng.choice(len(rows), n_clusters, replace=False))]
+    labels = kmeans2(rows.numpy(), starts.numpy(), iter=10, minit="matrix", missing="warn")[1]
+    return torch.as_tensor(labels).long()

@@ -1,0 +1,217 @@
+"""Stages: when each step of the two-hop computation first shows, and how often their order breaks.
+
+Hopping Too Late (Biran et al. 2024), figure 1 and section 5, puts mean first layers on one axis:
+the bridge is named at t1, its information leaves t1, the answer is named at t2, the prediction is
+read off the MLPs. Layer-Order Inversion (2601.03542) disputes the order, so it is checked query by
+query, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from scipy import stats
+
+from hopscope.errors import ResultError, UsageError
+from hopscope.experiments.two_hop.attention_knockout import Knockouts, knockout
+from hopscope.experiments.two_hop.description import Description, describe
+from hopscope.experiments.two_hop.projection import Projection, project
+from hopscope.models.language_model import LanguageModel
+from hopscope.prompting.query_prompts import intervals
+from hopscope.queries.query_set import QuerySet
+from hopscope.results.result import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+STAGES: Mapping[str, int] = {
+    "bridge described at t1": 1,
+    "knockout t2->t1 bites": 2,
+    "attention at t2 projects bridge": 2,
+    "answer described at t2": 3,
+    "MLP at t2 projects prediction": 4,
+}
+"""The measures of the paper's four stages, in its order; two of them measure the second."""
+
+
+@dataclass(frozen=True, repr=False)
+class Stages(Result):
+    """The first layer of each stage, for each query.
+
+    `frame` has one row a query and stage: `query, stage, number, first_layer` (NaN if the stage
+    never shows).
+    """
+
+    kind = "stages"
+
+    def summary(self, seed: int = 0) -> pd.DataFrame:
+        """Mean first layer of each stage over the queries in which it shows.
+
+        Returns:
+            Columns `stage, number, queries, n, share, mean, low, high`: all queries, those in
+            which it shows, their share; and their mean first layer with a bootstrap interval.
+        """
+        keys = ["stage", "number"]
+        means = intervals(self.frame, keys, "first_layer", "mean", seed)
+        counts = self.frame.groupby(keys, sort=False)["query"].nunique().rename("queries")
+        table = counts.reset_index().merge(means, on=keys, how="left")
+        table["n"] = table["n"].fillna(0).astype(int)
+        table["share"] = table["n"] / table["queries"]
+        return table[[*keys, "queries", "n", "share", "mean", "low", "high"]]
+
+    def broken(self) -> pd.DataFrame:
+        """How often a later stage shows before an earlier one, query by query.
+
+        Only queries in which both stages show count. An order is broken if the later stage shows
+        at an earlier layer, by more than the layers that description skipped. The last row,
+        `any`, counts the queries in which at least two stages show and some pair is out of order.
+
+        Returns:
+            Columns `earlier, later, n, broken, share, low, high`: Wilson 95 % intervals.
+        """
+        wide = self.frame.pivot_table(
+            index="query", columns="stage", values="first_layer", sort=False, dropna=False
+        )
+        there = [stage for stage in STAGES if stage in wide]
+        tolerance = int(self.run.get("settings", {}).get("tolerance", 0))
+        rows, any_broken = [], pd.Series(False, index=wide.index)
+        paired = pd.Series(False, index=wide.index)
+        for earlier, later in combinations(there, 2):
+            if STAGES[earlier] == STAGES[later]:
+                continue
+            both = wide[[earlier, later]].notna().all(axis=1)
+            wrong = both & (wide[earlier] > wide[later] + tolerance)
+            paired, any_broken = paired | both, any_broken | wrong
+            rows.append((earlier, later, int(both.sum()), int(wrong.sum())))
+        rows.append(("any", "any", int(paired.sum()), int(any_broken.sum())))
+        table = pd.DataFrame(rows, columns=["earlier", "later", "n", "broken"])
+        shares = [_wilson(n, broken) for _, _, n, broken in rows]
+        return table.join(pd.DataFrame(shares, columns=["share", "low", "high"]))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the first layers of all stages on one axis."""
+        from hopscope.experiments.two_hop import plots
+
+        return plots.stage_axis(self.frame, self.summary(), ax)
+
+
+def _wilson(n: int, count: int) -> tuple[float, float, float]:
+    if not n:
+        return float("nan"), float("nan"), float("nan")
+    interval = stats.binomtest(count, n).proportion_ci(method="wilson")
+    return count / n, float(interval.low), float(interval.high)
+
+
+def combine(described: Description, knocked: Knockouts, projected: Projection) -> Stages:
+    """The stages that three results of the same queries and model show.
+
+    A knockout bites at the last layer of the first window that changes the answer.
+
+    Raises:
+        ResultError: if they are of different models or queries.
+    """
+    runs = (described.run, knocked.run, projected.run)
+    for key in ("model", "queries"):
+        if any(
+            run.get(key, {}).get("sha256") != runs[0].get(key, {}).get("sha256") for run in runs
+        ):
+            raise ResultError(
+                f"the three results are not of the same {key}: run describe, knockout and "
+                "project on one model and one query set"
+            )
+    firsts = {
+        "bridge described at t1": described.first_layers("e2", "t1"),
+        "knockout t2->t1 bites": _last_of_window(knocked),
+        "attention at t2 projects bridge": projected.first_layers("e2", "t2", "attn_out"),
+        "answer described at t2": described.first_layers("e3", "t2"),
+        "MLP at t2 projects prediction": projected.first_layers("prediction", "t2", "mlp_out"),
+    }
+    table = pd.DataFrame(firsts).rename_axis("query")
+    frame = table.melt(ignore_index=False, var_name="stage", value_name="first_layer")
+    frame = frame.reset_index()
+    frame.insert(2, "number", frame["stage"].map(dict(STAGES)))
+    details = projected.details[["query", "prompt", "bridge", "answer"]]
+    run: dict[str, Any] = {
+        **projected.run,
+        "kind": Stages.kind,
+        "settings": {one["kind"]: one["settings"] for one in runs if "kind" in one}
+        | {"tolerance": _step(described) - 1},
+    }
+    return Stages(frame, details, run)
+
+
+def _last_of_window(knocked: Knockouts) -> pd.Series[float]:
+    """The last layer of the first window that bites: a layer shows first at the window's end."""
+    last = int(knocked.frame["layer"].max())
+    half = int(knocked.run.get("settings", {}).get("window", 0))
+    return (knocked.first_layers("t2->t1") + half).clip(upper=last)
+
+
+def _step(described: Description) -> int:
+    """How many layers lie between two that were described."""
+    layers = sorted(described.frame["source_layer"].unique())
+    return max((int(b - a) for a, b in pairwise(layers)), default=1)
+
+
+def stages(
+    model: LanguageModel,
+    queries: QuerySet,
+    layer_step: int = 1,
+    seed: int = 0,
+    progress: bool = True,
+    *,
+    max_memory: int | None = None,
+    out: str | Path | None = None,
+) -> Stages:
+    """Run description, knockout and projection, and put their first layers on one axis.
+
+    Args:
+        model: the model.
+        queries: usually `graded.correct()`.
+        layer_step: describe only every so many source and target layers.
+        seed: of the experiments.
+        progress: show progress bars.
+        max_memory: bytes that the rows may take; measured if None.
+        out: folder; the three runs lie in it, and go on where they were stopped.
+
+    Raises:
+        UsageError: for an empty set, or a layer step below 1.
+
+    Example:
+        >>> stages(model, graded.correct()).summary()  # doctest: +SKIP
+    """
+    if layer_step < 1:
+        raise UsageError(f"the layer step must be 1 or more, not {layer_step}")
+    folder = None if out is None else Path(out)
+    names = ("description", "knockout", "projection")
+    parts = {name: None if folder is None else folder / name for name in names}
+    every = range(0, model.n_layers, layer_step)
+    described = describe(
+        model,
+        queries,
+        source_layers=every,
+        target_layers=every,
+        seed=seed,
+        progress=progress,
+        max_memory=max_memory,
+        out=parts["description"],
+    )
+    knocked = knockout(
+        model,
+        queries,
+        edges=["t2->t1"],
+        seed=seed,
+        progress=progress,
+        max_memory=max_memory,
+        out=parts["knockout"],
+    )
+    projected = project(model, queries, seed=seed, progress=progress, out=parts["projection"])
+    result = combine(described, knocked, projected)
+    if folder is not None:
+        result.save(folder / "stages")
+    return result

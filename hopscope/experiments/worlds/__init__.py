@@ -1,0 +1,1 @@
+"""Analyses of small trained models whose circuit is known."""

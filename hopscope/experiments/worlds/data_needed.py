@@ -1,0 +1,251 @@
+"""Provides data_needed(): how many examples a composition takes, by the size of its tables.
+
+The Coverage Principle (Chang et al. 2025), section 5: the examples that a transformer needs grow as
+a power of the number of tokens, with an exponent above 2 that is larger for longer compositions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+
+from hopscope.errors import UsageError
+from hopscope.results.result import Result, Tables, device_name, provenance
+from hopscope.results.runs import run_parts
+from hopscope.training.fit import Schedule
+from hopscope.worlds.catalogue import COVERED, WORLDS, Recipe
+from hopscope.worlds.small_model import Shape, untrained
+from hopscope.worlds.tasks.composed_tables import ComposedTables, Structure
+from hopscope.worlds.train import train_world
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PUBLISHED = {"two_hop": 2.26, "parallel": 2.43, "three_hop": 2.58}
+"""The exponents of the paper (figure 5)."""
+LEARNED = 0.5
+SHAPE = WORLDS["coverage"].shape
+SCHEDULE = replace(COVERED, steps=2000, batch_size=1024)
+
+
+class Exponent(NamedTuple):
+    """A power law fitted to the examples that are needed: `examples = factor * tokens ** value`.
+
+    Attributes:
+        value: the exponent.
+        low, high: its 95 % interval, by the t distribution of the slope; NaN for two sizes.
+        factor: in front.
+        published: the paper's exponent, for the structures that it has.
+    """
+
+    value: float
+    low: float
+    high: float
+    factor: float
+    published: float | None
+
+
+@dataclass(frozen=True, repr=False)
+class DataNeeded(Result):
+    """What models with more and more examples of tables of several sizes learn.
+
+    `frame` has one row a training: `structure`, `n_tokens`, `n_examples`, `n_inputs` (all that
+    there are), `seed`, `accuracy` (on held-out inputs), `trained` (on the examples), `seconds`,
+    `device`.
+    `details` has the same rows by name.
+    """
+
+    kind: ClassVar[str] = "data_needed"
+
+    def needed(self, learned: float = LEARNED) -> pd.DataFrame:
+        """The number of examples at which held-out accuracy passes a value.
+
+        It lies between two numbers that were tried, and is interpolated between them, in the
+        logarithm of the number. A size whose accuracy never passes, or always, has NaN.
+
+        Args:
+            learned: the accuracy, averaged over seeds.
+
+        Returns:
+            Columns n_tokens, examples, below, above (the numbers tried on both sides).
+        """
+        means = self.frame.groupby(["n_tokens", "n_examples"])["accuracy"].mean()
+        rows = [
+            (size, *_crossing(own.droplevel(0), learned)) for size, own in means.groupby(level=0)
+        ]
+        return pd.DataFrame(rows, columns=["n_tokens", "examples", "below", "above"])
+
+    def exponent(self, learned: float = LEARNED) -> Exponent:
+        """The power of the number of tokens with which the examples that are needed grow.
+
+        Raises:
+            UsageError: if fewer than two sizes pass the accuracy within what was tried.
+        """
+        table = self.needed(learned).dropna()
+        if len(table) < 2:
+            raise UsageError(
+                f"only {len(table)} sizes pass {learned:.0%} within the numbers of examples tried; "
+                "try others"
+            )
+        fit = stats.linregress(np.log(table["n_tokens"]), np.log(table["examples"]))
+        free = len(table) - 2
+        half = stats.t.ppf(0.975, free) * fit.stderr if free else float("nan")
+        published = PUBLISHED.get(str(self.frame["structure"].iloc[0]))
+        return Exponent(
+            value=float(fit.slope),
+            low=float(fit.slope - half),
+            high=float(fit.slope + half),
+            factor=float(np.exp(fit.intercept)),
+            published=published,
+        )
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the examples that are needed against the number of tokens."""
+        from hopscope.experiments.worlds import coverage_plots
+
+        return coverage_plots.needed_points(self.needed(), self.exponent(), ax)
+
+
+def _crossing(accuracy: pd.Series, learned: float) -> tuple[float, float, float]:
+    """Where a curve passes a value first: there, and the numbers tried before and after."""
+    unknown = float("nan")
+    tried, values = accuracy.index.to_numpy(dtype=float), accuracy.to_numpy(dtype=float)
+    passing = np.flatnonzero(values >= learned)
+    if not len(passing) or passing[0] == 0:
+        return unknown, unknown, unknown
+    above = int(passing[0])
+    x, y = np.log(tried[above - 1 : above + 1]), values[above - 1 : above + 1]
+    at = float(np.exp(np.interp(learned, y, x)))
+    return at, float(tried[above - 1]), float(tried[above])
+
+
+def examples_to_try(
+    n_tokens: int, factors: Sequence[float] = (0.5, 0.7, 1.0, 1.4), exponent: float = 2.3
+) -> list[int]:
+    """Numbers of examples around those that a table of so many tokens may need.
+
+    They bracket 4,000 for 20 tokens, scaled to other sizes by an exponent. A size that needs more
+    or fewer than are tried has no number.
+    """
+    return [round(4000 * (n_tokens / 20) ** exponent * factor) for factor in factors]
+
+
+def data_needed(
+    sizes: Sequence[int] = (14, 18, 23, 30),
+    structure: Structure = "two_hop",
+    seeds: Sequence[int] = (0,),
+    *,
+    examples: Sequence[Sequence[int]] | None = None,
+    shape: Shape = SHAPE,
+    schedule: Schedule = SCHEDULE,
+    device: str | torch.device | None = None,
+    out: str | Path | None = None,
+    shard: tuple[int, int] | None = None,
+    progress: bool = True,
+) -> DataNeeded:
+    """Train a model for each size and number of examples, and measure what it composes.
+
+    All are trained for as many steps, so that larger sets of examples are seen less often. Where
+    that is not enough for the largest, the exponent comes out too large.
+
+    Args:
+        sizes: numbers of tokens of the tables.
+        structure: of the composition.
+        seeds: of the tables, examples and weights.
+        examples: for each size the numbers to try; those of `examples_to_try` by default.
+        shape: of the models.
+        schedule: of each training, the same for all.
+        device: where to train; CUDA by default if there is any.
+        out: run folder; trainings that are done are not done again.
+        shard: (i, n): only every n-th training, from the i-th (1 to n) on; needs `out`.
+        progress: show a progress bar.
+
+    Raises:
+        UsageError: for numbers that are no task's, or that do not go with the sizes.
+
+    Example:
+        >>> result = data_needed(sizes=(14, 18, 23), out="runs/data_needed")  # doctest: +SKIP
+        >>> result.exponent()                                                 # doctest: +SKIP
+    """
+    if examples is None:
+        examples = [examples_to_try(size) for size in sizes]
+    if not sizes or len(examples) != len(sizes):
+        raise UsageError(f"give numbers of examples for each of {len(sizes)} sizes")
+    tasks = [
+        ComposedTables(structure, size, n, seed)
+        for size, numbers in zip(sizes, examples, strict=True)
+        for n in numbers
+        for seed in seeds
+    ]
+    if not tasks:
+        raise UsageError("give at least one size, number of examples and seed")
+    first = untrained(tasks[0].words, shape, tasks[0].seed, "untrained")  # stands for all of them
+    how = {"shape": asdict(shape), "schedule": asdict(schedule)}
+    run = provenance(first, _Trainings(tasks), DataNeeded.kind, how)
+
+    def compute(number: int) -> Tables:
+        return _trained(tasks[number], shape, schedule, device)
+
+    tables = run_parts(
+        len(tasks),
+        compute,
+        run,
+        out=out,
+        shard=shard,
+        description="trainings",
+        unit="training",
+        progress=progress,
+    )
+    return DataNeeded.of(tables, run)
+
+
+@dataclass(frozen=True)
+class _Trainings:
+    """What is trained, as results are told what was asked."""
+
+    tasks: Sequence[ComposedTables]
+    name: str = "tables"
+    few_shot: int = 0
+    few_shot_seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of the tasks, of what is given of them: results go on where more can be."""
+        given = [
+            {name: value for name, value in asdict(task).items() if value is not None}
+            for task in self.tasks
+        ]
+        return hashlib.sha256(json.dumps(given).encode()).hexdigest()
+
+
+def _trained(
+    task: ComposedTables, shape: Shape, schedule: Schedule, device: str | torch.device | None
+) -> Tables:
+    """The tables of one training."""
+    name = f"{task.structure}-{task.n_tokens}-{task.n_examples}-{task.seed}"
+    recipe = Recipe(name, task, shape, schedule)
+    world = train_world(name, task.seed, recipe=recipe, device=device, progress=False)
+    row = {
+        "structure": task.structure,
+        "n_tokens": task.n_tokens,
+        "n_examples": task.n_examples,
+        "n_inputs": len(task.inputs),
+        "seed": task.seed,
+        "accuracy": world.accuracy["in_distribution"],
+        "trained": world.accuracy["trained"],
+        "seconds": world.record["seconds"],
+        "device": device_name(world.model.device),
+    }
+    return {"frame": pd.DataFrame([row]), "details": pd.DataFrame([{"query": name, **row}])}

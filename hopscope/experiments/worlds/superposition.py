@@ -1,0 +1,246 @@
+"""Provides superposition(): which vertices a continuous thought holds, and what it attends to.
+
+Reasoning by Superposition (Zhu et al. 2025): after c steps a thought points to all vertices that
+can be reached in c steps at once, most to those that are reached last. What the paper does not
+compare with is a pause in place of the thought, which gives as many tokens to compute in, but no
+state to go on from: all of them are read in one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from hopscope.errors import UsageError
+from hopscope.models.language_model import LanguageModel
+from hopscope.queries.graph_paths import PathSet, reachable
+from hopscope.results.result import Result, Tables, provenance, t_interval
+from hopscope.results.runs import run_parts
+from hopscope.worlds.tasks.graph_reachability import GraphReachability, Maze
+from hopscope.worlds.thoughts import Thinking, think
+from hopscope.worlds.train import answered, thought_of
+from hopscope.worlds.world import World, check_distinct
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KINDS = ("optimal", "frontier", "reachable", "unreachable")
+"""Of a vertex: on the way at this step; reached at this step; before it; not yet, or never."""
+READ_AT = {"before": 1, "at": 0}
+"""How many tokens before a thought's own; the state at the one before it is given back as it."""
+KEYS = ["world", "measure", "read_at", "thought", "vertices"]
+ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True, repr=False)
+class Superposition(Result):
+    """What the thoughts of worlds hold.
+
+    `frame` has one row a world, seed, query and what was measured: `world, seed, query, measure,
+    read_at, thought, vertices, value`. `thought` counts from 1. It is read at two tokens: `before`
+    it, where the state is formed that is given back as the thought (of a pause, would be), and
+    `at` its own, where the model goes on from it. Which of them makes the step is the model's
+    choice: one that makes the first step at the first thought makes the last at the answer.
+
+    `vertices` are `optimal` (the vertex on the way to the answer at this step), `frontier` (others
+    that take as many steps from the root as there were thoughts), `reachable` (that take fewer),
+    `unreachable` (all others). The measures:
+
+    - `product`: the mean inner product of the last state and the unembeddings of such vertices,
+      which is their logit.
+    - `attention`: how much the token attends in the last block to an edge, summed over its tokens
+      and all heads, the mean over edges. Edges are told apart by the vertex that they leave, one
+      step earlier; `optimal` is the next edge on the way.
+    - `correct`: whether the answer is right; `thought` is their number, `read_at` and `vertices`
+      are `none`.
+
+    `details` has one row a query.
+    """
+
+    kind: ClassVar[str] = "superposition"
+
+    def summary(self) -> pd.DataFrame:
+        """The mean of each measure over seeds, with its 95 % t interval over them.
+
+        Returns:
+            Columns world, measure, read_at, thought, vertices, n_seeds, n (queries of all seeds),
+            value, low, high.
+        """
+        by_seed = self.frame.groupby([*KEYS, "seed"], sort=False)["value"]
+        means = by_seed.agg(["mean", "size"]).reset_index()
+        rows = []
+        for keys, group in means.groupby(KEYS, sort=False):
+            value, low, high = t_interval(group["mean"].to_numpy())
+            row = dict(zip(KEYS, keys, strict=True))
+            counts = {"n_seeds": len(group), "n": int(group["size"].sum())}
+            rows.append({**row, **counts, "value": value, "low": low, "high": high})
+        return pd.DataFrame(rows)
+
+    def plot(self) -> Figure:
+        """Draw both measures at the thoughts' own tokens, for each world."""
+        from hopscope.experiments.worlds import graph_plots
+
+        return graph_plots.superposition_figure(self.summary())
+
+
+def superposition(
+    worlds: Sequence[World],
+    limit: int = 300,
+    progress: bool = True,
+    *,
+    out: str | Path | None = None,
+) -> Superposition:
+    """Measure what thoughts point to and attend to, by how far from the root vertices are.
+
+    Args:
+        worlds: whose task is `GraphReachability`, with thoughts or pauses; several seeds of each.
+        limit: queries of each world.
+        progress: show a progress bar.
+        out: run folder; a run that was stopped goes on after the last finished world.
+
+    Raises:
+        UsageError: for no world, a repeated one, or one of another task.
+
+    Example:
+        >>> names = "reachability", "reachability-pause"
+        >>> superposition([load_world(name) for name in names]).plot()  # doctest: +SKIP
+    """
+    check_distinct(worlds)
+    asked = []
+    for world in worlds:
+        if not isinstance(world.task, GraphReachability):
+            raise UsageError(f"{world.name} has no thoughts; take a world such as 'reachability'")
+        prompts = world.task.path_prompts()[:limit]
+        asked += [replace(each, id=_id(world, each.id)) for each in prompts]
+    models = [[world.name, world.seed, world.model.fingerprint] for world in worlds]
+    how = {"worlds": models, "limit": limit}
+    run = provenance(worlds[0].model, PathSet(tuple(asked), "worlds"), Superposition.kind, how)
+
+    def compute(number: int) -> Tables:
+        return _tables(worlds[number], limit)
+
+    tables = run_parts(
+        len(worlds), compute, run, out=out, description="worlds", unit="world", progress=progress
+    )
+    return Superposition.of(tables, run)
+
+
+def _id(world: World, query: str) -> str:
+    return f"{world.name}@{world.seed}.{query}"
+
+
+def _tables(world: World, limit: int) -> Tables:
+    """What one world shows."""
+    task = world.task
+    assert isinstance(task, GraphReachability)
+    mazes = task.mazes()[:limit]
+    written = [task.told(maze, task.depth) for maze in mazes]
+    right = answered(world.model, written, thought_of(task, world.model)).tolist()
+    vocabulary = world.model.tokenizer.get_vocab()
+    vertices = torch.tensor([vocabulary[vertex] for vertex in task.vertices])
+    unembeddings = _unembeddings(world.model)[vertices]
+    rows: list[tuple[object, ...]] = []
+    for start in range(0, len(mazes), ROWS_AT_ONCE):
+        some = mazes[start : start + ROWS_AT_ONCE]
+        passed = _thinking(world, task, some)
+        for row, maze in enumerate(some):
+            query = _id(world, str(start + row))
+            rows.append((query, "correct", "none", task.depth, "none", float(right[start + row])))
+            rows += [(query, *each) for each in _of_maze(unembeddings, task, maze, passed, row)]
+    columns = ["query", "measure", "read_at", "thought", "vertices", "value"]
+    frame = pd.DataFrame(rows, columns=columns).assign(world=world.name, seed=world.seed)
+    details = pd.DataFrame(
+        {
+            "query": _id(world, str(number)),
+            "world": world.name,
+            "seed": world.seed,
+            "prompt": " ".join(each.prompt),
+            "answer": each.answer[0],
+            "correct": right[number],
+        }
+        for number, each in enumerate(written)
+    )
+    return {"frame": frame[["world", "seed", *columns]], "details": details}
+
+
+@torch.no_grad()
+def _thinking(world: World, task: GraphReachability, mazes: Sequence[Maze]) -> Thinking:
+    """The states and the attention of the last block, on the CPU."""
+    model = world.model
+    vocabulary = model.tokenizer.get_vocab()
+    texts = [task.told(maze, task.depth).prompt for maze in mazes]
+    ids = torch.tensor([[vocabulary[word] for word in text] for text in texts])
+    with _eager(model):
+        passed = think(model, ids.to(model.device), thought_of(task, model), attention=True)
+    last = passed.attention[-1].sum(dim=1)  # over heads
+    return Thinking(passed.logits.cpu(), passed.states.float().cpu(), (last.float().cpu(),))
+
+
+@contextmanager
+def _eager(model: LanguageModel) -> Iterator[None]:
+    """Let the model keep attention weights while the context is open."""
+    before = model.config._attn_implementation
+    model.config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
+
+
+def _of_maze(
+    unembeddings: Tensor, task: GraphReachability, maze: Maze, passed: Thinking, row: int
+) -> Iterator[tuple[str, str, int, str, float]]:
+    """Rows of one graph: measure, read_at, thought, vertices, value."""
+    steps = reachable(maze.edges, maze.way[0])
+    first = len(maze.prompt)
+    to_tokens = passed.attention[0][row, :, : 3 * len(maze.edges)]
+    to_edges = to_tokens.reshape(-1, len(maze.edges), 3).sum(dim=-1)
+    for thought in range(1, task.depth + 1):
+        kinds = [_kind(steps.get(each), each, maze, thought) for each in task.vertices]
+        # A step goes along edges out of what was reached so far.
+        following = maze.way[thought - 1 : thought + 1]
+        at = {each: _kind(steps.get(each), each, maze, thought - 1) for each in task.vertices}
+        out_of = [
+            "frontier" if at[u] == "optimal" and (u, v) != following else at[u]
+            for u, v in maze.edges
+        ]
+        for read_at, before in READ_AT.items():
+            place = first + thought - 1 - before
+            products = unembeddings @ passed.states[row, place]
+            for measure, values, own in (
+                ("product", products, kinds),
+                ("attention", to_edges[place], out_of),
+            ):
+                for kind, value in _means(values, own):
+                    yield measure, read_at, thought, kind, value
+
+
+def _unembeddings(model: LanguageModel) -> Tensor:
+    weight: Tensor = model.hf.get_output_embeddings().weight  # type: ignore[no-untyped-call]
+    return weight.detach().float().cpu()
+
+
+def _kind(step: int | None, vertex: str, maze: Maze, thought: int) -> str:
+    """Where a vertex stands, that takes so many steps from the root, or none does."""
+    if step is None or step > thought:
+        return "unreachable"
+    if step < thought:
+        return "reachable"
+    return "optimal" if maze.way[thought] == vertex else "frontier"
+
+
+def _means(values: Tensor, kinds: Sequence[str]) -> Iterator[tuple[str, float]]:
+    """The mean of each kind that there is."""
+    found: Mapping[str, list[float]] = {kind: [] for kind in KINDS}
+    for value, kind in zip(values.tolist(), kinds, strict=True):
+        found[kind].append(value)
+    for kind, own in found.items():
+        if own:
+            yield kind, sum(own) / len(own)

@@ -1,0 +1,1 @@
+"""Attention masks: their algebra, the named ones, and how they are lowered for a model."""

@@ -1,0 +1,1 @@
+"""The style of the figures and the pieces that they are made of."""

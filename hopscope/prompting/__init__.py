@@ -1,0 +1,1 @@
+"""Prompts as tokens with named positions, captured states, and greedy answers."""

@@ -1,0 +1,216 @@
+"""Provides capture(): the states of a model at chosen sites and positions of many prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from einops import einsum, rearrange
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from hopscope.engine.attention import PrefixStore, StreamCache, forward_streams
+from hopscope.engine.hooks import recording, stacked
+from hopscope.errors import ModelError, UsageError
+from hopscope.models.language_model import LanguageModel
+from hopscope.prompting.tokenized import TokenizedPrompt, by_shape
+from hopscope.queries.two_hop_query import Prompt
+
+if TYPE_CHECKING:
+    from transformer_lens import ActivationCache
+    from transformer_lens.model_bridge import TransformerBridge
+
+Site = Literal[
+    "resid_pre", "resid_post", "attn_out", "mlp_out", "attn_head_out", "z", "attn_pattern"
+]
+SITES: tuple[Site, ...] = get_args(Site)
+STATE_DIMS = ("query", "position", "layer", "d_model")
+DIMS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("resid_pre", "resid_post", "attn_out", "mlp_out"), STATE_DIMS),
+    "attn_head_out": ("query", "position", "layer", "head", "d_model"),
+    "z": ("query", "position", "layer", "head", "head_dim"),
+    "attn_pattern": ("query", "position", "layer", "head", "key"),
+}
+
+
+@dataclass(frozen=True)
+class Activations(Mapping[str, Tensor]):
+    """Captured states by site.
+
+    Attributes:
+        tensors: for each site a tensor whose axes `dims` names.
+        positions: what the position axis stands for.
+        tokens: the token index of each position, shape (query, position).
+        query_ids: what the query axis stands for.
+
+    Example:
+        >>> acts["resid_post"].shape, acts.dims("resid_post")  # doctest: +SKIP
+        (torch.Size([8, 2, 30, 576]), ('query', 'position', 'layer', 'd_model'))
+    """
+
+    tensors: Mapping[str, Tensor]
+    positions: tuple[str | int, ...]
+    tokens: Tensor
+    query_ids: tuple[str, ...]
+
+    def __getitem__(self, site: str) -> Tensor:
+        if site not in self.tensors:
+            raise UsageError(f"{site!r} was not captured; there is {', '.join(self.tensors)}")
+        return self.tensors[site]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{site}: {tuple(t.shape)}" for site, t in self.tensors.items())
+        return f"Activations({shapes}; positions {self.positions})"
+
+    @staticmethod
+    def dims(site: str) -> tuple[str, ...]:
+        """The names of the axes of a site's tensor."""
+        return DIMS[site]
+
+    def to_activation_cache(self, bridge: TransformerBridge | None = None) -> ActivationCache:
+        """The states as a TransformerLens cache: queries as its batch, positions as its `pos`.
+
+        Args:
+            bridge: the model whose weights the cache's methods use; `to_transformer_lens()` of the
+                model. Without one a cache can be indexed and stacked.
+
+        Raises:
+            UsageError: if a site has no name in TransformerLens.
+
+        See `hopscope.prompting.transformer_lens_cache.to_activation_cache`.
+        """
+        from hopscope.prompting.transformer_lens_cache import (
+            to_activation_cache,  # built on this module
+        )
+
+        return to_activation_cache(self, bridge)
+
+
+@torch.no_grad()
+def capture(
+    model: LanguageModel,
+    prompts: Sequence[Prompt | str],
+    sites: Sequence[Site] = ("resid_post",),
+    positions: Sequence[str | int] = ("t2",),
+    *,
+    device: torch.device | str | None = None,
+    batch_size: int = 64,
+    progress: bool = False,
+    store: PrefixStore | None = None,
+) -> Activations:
+    """Run prompts and keep the states at some sites and positions.
+
+    Args:
+        model: the model.
+        prompts: `QuerySet.prompts()`, or texts.
+        sites: the residual stream before (`resid_pre`) or after a block (`resid_post`); what
+            attention (`attn_out`) or MLP (`mlp_out`) adds to it; each head's part of attention's
+            output before its bias and norm (`attn_head_out`), and what the head gives to the
+            output projection (`z`); attention weights (`attn_pattern`, padded with zeros to the
+            longest prompt).
+        positions: names of spans, whose last token is meant (`t1`, `t2`, `e1`), or token indices.
+        device: where the tensors go; where they were computed if None.
+        batch_size: prompts in a batch; only prompts of equal length share one, none is padded.
+        progress: show a progress bar.
+        store: keeps the prefixes that prompts share, for calls that follow each other.
+
+    Returns:
+        For each site a tensor; see `Activations.dims`.
+
+    Raises:
+        UsageError: for an unknown site, no prompt, or a prompt without such a position.
+    """
+    unknown = set(sites) - set(SITES)
+    if unknown or not sites:
+        raise UsageError(f"unknown sites {sorted(unknown)}: choose from {', '.join(SITES)}")
+    if not prompts or not positions:
+        raise UsageError("nothing to capture: give at least one prompt and one position")
+    if not model.shares_prefixes:
+        raise ModelError(f"capture needs a family with replaceable attention, not {model!r}")
+    tokenized = [TokenizedPrompt.of(model, prompt) for prompt in prompts]
+    where = [[prompt.position(name) for name in positions] for prompt in tokenized]
+    longest = max(len(prompt.ids) for prompt in tokenized)
+    store = PrefixStore(model) if store is None else store
+    found = dict[int, dict[str, Tensor]]()
+    batches = [
+        group[start : start + batch_size]
+        for group in by_shape(tokenized)
+        for start in range(0, len(group), batch_size)
+    ]
+    for batch in tqdm(batches, desc="capture", disable=not progress):
+        rows, at = [tokenized[i] for i in batch], [where[i] for i in batch]
+        states = _batch_states(model, store, rows, at, sites, longest)
+        for row, index in enumerate(batch):
+            found[index] = {site: states[site][row].to(device or model.device) for site in sites}
+    tensors: dict[str, Tensor] = {
+        site: torch.stack([found[i][site] for i in range(len(prompts))]) for site in sites
+    }
+    ids = tuple(prompt.prompt.query_id for prompt in tokenized)
+    return Activations(tensors, tuple(positions), torch.tensor(where), ids)
+
+
+def _batch_states(
+    model: LanguageModel,
+    store: PrefixStore,
+    rows: Sequence[TokenizedPrompt],
+    where: Sequence[Sequence[int]],
+    sites: Sequence[Site],
+    longest: int,
+) -> dict[str, Tensor]:
+    """The states of equally long prompts, each of shape (prompt, position, layer, ...)."""
+    n_shared = min(rows[0].n_shared, *(min(at) for at in where))
+    cache = StreamCache(
+        store.get(rows[0].ids[:n_shared]), model.n_layers, record_patterns="attn_pattern" in sites
+    )
+    read: dict[str, str] = {site: site for site in sites if site != "attn_pattern"}
+    read |= dict.fromkeys({"attn_head_out", "z"} & set(read), "head_input")
+    into: dict[str, list[Tensor | None]] = {site: [None] * model.n_layers for site in read.values()}
+    ids = torch.tensor([row.ids[n_shared:] for row in rows], device=model.device)
+    with recording(model, list(into), into):
+        forward_streams(model, cache, ids, n_shared)
+    tokens = torch.tensor(where, device=model.device) - n_shared
+    row = torch.arange(len(rows), device=model.device)[:, None]
+    states = {site: stacked(into[name], model.device)[row, tokens] for site, name in read.items()}
+    if "z" in states:
+        heads = "query position layer (head d) -> query position layer head d"
+        states["z"] = rearrange(states["z"], heads, head=model.n_heads)
+    if "attn_head_out" in states:
+        states["attn_head_out"] = _head_outputs(model, states["attn_head_out"])
+    if cache.patterns is not None:
+        states["attn_pattern"] = _patterns(cache.patterns, row, tokens, longest, model.device)
+    return states
+
+
+def _head_outputs(model: LanguageModel, inputs: Tensor) -> Tensor:
+    """Each head's share of the output projection: (..., layer, head, d_model)."""
+    split = rearrange(inputs, "... layer (head d) -> ... layer head d", head=model.n_heads)
+    outputs = []
+    for layer in range(model.n_layers):
+        weight = model.head_projection(layer).get_parameter("weight").to(inputs.device)
+        if type(model.head_projection(layer)).__name__ != "Conv1D":
+            weight = weight.T
+        per_head = rearrange(weight, "(head d) d_model -> head d d_model", head=model.n_heads)
+        outputs.append(
+            einsum(split[..., layer, :, :], per_head, "q p head d, head d m -> q p head m")
+        )
+    return torch.stack(outputs, dim=2)
+
+
+def _patterns(
+    patterns: Mapping[int, Tensor], row: Tensor, tokens: Tensor, longest: int, device: torch.device
+) -> Tensor:
+    """Attention weights (prompt, position, layer, head, key) of the chosen queries."""
+    layers = []
+    for layer in sorted(patterns):
+        weights = rearrange(patterns[layer].to(device), "row head q k -> row q head k")
+        layers.append(weights[row, tokens])
+    stack = torch.stack(layers, dim=2)
+    return torch.nn.functional.pad(stack, (0, longest - stack.shape[-1]))

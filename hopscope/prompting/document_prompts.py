@@ -1,0 +1,348 @@
+"""Provides DocumentAsker: questions over documents as one model reads them, and their answers.
+
+Imports what reads prompts under masks; the experiments over documents import it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from hopscope.documents.layout import (
+    CHAT_SLOT,
+    Label,
+    Layout,
+    Template,
+    Way,
+    check_positions,
+    lay_out,
+    template_of,
+)
+from hopscope.documents.orders import Order, arrange, order_name
+from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
+from hopscope.engine.masked.encoder_decoder import read_encoder_decoder
+from hopscope.engine.masked.read import Openings, Readings, Version, read
+from hopscope.engine.sweep import ReadOut
+from hopscope.errors import QueryError, UsageError
+from hopscope.experiments.two_hop.grading import at_line_end, check_tokens
+from hopscope.masks.algebra import Mask, mask_of
+from hopscope.models.encoder_decoder import EncoderDecoder
+from hopscope.models.language_model import LanguageModel
+from hopscope.queries.answers import contains, exact_match, f1_score, first_line, matches
+from hopscope.results.result import mean_intervals
+
+logger = logging.getLogger(__name__)
+
+DocumentReader = LanguageModel | EncoderDecoder
+"""What reads questions over documents."""
+VERDICTS = ("contained", "matched", "exact_match")
+METRICS = (*VERDICTS, "f1")
+DEFAULT_ORDERS = ("original", "forward", "backward")
+_ANSWER = re.compile(r"(?:answer is|answer:)", re.IGNORECASE)
+SPARE_TOKENS = 8
+"""Room for labels that take more tokens in another order."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question as it fits into the model's context.
+
+    Attributes:
+        question: with the documents that fit.
+        dropped: titles of the distractors that do not.
+        demonstrations: what stands in front.
+    """
+
+    question: MultiDocQuestion
+    dropped: tuple[str, ...]
+    demonstrations: tuple[MultiDocQuestion, ...]
+
+
+@dataclass(frozen=True)
+class DocumentAsker:
+    """Asks the questions of a set; keeps what their prompts begin with.
+
+    Attributes:
+        model: the model.
+        questions: the set.
+        template: how a question becomes a prompt.
+        label: the numbers in front of the documents.
+        max_new_tokens: tokens of an answer; the template's own number if None.
+        seed: of shuffled orders.
+    """
+
+    model: DocumentReader
+    questions: QuestionSet
+    template: str | Template = "answer_only"
+    label: Label = "position"
+    max_new_tokens: int | None = None
+    seed: int = 0
+    openings: Openings = field(init=False, default_factory=Openings)
+    fitted: dict[str, Asked] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens is not None:
+            check_tokens(self.max_new_tokens)
+
+    @property
+    def form(self) -> Template:
+        """The template."""
+        return template_of(self.template)
+
+    @property
+    def room(self) -> int:
+        """How many tokens an answer may take."""
+        return self.max_new_tokens or self.form.max_new_tokens
+
+    def encode(self, text: str) -> tuple[Sequence[int], Sequence[tuple[int, int]]]:
+        """The tokens of a text and their character ranges; a chat template brings its own."""
+        row = self.model.tokenizer(
+            text, return_offsets_mapping=True, add_special_tokens=not self.form.chat
+        )
+        return row["input_ids"], row["offset_mapping"]
+
+    @cached_property
+    def frame(self) -> tuple[str, str]:
+        """What the chat template puts around a user's turn.
+
+        Raises:
+            UsageError: if the tokenizer has no chat template.
+        """
+        if not self.form.chat:
+            return "", ""
+        if not getattr(self.model.tokenizer, "chat_template", None):
+            raise UsageError(
+                f"the tokenizer of {self.model.name} has no chat template; use the template "
+                "'answer_only' or 'plain'"
+            )
+        turn = [{"role": "user", "content": CHAT_SLOT}]
+        text = self.model.tokenizer.apply_chat_template(
+            turn, tokenize=False, add_generation_prompt=True
+        )
+        before, _, after = str(text).partition(CHAT_SLOT)
+        return before, after
+
+    def asked(self, question: MultiDocQuestion) -> Asked:
+        """A question with as many distractors as fit, the last ones left out first.
+
+        Raises:
+            QueryError: if the gold documents alone do not fit.
+        """
+        if question.id not in self.fitted:
+            self.fitted[question.id] = self._fit(question)
+        return self.fitted[question.id]
+
+    def _fit(self, question: MultiDocQuestion) -> Asked:
+        shown = self.questions.demonstrations(question)
+        limit = self.model.max_context
+        whole = self.layout(Asked(question, (), shown), "original")
+        if limit is None or len(whole) + self.room <= limit:
+            return Asked(question, (), shown)
+        excess = len(whole) + self.room + SPARE_TOKENS - limit
+        dropped: list[int] = []
+        for index in reversed(question.distractors):
+            if excess > 0:
+                dropped.append(index)
+                excess -= len(whole.document(index))
+        if excess > 0:
+            raise QueryError(
+                f"question {question.id!r} does not fit into the {limit} tokens of "
+                f"{self.model.name}, not even with its gold documents alone; use fewer "
+                "demonstrations, a shorter template or a model with a longer context"
+            )
+        titles = tuple(question.documents[index].title for index in sorted(dropped))
+        logger.warning(
+            "question %r: %d of %d documents are dropped, since %s reads %d tokens: %s",
+            *(question.id, len(titles), len(question.documents), self.model.name, limit),
+            ", ".join(titles),
+        )
+        return Asked(question.without(dropped), titles, shown)
+
+    def layout(self, asked: Asked, order: Order, way: Way = "text") -> Layout:
+        """A question's prompt in an order."""
+        return lay_out(
+            self.encode,
+            asked.question,
+            order,
+            way=way,
+            template=self.form,
+            label=self.label,
+            seed=self.seed,
+            demonstrations=asked.demonstrations,
+            frame=self.frame,
+        )
+
+    def read(
+        self,
+        versions: Sequence[Version],
+        *,
+        attention: bool = False,
+        answer_tokens: tuple[int, ...] = (),
+    ) -> Readings:
+        """Let the model answer."""
+        what = self.read_out(answer_tokens)
+        if isinstance(self.model, EncoderDecoder):
+            return read_encoder_decoder(self.model, versions, what, attention=attention)
+        return read(self.model, versions, what, attention=attention, openings=self.openings)
+
+    def read_out(self, answer_tokens: tuple[int, ...] = ()) -> ReadOut:
+        """What is read of a prompt: an answer, up to the end of its line if that ends it."""
+        stop = at_line_end(self.model) if self.form.one_line else None
+        return ReadOut(answer_tokens, max_new_tokens=self.room, stop=stop)
+
+    def answer(self, tokens: Sequence[int]) -> str:
+        """What was answered: the first line, or what follows the last "answer is"."""
+        text = self.model.decode(tokens)
+        if self.form.one_line:
+            return first_line(text)
+        return _ANSWER.split(text)[-1].strip()
+
+    def check(self, orders: Sequence[Order] = ("original",), ways: Sequence[str] = ()) -> None:
+        """Lay out what will be asked, to tell what cannot be before anything runs.
+
+        Raises:
+            QueryError: with the question and the reason.
+            UsageError: for a label or template that cannot be.
+        """
+        for question in self.questions:
+            for order in orders:  # first what no model could be asked
+                arrange(question, order, self.seed)
+        for question in self.questions:
+            asked = self.asked(question).question
+            for order in orders:
+                shown = arrange(asked, order, self.seed)
+                if "positions" in ways:
+                    check_positions(asked, shown)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a run record says."""
+        template = self.template if isinstance(self.template, str) else vars(self.form)
+        return {
+            "template": template,
+            "label": self.label,
+            "max_new_tokens": self.room,
+            "seed": self.seed,
+        }
+
+
+def scores(text: str, names: Sequence[str]) -> dict[str, Any]:
+    """The metrics of an answer."""
+    return {
+        "contained": contains(text, names),
+        "matched": matches(text, names),
+        "exact_match": exact_match(text, names),
+        "f1": f1_score(text, names),
+    }
+
+
+def described(asked: Asked) -> dict[str, Any]:
+    """What the details of a result say of a question."""
+    question = asked.question
+    return {
+        "query": question.id,
+        "question": question.question,
+        "answer": question.answer,
+        "bridge": question.hops[0].answer,
+        "hops": len(question.hops),
+        "documents": len(question.documents),
+        "dropped": ", ".join(asked.dropped),
+    }
+
+
+def check_orders(orders: Sequence[Order]) -> list[Order]:
+    """The orders, each once.
+
+    Raises:
+        UsageError: for a bare string or none.
+    """
+    if isinstance(orders, str) or not len(orders):
+        raise UsageError(f"give a list of orders such as ['original', 'forward'], not {orders!r}")
+    return list({order_name(order): order for order in orders}.values())
+
+
+def check_masks(
+    masks: Sequence[str | Mask] | str | Mask | None, model: DocumentReader
+) -> list[Mask]:
+    """The masks, each once; one alone may be given as it is; the model's usual one if None.
+
+    Raises:
+        UsageError: for none, or an unknown name.
+    """
+    if masks is None:
+        masks = "prefix_bidirectional" if isinstance(model, EncoderDecoder) else "causal"
+    given = [masks] if isinstance(masks, str | Mask) else list(masks)
+    if not given:
+        raise UsageError("give at least one mask, such as 'causal'")
+    return list({mask.name: mask for mask in map(mask_of, given)}.values())
+
+
+def check_metric(metric: str, known: Sequence[str] = METRICS) -> None:
+    """Refuse a metric that there is not.
+
+    Raises:
+        UsageError: with those that there are.
+    """
+    if metric not in known:
+        raise UsageError(f"unknown metric {metric!r}: choose one of {', '.join(known)}")
+
+
+def accuracies(frame: pd.DataFrame, by: Sequence[str], metric: str, seed: int = 0) -> pd.DataFrame:
+    """The mean of a metric over questions for each group, with 95 % intervals.
+
+    Wilson's for what is right or wrong; a percentile bootstrap for F1.
+
+    Args:
+        frame: one row a question and group.
+        by: the columns that make a group.
+        metric: one of `METRICS`.
+        seed: of the bootstrap.
+
+    Returns:
+        Columns: `by`, `n`, `accuracy`, `low`, `high`.
+
+    Raises:
+        UsageError: for another metric.
+    """
+    check_metric(metric)
+    rows = []
+    for key, group in frame.groupby(list(by), sort=False)[metric]:
+        values = group.to_numpy(dtype=float)
+        if metric == "f1":
+            mean, low, high = mean_intervals([values], seed)[0]
+        else:
+            right = int(values.sum())
+            interval = stats.binomtest(right, len(values)).proportion_ci(method="wilson")
+            mean, low, high = right / len(values), interval.low, interval.high
+        rows.append((*key, len(values), mean, low, high))
+    return pd.DataFrame(rows, columns=[*by, "n", "accuracy", "low", "high"])
+
+
+def paired(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """How much better `b` is than `a` on the same questions.
+
+    Returns:
+        `n`; the mean `difference` with a 95 % bootstrap interval; how many are `better` and
+        `worse`; and `p` of the exact McNemar test: a sign test over the questions that differ.
+    """
+    difference = b.astype(float) - a.astype(float)
+    mean, low, high = mean_intervals([difference], seed)[0]
+    better, worse = int((difference > 0).sum()), int((difference < 0).sum())
+    p = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
+    return {
+        "n": len(difference),
+        "difference": mean,
+        "low": low,
+        "high": high,
+        "better": better,
+        "worse": worse,
+        "p": float(p),
+    }

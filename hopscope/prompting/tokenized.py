@@ -1,0 +1,124 @@
+"""Provides TokenizedPrompt: a prompt as one model's tokens, with its named positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hopscope.errors import QueryError
+from hopscope.models.language_model import LanguageModel
+from hopscope.queries.two_hop_query import Prompt, token_position, token_span
+
+SPANS = ("t1", "t2", "e1", "r1", "r2", "before", "few_shot")
+
+
+@dataclass(frozen=True)
+class TokenizedPrompt:
+    """The tokens of a prompt.
+
+    Attributes:
+        prompt: the prompt.
+        ids: its tokens, special ones included.
+        offsets: the character range of each token.
+    """
+
+    prompt: Prompt
+    ids: tuple[int, ...]
+    offsets: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, model: LanguageModel, prompt: Prompt | str, room: int = 0) -> TokenizedPrompt:
+        """Tokenise a prompt, leaving `room` tokens of context for what is generated.
+
+        Raises:
+            UsageError: if it is empty or too long for the model's context.
+        """
+        if isinstance(prompt, str):
+            prompt = Prompt(prompt, query_id="", form="two_hop", spans={"t2": (0, len(prompt))})
+        encoded = model.encode(prompt.text, room)
+        return cls(prompt, encoded.ids, encoded.offsets)
+
+    @property
+    def n_shared(self) -> int:
+        """Number of tokens that lie in the demonstrations; never the last token."""
+        inside = 0
+        while inside < len(self.ids) - 1 and self.offsets[inside][1] <= self.prompt.few_shot:
+            inside += 1
+        return inside if self.prompt.few_shot else 0
+
+    def position(self, name: str | int) -> int:
+        """The index of a token: the last one of a named span, or a number as in a list.
+
+        Raises:
+            QueryError: if there is no such span or token.
+        """
+        if isinstance(name, str):
+            return token_position(self.prompt, name, self.offsets)
+        if not -len(self.ids) <= name < len(self.ids):
+            raise QueryError(f"no token {name}: {self.prompt.text!r} has {len(self.ids)} tokens")
+        return name % len(self.ids)
+
+    def tokens(self, name: str) -> tuple[int, ...]:
+        """The indices of the tokens of a named part, in their order; there may be none.
+
+        Args:
+            name: `t1`, `t2`: the last token of the first-hop phrase, and of the prompt; `e1`: the
+                source entity; `r1`: the rest of the first-hop phrase; `r2`: the rest of the
+                question; `before`: all tokens but the last; `few_shot`: the demonstrations.
+
+        Raises:
+            QueryError: for another name, or a prompt without that part.
+        """
+        if name not in SPANS:
+            raise QueryError(f"unknown span {name!r}: choose one of {', '.join(SPANS)}")
+        last = len(self.ids) - 1
+        if name in ("t1", "t2"):
+            return (self.position(name),)
+        if name == "before":
+            return tuple(range(last))
+        if name == "few_shot":
+            return tuple(range(self.n_shared))
+        entity, hop = (self._span(span) for span in ("e1", "r1e1"))
+        if name == "e1":
+            return tuple(entity)
+        if name == "r1":
+            return tuple(index for index in hop if index not in entity)
+        special = sum(1 for start, end in self.offsets if start == end)
+        start = max(self.n_shared, special)
+        return tuple(index for index in range(start, last) if index not in hop)
+
+    def _span(self, name: str) -> range:
+        return range(*token_span(self.prompt, name, self.offsets))
+
+
+def by_prefix(prompts: Sequence[TokenizedPrompt], most: int) -> list[list[int]]:
+    """Group prompts with the same shared tokens, those of like length together.
+
+    Args:
+        prompts: the prompts.
+        most: largest number of prompts in a group.
+
+    Returns:
+        Indices into `prompts`, each exactly once.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids)):
+        groups.setdefault(prompts[index].ids[: prompts[index].n_shared], []).append(index)
+    return [
+        group[start : start + most]
+        for group in groups.values()
+        for start in range(0, len(group), most)
+    ]
+
+
+def by_shape(prompts: Sequence[TokenizedPrompt]) -> list[list[int]]:
+    """Group prompts that can be one batch: the same shared tokens, and equally many in all.
+
+    Returns:
+        Indices into `prompts`, each exactly once.
+    """
+    groups: dict[tuple[tuple[int, ...], int], list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        shape = (prompt.ids[: prompt.n_shared], len(prompt.ids))
+        groups.setdefault(shape, []).append(index)
+    return list(groups.values())

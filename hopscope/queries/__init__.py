@@ -1,0 +1,1 @@
+"""Two-hop queries: files, prompts, demonstrations and answers."""

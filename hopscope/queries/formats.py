@@ -1,0 +1,328 @@
+"""Reads and writes tables of two-hop queries, in the forms that people have."""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import math
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from hopscope.errors import QueryError
+from hopscope.queries.two_hop_query import TwoHopQuery
+
+if TYPE_CHECKING:
+    import datasets  # type: ignore[import-untyped]
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+_ENTITIES = ("e1", "e2", "e3")
+_INDEX = "Unnamed: 0"  # what pandas calls a first column without a name
+# The columns of the Hopping Too Late CSV, in its order.
+COLUMNS = (
+    *("id", "e1", "r1", "e2", "r2", "e3"),
+    *("e1_label", "e2_label", "e3_label", "e1_aliases", "e2_aliases", "e3_aliases"),
+    *("e1_type", "r1_type", "e2_type", "r2_type", "e3_type"),
+    *("e1_popularity", "e2_popularity", "e3_popularity"),
+    *("r1_template", "r2_template", "source_prompt"),
+)
+_ALIASES = tuple(f"{entity}_aliases" for entity in _ENTITIES)
+_ENDINGS = ("r1_ending", "r2_ending")
+_TEXTS = tuple(
+    name
+    for name in COLUMNS
+    if "popularity" not in name and name not in (*_ALIASES, "source_prompt")
+)
+_REQUIRED = (*(f"{entity}_label" for entity in _ENTITIES), *_ALIASES, "r1_template", "r2_template")
+_FACT_PROMPTS = ("r1(e1).prompt", "r2(e2).prompt", "r2(r1(e1)).prompt")
+_FACT_REQUIRED = (*(f"{entity}.value" for entity in _ENTITIES), *_FACT_PROMPTS)
+SUFFIXES = (".csv", ".parquet", ".jsonl")
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a CSV, parquet or JSON-lines file; text stays as written ("NA" is no gap).
+
+    Raises:
+        QueryError: for another kind of file, or one that cannot be parsed.
+    """
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        if path.suffix == ".jsonl":
+            lines = path.read_text(encoding="utf-8").splitlines()
+            return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
+        if path.suffix == ".csv":
+            return _read_csv(path)
+    except (ValueError, OSError) as error:  # parse errors of pandas, json and pyarrow are such
+        raise QueryError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
+    raise QueryError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
+
+
+def read_hub(id: str, split: str | None, usual: str) -> datasets.Dataset:
+    """Load a data set from the Hugging Face hub, or from its local cache.
+
+    Args:
+        id: owner/name.
+        split: which split; its only one, or the `usual` one if None.
+        usual: the split that is taken of several.
+
+    Raises:
+        QueryError: if it cannot be loaded, or the split has to be chosen.
+    """
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(id, split=split)
+    except Exception as error:  # the hub's client raises errors of a dozen unrelated families
+        raise QueryError(
+            f"{id!r} is no file here, and the hub data set of that name cannot be loaded "
+            f"({type(error).__name__}: {error}); check the name, the split and the network, "
+            "or download the file and give its path"
+        ) from error
+    if isinstance(loaded, datasets.DatasetDict):
+        names = list(loaded)
+        if len(names) > 1 and usual not in names:
+            raise QueryError(f"{id!r} has the splits {', '.join(names)}: choose one with split=")
+        loaded = loaded[names[0] if len(names) == 1 else usual]
+    return loaded
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Read a CSV: our own columns as text, the others as what they look like."""
+    text = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
+    if not isinstance(text.index, pd.RangeIndex):
+        raise ValueError("its rows have more fields than its header")
+    others = [str(name) for name in text.columns if name not in (*_TEXTS, *_ALIASES)]
+    return text.assign(**{name: _typed(text[name]) for name in others if name != "source_prompt"})
+
+
+def _typed(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Read a column of text as booleans, integers or numbers where every entry is one."""
+    values = [value for value in column if value]
+    read: Callable[[str], object] = str
+    if values and all(value in ("True", "False") for value in values):
+        read = "True".__eq__
+    elif values and all(re.fullmatch(r"-?(0|[1-9]\d{0,17})", value) for value in values):
+        read = int
+    elif values and all(re.fullmatch(r"-?\d+\.\d*(e[+-]?\d+)?", value) for value in values):
+        read = float
+    if read is str:
+        return column
+    return _column([read(value) if value else None for value in column])
+
+
+def _column(values: Sequence[object]) -> pd.Series[Any]:
+    """A column that keeps integers and booleans what they are beside gaps."""
+    present = {type(value) for value in values if value is not None}
+    if None in values and present in ({int}, {bool}):
+        return pd.Series(values, dtype="Int64" if present == {int} else "boolean")
+    return pd.Series(values, dtype="object" if len(present) > 1 or not present else None)
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Write a table beside its place and rename it, so that no half of it is ever there."""
+    if not path.parent.is_dir():
+        raise QueryError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            header = ["" if name == _INDEX else str(name) for name in frame.columns]
+            frame.to_csv(file, index=False, header=header, lineterminator="\n")
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+
+
+def to_frame(queries: Iterable[TwoHopQuery]) -> pd.DataFrame:
+    """Lay queries out in the columns of the Hopping Too Late CSV, with their extra columns."""
+    rows = [_to_row(query) for query in queries]
+    names = list(dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)]))
+    if _INDEX in names:
+        names.insert(0, names.pop(names.index(_INDEX)))
+    kept = [name for name in names if "popularity" not in name or any(name in r for r in rows)]
+    gaps = dict.fromkeys(_ENDINGS, " is")
+    return pd.DataFrame({n: _column([row.get(n, gaps.get(n)) for row in rows]) for n in kept})
+
+
+def _to_row(query: TwoHopQuery) -> Row:
+    row: Row = {name: getattr(query, name) for name in _TEXTS}
+    row |= {name: repr(list(getattr(query, name))) for name in _ALIASES}
+    row["source_prompt"] = query.two_hop()
+    if (query.r1_ending, query.r2_ending) != (" is", " is"):
+        row |= {name: getattr(query, name) for name in _ENDINGS}
+    return row | dict(query.extra)
+
+
+def from_frame(frame: pd.DataFrame, name: str) -> tuple[TwoHopQuery, ...]:
+    """Read the queries of a table in the Hopping Too Late or the TwoHopFact form.
+
+    Raises:
+        QueryError: for missing columns, an empty table, or a row that makes no query.
+    """
+    columns = [str(column) for column in frame.columns]
+    read = _reader(columns, name)
+    if frame.empty:
+        raise QueryError(f"{name} holds no queries: the table has a header and no rows")
+    rows_of: dict[str, int] = {}
+    queries = []
+    for number, values in enumerate(frame.itertuples(index=False, name=None), start=1):
+        row = {column: _plain(value) for column, value in zip(columns, values, strict=True)}
+        try:
+            query = read(row, number)
+        except QueryError as error:
+            raise QueryError(f"{name}, row {number} below the header: {error}") from error
+        if query.id in rows_of:
+            raise QueryError(
+                f"{name}, row {number} below the header: id {query.id!r} is already that of row "
+                f"{rows_of[query.id]}; give every query an id of its own"
+            )
+        rows_of[query.id] = number
+        queries.append(query)
+    return tuple(queries)
+
+
+def _reader(columns: Sequence[str], name: str) -> Callable[[Row, int], TwoHopQuery]:
+    """Recognise the form of a table by its columns."""
+    missing = [column for column in _REQUIRED if column not in columns]
+    missing_facts = [column for column in _FACT_REQUIRED if column not in columns]
+    if not missing:
+        return _from_row
+    if not missing_facts:
+        return _from_fact
+    form = "Hopping Too Late"
+    if len(missing_facts) / len(_FACT_REQUIRED) < len(missing) / len(_REQUIRED):
+        form, missing = "TwoHopFact", missing_facts
+    raise QueryError(
+        f"{name}: missing column{'s' * (len(missing) > 1)} {', '.join(missing)} of the {form} "
+        f"form; found {', '.join(columns) or 'no columns'}"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A cell as a plain Python value; a gap is None."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    missing = value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+    return None if missing else value
+
+
+def _text(value: object) -> str:
+    """A cell as text; identifiers that became 57.0 beside gaps are 57 again."""
+    if value is None:
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def parse_aliases(value: object, column: str) -> tuple[str, ...]:
+    """Read a list of aliases: a Python or JSON list as text, or a list; nested lists are joined.
+
+    Raises:
+        QueryError: if it is none of these.
+    """
+    parsed = value
+    if isinstance(value, str):
+        try:
+            parsed = ast.literal_eval(value) if value.strip() else []
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            try:
+                parsed = json.loads(value)
+            except (ValueError, RecursionError):
+                parsed = value
+    if parsed is None:
+        return ()
+    if not isinstance(parsed, list | tuple):
+        shown = repr(value) if len(repr(value)) < 80 else repr(value)[:76] + " ..."
+        raise QueryError(
+            f"column {column}: cannot read the aliases {shown}; expected a list such as "
+            "['Paris', 'City of Light'], or []"
+        )
+    return tuple(alias for part in parsed for alias in _flat(part))
+
+
+def _flat(part: Any) -> tuple[Any, ...]:
+    if isinstance(part, list | tuple):
+        return tuple(alias for inner in part for alias in _flat(inner))
+    return (part,)
+
+
+def _from_row(row: Row, number: int) -> TwoHopQuery:
+    """Read a row in the Hopping Too Late form."""
+    fields: Row = {name: _text(row.pop(name, None)) for name in _TEXTS}
+    fields["id"] = fields["id"] or str(number - 1)
+    fields |= {name: parse_aliases(row.pop(name), name) for name in _ALIASES}
+    fields |= {name: _text(row.pop(name)) for name in _ENDINGS if row.get(name) is not None}
+    prompt = row.pop("source_prompt", None)
+    query = TwoHopQuery(**fields, extra=row)
+    if prompt and prompt.strip() != query.two_hop():
+        logger.warning(
+            "query %r: asked is what its templates compose to, %r, and not source_prompt, %r",
+            *(query.id, query.two_hop(), prompt),
+        )
+    return query
+
+
+def _from_fact(row: Row, number: int) -> TwoHopQuery:
+    """Read a row in the TwoHopFact form (Yang et al. 2024): prompts, and no templates of ours.
+
+    The templates are cut out of the three prompts, and must compose to them again exactly.
+    """
+    fields: Row = {"id": _text(row.pop("uid", None)) or str(number - 1)}
+    for entity in _ENTITIES:
+        fields[f"{entity}_label"] = _text(row.pop(f"{entity}.value"))
+        aliases = parse_aliases(row.pop(f"{entity}.aliases", None), f"{entity}.aliases")
+        fields[f"{entity}_aliases"] = aliases
+        fields[entity] = _first(row, entity, ("wikidata_id", "wikidata_qid", "qid"))
+    for part in (*_ENTITIES, "r1", "r2"):
+        fields[f"{part}_type"] = _first(row, part, ("type", "category", "rough_category"))
+    prompts = [_text(row.pop(name)).strip() for name in _FACT_PROMPTS]
+    query = TwoHopQuery(**fields | _templates(prompts, fields), extra=row)
+    made = [query.first_hop(), query.second_hop(), query.two_hop()]
+    for name, wanted, got in zip(_FACT_PROMPTS, prompts, made, strict=True):
+        if wanted != got:
+            raise QueryError(f"column {name}: {wanted!r} does not fit the row's other prompts")
+    return query
+
+
+def _first(row: Row, part: str, names: Sequence[str]) -> str:
+    """The first of several columns about an entity or relation that is there and not empty."""
+    values = (_text(row.get(f"{part}.{name}")) for name in names)
+    return next((value for value in values if value), "")
+
+
+def _templates(prompts: Sequence[str], labels: Row) -> Row:
+    """Cut the templates out of the prompts r1(e1), r2(e2) and r2(r1(e1)).
+
+    The two-hop prompt is the second-hop prompt with a phrase in place of e2; the first-hop
+    prompt begins with that phrase.
+    """
+    first, second, both = prompts
+    e1, e2 = labels["e1_label"], labels["e2_label"]
+    for found in re.finditer(re.escape(e2), second):
+        before, after = second[: found.start()], second[found.end() :]
+        phrase = both[len(before) : len(both) - len(after)]
+        if both != before + phrase + after or e1 not in phrase:
+            continue
+        if first[:1].lower() + first[1 : len(phrase)] != phrase[:1].lower() + phrase[1:]:
+            continue
+        opening, _, closing = first[: len(phrase)].rpartition(e1)
+        return {
+            "r1_template": f"{opening}{{}}{closing}",
+            "r1_ending": first[len(phrase) :],
+            "r2_template": f"{before}{{}}{after.removesuffix(' is')}",
+            "r2_ending": " is" if after.endswith(" is") else "",
+        }
+    raise QueryError(
+        f"columns {', '.join(_FACT_PROMPTS)}: the two-hop prompt {both!r} is not {second!r} with "
+        f"the phrase of {first!r} about {e1!r} in place of {e2!r}"
+    )

@@ -1,0 +1,345 @@
+"""Provides sets of two-hop queries: loading, choosing, and asking them in prompts."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import pandas as pd
+
+from hopscope.errors import QueryError
+from hopscope.queries.demonstrations import Demonstrations
+from hopscope.queries.formats import SUFFIXES, from_frame, read_hub, read_table, to_frame, write_csv
+from hopscope.queries.two_hop_query import (
+    FORMS,
+    Form,
+    Prompt,
+    TwoHopQuery,
+    token_position,
+    token_span,
+)
+
+if TYPE_CHECKING:
+    import datasets  # type: ignore[import-untyped]
+
+__all__ = [
+    "FORMS",
+    "Form",
+    "Prompt",
+    "QuerySet",
+    "TwoHopQuery",
+    "load_queries",
+    "token_position",
+    "token_span",
+]
+
+BUNDLED = {"world": 5}
+"""The query sets that come with hopscope, each with its number of demonstrations."""
+
+
+@dataclass(frozen=True, repr=False)
+class QuerySet(Sequence[TwoHopQuery]):
+    """An immutable sequence of two-hop queries with distinct ids.
+
+    Args:
+        queries: the queries.
+        name: what the set is called in results.
+        few_shot: how many demonstrations a prompt has; 0 for none.
+        few_shot_seed: of the choice of demonstrations.
+        pool: where demonstrations are taken from: the set that this one was chosen from. An
+            empty pool stands for the queries themselves.
+
+    Raises:
+        QueryError: for repeated ids, or more demonstrations than the pool can give.
+
+    Example:
+        >>> queries = load_queries("world")
+        >>> queries.filter(lambda query: query.e1_type == "city").sample(2).few_shot
+        5
+    """
+
+    queries: tuple[TwoHopQuery, ...]
+    name: str = "queries"
+    few_shot: int = 0
+    few_shot_seed: int = 0
+    pool: tuple[TwoHopQuery, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "queries", tuple(self.queries))
+        object.__setattr__(self, "pool", tuple(self.pool) or self.queries)
+        if len(self._by_id) < len(self.queries):
+            ids = [query.id for query in self.queries]
+            twice = next(each for each in ids if ids.count(each) > 1)
+            raise QueryError(f"{self.name}: two queries have the id {twice!r}; ids must differ")
+        if self.few_shot < 0:
+            raise QueryError(f"few_shot must be 0 or more, not {self.few_shot}")
+        if self.few_shot and self.queries and self.few_shot >= len(self.pool):
+            raise QueryError(
+                f"{self.few_shot} demonstrations were asked for, but {self.name} has only "
+                f"{len(self.pool)} queries to take them from; take a smaller k or a larger set"
+            )
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def __iter__(self) -> Iterator[TwoHopQuery]:
+        return iter(self.queries)
+
+    @overload
+    def __getitem__(self, index: int) -> TwoHopQuery: ...
+    @overload
+    def __getitem__(self, index: slice) -> QuerySet: ...
+    def __getitem__(self, index: int | slice) -> TwoHopQuery | QuerySet:
+        if isinstance(index, slice):
+            return self._subset(self.queries[index])
+        return self.queries[index]
+
+    def __repr__(self) -> str:
+        return f"QuerySet({self.name!r}, {len(self)} queries, few_shot={self.few_shot})"
+
+    def _repr_html_(self) -> str:
+        columns = ["id", "source_prompt", "e2_label", "e3_label"]
+        table = to_frame(self.queries[:10])[columns].to_html(index=False)
+        return f"<p>{self!r}</p>{table}"
+
+    @cached_property
+    def _by_id(self) -> dict[str, TwoHopQuery]:
+        return {query.id: query for query in self.queries}
+
+    @cached_property
+    def _demonstrations(self) -> Demonstrations:
+        return Demonstrations(self.pool, self.few_shot, self.few_shot_seed)
+
+    @cached_property
+    def _prompts(self) -> dict[Form, tuple[Prompt, ...]]:
+        return {}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The sha256 of what the set asks: its queries, few-shot settings and pool."""
+        content: list[object] = [asdict(query) for query in self.queries]
+        if self.few_shot:
+            content += [self.few_shot, self.few_shot_seed, [asdict(query) for query in self.pool]]
+        text = json.dumps(content, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _subset(self, queries: Sequence[TwoHopQuery]) -> QuerySet:
+        return replace(self, queries=tuple(queries))
+
+    def by_id(self, id: str) -> TwoHopQuery:
+        """Return the query with an id.
+
+        Raises:
+            QueryError: if there is none; the message names near ones.
+        """
+        if str(id) in self._by_id:
+            return self._by_id[str(id)]
+        raise QueryError(f"{self.name} has no query {str(id)!r}{_near(str(id), self._by_id)}")
+
+    def filter(self, predicate: Callable[[TwoHopQuery], bool]) -> QuerySet:
+        """Return the queries for which ``predicate`` is true; there may be none."""
+        return self._subset([query for query in self.queries if predicate(query)])
+
+    def sample(self, n: int, seed: int = 0) -> QuerySet:
+        """Return ``n`` queries drawn without replacement, in the order of the set.
+
+        Raises:
+            QueryError: if ``n`` is not between 1 and the number of queries.
+        """
+        if not 1 <= n <= len(self):
+            raise QueryError(
+                f"cannot sample {n} queries from {self.name}, which has {len(self)}; "
+                f"take a number from 1 to {len(self)}"
+            )
+        chosen = sorted(random.Random(seed).sample(range(len(self)), n))
+        return self._subset([self.queries[index] for index in chosen])
+
+    def balance(self, by: str = "e2_type", most: int = 50, seed: int = 0) -> QuerySet:
+        """Return at most ``most`` queries of each kind, drawn by ``seed``, in the set's order.
+
+        Args:
+            by: a field of `TwoHopQuery`, or an extra column.
+            most: queries kept of a kind.
+
+        Raises:
+            QueryError: if no query has ``by``, or ``most`` is less than 1.
+        """
+        if most < 1:
+            raise QueryError(f"most must be 1 or more, not {most}")
+        groups: dict[object, list[int]] = defaultdict(list)
+        for index, query in enumerate(self.queries):
+            groups[_value(query, by)].append(index)
+        if self.queries and set(groups) <= {None, ""}:
+            raise QueryError(f"cannot balance {self.name} by {by!r}: no query has that field")
+        chosen: list[int] = []
+        for key in sorted(groups, key=str):
+            members, shuffle = groups[key], random.Random(f"{seed} {key}")
+            chosen += shuffle.sample(members, min(most, len(members)))
+        return self._subset([self.queries[index] for index in sorted(chosen)])
+
+    def split(self, fraction: float = 0.5, seed: int = 0) -> tuple[QuerySet, QuerySet]:
+        """Divide the set at random: about ``fraction`` of the queries, and the others.
+
+        Raises:
+            QueryError: if ``fraction`` is not between 0 and 1.
+        """
+        if not 0 < fraction < 1:
+            raise QueryError(f"fraction must lie between 0 and 1, not {fraction}")
+        count = round(fraction * len(self))
+        first = set(random.Random(seed).sample(range(len(self)), count))
+        parts: tuple[list[TwoHopQuery], list[TwoHopQuery]] = ([], [])
+        for index, query in enumerate(self.queries):
+            parts[index not in first].append(query)
+        return self._subset(parts[0]), self._subset(parts[1])
+
+    def with_few_shot(self, k: int, seed: int = 0) -> QuerySet:
+        """Return the set with ``k`` demonstrations in every prompt, chosen by ``seed``.
+
+        A demonstration never names the query's source, bridge or answer entity; most queries
+        share the same ones. See `hopscope.queries.demonstrations`.
+
+        Raises:
+            QueryError: if ``k`` is negative, or the pool too small.
+        """
+        return replace(self, few_shot=k, few_shot_seed=seed)
+
+    def prompts(self, form: Form = "two_hop") -> list[Prompt]:
+        """Return the prompt of every query in one form, its demonstrations before it.
+
+        Raises:
+            QueryError: for an unknown form, or a query that too few others can demonstrate.
+        """
+        if form not in FORMS:
+            raise QueryError(f"unknown prompt form {form!r}: choose one of {', '.join(FORMS)}")
+        if form not in self._prompts:
+            few = self._demonstrations if self.few_shot else None
+            self._prompts[form] = tuple(
+                Prompt.of(query, form, few.text(query, form) if few else "")
+                for query in self.queries
+            )
+        return list(self._prompts[form])
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a table in the columns of the Hopping Too Late CSV, and any extra ones.
+
+        Alias lists are text, as in the CSV; ids are text.
+        """
+        return to_frame(self.queries)
+
+    @classmethod
+    def from_pandas(cls, frame: pd.DataFrame, name: str = "frame") -> QuerySet:
+        """Read a table in the Hopping Too Late or the TwoHopFact form; see `load_queries`."""
+        return cls(from_frame(frame, name), name)
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write the set as a Hopping Too Late CSV; never leaves half a file.
+
+        Raises:
+            QueryError: if the folder does not exist.
+        """
+        write_csv(self.to_pandas(), Path(path))
+
+    def to_datasets(self) -> datasets.Dataset:
+        """Return the table of `to_pandas` as a ``datasets.Dataset``."""
+        import datasets
+
+        return datasets.Dataset.from_pandas(self.to_pandas(), preserve_index=False)
+
+    @classmethod
+    def from_datasets(cls, dataset: datasets.Dataset, name: str = "dataset") -> QuerySet:
+        """Read a ``datasets.Dataset`` with the columns of one of the forms."""
+        return cls.from_pandas(dataset.to_pandas(), name)
+
+
+def _value(query: TwoHopQuery, field: str) -> object:
+    """A field of a query, or an extra column."""
+    if field in TwoHopQuery.__dataclass_fields__ and field != "extra":
+        value: object = getattr(query, field)
+        return value
+    return query.extra.get(field)
+
+
+def _near(name: str, known: Sequence[str] | dict[str, Any]) -> str:
+    """ "; did you mean ...", or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=3)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def load_queries(
+    source: str | Path | pd.DataFrame | QuerySet,
+    *,
+    split: str | None = None,
+    few_shot: int | None = None,
+) -> QuerySet:
+    """Load a set of two-hop queries.
+
+    The form of a table is recognised by its columns. *Hopping Too Late* (Biran et al. 2024) needs
+    ``e{1,2,3}_label``, ``e{1,2,3}_aliases``, ``r1_template`` and ``r2_template``. *TwoHopFact*
+    (Yang et al. 2024) needs ``e{1,2,3}.value`` and the prompts ``r1(e1).prompt``,
+    ``r2(e2).prompt``, ``r2(r1(e1)).prompt``, whose templates are cut out of them. All other
+    columns are kept as ``extra``; a first column without a name is called ``Unnamed: 0``.
+
+    Args:
+        source: "world", the bundled set; "world:NAME.SPLIT", the questions of one of
+            `hopscope.worlds` (such as "world:two-hop-looped.first_hop_ood"); the path of a .csv,
+            .parquet or .jsonl file; the id of a data set on the Hugging Face hub; a data frame;
+            or a query set.
+        split: which split of a hub data set; by default its only one, or "train".
+        few_shot: demonstrations in each prompt; by default 5 for "world", 0 for other tables,
+            and what it has for a query set.
+
+    Raises:
+        QueryError: for an unknown name, a missing file or column, a row that makes no query (with
+            its number), an empty table, or a hub that cannot be reached.
+
+    Example:
+        >>> load_queries("world", few_shot=0)[0].first_hop()
+        'The country containing Aarhus is'
+    """
+    queries, default = _load(source, split)
+    k = default if few_shot is None else few_shot
+    return queries if k == queries.few_shot else queries.with_few_shot(k)
+
+
+def _load(source: object, split: str | None) -> tuple[QuerySet, int]:
+    """The queries of a source and its own number of demonstrations."""
+    if isinstance(source, QuerySet):
+        return source, source.few_shot
+    if isinstance(source, pd.DataFrame):
+        return QuerySet.from_pandas(source), 0
+    if isinstance(source, str) and source in BUNDLED:
+        with resources.as_file(resources.files("hopscope.data") / f"{source}.csv") as path:
+            return QuerySet.from_pandas(read_table(path), source), BUNDLED[source]
+    if not isinstance(source, str | Path):
+        raise QueryError(
+            f"cannot load queries from a {type(source).__name__}; give a name, a path, a hub id, "
+            "a data frame or a query set"
+        )
+    if isinstance(source, str) and source.startswith("world:"):
+        from hopscope.worlds.world import world_queries  # built on this module
+
+        return world_queries(source), 0
+    path = Path(source)
+    if path.is_file():
+        return QuerySet.from_pandas(read_table(path), path.stem), 0
+    if isinstance(source, str) and source.count("/") == 1 and path.suffix not in SUFFIXES:
+        return QuerySet.from_datasets(read_hub(source, split, "train"), source), 0
+    raise QueryError(_not_found(path))
+
+
+def _not_found(path: Path) -> str:
+    """What to say of a name that is no bundled set and no file."""
+    beside = [str(each) for each in path.parent.glob("*") if each.suffix in SUFFIXES]
+    return (
+        f"no query set {str(path)!r}: it is neither a bundled set ({', '.join(BUNDLED)}) nor a "
+        f"file that exists nor a hub id (owner/name){_near(str(path), [*BUNDLED, *beside])}"
+    )

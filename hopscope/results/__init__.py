@@ -1,0 +1,1 @@
+"""Results as tables: run folders, provenance, and the wording of numbers."""

@@ -1,0 +1,1 @@
+"""Presets, studies that run every analysis, the figures, and the HTML report."""

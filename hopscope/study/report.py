@@ -1,0 +1,199 @@
+"""Provides the report of a study: what was found, in words, with numbers and what controls say.
+
+Reads results, draws the figure scripts, and writes a folder; computes nothing on a model.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jinja2
+import pandas as pd
+
+from hopscope.display.layer_grids import grid_of
+from hopscope.display.page import grid_html, page_script
+from hopscope.errors import ResultError
+from hopscope.experiments.catalogue import ANALYSES, Tables, n_queries
+from hopscope.experiments.two_hop.plots import SUBSET_TITLES
+from hopscope.study.study import Study, draw_figures
+
+T = TypeVar("T")
+MOST_ROWS = 400
+"""Rows of a table that the page shows; its CSV has all."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One analysis on the page.
+
+    Attributes:
+        name: of the figure and of the tables.
+        title: the heading.
+        question: what is asked, in a sentence.
+        findings: sentences.
+        tables: by name; each is a CSV file, too.
+        views: HTML of interactive grids.
+        image: the figure as base64, or None.
+    """
+
+    name: str
+    title: str
+    question: str
+    findings: list[str]
+    tables: Tables = field(default_factory=dict)
+    views: list[str] = field(default_factory=list)
+    image: str | None = None
+
+
+def write(study: Study, out: Path, told: Sequence[Section] | None = None) -> Path:
+    """Write `figures/`, `tables/` and `index.html` into a folder; the same study, the same bytes.
+
+    Args:
+        study: what was run.
+        out: the folder.
+        told: its `sections`; they are made if None.
+
+    Returns:
+        The page.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    told = sections(study) if told is None else told
+    images = {section.name: _figure(section.name, study.folder, out) for section in told}
+    tables = {name for section in told for name in section.tables}
+    _remove_stale(out / "figures", {name for name, image in images.items() if image}, "{}.*")
+    _remove_stale(out / "tables", tables, "{}.*.csv")
+    (out / "tables").mkdir(exist_ok=True)
+    for section in told:
+        for name, table in section.tables.items():
+            table.to_csv(
+                out / "tables" / f"{name}.csv",
+                index=False,
+                float_format="%.6g",
+                lineterminator="\n",
+            )
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("hopscope.study", "."),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    run = study.grading.run
+    text = environment.get_template("report.html.j2").render(
+        model=run["model"]["name"],
+        queries=run["queries"]["name"],
+        subtitle=_subtitle(study),
+        sections=[
+            {
+                **vars(section),
+                "image": images[section.name],
+                "tables": {name: _html(table) for name, table in section.tables.items()},
+            }
+            for section in told
+        ],
+        provenance=_provenance(study),
+        script=page_script() if any(section.views for section in told) else "",
+    )
+    page = out / "index.html"
+    beside = page.with_name(f".{page.name}.{os.getpid()}")
+    beside.write_text(text, "utf-8")
+    os.replace(beside, page)
+    return page
+
+
+def _remove_stale(folder: Path, kept: set[str], pattern: str) -> None:
+    """Remove what an earlier report of more analyses left; never what a report does not make."""
+    for name in ANALYSES:
+        for path in folder.glob(pattern.format(name)):
+            if path.suffix in (".png", ".svg", ".csv") and path.stem not in kept:
+                path.unlink()
+
+
+def sentences(told: Sequence[Section]) -> list[str]:
+    """All sentences of the report, in its order."""
+    return [sentence for section in told for sentence in section.findings]
+
+
+def sections(study: Study) -> list[Section]:
+    """What the study says, analysis by analysis."""
+    results: dict[str, Any] = {"grading": study.grading, **study.results}
+    told = []
+    for name in ANALYSES:
+        here, missing = _of(name, results), _of(name, study.left_out)
+        if here or missing:
+            told.append(_section(name, here, missing))
+    return told
+
+
+def _of(name: str, found: Mapping[str, T]) -> dict[str, T]:
+    """What there is of an analysis, by subset; keys are its name, a dot and the subset."""
+    parts = ((key.partition("."), each) for key, each in found.items())
+    return {subset: each for (analysis, _, subset), each in parts if analysis == name}
+
+
+def _section(name: str, results: Mapping[str, Any], left_out: Mapping[str, str]) -> Section:
+    analysis = ANALYSES[name]
+    said: list[str] = []
+    tables: Tables = {}
+    views: list[str] = []
+    for subset, result in results.items():
+        grid = grid_of(result)
+        if grid is not None:
+            views.append(grid_html(grid, NO_SCRIPTS, heading=SUBSET_TITLES.get(subset, subset)))
+        own, found = analysis.tell(result)
+        lead = SUBSET_TITLES.get(subset)
+        if lead is not None and own:
+            own[0] = f"{lead} (n = {n_queries(result)}): {own[0]}"
+        said += [sentence[0].upper() + sentence[1:] for sentence in own]
+        suffix = f".{subset}" if subset else ""
+        tables |= {f"{name}{suffix}.{what}": table for what, table in found.items()}
+    for subset, reason in left_out.items():
+        which = SUBSET_TITLES[subset] if subset == "documents" else f"queries graded {subset}"
+        said.append(f"Not run on {which}: {reason}.")
+    return Section(name, analysis.title, analysis.question, said, tables, views)
+
+
+NO_SCRIPTS = '<p class="note">With scripts, every cell can be read here.</p>'
+
+
+def _figure(name: str, runs: Path, out: Path) -> str | None:
+    """Draw a figure; the PNG as base64, or None if there is nothing to draw."""
+    scripts = Path(str(import_module("hopscope.figures").__file__)).parent
+    try:
+        drawn: Sequence[Path] = draw_figures(scripts, [name], runs, out / "figures")
+    except ResultError:
+        return None
+    png = next(path for path in drawn if path.suffix == ".png")
+    return base64.b64encode(png.read_bytes()).decode()
+
+
+def _html(table: pd.DataFrame) -> str:
+    shown = table.head(MOST_ROWS)
+    return str(shown.to_html(index=False, border=0, float_format="{:.3f}".format, na_rep=""))
+
+
+def _subtitle(study: Study) -> str:
+    run = study.grading.run
+    few = run["queries"]["few_shot"]
+    shots = f"{few} demonstrations in each prompt" if few else "no demonstrations"
+    model = run["model"]
+    return (
+        f"{model['n_layers']} layers, {model['family']}, {model['dtype']} on {model['device']}; "
+        f"{run['queries']['n']} queries of “{run['queries']['name']}”, {shots}."
+    )
+
+
+def _provenance(study: Study) -> dict[str, str]:
+    run = study.grading.run
+    return {
+        "model": run["model"]["name"],
+        "weights sha256": run["model"]["sha256"],
+        "queries": f"{run['queries']['name']} ({run['queries']['n']})",
+        "queries sha256": run["queries"]["sha256"],
+        **{name: str(version) for name, version in run["versions"].items() if version},
+    }

@@ -1,0 +1,1 @@
+"""Training of small models: settings, batches and one training loop."""

@@ -1,0 +1,312 @@
+"""Provides fit(): seeded gradient descent that goes on where it was stopped.
+
+It knows nothing of tasks or masks: what is learned is a function from the number of a step to a
+loss. As long as that function depends on nothing else, a run that was killed ends with the same
+weights as one that was not, on the same device.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from hopscope.errors import ResultError, UsageError
+from hopscope.results.result import is_taken, write_json
+
+logger = logging.getLogger(__name__)
+
+RECORD, CHECKPOINT, WEIGHTS = "training.json", "checkpoint.safetensors", "model.safetensors"
+SLOTS = ("exp_avg", "exp_avg_sq", "step")
+"""What AdamW keeps of every parameter."""
+LOG_EVERY = 50
+IGNORED = -100
+"""The target of a position without a loss; what torch's cross-entropy leaves out by default."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast a model is trained, by AdamW with betas .9 and .98.
+
+    Attributes:
+        steps: of the optimizer.
+        batch_size: examples a step.
+        learning_rate: at its height, after the warm-up; it falls to 0 as a cosine.
+        warmup_steps: over which it rises from 0.
+        weight_decay: of matrices; norms and biases have none.
+        clip: the largest norm of the gradient.
+        checkpoint_every: steps between checkpoints, where there is a folder.
+        bfloat16: compute in bfloat16 where torch's autocast does; weights keep their type.
+        hold: the share of the steps after which the learning rate begins to fall. What is learned
+            all at once, as composing is, needs the full rate until then.
+
+    Raises:
+        UsageError: for a number that cannot be.
+    """
+
+    steps: int = 2000
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    checkpoint_every: int = 500
+    bfloat16: bool = False
+    hold: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_positive(self, "steps", "batch_size", "learning_rate", "clip", "checkpoint_every")
+        check_not_negative(self, "warmup_steps", "weight_decay")
+        if not 0 <= self.hold < 1:
+            raise UsageError(f"hold is a share of the steps below 1, not {self.hold}")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        start = max(self.warmup_steps, int(self.hold * self.steps))
+        done = max(0, step - start) / max(1, self.steps - start)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def check_positive(settings: object, *names: str) -> None:
+    """Refuse settings of which a number is not more than 0.
+
+    Raises:
+        UsageError: naming the first.
+    """
+    for name in names:
+        if not getattr(settings, name) > 0:
+            raise UsageError(f"{name} must be more than 0, not {getattr(settings, name)}")
+
+
+def check_not_negative(settings: object, *names: str) -> None:
+    """Refuse settings of which a number is less than 0.
+
+    Raises:
+        UsageError: naming the first.
+    """
+    for name in names:
+        if not getattr(settings, name) >= 0:
+            raise UsageError(f"{name} must be 0 or more, not {getattr(settings, name)}")
+
+
+def check_shares(settings: object, *names: str) -> None:
+    """Refuse settings of which a share, unless it is None, is not from 0 to 1.
+
+    Raises:
+        UsageError: naming the first.
+    """
+    for name in names:
+        share = getattr(settings, name)
+        if share is not None and not 0 <= share <= 1:
+            raise UsageError(f"{name} is a share from 0 to 1, not {share}")
+
+
+def share_at(step: int, share: float, late_share: float | None, late: int) -> float:
+    """A share at a step, counted from 0, that is another from step `late` on, if that is given."""
+    return share if late_share is None or step < late else late_share
+
+
+def _as_written(record: dict[str, Any]) -> dict[str, Any]:
+    return record
+
+
+def open_training(
+    folder: Path,
+    asked: Mapping[str, Any],
+    today: Callable[[dict[str, Any]], dict[str, Any]] = _as_written,
+) -> None:
+    """Make the folder of a training run, or check that it holds the same one.
+
+    Args:
+        folder: where checkpoints go.
+        asked: all that the trained weights depend on, as JSON.
+        today: how a record that an earlier version wrote is written now.
+
+    Raises:
+        ResultError: if `folder` holds something else, or a damaged record.
+    """
+    asked = json.loads(json.dumps(asked))
+    record = folder / RECORD
+    if not record.is_file():
+        if is_taken(folder, RECORD):
+            raise ResultError(f"{folder} is there and holds no training run; choose another place")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(record, asked)
+        return
+    try:
+        before = json.loads(json.dumps(today(json.loads(record.read_text("utf-8")))))
+        differing = [key for key in asked if before.get(key) != asked[key]]
+    except (ValueError, AttributeError) as error:
+        raise ResultError(f"{record} is damaged: {error}") from None
+    if differing:
+        key = differing[0]
+        raise ResultError(
+            f"{folder} holds another training run: its {key} is {before.get(key)}, not "
+            f"{asked[key]}. Choose another folder, or delete this one."
+        )
+
+
+def snapshot_path(folder: Path, step: int) -> Path:
+    """Where the weights after so many steps lie."""
+    return folder / f"step-{step:06d}.safetensors"
+
+
+def fit(
+    module: nn.Module,
+    loss_of: Callable[[int], Tensor],
+    schedule: Schedule,
+    *,
+    seed: int,
+    folder: Path | None = None,
+    snapshots: Collection[int] = (),
+    description: str = "train",
+    progress: bool = True,
+) -> None:
+    """Train the parameters of a module that require gradients, in place.
+
+    Dropout depends on the seed and the step alone.
+
+    Args:
+        module: what is trained; it is left in train mode.
+        loss_of: the loss of a step, counted from 0.
+        schedule: of the steps.
+        seed: of dropout.
+        folder: where a checkpoint is kept; a run that is there goes on.
+        snapshots: after how many steps to keep the weights in `folder` for good; 0 for those
+            before the first.
+        description: of the progress bar.
+        progress: show one.
+
+    Raises:
+        ResultError: for a damaged checkpoint.
+    """
+    optimizer = _Optimizer(module, schedule)
+    first = 0 if folder is None else optimizer.resume(folder / CHECKPOINT)
+    device = next(iter(optimizer.parameters.values())).device
+    module.train()
+    steps = tqdm(
+        range(first, schedule.steps),
+        desc=description,
+        unit="step",
+        initial=first,
+        total=schedule.steps,
+        disable=not progress,
+    )
+    if folder is not None and not first and 0 in snapshots:
+        optimizer.keep_weights(snapshot_path(folder, 0))
+    with seeded(device, seed):
+        for step in steps:
+            seed_all(device, seed * 1_000_003 + step)
+            with torch.autocast(device.type, torch.bfloat16, enabled=schedule.bfloat16):
+                loss = loss_of(step)
+            optimizer.step(loss, schedule.rate(step))
+            done = step + 1
+            if done % LOG_EVERY == 0:
+                steps.set_postfix(loss=f"{loss.item():.3f}")
+                logger.debug("step %d: loss %.4f", done, loss.item())
+            if folder is not None and done in snapshots:
+                optimizer.keep_weights(snapshot_path(folder, done))
+            if folder is not None and done % schedule.checkpoint_every == 0:
+                optimizer.keep(folder / CHECKPOINT, done)
+
+
+class _Optimizer:
+    """AdamW over the parameters of a module that require gradients, by name."""
+
+    def __init__(self, module: nn.Module, schedule: Schedule) -> None:
+        named = {name: each for name, each in module.named_parameters() if each.requires_grad}
+        matrices = {name: each for name, each in named.items() if each.ndim >= 2}
+        others = {name: each for name, each in named.items() if each.ndim < 2}
+        self.parameters: dict[str, nn.Parameter] = {**matrices, **others}
+        self.clip = schedule.clip
+        self.adamw = torch.optim.AdamW(
+            [
+                {"params": list(matrices.values()), "weight_decay": schedule.weight_decay},
+                {"params": list(others.values()), "weight_decay": 0.0},
+            ],
+            lr=schedule.learning_rate,
+            betas=(0.9, 0.98),
+        )
+
+    def step(self, loss: Tensor, rate: float) -> None:
+        """Go down the gradient of a loss."""
+        for group in self.adamw.param_groups:
+            group["lr"] = rate
+        self.adamw.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(list(self.parameters.values()), self.clip)
+        self.adamw.step()
+
+    def keep_weights(self, path: Path) -> None:
+        """Write the trained parameters."""
+        _write({name: each.detach() for name, each in self.parameters.items()}, path, {})
+
+    def keep(self, path: Path, done: int) -> None:
+        """Write a checkpoint: weights, optimizer state, steps done."""
+        tensors = {f"weight/{name}": each.detach() for name, each in self.parameters.items()}
+        for name, each in self.parameters.items():
+            state = self.adamw.state[each]
+            tensors |= {f"{slot}/{name}": state[slot] for slot in SLOTS}
+        _write(tensors, path, {"done": str(done)})
+
+    def resume(self, path: Path) -> int:
+        """Take up a checkpoint, if there is one; how many steps are done.
+
+        Raises:
+            ResultError: if it is damaged.
+        """
+        if not path.is_file():
+            return 0
+        try:
+            with safe_open(path, framework="pt") as file, torch.no_grad():
+                for name, each in self.parameters.items():
+                    each.copy_(file.get_tensor(f"weight/{name}"))
+                    state = {slot: file.get_tensor(f"{slot}/{name}") for slot in SLOTS}
+                    moments = {slot: state[slot].to(each.device) for slot in SLOTS[:2]}
+                    self.adamw.state[each] = {**moments, "step": state["step"]}
+                done = int(file.metadata()["done"])
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise ResultError(
+                f"{path} is damaged: {error}; delete it to train from the start"
+            ) from error
+        logger.info("going on with %s after %d steps", path, done)
+        return done
+
+
+def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write tensors beside, then rename."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    cpu = {name: each.cpu().contiguous() for name, each in tensors.items()}
+    save_file(cpu, beside, metadata=metadata)
+    os.replace(beside, path)
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Torch's random numbers from a seed, on the CPU and one device; then as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        seed_all(device, seed)
+        yield
+
+
+def seed_all(device: torch.device, seed: int) -> None:
+    """Seed torch's random numbers on the CPU and one device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)

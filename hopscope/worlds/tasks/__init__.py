@@ -1,0 +1,1 @@
+"""The tasks of the worlds, whose answers and circuits are known."""
