@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.others import Tokens, replacing, source_states
 from benchmarks.subjects import Pair, Subject, Task
-from hopscope.engine.sweep import CellOutputs
+from hopscope.engine.read_out import CellOutputs
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.5}
 

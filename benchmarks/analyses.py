@@ -39,8 +39,9 @@ import hopscope as hs
 from benchmarks.subjects import load_average, machine, timed
 from hopscope.engine.edits import Cell
 from hopscope.engine.hooks import recording
-from hopscope.engine.sweep import CellOutputs, ReadOut, sweep
-from hopscope.experiments.two_hop.projection import logit_lens
+from hopscope.engine.logit_lens import logit_lens
+from hopscope.engine.read_out import CellOutputs, ReadOut
+from hopscope.engine.sweep import sweep
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.query_set import QuerySet

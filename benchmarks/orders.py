@@ -34,9 +34,9 @@ import hopscope as hs
 from benchmarks.subjects import load_average, machine, timed
 from hopscope.documents.orders import that_allow
 from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
-from hopscope.engine.masked.read import Version, read, unavoidable_tokens
-from hopscope.engine.sweep import ReadOut
-from hopscope.masks.algebra import causal, document_block
+from hopscope.engine.masked.read import read, unavoidable_tokens
+from hopscope.engine.read_out import ReadOut, Version
+from hopscope.masks.named import causal, document_block
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.document_prompts import Asked, DocumentAsker
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from benchmarks.subjects import Pair, Task
-from hopscope.prompting.transformer_lens_cache import copy_of_modules
+from hopscope.models.transformer_lens import copy_of_modules
 
 FirstToken = Float[Tensor, "2"]
 """Log-probability of the best answer token, and its rank."""

@@ -13,9 +13,11 @@ from benchmarks.agreement import Agreement, compare_first_tokens, compare_genera
 from benchmarks.floor import UnitTimes, Work, decoding_work, prompt_work, unit_times
 from benchmarks.others import CONTENDERS
 from benchmarks.subjects import Pair, Subject, Task, load_average, sample_of, timed
-from hopscope.engine.attention import Prefix
+from hopscope.engine.cache import Prefix
+from hopscope.engine.clean_run import clean_run
 from hopscope.engine.edits import Patch
-from hopscope.engine.sweep import CellOutputs, ReadOut, clean_run, sweep
+from hopscope.engine.read_out import CellOutputs, ReadOut
+from hopscope.engine.sweep import sweep
 
 FIRST_TOKEN, GENERATION, BATCH = "hopscope_first_token", "hopscope_generation", "hopscope_paper"
 AGAINST = {

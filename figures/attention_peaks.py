@@ -10,9 +10,9 @@ from matplotlib import pyplot as plt
 
 from hopscope.experiments.documents import plots as document_plots
 from hopscope.experiments.documents.attention import DocumentAttention
-from hopscope.experiments.two_hop import plots
+from hopscope.plots import figures
 from hopscope.plots.style import figure_style, panels
-from hopscope.study.study import results_of
+from hopscope.study.figures import results_of
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:
@@ -30,10 +30,10 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         here = layers[(layers["order"] == order) & (layers["mask"] == mask)]
         document_plots.hop_lines(here, axes[1], f"order {order}")
         n = result.details["query"].nunique()
-        title = plots.title_of(result, "Attention of the answer to documents")
+        title = figures.title_of(result, "Attention of the answer to documents")
         figure.suptitle(f"{title} (n = {n})")
         table = pd.concat([peaks.assign(what="peak"), layers.assign(what="layer")])
-        paths = plots.save_figure(figure, table, rendered, "attention_peaks")
+        paths = figures.save_figure(figure, table, rendered, "attention_peaks")
         plt.close(figure)
     return paths
 

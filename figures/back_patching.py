@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from hopscope.experiments.two_hop import plots
 from hopscope.experiments.two_hop.back_patching import BackPatching
+from hopscope.plots import figures, heatmaps
 from hopscope.plots.style import figure_style, panels, shared_legend
-from hopscope.study.study import results_of
+from hopscope.study.figures import results_of
 
 TITLES = {
     "incorrect": "Both hops right, composition wrong",
@@ -29,7 +30,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
     there = results_of(runs, "back_patching", BackPatching)
     with figure_style():
         figure = _figure(there)
-        paths = plots.save_figure(figure, _numbers(there), rendered, "back_patching")
+        paths = figures.save_figure(figure, _numbers(there), rendered, "back_patching")
         plt.close(figure)
     return paths
 
@@ -49,7 +50,7 @@ def _figure(results: dict[str, BackPatching]) -> Figure:
         shares = {position: result.heatmap(position) for position in positions}
         vmax = max(float(share.max().max()) for share in shares.values())
         for ax, position in zip(row, positions, strict=False):
-            plots.layer_heatmap(shares[position], ax, f"{TITLES[name]}, {position}", vmax)
+            heatmaps.layer_heatmap(shares[position], ax, f"{TITLES[name]}, {position}", vmax)
     figure.suptitle(_title(first))
     return figure
 

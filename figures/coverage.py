@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from hopscope.experiments.two_hop import plots
 from hopscope.experiments.worlds.coverage_plots import cutoff_curves, gap_curves, gaps_at_x2
 from hopscope.experiments.worlds.emergence import Emergence
+from hopscope.plots import figures
 from hopscope.plots.style import figure_style, panels
 from hopscope.study import standalone_figures
 
@@ -40,7 +40,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
             cutoff_curves(accuracy, row[0], TITLES[name])
             gap_curves(table, row[1], TITLES[name])
             numbers.append(pd.concat([accuracy, gaps_at_x2(table)]).assign(world=name))
-        paths = plots.save_figure(figure, pd.concat(numbers), rendered, "coverage")
+        paths = figures.save_figure(figure, pd.concat(numbers), rendered, "coverage")
         plt.close(figure)
     return paths
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from hopscope.experiments.two_hop import plots
 from hopscope.experiments.worlds.coverage_plots import examples_curves
 from hopscope.experiments.worlds.data_needed import LEARNED, DataNeeded
+from hopscope.plots import figures
 from hopscope.plots.style import figure_style, panels
 
 
@@ -26,7 +26,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         examples_curves(result.frame, LEARNED, axes[0])
         result.plot(axes[1])
         table = result.frame.drop(columns="seconds")
-        paths = plots.save_figure(figure, table, rendered, "data_needed")
+        paths = figures.save_figure(figure, table, rendered, "data_needed")
         plt.close(figure)
     return paths
 

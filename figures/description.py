@@ -11,8 +11,9 @@ from matplotlib import pyplot as plt
 
 from hopscope.experiments.two_hop import plots
 from hopscope.experiments.two_hop.description import Description
+from hopscope.plots import figures, heatmaps
 from hopscope.plots.style import figure_style, panels, shared_legend
-from hopscope.study.study import results_of
+from hopscope.study.figures import results_of
 
 PANELS = (("e2", "t1"), ("e2", "t2"), ("e3", "t2"))
 
@@ -30,7 +31,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         numbers = []
         for ax, (subset, result) in zip(axes[0], results.items(), strict=False):
             described = result.described()
-            title = textwrap.fill(plots.panel_title(result, subset), 26)
+            title = textwrap.fill(figures.panel_title(result, subset), 26)
             plots.described_bars(described, ax, title)
             numbers.append(described.assign(subset=subset, panel="any cell"))
         for ax in axes[0][len(results) :]:
@@ -40,14 +41,14 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
             for ax, (entity, position) in zip(row, PANELS, strict=True):
                 share = result.heatmap(entity, position)
                 title = f"{entity} at {position}, {subset}"
-                plots.layer_heatmap(share, ax, title, label="texts that name it")
+                heatmaps.layer_heatmap(share, ax, title, label="texts that name it")
                 cells = share.melt(ignore_index=False, value_name="share").reset_index()
                 numbers.append(
                     cells.assign(subset=subset, panel="cell", entity=entity, position=position)
                 )
-        figure.suptitle(plots.title_of(first, "What states are described as"))
+        figure.suptitle(figures.title_of(first, "What states are described as"))
         table = pd.concat(numbers, ignore_index=True)
-        paths = plots.save_figure(figure, table, rendered, "description")
+        paths = figures.save_figure(figure, table, rendered, "description")
         plt.close(figure)
     return paths
 

@@ -9,9 +9,9 @@ from matplotlib import pyplot as plt
 
 from hopscope.experiments.documents import plots as document_plots
 from hopscope.experiments.documents.permutation import Permutation
-from hopscope.experiments.two_hop import plots
+from hopscope.plots import figures
 from hopscope.plots.style import figure_style, panels
-from hopscope.study.study import results_of
+from hopscope.study.figures import results_of
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:
@@ -26,9 +26,9 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         figure, ((ax,),) = panels(1, 1, 3.0)
         n = result.details["query"].nunique()
         document_plots.order_points(table, ax)
-        title = plots.title_of(result, "Order of documents and masks")
+        title = figures.title_of(result, "Order of documents and masks")
         figure.suptitle(f"{title} (n = {n})")
-        paths = plots.save_figure(figure, table, rendered, "document_order")
+        paths = figures.save_figure(figure, table, rendered, "document_order")
         plt.close(figure)
     return paths
 

@@ -10,9 +10,9 @@ from matplotlib import pyplot as plt
 
 from hopscope.experiments.documents import plots as document_plots
 from hopscope.experiments.documents.masked_paths import MaskedPaths
-from hopscope.experiments.two_hop import plots
+from hopscope.plots import figures
 from hopscope.plots.style import figure_style, panels, shared_legend
-from hopscope.study.study import results_of
+from hopscope.study.figures import results_of
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:
@@ -32,10 +32,10 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         shared_legend(figure, axes)
         window = 2 * result.run["settings"]["window"] + 1
         n = result.details["query"].nunique()
-        title = plots.title_of(result, f"Masked paths in {window} layers")
+        title = figures.title_of(result, f"Masked paths in {window} layers")
         figure.suptitle(f"{title} (n = {n})")
         table = pd.concat(numbers, ignore_index=True)
-        paths = plots.save_figure(figure, table, rendered, "document_paths")
+        paths = figures.save_figure(figure, table, rendered, "document_paths")
         plt.close(figure)
     return paths
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from hopscope.experiments.two_hop import plots
 from hopscope.experiments.worlds.emergence import Emergence
 from hopscope.experiments.worlds.emergence_plots import circuit_curves
+from hopscope.plots import figures
 from hopscope.plots.style import figure_style
 
 
@@ -22,7 +22,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
     result = Emergence.load(runs / "emergence")
     with figure_style():
         figure = circuit_curves(result.frame)
-        paths = plots.save_figure(figure, result.frame, rendered, "emergence")
+        paths = figures.save_figure(figure, result.frame, rendered, "emergence")
         plt.close(figure)
     return paths
 

@@ -9,6 +9,7 @@ from matplotlib import pyplot as plt
 
 from hopscope.experiments.two_hop import plots
 from hopscope.experiments.two_hop.grading import Grading
+from hopscope.plots import figures
 from hopscope.plots.style import COLUMN, figure_style, panels
 
 
@@ -20,7 +21,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         figure, ((ax,),) = panels(1, 1, 2.6, width=COLUMN)
         run = result.run
         plots.grading_bars(summary, ax, f"{run['model']['name']} on “{run['queries']['name']}”")
-        paths = plots.save_figure(figure, summary, rendered, "grading")
+        paths = figures.save_figure(figure, summary, rendered, "grading")
         plt.close(figure)
     return paths
 

@@ -9,11 +9,12 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from hopscope.errors import ResultError
-from hopscope.experiments.two_hop import head_plots, plots
+from hopscope.experiments.two_hop import head_plots
 from hopscope.experiments.two_hop.head_retrieval import HeadRetrieval
 from hopscope.experiments.two_hop.rank_neighbours import RankNeighbours
+from hopscope.plots import figures
 from hopscope.plots.style import figure_style, panels
-from hopscope.results.result import is_run
+from hopscope.results.run_folder import is_run
 from hopscope.study.standalone_figures import HEADS
 
 
@@ -43,7 +44,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
                 row[2].get_legend().remove()
             classes = by_layer.reset_index().melt("layer", value_name="share")
             tables += [each.assign(model=model) for each in (classes, drawn, accuracy)]
-        paths = plots.save_figure(figure, pd.concat(tables), rendered, "head_classes")
+        paths = figures.save_figure(figure, pd.concat(tables), rendered, "head_classes")
         plt.close(figure)
     return paths
 

@@ -10,8 +10,9 @@ from matplotlib import pyplot as plt
 
 from hopscope.experiments.two_hop import plots
 from hopscope.experiments.two_hop.attention_knockout import Knockouts, Measure
+from hopscope.plots import figures
 from hopscope.plots.style import figure_style, panels, shared_legend
-from hopscope.study.study import results_of
+from hopscope.study.figures import results_of
 
 MEASURES: tuple[Measure, ...] = ("changed", "prediction_change")
 
@@ -30,13 +31,13 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         for row, (subset, result) in zip(axes, results.items(), strict=True):
             for ax, measure in zip(row, MEASURES, strict=True):
                 effect = result.effect(measure)
-                plots.knockout_lines(effect, ax, plots.panel_title(result, subset), measure)
+                plots.knockout_lines(effect, ax, figures.panel_title(result, subset), measure)
                 numbers.append(effect.assign(subset=subset, measure=measure))
         shared_legend(figure, axes)
         window = 2 * first.run["settings"]["window"] + 1
-        figure.suptitle(plots.title_of(first, f"Attention knockout in {window} layers"))
+        figure.suptitle(figures.title_of(first, f"Attention knockout in {window} layers"))
         table = pd.concat(numbers, ignore_index=True)
-        paths = plots.save_figure(figure, table, rendered, "knockout")
+        paths = figures.save_figure(figure, table, rendered, "knockout")
         plt.close(figure)
     return paths
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from hopscope.documents.layout import Layout, lay_out
+from hopscope.documents.lay_out import lay_out
+from hopscope.documents.layout import Layout
 from hopscope.documents.question_set import Document, Hop, MultiDocQuestion
-from hopscope.experiments.two_hop import plots
-from hopscope.masks.algebra import (
-    Mask,
+from hopscope.masks.algebra import Mask
+from hopscope.masks.named import (
     causal,
     document_bidirectional,
     document_block,
@@ -21,6 +21,7 @@ from hopscope.masks.algebra import (
     prefix_bidirectional,
     visibility_order,
 )
+from hopscope.plots import figures
 from hopscope.plots.style import figure_style, panels
 
 QUESTION = MultiDocQuestion(
@@ -62,7 +63,7 @@ def draw(_: Path, rendered: Path) -> list[Path]:
             ax.set_title(textwrap.fill(title, 22))
         figure.suptitle("Who sees whom: a row for each word that looks")
         table = pd.concat([_edges(title, mask, layout) for title, mask in TITLES.items()])
-        paths = plots.save_figure(figure, table, rendered, "mask_gallery")
+        paths = figures.save_figure(figure, table, rendered, "mask_gallery")
         plt.close(figure)
     return paths
 

@@ -9,9 +9,9 @@ from matplotlib import pyplot as plt
 
 from hopscope.experiments.documents import plots as document_plots
 from hopscope.experiments.documents.order_choice import OrderChoice
-from hopscope.experiments.two_hop import plots
+from hopscope.plots import figures
 from hopscope.plots.style import COLUMN, figure_style, panels
-from hopscope.study.study import results_of
+from hopscope.study.figures import results_of
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:
@@ -26,9 +26,9 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         figure, ((ax,),) = panels(1, 1, 2.6, width=COLUMN)
         document_plots.strategy_points(table, ax)
         k, n = result.run["settings"]["k"], result.details["query"].nunique()
-        title = plots.title_of(result, f"One of {k} shuffles")
+        title = figures.title_of(result, f"One of {k} shuffles")
         figure.suptitle(f"{title} (n = {n})")
-        paths = plots.save_figure(figure, table, rendered, "order_choice")
+        paths = figures.save_figure(figure, table, rendered, "order_choice")
         plt.close(figure)
     return paths
 

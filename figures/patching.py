@@ -9,8 +9,9 @@ from matplotlib import pyplot as plt
 
 from hopscope.experiments.two_hop import plots
 from hopscope.experiments.two_hop.activation_patching import ActivationPatching
+from hopscope.plots import figures
 from hopscope.plots.style import figure_style
-from hopscope.study.study import results_of
+from hopscope.study.figures import results_of
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:
@@ -21,8 +22,8 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
     """
     results = results_of(runs, "patching", ActivationPatching)
     with figure_style():
-        figure, table = plots.summary_panels(results, plots.recovery_lines, "Activation patching")
-        paths = plots.save_figure(figure, table, rendered, "patching")
+        figure, table = figures.summary_panels(results, plots.recovery_lines, "Activation patching")
+        paths = figures.save_figure(figure, table, rendered, "patching")
         plt.close(figure)
     return paths
 

@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 
 from hopscope.experiments.documents import training_plots
 from hopscope.experiments.documents.prefix_training import PrefixTraining
-from hopscope.experiments.two_hop import plots
+from hopscope.plots import figures
 from hopscope.plots.style import figure_style, panels
 
 
@@ -25,7 +25,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
     with figure_style():
         figure, ((left, right),) = panels(1, 2, 3.0, width_ratios=[2.2, 1])
         seeds = int(summary["n_seeds"].max())
-        title = plots.title_of(result, "Training with a mask")
+        title = figures.title_of(result, "Training with a mask")
         training_plots.mask_arms(
             summary, by_seed, left, f"{title}\n{seeds} seeds, 95 % t intervals over them"
         )
@@ -35,7 +35,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         accuracy = summary.rename(columns={"accuracy": "value"}).assign(measure="accuracy")
         gains = paired.rename(columns={"difference": "value"}).assign(measure="difference")
         table = pd.concat([accuracy, gains], ignore_index=True)
-        paths = plots.save_figure(figure, table, rendered, "prefix_training")
+        paths = figures.save_figure(figure, table, rendered, "prefix_training")
         plt.close(figure)
     return paths
 

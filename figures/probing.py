@@ -9,8 +9,9 @@ from matplotlib import pyplot as plt
 
 from hopscope.experiments.two_hop import plots
 from hopscope.experiments.two_hop.probing import Probing
+from hopscope.plots import figures
 from hopscope.plots.style import COLUMN, figure_style, panels
-from hopscope.study.study import results_of
+from hopscope.study.figures import results_of
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:
@@ -31,8 +32,8 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
             ax,
             f"{settings['target']} at {settings['position']}: {n} queries, {classes} classes",
         )
-        figure.suptitle(plots.title_of(first, "Linear probe"))
-        paths = plots.save_figure(figure, table, rendered, "probing")
+        figure.suptitle(figures.title_of(first, "Linear probe"))
+        paths = figures.save_figure(figure, table, rendered, "probing")
         plt.close(figure)
     return paths
 

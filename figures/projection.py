@@ -10,8 +10,9 @@ from matplotlib import pyplot as plt
 
 from hopscope.experiments.two_hop import plots
 from hopscope.experiments.two_hop.projection import Projection
+from hopscope.plots import figures
 from hopscope.plots.style import figure_style, panels, shared_legend
-from hopscope.study.study import results_of
+from hopscope.study.figures import results_of
 
 RANK = 9
 """Drawn; rank 0, the paper's criterion, stands in the numbers beside it."""
@@ -42,7 +43,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
             ax.set_ylabel("")
         shared_legend(figure, axes)
         what = f"Among the {RANK + 1} likeliest tokens"
-        title = f"{plots.title_of(first, what)}; {plots.panel_title(result, subset)}"
+        title = f"{figures.title_of(first, what)}; {figures.panel_title(result, subset)}"
         figure.suptitle(title)
         table = pd.concat(
             [
@@ -52,7 +53,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
             ],
             ignore_index=True,
         )
-        paths = plots.save_figure(figure, table, rendered, "projection")
+        paths = figures.save_figure(figure, table, rendered, "projection")
         plt.close(figure)
     return paths
 

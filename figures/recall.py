@@ -9,8 +9,9 @@ from matplotlib import pyplot as plt
 
 from hopscope.experiments.two_hop import plots
 from hopscope.experiments.two_hop.entity_recall import Recall
+from hopscope.plots import figures
 from hopscope.plots.style import figure_style
-from hopscope.study.study import results_of
+from hopscope.study.figures import results_of
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:
@@ -21,10 +22,10 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
     """
     results = results_of(runs, "recall", Recall)
     with figure_style():
-        figure, table = plots.summary_panels(
+        figure, table = figures.summary_panels(
             results, plots.recall_lines, "Entity recall at t1", height=2.6, shared=True
         )
-        paths = plots.save_figure(figure, table, rendered, "recall")
+        paths = figures.save_figure(figure, table, rendered, "recall")
         plt.close(figure)
     return paths
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from hopscope.experiments.two_hop import plots
 from hopscope.experiments.worlds import graph_plots
 from hopscope.experiments.worlds.computation_graph import ComputationGraph
+from hopscope.plots import figures
 from hopscope.plots.style import figure_style, panels
 
 
@@ -28,7 +28,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         figure, (axes,) = panels(1, 2, 3.0, width_ratios=(2.6, 1))
         trained.plot(_farthest(trained), axes[0])
         graph_plots.explained_lines(table, axes[1])
-        paths = plots.save_figure(figure, table, rendered, "search_graph")
+        paths = figures.save_figure(figure, table, rendered, "search_graph")
         plt.close(figure)
     return paths
 

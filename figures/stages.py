@@ -10,8 +10,9 @@ from matplotlib import pyplot as plt
 
 from hopscope.experiments.two_hop import plots
 from hopscope.experiments.two_hop.stages import Stages
+from hopscope.plots import figures
 from hopscope.plots.style import figure_style, panels
-from hopscope.study.study import results_of
+from hopscope.study.figures import results_of
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:
@@ -26,13 +27,15 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
         figure, axes = panels(len(results), 1, 2.4 * len(results))
         numbers = []
         for ax, (subset, result) in zip(axes[:, 0], results.items(), strict=True):
-            plots.stage_axis(result.frame, result.summary(), ax, plots.panel_title(result, subset))
+            plots.stage_axis(
+                result.frame, result.summary(), ax, figures.panel_title(result, subset)
+            )
             ax.set_xlim(-0.5, first.run["model"]["n_layers"] - 0.5)
             numbers.append(result.summary().assign(subset=subset, panel="first layer"))
             numbers.append(result.broken().assign(subset=subset, panel="broken order"))
-        figure.suptitle(plots.title_of(first, "Stages"))
+        figure.suptitle(figures.title_of(first, "Stages"))
         table = pd.concat(numbers, ignore_index=True)
-        paths = plots.save_figure(figure, table, rendered, "stages")
+        paths = figures.save_figure(figure, table, rendered, "stages")
         plt.close(figure)
     return paths
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from hopscope.experiments.two_hop import plots
 from hopscope.experiments.worlds import graph_plots
 from hopscope.experiments.worlds.superposition import Superposition
+from hopscope.plots import figures
 from hopscope.plots.style import figure_style
 
 
@@ -22,7 +22,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
     summary = Superposition.load(runs / "superposition").summary()
     with figure_style():
         figure = graph_plots.superposition_figure(summary)
-        paths = plots.save_figure(figure, summary, rendered, "superposition")
+        paths = figures.save_figure(figure, summary, rendered, "superposition")
         plt.close(figure)
     return paths
 

@@ -9,8 +9,9 @@ from matplotlib import pyplot as plt
 
 from hopscope.experiments.two_hop import plots
 from hopscope.experiments.two_hop.causal_tracing import Tracing
+from hopscope.plots import figures
 from hopscope.plots.style import figure_style
-from hopscope.study.study import results_of
+from hopscope.study.figures import results_of
 
 
 def draw(runs: Path, rendered: Path) -> list[Path]:
@@ -21,8 +22,8 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
     """
     results = results_of(runs, "tracing", Tracing)
     with figure_style():
-        figure, table = plots.summary_panels(results, plots.tracing_lines, "Causal tracing")
-        paths = plots.save_figure(figure, table, rendered, "tracing")
+        figure, table = figures.summary_panels(results, plots.tracing_lines, "Causal tracing")
+        paths = figures.save_figure(figure, table, rendered, "tracing")
         plt.close(figure)
     return paths
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from hopscope.experiments.two_hop import plots
 from hopscope.experiments.worlds.circuit import Circuit
 from hopscope.experiments.worlds.circuit_plots import circuit_figure
+from hopscope.plots import figures
 from hopscope.plots.style import figure_style
 
 
@@ -22,7 +22,7 @@ def draw(runs: Path, rendered: Path) -> list[Path]:
     result = Circuit.load(runs / "world_circuit")
     with figure_style():
         figure = circuit_figure(result.frame)
-        paths = plots.save_figure(figure, result.summary(), rendered, "world_circuit")
+        paths = figures.save_figure(figure, result.summary(), rendered, "world_circuit")
         plt.close(figure)
     return paths
 

@@ -12,16 +12,17 @@ The names below are imported when they are first used, so that `hopscope.probes`
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hopscope.compat.old_paths import install
 from hopscope.errors import HopscopeError as HopscopeError
 
 if TYPE_CHECKING:
     from hopscope.documents.question_set import MultiDocQuestion as MultiDocQuestion
     from hopscope.documents.question_set import QuestionSet as QuestionSet
-    from hopscope.documents.question_set import load_questions as load_questions
     from hopscope.engine.edits import Knockout as Knockout
     from hopscope.engine.edits import Patch as Patch
     from hopscope.engine.hooks import edit as edit
-    from hopscope.engine.sweep import ReadOut as ReadOut
+    from hopscope.engine.logit_lens import logit_lens as logit_lens
+    from hopscope.engine.read_out import ReadOut as ReadOut
     from hopscope.experiments.documents.attention import DocumentAttention as DocumentAttention
     from hopscope.experiments.documents.attention import (
         attention_to_documents as attention_to_documents,
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
     from hopscope.experiments.two_hop.probing import fit_probe as fit_probe
     from hopscope.experiments.two_hop.probing import probe as probe
     from hopscope.experiments.two_hop.projection import Projection as Projection
-    from hopscope.experiments.two_hop.projection import logit_lens as logit_lens
     from hopscope.experiments.two_hop.projection import project as project
     from hopscope.experiments.two_hop.rank_neighbours import RankNeighbours as RankNeighbours
     from hopscope.experiments.two_hop.rank_neighbours import rank_neighbours as rank_neighbours
@@ -76,31 +76,34 @@ if TYPE_CHECKING:
     from hopscope.experiments.worlds.emergence import over_checkpoints as over_checkpoints
     from hopscope.experiments.worlds.superposition import Superposition as Superposition
     from hopscope.experiments.worlds.superposition import superposition as superposition
+    from hopscope.loading import load_any as load_any
+    from hopscope.loading import load_encoder_decoder as load_encoder_decoder
+    from hopscope.loading import load_model as load_model
+    from hopscope.loading import load_queries as load_queries
+    from hopscope.loading import load_questions as load_questions
+    from hopscope.loading import load_result as load_result
+    from hopscope.loading import load_world as load_world
     from hopscope.masks.algebra import Mask as Mask
     from hopscope.models.encoder_decoder import EncoderDecoder as EncoderDecoder
     from hopscope.models.language_model import LanguageModel as LanguageModel
-    from hopscope.models.load import load_any as load_any
-    from hopscope.models.load import load_encoder_decoder as load_encoder_decoder
-    from hopscope.models.load import load_model as load_model
     from hopscope.prompting.capture import Activations as Activations
     from hopscope.prompting.capture import capture as capture
     from hopscope.queries.graph_paths import PathPrompt as PathPrompt
     from hopscope.queries.graph_paths import PathSet as PathSet
     from hopscope.queries.query_set import QuerySet as QuerySet
-    from hopscope.queries.query_set import load_queries as load_queries
     from hopscope.queries.two_hop_query import TwoHopQuery as TwoHopQuery
     from hopscope.results.result import Result as Result
-    from hopscope.results.result import load_result as load_result
     from hopscope.results.runs import partial as partial
-    from hopscope.training.small_models import TrainingSettings as TrainingSettings
+    from hopscope.training.settings import TrainingSettings as TrainingSettings
     from hopscope.training.train import train as train
     from hopscope.views.mask_painter import paint_mask as paint_mask
     from hopscope.views.prompt_explorer import explore as explore
     from hopscope.worlds.train import train_world as train_world
     from hopscope.worlds.world import World as World
-    from hopscope.worlds.world import load_world as load_world
 
 __version__ = "0.1.0"
+
+install()
 
 _HOME = {
     "ActivationPatching": "experiments.two_hop.activation_patching",
@@ -133,13 +136,13 @@ _HOME = {
     "QuerySet": "queries.query_set",
     "QuestionSet": "documents.question_set",
     "RankNeighbours": "experiments.two_hop.rank_neighbours",
-    "ReadOut": "engine.sweep",
+    "ReadOut": "engine.read_out",
     "Recall": "experiments.two_hop.entity_recall",
     "Result": "results.result",
     "Stages": "experiments.two_hop.stages",
     "Superposition": "experiments.worlds.superposition",
     "Tracing": "experiments.two_hop.causal_tracing",
-    "TrainingSettings": "training.small_models",
+    "TrainingSettings": "training.settings",
     "TwoHopQuery": "queries.two_hop_query",
     "World": "worlds.world",
     "activation_patch": "experiments.two_hop.activation_patching",
@@ -159,14 +162,14 @@ _HOME = {
     "fit_probe": "experiments.two_hop.probing",
     "grade": "experiments.two_hop.grading",
     "knockout": "experiments.two_hop.attention_knockout",
-    "load_any": "models.load",
-    "load_encoder_decoder": "models.load",
-    "load_model": "models.load",
-    "load_queries": "queries.query_set",
-    "load_questions": "documents.question_set",
-    "load_result": "results.result",
-    "load_world": "worlds.world",
-    "logit_lens": "experiments.two_hop.projection",
+    "load_any": "loading",
+    "load_encoder_decoder": "loading",
+    "load_model": "loading",
+    "load_queries": "loading",
+    "load_questions": "loading",
+    "load_result": "loading",
+    "load_world": "loading",
+    "logit_lens": "engine.logit_lens",
     "masked_paths": "experiments.documents.masked_paths",
     "over_checkpoints": "experiments.worlds.emergence",
     "paint_mask": "views.mask_painter",

@@ -18,8 +18,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hopscope.documents.layout import Template
 from hopscope.documents.question_set import Document, Hop, MultiDocQuestion, QuestionSet
+from hopscope.documents.templates import Template
 from hopscope.models.language_model import LanguageModel
 
 NAMES = ("Alba", "Brig", "Crag", "Dale")

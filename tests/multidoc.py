@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from hopscope.documents.layout import Encode, Layout, Template
+from hopscope.documents.layout import Encode, Layout
 from hopscope.documents.question_set import Document, Hop, MultiDocQuestion
-from hopscope.engine.sweep import CellOutputs
+from hopscope.documents.templates import Template
+from hopscope.engine.read_out import CellOutputs
 from hopscope.masks.algebra import Mask
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import load_model

@@ -17,8 +17,9 @@ from hopscope.errors import ModelError, UsageError
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.capture import SITES, Activations, Site, capture
 from hopscope.prompting.tokenized import TokenizedPrompt
+from hopscope.queries.prompts import Prompt
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import Prompt, TwoHopQuery
+from hopscope.queries.two_hop_query import TwoHopQuery
 
 TEXT = "The capital of the country of the Colosseum is"
 DEMONSTRATIONS = "The capital of Japan is Tokyo.\nThe author of Hamlet is Shakespeare.\n"
@@ -239,7 +240,7 @@ def test_one_shared_prefix_is_computed_once(
     computed: list[int] = []
     extend = attention.extend
 
-    def counting(model: LanguageModel, prefix: attention.Prefix, ids: Sequence[int]) -> Any:
+    def counting(model: LanguageModel, prefix: cache.Prefix, ids: Sequence[int]) -> Any:
         computed.append(len(ids))
         return extend(model, prefix, ids)
 
@@ -328,6 +329,6 @@ def test_what_cannot_be_captured(
 def test_a_family_without_replaceable_attention(
     llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llama, "shares_prefixes", False)
+    monkeypatch.setitem(llama.probed, "shares_prefixes", False)
     with pytest.raises(ModelError, match=r"replaceable attention.*tiny-random-llama"):
         capture(llama, [TEXT])

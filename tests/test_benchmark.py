@@ -26,7 +26,7 @@ from benchmarks.floor import Work, decoding_work, prompt_work, unit_times  # noq
 from benchmarks.others import left_padded, read  # noqa: E402
 from benchmarks.report import report, table  # noqa: E402
 from benchmarks.subjects import Pair, Subject, Task, real_subjects, sample_of  # noqa: E402
-from hopscope.engine.sweep import CellOutputs  # noqa: E402
+from hopscope.engine.read_out import CellOutputs  # noqa: E402
 
 RATIOS = {
     "plain_first_token",

@@ -12,7 +12,8 @@ import pytest
 
 from hopscope.errors import QueryError
 from hopscope.queries.demonstrations import Demonstrations, arrange
-from hopscope.queries.query_set import QuerySet, load_queries
+from hopscope.queries.load import load_queries
+from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import FORMS, TwoHopQuery
 
 RELATIONS = ["capital", "currency", "largest city", "national anthem"]

@@ -13,7 +13,8 @@ import pytest
 from multidoc import MUSIQUE
 
 from hopscope.documents.formats import from_rows, read_rows
-from hopscope.documents.question_set import Document, load_questions
+from hopscope.documents.load import load_questions
+from hopscope.documents.question_set import Document
 from hopscope.errors import QueryError
 
 Row = dict[str, Any]

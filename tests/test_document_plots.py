@@ -13,10 +13,11 @@ from drawn import labels_of, lines, over_layers, values
 from matplotlib import pyplot as plt
 from multidoc import QUESTION, SHORT, by_characters
 
-from hopscope.documents.layout import lay_out
+from hopscope.documents.lay_out import lay_out
 from hopscope.documents.question_set import Document
 from hopscope.experiments.documents import plots
-from hopscope.masks.algebra import causal
+from hopscope.masks.named import causal
+from hopscope.plots import mask_grid
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +145,7 @@ def test_path_lines() -> None:
 def test_a_mask_is_drawn_with_its_parts_named() -> None:
     layout = lay_out(by_characters, QUESTION, "forward", template=SHORT)
     seen = causal().keep(layout)[0].numpy()
-    ax = plots.mask_grid(seen, layout, title="causal")
+    ax = mask_grid.mask_grid(seen, layout, title="causal")
     (image,) = ax.get_images()
     assert np.asarray(image.get_array()).tolist() == seen.tolist()
     names = ["instruction", "document 0", "hop 1", "document 2", "hop 2", "question"]

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidoc import OTHER, QUESTION, question_of
 
+from hopscope.documents.load import load_questions
 from hopscope.documents.question_set import (
     DEMONSTRATION_DISTRACTORS,
     Document,
     Hop,
     MultiDocQuestion,
     QuestionSet,
-    load_questions,
 )
 from hopscope.errors import QueryError
 

@@ -11,13 +11,14 @@ from torch import Tensor
 from transformers import MT5Config, UMT5Config
 from transformers.models.auto import AutoModelForSeq2SeqLM
 
-from hopscope.documents.layout import Layout, lay_out
+from hopscope.documents.lay_out import lay_out
+from hopscope.documents.layout import Layout
 from hopscope.documents.question_set import Document, Hop, MultiDocQuestion
 from hopscope.engine.masked.encoder_decoder import encoder_masses, read_encoder_decoder
-from hopscope.engine.masked.read import Version
-from hopscope.engine.sweep import ReadOut
+from hopscope.engine.read_out import ReadOut, Version
 from hopscope.errors import UsageError
-from hopscope.masks.algebra import Mask, causal, itself, knock_out, mask_of, prefix_bidirectional
+from hopscope.masks.algebra import Mask
+from hopscope.masks.named import causal, itself, knock_out, mask_of, prefix_bidirectional
 from hopscope.models.encoder_decoder import EncoderDecoder
 from hopscope.models.load import load_encoder_decoder
 from hopscope.models.tiny import build_tiny

@@ -13,14 +13,15 @@ from torch import Tensor
 
 import hopscope as hs
 from hopscope.engine.edits import Patch
+from hopscope.experiments.randomness import random_like
 from hopscope.experiments.two_hop.back_patching import BackPatching
-from hopscope.experiments.two_hop.controls import random_like
 from hopscope.experiments.two_hop.grading import Grading
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.answers import matches
+from hopscope.queries.prompts import Prompt
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import Prompt
-from hopscope.study.study import draw_figures, layer_cells
+from hopscope.study.figures import draw_figures
+from hopscope.study.presets import layer_cells
 
 SCRIPTS = Path(__file__).parents[1] / "figures"
 PLACES = (

@@ -11,13 +11,14 @@ import pytest
 
 from hopscope.errors import ResultError
 from hopscope.experiments.worlds.data_needed import data_needed
-from hopscope.queries.query_set import load_queries
-from hopscope.study import standalone_figures, study
+from hopscope.queries.load import load_queries
+from hopscope.study import figures, standalone_figures
+from hopscope.study.presets import Preset
 from hopscope.study.standalone_figures import ALONE, Setting
-from hopscope.study.study import Preset
-from hopscope.training.fit import Schedule
+from hopscope.training.settings import Schedule
 from hopscope.worlds import catalogue
-from hopscope.worlds.catalogue import WORLDS, Recipe
+from hopscope.worlds.catalogue import WORLDS
+from hopscope.worlds.recipe import Recipe
 from hopscope.worlds.small_model import Shape
 from hopscope.worlds.tasks.composed_tables import ComposedTables
 from hopscope.worlds.tasks.graph_reachability import GraphReachability
@@ -86,7 +87,7 @@ def setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Setting:
 
 
 def drawn(name: str, how: Setting, folder: Path) -> list[Path]:
-    return list(study.draw_figures(SCRIPTS, [name], how.folder, folder))
+    return list(figures.draw_figures(SCRIPTS, [name], how.folder, folder))
 
 
 SIMPLE = ["world_circuit", "emergence", "coverage", "search_graph", "superposition", "head_classes"]
@@ -119,7 +120,7 @@ def test_coverage_is_drawn_of_every_seed_or_not_at_all(setting, tmp_path):
 
 
 def test_every_figure_of_its_own_is_named_after_its_script():
-    assert set(ALONE) <= set(study.figure_scripts(SCRIPTS, []))
+    assert set(ALONE) <= set(figures.figure_scripts(SCRIPTS, []))
     assert {*SIMPLE, "data_needed", "prefix_training"} == set(ALONE)
 
 

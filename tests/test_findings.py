@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 from known import RIGHT, made_grading
 
-from hopscope.experiments import catalogue
 from hopscope.experiments.documents.attention import DocumentAttention
 from hopscope.experiments.documents.masked_paths import MaskedPaths
 from hopscope.experiments.documents.order_choice import OrderChoice
 from hopscope.experiments.documents.permutation import Permutation
+from hopscope.results import wording
 from hopscope.results.result import Result
 from hopscope.study.report import sections
 from hopscope.study.study import Study
@@ -32,13 +32,13 @@ from hopscope.study.study import Study
     ],
 )
 def test_verdicts(n: int, low: float, high: float, said: str) -> None:
-    assert catalogue.verdict({"n": n, "low": low, "high": high}) == said
+    assert wording.verdict({"n": n, "low": low, "high": high}) == said
 
 
 def test_shares_and_differences_in_words() -> None:
-    assert catalogue.with_interval(0.375, 0.12, 0.624) == "38 % (12\u201362)"
-    assert catalogue.with_interval(1.0, float("nan"), float("nan")) == "100 %"
-    assert catalogue.points(-0.065, -0.2, 0.07) == "-6 points (-20 to +7)"
+    assert wording.with_interval(0.375, 0.12, 0.624) == "38 % (12\u201362)"
+    assert wording.with_interval(1.0, float("nan"), float("nan")) == "100 %"
+    assert wording.points(-0.065, -0.2, 0.07) == "-6 points (-20 to +7)"
 
 
 def told(name: str, result: Result) -> tuple[str, dict[str, pd.DataFrame]]:

@@ -16,13 +16,15 @@ from torch import Tensor, nn
 
 import hopscope as hs
 from hopscope.engine.edits import Knockout, Patch
-from hopscope.engine.sweep import ReadOut, sweep
+from hopscope.engine.read_out import ReadOut
+from hopscope.engine.sweep import sweep
 from hopscope.errors import ModelError, UsageError
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import load_model
 from hopscope.models.tiny import TINY_FAMILIES, build_tiny
+from hopscope.models.transformer_lens import copy_of_modules
 from hopscope.prompting.capture import DIMS, SITES, Activations, capture
-from hopscope.prompting.transformer_lens_cache import TRANSFORMER_LENS_NAMES, copy_of_modules
+from hopscope.prompting.transformer_lens_cache import TRANSFORMER_LENS_NAMES
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
 

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidoc import OTHER, QUESTION, SHORT, by_characters, encode_by, question_of
 
-from hopscope.documents.layout import TEMPLATES, Layout, Template, lay_out, template_of, with_order
+from hopscope.documents.lay_out import lay_out, with_order
+from hopscope.documents.layout import Layout
 from hopscope.documents.question_set import Document
+from hopscope.documents.templates import TEMPLATES, Template, template_of
 from hopscope.errors import QueryError, UsageError
 from hopscope.models.language_model import LanguageModel
 

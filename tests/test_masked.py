@@ -28,13 +28,17 @@ from multidoc import (
 from torch import Tensor
 
 import hopscope.engine.masked.read
-from hopscope.documents.layout import Layout, lay_out
+from hopscope.documents.lay_out import lay_out
+from hopscope.documents.layout import Layout
 from hopscope.documents.question_set import Document
-from hopscope.engine.masked.read import Openings, Readings, Version, plain_read, read
-from hopscope.engine.sweep import ReadOut
+from hopscope.engine.masked.read import read
+from hopscope.engine.masked.store import Openings
+from hopscope.engine.plain import plain_read
+from hopscope.engine.read_out import Readings, ReadOut, Version
+from hopscope.engine.support import shares_prefixes
 from hopscope.errors import ModelError, UsageError
-from hopscope.masks.algebra import (
-    Mask,
+from hopscope.masks.algebra import Mask
+from hopscope.masks.named import (
     causal,
     document_bidirectional,
     document_block,
@@ -129,7 +133,7 @@ def test_where_attention_cannot_be_replaced_each_has_a_forward_of_its_own(
 ) -> None:
     model = load_model("tiny-random-llama", device="cpu")
     monkeypatch.setattr(model.hf, "_supports_attention_backend", False)
-    assert not model.shares_prefixes, "the test's own premise"
+    assert not shares_prefixes(model), "the test's own premise"
     versions = variants(model)
     outputs, plain = read(model, versions, READ).outputs, plain_read(model, versions, READ)
     assert torch.equal(outputs.tracked, plain.tracked)

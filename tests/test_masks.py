@@ -14,23 +14,24 @@ from hypothesis import strategies as st
 from multidoc import QUESTION, by_characters
 from torch import Tensor
 
-from hopscope.documents.layout import Layout, Template, lay_out
+from hopscope.documents.lay_out import lay_out
+from hopscope.documents.layout import Layout
 from hopscope.documents.question_set import Document
+from hopscope.documents.templates import Template
 from hopscope.errors import UsageError
-from hopscope.masks.algebra import (
+from hopscope.masks.algebra import Mask
+from hopscope.masks.lowering import lower, within_window
+from hopscope.masks.named import (
     MASKS,
-    Mask,
     causal,
     document_bidirectional,
     document_block,
     itself,
     knock_out,
-    lower,
     mask_of,
     prefix_bidirectional,
     switched,
     visibility_order,
-    within_window,
 )
 
 mpl.use("Agg")

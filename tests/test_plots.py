@@ -20,7 +20,7 @@ from matplotlib.container import BarContainer
 from matplotlib.patches import Rectangle
 
 from hopscope.experiments.two_hop import plots
-from hopscope.plots import style
+from hopscope.plots import figures, heatmaps, style
 
 RATES = pd.DataFrame(
     [
@@ -103,7 +103,7 @@ def test_an_unknown_interval_is_drawn_as_none() -> None:
 def test_an_axes_that_is_given_is_drawn_on() -> None:
     _, (left, right) = plt.subplots(1, 2)
     assert plots.success_bars(RATES, left) is left
-    assert plots.layer_heatmap(SHARE, right) is right
+    assert heatmaps.layer_heatmap(SHARE, right) is right
 
 
 def test_grading_bars_are_the_summary() -> None:
@@ -128,7 +128,7 @@ def mesh(ax: Axes) -> QuadMesh:
 
 
 def test_the_heatmap_has_sources_to_the_right_and_targets_upwards() -> None:
-    ax = plots.layer_heatmap(SHARE, title="t1")
+    ax = heatmaps.layer_heatmap(SHARE, title="t1")
     drawn: np.ndarray = np.ma.filled(np.ma.asarray(mesh(ax).get_array()), -1.0).reshape(2, 3)
     assert ax.yaxis_inverted()  # the first row is on top: the highest target
     assert drawn.tolist() == [[-1.0, 1.0, 0.75], [0.25, 0.5, 0.0]]
@@ -139,18 +139,18 @@ def test_the_heatmap_has_sources_to_the_right_and_targets_upwards() -> None:
 
 @pytest.mark.parametrize(("vmax", "top"), [(None, 1.0), (0.5, 0.5)])
 def test_the_colours_end_where_asked(vmax: float | None, top: float) -> None:
-    assert mesh(plots.layer_heatmap(SHARE, vmax=vmax)).get_clim() == (0, top)
+    assert mesh(heatmaps.layer_heatmap(SHARE, vmax=vmax)).get_clim() == (0, top)
 
 
 def test_a_heatmap_without_a_hit_is_drawn() -> None:
-    low, high = mesh(plots.layer_heatmap(SHARE * 0)).get_clim()
+    low, high = mesh(heatmaps.layer_heatmap(SHARE * 0)).get_clim()
     assert low == 0 < high
 
 
 def test_labels_of_many_layers_are_thinned_and_stay_right() -> None:
     layers = list(range(0, 60, 2))
     share = pd.DataFrame(0.0, index=layers[:-1], columns=layers[1:])
-    ax = plots.layer_heatmap(share)
+    ax = heatmaps.layer_heatmap(share)
     for axis, shown in ((ax.xaxis, layers[1:]), (ax.yaxis, layers[-2::-1])):
         labels = [label.get_text() for label in axis.get_ticklabels()]
         assert len(labels) == len(shown)
@@ -170,8 +170,8 @@ def draw(folder: Path) -> list[Path]:
     with style.figure_style():
         figure, axes = plt.subplots(1, 2, layout="constrained")
         plots.success_bars(RATES, axes[0])
-        plots.layer_heatmap(SHARE, axes[1])
-        return plots.save_figure(figure, RATES, folder, "rates")
+        heatmaps.layer_heatmap(SHARE, axes[1])
+        return figures.save_figure(figure, RATES, folder, "rates")
 
 
 def test_a_figure_is_saved_with_its_numbers(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_figure_replaces_an_earlier_one(tmp_path: Path) -> None:
 def test_numbers_are_written_short(tmp_path: Path) -> None:
     figure = plt.figure()
     numbers = pd.DataFrame({"a": [1 / 3, np.nan], "b": [1, 2]})
-    path = plots.save_figure(figure, numbers, tmp_path, "n")[2]
+    path = figures.save_figure(figure, numbers, tmp_path, "n")[2]
     assert path.read_bytes() == b"a,b\n0.333333,1\n,2\n"
 
 
@@ -259,7 +259,7 @@ def test_summaries_stand_side_by_side_with_the_numbers_that_are_drawn() -> None:
         summary=lambda: table, run=run, details=pd.DataFrame({"query": ["a", "b", "b"]})
     )
     both = {"incorrect": result, "correct": result}
-    figure, numbers = plots.summary_panels(both, plots.recall_lines, "Recall", shared=True)
+    figure, numbers = figures.summary_panels(both, plots.recall_lines, "Recall", shared=True)
     assert figure.get_suptitle() == "Recall: a model on “some”"
     assert [ax.get_title() for ax in figure.axes] == [
         "both hops right, composition wrong (n = 2)",
@@ -269,7 +269,7 @@ def test_summaries_stand_side_by_side_with_the_numbers_that_are_drawn() -> None:
     for subset in both:
         own = numbers[numbers["subset"] == subset].drop(columns="subset")
         pd.testing.assert_frame_equal(own.reset_index(drop=True), table)
-    apart, _ = plots.summary_panels(both, plots.recall_lines, "Recall")
+    apart, _ = figures.summary_panels(both, plots.recall_lines, "Recall")
     assert not apart.legends
 
 
@@ -324,7 +324,7 @@ def test_described_bars_stand_beside_their_chance_level() -> None:
 
 def test_the_head_heatmap_is_centred_at_no_effect() -> None:
     table = pd.DataFrame([[0.5, -0.25], [0.0, 0.1]], columns=[0, 1], index=[0, 1])
-    ax = plots.head_heatmap(table)
+    ax = heatmaps.head_heatmap(table)
     (mesh,) = (each for each in ax.collections if isinstance(each, QuadMesh))
     assert mesh.get_clim() == (-0.5, 0.5)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["1", "0"]

@@ -19,14 +19,8 @@ from tokenizers import (
 )
 
 from hopscope.errors import QueryError
-from hopscope.queries.two_hop_query import (
-    FORMS,
-    Prompt,
-    TwoHopQuery,
-    relation_only,
-    token_position,
-    token_span,
-)
+from hopscope.queries.prompts import Prompt, token_position, token_span
+from hopscope.queries.two_hop_query import FORMS, TwoHopQuery, relation_only
 
 LOUVRE = TwoHopQuery(
     id="7",

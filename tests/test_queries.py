@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from hopscope.errors import QueryError, UsageError
-from hopscope.queries.query_set import QuerySet, load_queries
+from hopscope.queries.load import load_queries
+from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
 
 

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 from hopscope.errors import QueryError
-from hopscope.queries.query_set import QuerySet, load_queries
+from hopscope.queries.load import load_queries
+from hopscope.queries.query_set import QuerySet
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

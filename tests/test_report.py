@@ -14,8 +14,9 @@ import pytest
 from known import CORRECT, INCORRECT, known_model, known_queries
 
 from hopscope.experiments.catalogue import ANALYSES
-from hopscope.study import report, study
-from hopscope.study.study import Preset, Study, run_study
+from hopscope.study import report, steps
+from hopscope.study.presets import Preset
+from hopscope.study.study import Study, run_study
 
 SMALL = Preset(limit=None, most=2, layer_step=2)
 
@@ -172,7 +173,7 @@ def test_what_no_report_made_is_left_alone(written: tuple[Study, Path], tmp_path
 
 
 def test_every_step_can_be_told() -> None:
-    assert {"grading", *study.STEPS, "stages"} == set(ANALYSES)
+    assert {"grading", *steps.STEPS, "stages"} == set(ANALYSES)
     without_section = {"mask_gallery"}
     assert not without_section & set(ANALYSES)
-    assert set(ANALYSES) | without_section == set(study.NEEDS)
+    assert set(ANALYSES) | without_section == set(steps.NEEDS)

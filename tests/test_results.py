@@ -18,7 +18,10 @@ from hopscope.errors import HopscopeError, ResultError, UsageError
 from hopscope.experiments.two_hop.back_patching import BackPatching, back_patch
 from hopscope.experiments.two_hop.grading import Grading, grade
 from hopscope.results import result as result_module
-from hopscope.results.result import Result, mean_interval, mean_intervals, parse_shard, provenance
+from hopscope.results.provenance import provenance
+from hopscope.results.result import Result
+from hopscope.results.runs import parse_shard
+from hopscope.statistics import mean_interval, mean_intervals
 
 CELLS = [(1, 0), (2, 0), (2, 1)]
 

@@ -12,7 +12,8 @@ from multidoc import ROPE, encode_by
 from torch import Tensor
 from transformers import DynamicCache
 
-from hopscope.engine.masked.rotary import Rotary
+from hopscope.engine.masked.rotary import Rotary, rotary_of
+from hopscope.engine.support import shares_prefixes
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import load_model
 from hopscope.models.tiny import build_tiny
@@ -43,7 +44,7 @@ def keys_at(model: LanguageModel, positions: list[int]) -> list[Tensor]:
 @pytest.mark.parametrize("distance", [1, 40, -7])
 def test_turned_keys_are_those_computed_at_the_other_place(name: str, distance: int) -> None:
     model = loaded(name)
-    rotary = model.rotary
+    rotary = rotary_of(model)
     assert rotary is not None
     here = list(range(10, 20))
     keys = keys_at(model, here)
@@ -59,7 +60,7 @@ def test_turned_keys_are_those_computed_at_the_other_place(name: str, distance: 
 @rope
 def test_each_key_is_turned_by_its_own_distance(name: str) -> None:
     model = loaded(name)
-    rotary = model.rotary
+    rotary = rotary_of(model)
     assert rotary is not None
     first, second = keys_at(model, list(range(6)))[0], keys_at(model, list(range(30, 36)))[0]
     both = torch.cat([first, first])
@@ -73,13 +74,13 @@ def test_each_key_is_turned_by_its_own_distance(name: str) -> None:
 
 @rope
 def test_there_are_frequencies_for_every_block(name: str) -> None:
-    rotary = loaded(name).rotary
+    rotary = rotary_of(loaded(name))
     assert rotary is not None
     assert len(rotary.frequencies) == loaded(name).n_layers
 
 
 def test_blocks_of_gemma_3_turn_at_their_own_rates() -> None:
-    rotary = loaded("tiny-random-gemma3").rotary
+    rotary = rotary_of(loaded("tiny-random-gemma3"))
     assert rotary is not None
     sliding, full = rotary.frequencies[:2]
     assert not torch.allclose(sliding, full)
@@ -88,19 +89,19 @@ def test_blocks_of_gemma_3_turn_at_their_own_rates() -> None:
 
 
 def test_absolute_positions_have_no_rotary_embeddings() -> None:
-    assert loaded("tiny-random-gpt2").rotary is None
+    assert rotary_of(loaded("tiny-random-gpt2")) is None
     assert Rotary.of(loaded("tiny-random-gpt2")) is None
 
 
 def test_embeddings_that_depend_on_the_length_of_the_prompt_are_not_used() -> None:
     hf, tokenizer = build_tiny("tiny-random-llama")
     hf.model.rotary_emb.rope_type = "dynamic"
-    assert load_model(hf, device="cpu", tokenizer=tokenizer, name="dynamic").rotary is None
+    assert rotary_of(load_model(hf, device="cpu", tokenizer=tokenizer, name="dynamic")) is None
 
 
 def test_the_probe_refuses_frequencies_that_are_not_the_models() -> None:
     model = loaded("tiny-random-llama")
-    rotary = model.rotary
+    rotary = rotary_of(model)
     assert rotary is not None
     assert rotary._agrees(model)
     wrong = replace(rotary, frequencies=tuple(each * 1.1 for each in rotary.frequencies))
@@ -117,6 +118,6 @@ def test_a_model_that_adds_positions_of_its_own_is_not_turned() -> None:
         return args, {**kwargs, "input_ids": None, "inputs_embeds": hidden}
 
     model = load_model(hf, device="cpu", tokenizer=tokenizer, name="adds")
-    assert model.shares_prefixes
+    assert shares_prefixes(model)
     hf.model.register_forward_pre_hook(add, with_kwargs=True)
     assert Rotary.of(model) is None

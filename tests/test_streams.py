@@ -15,14 +15,14 @@ from transformers import DynamicCache
 
 from hopscope.engine.attention import (
     ATTENTION_NAME,
-    Prefix,
-    PrefixStore,
-    StreamCache,
     attending,
     extend,
     forward_streams,
     shared_prefix_attention,
 )
+from hopscope.engine.cache import Prefix, StreamCache
+from hopscope.engine.prefix_store import PrefixStore
+from hopscope.engine.support import shares_prefixes
 from hopscope.models.language_model import LanguageModel
 
 ROWS, HEADS, KV_HEADS, HEAD_DIM, VALUE_DIM = 3, 4, 2, 8, 8
@@ -232,7 +232,7 @@ def test_rows_over_a_prefix_equal_whole_prompts(tiny_model: LanguageModel) -> No
 @pytest.fixture
 def computed(llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The tokens of every prefix that is computed, in order."""
-    assert llama.shares_prefixes  # told once, by a probe that computes a prefix of its own
+    assert shares_prefixes(llama)  # told once, by a probe that computes a prefix of its own
     seen: list[tuple[int, ...]] = []
 
     def counting(model: LanguageModel, prefix: Prefix, ids: tuple[int, ...]) -> Prefix:
@@ -266,6 +266,6 @@ def test_the_oldest_prefix_goes_first(
 def test_without_replaceable_attention_nothing_is_shared(
     llama: LanguageModel, computed: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llama, "shares_prefixes", False)
+    monkeypatch.setitem(llama.probed, "shares_prefixes", False)
     assert PrefixStore(llama).get((5, 6)) == Prefix()
     assert computed == []

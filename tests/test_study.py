@@ -30,24 +30,11 @@ from hopscope.experiments.documents.permutation import Permutation
 from hopscope.experiments.two_hop.back_patching import BackPatching
 from hopscope.models.load import load_model
 from hopscope.queries.query_set import QuerySet
+from hopscope.study.figures import draw_figures, figure_scripts, results_of
+from hopscope.study.presets import PRESETS, Preset, layer_cells, limited, preset
 from hopscope.study.standalone_figures import ALONE
-from hopscope.study.study import (
-    NEEDS,
-    PRESETS,
-    STEPS,
-    STUDIED_MASKS,
-    Preset,
-    Study,
-    draw_figures,
-    figure_scripts,
-    layer_cells,
-    limited,
-    needed,
-    preset,
-    results_of,
-    run_study,
-    study_folder,
-)
+from hopscope.study.steps import NEEDS, STEPS, STUDIED_MASKS, needed
+from hopscope.study.study import Study, run_study, study_folder
 
 SCRIPTS = Path(__file__).parents[1] / "figures"
 CELLS = [(a, b) for a in range(5) for b in range(a)]
@@ -196,7 +183,7 @@ def test_what_a_family_cannot_do_is_left_out(
 ) -> None:
     """A family whose attention cannot be replaced has no projection; the rest of it goes on."""
     model = load_model("tiny-random-llama", device="cpu")
-    monkeypatch.setattr(model, "shares_prefixes", False)
+    monkeypatch.setitem(model.probed, "shares_prefixes", False)
     asked = known_queries()[:2]
     graded = made_grading({query.id: {"first_hop", "second_hop"} for query in asked})
     monkeypatch.setattr(

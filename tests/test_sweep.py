@@ -20,23 +20,22 @@ from plain import PlainOutput, first_of, generated, patched, plain_outputs, stat
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hopscope.engine.attention import ATTENTION_NAME, Prefix, PrefixStore
+from hopscope.engine.attention import ATTENTION_NAME
+from hopscope.engine.cache import Prefix
+from hopscope.engine.clean_run import clean_run
 from hopscope.engine.edits import Cell, Knockout, Patch, PatchSite
-from hopscope.engine.sweep import (
-    CellOutputs,
-    ReadOut,
-    clean_run,
-    free_memory,
-    generate,
-    plain_sweep,
-    sweep,
-)
+from hopscope.engine.memory import free_memory
+from hopscope.engine.plain import plain_sweep
+from hopscope.engine.prefix_store import PrefixStore
+from hopscope.engine.read_out import CellOutputs, ReadOut
+from hopscope.engine.sweep import generate, sweep
 from hopscope.errors import UsageError
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import load_model
 from hopscope.models.tiny import SLIDING_WINDOW, TINY_FAMILIES
 from hopscope.prompting.tokenized import TokenizedPrompt, by_prefix, by_shape
-from hopscope.queries.two_hop_query import Prompt, TwoHopQuery
+from hopscope.queries.prompts import Prompt
+from hopscope.queries.two_hop_query import TwoHopQuery
 
 QUERY = TwoHopQuery(
     id="1",
@@ -214,7 +213,7 @@ def test_a_family_without_replaceable_attention(
     tiny_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem, cells, expected = solved(tiny_model.name, "few-shot", ("e1", "t2"))
-    monkeypatch.setattr(tiny_model, "shares_prefixes", False)
+    monkeypatch.setitem(tiny_model.probed, "shares_prefixes", False)
     monkeypatch.setattr("hopscope.engine.attention.forward_streams", refuse)
     monkeypatch.setattr("hopscope.engine.sweep.forward_streams", refuse)
     shared = PrefixStore(tiny_model).get(problem.ids[: problem.prompt.n_shared])
@@ -361,7 +360,7 @@ def test_of_two_patches_in_one_place_the_later_counts(
     llama: LanguageModel, shares: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = Problem.of(llama)
-    monkeypatch.setattr(llama, "shares_prefixes", shares)
+    monkeypatch.setitem(llama.probed, "shares_prefixes", shares)
     first, second = (Patch(1, -1, problem.states[layer, 3]) for layer in (2, 3))
     outputs = sweep(llama, problem.ids, [[first, second], [second, first], [second], [first]], READ)
     assert outputs.logprob[:2].tolist() == pytest.approx(outputs.logprob[2:].tolist(), abs=1e-5)
@@ -374,7 +373,7 @@ def test_states_of_the_clean_run(
     tiny_model: LanguageModel, prompt: str, shares: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = Problem.of(tiny_model, prompt)
-    monkeypatch.setattr(tiny_model, "shares_prefixes", shares)
+    monkeypatch.setitem(tiny_model.probed, "shares_prefixes", shares)
     shared = PrefixStore(tiny_model).get(problem.ids[: problem.prompt.n_shared])
     clean = clean_run(tiny_model, problem.ids, shared)
     assert clean.first == (problem.prompt.n_shared if shares else 0)
@@ -437,7 +436,7 @@ def test_drawn_tokens_of_unedited_prompts(
     expected = (drawn(problem, [], draws[0].tolist()), drawn(short, [], draws[1].tolist()))
     what = ReadOut(max_new_tokens=4, draws=draws)
     assert generate(llama, [problem.ids, short.ids], what).tokens == expected
-    monkeypatch.setattr(llama, "shares_prefixes", False)
+    monkeypatch.setitem(llama.probed, "shares_prefixes", False)
     assert generate(llama, [problem.ids, short.ids], what).tokens == expected
 
 

@@ -8,7 +8,8 @@ from conftest import loaded
 from hopscope.errors import QueryError, UsageError
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.tokenized import SPANS, TokenizedPrompt, by_shape
-from hopscope.queries.two_hop_query import Prompt, TwoHopQuery
+from hopscope.queries.prompts import Prompt
+from hopscope.queries.two_hop_query import TwoHopQuery
 
 QUERY = TwoHopQuery(
     id="1",

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hopscope.errors import ResultError, UsageError
-from hopscope.training.fit import CHECKPOINT, RECORD, Schedule, fit, open_training, snapshot_path
+from hopscope.training.fit import CHECKPOINT, RECORD, fit, open_training, snapshot_path
+from hopscope.training.settings import Schedule
 
 SCHEDULE = Schedule(steps=6, batch_size=4, learning_rate=0.05, warmup_steps=2, checkpoint_every=2)
 

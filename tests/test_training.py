@@ -12,7 +12,7 @@ import pytest
 import torch
 from matplotlib.collections import LineCollection
 
-from hopscope.documents.layout import lay_out
+from hopscope.documents.lay_out import lay_out
 from hopscope.documents.question_set import Document, Hop, MultiDocQuestion, QuestionSet
 from hopscope.documents.world_docs import NAMES, world_docs
 from hopscope.errors import ModelError, QueryError, ResultError, UsageError
@@ -26,10 +26,10 @@ from hopscope.experiments.documents.prefix_training import (
     many_world_docs,
     split,
 )
-from hopscope.masks.algebra import MASKS, causal, knock_out, mask_of, prefix_bidirectional
+from hopscope.masks.named import MASKS, causal, knock_out, mask_of, prefix_bidirectional
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import load_model
-from hopscope.results.result import t_interval
+from hopscope.statistics import t_interval
 from hopscope.training import train as training
 from hopscope.training.batches import (
     answer_logits,
@@ -40,7 +40,8 @@ from hopscope.training.batches import (
     encoder,
 )
 from hopscope.training.fit import IGNORED
-from hopscope.training.small_models import TrainingSettings, small_model, word_tokenizer
+from hopscope.training.settings import TrainingSettings
+from hopscope.training.small_models import small_model, word_tokenizer
 from hopscope.training.train import train
 
 TINY = TrainingSettings(

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 import hopscope.documents.world_docs
-from hopscope.documents.question_set import MultiDocQuestion, QuestionSet, load_questions
+from hopscope.documents.load import load_questions
+from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
 from hopscope.documents.world_docs import NAMES, with_names, world_docs
 from hopscope.errors import QueryError
-from hopscope.queries.query_set import load_queries
+from hopscope.queries.load import load_queries
 from hopscope.queries.two_hop_query import TwoHopQuery
 
 FACTS = Path(hopscope.documents.world_docs.__file__).parent / "data" / "facts" / "relations.csv"

@@ -108,7 +108,7 @@ class Run:
     @property
     def part(self) -> tuple[int, int] | None:
         """Which shard, of how many."""
-        from hopscope.results.result import parse_shard
+        from hopscope.results.runs import parse_shard
 
         return None if self.shard is None else parse_shard(self.shard)
 
@@ -131,8 +131,8 @@ class Asked(Run):
 
     def load_queries(self) -> QuerySet:
         """The queries, as many and with as many demonstrations as were asked for."""
-        from hopscope.queries.query_set import load_queries
-        from hopscope.study.study import limited
+        from hopscope.queries.load import load_queries
+        from hopscope.study.presets import limited
 
         loaded = load_queries(self.queries, few_shot=self.few_shot)
         return limited(loaded.with_few_shot(loaded.few_shot, self.seed), self.limit, self.seed)
@@ -162,7 +162,7 @@ class Graded(Asked):
             max_new_tokens: to generate when graded.
         """
         from hopscope.experiments.two_hop.grading import grade
-        from hopscope.study.study import limited
+        from hopscope.study.presets import limited
 
         queries, model = self.load_queries(), self.load_model()
         if self.subset != "all":
@@ -195,10 +195,10 @@ class Documents(Run):
         Args:
             orders: of the documents.
         """
+        from hopscope.documents.load import load_questions
         from hopscope.documents.orders import that_allow
-        from hopscope.documents.question_set import load_questions
         from hopscope.models.load import load_any
-        from hopscope.study.study import limited
+        from hopscope.study.presets import limited
 
         loaded = load_questions(self.questions, distractors=self.distractors, seed=self.seed)
         shots = loaded.few_shot if self.few_shot is None else self.few_shot

@@ -67,7 +67,7 @@ def back_patch_command(
 ) -> None:
     """Copy later states into earlier layers: which queries does that repair, beside chance?"""
     from hopscope.experiments.two_hop.back_patching import back_patch, check_choices
-    from hopscope.study.study import layer_cells
+    from hopscope.study.presets import layer_cells
 
     if parity:
         match, stop_early, options = "substring", False, replace(options, few_shot=0)

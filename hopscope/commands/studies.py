@@ -30,9 +30,9 @@ def study_command(
     """Grade, run every analysis, and write figures, tables and a page that says what was found."""
     from dataclasses import replace
 
-    from hopscope.study import report, study
+    from hopscope.study import presets, report, study
 
-    size = study.preset(preset)
+    size = presets.preset(preset)
     if limit is not None:
         size = replace(size, limit=limit, most=limit, questions=limit)
     asked, model = options.load_queries(), options.load_model()
@@ -80,10 +80,21 @@ def figures_command(
     import tempfile
     from dataclasses import replace
 
-    from hopscope.study import figure_check, standalone_figures, study
+    from hopscope.study import (
+        figure_check,
+        presets,
+        standalone_figures,
+        study,
+    )
+    from hopscope.study import (
+        figures as study_figures,
+    )
+    from hopscope.study import (
+        steps as steps_module,
+    )
 
-    size, limit, seed = study.preset(preset), options.limit, options.seed
-    chosen = list(study.figure_scripts(scripts, names or []))
+    size, limit, seed = presets.preset(preset), options.limit, options.seed
+    chosen = list(study_figures.figure_scripts(scripts, names or []))
     committed, strict = rendered or scripts / "rendered", bool(names)
     if limit is not None:
         size = replace(size, limit=limit, of_world=min(limit, size.of_world))
@@ -91,7 +102,7 @@ def figures_command(
     with tempfile.TemporaryDirectory() as beside:
         pictures = Path(beside) if check else committed
         if from_runs is not None:
-            drawn = study.redraw(scripts, chosen, from_runs, pictures, strict=strict)
+            drawn = study_figures.redraw(scripts, chosen, from_runs, pictures, strict=strict)
         else:
             how = standalone_figures.Setting(runs / f"alone.{label}", size, seed, options.device)
             drawn = standalone_figures.draw_alone(chosen, how, scripts, pictures, costly=strict)
@@ -100,10 +111,12 @@ def figures_command(
                 asked = replace(options, limit=None).load_queries()
                 loaded = options.load_model()
                 folder = study.study_folder(runs, loaded, asked, label)
-                steps = study.needed(others)
+                steps = steps_module.needed(others)
                 found = study.run_study(loaded, asked, folder, size, steps, seed=seed)
                 print(table_text(found.grading.summary(), "%.3f"))
-                drawn += study.draw_figures(scripts, others, folder, pictures, strict=strict)
+                drawn += study_figures.draw_figures(
+                    scripts, others, folder, pictures, strict=strict
+                )
         if not check:
             for path in drawn:
                 print(path)

@@ -18,7 +18,7 @@ worlds_app = typer.Typer(
 def worlds_list(as_json: AsJson = False) -> None:
     """List the worlds, and with which seeds they are at hand."""
     from hopscope.worlds.catalogue import WORLDS
-    from hopscope.worlds.world import seeds_at_hand
+    from hopscope.worlds.folders import seeds_at_hand
 
     worlds = [
         {"name": name, "seeds": seeds_at_hand(name), "description": recipe.description}
@@ -48,8 +48,8 @@ def worlds_train(
     import torch
 
     from hopscope.worlds.catalogue import recipe_of
+    from hopscope.worlds.folders import cached_folder
     from hopscope.worlds.train import train_world
-    from hopscope.worlds.world import cached_folder
 
     torch.set_num_threads(threads)
     steps = recipe_of(name).schedule.steps

@@ -8,16 +8,29 @@ import inspect
 import io
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+import pandas as pd
+
+from hopscope.display.grid import Grid
 from hopscope.errors import HopscopeError
-from hopscope.results.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from hopscope.display.widgets import GridWidget
+
 Bundle = Mapping[str, Any]
 WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+class Shown(Protocol):
+    """What a notebook shows: a table that may have a grid of cells, and perhaps a `plot`."""
+
+    @property
+    def frame(self) -> pd.DataFrame: ...
+    def grid(self) -> Grid | None: ...
+    def view(self) -> GridWidget: ...
 
 
 def in_notebook() -> bool:
@@ -27,16 +40,14 @@ def in_notebook() -> bool:
     return getattr(shell, "kernel", None) is not None
 
 
-def bundle_of(result: Result) -> Bundle:
+def bundle_of(result: Shown) -> Bundle:
     """What a notebook shows: the widget of a result that has a grid, and its picture.
 
     A front end takes the richest that it can show: JupyterLab the widget, GitHub and nbconvert the
     picture. A result without a picture shows the first rows of its table.
     """
-    from hopscope.display.layer_grids import grid_of
-
     bundle: dict[str, Any] = {"text/plain": repr(result)}
-    if in_notebook() and grid_of(result) is not None:
+    if in_notebook() and result.grid() is not None:
         data, _ = result.view()._repr_mimebundle_()
         bundle |= {key: data[key] for key in (WIDGET, "image/png") if key in data}
     elif (picture := picture_of(result)) is not None:
@@ -47,7 +58,7 @@ def bundle_of(result: Result) -> Bundle:
     return bundle
 
 
-def picture_of(result: Result) -> str | None:
+def picture_of(result: Shown) -> str | None:
     """A result's picture as PNG in base64; None if it has none that needs no choice."""
     from matplotlib.figure import Figure
 

@@ -13,7 +13,7 @@ from importlib import resources
 
 from hopscope.documents.question_set import Document, Hop, MultiDocQuestion, QuestionSet
 from hopscope.errors import QueryError
-from hopscope.queries.query_set import load_queries
+from hopscope.queries.load import load_queries
 from hopscope.queries.two_hop_query import TwoHopQuery, lowered
 
 _NAMES = """

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hopscope.engine.edits import Edit, Knockout, Patch
 from hopscope.errors import ModelError
-from hopscope.masks.algebra import lower, within_window
+from hopscope.masks.lowering import lower, within_window
 from hopscope.models.language_model import LanguageModel
 
 Rewrite = Callable[[int, Tensor], Tensor | None]

@@ -5,11 +5,14 @@ Sentences with numbers, their intervals, and what the controls say; from results
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from hopscope import experiments
 from hopscope.experiments.documents.attention import DocumentAttention
 from hopscope.experiments.documents.masked_paths import MaskedPaths
 from hopscope.experiments.documents.order_choice import OrderChoice
@@ -25,7 +28,19 @@ from hopscope.experiments.two_hop.plots import SITE_LABELS
 from hopscope.experiments.two_hop.probing import Probing
 from hopscope.experiments.two_hop.projection import Projection
 from hopscope.experiments.two_hop.stages import Stages
-from hopscope.results.result import Result
+from hopscope.results.wording import (
+    CONTROL_NAMES,
+    _largest,
+    _layer,
+    _one,
+    _rows,
+    n_queries,
+    percent,
+    points,
+    value_with_interval,
+    verdict,
+    with_interval,
+)
 
 Tables = dict[str, pd.DataFrame]
 Told = tuple[list[str], Tables]
@@ -43,74 +58,6 @@ class Analysis(NamedTuple):
     title: str
     question: str
     tell: Callable[[Any], Told]
-
-
-CONTROL_NAMES = {"other": "another query's state", "random": "a random vector"}
-
-
-def percent(share: float) -> str:
-    """A share in whole per cent."""
-    return f"{100 * share:.0f} %"
-
-
-def with_interval(share: float, low: float, high: float) -> str:
-    """A share with its interval: `38 % (12–62)`; without one where it is unknown."""
-    if low != low:
-        return percent(share)
-    return f"{percent(share)} ({100 * low:.0f}–{100 * high:.0f})"
-
-
-def value_with_interval(value: float, low: float, high: float, sign: str = "") -> str:
-    """A number with its interval: `0.96 (0.84 to 1.07)`; without one where it is unknown."""
-    if low != low:
-        return f"{value:{sign}.2f}"
-    return f"{value:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
-
-
-def points(difference: float, low: float, high: float) -> str:
-    """A difference of shares in points, with its interval."""
-    if low != low:
-        return f"{100 * difference:+.0f} points"
-    return f"{100 * difference:+.0f} points ({100 * low:+.0f} to {100 * high:+.0f})"
-
-
-LEAST_QUERIES = 6
-"""With fewer pairs no exact two-sided sign test can reach the 5 % level."""
-
-
-def verdict(gain: Mapping[str, Any]) -> str:
-    """What a paired difference to a control says: a row with `n`, `low` and `high`."""
-    if gain["n"] < LEAST_QUERIES:
-        return "too few queries to tell"
-    if gain["low"] > 0:
-        return "more than chance"
-    return "less than chance" if gain["high"] < 0 else "not told apart from chance"
-
-
-def n_queries(result: Result) -> int:
-    """How many queries a result is of."""
-    return int(result.details["query"].nunique())
-
-
-def _rows(table: pd.DataFrame, **where: Any) -> Iterator[dict[str, Any]]:
-    for column, value in where.items():
-        table = table[table[column] == value]
-    for row in table.to_dict("records"):
-        yield {str(name): value for name, value in row.items()}
-
-
-def _one(table: pd.DataFrame, **where: Any) -> dict[str, Any] | None:
-    return next(_rows(table, **where), None)
-
-
-def _largest(table: pd.DataFrame, column: str) -> dict[str, Any]:
-    """The row with the largest value, the first of several."""
-    order = table.sort_values(column, ascending=False, kind="stable")
-    return next(_rows(order))
-
-
-def _layer(value: float) -> str:
-    return "never" if value != value else f"layer {value:.1f}".removesuffix(".0")
 
 
 def _grading(result: Grading) -> Told:
@@ -435,6 +382,12 @@ def _document_paths(result: MaskedPaths) -> Told:
             sentence += f": {verdict(gain)} (the best of {len(own)} windows)"
         said.append(f"{sentence}.")
     return said, {"effect": effect, "above_chance": gains}
+
+
+def import_all() -> None:
+    """Import every analysis, so that kinds of results are known by name."""
+    for module in pkgutil.walk_packages(experiments.__path__, f"{experiments.__name__}."):
+        importlib.import_module(module.name)
 
 
 ANALYSES: Mapping[str, Analysis] = {

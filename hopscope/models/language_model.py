@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -17,7 +16,6 @@ from hopscope.models.token_model import plain_modules as plain_modules
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from hopscope.engine.masked.rotary import Rotary
 
 ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention", "attn_module")
 MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "mlp_module")
@@ -89,29 +87,6 @@ class LanguageModel(TokenModel):
             return _child(block, [WRITERS[site]], f"norm of {site}")
         return self.attention(layer) if site == "attn_out" else self.mlp(layer)
 
-    @cached_property
-    def shares_prefixes(self) -> bool:
-        """Whether the sweep engine can put its own attention function into this family.
-
-        It can where transformers lets attention be replaced, every layer attends to all earlier
-        tokens or to a sliding window of them, and a probe gives the same logits both ways: some
-        families do more to their attention than its arguments say.
-        """
-        kinds = set(getattr(self.config, "layer_types", None) or ())
-        known = kinds <= {"full_attention", "sliding_attention"}
-        if not known or not getattr(self.hf, "_supports_attention_backend", False):
-            return False
-        from hopscope.engine.attention import agrees_with_plain  # built on this module
-
-        return agrees_with_plain(self)
-
-    @cached_property
-    def rotary(self) -> Rotary | None:
-        """How keys are turned to other positions; None if that cannot be done."""
-        from hopscope.engine.masked.rotary import Rotary  # built on this module
-
-        return Rotary.of(self)
-
     def window(self, layer: int) -> int | None:
         """The sliding window of block `layer` in tokens; None if it attends to everything."""
         types = getattr(self.config, "layer_types", None)
@@ -127,9 +102,7 @@ class LanguageModel(TokenModel):
 
         See `hopscope.prompting.transformer_lens_cache.to_transformer_lens`.
         """
-        from hopscope.prompting.transformer_lens_cache import (
-            to_transformer_lens,  # built on this module
-        )
+        from hopscope.models.transformer_lens import to_transformer_lens
 
         return to_transformer_lens(self)
 

@@ -4,7 +4,6 @@
 """
 
 import difflib
-import json
 import logging
 import re
 from collections.abc import Callable
@@ -22,27 +21,33 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
 
 from hopscope.errors import ModelError, UnknownModelError, UsageError
-from hopscope.models.encoder_decoder import T5_TYPES, EncoderDecoder
+from hopscope.models.encoder_decoder import EncoderDecoder
+from hopscope.models.gguf import read_gguf
+from hopscope.models.kinds import (
+    _check_code,
+    _check_kind,
+    _check_type,
+    _is_t5,
+    _Kind,
+    _Loaded,
+    _wrong_kind,
+)
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.tiny import TINY_ENCODER_DECODERS, TINY_FAMILIES, build_tiny
 from hopscope.models.token_model import TokenModel
-from hopscope.models.zoo import pull, read_gguf, zoo
+from hopscope.models.wrapped import _unwrap
+from hopscope.models.zoo import pull, zoo
 
 logger = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+RESOLVERS: dict[str, Callable[[str, torch.device | None], tuple[Path, str]]] = {}
+"""By what stands before the colon of a name, such as `world:`: gives the folder of a model and what
+results call it. Those who know such names add themselves."""
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-
-_Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase, str]
-_Kind = type[LanguageModel] | type[EncoderDecoder]
 
 
 def load_model(
@@ -221,8 +226,10 @@ class _Reader:
             return self._checkpoint(pull(x), x, advice)
         if isinstance(x, str) and x in (*TINY_FAMILIES, *TINY_ENCODER_DECODERS):
             return self._placed(*build_tiny(x), x)
-        if isinstance(x, str) and x.startswith("world:"):
-            return self._world(x)
+        scheme = x.partition(":")[0] if isinstance(x, str) else ""
+        if scheme in RESOLVERS:
+            folder, name = RESOLVERS[scheme](text, self.device)
+            return self._checkpoint(folder, name, "Make it again.")
         if path.is_dir():
             self._check_folder(path)
             return self._checkpoint(path, path.resolve().name, "The files may be incomplete.")
@@ -231,13 +238,6 @@ class _Reader:
         if isinstance(x, str) and HUB_ID.fullmatch(x) and not x.startswith("."):
             return self._checkpoint(x, x, _hub_advice(x))
         raise _unknown(text, self.kinds)
-
-    def _world(self, reference: str) -> _Loaded:
-        from hopscope.worlds.world import parsed, world_folder, world_name  # built on this module
-
-        name, seed, _ = parsed(reference)
-        folder = world_folder(name, seed, device=self.device)
-        return self._checkpoint(folder, world_name(name, seed), "Train it again.")
 
     def _file(self, path: Path) -> _Loaded:
         if path.suffix != ".gguf":
@@ -358,138 +358,6 @@ def _pickle_refusal(where: str) -> str:
         f"{where} has pickled weights only, and a pickle can run any code when it is read. Convert "
         "them to safetensors, or, if you trust their source, pass allow_pickle=True."
     )
-
-
-def _check_code(config: dict[str, Any], name: str, trusted: bool) -> None:
-    if config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING and not trusted:
-        raise ModelError(
-            f"{name} (model_type {config.get('model_type')!r}) is not part of transformers and "
-            f"needs Python code that comes with it ({json.dumps(config['auto_map'])}). Read that "
-            "code first; if you trust it, pass trust_remote_code=True."
-        )
-
-
-def _check_type(config: dict[str, Any], name: str, kinds: tuple[_Kind, ...]) -> None:
-    """Refuses a checkpoint of another kind before its weights are read."""
-    model_type = config.get("model_type")
-    if config.get("auto_map") and model_type not in CONFIG_MAPPING:
-        return
-    if model_type not in CONFIG_MAPPING:
-        expected = "a causal language model such as 'llama'"
-        if LanguageModel not in kinds:
-            expected = "an encoder-decoder such as 't5'"
-        raise ModelError(
-            f"{name} has a config.json whose model_type is {model_type!r}, which this version of "
-            f"transformers does not know; expected {expected}"
-        )
-    if not _is_t5(config) and model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise _wrong_kind(config, name, kinds)
-    _check_kind(config, name, kinds)
-
-
-def _check_kind(config: dict[str, Any], name: str, kinds: tuple[_Kind, ...]) -> None:
-    if _is_t5(config):
-        fits = EncoderDecoder in kinds
-    else:
-        fits = LanguageModel in kinds and not _reads_both_ways(config)
-    if not fits:
-        raise _wrong_kind(config, name, kinds)
-
-
-def _is_t5(config: dict[str, Any]) -> bool:
-    """Whether it is an encoder-decoder whose parts are known."""
-    return config.get("model_type") in T5_TYPES and config.get("is_encoder_decoder", True)
-
-
-def _reads_both_ways(config: dict[str, Any]) -> bool:
-    """Whether it is an encoder like BERT or an encoder-decoder like T5."""
-    is_encoder = config.get("model_type") in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return bool(config.get("is_encoder_decoder") or (is_encoder and not config.get("is_decoder")))
-
-
-def _wrong_kind(config: dict[str, Any], name: str, kinds: tuple[_Kind, ...]) -> ModelError:
-    causal = "decoder-only one, such as Llama, Mistral, Qwen, Gemma, GPT-2, GPT-NeoX or OLMo"
-    t5 = f"one of the types {', '.join(T5_TYPES)}, such as T5 or Flan-T5"
-    if EncoderDecoder not in kinds:
-        text = f"is not a causal language model; expected a {causal}"
-        text += ". Load this one with load_encoder_decoder" if _is_t5(config) else ""
-    elif LanguageModel not in kinds:
-        text = f"is not an encoder-decoder that can be read here; expected {t5}"
-        causal_too = config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        if causal_too and not _reads_both_ways(config):
-            text += ". Load this one with load_model"
-    else:
-        text = (
-            "is not a causal language model, nor an encoder-decoder that can be read here; "
-            f"expected a {causal}; or {t5}"
-        )
-    return ModelError(f"{name} (model_type {config.get('model_type')!r}) {text}")
-
-
-def _comes_from(x: object, package: str) -> bool:
-    """Whether the class of `x` is one of `package`, told without importing it."""
-    return any(base.__module__.split(".")[0] == package for base in type(x).__mro__)
-
-
-def _unwrap(x: object, tokenizer: PreTrainedTokenizerBase | None) -> _Loaded:
-    """The Hugging Face model and tokenizer behind a loaded model of any supported kind."""
-    if _comes_from(x, "transformer_lens"):
-        hf, found = getattr(x, "original_model", None), getattr(x, "tokenizer", None)
-        found = tokenizer or _without_added_bos(found)
-    elif _comes_from(x, "nnsight"):
-        hf, found = _unwrap_nnsight(x)
-    else:
-        hf, found = x, None
-    if not isinstance(hf, PreTrainedModel):
-        raise ModelError(
-            f"cannot use a {type(x).__module__}.{type(x).__name__} as a model; expected a name, a "
-            "path, a PreTrainedModel, a TransformerBridge, or an nnsight model of a transformers "
-            "model"
-        )
-    origin = str(getattr(hf.config, "_name_or_path", "") or "")
-    tokenizer = tokenizer or found or _tokenizer_of(hf, origin)
-    # A folder is called by its last name, a hub id by the whole.
-    default_name = Path(origin).name if Path(origin).is_dir() else origin
-    return hf, tokenizer, default_name or hf.config.model_type
-
-
-def _unwrap_nnsight(x: Any) -> tuple[Any, Any]:
-    """The module inside an nnsight model, whose weights are read now if they are not yet."""
-    if not getattr(x, "dispatched", True):
-        x.dispatch()
-    return x._module, getattr(x, "tokenizer", None)
-
-
-def _without_added_bos(tokenizer: Any) -> Any:
-    """The model's own tokenizer, where TransformerLens has read it again with `add_bos_token`.
-
-    It does so for each tokenizer that has a BOS token, also where the model was trained without
-    one, as SmolLM2 was; prompts would then not be those that the model gets elsewhere.
-    """
-    if tokenizer is None or not tokenizer.init_kwargs.get("add_bos_token"):
-        return tokenizer
-    if tokenizer.name_or_path in (*TINY_FAMILIES, *TINY_ENCODER_DECODERS):
-        return tokenizer
-    try:
-        return AutoTokenizer.from_pretrained(tokenizer.name_or_path)
-    except (OSError, ValueError):
-        logger.warning(
-            "the tokenizer of the TransformerBridge adds a BOS token, and that of %r cannot be "
-            "read to see whether it should; pass tokenizer= to be sure",
-            tokenizer.name_or_path,
-        )
-        return tokenizer
-
-
-def _tokenizer_of(hf: PreTrainedModel, origin: str) -> PreTrainedTokenizerBase:
-    try:
-        if not origin:
-            raise ValueError("the model does not say where it was loaded from")
-        return AutoTokenizer.from_pretrained(origin)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"cannot find the tokenizer of this {type(hf).__name__}: {error}. Pass tokenizer=."
-        ) from error
 
 
 def _move(

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,6 +41,9 @@ class TokenModel:
         tokenizer: its (fast) tokenizer.
         name: what results call it.
         wrapped: the object that the user gave, if it was not `hf` itself.
+
+    Attributes:
+        probed: what a short run has told of the model, by name; each is told once.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class TokenModel:
         self.tokenizer = tokenizer
         self.name = name
         self.wrapped = wrapped
+        self.probed: dict[str, Any] = {}
         self.config = self.hf.config.get_text_config()
 
     def __repr__(self) -> str:

@@ -11,12 +11,15 @@ from einops import einsum, rearrange
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hopscope.engine.attention import PrefixStore, StreamCache, forward_streams
+from hopscope.engine.attention import forward_streams
+from hopscope.engine.cache import StreamCache
 from hopscope.engine.hooks import recording, stacked
+from hopscope.engine.prefix_store import PrefixStore
+from hopscope.engine.support import shares_prefixes
 from hopscope.errors import ModelError, UsageError
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.tokenized import TokenizedPrompt, by_shape
-from hopscope.queries.two_hop_query import Prompt
+from hopscope.queries.prompts import Prompt
 
 if TYPE_CHECKING:
     from transformer_lens import ActivationCache
@@ -133,7 +136,7 @@ def capture(
         raise UsageError(f"unknown sites {sorted(unknown)}: choose from {', '.join(SITES)}")
     if not prompts or not positions:
         raise UsageError("nothing to capture: give at least one prompt and one position")
-    if not model.shares_prefixes:
+    if not shares_prefixes(model):
         raise ModelError(f"capture needs a family with replaceable attention, not {model!r}")
     tokenized = [TokenizedPrompt.of(model, prompt) for prompt in prompts]
     where = [[prompt.position(name) for name in positions] for prompt in tokenized]

@@ -12,32 +12,24 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from scipy import stats
 
-from hopscope.documents.layout import (
-    CHAT_SLOT,
-    Label,
-    Layout,
-    Template,
-    Way,
-    check_positions,
-    lay_out,
-    template_of,
-)
-from hopscope.documents.orders import Order, arrange, order_name
+from hopscope.documents.lay_out import check_positions, lay_out
+from hopscope.documents.layout import Label, Layout, Way
+from hopscope.documents.orders import Order, arrange
 from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
+from hopscope.documents.templates import CHAT_SLOT, Template, template_of
 from hopscope.engine.masked.encoder_decoder import read_encoder_decoder
-from hopscope.engine.masked.read import Openings, Readings, Version, read
-from hopscope.engine.sweep import ReadOut
+from hopscope.engine.masked.read import read
+from hopscope.engine.masked.store import Openings
+from hopscope.engine.read_out import Readings, ReadOut, Version
 from hopscope.errors import QueryError, UsageError
-from hopscope.experiments.two_hop.grading import at_line_end, check_tokens
-from hopscope.masks.algebra import Mask, mask_of
 from hopscope.models.encoder_decoder import EncoderDecoder
 from hopscope.models.language_model import LanguageModel
+from hopscope.prompting.generation import at_line_end, check_tokens
 from hopscope.queries.answers import contains, exact_match, f1_score, first_line, matches
-from hopscope.results.result import mean_intervals
+from hopscope.statistics import mean_intervals
 
 logger = logging.getLogger(__name__)
 
@@ -258,33 +250,6 @@ def described(asked: Asked) -> dict[str, Any]:
     }
 
 
-def check_orders(orders: Sequence[Order]) -> list[Order]:
-    """The orders, each once.
-
-    Raises:
-        UsageError: for a bare string or none.
-    """
-    if isinstance(orders, str) or not len(orders):
-        raise UsageError(f"give a list of orders such as ['original', 'forward'], not {orders!r}")
-    return list({order_name(order): order for order in orders}.values())
-
-
-def check_masks(
-    masks: Sequence[str | Mask] | str | Mask | None, model: DocumentReader
-) -> list[Mask]:
-    """The masks, each once; one alone may be given as it is; the model's usual one if None.
-
-    Raises:
-        UsageError: for none, or an unknown name.
-    """
-    if masks is None:
-        masks = "prefix_bidirectional" if isinstance(model, EncoderDecoder) else "causal"
-    given = [masks] if isinstance(masks, str | Mask) else list(masks)
-    if not given:
-        raise UsageError("give at least one mask, such as 'causal'")
-    return list({mask.name: mask for mask in map(mask_of, given)}.values())
-
-
 def check_metric(metric: str, known: Sequence[str] = METRICS) -> None:
     """Refuse a metric that there is not.
 
@@ -326,23 +291,9 @@ def accuracies(frame: pd.DataFrame, by: Sequence[str], metric: str, seed: int = 
     return pd.DataFrame(rows, columns=[*by, "n", "accuracy", "low", "high"])
 
 
-def paired(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """How much better `b` is than `a` on the same questions.
-
-    Returns:
-        `n`; the mean `difference` with a 95 % bootstrap interval; how many are `better` and
-        `worse`; and `p` of the exact McNemar test: a sign test over the questions that differ.
-    """
-    difference = b.astype(float) - a.astype(float)
-    mean, low, high = mean_intervals([difference], seed)[0]
-    better, worse = int((difference > 0).sum()), int((difference < 0).sum())
-    p = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
-    return {
-        "n": len(difference),
-        "difference": mean,
-        "low": low,
-        "high": high,
-        "better": better,
-        "worse": worse,
-        "p": float(p),
-    }
+def template_for(questions: QuestionSet, template: str | Template | None) -> str | Template:
+    """The template that was asked for, or the one that suits the set: `plain` for short documents
+    with demonstrations."""
+    if template is not None:
+        return template
+    return "plain" if questions.few_shot else "answer_only"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hopscope.errors import QueryError
 from hopscope.models.language_model import LanguageModel
-from hopscope.queries.two_hop_query import Prompt, token_position, token_span
+from hopscope.queries.prompts import Prompt, token_position, token_span
 
 SPANS = ("t1", "t2", "e1", "r1", "r2", "before", "few_shot")
 

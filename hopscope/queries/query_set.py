@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -18,15 +17,9 @@ import pandas as pd
 
 from hopscope.errors import QueryError
 from hopscope.queries.demonstrations import Demonstrations
-from hopscope.queries.formats import SUFFIXES, from_frame, read_hub, read_table, to_frame, write_csv
-from hopscope.queries.two_hop_query import (
-    FORMS,
-    Form,
-    Prompt,
-    TwoHopQuery,
-    token_position,
-    token_span,
-)
+from hopscope.queries.formats import from_frame, to_frame, write_csv
+from hopscope.queries.prompts import Prompt, token_position, token_span
+from hopscope.queries.two_hop_query import FORMS, Form, TwoHopQuery
 
 if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]
@@ -37,13 +30,9 @@ __all__ = [
     "Prompt",
     "QuerySet",
     "TwoHopQuery",
-    "load_queries",
     "token_position",
     "token_span",
 ]
-
-BUNDLED = {"world": 5}
-"""The query sets that come with hopscope, each with its number of demonstrations."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -272,74 +261,3 @@ def _near(name: str, known: Sequence[str] | dict[str, Any]) -> str:
     """ "; did you mean ...", or nothing."""
     near = difflib.get_close_matches(name, list(known), n=3)
     return f"; did you mean {' or '.join(near)}?" if near else ""
-
-
-def load_queries(
-    source: str | Path | pd.DataFrame | QuerySet,
-    *,
-    split: str | None = None,
-    few_shot: int | None = None,
-) -> QuerySet:
-    """Load a set of two-hop queries.
-
-    The form of a table is recognised by its columns. *Hopping Too Late* (Biran et al. 2024) needs
-    ``e{1,2,3}_label``, ``e{1,2,3}_aliases``, ``r1_template`` and ``r2_template``. *TwoHopFact*
-    (Yang et al. 2024) needs ``e{1,2,3}.value`` and the prompts ``r1(e1).prompt``,
-    ``r2(e2).prompt``, ``r2(r1(e1)).prompt``, whose templates are cut out of them. All other
-    columns are kept as ``extra``; a first column without a name is called ``Unnamed: 0``.
-
-    Args:
-        source: "world", the bundled set; "world:NAME.SPLIT", the questions of one of
-            `hopscope.worlds` (such as "world:two-hop-looped.first_hop_ood"); the path of a .csv,
-            .parquet or .jsonl file; the id of a data set on the Hugging Face hub; a data frame;
-            or a query set.
-        split: which split of a hub data set; by default its only one, or "train".
-        few_shot: demonstrations in each prompt; by default 5 for "world", 0 for other tables,
-            and what it has for a query set.
-
-    Raises:
-        QueryError: for an unknown name, a missing file or column, a row that makes no query (with
-            its number), an empty table, or a hub that cannot be reached.
-
-    Example:
-        >>> load_queries("world", few_shot=0)[0].first_hop()
-        'The country containing Aarhus is'
-    """
-    queries, default = _load(source, split)
-    k = default if few_shot is None else few_shot
-    return queries if k == queries.few_shot else queries.with_few_shot(k)
-
-
-def _load(source: object, split: str | None) -> tuple[QuerySet, int]:
-    """The queries of a source and its own number of demonstrations."""
-    if isinstance(source, QuerySet):
-        return source, source.few_shot
-    if isinstance(source, pd.DataFrame):
-        return QuerySet.from_pandas(source), 0
-    if isinstance(source, str) and source in BUNDLED:
-        with resources.as_file(resources.files("hopscope.data") / f"{source}.csv") as path:
-            return QuerySet.from_pandas(read_table(path), source), BUNDLED[source]
-    if not isinstance(source, str | Path):
-        raise QueryError(
-            f"cannot load queries from a {type(source).__name__}; give a name, a path, a hub id, "
-            "a data frame or a query set"
-        )
-    if isinstance(source, str) and source.startswith("world:"):
-        from hopscope.worlds.world import world_queries  # built on this module
-
-        return world_queries(source), 0
-    path = Path(source)
-    if path.is_file():
-        return QuerySet.from_pandas(read_table(path), path.stem), 0
-    if isinstance(source, str) and source.count("/") == 1 and path.suffix not in SUFFIXES:
-        return QuerySet.from_datasets(read_hub(source, split, "train"), source), 0
-    raise QueryError(_not_found(path))
-
-
-def _not_found(path: Path) -> str:
-    """What to say of a name that is no bundled set and no file."""
-    beside = [str(each) for each in path.parent.glob("*") if each.suffix in SUFFIXES]
-    return (
-        f"no query set {str(path)!r}: it is neither a bundled set ({', '.join(BUNDLED)}) nor a "
-        f"file that exists nor a hub id (owner/name){_near(str(path), [*BUNDLED, *beside])}"
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,16 +14,16 @@ from tqdm.auto import tqdm
 
 from hopscope.documents.question_set import QuestionSet
 from hopscope.errors import QueryError, ResultError, UsageError
+from hopscope.files import write_json
 from hopscope.queries.query_set import QuerySet
-from hopscope.results.result import (
-    Result,
+from hopscope.results.result import Result
+from hopscope.results.run_folder import (
     Tables,
     is_run,
     is_taken,
     part_path,
     read_parts,
     read_run,
-    write_json,
     write_part,
 )
 
@@ -240,3 +241,16 @@ def open_run(path: Path, run: Mapping[str, Any]) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / "run.json", run)
     return path
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Read a shard `i/n`: every n-th query, from the i-th (1 to n) on.
+
+    Raises:
+        UsageError: if it is not of that form.
+    """
+    index, _, count = text.partition("/")
+    plain = re.fullmatch(r"[0-9]+/[0-9]+", text)
+    if plain is None or not 1 <= int(index) <= int(count):
+        raise UsageError(f"{text!r} is not a shard: write i/n with 1 <= i <= n, such as 1/4")
+    return int(index), int(count)

@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 import jinja2
 import pandas as pd
 
-from hopscope.display.layer_grids import grid_of
 from hopscope.display.page import grid_html, page_script
 from hopscope.errors import ResultError
-from hopscope.experiments.catalogue import ANALYSES, Tables, n_queries
-from hopscope.experiments.two_hop.plots import SUBSET_TITLES
-from hopscope.study.study import Study, draw_figures
+from hopscope.experiments.catalogue import ANALYSES, Tables
+from hopscope.plots.figures import SUBSET_TITLES
+from hopscope.results.wording import n_queries
+from hopscope.study.figures import draw_figures
+from hopscope.study.study import Study
 
 T = TypeVar("T")
 MOST_ROWS = 400
@@ -142,7 +143,7 @@ def _section(name: str, results: Mapping[str, Any], left_out: Mapping[str, str])
     tables: Tables = {}
     views: list[str] = []
     for subset, result in results.items():
-        grid = grid_of(result)
+        grid = result.grid()
         if grid is not None:
             views.append(grid_html(grid, NO_SCRIPTS, heading=SUBSET_TITLES.get(subset, subset)))
         own, found = analysis.tell(result)

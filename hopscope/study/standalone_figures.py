@@ -12,7 +12,8 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hopscope.study.study import Preset, draw_figures
+from hopscope.study.figures import draw_figures
+from hopscope.study.presets import Preset
 
 if TYPE_CHECKING:
     from hopscope.worlds.world import World
@@ -45,7 +46,7 @@ class Setting:
 
     def worlds(self, names: Sequence[str]) -> list[World]:
         """Three seeds of some worlds."""
-        from hopscope.worlds.world import load_world
+        from hopscope.worlds.load import load_world
 
         return [load_world(name, each, device=self.device) for name in names for each in SEEDS]
 
@@ -99,8 +100,8 @@ def _data_needed(how: Setting) -> None:
 def _search_graph(how: Setting) -> None:
     from hopscope.experiments.worlds.computation_graph import computation_graph
     from hopscope.worlds.catalogue import recipe_of
+    from hopscope.worlds.load import load_world
     from hopscope.worlds.small_model import untrained
-    from hopscope.worlds.world import load_world
 
     world = load_world("graph-search", device=how.device)  # the seed that comes along
     recipe = recipe_of(world.name)
@@ -123,8 +124,8 @@ def _head_classes(how: Setting) -> None:
     from hopscope.experiments.two_hop.head_retrieval import classify_heads
     from hopscope.experiments.two_hop.rank_neighbours import rank_neighbours
     from hopscope.models.load import load_model
-    from hopscope.queries.query_set import load_queries
-    from hopscope.study.study import limited
+    from hopscope.queries.load import load_queries
+    from hopscope.study.presets import limited
 
     queries = limited(load_queries("world"), how.size.limit, how.seed)
     for name in HEADS:

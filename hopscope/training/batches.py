@@ -17,12 +17,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from hopscope.documents.layout import Encode, Layout, lay_out
+from hopscope.documents.lay_out import lay_out
+from hopscope.documents.layout import Encode, Layout
 from hopscope.documents.question_set import MultiDocQuestion
 from hopscope.documents.world_docs import NAMES, with_names
 from hopscope.engine.hooks import giving_masks
 from hopscope.errors import UsageError
-from hopscope.masks.algebra import Mask, lower, within_window
+from hopscope.masks.algebra import Mask
+from hopscope.masks.lowering import lower, within_window
 from hopscope.models.language_model import LanguageModel
 from hopscope.training.fit import IGNORED
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hopscope.errors import ResultError, UsageError
-from hopscope.results.result import is_taken, write_json
+from hopscope.errors import ResultError
+from hopscope.files import write_json
+from hopscope.results.run_folder import is_taken
+from hopscope.training.settings import Schedule
 
 logger = logging.getLogger(__name__)
 
@@ -34,90 +34,6 @@ SLOTS = ("exp_avg", "exp_avg_sq", "step")
 LOG_EVERY = 50
 IGNORED = -100
 """The target of a position without a loss; what torch's cross-entropy leaves out by default."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast a model is trained, by AdamW with betas .9 and .98.
-
-    Attributes:
-        steps: of the optimizer.
-        batch_size: examples a step.
-        learning_rate: at its height, after the warm-up; it falls to 0 as a cosine.
-        warmup_steps: over which it rises from 0.
-        weight_decay: of matrices; norms and biases have none.
-        clip: the largest norm of the gradient.
-        checkpoint_every: steps between checkpoints, where there is a folder.
-        bfloat16: compute in bfloat16 where torch's autocast does; weights keep their type.
-        hold: the share of the steps after which the learning rate begins to fall. What is learned
-            all at once, as composing is, needs the full rate until then.
-
-    Raises:
-        UsageError: for a number that cannot be.
-    """
-
-    steps: int = 2000
-    batch_size: int = 256
-    learning_rate: float = 2e-3
-    warmup_steps: int = 100
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    checkpoint_every: int = 500
-    bfloat16: bool = False
-    hold: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_positive(self, "steps", "batch_size", "learning_rate", "clip", "checkpoint_every")
-        check_not_negative(self, "warmup_steps", "weight_decay")
-        if not 0 <= self.hold < 1:
-            raise UsageError(f"hold is a share of the steps below 1, not {self.hold}")
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        start = max(self.warmup_steps, int(self.hold * self.steps))
-        done = max(0, step - start) / max(1, self.steps - start)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def check_positive(settings: object, *names: str) -> None:
-    """Refuse settings of which a number is not more than 0.
-
-    Raises:
-        UsageError: naming the first.
-    """
-    for name in names:
-        if not getattr(settings, name) > 0:
-            raise UsageError(f"{name} must be more than 0, not {getattr(settings, name)}")
-
-
-def check_not_negative(settings: object, *names: str) -> None:
-    """Refuse settings of which a number is less than 0.
-
-    Raises:
-        UsageError: naming the first.
-    """
-    for name in names:
-        if not getattr(settings, name) >= 0:
-            raise UsageError(f"{name} must be 0 or more, not {getattr(settings, name)}")
-
-
-def check_shares(settings: object, *names: str) -> None:
-    """Refuse settings of which a share, unless it is None, is not from 0 to 1.
-
-    Raises:
-        UsageError: naming the first.
-    """
-    for name in names:
-        share = getattr(settings, name)
-        if share is not None and not 0 <= share <= 1:
-            raise UsageError(f"{name} is a share from 0 to 1, not {share}")
-
-
-def share_at(step: int, share: float, late_share: float | None, late: int) -> float:
-    """A share at a step, counted from 0, that is another from step `late` on, if that is given."""
-    return share if late_share is None or step < late else late_share
 
 
 def _as_written(record: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,87 +16,17 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
-from hopscope.documents.layout import template_of
 from hopscope.documents.question_set import MultiDocQuestion
 from hopscope.documents.world_docs import NAMES
-from hopscope.errors import ModelError, UsageError
+from hopscope.errors import ModelError
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import load_model
-from hopscope.training.fit import (
-    WEIGHTS,
-    Schedule,
-    check_not_negative,
-    check_positive,
-    check_shares,
-    seeded,
-    share_at,
+from hopscope.training.fit import WEIGHTS, seeded
+from hopscope.training.settings import (
+    TrainingSettings,
 )
 
 PAD, END, UNKNOWN = "<pad>", "<eos>", "<unk>"
-
-
-@dataclass(frozen=True)
-class TrainingSettings(Schedule):
-    """How a model is trained to answer questions over documents.
-
-    Attributes:
-        hop_share: share of the prompts that ask a single hop of their question.
-        late_hop_share: the same from step `late` on; None leaves it as it was. Once single hops are
-            learned, few are needed, and with more of the others composing is learned earlier.
-        late: the step from which `late_hop_share` holds.
-        orders: of the documents, one drawn for each prompt; if empty, any permutation.
-        n_names: how many of the invented names of `world-docs` are in use. Each prompt draws from
-            them anew, so that no answer can be learned by heart; 0 leaves questions as they are.
-        turns: how many questions are asked of the same documents, one after the other, each about
-            another chain, as far as there are any. Each has an answer to learn from.
-        template: a name of `hopscope.documents.layout.TEMPLATES`.
-        second_hops: whether the second hop of a chain is asked by itself, too. Of bare pairs of
-            names it is the harder one to learn: its name stands twice among the documents.
-        n_layers, d_model, n_heads, d_mlp: shape of the model that is made from nothing.
-        lora_rank: rank of the updates of a pretrained model.
-        lora_alpha: they are scaled by `lora_alpha / lora_rank`.
-        steps, batch_size, ...: those of `Schedule`.
-
-    Raises:
-        UsageError: for a number that cannot be.
-    """
-
-    steps: int = 2000
-    batch_size: int = 128
-    learning_rate: float = 3e-3
-    hop_share: float = 0.5
-    late_hop_share: float | None = None
-    late: int = 600
-    orders: tuple[str, ...] = ()
-    n_names: int = 20
-    turns: int = 2
-    template: str = "plain"
-    second_hops: bool = True
-    n_layers: int = 4
-    d_model: int = 64
-    n_heads: int = 4
-    d_mlp: int = 256
-    lora_rank: int = 8
-    lora_alpha: float = 16.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "orders", tuple(self.orders))
-        template_of(self.template)
-        check_positive(self, "turns", "n_layers", "d_model", "n_heads", "d_mlp")
-        check_positive(self, "lora_rank", "lora_alpha")
-        if not 0 <= self.n_names <= len(NAMES):
-            raise UsageError(f"n_names is a number from 0 to {len(NAMES)}, not {self.n_names}")
-        check_shares(self, "hop_share", "late_hop_share")
-        check_not_negative(self, "late")
-        if self.d_model % (2 * self.n_heads):
-            raise UsageError(
-                f"d_model {self.d_model} does not give {self.n_heads} heads of an even width"
-            )
-
-    def hops_at(self, step: int) -> float:
-        """The share of the prompts of a step, counted from 0, that ask a single hop."""
-        return share_at(step, self.hop_share, self.late_hop_share, self.late)
 
 
 def word_tokenizer(questions: Sequence[MultiDocQuestion]) -> PreTrainedTokenizerFast:

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from hopscope.documents.question_set import QuestionSet
 from hopscope.errors import QueryError
-from hopscope.masks.algebra import Mask, mask_of
+from hopscope.masks.algebra import Mask
+from hopscope.masks.named import mask_of
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import load_model
 from hopscope.training.batches import answer_loss, batch_of, drawn_layouts
 from hopscope.training.fit import WEIGHTS, fit, open_training
-from hopscope.training.small_models import TrainingSettings, save_model, small_model, with_updates
+from hopscope.training.settings import TrainingSettings
+from hopscope.training.small_models import save_model, small_model, with_updates
 
 
 def train(

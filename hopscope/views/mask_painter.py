@@ -9,16 +9,18 @@ import traitlets
 
 from hopscope.display.static_files import module, static
 from hopscope.display.widgets import View
-from hopscope.documents.layout import Layout, Template
+from hopscope.documents.layout import Layout
 from hopscope.documents.orders import Order
 from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
-from hopscope.engine.masked.read import Version, read
-from hopscope.engine.sweep import ReadOut
+from hopscope.documents.templates import Template
+from hopscope.engine.masked.read import read
+from hopscope.engine.read_out import ReadOut, Version
 from hopscope.errors import HopscopeError, QueryError, UsageError
-from hopscope.experiments.two_hop.grading import said
-from hopscope.masks.algebra import MASKS, Mask, mask_of, painted, switched
+from hopscope.masks.algebra import Mask
+from hopscope.masks.named import MASKS, mask_of, painted, switched
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.document_prompts import DocumentAsker
+from hopscope.prompting.generation import said
 from hopscope.queries.answers import matches
 
 

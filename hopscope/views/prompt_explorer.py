@@ -26,22 +26,24 @@ from hopscope.display.grid import (
     slice_json,
     spec_of,
 )
-from hopscope.display.layer_grids import BackPatchingGrid
 from hopscope.display.notebook import picture_of
 from hopscope.display.static_files import module, static
 from hopscope.display.widgets import View
-from hopscope.engine.attention import PrefixStore
-from hopscope.engine.sweep import ReadOut, generate
+from hopscope.engine.logit_lens import logit_lens
+from hopscope.engine.prefix_store import PrefixStore
+from hopscope.engine.read_out import ReadOut
+from hopscope.engine.sweep import generate
 from hopscope.errors import HopscopeError, ModelError, QueryError
 from hopscope.experiments.two_hop.back_patching import BackPatching, Criterion, back_patch
-from hopscope.experiments.two_hop.grading import at_line_end, said
-from hopscope.experiments.two_hop.projection import logit_lens
+from hopscope.experiments.two_hop.grids import BackPatchingGrid
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.capture import capture
+from hopscope.prompting.generation import at_line_end, said
 from hopscope.prompting.query_prompts import Asker, question
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.answers import matches
-from hopscope.queries.query_set import QuerySet, load_queries
+from hopscope.queries.load import load_queries
+from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import Form, TwoHopQuery
 
 EXAMPLES = 30

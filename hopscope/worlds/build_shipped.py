@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from hopscope.files import write_json
 from hopscope.models.zoo import cache_dir
-from hopscope.results.result import write_json
 from hopscope.training.small_models import save_model
+from hopscope.worlds.folders import ABOUT
 from hopscope.worlds.train import accuracy, train_world
-from hopscope.worlds.world import ABOUT, World, read_world
+from hopscope.worlds.world import World, read_world
 
 SHIPPED = {
     "two-hop-looped": (0, 1, 2),

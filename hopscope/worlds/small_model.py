@@ -22,7 +22,8 @@ from transformers import (
 from hopscope.errors import UsageError
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import load_model
-from hopscope.training.fit import check_positive, seeded
+from hopscope.training.fit import seeded
+from hopscope.training.settings import check_positive
 from hopscope.training.small_models import scale, small_llama, whole_words
 
 

@@ -13,16 +13,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hopscope.errors import UsageError
+from hopscope.files import write_json
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import device_of, load_model
-from hopscope.results.result import write_json
 from hopscope.training.fit import IGNORED, fit, open_training
 from hopscope.training.small_models import save_model
-from hopscope.worlds.catalogue import TASKS, Recipe, Task, Thinks, facts_digest, recipe_of
+from hopscope.worlds.catalogue import recipe_of
+from hopscope.worlds.folders import ABOUT, world_name
+from hopscope.worlds.recipe import TASKS, Recipe, facts_digest
 from hopscope.worlds.small_model import learn, tie, untied, untrained
 from hopscope.worlds.tasks.examples import Batch, Written, tabulated
+from hopscope.worlds.tasks.task import Task, Thinks
 from hopscope.worlds.thoughts import think
-from hopscope.worlds.world import ABOUT, World, read_world, world_name
+from hopscope.worlds.world import World, read_world
 
 ROWS_AT_ONCE = 2048
 END_WEIGHT = 0.1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,22 +14,12 @@ from hopscope.documents.question_set import QuestionSet
 from hopscope.errors import ResultError, UsageError
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import load_model
-from hopscope.models.zoo import cache_dir
 from hopscope.queries.graph_paths import PathSet
 from hopscope.queries.query_set import QuerySet
-from hopscope.worlds.catalogue import (
-    WORLDS,
-    AsksForPaths,
-    AsksOverDocuments,
-    AsksTwoHops,
-    Recipe,
-    Task,
-    Thinks,
-    facts_digest,
-    recipe_of,
-)
-
-ABOUT = "world.json"
+from hopscope.worlds.catalogue import WORLDS
+from hopscope.worlds.folders import ABOUT, world_name
+from hopscope.worlds.recipe import Recipe, facts_digest
+from hopscope.worlds.tasks.task import AsksForPaths, AsksOverDocuments, AsksTwoHops, Task, Thinks
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,88 +114,6 @@ def _queries(name: str, task: Task, split: str) -> QuerySet:
     return replace(task.queries(split), name=f"{name}@{task.seed}.{split}")
 
 
-def load_world(
-    world: str | Path, seed: int = 0, *, device: str | torch.device | None = None
-) -> World:
-    """Load a trained world.
-
-    Args:
-        world: a name of `WORLDS`, or the folder of a world. What does not come with hopscope is
-            trained once, and kept in the cache.
-        seed: of the training, for a name.
-        device: where the model goes; CUDA by default if there is any.
-
-    Raises:
-        UsageError: for an unknown name.
-        ResultError: for a folder whose record is damaged.
-
-    Example:
-        >>> world = load_world("two-hop-looped")
-        >>> world.queries("first_hop_ood")[0].two_hop()
-        'e00 r05 r00'
-    """
-    if isinstance(world, str) and world in WORLDS:
-        return read_world(world_folder(world, seed, device=device), device)
-    return read_world(Path(world), device)
-
-
-def world_name(name: str, seed: int) -> str:
-    """What the model of a world is called."""
-    return f"world:{name}@{seed}"
-
-
-def world_folder(name: str, seed: int = 0, *, device: str | torch.device | None = None) -> Path:
-    """Where a named world lies; it is trained first, if it comes neither with hopscope nor is
-    in the cache.
-
-    Raises:
-        UsageError: for an unknown name.
-        ResultError: if the one in the cache was made by another recipe.
-    """
-    recipe = recipe_of(name).seeded(seed)
-    for place in _places(name):
-        folder = place / f"seed-{seed}"
-        if not (folder / ABOUT).is_file():
-            continue
-        if not _made_by(folder, recipe):
-            raise ResultError(f"{folder} was trained by another recipe; delete it")
-        return folder
-    from hopscope.worlds.train import train_world  # built on this module
-
-    kept = cached_folder(name, seed)
-    train_world(name, seed, kept, device=device)
-    return kept
-
-
-def _made_by(folder: Path, recipe: Recipe) -> bool:
-    """Whether a folder's world was made so; what its record does not name was as by default."""
-    try:
-        made = Recipe.from_json(_about(folder)["recipe"])
-    except KeyError as error:
-        raise ResultError(f"{folder / ABOUT} is damaged: {error!r}") from error
-    except (TypeError, UsageError):
-        return False  # settings that this version does not know, or know otherwise
-    return json.dumps(made.as_json()) == json.dumps(recipe.as_json())
-
-
-def cached_folder(name: str, seed: int) -> Path:
-    """Where a world that does not come with hopscope is kept."""
-    return _places(name)[-1] / f"seed-{seed}"
-
-
-def _places(name: str) -> tuple[Path, Path]:
-    """Where the seeds of a world may lie: with hopscope, or in the cache."""
-    shipped = Path(str(resources.files("hopscope.data")))
-    return shipped / "worlds" / name, cache_dir() / "worlds" / name
-
-
-def seeds_at_hand(name: str) -> list[int]:
-    """The seeds with which a world need not be trained any more."""
-    found = [about for place in _places(name) for about in place.glob(f"seed-*/{ABOUT}")]
-    seeds = {about.parent.name.removeprefix("seed-") for about in found}
-    return sorted(int(seed) for seed in seeds if seed.isdecimal())
-
-
 def read_world(folder: Path, device: str | torch.device | None = None) -> World:
     """The world that a folder holds.
 
@@ -242,29 +149,3 @@ def _about(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ResultError(f"{folder / ABOUT} is damaged: it holds no object")
     return record
-
-
-def parsed(reference: str) -> tuple[str, int, str | None]:
-    """The name, seed and split in `world:NAME`, `world:NAME@SEED`, `world:NAME@SEED.SPLIT`.
-
-    Raises:
-        UsageError: for an unknown name, or a seed that is no number.
-    """
-    rest, _, split = reference.removeprefix("world:").partition(".")
-    name, _, seed = rest.partition("@")
-    recipe_of(name)
-    if seed and not seed.isdecimal():
-        raise UsageError(f"{reference!r} should end in a seed, as in world:{name}@1, not {seed!r}")
-    return name, int(seed or 0), split or None
-
-
-def world_queries(reference: str) -> QuerySet:
-    """The questions of a world by `world:NAME.SPLIT`, without its model; in distribution if it
-    names no split.
-
-    Raises:
-        UsageError: for an unknown name or split.
-    """
-    name, seed, split = parsed(reference)
-    task = recipe_of(name).seeded(seed).task
-    return _queries(name, task, split or "in_distribution")

@@ -8,7 +8,6 @@ import pytest
 from known import made_back_patching
 from playwright.sync_api import Page, expect
 
-from hopscope.display.layer_grids import grid_of
 from hopscope.display.page import grid_html, page_script
 from hopscope.experiments.two_hop.back_patching import BackPatching
 
@@ -30,7 +29,7 @@ def result() -> BackPatching:
 
 @pytest.fixture
 def shown(page: Page, result: BackPatching, tmp_path: Path) -> Page:
-    grid = grid_of(result)
+    grid = result.grid()
     assert grid is not None
     text = grid_html(grid, "<p>a picture</p>") + page_script()
     (tmp_path / "index.html").write_text(f"<!doctype html><meta charset=utf-8>{text}", "utf-8")
@@ -111,7 +110,7 @@ def test_a_hit_can_be_told_without_colours(shown: Page) -> None:
 
 
 def test_a_page_without_scripts_shows_the_picture(browser, result, tmp_path: Path) -> None:
-    grid = grid_of(result)
+    grid = result.grid()
     assert grid is not None
     (tmp_path / "index.html").write_text(grid_html(grid, "<p>a picture</p>") + page_script())
     context = browser.new_context(java_script_enabled=False)

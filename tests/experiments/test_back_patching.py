@@ -31,8 +31,8 @@ from torch import Tensor
 import hopscope as hs
 from hopscope.engine.edits import Patch
 from hopscope.errors import QueryError, UsageError
+from hopscope.experiments.randomness import random_like
 from hopscope.experiments.two_hop.back_patching import BackPatching, back_patch
-from hopscope.experiments.two_hop.controls import random_like
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.answers import matches
 from hopscope.queries.query_set import QuerySet

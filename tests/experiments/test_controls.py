@@ -9,12 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hopscope.experiments.two_hop.controls import (
-    choose_donors,
-    choose_others,
-    fingerprint,
-    random_like,
-)
+from hopscope.experiments.randomness import random_like
+from hopscope.experiments.two_hop.controls import choose_donors, choose_others, fingerprint
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
 

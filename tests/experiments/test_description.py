@@ -20,7 +20,7 @@ from torch import Tensor
 import hopscope as hs
 from hopscope.engine.edits import Patch
 from hopscope.errors import QueryError, UsageError
-from hopscope.experiments.two_hop.controls import seeded
+from hopscope.experiments.randomness import seeded
 from hopscope.experiments.two_hop.description import (
     CONTROLS,
     ENTITIES,

@@ -15,7 +15,7 @@ from first_document import FORM, first_model, first_questions
 from multidoc import OTHER, QUESTION, SHORT, encode_by, with_attention
 
 import hopscope as hs
-from hopscope.documents.layout import lay_out
+from hopscope.documents.lay_out import lay_out
 from hopscope.documents.question_set import QuestionSet
 from hopscope.errors import HopscopeError, UsageError
 from hopscope.experiments.documents import attention

@@ -15,8 +15,8 @@ from first_document import FORM, first_model, first_questions
 from plain import plain_output
 
 import hopscope as hs
-from hopscope.documents.layout import Template
 from hopscope.documents.question_set import Document, Hop, MultiDocQuestion, QuestionSet
+from hopscope.documents.templates import Template
 from hopscope.engine.edits import Knockout
 from hopscope.errors import HopscopeError, QueryError, UsageError
 from hopscope.experiments.documents import masked_paths as paths_module

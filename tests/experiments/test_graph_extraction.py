@@ -12,14 +12,13 @@ from conftest import loaded
 import hopscope as hs
 from hopscope.engine.edits import Knockout
 from hopscope.errors import QueryError, UsageError
-from hopscope.experiments.worlds.computation_graph import (
+from hopscope.experiments.worlds.computation_graph import ComputationGraph, computation_graph
+from hopscope.experiments.worlds.graph_operations import (
     OTHER_PLACES,
-    ComputationGraph,
     Operation,
     Thresholds,
     _Search,
     _Versions,
-    computation_graph,
 )
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.capture import capture

@@ -13,8 +13,9 @@ from hopscope.errors import QueryError
 from hopscope.experiments.two_hop.partners import fingerprint, instead, pair_up
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.answers import normalise
+from hopscope.queries.prompts import Prompt
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import Prompt, TwoHopQuery
+from hopscope.queries.two_hop_query import TwoHopQuery
 
 CAPITALS = "Paris Rome Madrid Berlin Tokyo Ottawa Dublin Oxford".split()  # noqa: SIM905
 SEEDS = range(6)

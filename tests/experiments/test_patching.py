@@ -21,9 +21,9 @@ from torch import Tensor
 import hopscope as hs
 from hopscope.engine.edits import Cell, Patch
 from hopscope.errors import QueryError, ResultError, UsageError
+from hopscope.experiments.randomness import random_like
 from hopscope.experiments.two_hop import activation_patching
 from hopscope.experiments.two_hop.activation_patching import ActivationPatching, activation_patch
-from hopscope.experiments.two_hop.controls import random_like
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
 

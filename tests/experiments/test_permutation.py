@@ -21,8 +21,10 @@ from plain import generated
 from torch import Tensor
 
 import hopscope as hs
-from hopscope.documents.layout import Layout, Template, lay_out
+from hopscope.documents.lay_out import lay_out
+from hopscope.documents.layout import Layout
 from hopscope.documents.question_set import Document, MultiDocQuestion, QuestionSet
+from hopscope.documents.templates import Template
 from hopscope.errors import HopscopeError, QueryError, ResultError, UsageError
 from hopscope.experiments.documents import permutation
 from hopscope.experiments.documents.permutation import Permutation, permute_documents

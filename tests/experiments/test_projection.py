@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import hopscope as hs
+from hopscope.engine.logit_lens import logit_lens
 from hopscope.errors import QueryError, UsageError
-from hopscope.experiments.two_hop.projection import SITES, TARGETS, Projection, logit_lens, project
+from hopscope.experiments.two_hop.projection import SITES, TARGETS, Projection, project
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery

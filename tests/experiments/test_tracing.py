@@ -20,9 +20,9 @@ from plain import plain_output, site_states
 import hopscope as hs
 from hopscope.engine.edits import Cell, Patch
 from hopscope.errors import QueryError, ResultError, UsageError
+from hopscope.experiments.randomness import seeded
 from hopscope.experiments.two_hop import causal_tracing
 from hopscope.experiments.two_hop.causal_tracing import Tracing, trace
-from hopscope.experiments.two_hop.controls import seeded
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
 

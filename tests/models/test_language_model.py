@@ -17,7 +17,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import hopscope as hs
 from hopscope.engine.edits import Cell, Edit, Knockout, Patch, PatchSite
-from hopscope.engine.sweep import CellOutputs, ReadOut, sweep
+from hopscope.engine.read_out import CellOutputs, ReadOut
+from hopscope.engine.support import shares_prefixes
+from hopscope.engine.sweep import sweep
 from hopscope.errors import ModelError, UsageError
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import load_model
@@ -57,7 +59,7 @@ def test_the_parts_of_every_family(tiny_model: LanguageModel) -> None:
     assert tiny_model.dtype == torch.float32
     assert tiny_model.device == torch.device("cpu")
     assert tiny_model.max_context == 256
-    assert tiny_model.shares_prefixes
+    assert shares_prefixes(tiny_model)
     for part in (tiny_model.name, kind, "4 layers", "d_model 48", "float32", "cpu"):
         assert part in repr(tiny_model)
 
@@ -437,14 +439,14 @@ def assert_plain(model: LanguageModel) -> None:
 @pytest.mark.parametrize("family", AS_ROWS)
 def test_another_family_as_rows(family: str) -> None:
     model = build(*AS_ROWS[family])
-    assert model.shares_prefixes
+    assert shares_prefixes(model)
     assert_plain(model)
 
 
 @pytest.mark.parametrize("family", ONE_BY_ONE)
 def test_another_family_one_cell_at_a_time(family: str) -> None:
     model = build(*ONE_BY_ONE[family])
-    assert not model.shares_prefixes
+    assert not shares_prefixes(model)
     assert_plain(model)
 
 

@@ -11,7 +11,6 @@ import pytest
 from known import made_back_patching
 
 from hopscope.display.grid import EVERYTHING, all_chosen, first_choice, key_of, slice_json, spec_of
-from hopscope.display.layer_grids import grid_of
 from hopscope.display.page import grid_html, page_script
 from hopscope.display.widgets import GridWidget
 from hopscope.errors import UsageError
@@ -42,7 +41,7 @@ def values(slice_: dict, name: str) -> list:
 
 
 def test_every_slice_of_one_query_has_the_rows_of_the_frame(result: BackPatching) -> None:
-    grid = grid_of(result)
+    grid = result.grid()
     assert grid is not None
     xs, ys = grid.x.values, grid.y.values
     assert (xs, ys) == ((1, 2, 3), (0, 1, 2))
@@ -74,7 +73,7 @@ def test_every_slice_of_one_query_has_the_rows_of_the_frame(result: BackPatching
 
 
 def test_all_queries_together_are_means_and_names(result: BackPatching) -> None:
-    grid = grid_of(result)
+    grid = result.grid()
     assert grid is not None
     chosen = first_choice(grid)
     assert chosen == {"query": EVERYTHING, "position": "t1", "control": "none"}
@@ -94,7 +93,7 @@ def test_a_result_of_one_query_has_no_mean(result: BackPatching) -> None:
     one = BackPatching(
         result.frame.query("query == 'b'"), result.details.query("query == 'b'"), result.run
     )
-    grid = grid_of(one)
+    grid = one.grid()
     assert grid is not None
     assert [option.value for option in grid.choices[0].options] == ["b"]
 
@@ -105,7 +104,7 @@ def test_a_run_from_before_bridges_were_read_is_shown(result: BackPatching) -> N
         result.details.drop(columns=["clean_bridge_rank", "clean_bridge_logprob"]),
         result.run,
     )
-    grid = grid_of(old)
+    grid = old.grid()
     assert grid is not None
     found = slice_json(grid, {**first_choice(grid), "query": "a"})
     names = [each["name"] for each in found["measures"]]
@@ -115,7 +114,7 @@ def test_a_run_from_before_bridges_were_read_is_shown(result: BackPatching) -> N
 def test_a_query_that_no_other_lent_its_states_to_is_blank_there(result: BackPatching) -> None:
     frame = result.frame
     lonely = (frame["query"] == "b") & (frame["control"] == "random")
-    grid = grid_of(BackPatching(frame[~lonely], result.details, result.run))
+    grid = BackPatching(frame[~lonely], result.details, result.run).grid()
     assert grid is not None
     chosen = {"query": "b", "position": "t1", "control": "random"}
     assert set(values(slice_json(grid, chosen), "hit")) == {None}
@@ -132,7 +131,7 @@ def test_parts_from_before_bridges_were_read_beside_newer_ones(result: BackPatch
     ):
         table[names] = table[names].astype(float)
         table.loc[table["query"] == "a", names] = float("nan")
-    grid = grid_of(BackPatching(frame, details, result.run))
+    grid = BackPatching(frame, details, result.run).grid()
     assert grid is not None
     told = dict(slice_json(grid, {**first_choice(grid), "query": "a"})["facts"])
     assert told["P(bridge), rank"] == "not read"
@@ -142,14 +141,14 @@ def test_parts_from_before_bridges_were_read_beside_newer_ones(result: BackPatch
 
 def test_many_queries_are_counted_not_listed() -> None:
     hits = {(f"q{n}", "t1", "none"): {(1, 0)} for n in range(12)}
-    grid = grid_of(made_back_patching(hits, [(1, 0)]))
+    grid = made_back_patching(hits, [(1, 0)]).grid()
     assert grid is not None
     (named,) = slice_json(grid, first_choice(grid))["texts"]
     assert named["words"] == ["q0, q1, q2, q3, q4, q5, q6, q7 and 4 more"]
 
 
 def test_shades_of_shares_compare_between_states(result: BackPatching) -> None:
-    grid = grid_of(result)
+    grid = result.grid()
     assert grid is not None
     for control in ("none", "random"):
         found = slice_json(grid, {**first_choice(grid), "control": control})
@@ -172,7 +171,7 @@ def test_descriptions_have_a_grid_by_target_prompt() -> None:
         columns=["query", "position", "question", "answer", "bridge"],
     )
     run = {"model": {"name": "m"}, "queries": {"name": "q", "n": 2}}
-    grid = grid_of(Description(pd.DataFrame(rows, columns=columns), details, run))
+    grid = Description(pd.DataFrame(rows, columns=columns), details, run).grid()
     assert grid is not None
     found = slice_json(grid, first_choice(grid))
     assert values(found, "e2") == [0.5] * 4
@@ -189,7 +188,7 @@ def test_descriptions_have_a_grid_by_target_prompt() -> None:
 def test_the_widget_sends_the_slice_that_is_chosen(result: BackPatching) -> None:
     view = result.view()
     assert isinstance(view, GridWidget)
-    grid = grid_of(result)
+    grid = result.grid()
     assert grid is not None
     assert list(view.slices) == [key_of(grid, first_choice(grid))]
     view.chosen = {**view.chosen, "query": "b", "control": "random"}
@@ -209,7 +208,7 @@ def test_a_result_without_a_grid_says_what_to_do() -> None:
 
 def test_what_a_model_says_cannot_end_the_script(result: BackPatching) -> None:
     frame = result.frame.assign(generation="<!--<script></script>")
-    grid = grid_of(BackPatching(frame, result.details, result.run))
+    grid = BackPatching(frame, result.details, result.run).grid()
     assert grid is not None
     data = grid_html(grid, "").partition("data-hopscope>")[2].partition("</script>")[0]
     assert "<" not in data
@@ -218,7 +217,7 @@ def test_what_a_model_says_cannot_end_the_script(result: BackPatching) -> None:
 
 
 def test_a_page_holds_every_slice_and_no_address(result: BackPatching) -> None:
-    grid = grid_of(result)
+    grid = result.grid()
     assert grid is not None
     text = grid_html(grid, "<p>no scripts</p>", heading="correct")
     state = json.loads(text.partition("data-hopscope>")[2].partition("</script>")[0])
@@ -231,7 +230,7 @@ def test_a_page_holds_every_slice_and_no_address(result: BackPatching) -> None:
 
 
 def test_queries_that_a_page_has_no_room_for_are_left_out_and_counted(result: BackPatching) -> None:
-    grid = grid_of(result)
+    grid = result.grid()
     assert grid is not None
     text = grid_html(grid, "", most_bytes=3000)
     state = json.loads(text.partition("data-hopscope>")[2].partition("</script>")[0])
@@ -242,7 +241,7 @@ def test_queries_that_a_page_has_no_room_for_are_left_out_and_counted(result: Ba
 
 
 def test_the_specification_is_plain_json(result: BackPatching) -> None:
-    grid = grid_of(result)
+    grid = result.grid()
     assert grid is not None
     spec = spec_of(grid)
     assert json.loads(json.dumps(spec)) == spec

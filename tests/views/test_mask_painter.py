@@ -7,10 +7,10 @@ import torch
 from traitlets import TraitError
 
 from hopscope.documents.world_docs import world_docs
-from hopscope.engine.masked.read import Version, read
-from hopscope.engine.sweep import ReadOut
+from hopscope.engine.masked.read import read
+from hopscope.engine.read_out import ReadOut, Version
 from hopscope.errors import QueryError, UsageError
-from hopscope.masks.algebra import causal, document_block, knock_out, painted, switched
+from hopscope.masks.named import causal, document_block, knock_out, painted, switched
 from hopscope.models.language_model import LanguageModel
 from hopscope.views.mask_painter import MaskPainter, paint_mask
 

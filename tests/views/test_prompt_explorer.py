@@ -14,7 +14,7 @@ from hopscope.errors import ModelError, QueryError
 from hopscope.experiments.two_hop.back_patching import back_patch
 from hopscope.experiments.two_hop.grading import grade
 from hopscope.models.language_model import LanguageModel
-from hopscope.queries.query_set import load_queries
+from hopscope.queries.load import load_queries
 from hopscope.views import prompt_explorer
 from hopscope.views.prompt_explorer import PromptExplorer, _typed, explore, parse_query
 

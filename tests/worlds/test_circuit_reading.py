@@ -13,12 +13,13 @@ from hopscope.engine.edits import Knockout, Patch
 from hopscope.errors import UsageError
 from hopscope.experiments.worlds.circuit import Circuit, circuit
 from hopscope.experiments.worlds.circuit_plots import circuit_figure
-from hopscope.training.fit import Schedule
-from hopscope.worlds.catalogue import Recipe
+from hopscope.training.settings import Schedule
+from hopscope.worlds.load import load_world
+from hopscope.worlds.recipe import Recipe
 from hopscope.worlds.small_model import Shape
 from hopscope.worlds.tasks.two_hop_facts import TwoHopFacts
 from hopscope.worlds.train import train_world
-from hopscope.worlds.world import World, load_world
+from hopscope.worlds.world import World
 
 RECIPE = Recipe(
     "half learned",

@@ -16,8 +16,8 @@ from hopscope.experiments.worlds.coverage import GROUPINGS, Coverage, coverage
 from hopscope.experiments.worlds.coverage_cutoffs import cutoffs
 from hopscope.experiments.worlds.coverage_plots import cutoff_curves, gap_curves
 from hopscope.experiments.worlds.emergence import over_checkpoints
-from hopscope.training.fit import Schedule
-from hopscope.worlds.catalogue import Recipe
+from hopscope.training.settings import Schedule
+from hopscope.worlds.recipe import Recipe
 from hopscope.worlds.small_model import Shape
 from hopscope.worlds.tasks.composed_tables import ComposedTables
 from hopscope.worlds.tasks.two_hop_facts import TwoHopFacts

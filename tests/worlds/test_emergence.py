@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 import hopscope as hs
 from hopscope.errors import ResultError, UsageError
 from hopscope.experiments.worlds.emergence import Emergence, kept_steps, over_checkpoints, world_at
-from hopscope.training.fit import Schedule, snapshot_path
-from hopscope.worlds.catalogue import Recipe
+from hopscope.training.fit import snapshot_path
+from hopscope.training.settings import Schedule
+from hopscope.worlds.recipe import Recipe
 from hopscope.worlds.small_model import Shape, untrained
 from hopscope.worlds.tasks.two_hop_facts import TwoHopFacts
 from hopscope.worlds.train import train_world

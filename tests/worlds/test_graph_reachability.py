@@ -12,8 +12,9 @@ from conftest import loaded
 from hopscope.errors import UsageError
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.graph_paths import reachable
-from hopscope.training.fit import IGNORED, Schedule
-from hopscope.worlds.catalogue import Recipe
+from hopscope.training.fit import IGNORED
+from hopscope.training.settings import Schedule
+from hopscope.worlds.recipe import Recipe
 from hopscope.worlds.small_model import Shape
 from hopscope.worlds.tasks.graph_reachability import THOUGHT, GraphReachability
 from hopscope.worlds.thoughts import think

@@ -9,12 +9,14 @@ import pytest
 
 import hopscope as hs
 from hopscope.errors import UsageError
-from hopscope.training.fit import IGNORED, Schedule
-from hopscope.worlds.catalogue import Recipe
+from hopscope.training.fit import IGNORED
+from hopscope.training.settings import Schedule
+from hopscope.worlds.load import load_world
+from hopscope.worlds.recipe import Recipe
 from hopscope.worlds.small_model import Shape
 from hopscope.worlds.tasks.chains_in_context import TEMPLATE, ChainsInContext, shuffled_pairs
 from hopscope.worlds.train import train_world
-from hopscope.worlds.world import World, load_world
+from hopscope.worlds.world import World
 
 TASK = ChainsInContext(n_nodes=12, fewest=2, most=3, seed=1)
 VOCABULARY = {word: 3 + n for n, word in enumerate(TASK.words)}

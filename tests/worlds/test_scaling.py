@@ -17,8 +17,8 @@ from hopscope.experiments.worlds.data_needed import (
     data_needed,
     examples_to_try,
 )
-from hopscope.results.result import load_result
-from hopscope.training.fit import Schedule
+from hopscope.loading import load_result
+from hopscope.training.settings import Schedule
 from hopscope.worlds.small_model import Shape
 from hopscope.worlds.tasks.composed_tables import ComposedTables
 

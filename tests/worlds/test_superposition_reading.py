@@ -13,14 +13,15 @@ import torch
 from hopscope.errors import UsageError
 from hopscope.experiments.worlds.graph_plots import thought_lines
 from hopscope.experiments.worlds.superposition import Superposition, _kind, superposition
+from hopscope.loading import load_result
 from hopscope.queries.graph_paths import reachable
-from hopscope.results.result import load_result
-from hopscope.training.fit import Schedule
-from hopscope.worlds.catalogue import Recipe
+from hopscope.training.settings import Schedule
+from hopscope.worlds.load import load_world
+from hopscope.worlds.recipe import Recipe
 from hopscope.worlds.small_model import Shape
 from hopscope.worlds.tasks.graph_reachability import GraphReachability, Maze
 from hopscope.worlds.train import thought_of, train_world
-from hopscope.worlds.world import World, load_world
+from hopscope.worlds.world import World
 
 TASK = GraphReachability(n_vertices=10, n_edges=10, depth=2, stage_steps=10)
 TINY = Recipe(

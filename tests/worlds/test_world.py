@@ -16,14 +16,17 @@ from hopscope.cli import app
 from hopscope.errors import ResultError, UsageError
 from hopscope.experiments.worlds.emergence import world_at
 from hopscope.models.language_model import LanguageModel
-from hopscope.training.fit import Schedule, snapshot_path
+from hopscope.training.fit import snapshot_path
+from hopscope.training.settings import Schedule
 from hopscope.worlds import catalogue, train
+from hopscope.worlds import recipe as recipe_module
 from hopscope.worlds.build_shipped import SHIPPED
-from hopscope.worlds.catalogue import WORLDS, Recipe
+from hopscope.worlds.catalogue import WORLDS
+from hopscope.worlds.load import load_world
+from hopscope.worlds.recipe import Recipe
 from hopscope.worlds.small_model import Shape, tie, untied, untrained
 from hopscope.worlds.tasks.two_hop_facts import TwoHopFacts
 from hopscope.worlds.train import train_world
-from hopscope.worlds.world import load_world
 
 TINY = Recipe(
     "tiny",
@@ -218,7 +221,7 @@ def test_what_cannot_work_is_refused_before_the_training(tmp_path, monkeypatch):
         train_world("tiny", recipe=TINY, device="gpu")
     with pytest.raises(UsageError, match="give Shape"):
         replace(TINY, shape=replace(TINY.shape, n_positions=3))
-    monkeypatch.delitem(catalogue.TASKS, "two_hop_facts")
+    monkeypatch.delitem(recipe_module.TASKS, "two_hop_facts")
     with pytest.raises(UsageError, match="could not be read back"):
         train_world("tiny", recipe=TINY, out=tmp_path / "w")
     assert not (tmp_path / "w").exists()

@@ -20,10 +20,11 @@ from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from hopscope.documents.layout import Layout
-from hopscope.engine.masked.read import RATHER_ALIKE, Readings, Version, grown
-from hopscope.engine.sweep import NextToken, ReadOut, free_memory, outputs_of
+from hopscope.engine.masked.store import RATHER_ALIKE
+from hopscope.engine.memory import free_memory
+from hopscope.engine.read_out import NextToken, Readings, ReadOut, Version, grown, outputs_of
 from hopscope.errors import UsageError
-from hopscope.masks.algebra import lower
+from hopscope.masks.lowering import lower
 from hopscope.models.encoder_decoder import EncoderDecoder
 
 

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hopscope.engine.attention import Prefix, StreamCache, forward_streams
+from hopscope.engine.attention import forward_streams
+from hopscope.engine.cache import Prefix, StreamCache
 from hopscope.models.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,14 @@ class Rotary:
         if not same:
             logger.info("%s has positions of its own: its keys are not turned", model.name)
         return same
+
+
+def rotary_of(model: LanguageModel) -> Rotary | None:
+    """How a model's keys are turned to other positions, told once; None if that cannot be done."""
+    if "rotary" not in model.probed:
+        model.probed["rotary"] = Rotary.of(model)
+    found: Rotary | None = model.probed["rotary"]
+    return found
 
 
 def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:

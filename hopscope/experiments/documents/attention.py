@@ -16,27 +16,29 @@ import pandas as pd
 from scipy import stats
 from torch import Tensor
 
-from hopscope.documents.layout import Label, Layout, Template
+from hopscope.documents.layout import Label, Layout
 from hopscope.documents.orders import Order, order_name
 from hopscope.documents.question_set import QuestionSet
-from hopscope.engine.masked.read import Version
+from hopscope.documents.templates import Template
+from hopscope.engine.read_out import Version
 from hopscope.errors import UsageError
-from hopscope.experiments.documents.permutation import template_for
+from hopscope.experiments.arguments import check_masks, check_orders
 from hopscope.masks.algebra import Mask
 from hopscope.prompting.document_prompts import (
     VERDICTS,
     Asked,
     DocumentAsker,
     DocumentReader,
-    check_masks,
     check_metric,
-    check_orders,
     described,
     scores,
+    template_for,
 )
-from hopscope.prompting.query_prompts import intervals
-from hopscope.results.result import Result, Tables, provenance
+from hopscope.results.provenance import provenance
+from hopscope.results.result import Result
+from hopscope.results.run_folder import Tables
 from hopscope.results.runs import run_over
+from hopscope.statistics import intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

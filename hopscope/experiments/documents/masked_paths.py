@@ -15,17 +15,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from hopscope.documents.layout import Label, Layout, Template
+from hopscope.documents.layout import Label, Layout
 from hopscope.documents.orders import Order, order_name
 from hopscope.documents.question_set import QuestionSet
-from hopscope.engine.attention import Prefix
+from hopscope.documents.templates import Template
+from hopscope.engine.cache import Prefix
+from hopscope.engine.clean_run import CleanRun, clean_run
 from hopscope.engine.edits import Knockout
-from hopscope.engine.masked.read import Version
-from hopscope.engine.sweep import CleanRun, clean_run, sweep
+from hopscope.engine.read_out import Version
+from hopscope.engine.sweep import sweep
 from hopscope.errors import QueryError, UsageError
-from hopscope.experiments.documents.permutation import template_for
-from hopscope.experiments.two_hop.controls import seeded
-from hopscope.masks.algebra import knock_out, prefix_bidirectional
+from hopscope.experiments.arguments import check_choice, check_layers
+from hopscope.experiments.randomness import seeded
+from hopscope.masks.named import knock_out, prefix_bidirectional
 from hopscope.models.encoder_decoder import EncoderDecoder
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.document_prompts import (
@@ -34,10 +36,13 @@ from hopscope.prompting.document_prompts import (
     DocumentReader,
     described,
     scores,
+    template_for,
 )
-from hopscope.prompting.query_prompts import check_choice, check_layers, intervals
-from hopscope.results.result import Result, Tables, provenance
+from hopscope.results.provenance import provenance
+from hopscope.results.result import Result
+from hopscope.results.run_folder import Tables
 from hopscope.results.runs import run_over
+from hopscope.statistics import intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

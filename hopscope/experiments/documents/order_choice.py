@@ -13,26 +13,29 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from hopscope.documents.layout import Label, Template
+from hopscope.documents.layout import Label
 from hopscope.documents.orders import order_name, shuffles
 from hopscope.documents.question_set import QuestionSet
-from hopscope.engine.masked.read import Version
+from hopscope.documents.templates import Template
+from hopscope.engine.read_out import Version
 from hopscope.errors import UsageError
+from hopscope.experiments.arguments import check_masks
 from hopscope.experiments.documents.attention import check_read, peak_of, read_masses
-from hopscope.experiments.documents.permutation import template_for
 from hopscope.masks.algebra import Mask
 from hopscope.prompting.document_prompts import (
     DocumentAsker,
     DocumentReader,
-    check_masks,
     check_metric,
     described,
-    paired,
     scores,
+    template_for,
 )
 from hopscope.queries.answers import squashed
-from hopscope.results.result import Result, Tables, mean_intervals, provenance
+from hopscope.results.provenance import provenance
+from hopscope.results.result import Result
+from hopscope.results.run_folder import Tables
 from hopscope.results.runs import run_over
+from hopscope.statistics import mean_intervals, paired
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

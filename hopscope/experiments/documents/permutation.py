@@ -13,26 +13,28 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import pandas as pd
 
-from hopscope.documents.layout import Label, Template, Way
+from hopscope.documents.layout import Label, Way
 from hopscope.documents.orders import Order, order_name
 from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
-from hopscope.engine.masked.read import Version
+from hopscope.documents.templates import Template
+from hopscope.engine.read_out import Version
 from hopscope.errors import UsageError
+from hopscope.experiments.arguments import check_choice, check_masks, check_orders
 from hopscope.masks.algebra import Mask
 from hopscope.prompting.document_prompts import (
     DEFAULT_ORDERS,
     DocumentAsker,
     DocumentReader,
     accuracies,
-    check_masks,
-    check_orders,
     described,
-    paired,
     scores,
+    template_for,
 )
-from hopscope.prompting.query_prompts import check_choice
-from hopscope.results.result import Result, Tables, provenance
+from hopscope.results.provenance import provenance
+from hopscope.results.result import Result
+from hopscope.results.run_folder import Tables
 from hopscope.results.runs import run_over
+from hopscope.statistics import paired
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -190,14 +192,6 @@ def permute_documents(
         questions, permuter.tables, run, per_part=PER_PART, out=out, shard=shard, progress=progress
     )
     return Permutation.of(tables, run)
-
-
-def template_for(questions: QuestionSet, template: str | Template | None) -> str | Template:
-    """The template that was asked for, or the one that suits the set: `plain` for short documents
-    with demonstrations."""
-    if template is not None:
-        return template
-    return "plain" if questions.few_shot else "answer_only"
 
 
 @dataclass(frozen=True)

@@ -18,20 +18,25 @@ import pandas as pd
 from scipy import stats
 from tqdm.auto import tqdm
 
-from hopscope.documents.layout import lay_out
+from hopscope.documents.lay_out import lay_out
 from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
 from hopscope.documents.world_docs import NAMES, with_names, world_docs
-from hopscope.engine.masked.read import Version, read
-from hopscope.engine.sweep import ReadOut
+from hopscope.engine.masked.read import read
+from hopscope.engine.read_out import ReadOut, Version
 from hopscope.errors import UsageError
-from hopscope.masks.algebra import Mask, mask_of
+from hopscope.masks.algebra import Mask
+from hopscope.masks.named import mask_of
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import load_model
 from hopscope.queries.answers import exact_match, first_line
-from hopscope.results.result import Result, Tables, provenance, t_interval
+from hopscope.results.provenance import provenance
+from hopscope.results.result import Result
+from hopscope.results.run_folder import Tables
 from hopscope.results.runs import run_parts
+from hopscope.statistics import t_interval
 from hopscope.training.batches import encoder
-from hopscope.training.small_models import TrainingSettings, small_model
+from hopscope.training.settings import TrainingSettings
+from hopscope.training.small_models import small_model
 from hopscope.training.train import train
 
 logger = logging.getLogger(__name__)

@@ -17,21 +17,28 @@ import pandas as pd
 from torch import Tensor
 
 from hopscope.engine.edits import Cell, Patch
-from hopscope.engine.sweep import CellOutputs, ReadOut, sweep
+from hopscope.engine.read_out import CellOutputs, ReadOut
+from hopscope.engine.sweep import sweep
 from hopscope.errors import UsageError
-from hopscope.experiments.two_hop.controls import random_like
+from hopscope.experiments.arguments import check_choice
+from hopscope.experiments.randomness import random_like
 from hopscope.experiments.two_hop.partners import Pair, fingerprint, instead, pair_up
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.capture import capture
-from hopscope.prompting.query_prompts import Asker, check_choice, intervals, question
+from hopscope.prompting.query_prompts import Asker, question
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
-from hopscope.results.result import Result, Tables, provenance
+from hopscope.results.provenance import provenance
+from hopscope.results.result import Result
+from hopscope.results.run_folder import Tables
 from hopscope.results.runs import run_over
+from hopscope.statistics import intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from hopscope.display.grid import Grid
 
 SITES = ("resid_post", "attn_out", "mlp_out", "z")
 CONTROLS = ("random",)
@@ -91,9 +98,16 @@ class ActivationPatching(Result):
 
     def plot_heads(self, position: str = "t2", ax: Axes | None = None) -> Axes:
         """Draw the mean recovery of each head."""
-        from hopscope.experiments.two_hop import plots
+        from hopscope.plots import heatmaps
 
-        return plots.head_heatmap(self.heads(position), ax, title=f"heads at {position}")
+        return heatmaps.head_heatmap(self.heads(position), ax, title=f"heads at {position}")
+
+    def grid(self) -> Grid | None:
+        """What the interactive heatmap shows."""
+        from hopscope.experiments.two_hop.grids import HeadsGrid
+
+        has = (self.frame["site"] == "z").any()
+        return HeadsGrid(self) if has else None
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the mean recovery by layer, a line for each position and site."""

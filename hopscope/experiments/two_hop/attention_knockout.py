@@ -16,24 +16,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from hopscope.engine.edits import Cell, Knockout
-from hopscope.engine.sweep import CellOutputs, ReadOut, sweep
+from hopscope.engine.read_out import CellOutputs, ReadOut
+from hopscope.engine.sweep import sweep
 from hopscope.errors import UsageError
-from hopscope.experiments.two_hop.grading import at_line_end, check_tokens, said
+from hopscope.experiments.arguments import check_choice, check_layers
 from hopscope.models.language_model import LanguageModel
-from hopscope.prompting.query_prompts import (
-    Asker,
-    check_choice,
-    check_layers,
-    intervals,
-    question,
-    same_answer,
-)
+from hopscope.prompting.generation import at_line_end, check_tokens, said, same_answer
+from hopscope.prompting.query_prompts import Asker, question
 from hopscope.prompting.tokenized import SPANS, TokenizedPrompt
 from hopscope.queries.answers import Match, matches
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
-from hopscope.results.result import Result, Tables, provenance
+from hopscope.results.provenance import provenance
+from hopscope.results.result import Result
+from hopscope.results.run_folder import Tables
 from hopscope.results.runs import run_over
+from hopscope.statistics import intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,23 +15,31 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from hopscope.engine.attention import PrefixStore
+from hopscope.engine.clean_run import CleanRun, clean_run
 from hopscope.engine.edits import Patch
-from hopscope.engine.sweep import CellOutputs, CleanRun, ReadOut, clean_run, sweep
+from hopscope.engine.prefix_store import PrefixStore
+from hopscope.engine.read_out import CellOutputs, ReadOut
+from hopscope.engine.sweep import sweep
 from hopscope.errors import UsageError
-from hopscope.experiments.two_hop.controls import Donor, choose_donors, random_like
-from hopscope.experiments.two_hop.grading import check_tokens, said
+from hopscope.experiments.randomness import random_like
+from hopscope.experiments.two_hop.controls import Donor, choose_donors
 from hopscope.models.language_model import LanguageModel
-from hopscope.prompting.query_prompts import until_answered
+from hopscope.prompting.generation import check_tokens, said, until_answered
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.answers import Match, matches
+from hopscope.queries.prompts import Prompt
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import Prompt, TwoHopQuery
-from hopscope.results.result import Result, Tables, mean_interval, provenance
+from hopscope.queries.two_hop_query import TwoHopQuery
+from hopscope.results.provenance import provenance
+from hopscope.results.result import Result
+from hopscope.results.run_folder import Tables
 from hopscope.results.runs import run_over
+from hopscope.statistics import mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from hopscope.display.grid import Grid
 
 Criterion = Literal["generation", "first_token"]
 CONTROLS = ("other", "random")
@@ -188,14 +196,20 @@ class BackPatching(Result):
         columns = "query position prompt bridge answer before after source_layer target_layer cells"
         return table.rename(columns=names)[columns.split()].reset_index(drop=True)
 
+    def grid(self) -> Grid | None:
+        """What the interactive heatmap shows."""
+        from hopscope.experiments.two_hop.grids import BackPatchingGrid
+
+        return BackPatchingGrid(self)
+
     def plot(
         self, position: str | None = None, control: str = "none", ax: Axes | None = None
     ) -> Axes:
         """Draw the source × target heatmap of one position."""
-        from hopscope.experiments.two_hop import plots
+        from hopscope.plots import heatmaps
 
         where = self._position(position)
-        return plots.layer_heatmap(self.heatmap(where, control), ax, title=f"{where}, {control}")
+        return heatmaps.layer_heatmap(self.heatmap(where, control), ax, title=f"{where}, {control}")
 
     def _position(self, position: str | None) -> str:
         there = list(self.frame["position"].unique())

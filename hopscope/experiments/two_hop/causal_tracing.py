@@ -16,17 +16,22 @@ import pandas as pd
 import torch
 
 from hopscope.engine.edits import Cell, Patch
-from hopscope.engine.sweep import CellOutputs, ReadOut, sweep
+from hopscope.engine.read_out import CellOutputs, ReadOut
+from hopscope.engine.sweep import sweep
 from hopscope.errors import UsageError
-from hopscope.experiments.two_hop.controls import seeded
+from hopscope.experiments.arguments import check_choice
+from hopscope.experiments.randomness import seeded
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.capture import Activations, capture
-from hopscope.prompting.query_prompts import Asker, check_choice, intervals, question
+from hopscope.prompting.query_prompts import Asker, question
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
-from hopscope.results.result import Result, Tables, provenance
+from hopscope.results.provenance import provenance
+from hopscope.results.result import Result
+from hopscope.results.run_folder import Tables
 from hopscope.results.runs import run_over
+from hopscope.statistics import intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

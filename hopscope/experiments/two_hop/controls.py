@@ -9,10 +9,6 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from hopscope.queries.answers import normalise
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
@@ -117,26 +113,3 @@ def choose_donors(queries: QuerySet, seed: int) -> dict[str, Donor]:
             len(queries),
         )
     return donors
-
-
-def seeded(seed: int, *names: str) -> torch.Generator:
-    """A generator on the CPU that depends on the run's seed and on what is drawn, alone."""
-    digest = hashlib.sha256("\0".join((str(seed), *names)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-def random_like(
-    states: Float[Tensor, "*layer width"], seed: int, *names: str
-) -> Float[Tensor, "*layer width"]:
-    """Gaussian vectors with the norms of `states`, the same on every device.
-
-    Args:
-        states: one vector a layer (and head).
-        seed: the run's.
-        names: what else decides the draw: the query and the position.
-    """
-    generator = seeded(seed, *names)
-    drawn = torch.randn(states.shape, generator=generator).to(states.device)
-    norms = states.float().norm(dim=-1, keepdim=True)
-    vectors: Tensor = drawn / drawn.norm(dim=-1, keepdim=True) * norms
-    return vectors.to(states.dtype)

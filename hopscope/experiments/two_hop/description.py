@@ -16,22 +16,31 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hopscope.engine.attention import Prefix
+from hopscope.engine.cache import Prefix
+from hopscope.engine.clean_run import CleanRun, clean_run
 from hopscope.engine.edits import Cell, Patch
-from hopscope.engine.sweep import CleanRun, ReadOut, clean_run, sweep
+from hopscope.engine.read_out import ReadOut
+from hopscope.engine.sweep import sweep
 from hopscope.errors import UsageError
-from hopscope.experiments.two_hop.controls import choose_others, fingerprint, seeded
-from hopscope.experiments.two_hop.grading import check_tokens
+from hopscope.experiments.arguments import check_choice, check_layers
+from hopscope.experiments.randomness import seeded
+from hopscope.experiments.two_hop.controls import choose_others, fingerprint
 from hopscope.models.language_model import LanguageModel
-from hopscope.prompting.query_prompts import Asker, check_choice, check_layers, intervals, question
+from hopscope.prompting.generation import check_tokens
+from hopscope.prompting.query_prompts import Asker, question
 from hopscope.queries.answers import Match, matches
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
-from hopscope.results.result import Result, Tables, provenance
+from hopscope.results.provenance import provenance
+from hopscope.results.result import Result
+from hopscope.results.run_folder import Tables
 from hopscope.results.runs import run_over
+from hopscope.statistics import intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from hopscope.display.grid import Grid
 
 PROMPTS = {
     "description": (
@@ -141,6 +150,12 @@ class Description(Result):
             index="target_layer", columns="source_layer", values=entity, aggfunc="mean"
         )
 
+    def grid(self) -> Grid | None:
+        """What the interactive heatmap shows."""
+        from hopscope.experiments.two_hop.grids import DescriptionGrid
+
+        return DescriptionGrid(self)
+
     def plot(
         self,
         entity: str = "e2",
@@ -149,11 +164,11 @@ class Description(Result):
         ax: Axes | None = None,
     ) -> Axes:
         """Draw the source × target heatmap of one entity at one position."""
-        from hopscope.experiments.two_hop import plots
+        from hopscope.plots import heatmaps
 
         label = "texts that name it"
         table = self.heatmap(entity, position, prompt)
-        return plots.layer_heatmap(table, ax, f"{entity} described at {position}", label=label)
+        return heatmaps.layer_heatmap(table, ax, f"{entity} described at {position}", label=label)
 
     def _first(self) -> pd.DataFrame:
         keys = ["query", "prompt", "position"]

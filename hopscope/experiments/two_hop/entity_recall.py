@@ -16,17 +16,22 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hopscope.experiments.two_hop.controls import seeded, whole_pool
+from hopscope.engine.logit_lens import logit_lens
+from hopscope.experiments.randomness import seeded
+from hopscope.experiments.two_hop.controls import whole_pool
 from hopscope.experiments.two_hop.partners import Pair, fingerprint, instead, pair_up
-from hopscope.experiments.two_hop.projection import logit_lens
 from hopscope.models.language_model import LanguageModel
 from hopscope.probes import LogitLens
 from hopscope.prompting.capture import capture
-from hopscope.prompting.query_prompts import Asker, intervals, question
+from hopscope.prompting.query_prompts import Asker, question
+from hopscope.queries.prompts import Prompt
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import Prompt, TwoHopQuery, relation_only
-from hopscope.results.result import Result, Tables, provenance
+from hopscope.queries.two_hop_query import TwoHopQuery, relation_only
+from hopscope.results.provenance import provenance
+from hopscope.results.result import Result
+from hopscope.results.run_folder import Tables
 from hopscope.results.runs import run_over
+from hopscope.statistics import intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from scipy import stats
 
-from hopscope.engine.attention import PrefixStore
-from hopscope.engine.sweep import ReadOut, Stop, generate
-from hopscope.errors import ResultError, UsageError
+from hopscope.engine.prefix_store import PrefixStore
+from hopscope.engine.read_out import ReadOut
+from hopscope.engine.sweep import generate
+from hopscope.errors import ResultError
 from hopscope.models.language_model import LanguageModel
-from hopscope.models.token_model import TokenModel
+from hopscope.prompting.generation import at_line_end, check_tokens, said
 from hopscope.prompting.tokenized import TokenizedPrompt, by_prefix
-from hopscope.queries.answers import Match, first_line, matches
+from hopscope.queries.answers import Match, matches
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import FORMS, Form
-from hopscope.results.result import Result, Tables, provenance
+from hopscope.results.provenance import provenance
+from hopscope.results.result import Result
+from hopscope.results.run_folder import Tables
 from hopscope.results.runs import run_over
 
 if TYPE_CHECKING:
@@ -140,30 +143,6 @@ def grade(
         queries, compute, run, per_part=PER_PART, out=out, shard=shard, progress=progress
     )
     return Grading(tables["frame"], tables["details"], run, queries)
-
-
-def check_tokens(max_new_tokens: int) -> None:
-    """Refuse to generate nothing.
-
-    Raises:
-        UsageError: if there is no token to generate.
-    """
-    if max_new_tokens < 1:
-        raise UsageError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
-
-
-def at_line_end(model: TokenModel) -> Stop:
-    """A stop that ends a generation with its first line that says something."""
-
-    def stop(tokens: tuple[int, ...]) -> bool:
-        return "\n" in model.decode(tokens)
-
-    return stop
-
-
-def said(text: str, one_line: bool) -> str:
-    """The part of a generation that counts as the answer."""
-    return first_line(text) if one_line else text
 
 
 def _generations(

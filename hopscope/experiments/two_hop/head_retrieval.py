@@ -18,7 +18,9 @@ from hopscope.probes import class_of_share, keys_held
 from hopscope.prompting.capture import capture
 from hopscope.prompting.query_prompts import Asker, question
 from hopscope.queries.query_set import QuerySet
-from hopscope.results.result import Result, Tables, provenance
+from hopscope.results.provenance import provenance
+from hopscope.results.result import Result
+from hopscope.results.run_folder import Tables
 from hopscope.results.runs import run_over
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from hopscope.errors import QueryError
 from hopscope.experiments.two_hop import controls
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.answers import normalise
+from hopscope.queries.prompts import Prompt
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import Prompt, TwoHopQuery
+from hopscope.queries.two_hop_query import TwoHopQuery
 
 logger = logging.getLogger(__name__)
 

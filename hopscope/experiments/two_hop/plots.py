@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
 from itertools import cycle
-from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from hopscope.plots.lines import edge_lines, layer_axis, layer_line, share_axis
 from hopscope.plots.style import (
     BLACK,
     BLUE,
@@ -26,16 +21,12 @@ from hopscope.plots.style import (
     PINK,
     SKY,
     TEXT,
-    TEXT_SIZE,
     VERMILION,
     axes_or_new,
     bar_look,
     color_of_each,
     errors_of,
     legend_below,
-    panels,
-    shared_legend,
-    size_of,
     text_size,
 )
 
@@ -81,44 +72,6 @@ def success_bars(rates: pd.DataFrame, ax: Axes | None = None, title: str = "") -
     return ax
 
 
-def layer_heatmap(
-    share: pd.DataFrame,
-    ax: Axes | None = None,
-    title: str = "",
-    vmax: float | None = None,
-    label: str = "queries answered",
-) -> Axes:
-    """Source × target layers, shaded by the share of queries; cells that were not run are blank.
-
-    Args:
-        share: rows target layer, columns source layer (`BackPatching.heatmap()`).
-        ax: where to draw.
-        title: of the axes.
-        vmax: share at the dark end of the colours; the largest one if None.
-        label: what the shares are of.
-    """
-    ax = axes_or_new(ax, 2.9)
-    top = max(float(np.nanmax(share.to_numpy())) if vmax is None else vmax, 1e-9)
-    table = share.sort_index(ascending=False)
-    width, height = size_of(ax)
-    sns.heatmap(
-        table,
-        ax=ax,
-        cmap="mako_r",
-        vmin=0,
-        vmax=top,
-        xticklabels=_every([int(layer) for layer in table.columns], width),
-        yticklabels=_every([int(layer) for layer in table.index], height)[::-1],
-        cbar_kws={
-            "label": label,
-            "format": mpl.ticker.PercentFormatter(1.0, decimals=0),
-        },
-    )
-    ax.tick_params(rotation=0, length=2)
-    ax.set(xlabel="source layer (read)", ylabel="target layer (replaced)", title=title)
-    return ax
-
-
 def described_bars(described: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
     """Share of queries in which some state is described as an entity, beside another one's.
 
@@ -151,32 +104,6 @@ def described_bars(described: pd.DataFrame, ax: Axes | None = None, title: str =
     return ax
 
 
-def head_heatmap(table: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
-    """Layer × head, shaded by mean recovery, red towards the partner's answer.
-
-    Args:
-        table: rows layer, columns head (`ActivationPatching.heads()`).
-        ax: where to draw.
-        title: of the axes.
-    """
-    ax = axes_or_new(ax, 2.9)
-    top = max(float(np.nanmax(np.abs(table.to_numpy()))), 1e-9)
-    width, height = size_of(ax)
-    sns.heatmap(
-        table.sort_index(ascending=False),
-        ax=ax,
-        cmap="vlag",
-        vmin=-top,
-        vmax=top,
-        xticklabels=_every([int(head) for head in table.columns], width),
-        yticklabels=_every([int(layer) for layer in table.index], height)[::-1],
-        cbar_kws={"label": "mean recovery"},
-    )
-    ax.tick_params(rotation=0, length=2)
-    ax.set(xlabel="head", ylabel="layer", title=title)
-    return ax
-
-
 def knockout_lines(
     effect: pd.DataFrame, ax: Axes | None = None, title: str = "", measure: str = "changed"
 ) -> Axes:
@@ -200,19 +127,6 @@ def knockout_lines(
         share_axis(ax)
     legend_below(ax)
     return ax
-
-
-def edge_lines(ax: Axes, effect: pd.DataFrame, control: str, label: str) -> None:
-    """A coloured line for each edge; its control is dotted grey with marks of the edge's colour."""
-    colors = color_of_each(effect["edge"])
-    for edge in colors:
-        rows = effect[(effect["edge"] == edge) & (effect["control"] == control)]
-        layer_line(ax, rows, "effect", GREY, ":", None, mark=colors[edge])
-    for edge, color in colors.items():
-        rows = effect[(effect["edge"] == edge) & (effect["control"] == "none")]
-        layer_line(ax, rows, "effect", color, "-", edge.replace("->", " → "))
-    if (effect["control"] == control).any():
-        ax.plot([], [], ":", color=GREY, marker="o", ms=2.2, mfc="none", label=label)
 
 
 TARGET_STYLES = {
@@ -375,53 +289,6 @@ def _by_position_and_site(ax: Axes, table: pd.DataFrame, value: str) -> None:
             layer_line(ax, rows, value, color, dash, f"{SITE_LABELS[site]}, {position}")
 
 
-def layer_line(
-    ax: Axes,
-    rows: pd.DataFrame,
-    value: str,
-    color: str,
-    dash: str,
-    label: str | None,
-    mark: str | None = None,
-) -> None:
-    """One line over layers, with its interval as a band; dotted ones have none."""
-    if rows.empty:
-        return
-    layers, middle, low, high = (
-        rows[name].to_numpy(dtype=float) for name in ("layer", value, "low", "high")
-    )
-    marks: dict[str, Any] = {}
-    if mark is not None:
-        every = max(1, len(layers) // 10)
-        marks = {"marker": "o", "ms": 2.2, "mfc": mark, "mec": mark, "markevery": every}
-    ax.plot(layers, middle, dash, color=color, lw=1.2, label=label, **marks)
-    if dash != ":":
-        ax.fill_between(layers, low, high, color=color, alpha=0.12, lw=0)
-
-
-def layer_axis(ax: Axes, x: str, y: str, title: str) -> None:
-    """Name the axes of lines over layers."""
-    ax.set(xlabel=x, ylabel=y, title=title)
-    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-
-
-def share_axis(ax: Axes) -> None:
-    """Let the y axis show shares, 0 to 1, in per cent."""
-    ax.set_ylim(-0.02, 1.02)
-    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
-
-
-LABEL = 0.22
-"""The room of a layer's label along an axis, in inches."""
-
-
-def _every(layers: list[int], inches: float) -> list[str]:
-    """Labels of layers, so many left out that they do not touch."""
-    most = max(2, int(inches * TEXT_SIZE / text_size() / LABEL))
-    step = -(-len(layers) // most)
-    return [str(layer) if index % step == 0 else "" for index, layer in enumerate(sorted(layers))]
-
-
 def grading_bars(summary: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
     """Share of queries that pass each form, and that fall into each subset.
 
@@ -451,74 +318,3 @@ def grading_bars(summary: pd.DataFrame, ax: Axes | None = None, title: str = "")
     ax.set(xlim=(0, 1), xlabel=f"share of {int(table['n'].iloc[0])} queries", title=title)
     ax.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
     return ax
-
-
-SUBSET_TITLES = {
-    "incorrect": "both hops right, composition wrong",
-    "correct": "composition right",
-    "all": "all queries",
-    "documents": "questions over documents",
-}
-
-
-def title_of(result: Any, what: str) -> str:
-    """The title of a figure: what it shows, of which model, on which queries."""
-    run = result.run
-    return f"{what}: {run['model']['name']} on “{run['queries']['name']}”"
-
-
-def panel_title(result: Any, subset: str) -> str:
-    """The title of a panel: the subset, and its number of queries."""
-    n = result.details["query"].nunique()
-    return f"{SUBSET_TITLES.get(subset, subset)} (n = {n})"
-
-
-def summary_panels(
-    results: Mapping[str, Any],
-    lines: Callable[[pd.DataFrame, Axes, str], Axes],
-    title: str,
-    *,
-    height: float = 3.0,
-    shared: bool = False,
-) -> tuple[Figure, pd.DataFrame]:
-    """A figure with the summary of each subset's result, side by side.
-
-    Args:
-        results: by subset.
-        lines: draws a summary.
-        title: what the figure shows.
-        height: in inches.
-        shared: one y axis and one legend for all.
-
-    Returns:
-        The figure, and the numbers that it draws.
-    """
-    figure, axes = panels(1, len(results), height, sharey=shared)
-    numbers = []
-    for ax, (subset, result) in zip(axes[0], results.items(), strict=True):
-        summary = result.summary()
-        lines(summary, ax, panel_title(result, subset))
-        numbers.append(summary.assign(subset=subset))
-    if shared:
-        shared_legend(figure, axes)
-    figure.suptitle(title_of(next(iter(results.values())), title))
-    return figure, pd.concat(numbers, ignore_index=True)
-
-
-def save_figure(figure: Figure, numbers: pd.DataFrame, folder: Path, name: str) -> list[Path]:
-    """Write a figure as PNG and SVG, and the numbers that it draws as CSV.
-
-    The same figure gives the same bytes: no date, no random ids. Each file is written beside its
-    place and renamed.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.{suffix}" for suffix in ("png", "svg", "csv")]
-    for path in paths:
-        beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-        if path.suffix == ".csv":
-            numbers.to_csv(beside, index=False, float_format="%.6g", lineterminator="\n")
-        else:
-            metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-            figure.savefig(beside, metadata=metadata)
-        os.replace(beside, path)
-    return paths

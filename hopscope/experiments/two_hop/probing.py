@@ -21,14 +21,16 @@ from scipy import stats
 from torch import Tensor
 
 from hopscope.errors import QueryError, UsageError
+from hopscope.experiments.arguments import check_choice, check_layers
 from hopscope.models.language_model import LanguageModel
 from hopscope.probes import LinearProbe, cross_validate, selectivity
 from hopscope.prompting.capture import capture
-from hopscope.prompting.query_prompts import check_choice, check_layers
 from hopscope.queries.answers import normalise
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
-from hopscope.results.result import Result, Tables, provenance
+from hopscope.results.provenance import provenance
+from hopscope.results.result import Result
+from hopscope.results.run_folder import Tables
 from hopscope.results.runs import run_once
 
 if TYPE_CHECKING:

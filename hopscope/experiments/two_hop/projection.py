@@ -15,16 +15,21 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hopscope.errors import ModelError, UsageError
+from hopscope.engine.logit_lens import logit_lens
+from hopscope.errors import UsageError
+from hopscope.experiments.arguments import check_choice
 from hopscope.experiments.two_hop.controls import choose_others, fingerprint
 from hopscope.models.language_model import LanguageModel
 from hopscope.probes import LogitLens
 from hopscope.prompting.capture import Activations, capture
-from hopscope.prompting.query_prompts import Asker, check_choice, intervals, question
+from hopscope.prompting.query_prompts import Asker, question
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
-from hopscope.results.result import Result, Tables, provenance
+from hopscope.results.provenance import provenance
+from hopscope.results.result import Result
+from hopscope.results.run_folder import Tables
 from hopscope.results.runs import run_over
+from hopscope.statistics import intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -158,22 +163,6 @@ def project(
         queries, projector.tables, run, per_part=PER_PART, out=out, shard=shard, progress=progress
     )
     return Projection.of(tables, run)
-
-
-def logit_lens(model: LanguageModel) -> LogitLens:
-    """The logit lens of a model: its own final norm and unembedding.
-
-    Raises:
-        ModelError: if the family scales its logits (Granite, Cohere), which the lens does not.
-    """
-    for name in ("logits_scaling", "logit_scale"):
-        if getattr(model.config, name, None) not in (None, 1.0):
-            raise ModelError(
-                f"{model.name} scales its logits ({name}), which the logit lens does not do: its "
-                "probabilities would be wrong"
-            )
-    softcap = getattr(model.config, "final_logit_softcapping", None)
-    return LogitLens(model.final_norm, model.unembedding, softcap)
 
 
 @dataclass(frozen=True)

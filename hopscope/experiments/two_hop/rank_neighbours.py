@@ -16,15 +16,20 @@ import pandas as pd
 import torch
 from scipy.cluster.vq import kmeans2
 
-from hopscope.engine.sweep import ReadOut, generate
+from hopscope.engine.read_out import ReadOut
+from hopscope.engine.sweep import generate
 from hopscope.errors import UsageError
+from hopscope.experiments.arguments import check_choice
 from hopscope.models.language_model import LanguageModel
 from hopscope.probes import key_clusters
-from hopscope.prompting.query_prompts import Asker, check_choice, intervals, question
+from hopscope.prompting.query_prompts import Asker, question
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
-from hopscope.results.result import Result, Tables, provenance
+from hopscope.results.provenance import provenance
+from hopscope.results.result import Result
+from hopscope.results.run_folder import Tables
 from hopscope.results.runs import run_over
+from hopscope.statistics import intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

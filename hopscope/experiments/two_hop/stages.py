@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from scipy import stats
 
 from hopscope.errors import ResultError, UsageError
 from hopscope.experiments.two_hop.attention_knockout import Knockouts, knockout
 from hopscope.experiments.two_hop.description import Description, describe
 from hopscope.experiments.two_hop.projection import Projection, project
 from hopscope.models.language_model import LanguageModel
-from hopscope.prompting.query_prompts import intervals
 from hopscope.queries.query_set import QuerySet
 from hopscope.results.result import Result
+from hopscope.statistics import _wilson, intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,13 +97,6 @@ class Stages(Result):
         from hopscope.experiments.two_hop import plots
 
         return plots.stage_axis(self.frame, self.summary(), ax)
-
-
-def _wilson(n: int, count: int) -> tuple[float, float, float]:
-    if not n:
-        return float("nan"), float("nan"), float("nan")
-    interval = stats.binomtest(count, n).proportion_ci(method="wilson")
-    return count / n, float(interval.low), float(interval.high)
 
 
 def combine(described: Description, knocked: Knockouts, projected: Projection) -> Stages:

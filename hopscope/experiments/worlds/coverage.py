@@ -21,7 +21,9 @@ from hopscope.errors import UsageError
 from hopscope.experiments.worlds.coverage_cutoffs import cutoffs
 from hopscope.probes import iicg
 from hopscope.prompting.capture import capture
-from hopscope.results.result import Result, mean_intervals, provenance
+from hopscope.results.provenance import provenance
+from hopscope.results.result import Result
+from hopscope.statistics import mean_intervals
 from hopscope.worlds.tasks.composed_tables import ComposedTables
 from hopscope.worlds.train import answered
 from hopscope.worlds.world import World

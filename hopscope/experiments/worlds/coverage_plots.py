@@ -15,7 +15,7 @@ from hopscope.experiments.worlds.coverage import GROUPINGS
 from hopscope.plots.style import BLUE, GREEN, GREY, VERMILION, axes_or_new, legend_below
 
 if TYPE_CHECKING:
-    from hopscope.experiments.worlds.data_needed import Exponent
+    from hopscope.statistics import Exponent
 
 
 def needed_points(

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -19,10 +19,14 @@ import torch
 from scipy import stats
 
 from hopscope.errors import UsageError
-from hopscope.results.result import Result, Tables, device_name, provenance
+from hopscope.results.provenance import device_name, provenance
+from hopscope.results.result import Result
+from hopscope.results.run_folder import Tables
 from hopscope.results.runs import run_parts
-from hopscope.training.fit import Schedule
-from hopscope.worlds.catalogue import COVERED, WORLDS, Recipe
+from hopscope.statistics import Exponent
+from hopscope.training.settings import Schedule
+from hopscope.worlds.catalogue import COVERED, WORLDS
+from hopscope.worlds.recipe import Recipe
 from hopscope.worlds.small_model import Shape, untrained
 from hopscope.worlds.tasks.composed_tables import ComposedTables, Structure
 from hopscope.worlds.train import train_world
@@ -35,23 +39,6 @@ PUBLISHED = {"two_hop": 2.26, "parallel": 2.43, "three_hop": 2.58}
 LEARNED = 0.5
 SHAPE = WORLDS["coverage"].shape
 SCHEDULE = replace(COVERED, steps=2000, batch_size=1024)
-
-
-class Exponent(NamedTuple):
-    """A power law fitted to the examples that are needed: `examples = factor * tokens ** value`.
-
-    Attributes:
-        value: the exponent.
-        low, high: its 95 % interval, by the t distribution of the slope; NaN for two sizes.
-        factor: in front.
-        published: the paper's exponent, for the structures that it has.
-    """
-
-    value: float
-    low: float
-    high: float
-    factor: float
-    published: float | None
 
 
 @dataclass(frozen=True, repr=False)

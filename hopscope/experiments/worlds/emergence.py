@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from hopscope.errors import ResultError, UsageError
 from hopscope.models.load import load_model
-from hopscope.results.result import Result, Tables
+from hopscope.results.result import Result
+from hopscope.results.run_folder import Tables
 from hopscope.results.runs import run_parts
 from hopscope.training.fit import snapshot_path
-from hopscope.worlds.catalogue import Recipe
+from hopscope.worlds.recipe import Recipe
 from hopscope.worlds.small_model import learn, untied, untrained
 from hopscope.worlds.world import World, read_world
 

@@ -21,8 +21,11 @@ from torch import Tensor
 from hopscope.errors import UsageError
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.graph_paths import PathSet, reachable
-from hopscope.results.result import Result, Tables, provenance, t_interval
+from hopscope.results.provenance import provenance
+from hopscope.results.result import Result
+from hopscope.results.run_folder import Tables
 from hopscope.results.runs import run_parts
+from hopscope.statistics import t_interval
 from hopscope.worlds.tasks.graph_reachability import GraphReachability, Maze
 from hopscope.worlds.thoughts import Thinking, think
 from hopscope.worlds.train import answered, thought_of

@@ -13,17 +13,12 @@ from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 
-from hopscope.documents.layout import Template
 from hopscope.documents.question_set import Document, Hop, MultiDocQuestion, QuestionSet
+from hopscope.documents.templates import Template
 from hopscope.errors import UsageError
 from hopscope.queries.graph_paths import PathPrompt
-from hopscope.training.fit import (
-    IGNORED,
-    check_not_negative,
-    check_positive,
-    check_shares,
-    share_at,
-)
+from hopscope.training.fit import IGNORED
+from hopscope.training.settings import check_not_negative, check_positive, check_shares, share_at
 from hopscope.worlds.tasks.examples import Batch, Written
 from hopscope.worlds.tasks.two_hop_facts import names
 

@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple
 
 from hopscope.errors import UsageError
 from hopscope.queries.graph_paths import PathPrompt
-from hopscope.training.fit import check_shares
+from hopscope.training.settings import check_shares
 from hopscope.worlds.tasks.examples import Batch, Written, tabulated
 from hopscope.worlds.tasks.two_hop_facts import names
 

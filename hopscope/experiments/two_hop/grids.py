@@ -1,20 +1,17 @@
-"""Provides the grids of results: which heatmap each kind of result shows."""
+"""Provides the grids of results on two-hop queries: which heatmap each of them shows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, singledispatch
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from hopscope.display.grid import EVERYTHING, Axis, Choice, Grid, Kind, Measure, Option, Slice
-from hopscope.experiments.two_hop.activation_patching import ActivationPatching
-from hopscope.experiments.two_hop.back_patching import BackPatching
-from hopscope.experiments.two_hop.description import Description
-from hopscope.experiments.two_hop.plots import title_of
+from hopscope.display.grid import EVERYTHING, Axis, Choice, Kind, Measure, Option, Slice
+from hopscope.plots.figures import title_of
 from hopscope.plots.style import CONTROLS
 from hopscope.results.result import Result
 
@@ -29,12 +26,6 @@ READ = (
 CELL = ["target_layer", "source_layer"]
 MOST_NAMED = 8
 """Queries whose names are told in a cell that answers them."""
-
-
-@singledispatch
-def grid_of(result: Result) -> Grid | None:
-    """The grid that a result shows; None if it has none."""
-    return None
 
 
 @dataclass(frozen=True)
@@ -56,7 +47,7 @@ class _LayerGrid:
 class BackPatchingGrid(_LayerGrid):
     """Source × target layers of a back-patching result, for all queries or one."""
 
-    result: BackPatching
+    result: Result
 
     @property
     def title(self) -> str:
@@ -126,11 +117,6 @@ class BackPatchingGrid(_LayerGrid):
         return float(self.result.frame.groupby(where)["hit"].mean().max())
 
 
-@grid_of.register
-def _(result: BackPatching) -> Grid | None:
-    return BackPatchingGrid(result)
-
-
 def _read(cells: pd.DataFrame) -> tuple[Measure, ...]:
     """What was read of answer and bridge; old runs lack the bridge."""
     return tuple(each for each in READ if each.name in cells)
@@ -169,7 +155,7 @@ def _some(queries: pd.Series[str]) -> str:
 class DescriptionGrid(_LayerGrid):
     """Source × target layers of entity descriptions, for all queries or one."""
 
-    result: Description
+    result: Result
 
     @property
     def title(self) -> str:
@@ -212,16 +198,11 @@ class DescriptionGrid(_LayerGrid):
         return Slice(means.assign(generation=said), measures, texts, facts, marked="e2")
 
 
-@grid_of.register
-def _(result: Description) -> Grid | None:
-    return DescriptionGrid(result)
-
-
 @dataclass(frozen=True)
 class HeadsGrid:
     """Layer × head of an activation patching result: what each head carries."""
 
-    result: ActivationPatching
+    result: Result
 
     @property
     def title(self) -> str:
@@ -266,11 +247,6 @@ class HeadsGrid:
 
 
 PARTNER_LABELS = {"none": "the partner's state", "random": "random vector"}
-
-
-@grid_of.register
-def _(result: ActivationPatching) -> Grid | None:
-    return HeadsGrid(result) if (result.frame["site"] == "z").any() else None
 
 
 def _ascending(numbers: Iterable[int]) -> tuple[int, ...]:

@@ -1,0 +1,373 @@
+"""Provides the attention operations of one prompt with a graph, and what they depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hopscope.engine.attention import forward_streams
+from hopscope.engine.cache import Prefix, StreamCache
+from hopscope.engine.hooks import rewriting_residual
+from hopscope.errors import QueryError, UsageError
+from hopscope.models.language_model import LanguageModel
+from hopscope.queries.graph_paths import PathPrompt, reachable
+
+PER_PART = 8
+
+
+TOKENS_AT_ONCE = 16_384
+
+
+SCORES_AT_ONCE = 2**26
+
+
+OTHER_PLACES = 12
+"""To which a token is moved at most, where its place is told by its position id alone."""
+
+
+ADDED = 1e-3
+"""Share of what words add to the states above which places are held to be added, too."""
+
+
+class Operation(NamedTuple):
+    """Attention of a head of a block to a token from an earlier one."""
+
+    layer: int
+    head: int
+    to: int
+    source: int
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What counts as a fall. The published ones; a score is a product of query and key over √d.
+
+    An operation is taken away as by an attention knock-out: what it weighed goes to the other keys,
+    where the paper's code sets its weight to 0.
+
+    Attributes:
+        logit: an operation is important if the answer's logit falls by more without it.
+        score: so is one without which the score of an important operation of a later block falls
+            by more (√d/20 of the product). The paper looks at those of the last block alone, in
+            which its models decide; a model may have decided before.
+        dependence: it depends on a word or place without which its score falls by more (√d/10).
+
+    Raises:
+        UsageError: for one that is negative.
+    """
+
+    logit: float = 0.4
+    score: float = 0.05
+    dependence: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("logit", "score", "dependence"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class _Versions:
+    """Versions of a prompt, a row each; by default it alone, as it is.
+
+    Attributes:
+        without: the operation that is knocked out in each row, all of one block.
+        added: what is added to the states before the first block.
+        positions: the position ids of the tokens.
+    """
+
+    without: Sequence[Operation] = ()
+    added: Float[Tensor, "row token d_model"] | None = None
+    positions: Int[Tensor, "row token"] | None = None
+
+    @property
+    def n_rows(self) -> int:
+        given = (each for each in (self.without, self.added, self.positions) if each is not None)
+        return max(1, *(len(each) for each in given))
+
+    def part(self, rows: slice) -> _Versions:
+        """Some of the versions."""
+        return _Versions(
+            self.without[rows],
+            None if self.added is None else self.added[rows],
+            None if self.positions is None else self.positions[rows],
+        )
+
+
+class _Passed(NamedTuple):
+    """What passes over one prompt gave."""
+
+    answer: Float[Tensor, " row"]
+    """The logit of the answer."""
+    said: Int[Tensor, " row"]
+    """The likeliest token."""
+    scores: Float[Tensor, "row operation"]
+    """The scores of the operations that were asked for."""
+
+
+class _Search:
+    """The operations of one prompt."""
+
+    def __init__(self, model: LanguageModel, prompt: PathPrompt, thresholds: Thresholds) -> None:
+        self.model, self.prompt, self.thresholds = model, prompt, thresholds
+        encoded = model.encode(prompt.text)
+        self.ids = torch.tensor(encoded.ids, device=model.device)
+        self.n = len(encoded.ids)
+        self.words = [encoded.text[start:stop].strip() for start, stop in encoded.offsets]
+        places = [prompt.start, prompt.goal, *(place for edge in prompt.edges for place in edge)]
+        wrong = [place for place in places if place >= self.n or not self.words[place]]
+        if wrong:
+            raise QueryError(
+                f"path prompt {prompt.id!r} has no vertex at place {wrong[0]}; its {self.n} "
+                f"tokens, special ones included, are {self.tokens}"
+            )
+        answers = model.first_tokens([prompt.answer])
+        if not answers:
+            raise QueryError(f"path prompt {prompt.id!r} has no answer")
+        self.answer = answers[0]
+        self.clean, self.clean_scores = self._run(_Versions())
+
+    @property
+    def tokens(self) -> str:
+        """The tokens, one space between; a dot for one without text."""
+        return " ".join(word or "·" for word in self.words)
+
+    def tables(self) -> tuple[pd.DataFrame, dict[str, object]]:
+        """The rows of the frame, and the row of the details."""
+        drops = self._important()
+        operations = sorted(drops)
+        words, places = self._dependences(operations)
+        explained, merged = self._merged(operations, words, places)
+        rows = [
+            {
+                "query": self.prompt.id,
+                "layer": each.layer,
+                "head": each.head,
+                "to_token": each.to,
+                "from_token": each.source,
+                "logit_drop": drops[each][0],
+                "score_drop": drops[each][1],
+                "words": " ".join(map(str, words[each])),
+                "places": " ".join(map(str, places[each])),
+                "explained": each in explained,
+            }
+            for each in operations
+        ]
+        said = int(self.clean.argmax())
+        details = {
+            "query": self.prompt.id,
+            "group": self.prompt.group,
+            "prompt": self.prompt.text,
+            "tokens": self.tokens,
+            "answer": self.prompt.answer,
+            "said": self.model.decode([said]).strip(),
+            "correct": said == self.answer,
+            "n_operations": len(operations),
+            "n_explained": len(explained),
+            **self._joined(merged),
+        }
+        return pd.DataFrame(rows, columns=list(TYPES)).astype(TYPES), details
+
+    @torch.no_grad()
+    def _run(self, versions: _Versions) -> tuple[Float[Tensor, "row vocab"], Mapping[int, Tensor]]:
+        """The logits after the prompt, and by block the scores (row, head, query, key)."""
+        added, without = versions.added, versions.without
+
+        def rewrite(boundary: int, hidden: Tensor) -> Tensor | None:
+            return None if boundary or added is None else hidden + added.to(hidden)
+
+        cache = StreamCache(Prefix(), self.model.n_layers, record_scores=True)
+        cache.blocked = {without[0].layer: self._blocked(without)} if without else {}
+        with rewriting_residual(self.model, rewrite):
+            rows = self.ids.expand(versions.n_rows, -1)
+            logits = forward_streams(self.model, cache, rows, positions=versions.positions)
+        assert cache.scores is not None
+        return logits.float(), cache.scores
+
+    def _passes(self, versions: _Versions, at: Sequence[Operation]) -> _Passed:
+        """Run many versions, as many at once as there is room for, and read some scores."""
+        own = self.model.n_layers * self.model.n_heads * self.n * self.n
+        at_once = max(1, min(TOKENS_AT_ONCE // self.n, SCORES_AT_ONCE // own))
+        parts = []
+        for start in range(0, versions.n_rows, at_once):
+            logits, scores = self._run(versions.part(slice(start, start + at_once)))
+            parts.append(
+                _Passed(logits[:, self.answer], logits.argmax(-1), _at(scores, at, logits))
+            )
+        return _Passed(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+    def _falls(
+        self, versions: _Versions, at: Sequence[Operation]
+    ) -> tuple[Float[Tensor, " row"], Float[Tensor, "row operation"]]:
+        """How far the answer's logit and some scores fall in versions of the prompt."""
+        passed = self._passes(versions, at)
+        clean = _at(self.clean_scores, at, self.clean)
+        return self.clean[:, self.answer] - passed.answer, clean - passed.scores
+
+    def _important(self) -> dict[Operation, tuple[float, float]]:
+        """Important operations, with the falls of the answer's logit and of later scores."""
+        found: dict[Operation, tuple[float, float]] = {}
+        read = {self.n - 1}
+        for layer in reversed(range(self.model.n_layers)):
+            tried = [
+                Operation(layer, head, to, source)
+                for to in sorted(read)
+                for head in range(self.model.n_heads)
+                for source in range(to)
+            ]
+            if not tried:
+                continue
+            falls, of_scores = self._falls(_Versions(without=tried), list(found))
+            logit = falls.tolist()
+            score = of_scores.amax(dim=1).tolist() if found else [0.0] * len(tried)
+            for each, *drops in zip(tried, logit, score, strict=True):
+                if drops[0] > self.thresholds.logit or drops[1] > self.thresholds.score:
+                    found[each] = drops[0], drops[1]
+            read |= {each.source for each in found if each.layer == layer}
+        return found
+
+    def _blocked(self, operations: Sequence[Operation]) -> Bool[Tensor, "row head query key"]:
+        """For each operation the edges that are blocked: itself."""
+        shape = len(operations), self.model.n_heads, self.n, self.n
+        blocked = torch.zeros(shape, dtype=torch.bool, device=self.model.device)
+        _, head, to, source = torch.tensor(operations).T
+        blocked[torch.arange(len(operations)), head, to, source] = True
+        return blocked
+
+    def _dependences(
+        self, operations: Sequence[Operation]
+    ) -> tuple[dict[Operation, list[int]], dict[Operation, list[int]]]:
+        """The tokens on whose word, and on whose place, the score of each operation depends."""
+        if not operations:
+            return {}, {}
+        words, places = self._starts()
+        in_states = places.abs().max() > ADDED * words.abs().max()
+        falls = (
+            self._changed(operations, words),
+            self._changed(operations, places) if in_states else self._moved(operations),
+        )
+        of_words, of_places = (
+            {
+                each: (column > self.thresholds.dependence).nonzero().flatten().tolist()
+                for each, column in zip(operations, fall.cpu().T, strict=True)
+            }
+            for fall in falls
+        )
+        return of_words, of_places
+
+    def _changed(
+        self, operations: Sequence[Operation], away: Float[Tensor, "token d_model"]
+    ) -> Float[Tensor, "token operation"]:
+        """How far scores fall when something is added to the state of each token at the start."""
+        token = torch.arange(self.n)
+        added = away.new_zeros(self.n, *away.shape)
+        added[token, token] = away
+        return self._falls(_Versions(added=added), operations)[1]
+
+    def _moved(self, operations: Sequence[Operation]) -> Float[Tensor, "token operation"]:
+        """How far scores fall, on average, when each token stands at other tokens' places.
+
+        What it sees and what sees it stays as it was.
+        """
+        here = torch.arange(self.n, device=self.ids.device)
+        n_others = min(self.n - 1, OTHER_PLACES)
+        others = torch.linspace(0, self.n - 2, n_others, device=here.device).round().long()
+        others = others + (others >= here[:, None])  # without its own place
+        positions = here.repeat(self.n, n_others, 1)
+        positions[here, :, here] = others
+        _, falls = self._falls(_Versions(positions=positions.flatten(0, 1)), operations)
+        return falls.view(self.n, n_others, -1).mean(dim=1)
+
+    @torch.no_grad()
+    def _starts(self) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, "token d_model"]]:
+        """What turns each token's state at the start into one of no word, or of no place.
+
+        The word becomes the mean of the other words of the prompt in that place, and the place the
+        mean of the other places with that word.
+        """
+        kinds, own = torch.unique(self.ids, return_inverse=True)
+        states: list[Tensor] = []
+
+        def keep(boundary: int, hidden: Tensor) -> None:
+            if not boundary:
+                states.append(hidden)
+
+        with rewriting_residual(self.model, keep):
+            rows = kinds[:, None].expand(-1, self.n)
+            forward_streams(self.model, StreamCache(Prefix(), self.model.n_layers), rows)
+        table, token = states[0].float(), torch.arange(self.n, device=self.ids.device)
+        here = table[own, token]
+        others = (table.sum(dim=0) - here) / max(1, len(kinds) - 1)
+        elsewhere = (table.sum(dim=1)[own] - here) / max(1, self.n - 1)
+        return others - here, elsewhere - here
+
+    def _merged(
+        self,
+        operations: Sequence[Operation],
+        words: Mapping[Operation, Sequence[int]],
+        places: Mapping[Operation, Sequence[int]],
+    ) -> tuple[set[Operation], set[str]]:
+        """The explained operations, and the vertices that the last token holds in the end."""
+        held = [{word} for word in self.words]
+        explained = set()
+        for layer in range(self.model.n_layers):
+            before = [set(each) for each in held]
+            for each in operations:
+                if each.layer != layer:
+                    continue
+                shared = before[each.to] & before[each.source]
+                met = any(self.words[token] in shared for token in words[each])
+                if met or {each.to, each.source} <= set(places[each]):
+                    explained.add(each)
+                    held[each.to] |= before[each.source]
+        return explained, held[-1]
+
+    def _joined(self, merged: set[str]) -> dict[str, bool]:
+        """Whether edges between merged vertices lead to the goal, or elsewhere as far away."""
+        edges = [(self.words[a], self.words[b]) for a, b in self.prompt.edges]
+        start, goal = self.words[self.prompt.start], self.words[self.prompt.goal]
+        steps = reachable(edges, start)
+
+        def as_far(vertex: str) -> set[str]:
+            return {each for each, n in reachable(edges, vertex).items() if n == steps.get(goal)}
+
+        others = {start: as_far(start) - {goal}}
+        if not others[start]:
+            elsewhere = {vertex for vertex, _ in edges} - set(steps)
+            others = {vertex: as_far(vertex) - set(steps) for vertex in elsewhere}
+        held = [edge for edge in edges if {*edge} <= merged]
+        return {
+            "joined": goal in reachable(held, start),
+            "joined_other": any(ends & set(reachable(held, a)) for a, ends in others.items()),
+        }
+
+
+def _at(
+    scores: Mapping[int, Tensor], operations: Sequence[Operation], logits: Tensor
+) -> Float[Tensor, "row operation"]:
+    """The scores of some operations, in a tensor like the logits."""
+    found = logits.new_zeros(len(logits), len(operations))
+    for column, (layer, head, to, source) in enumerate(operations):
+        found[:, column] = scores[layer][:, head, to, source]
+    return found
+
+
+TYPES = {
+    "query": str,
+    "layer": int,
+    "head": int,
+    "to_token": int,
+    "from_token": int,
+    "logit_drop": float,
+    "score_drop": float,
+    "words": str,
+    "places": str,
+    "explained": bool,
+}
+"""The columns of the frame; a prompt without operations has them, too."""

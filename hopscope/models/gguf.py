@@ -1,0 +1,111 @@
+"""Provides read_gguf(): a quantised model file, turned into a folder that loads quickly."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from hopscope.errors import ModelError
+
+SPLITS_DIGITS = frozenset({"smollm", "starcoder", "refact"})
+"""GGUF pre-tokenizers that split digits before the byte-level BPE; transformers drops that step."""
+
+
+def read_gguf(
+    path: Path, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Reads a GGUF file into a plain dense model, on the CPU, and its tokenizer.
+
+    Args:
+        path: The `.gguf` file.
+        dtype: What the weights are dequantised to; float32 is exact.
+
+    Raises:
+        ModelError: The file cannot be read, or its architecture is unknown to transformers.
+    """
+    place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    dense: dict[str, Any] = {}
+    if hasattr(transformers, "GgufConfig"):  # else a GPU could be given packed 4-bit modules
+        dense["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**place)
+        model = AutoModelForCausalLM.from_pretrained(**place, dtype=dtype, **dense)
+    except (ValueError, OSError, KeyError, NotImplementedError, RuntimeError) as error:
+        raise ModelError(
+            f"cannot read {path} as a GGUF model: {error}. Expected a complete GGUF file of an "
+            "architecture that transformers can dequantise."
+        ) from error
+    _forget_quantisation(model)
+    model.eval()  # type: ignore[no-untyped-call]
+    return model, _plain_tokenizer(tokenizer, path)
+
+
+def _forget_quantisation(model: PreTrainedModel) -> None:
+    """Drops the traces of GGUF: the weights are dense by now, and must be saved and loaded so."""
+    model.hf_quantizer = None  # type: ignore[assignment]
+    for trace in ("quantization_config", "_model_name_or_path"):
+        model.config.__dict__.pop(trace, None)
+
+
+def _plain_tokenizer(tokenizer: Any, path: Path) -> PreTrainedTokenizerBase:
+    """The same tokenizer as a generic fast one, with the pre-tokenizer that the GGUF file names.
+
+    The generic class reads everything from `tokenizer.json`; a family's class builds part of it
+    again from vocabulary and merges, which is slow and may differ.
+    """
+    backend = tokenizer.backend_tokenizer
+    is_byte_level = isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel)
+    if is_byte_level and _gguf_pre_tokenizer(path) in SPLITS_DIGITS:
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
+    plain = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=backend,
+        padding_side=tokenizer.padding_side,
+        clean_up_tokenization_spaces=False,
+        **tokenizer.special_tokens_map,
+    )
+    plain.chat_template = tokenizer.chat_template
+    return plain
+
+
+def _gguf_pre_tokenizer(path: Path) -> str | None:
+    """The GGUF file's own name of its pre-tokenizer, such as `"smollm"`."""
+    from gguf import GGUFReader  # heavy, and needed here alone
+
+    field = GGUFReader(path).get_field("tokenizer.ggml.pre")
+    return None if field is None else str(field.contents())
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Silences transformers' own progress bars, which would break up the bar of the steps.
+
+    The one of its GGUF reader knows no switch, so what is written to stderr meanwhile goes
+    nowhere. Log messages come through: their handlers hold the stream that was there before.
+    """
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,86 @@
+"""Provides heatmaps over layers and heads."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+
+from hopscope.plots.style import TEXT_SIZE, axes_or_new, size_of, text_size
+
+
+def layer_heatmap(
+    share: pd.DataFrame,
+    ax: Axes | None = None,
+    title: str = "",
+    vmax: float | None = None,
+    label: str = "queries answered",
+) -> Axes:
+    """Source × target layers, shaded by the share of queries; cells that were not run are blank.
+
+    Args:
+        share: rows target layer, columns source layer (`BackPatching.heatmap()`).
+        ax: where to draw.
+        title: of the axes.
+        vmax: share at the dark end of the colours; the largest one if None.
+        label: what the shares are of.
+    """
+    ax = axes_or_new(ax, 2.9)
+    top = max(float(np.nanmax(share.to_numpy())) if vmax is None else vmax, 1e-9)
+    table = share.sort_index(ascending=False)
+    width, height = size_of(ax)
+    sns.heatmap(
+        table,
+        ax=ax,
+        cmap="mako_r",
+        vmin=0,
+        vmax=top,
+        xticklabels=_every([int(layer) for layer in table.columns], width),
+        yticklabels=_every([int(layer) for layer in table.index], height)[::-1],
+        cbar_kws={
+            "label": label,
+            "format": mpl.ticker.PercentFormatter(1.0, decimals=0),
+        },
+    )
+    ax.tick_params(rotation=0, length=2)
+    ax.set(xlabel="source layer (read)", ylabel="target layer (replaced)", title=title)
+    return ax
+
+
+def head_heatmap(table: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """Layer × head, shaded by mean recovery, red towards the partner's answer.
+
+    Args:
+        table: rows layer, columns head (`ActivationPatching.heads()`).
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = axes_or_new(ax, 2.9)
+    top = max(float(np.nanmax(np.abs(table.to_numpy()))), 1e-9)
+    width, height = size_of(ax)
+    sns.heatmap(
+        table.sort_index(ascending=False),
+        ax=ax,
+        cmap="vlag",
+        vmin=-top,
+        vmax=top,
+        xticklabels=_every([int(head) for head in table.columns], width),
+        yticklabels=_every([int(layer) for layer in table.index], height)[::-1],
+        cbar_kws={"label": "mean recovery"},
+    )
+    ax.tick_params(rotation=0, length=2)
+    ax.set(xlabel="head", ylabel="layer", title=title)
+    return ax
+
+
+LABEL = 0.22
+"""The room of a layer's label along an axis, in inches."""
+
+
+def _every(layers: list[int], inches: float) -> list[str]:
+    """Labels of layers, so many left out that they do not touch."""
+    most = max(2, int(inches * TEXT_SIZE / text_size() / LABEL))
+    step = -(-len(layers) // most)
+    return [str(layer) if index % step == 0 else "" for index, layer in enumerate(sorted(layers))]

@@ -1,0 +1,60 @@
+"""Provides lines over layers with their bands, and the axes that they share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+
+from hopscope.plots.style import GREY, color_of_each
+
+
+def edge_lines(ax: Axes, effect: pd.DataFrame, control: str, label: str) -> None:
+    """A coloured line for each edge; its control is dotted grey with marks of the edge's colour."""
+    colors = color_of_each(effect["edge"])
+    for edge in colors:
+        rows = effect[(effect["edge"] == edge) & (effect["control"] == control)]
+        layer_line(ax, rows, "effect", GREY, ":", None, mark=colors[edge])
+    for edge, color in colors.items():
+        rows = effect[(effect["edge"] == edge) & (effect["control"] == "none")]
+        layer_line(ax, rows, "effect", color, "-", edge.replace("->", " → "))
+    if (effect["control"] == control).any():
+        ax.plot([], [], ":", color=GREY, marker="o", ms=2.2, mfc="none", label=label)
+
+
+def layer_line(
+    ax: Axes,
+    rows: pd.DataFrame,
+    value: str,
+    color: str,
+    dash: str,
+    label: str | None,
+    mark: str | None = None,
+) -> None:
+    """One line over layers, with its interval as a band; dotted ones have none."""
+    if rows.empty:
+        return
+    layers, middle, low, high = (
+        rows[name].to_numpy(dtype=float) for name in ("layer", value, "low", "high")
+    )
+    marks: dict[str, Any] = {}
+    if mark is not None:
+        every = max(1, len(layers) // 10)
+        marks = {"marker": "o", "ms": 2.2, "mfc": mark, "mec": mark, "markevery": every}
+    ax.plot(layers, middle, dash, color=color, lw=1.2, label=label, **marks)
+    if dash != ":":
+        ax.fill_between(layers, low, high, color=color, alpha=0.12, lw=0)
+
+
+def layer_axis(ax: Axes, x: str, y: str, title: str) -> None:
+    """Name the axes of lines over layers."""
+    ax.set(xlabel=x, ylabel=y, title=title)
+    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+
+
+def share_axis(ax: Axes) -> None:
+    """Let the y axis show shares, 0 to 1, in per cent."""
+    ax.set_ylim(-0.02, 1.02)
+    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))

@@ -1,0 +1,53 @@
+"""Provides when a generation has ended, and which part of it is the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hopscope.engine.read_out import Stop
+from hopscope.errors import UsageError
+from hopscope.models.language_model import LanguageModel
+from hopscope.models.token_model import TokenModel
+from hopscope.queries.answers import Match, decided, first_line
+
+
+def check_tokens(max_new_tokens: int) -> None:
+    """Refuse to generate nothing.
+
+    Raises:
+        UsageError: if there is no token to generate.
+    """
+    if max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
+
+
+def at_line_end(model: TokenModel) -> Stop:
+    """A stop that ends a generation with its first line that says something."""
+
+    def stop(tokens: tuple[int, ...]) -> bool:
+        return "\n" in model.decode(tokens)
+
+    return stop
+
+
+def said(text: str, one_line: bool) -> str:
+    """The part of a generation that counts as the answer."""
+    return first_line(text) if one_line else text
+
+
+def until_answered(
+    model: LanguageModel, names: Iterable[str], match: Match, one_line: bool
+) -> Stop:
+    """A stop for when the line has ended, or the answer is there whatever may follow."""
+    names = tuple(names)
+
+    def stop(tokens: tuple[int, ...]) -> bool:
+        text = model.decode(tokens)
+        return (one_line and "\n" in text) or decided(text, names, match)
+
+    return stop
+
+
+def same_answer(a: str, b: str, one_line: bool) -> bool:
+    """Whether two generations say the same."""
+    return said(a, one_line).strip() == said(b, one_line).strip()

@@ -1,0 +1,89 @@
+"""Provides load_queries(): a bundled set, a file or a data set of the hub, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+import pandas as pd
+
+from hopscope.errors import QueryError
+from hopscope.queries.formats import SUFFIXES, read_hub, read_table
+from hopscope.queries.query_set import QuerySet, _near
+
+BUNDLED = {"world": 5}
+"""The query sets that come with hopscope, each with its number of demonstrations."""
+RESOLVERS: dict[str, Callable[[str], QuerySet]] = {}
+"""By what stands before the colon of a name, such as `world:`: gives the queries of that name.
+Those who know such names add themselves."""
+
+
+def load_queries(
+    source: str | Path | pd.DataFrame | QuerySet,
+    *,
+    split: str | None = None,
+    few_shot: int | None = None,
+) -> QuerySet:
+    """Load a set of two-hop queries.
+
+    The form of a table is recognised by its columns. *Hopping Too Late* (Biran et al. 2024) needs
+    ``e{1,2,3}_label``, ``e{1,2,3}_aliases``, ``r1_template`` and ``r2_template``. *TwoHopFact*
+    (Yang et al. 2024) needs ``e{1,2,3}.value`` and the prompts ``r1(e1).prompt``,
+    ``r2(e2).prompt``, ``r2(r1(e1)).prompt``, whose templates are cut out of them. All other
+    columns are kept as ``extra``; a first column without a name is called ``Unnamed: 0``.
+
+    Args:
+        source: "world", the bundled set; "world:NAME.SPLIT", the questions of one of
+            `hopscope.worlds` (such as "world:two-hop-looped.first_hop_ood"); the path of a .csv,
+            .parquet or .jsonl file; the id of a data set on the Hugging Face hub; a data frame;
+            or a query set.
+        split: which split of a hub data set; by default its only one, or "train".
+        few_shot: demonstrations in each prompt; by default 5 for "world", 0 for other tables,
+            and what it has for a query set.
+
+    Raises:
+        QueryError: for an unknown name, a missing file or column, a row that makes no query (with
+            its number), an empty table, or a hub that cannot be reached.
+
+    Example:
+        >>> load_queries("world", few_shot=0)[0].first_hop()
+        'The country containing Aarhus is'
+    """
+    queries, default = _load(source, split)
+    k = default if few_shot is None else few_shot
+    return queries if k == queries.few_shot else queries.with_few_shot(k)
+
+
+def _load(source: object, split: str | None) -> tuple[QuerySet, int]:
+    """The queries of a source and its own number of demonstrations."""
+    if isinstance(source, QuerySet):
+        return source, source.few_shot
+    if isinstance(source, pd.DataFrame):
+        return QuerySet.from_pandas(source), 0
+    if isinstance(source, str) and source in BUNDLED:
+        with resources.as_file(resources.files("hopscope.data") / f"{source}.csv") as path:
+            return QuerySet.from_pandas(read_table(path), source), BUNDLED[source]
+    if not isinstance(source, str | Path):
+        raise QueryError(
+            f"cannot load queries from a {type(source).__name__}; give a name, a path, a hub id, "
+            "a data frame or a query set"
+        )
+    scheme = source.partition(":")[0] if isinstance(source, str) else ""
+    if scheme in RESOLVERS:
+        return RESOLVERS[scheme](str(source)), 0
+    path = Path(source)
+    if path.is_file():
+        return QuerySet.from_pandas(read_table(path), path.stem), 0
+    if isinstance(source, str) and source.count("/") == 1 and path.suffix not in SUFFIXES:
+        return QuerySet.from_datasets(read_hub(source, split, "train"), source), 0
+    raise QueryError(_not_found(path))
+
+
+def _not_found(path: Path) -> str:
+    """What to say of a name that is no bundled set and no file."""
+    beside = [str(each) for each in path.parent.glob("*") if each.suffix in SUFFIXES]
+    return (
+        f"no query set {str(path)!r}: it is neither a bundled set ({', '.join(BUNDLED)}) nor a "
+        f"file that exists nor a hub id (owner/name){_near(str(path), [*BUNDLED, *beside])}"
+    )

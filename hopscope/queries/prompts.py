@@ -1,0 +1,78 @@
+"""Provides Prompt: the text of a query with its named spans, and their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from hopscope.errors import QueryError
+from hopscope.queries.two_hop_query import Form, Span, TwoHopQuery
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The text that a model reads for one query.
+
+    Args:
+        text: demonstrations and question.
+        query_id: the query's id.
+        form: which question is asked.
+        few_shot: how many characters the demonstrations take; 0 for a zero-shot prompt.
+        spans: character spans in ``text``, end excluded, by name; see `TwoHopQuery.compose`.
+    """
+
+    text: str
+    query_id: str
+    form: Form
+    few_shot: int = 0
+    spans: Mapping[str, Span] = field(default_factory=dict, hash=False)
+
+    @classmethod
+    def of(cls, query: TwoHopQuery, form: Form = "two_hop", demonstrations: str = "") -> Prompt:
+        """Compose a query's prompt after a text of demonstrations."""
+        text, spans = query.compose(form)
+        shift = len(demonstrations)
+        moved = {name: (start + shift, end + shift) for name, (start, end) in spans.items()}
+        return cls(demonstrations + text, query.id, form, shift, moved)
+
+
+def token_span(prompt: Prompt, name: str, offsets: Sequence[Span]) -> Span:
+    """Return the tokens that hold a span: the index of the first, and of the last plus one.
+
+    Args:
+        prompt: a prompt.
+        name: one of its spans: "e1", "r1e1", "t1", "t2", ...
+        offsets: the character offsets of each token of ``prompt.text`` from a fast tokenizer
+            (``return_offsets_mapping=True``). Special tokens are (0, 0).
+
+    Raises:
+        QueryError: if the prompt has no such span, or no token lies in it.
+    """
+    if name not in prompt.spans:
+        raise QueryError(
+            f"the {prompt.form} prompt of query {prompt.query_id!r} has no span {name!r}; "
+            f"it has {', '.join(sorted(prompt.spans))}"
+        )
+    start, end = prompt.spans[name]
+    part = prompt.text[start:end]
+    start += len(part) - len(part.lstrip())
+    end -= len(part) - len(part.rstrip())
+    inside = [i for i, (a, b) in enumerate(offsets) if max(a, start) < min(b, end)]
+    if not inside:
+        raise QueryError(
+            f"no token of query {prompt.query_id!r} lies in span {name!r} ({part!r}) of the prompt "
+            f"{prompt.text!r}; pass the offsets of this very text, untruncated, from a fast "
+            "tokenizer, or leave the query out"
+        )
+    return inside[0], inside[-1] + 1
+
+
+def token_position(prompt: Prompt, name: str, offsets: Sequence[Span]) -> int:
+    """Return the index of the last token of a span; arguments and errors as `token_span`.
+
+    Example:
+        >>> prompt = Prompt("the capital is", "1", "first_hop", 0, {"t1": (0, 11)})
+        >>> token_position(prompt, "t1", [(0, 0), (0, 3), (3, 7), (7, 11), (11, 14)])
+        3
+    """
+    return token_span(prompt, name, offsets)[1] - 1

@@ -1,0 +1,94 @@
+"""Provides provenance(): what a result must carry so that it can be made again."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from hopscope.models.token_model import TokenModel
+
+LIBRARIES = ("torch", "transformers", "transformer-lens", "nnsight", "numpy", "pandas")
+
+
+class Asked(Protocol):
+    """What a result was asked: queries, questions or the like, with a name.
+
+    Attributes:
+        name: what the set is called.
+        few_shot: demonstrations in a prompt.
+        few_shot_seed: of their choice.
+        fingerprint: a digest of all that is asked.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def few_shot(self) -> int: ...
+    @property
+    def few_shot_seed(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+    def __len__(self) -> int: ...
+
+
+def provenance(
+    model: TokenModel,
+    queries: Asked,
+    kind: str,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What a result must carry so that it can be made again."""
+    record = {
+        "kind": kind,
+        "settings": dict(settings),
+        "model": {
+            "name": model.name,
+            "family": model.hf.config.model_type,
+            "sha256": model.fingerprint,
+            "n_layers": model.n_layers,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": device_name(model.device),
+        },
+        "queries": {
+            "name": queries.name,
+            "n": len(queries),
+            "sha256": queries.fingerprint,
+            "few_shot": queries.few_shot,
+            "few_shot_seed": queries.few_shot_seed,
+        },
+        "versions": {
+            "hopscope": metadata.version("hopscope"),
+            "git": _git_commit(),
+            "python": platform.python_version(),
+            **{library: metadata.version(library) for library in LIBRARIES},
+        },
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    as_saved: dict[str, Any] = json.loads(json.dumps(record))
+    return as_saved
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is called in records: the card's name, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _git_commit() -> str | None:
+    """The commit that hopscope runs from, if it runs from a checkout of its own."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

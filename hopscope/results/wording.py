@@ -1,0 +1,77 @@
+"""Provides how numbers, intervals and comparisons are put into words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from hopscope.results.result import Result
+
+CONTROL_NAMES = {"other": "another query's state", "random": "a random vector"}
+
+
+def percent(share: float) -> str:
+    """A share in whole per cent."""
+    return f"{100 * share:.0f} %"
+
+
+def with_interval(share: float, low: float, high: float) -> str:
+    """A share with its interval: `38 % (12–62)`; without one where it is unknown."""
+    if low != low:
+        return percent(share)
+    return f"{percent(share)} ({100 * low:.0f}–{100 * high:.0f})"
+
+
+def value_with_interval(value: float, low: float, high: float, sign: str = "") -> str:
+    """A number with its interval: `0.96 (0.84 to 1.07)`; without one where it is unknown."""
+    if low != low:
+        return f"{value:{sign}.2f}"
+    return f"{value:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
+
+
+def points(difference: float, low: float, high: float) -> str:
+    """A difference of shares in points, with its interval."""
+    if low != low:
+        return f"{100 * difference:+.0f} points"
+    return f"{100 * difference:+.0f} points ({100 * low:+.0f} to {100 * high:+.0f})"
+
+
+LEAST_QUERIES = 6
+"""With fewer pairs no exact two-sided sign test can reach the 5 % level."""
+
+
+def verdict(gain: Mapping[str, Any]) -> str:
+    """What a paired difference to a control says: a row with `n`, `low` and `high`."""
+    if gain["n"] < LEAST_QUERIES:
+        return "too few queries to tell"
+    if gain["low"] > 0:
+        return "more than chance"
+    return "less than chance" if gain["high"] < 0 else "not told apart from chance"
+
+
+def n_queries(result: Result) -> int:
+    """How many queries a result is of."""
+    return int(result.details["query"].nunique())
+
+
+def _rows(table: pd.DataFrame, **where: Any) -> Iterator[dict[str, Any]]:
+    for column, value in where.items():
+        table = table[table[column] == value]
+    for row in table.to_dict("records"):
+        yield {str(name): value for name, value in row.items()}
+
+
+def _one(table: pd.DataFrame, **where: Any) -> dict[str, Any] | None:
+    return next(_rows(table, **where), None)
+
+
+def _largest(table: pd.DataFrame, column: str) -> dict[str, Any]:
+    """The row with the largest value, the first of several."""
+    order = table.sort_values(column, ascending=False, kind="stable")
+    return next(_rows(order))
+
+
+def _layer(value: float) -> str:
+    return "never" if value != value else f"layer {value:.1f}".removesuffix(".0")

@@ -1,0 +1,155 @@
+"""Provides how figure scripts are found and run."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from hopscope.errors import ResultError, UsageError
+from hopscope.results.result import Result
+from hopscope.results.run_folder import is_run
+from hopscope.study.steps import SUBSETS
+
+logger = logging.getLogger(__name__)
+
+
+R = TypeVar("R", bound=Result)
+
+
+def figure_scripts(folder: Path, names: Sequence[str]) -> dict[str, Path]:
+    """The figure scripts of a folder, one a figure: those named, or all.
+
+    Raises:
+        UsageError: for an unknown figure, or a folder without scripts.
+    """
+    there = {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
+    if not there:
+        raise UsageError(
+            f"no figure scripts in {folder}: run this in a checkout of hopscope, or give --scripts"
+        )
+    unknown = [name for name in names if name not in there]
+    if unknown:
+        raise UsageError(f"no figure {unknown[0]!r} in {folder}: there is {', '.join(there)}")
+    return {name: there[name] for name in names or there}
+
+
+def results_of(runs: Path, step: str, kind: type[R]) -> dict[str, R]:
+    """The results of an experiment that lie in a folder of runs, by subset.
+
+    Raises:
+        ResultError: if there is none.
+    """
+    found = {
+        subset: kind.load(runs / f"{step}.{subset}")
+        for subset in (*SUBSETS, "all", "documents")
+        if is_run(runs / f"{step}.{subset}")
+    }
+    if not found:
+        name = step.replace("_", "-")
+        raise ResultError(
+            f"{runs} holds no {name} result: no query was graded incorrect or correct, or "
+            "`hopscope figures` has not run; grade more queries (--limit) or another model"
+        )
+    return found
+
+
+def redraw(
+    scripts: Path, names: Sequence[str], root: Path, rendered: Path, *, strict: bool
+) -> list[Path]:
+    """Draw figures from results that lie in folders of runs, without a model.
+
+    Args:
+        scripts: folder of the scripts.
+        names: of the figures.
+        root: a folder of results, or one of such folders.
+        rendered: where pictures and numbers go.
+        strict: whether a figure without a result is an error.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        ResultError: if there is nothing to draw.
+        UsageError: if there are several results for a figure.
+    """
+    inside = sorted(path for path in root.glob("*") if path.is_dir())
+    drawn: list[Path] = []
+    for name in names:
+        with tempfile.TemporaryDirectory() as beside:
+            found = _drawn_from(scripts, name, (root, *inside), Path(beside))
+            if len(found) > 1:
+                raise UsageError(
+                    f"{root} has several runs for the figure {name}: give one of them to --from, "
+                    f"such as {next(iter(found))}"
+                )
+            if strict and not found:
+                raise ResultError(f"{root} holds no result for the figure {name}")
+            rendered.mkdir(parents=True, exist_ok=True)
+            for path in (path for paths in found.values() for path in paths):
+                drawn.append(Path(shutil.copy(path, rendered)))
+    if not drawn:
+        raise ResultError(f"{root} holds no result to draw: run `hopscope figures` or `study`")
+    return drawn
+
+
+def _drawn_from(
+    scripts: Path, name: str, places: Sequence[Path], beside: Path
+) -> dict[Path, list[Path]]:
+    """A figure drawn from each place that has its results; the first alone if it has."""
+    found: dict[Path, list[Path]] = {}
+    for number, place in enumerate(places):
+        try:
+            found[place] = draw_figures(scripts, [name], place, beside / str(number))
+        except ResultError as error:
+            if "damaged" in str(error):
+                raise
+            logger.debug("no figure %s in %s: %s", name, place, error)
+        if places[0] in found:
+            break
+    return found
+
+
+def draw_figures(
+    scripts: Path,
+    names: Sequence[str],
+    runs: Path,
+    rendered: Path,
+    *,
+    strict: bool | None = None,
+) -> list[Path]:
+    """Run the `draw` of figure scripts.
+
+    Args:
+        scripts: folder of the scripts.
+        names: which; if empty, all that have a result.
+        runs: folder of saved results.
+        rendered: where pictures and numbers go.
+        strict: whether a figure without a result is an error; if it is named, by default.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        ResultError: if a figure that must be drawn has no result, or none of them has.
+    """
+    drawn: list[Path] = []
+    for name, path in figure_scripts(scripts, names).items():
+        spec = importlib.util.spec_from_file_location(f"hopscope_figure_{name}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        try:
+            drawn += module.draw(runs, rendered)
+        except ResultError as error:
+            if bool(names) if strict is None else strict:
+                raise
+            logger.warning("no figure %s: %s", name, error)
+    if not drawn:
+        raise ResultError(f"{runs} holds no result to draw: run `hopscope figures` or `study`")
+    return drawn

@@ -1,0 +1,89 @@
+"""Provides Recipe: a task, a shape and a schedule, which say how a world is made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from hopscope.errors import UsageError
+from hopscope.training.settings import Schedule
+from hopscope.worlds.small_model import Shape
+from hopscope.worlds.tasks.chains_in_context import ChainsInContext
+from hopscope.worlds.tasks.composed_tables import ComposedTables
+from hopscope.worlds.tasks.graph_reachability import GraphReachability
+from hopscope.worlds.tasks.graph_search import GraphSearch
+from hopscope.worlds.tasks.task import Task
+from hopscope.worlds.tasks.two_hop_facts import TwoHopFacts
+
+TASKS: dict[str, type[Task]] = {
+    task.kind: task
+    for task in (
+        TwoHopFacts,
+        ComposedTables,
+        ChainsInContext,
+        GraphSearch,
+        GraphReachability,
+    )
+}
+"""How the tasks in records are read back; a task of your own is entered here."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a world is made.
+
+    Attributes:
+        description: what its model does, in a line.
+        task: what it learns; its seed is that of the training.
+        shape: of the model.
+        schedule: of the training.
+
+    Raises:
+        UsageError: if the model has too few positions for the task.
+    """
+
+    description: str
+    task: Task
+    shape: Shape = field(default_factory=Shape)
+    schedule: Schedule = field(default_factory=Schedule)
+
+    def __post_init__(self) -> None:
+        if self.task.longest > self.shape.n_positions:
+            raise UsageError(
+                f"the task's texts have up to {self.task.longest} tokens, but the model has "
+                f"{self.shape.n_positions} positions: give Shape(n_positions=...)"
+            )
+
+    def seeded(self, seed: int) -> Recipe:
+        """The recipe with a seed for all that is drawn."""
+        return replace(self, task=replace(self.task, seed=seed))  # type: ignore[type-var]
+
+    def as_json(self) -> dict[str, Any]:
+        """All that the trained weights depend on."""
+        schedule = asdict(self.schedule)
+        del schedule["checkpoint_every"]
+        return {
+            "task": {"kind": self.task.kind, **asdict(self.task)},  # type: ignore[call-overload]
+            "shape": asdict(self.shape),
+            "schedule": schedule,
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any], description: str = "") -> Recipe:
+        """What `as_json` has written.
+
+        Raises:
+            KeyError, TypeError: if it has not.
+        """
+        settings = dict(record["task"])
+        task = TASKS[settings.pop("kind")](**settings)
+        shape, schedule = Shape(**record["shape"]), Schedule(**record["schedule"])
+        return cls(description, task, shape, schedule)
+
+
+def facts_digest(task: Task) -> str:
+    """The sha256 of all that accuracy is measured on."""
+    return hashlib.sha256(json.dumps(task.tests()).encode()).hexdigest()
