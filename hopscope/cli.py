@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from hopscope import __version__
-from hopscope.commands.documents import documents_app
+from hopscope.commands.analyses import CatalogueGroup
 from hopscope.commands.models import models_app
 from hopscope.commands.queries import queries_app
 from hopscope.commands.studies import studies_app
@@ -18,12 +18,12 @@ from hopscope.commands.worlds import worlds_app
 from hopscope.errors import HopscopeError, UsageError
 
 app = typer.Typer(
+    cls=CatalogueGroup,
     no_args_is_help=True,
     help="How does a language model answer a question that takes two hops, and why does it fail?",
     pretty_exceptions_enable=False,
 )
 app.add_typer(queries_app)
-app.add_typer(documents_app)
 app.add_typer(studies_app)
 app.add_typer(models_app, name="models")
 app.add_typer(worlds_app, name="worlds")

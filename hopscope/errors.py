@@ -23,3 +23,7 @@ class QueryError(UsageError):
 
 class ResultError(HopscopeError):
     """A saved result that cannot be read, or does not belong to what was asked."""
+
+
+class DamagedResultError(ResultError):
+    """A saved result whose files cannot be read, or do not belong together."""

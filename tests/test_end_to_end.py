@@ -14,14 +14,13 @@ from torch import Tensor
 import hopscope as hs
 from hopscope.engine.edits import Patch
 from hopscope.experiments.randomness import random_like
-from hopscope.experiments.two_hop.back_patching import BackPatching
+from hopscope.experiments.two_hop.back_patching import BackPatching, cells_of
 from hopscope.experiments.two_hop.grading import Grading
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.answers import matches
 from hopscope.queries.prompts import Prompt
 from hopscope.queries.query_set import QuerySet
 from hopscope.study.figures import draw_figures
-from hopscope.study.presets import layer_cells
 
 SCRIPTS = Path(__file__).parents[1] / "figures"
 PLACES = (
@@ -53,7 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     patched = hs.back_patch(
         model,
         graded.incorrect()[:2],
-        cells=layer_cells(model.n_layers, STEP),
+        cells=cells_of(range(0, model.n_layers, STEP)),
         out=folder / "back_patching.incorrect",
         progress=False,
     )
@@ -127,7 +126,7 @@ def test_cells_equal_plain_hooks(run: Run) -> None:
 
 @pytest.mark.real_model
 def test_every_cell_is_there_beside_its_controls(run: Run) -> None:
-    n_cells = len(layer_cells(run.model.n_layers, STEP) or [])
+    n_cells = len(cells_of(range(0, run.model.n_layers, STEP)))
     assert len(run.patched.frame) == 2 * 2 * 3 * n_cells
     assert run.patched.details["donor_same_relation"].all()
     rates = run.patched.success_rate()

@@ -14,7 +14,7 @@ from hopscope.experiments.worlds.data_needed import data_needed
 from hopscope.queries.load import load_queries
 from hopscope.study import figures, standalone_figures
 from hopscope.study.presets import Preset
-from hopscope.study.standalone_figures import ALONE, Setting
+from hopscope.study.standalone_figures import STANDALONE_FIGURES, Settings
 from hopscope.training.settings import Schedule
 from hopscope.worlds import catalogue
 from hopscope.worlds.catalogue import WORLDS
@@ -72,7 +72,7 @@ def test_the_gallery_shows_every_figure_and_every_picture_that_is_there() -> Non
 
 
 @pytest.fixture
-def setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Setting:
+def setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settings:
     """Tiny worlds in place of the real ones, and a cache of their own."""
     worlds = {**WORLDS, **TINY}
     monkeypatch.setattr(catalogue, "WORLDS", worlds)
@@ -83,10 +83,10 @@ def setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Setting:
     monkeypatch.setattr(standalone_figures, "SEEDS", (0, 1))
     monkeypatch.setattr(standalone_figures, "SNAPSHOTS", (0, 5, 10))
     monkeypatch.setattr(standalone_figures, "HEADS", ("tiny-random-gpt2", "tiny-random-llama"))
-    return Setting(tmp_path / "runs", SMALL, device="cpu", progress=False)
+    return Settings(tmp_path / "runs", SMALL, device="cpu", progress=False)
 
 
-def drawn(name: str, how: Setting, folder: Path) -> list[Path]:
+def drawn(name: str, how: Settings, folder: Path) -> list[Path]:
     return list(figures.draw_figures(SCRIPTS, [name], how.folder, folder))
 
 
@@ -95,10 +95,10 @@ SIMPLE = ["world_circuit", "emergence", "coverage", "search_graph", "superpositi
 
 @pytest.mark.parametrize("name", SIMPLE)
 def test_a_figure_is_run_and_drawn_twice_alike(name, setting, tmp_path):
-    ALONE[name].run(setting)
+    STANDALONE_FIGURES[name].run(setting)
     first = drawn(name, setting, tmp_path / "a")
     assert {path.suffix for path in first} == {".png", ".svg", ".csv"}
-    ALONE[name].run(setting)  # everything is there
+    STANDALONE_FIGURES[name].run(setting)  # everything is there
     again = drawn(name, setting, tmp_path / "b")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
     table = pd.read_csv(next(path for path in first if path.suffix == ".csv"))
@@ -106,7 +106,7 @@ def test_a_figure_is_run_and_drawn_twice_alike(name, setting, tmp_path):
 
 
 def test_coverage_is_drawn_of_every_seed_or_not_at_all(setting, tmp_path):
-    ALONE["coverage"].run(setting)
+    STANDALONE_FIGURES["coverage"].run(setting)
     drawn("coverage", setting, tmp_path)
     numbers = pd.read_csv(tmp_path / "coverage.csv")
     assert {*zip(numbers["world"], numbers["seed"], strict=True)} == {
@@ -120,12 +120,12 @@ def test_coverage_is_drawn_of_every_seed_or_not_at_all(setting, tmp_path):
 
 
 def test_every_figure_of_its_own_is_named_after_its_script():
-    assert set(ALONE) <= set(figures.figure_scripts(SCRIPTS, []))
-    assert {*SIMPLE, "data_needed", "prefix_training"} == set(ALONE)
+    assert set(STANDALONE_FIGURES) <= set(figures.figure_scripts(SCRIPTS, []))
+    assert {*SIMPLE, "data_needed", "prefix_training"} == set(STANDALONE_FIGURES)
 
 
 def test_only_what_comes_along_is_run_unasked():
-    unasked = {name for name, figure in ALONE.items() if not figure.costly}
+    unasked = {name for name, figure in STANDALONE_FIGURES.items() if not figure.costly}
     assert unasked == {"world_circuit", "search_graph"}
 
 
@@ -148,7 +148,7 @@ def test_data_needed_is_drawn_from_trainings_of_any_size(setting, tmp_path, monk
 
 
 def test_heads_are_read_on_the_bundled_queries(setting):
-    ALONE["head_classes"].run(setting)
+    STANDALONE_FIGURES["head_classes"].run(setting)
     folder = setting.folder / "head_classes" / "tiny-random-gpt2" / "head_classes"
     asked = set(pd.read_parquet(next(folder.glob("details-*.parquet")))["query"])
     assert len(asked) == 6

@@ -21,10 +21,10 @@ import hopscope as hs
 from hopscope.engine import sweep
 from hopscope.errors import QueryError, ResultError, UsageError
 from hopscope.experiments.two_hop.back_patching import back_patch
+from hopscope.loading import load_result
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.provenance import provenance
-from hopscope.results.result import load_result
 from hopscope.results.run_folder import Tables
 from hopscope.results.runs import run_over
 

@@ -25,16 +25,16 @@ from known import (
 
 import hopscope as hs
 from hopscope.errors import ResultError, UsageError
+from hopscope.experiments.analysis import limited
 from hopscope.experiments.documents.order_choice import OrderChoice
-from hopscope.experiments.documents.permutation import Permutation
-from hopscope.experiments.two_hop.back_patching import BackPatching
+from hopscope.experiments.documents.permutation import STUDIED_MASKS, Permutation
+from hopscope.experiments.two_hop.back_patching import BackPatching, cells_of
 from hopscope.models.load import load_model
 from hopscope.queries.query_set import QuerySet
 from hopscope.study.figures import draw_figures, figure_scripts, results_of
-from hopscope.study.presets import PRESETS, Preset, layer_cells, limited, preset
-from hopscope.study.standalone_figures import ALONE
-from hopscope.study.steps import NEEDS, STEPS, STUDIED_MASKS, needed
-from hopscope.study.study import Study, run_study, study_folder
+from hopscope.study.presets import PRESETS, Preset, preset
+from hopscope.study.standalone_figures import STANDALONE_FIGURES
+from hopscope.study.study import Study, run_study, study_analyses, study_folder
 
 SCRIPTS = Path(__file__).parents[1] / "figures"
 CELLS = [(a, b) for a in range(5) for b in range(a)]
@@ -90,21 +90,10 @@ def test_an_unknown_preset_is_told() -> None:
 
 @pytest.mark.parametrize(
     ("step", "cells"),
-    [
-        (1, None),
-        (2, [(2, 0), (4, 0), (4, 2)]),
-        (3, [(3, 0)]),
-        (4, [(4, 0)]),
-        (5, []),
-    ],
+    [(2, [(2, 0), (4, 0), (4, 2)]), (3, [(3, 0)]), (4, [(4, 0)]), (5, [])],
 )
-def test_layer_cells(step: int, cells: list[tuple[int, int]] | None) -> None:
-    assert layer_cells(5, step) == cells
-
-
-def test_a_layer_step_below_one_is_told() -> None:
-    with pytest.raises(UsageError, match="the layer step must be 1 or more, not 0"):
-        layer_cells(5, 0)
+def test_cells_of_every_so_many_layers(step: int, cells: list[tuple[int, int]]) -> None:
+    assert cells_of(range(0, 5, step)) == cells
 
 
 def test_limited_draws_by_seed() -> None:
@@ -124,16 +113,18 @@ def run(folder: Path, queries: QuerySet | None = None, size: Preset = SMALL) -> 
 
 
 def test_what_figures_need() -> None:
-    assert needed(["grading"]) == []
-    assert needed(["stages", "back_patching"]) == [
+    every = [each.name for each in study_analyses()]
+    assert [each.name for each in study_analyses(["grading"])] == []
+    assert [each.name for each in study_analyses(["stages", "back_patching"])] == [
         "back_patching",
         "description",
         "projection",
         "knockout",
+        "stages",
     ]
-    assert needed([]) == list(STEPS)
-    assert not set(NEEDS) & set(ALONE)
-    assert {*NEEDS, *ALONE} == set(figure_scripts(SCRIPTS, []))
+    assert not set(every) & set(STANDALONE_FIGURES)
+    drawn = {*every, *STANDALONE_FIGURES, "grading", "mask_gallery"}
+    assert drawn == set(figure_scripts(SCRIPTS, []))
 
 
 def test_a_study_grades_and_back_patches_both_subsets(tmp_path: Path) -> None:
@@ -225,9 +216,8 @@ def over_documents(tmp_path_factory: pytest.TempPathFactory) -> Study:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hopscope.study.study.grade", lambda *_, **__: graded)
         patch.setattr("hopscope.study.study.load_questions", lambda *_, **__: given)
-        patch.setattr("hopscope.experiments.documents.permutation.template_for", lambda *_: FORM)
-        for module in ("document_attention", "order_choice", "document_paths"):
-            patch.setattr(f"hopscope.experiments.{module}.template_for", lambda *_: FORM)
+        for module in ("permutation", "attention", "order_choice", "masked_paths"):
+            patch.setattr(f"hopscope.experiments.documents.{module}.template_for", lambda *_: FORM)
         return run_study(first_model(), asked, folder, size, DOCUMENT_STEPS, progress=False)
 
 
@@ -314,7 +304,7 @@ def test_another_process_draws_the_same_bytes(
     drawn: dict[str, Path], runs: Path, tmp_path: Path
 ) -> None:
     code = (
-        "import sys; from pathlib import Path; from hopscope.study import draw_figures; "
+        "import sys; from pathlib import Path; from hopscope.study.figures import draw_figures; "
         "draw_figures(Path(sys.argv[1]), [], *map(Path, sys.argv[2:]))"
     )
     arguments = [str(SCRIPTS), str(runs), str(tmp_path)]

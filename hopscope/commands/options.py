@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, TypeVar, get_type_hints
@@ -18,6 +18,7 @@ from hopscope.commands.printing import AsJson
 from hopscope.errors import UsageError
 
 if TYPE_CHECKING:
+    from hopscope.documents.orders import Order
     from hopscope.documents.question_set import QuestionSet
     from hopscope.models.language_model import LanguageModel
     from hopscope.prompting.document_prompts import DocumentReader
@@ -44,34 +45,14 @@ FewShot = Annotated[
         "--few-shot", min=0, help="Demonstrations in a prompt; the set's own if not given."
     ),
 ]
-Masks = Annotated[
-    str | None,
-    typer.Option(
-        help="Of causal, prefix_bidirectional, document_bidirectional, document_block, "
-        "document_block_instruction; with commas. The model's usual one if not given."
-    ),
-]
 Distractors = Annotated[
     int, typer.Option(min=0, help="Documents beside the gold ones, in the bundled sets.")
-]
-PromptTemplate = Annotated[
-    str | None,
-    typer.Option("--template", help="answer_only, cot, plain or chat; what suits the set."),
-]
-DocumentLabel = Annotated[
-    str, typer.Option("--label", help="Numbers of documents: position, fixed or none.")
 ]
 SkipImpossible = Annotated[
     bool, typer.Option(help="Leave out questions that cannot have one of the orders.")
 ]
-AnswerTokens = Annotated[
-    int | None, typer.Option("--max-new-tokens", min=1, help="The template's if not given.")
-]
 Tokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens to generate.")]
 Match = Annotated[str, typer.Option(help="word, or substring (the paper's).")]
-Criterion = Annotated[str, typer.Option(help="generation or first_token.")]
-Positions = Annotated[str, typer.Option(help="Of t1, t2, e1; with commas.")]
-Control = Annotated[bool, typer.Option(help="Run the control, too.")]
 Step = Annotated[int, typer.Option("--layer-step", min=1, help="Only every so many layers.")]
 Seed = Annotated[int, typer.Option(help="Seed of all that is drawn.")]
 Out = Annotated[
@@ -125,14 +106,14 @@ class Asked(Run):
 
     def load_model(self) -> LanguageModel:
         """The model, which generates from left to right."""
-        from hopscope.models.load import load_model
+        from hopscope.loading import load_model
 
         return load_model(self.model, device=self.device, dtype=self.dtype)
 
     def load_queries(self) -> QuerySet:
         """The queries, as many and with as many demonstrations as were asked for."""
-        from hopscope.queries.load import load_queries
-        from hopscope.study.presets import limited
+        from hopscope.experiments.analysis import limited
+        from hopscope.loading import load_queries
 
         loaded = load_queries(self.queries, few_shot=self.few_shot)
         return limited(loaded.with_few_shot(loaded.few_shot, self.seed), self.limit, self.seed)
@@ -161,8 +142,8 @@ class Graded(Asked):
             match: how answers are recognised when graded.
             max_new_tokens: to generate when graded.
         """
+        from hopscope.experiments.analysis import limited
         from hopscope.experiments.two_hop.grading import grade
-        from hopscope.study.presets import limited
 
         queries, model = self.load_queries(), self.load_model()
         if self.subset != "all":
@@ -182,23 +163,18 @@ class Documents(Run):
     """Which model is asked which questions over documents, and how these are written."""
 
     questions: Questions = "world-docs"
-    masks: Masks = None
     distractors: Distractors = 4
-    template: PromptTemplate = None
-    label: DocumentLabel = "position"
-    max_new_tokens: AnswerTokens = None
     skip_impossible: SkipImpossible = False
 
-    def load(self, orders: list[str]) -> tuple[DocumentReader, QuestionSet]:
+    def load(self, orders: Sequence[Order]) -> tuple[DocumentReader, QuestionSet]:
         """The model and the questions, of which those that cannot have the orders may be left out.
 
         Args:
             orders: of the documents.
         """
-        from hopscope.documents.load import load_questions
         from hopscope.documents.orders import that_allow
-        from hopscope.models.load import load_any
-        from hopscope.study.presets import limited
+        from hopscope.experiments.analysis import limited
+        from hopscope.loading import load_any, load_questions
 
         loaded = load_questions(self.questions, distractors=self.distractors, seed=self.seed)
         shots = loaded.few_shot if self.few_shot is None else self.few_shot
@@ -206,16 +182,6 @@ class Documents(Run):
         chosen = that_allow(loaded, orders) if self.skip_impossible else loaded
         questions = limited(chosen, self.limit, self.seed)
         return load_any(self.model, device=self.device, dtype=self.dtype), questions
-
-    def settings(self) -> dict[str, Any]:
-        """The arguments that every experiment over documents takes."""
-        return {
-            **super().settings(),
-            "masks": None if self.masks is None else listed(self.masks),
-            "template": self.template,
-            "label": self.label,
-            "max_new_tokens": self.max_new_tokens,
-        }
 
 
 FIRST = ("model", "queries", "questions", "subset", "limit", "most", "few_shot")

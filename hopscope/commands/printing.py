@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     import pandas as pd
 
+    from hopscope.experiments.two_hop.back_patching import BackPatching
     from hopscope.results.result import Result
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
@@ -66,3 +67,20 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(each) for each in value]
     return None if isinstance(value, float) and value != value else value
+
+
+def show_back_patching(result: BackPatching, seed: int, as_json: bool) -> None:
+    """Print the rates, and the best single cell with its rate on the other half of the queries."""
+    best = result.best_cell(seed=seed)._asdict() if result.n_queries > 1 else None
+    printed = result.printed(seed)
+    tables = {name: records(table) for name, table in printed.items()}
+
+    def text() -> str:
+        lines = [table_text(printed["success_rate"], "%.3f")]
+        if best is not None:
+            shown = {k: f"{v:.3f}" if isinstance(v, float) else str(v) for k, v in best.items()}
+            lines += ["", "best cell, chosen on one half and scored on the other:"]
+            lines += [", ".join(f"{name} {value}" for name, value in shown.items())]
+        return "\n".join(lines)
+
+    show({**tables, "best_cell": best, "run": result.run}, as_json, text)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hopscope.commands.options import Asked, Preset, taking
 from hopscope.commands.printing import show, table_text
 from hopscope.errors import ResultError
+
+if TYPE_CHECKING:
+    from hopscope.study.presets import Preset as Size
 
 studies_app = typer.Typer()
 
@@ -28,8 +33,6 @@ def study_command(
     ] = Path("study"),
 ) -> None:
     """Grade, run every analysis, and write figures, tables and a page that says what was found."""
-    from dataclasses import replace
-
     from hopscope.study import presets, report, study
 
     size = presets.preset(preset)
@@ -77,46 +80,23 @@ def figures_command(
     Figures for which models are trained or fetched are run only if they are named. Those over
     several trainings take seeds 0, 1 and 2, whatever --seed is.
     """
-    import tempfile
-    from dataclasses import replace
+    from hopscope.study import figure_check
+    from hopscope.study import figures as study_figures
+    from hopscope.study.presets import preset as preset_named
 
-    from hopscope.study import (
-        figure_check,
-        presets,
-        standalone_figures,
-        study,
-    )
-    from hopscope.study import (
-        figures as study_figures,
-    )
-    from hopscope.study import (
-        steps as steps_module,
-    )
-
-    size, limit, seed = presets.preset(preset), options.limit, options.seed
+    size = preset_named(preset)
     chosen = list(study_figures.figure_scripts(scripts, names or []))
     committed, strict = rendered or scripts / "rendered", bool(names)
-    if limit is not None:
-        size = replace(size, limit=limit, of_world=min(limit, size.of_world))
-    label = f"{preset if limit is None else f'{preset}-{limit}'}-seed-{seed}"
+    label = f"{preset}-seed-{options.seed}"
+    if options.limit is not None:
+        size = replace(size, limit=options.limit, of_world=min(options.limit, size.of_world))
+        label = f"{preset}-{options.limit}-seed-{options.seed}"
     with tempfile.TemporaryDirectory() as beside:
         pictures = Path(beside) if check else committed
         if from_runs is not None:
             drawn = study_figures.redraw(scripts, chosen, from_runs, pictures, strict=strict)
         else:
-            how = standalone_figures.Setting(runs / f"alone.{label}", size, seed, options.device)
-            drawn = standalone_figures.draw_alone(chosen, how, scripts, pictures, costly=strict)
-            others = [name for name in chosen if name not in standalone_figures.ALONE]
-            if others:
-                asked = replace(options, limit=None).load_queries()
-                loaded = options.load_model()
-                folder = study.study_folder(runs, loaded, asked, label)
-                steps = steps_module.needed(others)
-                found = study.run_study(loaded, asked, folder, size, steps, seed=seed)
-                print(table_text(found.grading.summary(), "%.3f"))
-                drawn += study_figures.draw_figures(
-                    scripts, others, folder, pictures, strict=strict
-                )
+            drawn = _run_and_draw(options, chosen, size, runs, label, scripts, pictures, strict)
         if not check:
             for path in drawn:
                 print(path)
@@ -127,3 +107,31 @@ def figures_command(
         print(table_text(moved))
         raise ResultError(f"{len(moved)} numbers moved by more than {tolerance}")
     print(f"{', '.join(figures)}: no number moved by more than {tolerance}")
+
+
+def _run_and_draw(
+    options: Asked,
+    names: list[str],
+    size: Size,
+    runs: Path,
+    label: str,
+    scripts: Path,
+    pictures: Path,
+    strict: bool,
+) -> list[Path]:
+    """Run what some figures are drawn from, unless it is there, and draw them."""
+    from hopscope.study.figures import draw_figures
+    from hopscope.study.standalone_figures import STANDALONE_FIGURES, Settings, draw_standalone
+    from hopscope.study.study import run_study, study_analyses, study_folder
+
+    settings = Settings(runs / f"alone.{label}", size, options.seed, options.device)
+    drawn = draw_standalone(names, settings, scripts, pictures, costly=strict)
+    others = [name for name in names if name not in STANDALONE_FIGURES]
+    if others:
+        asked, model = replace(options, limit=None).load_queries(), options.load_model()
+        folder = study_folder(runs, model, asked, label)
+        steps = [each.name for each in study_analyses(others)]
+        found = run_study(model, asked, folder, size, steps, seed=options.seed)
+        print(table_text(found.grading.summary(), "%.3f"))
+        drawn += draw_figures(scripts, others, folder, pictures, strict=strict)
+    return drawn

@@ -12,7 +12,7 @@ from functools import partial
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import spec_from_loader
+from importlib.util import find_spec, spec_from_loader
 from types import ModuleType
 from typing import Any
 
@@ -120,7 +120,7 @@ MOVED: Mapping[str, Sequence[str]] = {
     "rows": ("engine.rows",),
     "runs": ("results.runs",),
     "streams": ("engine.attention", "engine.cache", "engine.prefix_store", "engine.support"),
-    "study": ("study.study", "study.steps", "study.presets", "study.figures"),
+    "study": ("study.study", "study.presets", "study.figures", "experiments.analysis"),
     "style": ("plots.style",),
     "sweep": (
         "engine.sweep",
@@ -177,7 +177,10 @@ MOVED: Mapping[str, Sequence[str]] = {
     "worlds.world_training": ("worlds.train",),
 }
 """For each module of version 0.1, relative to `hopscope`, the modules that hold its names today."""
-RENAMED: Mapping[str, str] = {}
+RENAMED: Mapping[str, str] = {
+    "ALONE": "STANDALONE_FIGURES",
+    "Setting": "Settings",
+}
 """What names of version 0.1 are called today."""
 
 
@@ -200,12 +203,18 @@ def install() -> None:
 
 def _find(module: str, name: str) -> Any:
     wanted = RENAMED.get(name, name)
-    if not name.startswith("__"):
+    if not name.startswith("__") and not _is_module(module, name):
         for home in MOVED[module.removeprefix("hopscope.")]:
             found = import_module(f"hopscope.{home}")
             if wanted in vars(found):
                 return vars(found)[wanted]
     raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+
+def _is_module(package: str, name: str) -> bool:
+    """Whether a name is that of a module in a package, which `from package import name` imports."""
+    is_package = hasattr(sys.modules.get(package), "__path__")
+    return is_package and find_spec(f"{package}.{name}") is not None
 
 
 class _Finder(MetaPathFinder, Loader):

@@ -1,26 +1,175 @@
-"""Provides the checks of arguments that several analyses share."""
+"""Provides what the arguments of an analysis may be, declared beside its parameters.
+
+A constraint checks a value, says in one form what is wrong with it, and gives it back as the
+analysis wants it: names each once, layers as a list. Those that need the model let everything pass
+before it is loaded.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, Protocol
 
 from hopscope.documents.orders import Order, order_name
+from hopscope.engine.edits import Knockout
 from hopscope.errors import UsageError
 from hopscope.masks.algebra import Mask
 from hopscope.masks.named import mask_of
 from hopscope.models.encoder_decoder import EncoderDecoder
+from hopscope.models.token_model import TokenModel
 from hopscope.prompting.document_prompts import DocumentReader
 
 
-def check_orders(orders: Sequence[Order]) -> list[Order]:
-    """The orders, each once.
+class Constraint(Protocol):
+    """What a parameter may be."""
 
-    Raises:
-        UsageError: for a bare string or none.
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> Any:
+        """The value as the analysis wants it.
+
+        Args:
+            name: the parameter's name.
+            value: what was given.
+            model: the model; None before it is loaded.
+
+        Raises:
+            UsageError: with what was given and what is expected.
+        """
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of some names."""
+
+    known: Sequence[str]
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> str:
+        if value not in self.known:
+            raise UsageError(f"unknown {name} {value!r}: choose from {', '.join(self.known)}")
+        return str(value)
+
+
+@dataclass(frozen=True)
+class ListOf:
+    """A list of some names, each once.
+
+    Attributes:
+        known: the names.
+        what: what one of them is called; the parameter's name without its last letter if empty.
+        empty: whether there may be none.
     """
-    if isinstance(orders, str) or not len(orders):
-        raise UsageError(f"give a list of orders such as ['original', 'forward'], not {orders!r}")
-    return list({order_name(order): order for order in orders}.values())
+
+    known: Sequence[str]
+    what: str = ""
+    empty: bool = False
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> list[str]:
+        what = self.what or name.removesuffix("s")
+        if isinstance(value, str) or not (self.empty or len(value)):
+            known = ", ".join(self.known)
+            raise UsageError(f"give a list of {what}s with any of {known}, not {value!r}")
+        return [OneOf(self.known).checked(what, each, model) for each in dict.fromkeys(value)]
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """A number that is not below another."""
+
+    least: int
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> Any:
+        if not value >= self.least:
+            raise UsageError(f"{name} must be {self.least} or more, not {value}")
+        return value
+
+
+@dataclass(frozen=True)
+class Above:
+    """A number above another, and perhaps not above a third."""
+
+    least: float
+    most: float = float("inf")
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> Any:
+        if not self.least < value <= self.most:
+            upper = "" if self.most == float("inf") else f" and at most {self.most:g}"
+            raise UsageError(f"{name} must be above {self.least:g}{upper}, not {value}")
+        return value
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Layers of the model, each once; all of them for None."""
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> Any:
+        return value if model is None else check_layers(value, layers_of(model))
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Heads of the model, each once; None for all of them."""
+
+    def checked(self, name: str, value: Any, model: Any) -> Any:
+        if value is None or model is None:
+            return value
+        return list(Knockout([0], [1], [0], value).placed(model, 2).heads or ())
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Pairs of a source and a target layer, each once; None for all with source > target."""
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> Any:
+        if value is None or model is None:
+            return value
+        given, last = list(value), model.n_layers - 1
+        wrong = [cell for cell in given if not _is_cell(cell, last)]
+        if wrong or not given:
+            raise UsageError(
+                f"cells are (source layer, target layer) pairs of layers 0 to {last}; "
+                f"got {wrong[0] if wrong else 'none'}"
+            )
+        return list(dict.fromkeys((int(source), int(target)) for source, target in given))
+
+
+def _is_cell(cell: object, last: int) -> bool:
+    if not isinstance(cell, Sequence) or len(cell) != 2:
+        return False
+    return all(isinstance(layer, Integral) and 0 <= int(layer) <= last for layer in cell)
+
+
+@dataclass(frozen=True)
+class Orders:
+    """Orders of documents, each once."""
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> list[Order]:
+        if isinstance(value, str) or not len(value):
+            raise UsageError(
+                f"give a list of orders such as ['original', 'forward'], not {value!r}"
+            )
+        return list({order_name(order): order for order in value}.values())
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Edges of attention, `query->key`, each once.
+
+    Attributes:
+        spans: what the two ends may be; anything if there are none.
+    """
+
+    spans: Sequence[str] = ()
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> list[str]:
+        if isinstance(value, str) or not len(value):
+            raise UsageError(f"give a list of edges such as ['query->key'], not {value!r}")
+        for edge in value:
+            query, arrow, key = edge.partition("->")
+            if not arrow or (self.spans and {query, key} - set(self.spans)):
+                ends = f", each one of {', '.join(self.spans)}" if self.spans else ""
+                raise UsageError(f"{edge!r} is no edge: write 'query->key'{ends}")
+        return list(dict.fromkeys(value))
 
 
 def check_masks(
@@ -39,25 +188,16 @@ def check_masks(
     return list({mask.name: mask for mask in map(mask_of, given)}.values())
 
 
-def check_choice(what: str, given: Sequence[str], known: Sequence[str]) -> list[str]:
-    """The given names, each once.
-
-    Raises:
-        UsageError: for a bare string, an empty list, or a name that is not known.
-    """
-    if isinstance(given, str) or not given:
-        raise UsageError(f"give a list of {what}s with any of {', '.join(known)}, not {given!r}")
-    for name in given:
-        if name not in known:
-            raise UsageError(f"unknown {what} {name!r}: choose from {', '.join(known)}")
-    return list(dict.fromkeys(given))
+def layers_of(model: TokenModel) -> int:
+    """How many blocks read the prompt."""
+    return model.n_encoder_layers if isinstance(model, EncoderDecoder) else model.n_layers
 
 
 def check_layers(layers: Iterable[int] | None, n_layers: int) -> list[int]:
     """The given layers, each once; all if None.
 
     Raises:
-        UsageError: for a layer that the model has not, or none.
+        UsageError: for a layer that the model does not have, or none.
     """
     if layers is None:
         return list(range(n_layers))

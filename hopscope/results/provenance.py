@@ -18,8 +18,8 @@ from hopscope.models.token_model import TokenModel
 LIBRARIES = ("torch", "transformers", "transformer-lens", "nnsight", "numpy", "pandas")
 
 
-class Asked(Protocol):
-    """What a result was asked: queries, questions or the like, with a name.
+class Described(Protocol):
+    """Inputs as a run's record describes them: queries, questions or the like.
 
     Attributes:
         name: what the set is called.
@@ -41,7 +41,7 @@ class Asked(Protocol):
 
 def provenance(
     model: TokenModel,
-    queries: Asked,
+    queries: Described,
     kind: str,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:

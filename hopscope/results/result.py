@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pandas as pd
 
-from hopscope.errors import ResultError, UsageError
+from hopscope.errors import DamagedResultError, ResultError, UsageError
 from hopscope.files import write_json
 from hopscope.results.run_folder import Tables, is_run, read_parts, read_run, write_part
 
@@ -34,6 +34,8 @@ class Result:
     """
 
     kind: ClassVar[str] = ""
+    columns: ClassVar[Mapping[str, str]] = {}
+    """The columns of `frame` and their types."""
     kinds: ClassVar[dict[str, type[Result]]] = {}
 
     frame: pd.DataFrame
@@ -48,7 +50,7 @@ class Result:
         name = self.run.get("model", {}).get("name", "?")
         return (
             f"{type(self).__name__}({name}, {self.run.get('queries', {}).get('name', '?')}, "
-            f"{self.details['query'].nunique()} queries, {len(self.frame)} rows)"
+            f"{self.n_queries} queries, {len(self.frame)} rows)"
         )
 
     def _repr_mimebundle_(self, **_: Any) -> Mapping[str, Any]:
@@ -73,6 +75,27 @@ class Result:
         if grid is None:
             raise UsageError(f"a result of kind {self.kind!r} has no interactive view; plot() it")
         return GridWidget(grid, lambda: picture_of(self))
+
+    @property
+    def n_queries(self) -> int:
+        """How many queries, or whatever `details` has, the result is of."""
+        return int(self.details["query"].nunique())
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The numbers by name: what a report shows, and what its CSV files hold."""
+        return {}
+
+    def printed(self, seed: int = 0) -> Mapping[str, pd.DataFrame]:
+        """The tables that a terminal and `--json` show, by name.
+
+        Args:
+            seed: of the bootstrap.
+        """
+        return self.tables()
+
+    def findings(self) -> list[str]:
+        """Sentences with numbers, their intervals and their controls, for a report."""
+        return []
 
     def grid(self) -> Grid | None:
         """What the interactive heatmap of this result shows; None if it has none."""
@@ -111,6 +134,15 @@ class Result:
         return result
 
     @classmethod
+    def joined(cls, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+        """Frames as one with the columns of this kind; an empty one has their types, too."""
+        filled = [frame for frame in frames if len(frame)]
+        if not filled:
+            series = {name: pd.Series(dtype=kind) for name, kind in cls.columns.items()}
+            return pd.DataFrame(series)
+        return pd.concat(filled, ignore_index=True)[list(cls.columns)]
+
+    @classmethod
     def of(cls, tables: Tables, run: Mapping[str, Any]) -> Self:
         """The result in these tables."""
         return cls(tables["frame"], tables["details"], dict(run))
@@ -131,7 +163,7 @@ def read_result(path: Path, kinds: Mapping[str, type[Result]]) -> Result:
             "newer version of hopscope."
         )
     if "n" not in run.get("queries", {}):
-        raise ResultError(f"{path / 'run.json'} is damaged: it does not say what was asked")
+        raise DamagedResultError(f"{path / 'run.json'} is damaged: it does not say what was asked")
     tables = read_parts(path)
     found, asked = tables["details"]["query"].nunique(), run["queries"]["n"]
     if found < asked:

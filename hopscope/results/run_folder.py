@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from hopscope.errors import ResultError
+from hopscope.errors import DamagedResultError, ResultError
 
 Tables = dict[str, pd.DataFrame]
 
@@ -21,9 +21,9 @@ def read_run(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise ResultError(f"{path} is not a run folder: it has no run.json") from None
     except ValueError as error:
-        raise ResultError(f"{path / 'run.json'} is damaged: {error}") from None
+        raise DamagedResultError(f"{path / 'run.json'} is damaged: {error}") from None
     if not isinstance(run, dict):
-        raise ResultError(f"{path / 'run.json'} is damaged: it holds no object")
+        raise DamagedResultError(f"{path / 'run.json'} is damaged: it holds no object")
     return run
 
 
@@ -67,6 +67,6 @@ def read_parts(path: Path) -> Tables:
             for table in ("frame", "details")
         }
     except (OSError, ValueError) as error:
-        raise ResultError(
+        raise DamagedResultError(
             f"a table in {path} is damaged: {error}; delete it and run again"
         ) from error

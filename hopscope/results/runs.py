@@ -7,15 +7,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
 import pandas as pd
 from tqdm.auto import tqdm
 
-from hopscope.documents.question_set import QuestionSet
 from hopscope.errors import QueryError, ResultError, UsageError
 from hopscope.files import write_json
-from hopscope.queries.query_set import QuerySet
+from hopscope.results.provenance import Described
 from hopscope.results.result import Result
 from hopscope.results.run_folder import (
     Tables,
@@ -33,12 +32,15 @@ SAME = ("kind", "settings", "model", "queries")
 """What two runs must share to be one."""
 
 
-S = TypeVar("S", QuerySet, QuestionSet)
+class Inputs(Described, Protocol):
+    """What is analysed: a sequence of queries, questions or prompts with a name."""
+
+    def __getitem__(self, key: slice, /) -> Any: ...
 
 
 def run_over(
-    queries: S,
-    compute: Callable[[S], Tables],
+    inputs: Inputs,
+    compute: Callable[[Any], Tables],
     run: Mapping[str, Any],
     *,
     per_part: int,
@@ -46,51 +48,37 @@ def run_over(
     shard: tuple[int, int] | None = None,
     progress: bool = True,
 ) -> Tables:
-    """Compute the tables of all queries, part by part.
+    """Compute the tables of all inputs, part by part.
 
     Args:
-        queries: the queries.
+        inputs: the queries or questions.
         compute: gives the tables of some of them; must not depend on which others are there.
         run: what was asked, and provenance.
-        per_part: queries in a part.
+        per_part: inputs in a part.
         out: run folder; parts that are there already are not computed again.
-        shard: (i, n): only every n-th part, from the i-th (1 to n) on.
+        shard: (i, n): only every n-th part, from the i-th (1 to n) on; needs `out`.
         progress: show a progress bar.
 
     Returns:
         The tables of all finished parts.
 
     Raises:
-        QueryError: if there is no query.
+        QueryError: if there is no input.
         ResultError: if `out` holds another run.
+        UsageError: for a shard without a folder, or with nothing to do.
     """
-    if not len(queries):
+    if not len(inputs):
         raise QueryError(
-            f"{queries.name} is an empty query set: nothing to run. If it was chosen by grading, "
+            f"{inputs.name} is an empty query set: nothing to run. If it was chosen by grading, "
             "grade more queries (a larger limit) or look at graded.summary()"
         )
-    starts = _of_shard(range(0, len(queries), per_part), shard, out)
-    folder = None if out is None else open_run(Path(out), run)
-    kept: list[Tables] = []
-    with (
-        _keeping_what_is_done(run, folder, kept),
-        tqdm(
-            total=sum(min(per_part, len(queries) - start) for start in starts),
-            desc=str(run["kind"]).replace("_", " "),
-            unit="query",
-            disable=not progress,
-        ) as bar,
-    ):
-        for start in starts:
-            part = queries[start : start + per_part]
-            if folder is None:
-                kept.append(compute(part))
-            elif not part_path(folder, "frame", start).exists():
-                write_part(folder, start, compute(part))
-            bar.update(len(part))
-    if folder is not None:
-        return read_parts(folder)
-    return joined(kept)
+    sizes = {start: min(per_part, len(inputs) - start) for start in range(0, len(inputs), per_part)}
+    description = str(run["kind"]).replace("_", " ")
+
+    def part(start: int) -> Tables:
+        return compute(inputs[start : start + per_part])
+
+    return _run(sizes, part, run, out, shard, description, "query", progress)
 
 
 def run_parts(
@@ -109,29 +97,59 @@ def run_parts(
     Args:
         n: how many.
         compute: gives the tables of a part, numbered from 0.
-        run: what was asked, and provenance.
-        out: run folder; parts that are there already are not computed again.
-        shard: (i, n): only every n-th part, from the i-th (1 to n) on; needs `out`.
         description: of the progress bar.
         unit: what a part is.
-        progress: show a progress bar.
+        run, out, shard, progress: as for `run_over`.
 
     Raises:
         ResultError: if `out` holds another run.
         UsageError: for a shard without a folder, or with nothing to do.
     """
-    parts = _of_shard(range(n), shard, out)
+    sizes = dict.fromkeys(range(n), 1)
+    return _run(sizes, compute, run, out, shard, description, unit, progress)
+
+
+def run_once(
+    compute: Callable[[], Tables], run: Mapping[str, Any], out: str | Path | None = None
+) -> Tables:
+    """Compute tables that no query has for itself, unless they are in a run folder already.
+
+    Args:
+        compute: gives the tables.
+        run, out: as for `run_over`.
+
+    Raises:
+        ResultError: if `out` holds another run.
+    """
+    return _run({0: 1}, lambda _: compute(), run, out, None, "", "part", progress=False)
+
+
+def _run(
+    sizes: Mapping[int, int],
+    compute: Callable[[int], Tables],
+    run: Mapping[str, Any],
+    out: str | Path | None,
+    shard: tuple[int, int] | None,
+    description: str,
+    unit: str,
+    progress: bool,
+) -> Tables:
+    """Compute the parts of one shard that are not there yet; `sizes` are those of all parts."""
+    parts = _of_shard(list(sizes), shard, out)
     folder = None if out is None else open_run(Path(out), run)
     kept: list[Tables] = []
-    with _keeping_what_is_done(run, folder, kept):
-        for part in tqdm(parts, desc=description, unit=unit, disable=not progress):
+    total = sum(sizes[part] for part in parts)
+    with (
+        _keeping_what_is_done(run, folder, kept),
+        tqdm(total=total, desc=description, unit=unit, disable=not progress) as bar,
+    ):
+        for part in parts:
             if folder is None:
                 kept.append(compute(part))
             elif not part_path(folder, "frame", part).exists():
                 write_part(folder, part, compute(part))
-    if folder is not None:
-        return read_parts(folder)
-    return joined(kept)
+            bar.update(sizes[part])
+    return joined(kept) if folder is None else read_parts(folder)
 
 
 @contextmanager
@@ -176,7 +194,9 @@ def partial() -> Result:
     return Result.kinds[str(run["kind"])].of(tables, run)
 
 
-def _of_shard(parts: range, shard: tuple[int, int] | None, out: str | Path | None) -> range:
+def _of_shard(
+    parts: Sequence[int], shard: tuple[int, int] | None, out: str | Path | None
+) -> Sequence[int]:
     """The parts that one shard computes.
 
     Raises:
@@ -196,27 +216,6 @@ def _of_shard(parts: range, shard: tuple[int, int] | None, out: str | Path | Non
 def joined(parts: Sequence[Tables]) -> Tables:
     """The tables of several parts as one."""
     return {name: pd.concat([part[name] for part in parts], ignore_index=True) for name in parts[0]}
-
-
-def run_once(
-    compute: Callable[[], Tables], run: Mapping[str, Any], out: str | Path | None = None
-) -> Tables:
-    """Compute tables that no query has for itself, unless they are in a run folder already.
-
-    Args:
-        compute: gives the tables.
-        run: what was asked, and provenance.
-        out: run folder.
-
-    Raises:
-        ResultError: if `out` holds another run.
-    """
-    if out is None:
-        return compute()
-    folder = open_run(Path(out), run)
-    if not part_path(folder, "frame", 0).exists():
-        write_part(folder, 0, compute())
-    return read_parts(folder)
 
 
 def open_run(path: Path, run: Mapping[str, Any]) -> Path:

@@ -7,8 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from hopscope.results.result import Result
-
+SITE_LABELS = {"attn_out": "attention", "mlp_out": "MLP", "resid_post": "residual", "z": "heads"}
 CONTROL_NAMES = {"other": "another query's state", "random": "a random vector"}
 
 
@@ -51,27 +50,25 @@ def verdict(gain: Mapping[str, Any]) -> str:
     return "less than chance" if gain["high"] < 0 else "not told apart from chance"
 
 
-def n_queries(result: Result) -> int:
-    """How many queries a result is of."""
-    return int(result.details["query"].nunique())
-
-
-def _rows(table: pd.DataFrame, **where: Any) -> Iterator[dict[str, Any]]:
+def rows_where(table: pd.DataFrame, **where: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a table in which some columns have these values."""
     for column, value in where.items():
         table = table[table[column] == value]
     for row in table.to_dict("records"):
         yield {str(name): value for name, value in row.items()}
 
 
-def _one(table: pd.DataFrame, **where: Any) -> dict[str, Any] | None:
-    return next(_rows(table, **where), None)
+def row_where(table: pd.DataFrame, **where: Any) -> dict[str, Any] | None:
+    """The first of those rows; None if there is none."""
+    return next(rows_where(table, **where), None)
 
 
-def _largest(table: pd.DataFrame, column: str) -> dict[str, Any]:
+def largest_row(table: pd.DataFrame, column: str) -> dict[str, Any]:
     """The row with the largest value, the first of several."""
     order = table.sort_values(column, ascending=False, kind="stable")
-    return next(_rows(order))
+    return next(rows_where(order))
 
 
-def _layer(value: float) -> str:
+def layer_in_words(value: float) -> str:
+    """A (mean) layer; NaN is `never`."""
     return "never" if value != value else f"layer {value:.1f}".removesuffix(".0")

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from hopscope.errors import ResultError, UsageError
+from hopscope.errors import DamagedResultError, ResultError, UsageError
 from hopscope.results.result import Result
 from hopscope.results.run_folder import is_run
-from hopscope.study.steps import SUBSETS
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ def results_of(runs: Path, step: str, kind: type[R]) -> dict[str, R]:
     """
     found = {
         subset: kind.load(runs / f"{step}.{subset}")
-        for subset in (*SUBSETS, "all", "documents")
+        for subset in ("incorrect", "correct", "all", "documents")
         if is_run(runs / f"{step}.{subset}")
     }
     if not found:
@@ -105,9 +104,9 @@ def _drawn_from(
     for number, place in enumerate(places):
         try:
             found[place] = draw_figures(scripts, [name], place, beside / str(number))
+        except DamagedResultError:
+            raise
         except ResultError as error:
-            if "damaged" in str(error):
-                raise
             logger.debug("no figure %s in %s: %s", name, place, error)
         if places[0] in found:
             break

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
 
-from hopscope.documents.question_set import QuestionSet
 from hopscope.errors import UsageError
-from hopscope.queries.query_set import QuerySet
 
 
 @dataclass(frozen=True)
@@ -46,19 +43,3 @@ def preset(name: str) -> Preset:
     if name not in PRESETS:
         raise UsageError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
     return PRESETS[name]
-
-
-S = TypeVar("S", QuerySet, QuestionSet)
-
-
-def limited(queries: S, limit: int | None, seed: int = 0) -> S:
-    """At most `limit` queries, drawn by seed."""
-    return queries if limit is None or limit >= len(queries) else queries.sample(limit, seed)
-
-
-def layer_cells(n_layers: int, step: int) -> list[tuple[int, int]] | None:
-    """All (source, target) pairs with source > target of every `step`-th layer; None for all."""
-    if step < 1:
-        raise UsageError(f"the layer step must be 1 or more, not {step}")
-    layers = range(0, n_layers, step)
-    return None if step == 1 else [(a, b) for a in layers for b in layers if a > b]

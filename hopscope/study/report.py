@@ -18,9 +18,10 @@ import pandas as pd
 
 from hopscope.display.page import grid_html, page_script
 from hopscope.errors import ResultError
-from hopscope.experiments.catalogue import ANALYSES, Tables
+from hopscope.experiments.analysis import Analysis
+from hopscope.experiments.catalogue import analyses
 from hopscope.plots.figures import SUBSET_TITLES
-from hopscope.results.wording import n_queries
+from hopscope.results.run_folder import Tables
 from hopscope.study.figures import draw_figures
 from hopscope.study.study import Study
 
@@ -109,8 +110,8 @@ def write(study: Study, out: Path, told: Sequence[Section] | None = None) -> Pat
 
 def _remove_stale(folder: Path, kept: set[str], pattern: str) -> None:
     """Remove what an earlier report of more analyses left; never what a report does not make."""
-    for name in ANALYSES:
-        for path in folder.glob(pattern.format(name)):
+    for entry in analyses():
+        for path in folder.glob(pattern.format(entry.name)):
             if path.suffix in (".png", ".svg", ".csv") and path.stem not in kept:
                 path.unlink()
 
@@ -124,10 +125,10 @@ def sections(study: Study) -> list[Section]:
     """What the study says, analysis by analysis."""
     results: dict[str, Any] = {"grading": study.grading, **study.results}
     told = []
-    for name in ANALYSES:
-        here, missing = _of(name, results), _of(name, study.left_out)
+    for entry in analyses():
+        here, missing = _of(entry.name, results), _of(entry.name, study.left_out)
         if here or missing:
-            told.append(_section(name, here, missing))
+            told.append(_section(entry, here, missing))
     return told
 
 
@@ -137,8 +138,8 @@ def _of(name: str, found: Mapping[str, T]) -> dict[str, T]:
     return {subset: each for (analysis, _, subset), each in parts if analysis == name}
 
 
-def _section(name: str, results: Mapping[str, Any], left_out: Mapping[str, str]) -> Section:
-    analysis = ANALYSES[name]
+def _section(entry: Analysis, results: Mapping[str, Any], left_out: Mapping[str, str]) -> Section:
+    name = entry.name
     said: list[str] = []
     tables: Tables = {}
     views: list[str] = []
@@ -146,17 +147,17 @@ def _section(name: str, results: Mapping[str, Any], left_out: Mapping[str, str])
         grid = result.grid()
         if grid is not None:
             views.append(grid_html(grid, NO_SCRIPTS, heading=SUBSET_TITLES.get(subset, subset)))
-        own, found = analysis.tell(result)
+        own, found = result.findings(), result.tables()
         lead = SUBSET_TITLES.get(subset)
         if lead is not None and own:
-            own[0] = f"{lead} (n = {n_queries(result)}): {own[0]}"
+            own[0] = f"{lead} (n = {result.n_queries}): {own[0]}"
         said += [sentence[0].upper() + sentence[1:] for sentence in own]
         suffix = f".{subset}" if subset else ""
         tables |= {f"{name}{suffix}.{what}": table for what, table in found.items()}
     for subset, reason in left_out.items():
         which = SUBSET_TITLES[subset] if subset == "documents" else f"queries graded {subset}"
         said.append(f"Not run on {which}: {reason}.")
-    return Section(name, analysis.title, analysis.question, said, tables, views)
+    return Section(name, entry.title, entry.question_with_source, said, tables, views)
 
 
 NO_SCRIPTS = '<p class="note">With scripts, every cell can be read here.</p>'

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from hopscope.study.figures import draw_figures
 from hopscope.study.presets import Preset
@@ -26,8 +26,15 @@ SNAPSHOTS = range(0, 2001, 200)
 COVERED = ("coverage", "coverage-few-bridges", "coverage-path-ambiguity")
 
 
+class _Run(TypedDict):
+    """Keywords that every analysis of a figure is given."""
+
+    progress: bool
+    out: Path
+
+
 @dataclass(frozen=True)
-class Setting:
+class Settings:
     """How a figure's results are made.
 
     Attributes:
@@ -44,6 +51,10 @@ class Setting:
     device: str | None = None
     progress: bool = True
 
+    def into(self, *names: str) -> _Run:
+        """The keywords of an analysis whose run folder is the one of these names."""
+        return {"progress": self.progress, "out": self.folder.joinpath(*names)}
+
     def worlds(self, names: Sequence[str]) -> list[World]:
         """Three seeds of some worlds."""
         from hopscope.worlds.load import load_world
@@ -59,93 +70,88 @@ class Setting:
         return where
 
 
-def _world_circuit(how: Setting) -> None:
+def _world_circuit(settings: Settings) -> None:
     from hopscope.experiments.worlds.circuit import circuit
 
-    out = how.folder / "world_circuit"
-    circuit(how.worlds(CIRCUIT), how.size.of_world, how.seed, how.progress, out=out)
+    worlds, limit = settings.worlds(CIRCUIT), settings.size.of_world
+    circuit(worlds, limit, seed=settings.seed, **settings.into("world_circuit"))
 
 
-def _emergence(how: Setting) -> None:
+def _emergence(settings: Settings) -> None:
     from hopscope.experiments.worlds.circuit import Circuit, circuit
     from hopscope.experiments.worlds.emergence import over_checkpoints
 
     def read(world: World) -> Circuit:
-        return circuit([world], how.size.of_world, how.seed, progress=False)
+        return circuit([world], settings.size.of_world, seed=settings.seed, progress=False)
 
-    where = how.trained("two-hop-looped", how.seed, SNAPSHOTS)
-    out = how.folder / "emergence"
-    over_checkpoints(where, read, progress=how.progress, device=how.device, out=out)
+    folder = settings.trained("two-hop-looped", settings.seed, SNAPSHOTS)
+    over_checkpoints(folder, read, device=settings.device, **settings.into("emergence"))
 
 
-def _coverage(how: Setting) -> None:
+def _coverage(settings: Settings) -> None:
     from hopscope.experiments.worlds.coverage import coverage
     from hopscope.experiments.worlds.emergence import over_checkpoints
     from hopscope.worlds.catalogue import WORLDS
 
     for name, seed in product(COVERED, SEEDS):
         last = WORLDS[name].schedule.steps
-        where = how.trained(name, seed, range(0, last + 1, last // 10))
-        out = how.folder / "coverage" / f"{name}.seed-{seed}"
-        over_checkpoints(where, coverage, progress=how.progress, device=how.device, out=out)
+        folder = settings.trained(name, seed, range(0, last + 1, last // 10))
+        run = settings.into("coverage", f"{name}.seed-{seed}")
+        over_checkpoints(folder, coverage, device=settings.device, **run)
 
 
-def _data_needed(how: Setting) -> None:
+def _data_needed(settings: Settings) -> None:
     from hopscope.experiments.worlds.data_needed import data_needed
 
-    out = how.folder / "data_needed"
-    data_needed(seeds=(how.seed,), device=how.device, out=out, progress=how.progress)
+    run = settings.into("data_needed")
+    data_needed(seeds=(settings.seed,), device=settings.device, **run)
 
 
-def _search_graph(how: Setting) -> None:
+def _search_graph(settings: Settings) -> None:
     from hopscope.experiments.worlds.computation_graph import computation_graph
     from hopscope.worlds.catalogue import recipe_of
     from hopscope.worlds.load import load_world
     from hopscope.worlds.small_model import untrained
 
-    world = load_world("graph-search", device=how.device)  # the seed that comes along
+    world = load_world("graph-search", device=settings.device)  # the seed that is shipped
     recipe = recipe_of(world.name)
     words, device = recipe.task.words, world.model.device
-    other = untrained(words, recipe.shape, how.seed, "untrained", device)
+    other = untrained(words, recipe.shape, settings.seed, "untrained", device)
+    prompts = world.paths(4 * settings.size.of_world)
     for name, model in (("trained", world.model), ("untrained", other)):
-        prompts = world.paths(4 * how.size.of_world)
-        out = how.folder / "search_graph" / name
-        computation_graph(model, prompts, progress=how.progress, out=out)
+        computation_graph(model, prompts, **settings.into("search_graph", name))
 
 
-def _superposition(how: Setting) -> None:
+def _superposition(settings: Settings) -> None:
     from hopscope.experiments.worlds.superposition import superposition
 
-    out = how.folder / "superposition"
-    superposition(how.worlds(THINKING), 8 * how.size.of_world, how.progress, out=out)
+    worlds, limit = settings.worlds(THINKING), 8 * settings.size.of_world
+    superposition(worlds, limit, **settings.into("superposition"))
 
 
-def _head_classes(how: Setting) -> None:
+def _head_classes(settings: Settings) -> None:
+    from hopscope.experiments.analysis import limited
     from hopscope.experiments.two_hop.head_retrieval import classify_heads
     from hopscope.experiments.two_hop.rank_neighbours import rank_neighbours
-    from hopscope.models.load import load_model
-    from hopscope.queries.load import load_queries
-    from hopscope.study.presets import limited
+    from hopscope.loading import load_model, load_queries
 
-    queries = limited(load_queries("world"), how.size.limit, how.seed)
+    queries = limited(load_queries("world"), settings.size.limit, settings.seed)
     for name in HEADS:
-        model = load_model(name, device=how.device)
-        folder = how.folder / "head_classes" / name
-        classify_heads(model, queries, progress=how.progress, out=folder / "head_classes")
-        rank_neighbours(
-            model, queries, seed=how.seed, progress=how.progress, out=folder / "rank_neighbours"
-        )
+        model = load_model(name, device=settings.device)
+        classify_heads(model, queries, **settings.into("head_classes", name, "head_classes"))
+        run = settings.into("head_classes", name, "rank_neighbours")
+        rank_neighbours(model, queries, seed=settings.seed, **run)
 
 
-def _prefix_training(how: Setting) -> None:
+def _prefix_training(settings: Settings) -> None:
     from hopscope.experiments.documents.prefix_training import compare_masks
 
     # Its seeds are those of the trainings, three of them in any case.
-    compare_masks(out=how.folder / "prefix_training", progress=how.progress)
+    compare_masks(**settings.into("prefix_training"))
 
 
 @dataclass(frozen=True)
-class Alone:
+class StandaloneFigure:
     """A figure that brings its own models.
 
     Attributes:
@@ -154,31 +160,31 @@ class Alone:
             it is run only when it is named.
     """
 
-    run: Callable[[Setting], None]
+    run: Callable[[Settings], None]
     costly: bool = False
 
 
-ALONE: Mapping[str, Alone] = {
-    "world_circuit": Alone(_world_circuit),
-    "emergence": Alone(_emergence, costly=True),
-    "coverage": Alone(_coverage, costly=True),
-    "data_needed": Alone(_data_needed, costly=True),
-    "search_graph": Alone(_search_graph),
-    "superposition": Alone(_superposition, costly=True),
-    "head_classes": Alone(_head_classes, costly=True),
-    "prefix_training": Alone(_prefix_training, costly=True),
+STANDALONE_FIGURES: Mapping[str, StandaloneFigure] = {
+    "world_circuit": StandaloneFigure(_world_circuit),
+    "emergence": StandaloneFigure(_emergence, costly=True),
+    "coverage": StandaloneFigure(_coverage, costly=True),
+    "data_needed": StandaloneFigure(_data_needed, costly=True),
+    "search_graph": StandaloneFigure(_search_graph),
+    "superposition": StandaloneFigure(_superposition, costly=True),
+    "head_classes": StandaloneFigure(_head_classes, costly=True),
+    "prefix_training": StandaloneFigure(_prefix_training, costly=True),
 }
 """The figures that take no model and no queries, and how their results are made."""
 
 
-def draw_alone(
-    names: Sequence[str], how: Setting, scripts: Path, rendered: Path, *, costly: bool
+def draw_standalone(
+    names: Sequence[str], settings: Settings, scripts: Path, rendered: Path, *, costly: bool
 ) -> list[Path]:
     """Run and draw those of some figures that bring their own models.
 
     Args:
         names: of figures.
-        how: their results are made.
+        settings: how their results are made.
         scripts: folder of the scripts.
         rendered: where pictures and numbers go.
         costly: whether those are run, too, for which models are trained or fetched.
@@ -187,8 +193,8 @@ def draw_alone(
         The files that were written.
     """
     drawn: list[Path] = []
-    for name, figure in ALONE.items():
+    for name, figure in STANDALONE_FIGURES.items():
         if name in names and (costly or not figure.costly):
-            figure.run(how)
-            drawn += draw_figures(scripts, [name], how.folder, rendered)
+            figure.run(settings)
+            drawn += draw_figures(scripts, [name], settings.folder, rendered)
     return drawn

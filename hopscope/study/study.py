@@ -1,26 +1,29 @@
-"""Runs what the figures are drawn from: grading, then the experiments on what was graded."""
+"""Provides run_study(): grading, then every analysis on what was graded, into run folders."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from hopscope.documents.load import load_questions
+from hopscope.documents.question_set import QuestionSet
 from hopscope.errors import ModelError, QueryError
-from hopscope.experiments.two_hop.attention_knockout import Knockouts
-from hopscope.experiments.two_hop.description import Description
+from hopscope.experiments.analysis import Analysis, Scale, limited
+from hopscope.experiments.catalogue import analyses
 from hopscope.experiments.two_hop.grading import Grading, grade
-from hopscope.experiments.two_hop.projection import Projection
-from hopscope.experiments.two_hop.stages import combine
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.query_set import QuerySet
 from hopscope.results.result import Result
-from hopscope.study.presets import Preset, limited
-from hopscope.study.steps import STEPS, SUBSETS, _Task
+from hopscope.study.presets import Preset
 
 logger = logging.getLogger(__name__)
+
+DOCUMENTS = "world-docs"
+"""The questions over documents that a study asks."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Study:
     Attributes:
         grading: which queries the model gets right.
         results: by name, such as `back_patching.incorrect`.
-        left_out: why an experiment has no result, by the same names.
+        left_out: why an analysis has no result, by the same names.
         folder: where the run folders lie.
     """
 
@@ -38,6 +41,18 @@ class Study:
     results: Mapping[str, Result]
     left_out: Mapping[str, str]
     folder: Path
+
+
+def study_analyses(figures: Sequence[str] = ()) -> list[Analysis]:
+    """The analyses of a study, in their order.
+
+    Args:
+        figures: only those that these figures are drawn from; all if none is named.
+    """
+    there = [each for each in analyses() if each.subsets]
+    drawn = [each for each in there if not figures or each.name in figures]
+    wanted = {name for each in drawn for name in (each.name, *each.parts)}
+    return [each for each in there if each.name in wanted]
 
 
 def run_study(
@@ -50,18 +65,19 @@ def run_study(
     seed: int = 0,
     progress: bool = True,
 ) -> Study:
-    """Grade, and run experiments on what was graded, into `folder`; finished parts are kept.
+    """Grade, and run analyses on what was graded, into `folder`; finished parts are kept.
 
     Args:
         model: the model.
         queries: the queries, of which `size` says how many are graded.
         folder: of the run folders.
         size: how much is run.
-        steps: names of `STEPS`; all if None.
-        seed: of all that is drawn.
+        steps: names of `study_analyses()`; all if None. One that only puts others together runs
+            where these do.
+        seed: of everything that is drawn at random.
         progress: show progress bars.
 
-    An experiment that finds no query is left out, and a warning says so.
+    An analysis that finds no query is left out, and a warning says so.
     """
     graded = grade(
         model, limited(queries, size.limit, seed), out=folder / "grading", progress=progress
@@ -69,35 +85,89 @@ def run_study(
     task = _Task(model, queries, graded, folder, size, seed, progress)
     results: dict[str, Result] = {}
     left_out: dict[str, str] = {}
-    for step in STEPS if steps is None else steps:
-        for subset in STEPS[step].subsets:
-            name = f"{step}.{subset}"
-            try:
-                results[name] = STEPS[step].run(task, subset, folder / name)
-            except (QueryError, ModelError) as error:
-                logger.warning("%s is left out: %s", name, error)
-                left_out[name] = str(error)
-    if {"description", "knockout", "projection"} <= set(STEPS if steps is None else steps):
-        for subset in SUBSETS:
-            _combine(results, left_out, subset, folder)
+    for entry, subset in _chosen(steps):
+        name = f"{entry.name}.{subset}"
+        try:
+            results[name] = task.run(entry, subset, results)
+        except (QueryError, ModelError) as error:
+            logger.warning("%s is left out: %s", name, error)
+            left_out[name] = str(error)
     return Study(graded, results, left_out, folder)
 
 
-def _combine(
-    results: dict[str, Result], left_out: dict[str, str], subset: str, folder: Path
-) -> None:
-    name = f"stages.{subset}"
-    parts = [results.get(f"{step}.{subset}") for step in ("description", "knockout", "projection")]
-    described, knocked, projected = parts
-    if (
-        isinstance(described, Description)
-        and isinstance(knocked, Knockouts)
-        and isinstance(projected, Projection)
-    ):
-        results[name] = combine(described, knocked, projected)
-        results[name].save(folder / name)
-    else:
-        left_out[name] = "it needs description, knockout and projection of the same queries"
+def _chosen(steps: Sequence[str] | None) -> Iterator[tuple[Analysis, str]]:
+    """The analyses that are run, each with the subsets that it is run on."""
+    for entry in study_analyses():
+        if steps is None or set(entry.parts or (entry.name,)) <= set(steps):
+            yield from ((entry, subset) for subset in entry.subsets)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What every analysis of a study is given."""
+
+    model: LanguageModel
+    queries: QuerySet
+    graded: Grading
+    folder: Path
+    size: Preset
+    seed: int
+    progress: bool
+
+    @property
+    def scale(self) -> Scale:
+        """How much of an analysis is run."""
+        layers = range(0, self.model.n_layers, self.size.layer_step)
+        return Scale(layers, self.size.most, self.size.shuffles, self.seed)
+
+    def run(self, entry: Analysis, subset: str, results: Mapping[str, Result]) -> Result:
+        """Run an analysis, or put together the results that it is made of."""
+        out = self.folder / f"{entry.name}.{subset}"
+        if entry.combine is not None:
+            parts = [results.get(f"{part}.{subset}") for part in entry.parts]
+            if any(part is None for part in parts):
+                needed = ", ".join(entry.parts)
+                raise QueryError(f"it needs the results of {needed} of the same queries")
+            combined = entry.combine(*parts)
+            combined.save(out)
+            return combined
+        inputs = self.inputs(entry, subset)
+        scaled = {} if entry.in_study is None else entry.in_study(self.scale)
+        layers = entry.at_layers(self.model, self.size.layer_step)
+        common: dict[str, Any] = {"seed": self.seed, "progress": self.progress, "out": out}
+        result: Result = entry.function(self.model, inputs, **scaled, **layers, **common)
+        return result
+
+    def inputs(self, entry: Analysis, subset: str) -> QuerySet | QuestionSet:
+        """What an analysis is run on.
+
+        Raises:
+            QueryError: if no query is of the subset.
+        """
+        inputs: QuerySet | QuestionSet = self.queries
+        if entry.asks == "subset":
+            inputs = self.subset(subset)
+        elif entry.asks == "documents":
+            questions = load_questions(DOCUMENTS, seed=self.seed)
+            inputs = limited(questions, self.size.questions, self.seed)
+        chosen: QuerySet | QuestionSet = (
+            inputs if entry.chosen is None else entry.chosen(inputs, self.scale)
+        )
+        return chosen
+
+    def subset(self, name: str) -> QuerySet:
+        """The queries of a subset.
+
+        Raises:
+            QueryError: if there is none.
+        """
+        chosen = self.graded.incorrect() if name == "incorrect" else self.graded.correct()
+        if not len(chosen):
+            raise QueryError(
+                f"no query was graded {name}; grade more queries (a larger limit), or give "
+                "another model"
+            )
+        return limited(chosen, self.size.most, self.seed)
 
 
 def study_folder(runs: Path, model: LanguageModel, queries: QuerySet, label: str) -> Path:

@@ -56,7 +56,7 @@ def test_options_of_documents_stand_after_a_commands_own() -> None:
     def command(options: Documents, *, orders: str = "forward") -> None: ...
 
     names = list(inspect.signature(command).parameters)
-    assert names[:6] == ["model", "questions", "limit", "few_shot", "orders", "masks"]
+    assert names[:6] == ["model", "questions", "limit", "few_shot", "orders", "distractors"]
     assert names[-6:] == ["seed", "out", "shard", "device", "dtype", "as_json"]
 
 

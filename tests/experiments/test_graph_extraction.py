@@ -20,10 +20,10 @@ from hopscope.experiments.worlds.graph_operations import (
     _Search,
     _Versions,
 )
+from hopscope.loading import load_result
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.capture import capture
 from hopscope.queries.graph_paths import PathPrompt, PathSet
-from hopscope.results.result import load_result
 
 FAMILIES = ["gpt2", "llama", "qwen3", "gemma3", "gpt-neox"]
 PROMPT = PathPrompt("0", "the bridge of a city", "is", ((1, 2), (2, 3)), start=1, goal=3)

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import numpy as np
 import pandas as pd
@@ -22,8 +21,10 @@ from hopscope.documents.question_set import QuestionSet
 from hopscope.documents.templates import Template
 from hopscope.engine.read_out import Version
 from hopscope.errors import UsageError
-from hopscope.experiments.arguments import check_masks, check_orders
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
+from hopscope.experiments.arguments import OneOf, Orders, check_masks
 from hopscope.masks.algebra import Mask
+from hopscope.models.token_model import TokenModel
 from hopscope.prompting.document_prompts import (
     VERDICTS,
     Asked,
@@ -34,10 +35,9 @@ from hopscope.prompting.document_prompts import (
     scores,
     template_for,
 )
-from hopscope.results.provenance import provenance
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.runs import run_over
+from hopscope.results.wording import percent, rows_where
 from hopscope.statistics import intervals
 
 if TYPE_CHECKING:
@@ -60,6 +60,11 @@ class DocumentAttention(Result):
     """
 
     kind = "document_attention"
+    columns: ClassVar = {
+        **dict.fromkeys(VERSION, "str"),
+        **dict.fromkeys(("layer", "head", "document", "hop", "slot"), "int64"),
+        "mass": "float32",
+    }
 
     def ic(self) -> pd.DataFrame:
         """IC(d) = sum over blocks of the mean over heads of GA: from 0 to the number of blocks.
@@ -133,11 +138,47 @@ class DocumentAttention(Result):
         keys = ["order", "mask", "hop", "layer", "head"]
         return self.frame.groupby(keys, sort=False)["mass"].mean().reset_index()
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {"compare": self.compare(), "peaks": self.peaks()}
+
+    def printed(self, seed: int = 0, metric: str = "contained") -> dict[str, pd.DataFrame]:
+        """The peaks of right against wrong answers, and of each.
+
+        Args:
+            seed: as every result takes one; nothing is drawn here.
+            metric: `contained`, `matched` or `exact_match`.
+        """
+        return {"rows": self.compare(metric), "peaks": self.peaks(metric)}
+
+    def findings(self) -> list[str]:
+        sentences = []
+        for row in rows_where(self.compare()):
+            sentence = f"in the order {row['order']} {row['right']} answers are right"
+            if row["auc"] == row["auc"]:
+                sentence += (
+                    f"; their median peak is {row['median_right']:.2f}, that of the "
+                    f"{row['wrong']} wrong ones {row['median_wrong']:.2f} (a right one is higher "
+                    f"in {percent(row['auc'])} of the pairs, chance 50 %; p = {row['p']:.2g})"
+                )
+            sentences.append(f"{sentence}.")
+        return sentences
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the peaks of right and of wrong answers."""
         from hopscope.experiments.documents import plots
 
         return plots.peak_strips(self.peaks(), self.compare(), ax)
+
+
+@dataclass(frozen=True)
+class TokensRead:
+    """Whose attention is read: that of the answer's tokens, or of the prompt's last."""
+
+    def checked(self, name: str, value: str, model: TokenModel | None) -> str:
+        """One of the two."""
+        if value not in READ:
+            raise UsageError(f"cannot read {value!r}: choose {' or '.join(READ)}")
+        return value
 
 
 def _against(right: np.ndarray, wrong: np.ndarray) -> tuple[Any, ...]:
@@ -150,6 +191,19 @@ def _against(right: np.ndarray, wrong: np.ndarray) -> tuple[Any, ...]:
     return (len(right), len(wrong), *middle, auc, float(test.pvalue))
 
 
+@analysis(
+    "attention",
+    name="attention_peaks",
+    title="Attention to documents",
+    question="Does a right answer attend harder to one document than a wrong one?",
+    source="Masking in Multi-hop QA, section 5",
+    control="the answers that are wrong",
+    asks="documents",
+    subsets=("documents",),
+    order=110,
+    accepts={"orders": Orders(), "read": TokensRead(), "metric": OneOf(VERDICTS)},
+    in_study=lambda _: {"orders": ("forward", "backward")},
+)
 def attention_to_documents(
     model: DocumentReader,
     questions: QuestionSet,
@@ -160,10 +214,7 @@ def attention_to_documents(
     template: str | Template | None = None,
     label: Label = "position",
     max_new_tokens: int | None = None,
-    seed: int = 0,
-    out: str | Path | None = None,
-    shard: tuple[int, int] | None = None,
-    progress: bool = True,
+    **run: Unpack[RunKeywords],
 ) -> DocumentAttention:
     """Let the model answer, and read how much attention its answer pays to each document.
 
@@ -178,7 +229,7 @@ def attention_to_documents(
         masks: names or masks.
         read: the tokens whose attention is read: those of the `answer` as the model generates it
             (its first line), or the `last` one of the prompt, which predicts its first token.
-        template, label, max_new_tokens, seed, out, shard, progress: as for `permute_documents`.
+        template, label, max_new_tokens: as for `permute_documents`.
 
     Returns:
         A `DocumentAttention`: `ic()`, `peaks()`, `compare()`, `by_layer()`, `by_head()`.
@@ -190,34 +241,21 @@ def attention_to_documents(
     Example:
         >>> attention_to_documents(model, questions, ["forward"]).compare()   # doctest: +SKIP
     """
-    check_read(read)
-    chosen, named = check_orders(orders), check_masks(masks, model)
+    options, named = RunOptions(**run), check_masks(masks, model)
     asker = DocumentAsker(
-        model, questions, template_for(questions, template), label, max_new_tokens, seed
+        model, questions, template_for(questions, template), label, max_new_tokens, options.seed
     )
-    asker.check(chosen)
+    asker.check(orders)
     settings = {
         **asker.settings,
-        "orders": [order_name(order) for order in chosen],
+        "orders": [order_name(order) for order in orders],
         "masks": [mask.name for mask in named],
         "read": read,
     }
-    reader = _Reader(asker, list(product(chosen, named)), read)
-    run = provenance(model, questions, DocumentAttention.kind, settings)
-    tables = run_over(
-        questions, reader.tables, run, per_part=PER_PART, out=out, shard=shard, progress=progress
+    reader = _Reader(asker, list(product(orders, named)), read)
+    return run_in_parts(
+        DocumentAttention, model, questions, settings, reader.tables, options, per_part=PER_PART
     )
-    return DocumentAttention.of(tables, run)
-
-
-def check_read(read: str) -> None:
-    """Refuse to read other tokens than an answer's or a prompt's last.
-
-    Raises:
-        UsageError: with what can be read.
-    """
-    if read not in READ:
-        raise UsageError(f"cannot read {read!r}: choose {' or '.join(READ)}")
 
 
 @dataclass(frozen=True)
@@ -244,9 +282,7 @@ class _Reader:
                 mass, n_read = read_masses(self.asker, readings.masses[index], tokens, self.read)
                 frames.append(document_masses(versions[index].layout, mass).assign(**names))
                 details.append({**self._detail(asked, tokens), **names, "tokens_read": n_read})
-        keys = [*VERSION, "layer", "head", "document", "hop", "slot", "mass"]
-        frame = pd.concat(frames, ignore_index=True)[keys]
-        return {"frame": frame, "details": pd.DataFrame(details)}
+        return {"frame": DocumentAttention.joined(frames), "details": pd.DataFrame(details)}
 
     def _detail(self, asked: Asked, tokens: Sequence[int]) -> dict[str, Any]:
         text = self.asker.answer(tokens)

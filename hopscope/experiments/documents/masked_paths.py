@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Unpack
 
 import numpy as np
 import pandas as pd
@@ -24,8 +23,9 @@ from hopscope.engine.clean_run import CleanRun, clean_run
 from hopscope.engine.edits import Knockout
 from hopscope.engine.read_out import Version
 from hopscope.engine.sweep import sweep
-from hopscope.errors import QueryError, UsageError
-from hopscope.experiments.arguments import check_choice, check_layers
+from hopscope.errors import QueryError
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, limited, run_in_parts
+from hopscope.experiments.arguments import AtLeast, Edges, Layers, ListOf, OneOf, layers_of
 from hopscope.experiments.randomness import seeded
 from hopscope.masks.named import knock_out, prefix_bidirectional
 from hopscope.models.encoder_decoder import EncoderDecoder
@@ -38,10 +38,9 @@ from hopscope.prompting.document_prompts import (
     scores,
     template_for,
 )
-from hopscope.results.provenance import provenance
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.runs import run_over
+from hopscope.results.wording import largest_row, percent, row_where, verdict, with_interval
 from hopscope.statistics import intervals
 
 if TYPE_CHECKING:
@@ -64,6 +63,17 @@ class MaskedPaths(Result):
     """
 
     kind = "masked_paths"
+    columns: ClassVar = {
+        "query": "str",
+        "edge": "str",
+        "control": "str",
+        "layer": "int64",
+        "generation": "str",
+        "changed": "bool",
+        "lost": "float64",
+        "answer_logprob": "float32",
+        "answer_change": "float32",
+    }
 
     def effect(self, measure: str = "changed", seed: int = 0) -> pd.DataFrame:
         """The mean of a measure over questions, for each edge, control and block.
@@ -78,8 +88,7 @@ class MaskedPaths(Result):
         Raises:
             UsageError: for another measure.
         """
-        if measure not in MEASURES:
-            raise UsageError(f"unknown measure {measure!r}: choose one of {', '.join(MEASURES)}")
+        OneOf(MEASURES).checked("measure", measure, None)
         return intervals(self.frame, ["edge", "control", "layer"], measure, "effect", seed)
 
     def above_chance(self, measure: str = "changed", seed: int = 0) -> pd.DataFrame:
@@ -95,6 +104,39 @@ class MaskedPaths(Result):
         wide["difference"] = wide["none"] - wide["distractor"]
         return intervals(wide.reset_index(), keys[1:], "difference", "difference", seed)
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {"effect": self.effect(), "above_chance": self.above_chance()}
+
+    def printed(self, seed: int = 0, measure: str = "changed") -> dict[str, pd.DataFrame]:
+        """The effect of each edge, and how much more it does than to a distractor.
+
+        Args:
+            seed: of the bootstrap.
+            measure: `changed`, `lost` or `answer_change`.
+        """
+        gains = self.above_chance(measure, seed)
+        return {"effect": self.effect(measure, seed), "above_chance": gains}
+
+    def findings(self) -> list[str]:
+        effect, gains = self.effect(), self.above_chance()
+        window = 2 * self.run["settings"]["window"] + 1
+        sentences = []
+        for edge in dict.fromkeys(effect["edge"]):
+            own = effect[(effect["edge"] == edge) & (effect["control"] == "none")]
+            best = largest_row(own, "effect")
+            sentence = (
+                f"blocking {edge} in {window} layers changes most answers around layer "
+                f"{best['layer']}, {with_interval(best['effect'], best['low'], best['high'])}"
+            )
+            other = row_where(effect, edge=edge, control="distractor", layer=best["layer"])
+            if other is not None:
+                sentence += f", the same edge to a distractor {percent(other['effect'])}"
+            gain = row_where(gains, edge=edge, layer=best["layer"])
+            if gain is not None:
+                sentence += f": {verdict(gain)} (the best of {len(own)} windows)"
+            sentences.append(f"{sentence}.")
+        return sentences
+
     def plot(self, ax: Axes | None = None, measure: str = "changed") -> Axes:
         """Draw the effect of each edge by block, with its control dotted."""
         from hopscope.experiments.documents import plots
@@ -102,6 +144,26 @@ class MaskedPaths(Result):
         return plots.path_lines(self.effect(measure), ax, measure=measure)
 
 
+@analysis(
+    "masked-paths",
+    name="document_paths",
+    title="Masked paths",
+    question="Which edges between documents and question carry each hop, and in which layers?",
+    source="Geva et al. 2023",
+    control="the same edge to a distractor",
+    asks="documents",
+    subsets=("documents",),
+    order=130,
+    accepts={
+        "edges": Edges(),
+        "controls": ListOf(CONTROLS, empty=True),
+        "window": AtLeast(0),
+        "layers": Layers(),
+        "measure": OneOf(MEASURES),
+    },
+    layers=lambda layers: {"layers": layers},
+    chosen=lambda questions, scale: limited(questions, scale.most, scale.seed),
+)
 def masked_paths(
     model: DocumentReader,
     questions: QuestionSet,
@@ -114,10 +176,7 @@ def masked_paths(
     template: str | Template | None = None,
     label: Label = "position",
     max_new_tokens: int | None = None,
-    seed: int = 0,
-    out: str | Path | None = None,
-    shard: tuple[int, int] | None = None,
-    progress: bool = True,
+    **run: Unpack[RunKeywords],
 ) -> MaskedPaths:
     """Block edges from parts of a prompt to others in a window of blocks, for every window.
 
@@ -135,7 +194,7 @@ def masked_paths(
         order: of the documents.
         window: blocks on each side of the middle one.
         layers: 0-based middles; all if None.
-        template, label, max_new_tokens, seed, out, shard, progress: as for `permute_documents`.
+        template, label, max_new_tokens: as for `permute_documents`.
 
     Returns:
         A `MaskedPaths`: `effect()`, `above_chance()`.
@@ -144,32 +203,23 @@ def masked_paths(
         QueryError: for an order or edge that a question cannot have.
         UsageError: for a bad argument.
     """
-    if isinstance(edges, str) or not edges or any("->" not in each for each in edges):
-        raise UsageError(f"edges are a list of 'query->key', such as 'question->gold 1': {edges!r}")
-    if window < 0:
-        raise UsageError(f"window must be 0 or more layers, not {window}")
-    wanted = check_choice("control", controls, CONTROLS) if controls else []
-    n_layers = model.n_encoder_layers if isinstance(model, EncoderDecoder) else model.n_layers
-    middles = check_layers(layers, n_layers)
+    options = RunOptions(**run)
     asker = DocumentAsker(
-        model, questions, template_for(questions, template), label, max_new_tokens, seed
+        model, questions, template_for(questions, template), label, max_new_tokens, options.seed
     )
     asker.check([order])
     settings = {
         **asker.settings,
-        "edges": list(dict.fromkeys(edges)),
-        "controls": wanted,
+        "edges": edges,
+        "controls": controls,
         "order": order_name(order),
         "window": window,
-        "layers": middles,
+        "layers": layers,
     }
-    named = list(dict.fromkeys(edges))
-    blocker = _Blocker(asker, named, wanted, order, window, middles, n_layers)
-    run = provenance(model, questions, MaskedPaths.kind, settings)
-    tables = run_over(
-        questions, blocker.tables, run, per_part=PER_PART, out=out, shard=shard, progress=progress
+    blocker = _Blocker(asker, edges, controls, order, window, layers or (), layers_of(model))
+    return run_in_parts(
+        MaskedPaths, model, questions, settings, blocker.tables, options, per_part=PER_PART
     )
-    return MaskedPaths.of(tables, run)
 
 
 Blocked = tuple[range, tuple[int, ...], tuple[int, ...]]
@@ -251,10 +301,7 @@ class _Blocker:
                 frames.append(pd.concat([names, frame], axis=1).assign(query=question.id))
             answered = scores(before[0], asked.question.names)
             details.append({**described(asked), "generation": before[0], **answered})
-        columns = ["query", "edge", "control", "layer", "generation", "changed", "lost"]
-        columns += ["answer_logprob", "answer_change"]
-        frame = pd.concat(frames, ignore_index=True)[columns]
-        return {"frame": frame, "details": pd.DataFrame(details)}
+        return {"frame": MaskedPaths.joined(frames), "details": pd.DataFrame(details)}
 
     def _cells(self, layout: Layout, edge: str) -> tuple[list[Blocked], pd.DataFrame]:
         """A cell of one edge for each control and middle, and their names."""

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Unpack
 
 import numpy as np
 import pandas as pd
@@ -18,11 +17,13 @@ from hopscope.documents.orders import order_name, shuffles
 from hopscope.documents.question_set import QuestionSet
 from hopscope.documents.templates import Template
 from hopscope.engine.read_out import Version
-from hopscope.errors import UsageError
-from hopscope.experiments.arguments import check_masks
-from hopscope.experiments.documents.attention import check_read, peak_of, read_masses
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
+from hopscope.experiments.arguments import AtLeast, OneOf, check_masks
+from hopscope.experiments.documents.attention import TokensRead, peak_of, read_masses
 from hopscope.masks.algebra import Mask
 from hopscope.prompting.document_prompts import (
+    METRICS,
+    VERDICTS,
     DocumentAsker,
     DocumentReader,
     check_metric,
@@ -31,17 +32,21 @@ from hopscope.prompting.document_prompts import (
     template_for,
 )
 from hopscope.queries.answers import squashed
-from hopscope.results.provenance import provenance
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.runs import run_over
+from hopscope.results.wording import percent, points, rows_where, verdict, with_interval
 from hopscope.statistics import mean_intervals, paired
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PER_PART = 4
-STRATEGIES = ("mean", "peak", "majority", "oracle")
+STRATEGIES = {
+    "mean": "a random shuffle",
+    "peak": "the highest peak",
+    "majority": "the majority",
+    "oracle": "an oracle",
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,6 +58,15 @@ class OrderChoice(Result):
     """
 
     kind = "order_choice"
+    columns: ClassVar = {
+        "query": "str",
+        "shuffle": "int64",
+        "order": "str",
+        "generation": "str",
+        "peak": "float64",
+        **dict.fromkeys(VERDICTS, "bool"),
+        "f1": "float64",
+    }
 
     def choices(self, metric: str = "contained") -> pd.DataFrame:
         """The score of each question by strategy.
@@ -97,6 +111,34 @@ class OrderChoice(Result):
         columns = ["strategy", "n", "accuracy", "low", "high", "gain", "gain_low", "gain_high"]
         return pd.DataFrame(rows, columns=columns)
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {"summary": self.summary()}
+
+    def printed(self, seed: int = 0, metric: str = "contained") -> dict[str, pd.DataFrame]:
+        """The summary.
+
+        Args:
+            seed: of the bootstrap.
+            metric: `contained`, `matched`, `exact_match` or `f1`.
+        """
+        return {"summary": self.summary(metric, seed)}
+
+    def findings(self) -> list[str]:
+        rows = {row["strategy"]: row for row in rows_where(self.summary())}
+        mean = rows.pop("mean")
+        sentences = [
+            f"of {self.run['settings']['k']} shuffles a random one is right for "
+            f"{with_interval(mean['accuracy'], mean['low'], mean['high'])}."
+        ]
+        for strategy, row in rows.items():
+            gain = {"n": row["n"], "low": row["gain_low"], "high": row["gain_high"]}
+            difference = points(row["gain"], row["gain_low"], row["gain_high"])
+            sentences.append(
+                f"Chosen by {STRATEGIES[strategy]}: {percent(row['accuracy'])}, {difference} over "
+                f"a random shuffle: {verdict(gain)}."
+            )
+        return sentences
+
     def plot(self, ax: Axes | None = None, metric: str = "contained") -> Axes:
         """Draw accuracy by strategy."""
         from hopscope.experiments.documents import plots
@@ -104,6 +146,19 @@ class OrderChoice(Result):
         return plots.strategy_points(self.summary(metric), ax)
 
 
+@analysis(
+    "best-order",
+    name="order_choice",
+    title="Choosing an order",
+    question="Does the peak of attention tell which of several orders to trust?",
+    source="Masking in Multi-hop QA, section 5",
+    control="a random shuffle, the majority vote and an oracle",
+    asks="documents",
+    subsets=("documents",),
+    order=120,
+    accepts={"k": AtLeast(1), "read": TokensRead(), "metric": OneOf(METRICS)},
+    in_study=lambda scale: {"k": scale.shuffles},
+)
 def best_order(
     model: DocumentReader,
     questions: QuestionSet,
@@ -114,10 +169,7 @@ def best_order(
     template: str | Template | None = None,
     label: Label = "position",
     max_new_tokens: int | None = None,
-    seed: int = 0,
-    out: str | Path | None = None,
-    shard: tuple[int, int] | None = None,
-    progress: bool = True,
+    **run: Unpack[RunKeywords],
 ) -> OrderChoice:
     """Answer in `k` seeded shuffles, and choose by the peak of attention.
 
@@ -127,8 +179,7 @@ def best_order(
         k: how many different shuffles.
         mask: a name or a mask.
         read: whose attention is read; see `attention_to_documents`.
-        template, label, max_new_tokens, out, shard, progress: as for `permute_documents`.
-        seed: of the shuffles.
+        template, label, max_new_tokens: as for `permute_documents`.
 
     Returns:
         An `OrderChoice`: `summary()` has the choice beside mean, majority vote and oracle.
@@ -137,23 +188,18 @@ def best_order(
         QueryError: if a question has fewer than `k` orders, or does not fit the context.
         UsageError: for a bad argument.
     """
-    if k < 1:
-        raise UsageError(f"k must be 1 or more shuffles, not {k}")
-    chosen = check_masks(mask, model)[0]
+    options, chosen = RunOptions(**run), check_masks(mask, model)[0]
     asker = DocumentAsker(
-        model, questions, template_for(questions, template), label, max_new_tokens, seed
+        model, questions, template_for(questions, template), label, max_new_tokens, options.seed
     )
-    check_read(read)
     asker.check()
     for question in questions:
-        shuffles(asker.asked(question).question, k, seed)
+        shuffles(asker.asked(question).question, k, options.seed)
     settings = {**asker.settings, "k": k, "mask": chosen.name, "read": read}
     chooser = _Chooser(asker, k, chosen, read)
-    run = provenance(model, questions, OrderChoice.kind, settings)
-    tables = run_over(
-        questions, chooser.tables, run, per_part=PER_PART, out=out, shard=shard, progress=progress
+    return run_in_parts(
+        OrderChoice, model, questions, settings, chooser.tables, options, per_part=PER_PART
     )
-    return OrderChoice.of(tables, run)
 
 
 @dataclass(frozen=True)

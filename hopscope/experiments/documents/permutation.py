@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack, get_args
 
 import pandas as pd
 
@@ -19,10 +18,13 @@ from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
 from hopscope.documents.templates import Template
 from hopscope.engine.read_out import Version
 from hopscope.errors import UsageError
-from hopscope.experiments.arguments import check_choice, check_masks, check_orders
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
+from hopscope.experiments.arguments import ListOf, OneOf, Orders, check_masks
 from hopscope.masks.algebra import Mask
 from hopscope.prompting.document_prompts import (
     DEFAULT_ORDERS,
+    METRICS,
+    VERDICTS,
     DocumentAsker,
     DocumentReader,
     accuracies,
@@ -30,10 +32,9 @@ from hopscope.prompting.document_prompts import (
     scores,
     template_for,
 )
-from hopscope.results.provenance import provenance
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.runs import run_over
+from hopscope.results.wording import points, row_where, rows_where, verdict, with_interval
 from hopscope.statistics import paired
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 PER_PART = 4
 GROUP = ["order", "mask", "permuting"]
+STUDIED_MASKS = ("causal", "document_bidirectional", "document_block", "prefix_bidirectional")
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,6 +56,16 @@ class Permutation(Result):
     """
 
     kind = "permutation"
+    columns: ClassVar = {
+        "query": "str",
+        "order": "str",
+        "mask": "str",
+        "permuting": "str",
+        "generation": "str",
+        **dict.fromkeys(VERDICTS, "bool"),
+        "f1": "float64",
+        "bridge": "bool",
+    }
 
     def accuracy(self, metric: str = "contained", seed: int = 0) -> pd.DataFrame:
         """Accuracy for each order, mask and way of permuting.
@@ -120,6 +132,44 @@ class Permutation(Result):
         columns = [*GROUP, "base", "n", "difference", "low", "high", "better", "worse", "p"]
         return pd.DataFrame(rows, columns=columns)
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {
+            "accuracy": self.accuracy(),
+            "compare": self.compare(self._usual_base),
+            "compare_masks": self.compare_masks(),
+        }
+
+    def printed(self, seed: int = 0, metric: str = "contained") -> dict[str, pd.DataFrame]:
+        """Accuracy, and each order against the first.
+
+        Args:
+            seed: of the bootstrap.
+            metric: `contained`, `matched`, `exact_match` or `f1`.
+        """
+        compared = self.compare(None, metric, seed)
+        return {"rows": self.accuracy(metric, seed), "compare": compared}
+
+    def findings(self) -> list[str]:
+        accuracy, orders = self.accuracy(), self.compare(self._usual_base)
+        sentences = []
+        for mask in dict.fromkeys(accuracy["mask"]):
+            parts = [
+                f"{with_interval(row['accuracy'], row['low'], row['high'])} {row['order']}"
+                for row in rows_where(accuracy, mask=mask)
+            ]
+            sentence = f"under the mask {mask} it answers {', '.join(parts)}"
+            gain = row_where(orders, mask=mask, order="backward")
+            if gain is not None:
+                difference = points(gain["difference"], gain["low"], gain["high"])
+                sentence += f"; backward over {gain['base']} {difference}: {verdict(gain)}"
+            sentences.append(f"{sentence}.")
+        return sentences
+
+    @property
+    def _usual_base(self) -> str | None:
+        """The order that others are compared with: `forward` if there is one, else the first."""
+        return "forward" if (self.frame["order"] == "forward").any() else None
+
     def plot(self, ax: Axes | None = None, metric: str = "contained") -> Axes:
         """Draw accuracy by order, a colour for each mask."""
         from hopscope.experiments.documents import plots
@@ -127,6 +177,23 @@ class Permutation(Result):
         return plots.order_points(self.accuracy(metric), ax)
 
 
+@analysis(
+    "permute",
+    name="document_order",
+    title="Order of documents and masks",
+    question="How do the order of documents and the attention mask change multi-hop answers?",
+    source="Masking in Multi-hop QA, sections 3 and 4",
+    control="each order and mask paired with another on the same questions",
+    asks="documents",
+    subsets=("documents",),
+    order=100,
+    accepts={
+        "orders": Orders(),
+        "permuting": ListOf(get_args(Way), what="way"),
+        "metric": OneOf(METRICS),
+    },
+    in_study=lambda _: {"masks": STUDIED_MASKS},
+)
 def permute_documents(
     model: DocumentReader,
     questions: QuestionSet,
@@ -137,10 +204,7 @@ def permute_documents(
     template: str | Template | None = None,
     label: Label = "position",
     max_new_tokens: int | None = None,
-    seed: int = 0,
-    out: str | Path | None = None,
-    shard: tuple[int, int] | None = None,
-    progress: bool = True,
+    **run: Unpack[RunKeywords],
 ) -> Permutation:
     """Ask questions with their documents in several orders, under several masks.
 
@@ -158,10 +222,6 @@ def permute_documents(
         template: of the prompt; `plain` for the bundled sets and `answer_only` for others if None.
         label: the number in front of a document: its displayed `position`, `fixed`, or `none`.
         max_new_tokens: tokens of an answer; the template's own number if None.
-        seed: of shuffled orders.
-        out: run folder; a run that was stopped goes on.
-        shard: (i, n): only every n-th part of the questions.
-        progress: show a progress bar.
 
     Returns:
         A `Permutation`: `accuracy()`, `compare()`, `compare_masks()`.
@@ -174,24 +234,21 @@ def permute_documents(
         >>> questions = load_questions("world-docs").sample(40)              # doctest: +SKIP
         >>> permute_documents(model, questions).accuracy()                   # doctest: +SKIP
     """
-    chosen, named = check_orders(orders), check_masks(masks, model)
-    ways = check_choice("way", permuting, get_args(Way))
+    options, named = RunOptions(**run), check_masks(masks, model)
     asker = DocumentAsker(
-        model, questions, template_for(questions, template), label, max_new_tokens, seed
+        model, questions, template_for(questions, template), label, max_new_tokens, options.seed
     )
-    asker.check(chosen, ways)
+    asker.check(orders, permuting)
     settings = {
         **asker.settings,
-        "orders": [order_name(order) for order in chosen],
+        "orders": [order_name(order) for order in orders],
         "masks": [mask.name for mask in named],
-        "permuting": ways,
+        "permuting": permuting,
     }
-    permuter = _Permuter(asker, list(product(chosen, named, ways)))
-    run = provenance(model, questions, Permutation.kind, settings)
-    tables = run_over(
-        questions, permuter.tables, run, per_part=PER_PART, out=out, shard=shard, progress=progress
+    permuter = _Permuter(asker, list(product(orders, named, permuting)))
+    return run_in_parts(
+        Permutation, model, questions, settings, permuter.tables, options, per_part=PER_PART
     )
-    return Permutation.of(tables, run)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import pandas as pd
 from scipy import stats
@@ -24,6 +24,7 @@ from hopscope.documents.world_docs import NAMES, with_names, world_docs
 from hopscope.engine.masked.read import read
 from hopscope.engine.read_out import ReadOut, Version
 from hopscope.errors import UsageError
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
 from hopscope.masks.algebra import Mask
 from hopscope.masks.named import mask_of
 from hopscope.models.language_model import LanguageModel
@@ -117,6 +118,9 @@ class PrefixTraining(Result):
             rows.append({**row, "accuracy": mean, "low": low, "high": high})
         return pd.DataFrame(rows)
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {"summary": self.summary(), "paired": self.paired()}
+
     def paired(self) -> pd.DataFrame:
         """How much better each further arm is than the first, paired by seed.
 
@@ -196,6 +200,16 @@ def many_world_docs(
     return QuestionSet(tuple(drawn), "world-docs")
 
 
+@analysis(
+    None,
+    title="Training with a mask",
+    question="Does training with a bidirectional prefix help where a causal mask hides the chain?",
+    source="Masking in Multi-hop QA, section 3.3",
+    control="the causal arm of the same seed; each model under the other mask",
+    asks="models",
+    order=140,
+    keywords=("progress", "out"),
+)
 def compare_masks(
     masks: Sequence[str | Mask] = ("causal", "prefix_bidirectional"),
     seeds: Sequence[int] = (0, 1, 2),
@@ -206,8 +220,7 @@ def compare_masks(
     model: LanguageModel | str | None = None,
     settings: TrainingSettings | None = None,
     pretraining: TrainingSettings | None = None,
-    out: str | Path | None = None,
-    progress: bool = True,
+    **run: Unpack[RunKeywords],
 ) -> PrefixTraining:
     """Train a model under each mask with each seed, and ask held-out questions under all masks.
 
@@ -226,8 +239,6 @@ def compare_masks(
             given, `FINETUNING` after `PRETRAINING`: models that have read in one order learn to
             read in all.
         pretraining: of a training under a causal mask that comes before.
-        out: run folder; models lie in its `models`. What is there already is not done again.
-        progress: show progress bars.
 
     Raises:
         UsageError: for repeated masks or seeds, or none, a split that cannot be, `pretraining` with
@@ -238,6 +249,8 @@ def compare_masks(
         >>> result = compare_masks(out="runs/prefix_training")  # doctest: +SKIP
         >>> result.paired()                                     # doctest: +SKIP
     """
+    options = RunOptions(**run)
+    out, progress = options.out, options.progress
     if model is None and settings is None:
         settings, pretraining = FINETUNING, pretraining or PRETRAINING
     settings = settings or TrainingSettings()
@@ -258,7 +271,7 @@ def compare_masks(
     )
     start = None if model is None else load_model(model)
     shown = start or small_model(splits[seeds[0]][0], pretraining or settings, seeds[0])
-    how = {
+    described = {
         "masks": [arm.name for arm in arms],
         "seeds": list(seeds),
         "held_out": held_out,
@@ -268,7 +281,7 @@ def compare_masks(
         "training": asdict(settings),
         "pretraining": None if pretraining is None else asdict(pretraining),
     }
-    run = provenance(shown, asked, PrefixTraining.kind, how)
+    record = provenance(shown, asked, PrefixTraining.kind, described)
 
     def compute(number: int) -> Tables:
         seed, base = seeds[number], start
@@ -284,9 +297,9 @@ def compare_masks(
         return _asked(arms, named, held, orders, settings.template, seed, progress)
 
     tables = run_parts(
-        len(seeds), compute, run, out=out, description="seeds", unit="seed", progress=progress
+        len(seeds), compute, record, out=out, description="seeds", unit="seed", progress=progress
     )
-    return PrefixTraining.of(tables, run)
+    return PrefixTraining.of(tables, record)
 
 
 def _check_pretraining(

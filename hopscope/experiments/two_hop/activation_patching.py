@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,8 @@ from hopscope.engine.edits import Cell, Patch
 from hopscope.engine.read_out import CellOutputs, ReadOut
 from hopscope.engine.sweep import sweep
 from hopscope.errors import UsageError
-from hopscope.experiments.arguments import check_choice
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
+from hopscope.experiments.arguments import ListOf
 from hopscope.experiments.randomness import random_like
 from hopscope.experiments.two_hop.partners import Pair, fingerprint, instead, pair_up
 from hopscope.models.language_model import LanguageModel
@@ -29,10 +29,9 @@ from hopscope.prompting.query_prompts import Asker, question
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
-from hopscope.results.provenance import provenance
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.runs import run_over
+from hopscope.results.wording import largest_row, percent, row_where, value_with_interval
 from hopscope.statistics import intervals
 
 if TYPE_CHECKING:
@@ -46,17 +45,6 @@ POSITIONS = ("t1", "t2", "e1")
 LEAST_DIFFERENCE = 0.5
 """Nats by which a query must prefer its own answer more than its partner does."""
 PER_PART = 4
-COLUMNS = [
-    "query",
-    "position",
-    "site",
-    "control",
-    "layer",
-    "head",
-    "logit_diff",
-    "recovery",
-    "flipped",
-]
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,6 +61,17 @@ class ActivationPatching(Result):
     """
 
     kind = "patching"
+    columns: ClassVar = {
+        "query": "str",
+        "position": "str",
+        "site": "str",
+        "control": "str",
+        "layer": "int64",
+        "head": "int64",
+        "logit_diff": "float32",
+        "recovery": "float64",
+        "flipped": "bool",
+    }
 
     def summary(self, seed: int = 0) -> pd.DataFrame:
         """Mean recovery and flip rate by position, site, control, layer and head.
@@ -102,6 +101,27 @@ class ActivationPatching(Result):
 
         return heatmaps.head_heatmap(self.heads(position), ax, title=f"heads at {position}")
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {"summary": self.summary()}
+
+    def printed(self, seed: int = 0) -> dict[str, pd.DataFrame]:
+        return {"summary": self.summary(seed)}
+
+    def findings(self) -> list[str]:
+        summary = self.summary()
+        sentences = []
+        for position in dict.fromkeys(summary["position"]):
+            rows = summary[(summary["position"] == position) & (summary["site"] == "resid_post")]
+            own = rows[rows["control"] == "none"]
+            if len(own) and own["recovery"].notna().any():
+                sentences.append(_found_at(position, own, rows[rows["control"] == "random"]))
+        ceiling = self.details["partner_answers"].mean()
+        return [
+            *sentences,
+            "The other question by itself has its answer as the likeliest token in "
+            f"{percent(ceiling)}: about so many flips can be expected at most.",
+        ]
+
     def grid(self) -> Grid | None:
         """What the interactive heatmap shows."""
         from hopscope.experiments.two_hop.grids import HeadsGrid
@@ -117,18 +137,51 @@ class ActivationPatching(Result):
         return plots.recovery_lines(table[table["site"] != "z"], ax)
 
 
+def _found_at(position: str, own: pd.DataFrame, random: pd.DataFrame) -> str:
+    """What the residual stream at one position carries, in a sentence."""
+    best = largest_row(own, "recovery")
+    half = own.loc[own["recovery"] >= 0.5, "layer"]
+    sentence = (
+        f"the other question's residual stream at {position} brings its answer most at layer "
+        f"{best['layer']}, the largest of {len(own)}: recovery "
+        f"{value_with_interval(best['recovery'], best['low'], best['high'])}, answer flipped "
+        f"in {percent(best['flip_rate'])}"
+    )
+    if len(half):
+        sentence += (
+            f"; it is at least one half in {len(half)} of {len(own)} layers, from "
+            f"{half.min()} to {half.max()}"
+        )
+    control = row_where(random, layer=best["layer"])
+    if control is not None:
+        sentence += (
+            f"; a random vector there: recovery {control['recovery']:.2f}, flipped in "
+            f"{percent(control['flip_rate'])}"
+        )
+    return f"{sentence}."
+
+
+@analysis(
+    "patch",
+    title="Activation patching",
+    question="Which states of the same question about another entity bring that one's answer?",
+    source="Vig et al. 2020; Zhang and Nanda 2023",
+    control="a random vector of the same norm",
+    subsets=("correct",),
+    order=60,
+    accepts={
+        "positions": ListOf(POSITIONS),
+        "sites": ListOf(SITES),
+        "controls": ListOf(CONTROLS, empty=True),
+    },
+)
 def activation_patch(
     model: LanguageModel,
     queries: QuerySet,
     positions: Sequence[str] = ("t1", "t2"),
     sites: Sequence[str] = ("resid_post", "attn_out", "mlp_out"),
     controls: Sequence[str] = CONTROLS,
-    seed: int = 0,
-    progress: bool = True,
-    *,
-    max_memory: int | None = None,
-    out: str | Path | None = None,
-    shard: tuple[int, int] | None = None,
+    **run: Unpack[RunKeywords],
 ) -> ActivationPatching:
     """Put one state of r2(r1(e1′)) into r2(r1(e1)), at the same named position, for every layer.
 
@@ -140,11 +193,6 @@ def activation_patch(
         positions: any of `t1`, `t2`, `e1` (the last token of the source entity).
         sites: any of `resid_post`, `attn_out`, `mlp_out`, and `z` for each head's output.
         controls: `random`: a Gaussian vector of the same norm; () for none.
-        seed: of partners and random vectors.
-        progress: show a progress bar.
-        max_memory: bytes that the rows may take; measured if None.
-        out: run folder; a run that was stopped goes on.
-        shard: (i, n): only every n-th part of the queries.
 
     Raises:
         UsageError: for an empty set, an unknown position, site or control, or if no query has a
@@ -153,21 +201,20 @@ def activation_patch(
     Example:
         >>> activation_patch(model, graded.correct()).plot()  # doctest: +SKIP
     """
-    settings: dict[str, Any] = {
-        "positions": check_choice("position", positions, POSITIONS),
-        "sites": check_choice("site", sites, SITES),
-        "controls": check_choice("control", controls, CONTROLS) if controls else [],
-        "seed": seed,
+    options = RunOptions(**run)
+    pairs = pair_up(model, queries, options.seed)
+    settings = {
+        "positions": positions,
+        "sites": sites,
+        "controls": controls,
+        "seed": options.seed,
+        "partners": fingerprint(pairs),
     }
-    pairs = pair_up(model, queries, seed)
-    settings["partners"] = fingerprint(pairs)
     kept = queries.filter(lambda query: query.id in pairs)
-    patcher = _Patcher(Asker.of(model, kept), pairs, max_memory, settings)
-    run = provenance(model, kept, ActivationPatching.kind, settings)
-    tables = run_over(
-        kept, patcher.tables, run, per_part=PER_PART, out=out, shard=shard, progress=progress
+    patcher = _Patcher(Asker.of(model, kept), pairs, options.max_memory, settings)
+    return run_in_parts(
+        ActivationPatching, model, kept, settings, patcher.tables, options, per_part=PER_PART
     )
-    return ActivationPatching.of(tables, run)
 
 
 @dataclass(frozen=True)
@@ -194,7 +241,7 @@ class _Patcher:
         """Frame and details of some queries."""
         done = [self._query(query) for query in queries]
         return {
-            "frame": pd.concat([frame for frame, _ in done], ignore_index=True)[COLUMNS],
+            "frame": ActivationPatching.joined([frame for frame, _ in done]),
             "details": pd.DataFrame([row for _, row in done]),
         }
 

@@ -10,8 +10,7 @@ import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, get_args
 
 import pandas as pd
 
@@ -19,18 +18,18 @@ from hopscope.engine.edits import Cell, Knockout
 from hopscope.engine.read_out import CellOutputs, ReadOut
 from hopscope.engine.sweep import sweep
 from hopscope.errors import UsageError
-from hopscope.experiments.arguments import check_choice, check_layers
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
+from hopscope.experiments.arguments import AtLeast, Edges, Heads, Layers, ListOf, OneOf
 from hopscope.models.language_model import LanguageModel
-from hopscope.prompting.generation import at_line_end, check_tokens, said, same_answer
+from hopscope.prompting.generation import at_line_end, said, same_answer
 from hopscope.prompting.query_prompts import Asker, question
 from hopscope.prompting.tokenized import SPANS, TokenizedPrompt
-from hopscope.queries.answers import Match, matches
+from hopscope.queries.answers import MATCHES, Match, matches
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
-from hopscope.results.provenance import provenance
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.runs import run_over
+from hopscope.results.wording import largest_row, percent, points, row_where, verdict, with_interval
 from hopscope.statistics import intervals
 
 if TYPE_CHECKING:
@@ -39,24 +38,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Criterion = Literal["generation", "first_token"]
+CRITERIA = get_args(Criterion)
 Measure = Literal["changed", "prediction_change", "answer_change"]
-MEASURES = ("changed", "prediction_change", "answer_change")
+MEASURES: tuple[Measure, ...] = get_args(Measure)
 EDGES = ("t2->t1", "t2->e1", "t2->r1", "t1->e1")
 CONTROLS = ("random",)
 PER_PART = 4
-COLUMNS = [
-    "query",
-    "edge",
-    "control",
-    "layer",
-    "changed",
-    "hit",
-    "prediction_change",
-    "answer_change",
-    "answer_rank",
-    "answer_logprob",
-    "generation",
-]
 
 DETAILS = [
     "query",
@@ -85,6 +72,19 @@ class Knockouts(Result):
     """
 
     kind = "knockout"
+    columns: ClassVar = {
+        "query": "str",
+        "edge": "str",
+        "control": "str",
+        "layer": "int64",
+        "changed": "bool",
+        "hit": "bool",
+        "prediction_change": "float32",
+        "answer_change": "float32",
+        "answer_rank": "int64",
+        "answer_logprob": "float32",
+        "generation": "str",
+    }
 
     def effect(self, measure: Measure = "changed", seed: int = 0) -> pd.DataFrame:
         """The mean of a measure over queries, by edge, control and layer.
@@ -96,7 +96,7 @@ class Knockouts(Result):
         Returns:
             Columns `edge, control, layer, n, effect, low, high`: 95 % bootstrap intervals.
         """
-        check_choice("measure", [measure], MEASURES)
+        OneOf(MEASURES).checked("measure", measure, None)
         return intervals(self.frame, ["edge", "control", "layer"], measure, "effect", seed)
 
     def above_chance(self, seed: int = 0) -> pd.DataFrame:
@@ -126,6 +126,37 @@ class Knockouts(Result):
         bites = rows["layer"].where(rows["changed"].astype(bool))
         return bites.groupby(rows["query"], sort=False).min()
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        effects = {measure: self.effect(measure) for measure in get_args(Measure)}
+        return {**effects, "above_chance": self.above_chance()}
+
+    def printed(self, seed: int = 0) -> dict[str, pd.DataFrame]:
+        return {"effect": self.effect(seed=seed), "above_chance": self.above_chance(seed)}
+
+    def findings(self) -> list[str]:
+        effect, gains = self.effect(), self.above_chance()
+        sentences = []
+        for edge in dict.fromkeys(effect["edge"]):
+            rows = effect[(effect["edge"] == edge) & (effect["control"] == "none")]
+            worst = largest_row(rows, "effect")
+            sentence = (
+                f"blocking {edge.replace('->', ' → ')} changes what is said most around layer "
+                f"{worst['layer']}, the largest of {len(rows)}: "
+                f"{with_interval(worst['effect'], worst['low'], worst['high'])} of "
+                f"{worst['n']} queries"
+            )
+            random = row_where(effect, edge=edge, control="random", layer=worst["layer"])
+            if random is not None:
+                sentence += f" (as many random edges there: {percent(random['effect'])})"
+            gain = row_where(gains, edge=edge)
+            if gain is not None:
+                difference = points(gain["difference"], gain["low"], gain["high"])
+                sentence += (
+                    f"; over all layers {difference} over as many random edges: {verdict(gain)}"
+                )
+            sentences.append(f"{sentence}.")
+        return sentences
+
     def plot(self, measure: Measure = "changed", ax: Axes | None = None) -> Axes:
         """Draw a measure by layer, a line for each edge, its control dashed."""
         from hopscope.experiments.two_hop import plots
@@ -133,6 +164,27 @@ class Knockouts(Result):
         return plots.knockout_lines(self.effect(measure), ax, measure=measure)
 
 
+@analysis(
+    "knockout",
+    title="Attention knockout",
+    question="Which attention edges does the answer need, and in which layers?",
+    source="Hopping Too Late, section 5; Geva et al. 2023",
+    control="as many random edges from the same tokens",
+    subsets=("incorrect", "correct"),
+    order=40,
+    accepts={
+        "edges": Edges(SPANS),
+        "controls": ListOf(CONTROLS, empty=True),
+        "window": AtLeast(0),
+        "layers": Layers(),
+        "heads": Heads(),
+        "criterion": OneOf(CRITERIA),
+        "max_new_tokens": AtLeast(1),
+        "match": OneOf(MATCHES),
+    },
+    layers=lambda layers: {"layers": layers},
+    grades=("match", "max_new_tokens"),
+)
 def knockout(
     model: LanguageModel,
     queries: QuerySet,
@@ -144,13 +196,9 @@ def knockout(
     criterion: Criterion = "generation",
     max_new_tokens: int = 10,
     match: Match = "word",
-    seed: int = 0,
-    progress: bool = True,
     *,
     one_line: bool | None = None,
-    max_memory: int | None = None,
-    out: str | Path | None = None,
-    shard: tuple[int, int] | None = None,
+    **run: Unpack[RunKeywords],
 ) -> Knockouts:
     """Block attention between two parts of the question in a window of layers, for every layer.
 
@@ -173,12 +221,7 @@ def knockout(
             likeliest next token, nothing more is generated.
         max_new_tokens: how many tokens to generate.
         match: how an answer is recognised: as whole words, or (the paper) as a substring.
-        seed: of the random edges.
-        progress: show a progress bar.
         one_line: whether an answer is the first line only; if None, for few-shot prompts.
-        max_memory: bytes that the rows may take; measured if None.
-        out: run folder; a run that was stopped goes on.
-        shard: (i, n): only every n-th part of the queries.
 
     Raises:
         UsageError: for an empty set, an unknown part, control, layer or head.
@@ -186,48 +229,23 @@ def knockout(
     Example:
         >>> knockout(model, graded.correct()).plot()  # doctest: +SKIP
     """
-    line = queries.few_shot > 0 if one_line is None else one_line
-    matches("", ("",), match)
-    check_tokens(max_new_tokens)
-    check_choice("criterion", [criterion], ("generation", "first_token"))
-    if window < 0:
-        raise UsageError(f"the window must be 0 or more layers on each side, not {window}")
+    options = RunOptions(**run)
     settings = {
-        "edges": _checked_edges(edges),
-        "controls": check_choice("control", controls, CONTROLS) if controls else [],
+        "edges": edges,
+        "controls": controls,
         "window": window,
-        "layers": check_layers(layers, model.n_layers),
-        "heads": _checked_heads(model, heads),
+        "layers": layers,
+        "heads": heads,
         "criterion": criterion,
         "max_new_tokens": max_new_tokens if criterion == "generation" else 1,
         "match": match,
-        "one_line": line,
-        "seed": seed,
+        "one_line": queries.few_shot > 0 if one_line is None else one_line,
+        "seed": options.seed,
     }
-    blocker = _Blocker(Asker.of(model, queries, max_new_tokens), max_memory, settings)
-    run = provenance(model, queries, Knockouts.kind, settings)
-    tables = run_over(
-        queries, blocker.tables, run, per_part=PER_PART, out=out, shard=shard, progress=progress
+    blocker = _Blocker(Asker.of(model, queries, max_new_tokens), options.max_memory, settings)
+    return run_in_parts(
+        Knockouts, model, queries, settings, blocker.tables, options, per_part=PER_PART
     )
-    return Knockouts.of(tables, run)
-
-
-def _checked_heads(model: LanguageModel, heads: Sequence[int] | None) -> list[int] | None:
-    if heads is None:
-        return None
-    return list(Knockout([0], [1], [0], heads).placed(model, 2).heads or ())
-
-
-def _checked_edges(edges: Sequence[str]) -> list[str]:
-    if isinstance(edges, str) or not edges:
-        raise UsageError(f"give a list of edges such as ['t2->t1'], not {edges!r}")
-    for edge in edges:
-        query, arrow, key = edge.partition("->")
-        if not arrow or {query, key} - set(SPANS):
-            raise UsageError(
-                f"{edge!r} is no edge: write 'query->key', each one of {', '.join(SPANS)}"
-            )
-    return list(dict.fromkeys(edges))
 
 
 @dataclass(frozen=True)
@@ -251,9 +269,8 @@ class _Blocker:
     def tables(self, queries: QuerySet) -> Tables:
         """Frame and details of some queries."""
         done = [self._query(query) for query in queries]
-        frames = [frame for frame, _ in done if len(frame)]
         return {
-            "frame": pd.concat(frames, ignore_index=True) if frames else _no_rows(),
+            "frame": Knockouts.joined([frame for frame, _ in done]),
             "details": pd.DataFrame([row for _, rows in done for row in rows], columns=DETAILS),
         }
 
@@ -342,7 +359,7 @@ class _Blocker:
         hits = {text: matches(said(text, line), names, match) for text in set(texts)}
         rank, logprob = outputs.rank.numpy(), outputs.logprob.numpy()
         predicted = outputs.tracked[:, 0].numpy()
-        table = pd.DataFrame(
+        return pd.DataFrame(
             {
                 "query": query.id,
                 "edge": [edge.name for edge in edges for _ in layers],
@@ -357,7 +374,6 @@ class _Blocker:
                 "generation": texts[1:],
             }
         )
-        return table[COLUMNS]
 
     def _texts(self, outputs: CellOutputs) -> list[str]:
         if self.settings["criterion"] == "generation":
@@ -383,13 +399,3 @@ class _Blocker:
             "clean_rank": int(outputs.rank[0]),
             "clean_logprob": float(outputs.logprob[0]),
         }
-
-
-def _no_rows() -> pd.DataFrame:
-    """An empty frame with the types of a full one."""
-    kinds = {
-        **dict.fromkeys(("changed", "hit"), "bool"),
-        **dict.fromkeys(("layer", "answer_rank"), "int64"),
-        **dict.fromkeys(("prediction_change", "answer_change", "answer_logprob"), "float32"),
-    }
-    return pd.DataFrame({name: pd.Series(dtype=kinds.get(name, "str")) for name in COLUMNS})

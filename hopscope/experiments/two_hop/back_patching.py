@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Unpack, get_args
 
 import numpy as np
 import pandas as pd
@@ -21,19 +19,28 @@ from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.read_out import CellOutputs, ReadOut
 from hopscope.engine.sweep import sweep
 from hopscope.errors import UsageError
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
+from hopscope.experiments.arguments import AtLeast, Cells, ListOf, OneOf
 from hopscope.experiments.randomness import random_like
 from hopscope.experiments.two_hop.controls import Donor, choose_donors
 from hopscope.models.language_model import LanguageModel
-from hopscope.prompting.generation import check_tokens, said, until_answered
+from hopscope.prompting.generation import said, until_answered
 from hopscope.prompting.tokenized import TokenizedPrompt
-from hopscope.queries.answers import Match, matches
+from hopscope.queries.answers import MATCHES, Match, matches
 from hopscope.queries.prompts import Prompt
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
-from hopscope.results.provenance import provenance
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.runs import run_over
+from hopscope.results.wording import (
+    CONTROL_NAMES,
+    percent,
+    points,
+    row_where,
+    rows_where,
+    verdict,
+    with_interval,
+)
 from hopscope.statistics import mean_interval
 
 if TYPE_CHECKING:
@@ -42,22 +49,10 @@ if TYPE_CHECKING:
     from hopscope.display.grid import Grid
 
 Criterion = Literal["generation", "first_token"]
+CRITERIA = get_args(Criterion)
 CONTROLS = ("other", "random")
 POSITIONS = ("t1", "t2", "t1->t2", "e1")
 PER_PART = 2
-COLUMNS = [
-    "query",
-    "position",
-    "source_layer",
-    "target_layer",
-    "control",
-    "hit",
-    "answer_rank",
-    "answer_logprob",
-    "bridge_rank",
-    "bridge_logprob",
-    "generation",
-]
 
 
 class BestCell(NamedTuple):
@@ -86,6 +81,19 @@ class BackPatching(Result):
     """
 
     kind = "back_patching"
+    columns: ClassVar = {
+        "query": "str",
+        "position": "str",
+        "source_layer": "int64",
+        "target_layer": "int64",
+        "control": "str",
+        "hit": "bool",
+        "answer_rank": "int64",
+        "answer_logprob": "float32",
+        "bridge_rank": "int64",
+        "bridge_logprob": "float32",
+        "generation": "str",
+    }
 
     def repaired(self) -> pd.DataFrame:
         """For each query, position and control: does any cell have the answer?"""
@@ -196,6 +204,24 @@ class BackPatching(Result):
         columns = "query position prompt bridge answer before after source_layer target_layer cells"
         return table.rename(columns=names)[columns.split()].reset_index(drop=True)
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return dict(self.printed())
+
+    def printed(self, seed: int = 0) -> dict[str, pd.DataFrame]:
+        return {"success_rate": self.success_rate(seed), "above_chance": self.above_chance(seed)}
+
+    def findings(self) -> list[str]:
+        rates, gains = self.success_rate(), self.above_chance()
+        sentences = [_found_at(each, rates, gains) for each in dict.fromkeys(rates["position"])]
+        if self.n_queries > 1:
+            best = self.best_cell()
+            sentences.append(
+                f"The best single cell, chosen on one half ({best.position}, {best.source_layer} "
+                f"→ {best.target_layer}), has the answer for "
+                f"{with_interval(best.rate, best.low, best.high)} of the other half."
+            )
+        return sentences
+
     def grid(self) -> Grid | None:
         """What the interactive heatmap shows."""
         from hopscope.experiments.two_hop.grids import BackPatchingGrid
@@ -218,6 +244,52 @@ class BackPatching(Result):
         return str(there[0] if position is None else position)
 
 
+def cells_of(layers: Iterable[int]) -> list[tuple[int, int]]:
+    """All (source, target) pairs of some layers with source > target."""
+    layers = list(layers)
+    return [(a, b) for a in layers for b in layers if a > b]
+
+
+def _found_at(position: str, rates: pd.DataFrame, gains: pd.DataFrame) -> str:
+    """How many queries are repaired at one position, beside the controls, in a sentence."""
+    own = row_where(rates, position=position, control="none")
+    assert own is not None
+    controls = [
+        f"{percent(row['rate'])} with {label}"
+        for control, label in CONTROL_NAMES.items()
+        for row in rows_where(rates, position=position, control=control)
+    ]
+    share = with_interval(own["rate"], own["low"], own["high"])
+    sentence = f"at {position} some cell has the answer for {share} of the queries"
+    if controls:
+        sentence += f", against {' and '.join(controls)}"
+    for gain in rows_where(gains, position=position, control="other"):
+        difference = points(gain["difference"], gain["low"], gain["high"])
+        sentence += f"; {difference} over another query's state: {verdict(gain)}"
+    return f"{sentence}."
+
+
+@analysis(
+    "back-patch",
+    title="Back-patching",
+    question="Does copying a later state of a token into an earlier layer repair the answer?",
+    source="Hopping Too Late, section 6",
+    control="another query's state, and a random vector of the same norm, in the same cells",
+    subsets=("incorrect", "correct"),
+    usual_subset="incorrect",
+    order=10,
+    accepts={
+        "positions": ListOf(POSITIONS),
+        "controls": ListOf(CONTROLS, empty=True),
+        "criterion": OneOf(CRITERIA),
+        "max_new_tokens": AtLeast(1),
+        "match": OneOf(MATCHES),
+        "cells": Cells(),
+    },
+    layers=lambda layers: {"cells": cells_of(layers)},
+    parity={"match": "substring", "stop_early": False},
+    grades=("match", "max_new_tokens"),
+)
 def back_patch(
     model: LanguageModel,
     queries: QuerySet,
@@ -228,13 +300,9 @@ def back_patch(
     match: Match = "word",
     cells: Iterable[tuple[int, int]] | None = None,
     stop_early: bool = True,
-    seed: int = 0,
-    progress: bool = True,
     *,
     one_line: bool | None = None,
-    max_memory: int | None = None,
-    out: str | Path | None = None,
-    shard: tuple[int, int] | None = None,
+    **run: Unpack[RunKeywords],
 ) -> BackPatching:
     """Replace the output of an earlier block by that of a later one, and let the model answer.
 
@@ -256,12 +324,7 @@ def back_patch(
         match: how an answer is recognised: as whole words, or (the paper) as a substring.
         cells: (source layer, target layer) pairs; all with source > target if None.
         stop_early: stop a cell when its line ends (few-shot) or its answer is certain.
-        seed: of donors and random vectors.
-        progress: show a progress bar.
         one_line: whether an answer is the first line only; if None, for few-shot prompts.
-        max_memory: bytes that the rows may take; measured if None.
-        out: run folder; a run that was stopped goes on.
-        shard: (i, n): only every n-th part of the queries.
 
     Raises:
         UsageError: for an empty set, an unknown position, control, criterion or layer, or a
@@ -271,85 +334,30 @@ def back_patch(
         >>> result = back_patch(model, graded.incorrect())  # doctest: +SKIP
         >>> result.success_rate()  # doctest: +SKIP
     """
-    line = queries.few_shot > 0 if one_line is None else one_line
-    pairs = _checked_cells(cells, model.n_layers)
-    check_choices(positions, controls, criterion, match)
-    check_tokens(max_new_tokens)
-    positions, controls = list(dict.fromkeys(positions)), list(dict.fromkeys(controls))
+    options = RunOptions(**run)
     settings = {
-        "positions": list(positions),
-        "controls": list(controls),
+        "positions": positions,
+        "controls": controls,
         "criterion": criterion,
         "max_new_tokens": max_new_tokens if criterion == "generation" else 1,
         "match": match,
-        "cells": "source > target" if cells is None else pairs,
+        "cells": "source > target" if cells is None else cells,
         "stop_early": stop_early,
-        "one_line": line,
-        "seed": seed,
+        "one_line": queries.few_shot > 0 if one_line is None else one_line,
+        "seed": options.seed,
     }
     patcher = _Patcher(
         model,
         {prompt.query_id: prompt for prompt in queries.prompts()},
-        choose_donors(queries, seed) if "other" in controls else {},
-        pairs,
+        choose_donors(queries, options.seed) if "other" in controls else {},
+        cells_of(range(model.n_layers)) if cells is None else list(cells),
         PrefixStore(model, most=16),
-        max_memory,
+        options.max_memory,
         settings,
     )
-    run = provenance(model, queries, BackPatching.kind, settings)
-    tables = run_over(
-        queries,
-        patcher.tables,
-        run,
-        per_part=PER_PART,
-        out=out,
-        shard=shard,
-        progress=progress,
+    return run_in_parts(
+        BackPatching, model, queries, settings, patcher.tables, options, per_part=PER_PART
     )
-    return BackPatching(tables["frame"], tables["details"], run)
-
-
-def _checked_cells(cells: Iterable[tuple[int, int]] | None, n_layers: int) -> list[tuple[int, int]]:
-    if cells is None:
-        return [(a, b) for a in range(n_layers) for b in range(a)]
-    given = list(cells)
-    wrong = [cell for cell in given if not _is_cell(cell, n_layers)]
-    if wrong or not given:
-        raise UsageError(
-            f"cells are (source layer, target layer) pairs of layers 0 to {n_layers - 1}; "
-            f"got {wrong[0] if wrong else 'none'}"
-        )
-    return list(dict.fromkeys((int(source), int(target)) for source, target in given))
-
-
-def _is_cell(cell: object, n_layers: int) -> bool:
-    if not isinstance(cell, Sequence) or len(cell) != 2:
-        return False
-    return all(isinstance(layer, Integral) and 0 <= int(layer) < n_layers for layer in cell)
-
-
-def check_choices(
-    positions: Sequence[str], controls: Sequence[str], criterion: str, match: str
-) -> None:
-    """Refuse what `back_patch` cannot do, before anything is run.
-
-    Raises:
-        UsageError: naming the first unknown position, control, criterion or match.
-    """
-    matches("", ("",), match)  # type: ignore[arg-type]
-    for what, given, known in (
-        ("position", positions, POSITIONS),
-        ("control", controls, CONTROLS),
-        ("criterion", [criterion], ("generation", "first_token")),
-    ):
-        unknown = [name for name in given if name not in known]
-        if isinstance(given, str) or unknown:
-            raise UsageError(
-                f"unknown {what} {given if isinstance(given, str) else unknown[0]!r}: give a "
-                f"list with any of {', '.join(known)}"
-            )
-    if not positions:
-        raise UsageError(f"give at least one position of {', '.join(POSITIONS)}")
 
 
 @dataclass(frozen=True)
@@ -368,7 +376,7 @@ class _Patcher:
         """Frame and details of some queries."""
         done = [self._query(query) for query in queries]
         return {
-            "frame": pd.concat([frame for frame, _ in done], ignore_index=True)[COLUMNS],
+            "frame": BackPatching.joined([frame for frame, _ in done]),
             "details": pd.DataFrame([row for _, rows in done for row in rows]),
         }
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import numpy as np
 import pandas as pd
@@ -18,8 +17,8 @@ import torch
 from hopscope.engine.edits import Cell, Patch
 from hopscope.engine.read_out import CellOutputs, ReadOut
 from hopscope.engine.sweep import sweep
-from hopscope.errors import UsageError
-from hopscope.experiments.arguments import check_choice
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
+from hopscope.experiments.arguments import Above, AtLeast, ListOf
 from hopscope.experiments.randomness import seeded
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.capture import Activations, capture
@@ -27,10 +26,9 @@ from hopscope.prompting.query_prompts import Asker, question
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
-from hopscope.results.provenance import provenance
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.runs import run_over
+from hopscope.results.wording import SITE_LABELS, largest_row, rows_where
 from hopscope.statistics import intervals
 
 if TYPE_CHECKING:
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
 SITES = ("resid_post", "attn_out", "mlp_out")
 POSITIONS = ("e1", "t1", "t2")
 PER_PART = 4
-COLUMNS = ["query", "position", "site", "layer", "probability", "indirect_effect"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,6 +50,14 @@ class Tracing(Result):
     """
 
     kind = "tracing"
+    columns: ClassVar = {
+        "query": "str",
+        "position": "str",
+        "site": "str",
+        "layer": "int64",
+        "probability": "float32",
+        "indirect_effect": "float32",
+    }
 
     def summary(self, seed: int = 0) -> pd.DataFrame:
         """The average indirect effect by position, site and layer.
@@ -73,6 +78,33 @@ class Tracing(Result):
         long = table.melt(value_vars=["clean", "noised", "total_effect"], var_name="what")
         return intervals(long, ["what"], "value", "mean", seed)
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {"total_effect": self.total_effect(), "summary": self.summary()}
+
+    def printed(self, seed: int = 0) -> dict[str, pd.DataFrame]:
+        return {"total_effect": self.total_effect(seed), "summary": self.summary(seed)}
+
+    def findings(self) -> list[str]:
+        summary = self.summary()
+        mean = {row["what"]: row["mean"] for row in rows_where(self.total_effect())}
+        sentences = [
+            "noise on the source entity lowers the answer's probability from "
+            f"{mean['clean']:.2f} to {mean['noised']:.2f}."
+        ]
+        for position in dict.fromkeys(summary["position"]):
+            parts = []
+            for site, name in SITE_LABELS.items():
+                rows = summary[(summary["position"] == position) & (summary["site"] == site)]
+                if len(rows):
+                    best = largest_row(rows, "effect")
+                    parts.append(f"{name} {best['effect']:.2f} at layer {best['layer']}")
+            layers = summary["layer"].nunique()
+            sentences.append(
+                f"Average indirect effects at {position}, the largest of {layers} layers: "
+                f"{', '.join(parts)}."
+            )
+        return sentences
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the average indirect effect by layer, a line for each position and site."""
         from hopscope.experiments.two_hop import plots
@@ -80,6 +112,22 @@ class Tracing(Result):
         return plots.tracing_lines(self.summary(), ax)
 
 
+@analysis(
+    "trace",
+    title="Causal tracing",
+    question="Which clean states restore the answer when the source entity is noised?",
+    source="Meng et al. 2022 (ROME), section 2",
+    control="noise alone",
+    subsets=("correct",),
+    order=70,
+    accepts={
+        "positions": ListOf(POSITIONS),
+        "sites": ListOf(SITES),
+        "noise": Above(0),
+        "draws": AtLeast(1),
+        "window": AtLeast(0),
+    },
+)
 def trace(
     model: LanguageModel,
     queries: QuerySet,
@@ -88,12 +136,7 @@ def trace(
     noise: float = 3.0,
     draws: int = 3,
     window: int = 2,
-    seed: int = 0,
-    progress: bool = True,
-    *,
-    max_memory: int | None = None,
-    out: str | Path | None = None,
-    shard: tuple[int, int] | None = None,
+    **run: Unpack[RunKeywords],
 ) -> Tracing:
     """Noise the embeddings of the source entity, and put back clean states one by one.
 
@@ -108,11 +151,6 @@ def trace(
         noise: standard deviation of the noise, in those of the prompt's embeddings (ROME: 3).
         draws: draws of noise that are averaged.
         window: `attn_out` and `mlp_out` are put back in this many layers on each side, too.
-        seed: of the noise.
-        progress: show a progress bar.
-        max_memory: bytes that the rows may take; measured if None.
-        out: run folder; a run that was stopped goes on.
-        shard: (i, n): only every n-th part of the queries.
 
     Raises:
         UsageError: for an empty set, an unknown position or site, or a noise, number of draws or
@@ -121,25 +159,19 @@ def trace(
     Example:
         >>> trace(model, graded.correct()).plot()  # doctest: +SKIP
     """
-    if noise <= 0 or draws < 1 or window < 0:
-        raise UsageError(
-            "noise must be above 0, draws 1 or more and window 0 or more, not "
-            f"{noise}, {draws} and {window}"
-        )
+    options = RunOptions(**run)
     settings = {
-        "positions": check_choice("position", positions, POSITIONS),
-        "sites": check_choice("site", sites, SITES),
+        "positions": positions,
+        "sites": sites,
         "noise": float(noise),
         "draws": draws,
         "window": window,
-        "seed": seed,
+        "seed": options.seed,
     }
-    tracer = _Tracer(Asker.of(model, queries), max_memory, settings)
-    run = provenance(model, queries, Tracing.kind, settings)
-    tables = run_over(
-        queries, tracer.tables, run, per_part=PER_PART, out=out, shard=shard, progress=progress
+    tracer = _Tracer(Asker.of(model, queries), options.max_memory, settings)
+    return run_in_parts(
+        Tracing, model, queries, settings, tracer.tables, options, per_part=PER_PART
     )
-    return Tracing.of(tables, run)
 
 
 @dataclass(frozen=True)
@@ -154,7 +186,7 @@ class _Tracer:
         """Frame and details of some queries."""
         done = [self._query(query) for query in queries]
         return {
-            "frame": pd.concat([frame for frame, _ in done], ignore_index=True)[COLUMNS],
+            "frame": Tracing.joined([frame for frame, _ in done]),
             "details": pd.DataFrame([row for _, row in done]),
         }
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 import pandas as pd
 import torch
@@ -22,19 +21,19 @@ from hopscope.engine.edits import Cell, Patch
 from hopscope.engine.read_out import ReadOut
 from hopscope.engine.sweep import sweep
 from hopscope.errors import UsageError
-from hopscope.experiments.arguments import check_choice, check_layers
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
+from hopscope.experiments.arguments import AtLeast, Layers, ListOf, OneOf
 from hopscope.experiments.randomness import seeded
 from hopscope.experiments.two_hop.controls import choose_others, fingerprint
 from hopscope.models.language_model import LanguageModel
-from hopscope.prompting.generation import check_tokens
+from hopscope.models.token_model import TokenModel
 from hopscope.prompting.query_prompts import Asker, question
-from hopscope.queries.answers import Match, matches
+from hopscope.queries.answers import MATCHES, Match, matches
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
-from hopscope.results.provenance import provenance
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.runs import run_over
+from hopscope.results.wording import layer_in_words, percent, row_where, verdict, with_interval
 from hopscope.statistics import intervals
 
 if TYPE_CHECKING:
@@ -57,17 +56,6 @@ ENTITIES = ("e1", "e2", "e3")
 CONTROLS = ("e2_other", "e3_other")
 POSITIONS = ("t1", "t2", "e1")
 PER_PART = 2
-COLUMNS = [
-    "query",
-    "prompt",
-    "position",
-    "sample",
-    "source_layer",
-    "target_layer",
-    *ENTITIES,
-    *CONTROLS,
-    "generation",
-]
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,6 +70,17 @@ class Description(Result):
     """
 
     kind = "description"
+    columns: ClassVar = {
+        "query": "str",
+        "prompt": "str",
+        "position": "str",
+        "sample": "int64",
+        "source_layer": "int64",
+        "target_layer": "int64",
+        **dict.fromkeys(ENTITIES, "bool"),
+        **dict.fromkeys(CONTROLS, "boolean"),
+        "generation": "str",
+    }
 
     def described(self, seed: int = 0) -> pd.DataFrame:
         """Share of queries with some cell that names an entity, beside another query's entity.
@@ -150,6 +149,37 @@ class Description(Result):
             index="target_layer", columns="source_layer", values=entity, aggfunc="mean"
         )
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return dict(self.printed())
+
+    def printed(self, seed: int = 0) -> dict[str, pd.DataFrame]:
+        return {
+            "described": self.described(seed),
+            "above_chance": self.above_chance(seed),
+            "shares": self.shares(),
+        }
+
+    def findings(self) -> list[str]:
+        described, gains = self.described(), self.above_chance()
+        sentences = []
+        for entity, position in (("e2", "t1"), ("e2", "t2"), ("e3", "t2")):
+            row = row_where(described, entity=entity, position=position)
+            if row is None:
+                continue
+            name = "the bridge" if entity == "e2" else "the answer"
+            sentence = (
+                f"{name} is described at {position} in some cell for "
+                f"{with_interval(row['share'], row['low'], row['high'])} of the queries"
+            )
+            if row["share"] > 0:
+                sentence += f", first from {layer_in_words(row['mean_first_layer'])} on average"
+            other = row_where(described, entity=f"{entity}_other", position=position)
+            gain = row_where(gains, entity=entity, position=position)
+            if other is not None and gain is not None:
+                sentence += f"; another query's for {percent(other['share'])}: {verdict(gain)}"
+            sentences.append(f"{sentence}.")
+        return sentences
+
     def grid(self) -> Grid | None:
         """What the interactive heatmap shows."""
         from hopscope.experiments.two_hop.grids import DescriptionGrid
@@ -193,6 +223,41 @@ class Description(Result):
         return table
 
 
+@dataclass(frozen=True)
+class TargetPrompts:
+    """Target prompts by name, as texts; the placeholder is the last token of each."""
+
+    def checked(
+        self, name: str, value: Sequence[str] | Mapping[str, str], model: TokenModel | None
+    ) -> Mapping[str, str]:
+        """The texts by name."""
+        if isinstance(value, Mapping):
+            if not value or not all(text.strip() for text in value.values()):
+                raise UsageError("give at least one target prompt, each with some text")
+            return dict(value)
+        return {each: PROMPTS[each] for each in ListOf(tuple(PROMPTS)).checked(name, value, model)}
+
+
+@analysis(
+    "describe",
+    title="Entity description",
+    question="Which entity is in a hidden state, by the model's own description?",
+    source="Patchscopes; Hopping Too Late, section 4",
+    control="another query's bridge and answer",
+    subsets=("incorrect", "correct"),
+    order=20,
+    accepts={
+        "positions": ListOf(POSITIONS),
+        "prompts": TargetPrompts(),
+        "source_layers": Layers(),
+        "target_layers": Layers(),
+        "samples": AtLeast(0),
+        "max_new_tokens": AtLeast(1),
+        "match": OneOf(MATCHES),
+    },
+    layers=lambda layers: {"source_layers": layers, "target_layers": layers},
+    grades=("match",),
+)
 def describe(
     model: LanguageModel,
     queries: QuerySet,
@@ -203,12 +268,7 @@ def describe(
     samples: int = 0,
     max_new_tokens: int = 10,
     match: Match = "word",
-    seed: int = 0,
-    progress: bool = True,
-    *,
-    max_memory: int | None = None,
-    out: str | Path | None = None,
-    shard: tuple[int, int] | None = None,
+    **run: Unpack[RunKeywords],
 ) -> Description:
     """Let the model describe its own states: put them into a prompt that asks what `x` is.
 
@@ -226,11 +286,6 @@ def describe(
         samples: texts that are drawn for each cell; 0 for a greedy one. The paper draws three.
         max_new_tokens: how many tokens to generate.
         match: how a name is recognised: as whole words, or (the paper) as a substring.
-        seed: of the samples, and of the other queries of the chance level.
-        progress: show a progress bar.
-        max_memory: bytes that the rows may take; measured if None.
-        out: run folder; a run that was stopped goes on.
-        shard: (i, n): only every n-th part of the queries.
 
     Raises:
         UsageError: for an empty set, an unknown position, prompt or layer.
@@ -238,43 +293,30 @@ def describe(
     Example:
         >>> describe(model, graded.correct()).described()  # doctest: +SKIP
     """
-    matches("", ("",), match)
-    check_tokens(max_new_tokens)
-    if samples < 0:
-        raise UsageError(f"samples must be 0 (greedy) or more, not {samples}")
-    texts = _texts(prompts)
-    others = choose_others(queries, seed)
+    assert isinstance(prompts, Mapping)  # `accepts` has looked up the names
+    options = RunOptions(**run)
+    others = choose_others(queries, options.seed)
     settings = {
-        "positions": check_choice("position", positions, POSITIONS),
-        "prompts": texts,
-        "source_layers": check_layers(source_layers, model.n_layers),
-        "target_layers": check_layers(target_layers, model.n_layers),
+        "positions": positions,
+        "prompts": prompts,
+        "source_layers": source_layers,
+        "target_layers": target_layers,
         "samples": samples,
         "max_new_tokens": max_new_tokens,
         "match": match,
-        "seed": seed,
+        "seed": options.seed,
         "others": fingerprint(others),
     }
     describer = _Describer(
         Asker.of(model, queries),
-        {name: _Target.of(model, text, max_new_tokens) for name, text in texts.items()},
+        {name: _Target.of(model, text, max_new_tokens) for name, text in prompts.items()},
         others,
-        max_memory,
+        options.max_memory,
         settings,
     )
-    run = provenance(model, queries, Description.kind, settings)
-    tables = run_over(
-        queries, describer.tables, run, per_part=PER_PART, out=out, shard=shard, progress=progress
+    return run_in_parts(
+        Description, model, queries, settings, describer.tables, options, per_part=PER_PART
     )
-    return Description.of(tables, run)
-
-
-def _texts(prompts: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
-    if isinstance(prompts, Mapping):
-        if not prompts or not all(text.strip() for text in prompts.values()):
-            raise UsageError("give at least one target prompt, each with some text")
-        return dict(prompts)
-    return {name: PROMPTS[name] for name in check_choice("prompt", prompts, tuple(PROMPTS))}
 
 
 @dataclass(frozen=True)
@@ -325,7 +367,7 @@ class _Describer:
             self._described(queries, vectors, name, target) for name, target in self.targets.items()
         ]
         return {
-            "frame": pd.concat(frames, ignore_index=True)[COLUMNS],
+            "frame": Description.joined(frames),
             "details": pd.DataFrame(details),
         }
 

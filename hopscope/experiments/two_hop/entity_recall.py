@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Unpack
 
 import numpy as np
 import pandas as pd
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hopscope.engine.logit_lens import logit_lens
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
 from hopscope.experiments.randomness import seeded
 from hopscope.experiments.two_hop.controls import whole_pool
 from hopscope.experiments.two_hop.partners import Pair, fingerprint, instead, pair_up
@@ -27,18 +27,23 @@ from hopscope.prompting.query_prompts import Asker, question
 from hopscope.queries.prompts import Prompt
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery, relation_only
-from hopscope.results.provenance import provenance
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.runs import run_over
+from hopscope.results.wording import (
+    largest_row,
+    percent,
+    row_where,
+    value_with_interval,
+    verdict,
+    with_interval,
+)
 from hopscope.statistics import intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SUBSTITUTES = ("e1", "r1")
+SUBSTITUTES = {"e1": "another source entity", "r1": "another first relation"}
 PER_PART = 16
-COLUMNS = ["query", "substitute", "layer", "entrec", "entrec_substituted", "beats"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,6 +59,14 @@ class Recall(Result):
     """
 
     kind = "recall"
+    columns: ClassVar = {
+        "query": "str",
+        "substitute": "str",
+        "layer": "int64",
+        "entrec": "float32",
+        "entrec_substituted": "float32",
+        "beats": "bool",
+    }
 
     def summary(self, seed: int = 0) -> pd.DataFrame:
         """How often the bridge is recalled better than in the substituted question, by layer.
@@ -77,6 +90,35 @@ class Recall(Result):
         long = table.melt(var_name="what")
         return intervals(long, ["what"], "value", "mean", seed)
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {"summary": self.summary(), "consistency": self.consistency()}
+
+    def printed(self, seed: int = 0) -> dict[str, pd.DataFrame]:
+        return {"summary": self.summary(seed), "consistency": self.consistency(seed)}
+
+    def findings(self) -> list[str]:
+        summary = self.summary()
+        sentences = []
+        for substitute, name in SUBSTITUTES.items():
+            rows = summary[summary["substitute"] == substitute]
+            if rows.empty:
+                continue
+            best = largest_row(rows, "share")
+            share = with_interval(best["share"], best["low"], best["high"])
+            sentences.append(
+                f"the bridge is recalled at t1 better than with {name} most often at layer "
+                f"{best['layer']}: {share} of the queries (chance 50 %; the best of {len(rows)} "
+                f"layers); the mean over layers is {percent(rows['share'].mean())}."
+            )
+        gain = row_where(self.consistency(), what="gain")
+        if gain is not None:
+            value = value_with_interval(gain["mean"], gain["low"], gain["high"], "+")
+            sentences.append(
+                f"CnstScore with the bridge's own second hop is, in nats, {value} over another "
+                f"bridge's: {verdict(gain)}."
+            )
+        return sentences
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw by layer how often the bridge is recalled better than after a substitution."""
         from hopscope.experiments.two_hop import plots
@@ -84,29 +126,30 @@ class Recall(Result):
         return plots.recall_lines(self.summary(), ax)
 
 
+@analysis(
+    "recall",
+    title="Entity recall",
+    question="Does t1 recall the bridge, and does the model use it?",
+    source="EntRec and CnstScore, Yang et al. 2024",
+    control="another source entity or first relation; another bridge's second hop",
+    subsets=("incorrect", "correct"),
+    order=80,
+)
 def recall(
     model: LanguageModel,
     queries: QuerySet,
-    seed: int = 0,
-    progress: bool = True,
-    *,
-    out: str | Path | None = None,
-    shard: tuple[int, int] | None = None,
+    **run: Unpack[RunKeywords],
 ) -> Recall:
     """Measure EntRec at t1 by layer, and CnstScore of the two-hop and second-hop questions.
 
     EntRec(ℓ) = log softmax(W_U · norm(resid_post[ℓ] at t1))[first token of e2], an article left
-    out. It is compared
-    with the question about e1′ (same relations, another bridge) and about r1′ (another first
-    relation). CnstScore = −½ [H(p₂ₕ, p₁ₕ) + H(p₁ₕ, p₂ₕ)] of the next-token distributions.
+    out. It is compared with the question about e1′ (same relations, another bridge) and about r1′
+    (another first relation). CnstScore = −½ [H(p₂ₕ, p₁ₕ) + H(p₁ₕ, p₂ₕ)] of the next-token
+    distributions.
 
     Args:
         model: the model.
         queries: any; partners come from the set they were chosen from.
-        seed: of the partners.
-        progress: show a progress bar.
-        out: run folder; a run that was stopped goes on.
-        shard: (i, n): only every n-th part of the queries.
 
     Raises:
         UsageError: for an empty set, or if no query has a partner.
@@ -114,10 +157,11 @@ def recall(
     Example:
         >>> recall(model, graded.correct()).summary()  # doctest: +SKIP
     """
-    pairs = pair_up(model, queries, seed)
+    options = RunOptions(**run)
+    pairs = pair_up(model, queries, options.seed)
     kept = queries.filter(lambda query: query.id in pairs)
-    relations = _other_relations(queries, seed)
-    settings = {"seed": seed, "partners": fingerprint(pairs), "relations": relations}
+    relations = _other_relations(queries, options.seed)
+    settings = {"seed": options.seed, "partners": fingerprint(pairs), "relations": relations}
     measurer = _Measurer(
         Asker.of(model, kept),
         Asker.of(model, kept, form="second_hop"),
@@ -125,11 +169,7 @@ def recall(
         pairs,
         relations,
     )
-    run = provenance(model, kept, Recall.kind, settings)
-    tables = run_over(
-        kept, measurer.tables, run, per_part=PER_PART, out=out, shard=shard, progress=progress
-    )
-    return Recall.of(tables, run)
+    return run_in_parts(Recall, model, kept, settings, measurer.tables, options, per_part=PER_PART)
 
 
 def _other_relations(queries: QuerySet, seed: int) -> dict[str, str]:
@@ -183,10 +223,7 @@ class _Measurer:
                         }
                     )
                 )
-        return {
-            "frame": pd.concat(frames, ignore_index=True)[COLUMNS] if frames else _no_rows(),
-            "details": self._details(queries),
-        }
+        return {"frame": Recall.joined(frames), "details": self._details(queries)}
 
     def _substituted(self, query: TwoHopQuery, what: str) -> Prompt | None:
         prompt = self.asker.prompts[query.id]
@@ -251,14 +288,3 @@ def consistency(a: Tensor, b: Tensor) -> np.ndarray:
     cross = (a.exp() * b).sum(dim=-1) + (b.exp() * a).sum(dim=-1)
     score: np.ndarray = (cross / 2).cpu().numpy()
     return score
-
-
-def _no_rows() -> pd.DataFrame:
-    """An empty frame with the types of a full one."""
-    kinds = {
-        "layer": "int64",
-        "entrec": "float32",
-        "entrec_substituted": "float32",
-        "beats": "bool",
-    }
-    return pd.DataFrame({name: pd.Series(dtype=kinds.get(name, "str")) for name in COLUMNS})

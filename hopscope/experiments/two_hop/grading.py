@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import pandas as pd
 from scipy import stats
@@ -13,16 +12,17 @@ from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.read_out import ReadOut
 from hopscope.engine.sweep import generate
 from hopscope.errors import ResultError
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
+from hopscope.experiments.arguments import AtLeast, OneOf
 from hopscope.models.language_model import LanguageModel
-from hopscope.prompting.generation import at_line_end, check_tokens, said
+from hopscope.prompting.generation import at_line_end, said
 from hopscope.prompting.tokenized import TokenizedPrompt, by_prefix
-from hopscope.queries.answers import Match, matches
+from hopscope.queries.answers import MATCHES, Match, matches
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import FORMS, Form
-from hopscope.results.provenance import provenance
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.runs import run_over
+from hopscope.results.wording import rows_where, with_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,6 +40,13 @@ class Grading(Result):
     """
 
     kind = "grading"
+    columns: ClassVar = {
+        "query": "str",
+        "form": "str",
+        "prompt": "str",
+        "generation": "str",
+        "correct": "bool",
+    }
     queries: QuerySet | None = None
 
     def verdicts(self) -> pd.DataFrame:
@@ -84,6 +91,24 @@ class Grading(Result):
             rows.append((name, right, n, right / n, interval.low, interval.high))
         return pd.DataFrame(rows, columns=["what", "right", "n", "share", "low", "high"])
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {"summary": self.summary()}
+
+    def findings(self) -> list[str]:
+        rows = {row["what"]: row for row in rows_where(self.summary())}
+        share = {
+            what: with_interval(row["share"], row["low"], row["high"]) for what, row in rows.items()
+        }
+        return [
+            f"Of {rows['correct']['n']} queries the model has {share['first_hop']} first hops, "
+            f"{share['second_hop']} second hops and {share['two_hop']} compositions right; both "
+            f"single hops in {share['both_hops']}.",
+            f"The entity shortcut alone gives the answer in {share['entity_shortcut']}, the "
+            f"relation shortcut in {share['relation_shortcut']}. Without shortcuts, "
+            f"{rows['correct']['right']} queries are answered (subset correct), and "
+            f"{rows['incorrect']['right']} fail although both hops are known (subset incorrect).",
+        ]
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the summary as bars."""
         from hopscope.experiments.two_hop import plots
@@ -91,6 +116,16 @@ class Grading(Result):
         return plots.grading_bars(self.summary(), ax)
 
 
+@analysis(
+    "grade",
+    title="What it gets right",
+    question="Which hops, compositions and shortcuts does the model get right?",
+    source="Hopping Too Late, section 3",
+    control="both shortcuts",
+    asks="queries",
+    order=0,
+    accepts={"match": OneOf(MATCHES), "max_new_tokens": AtLeast(1)},
+)
 def grade(
     model: LanguageModel,
     queries: QuerySet,
@@ -98,10 +133,7 @@ def grade(
     match: Match = "word",
     max_new_tokens: int = 10,
     one_line: bool | None = None,
-    max_memory: int | None = None,
-    out: str | Path | None = None,
-    shard: tuple[int, int] | None = None,
-    progress: bool = True,
+    **run: Unpack[RunKeywords],
 ) -> Grading:
     """Ask each query's first hop, second hop, two hops and both shortcuts, greedily.
 
@@ -114,10 +146,6 @@ def grade(
         match: how an answer is recognised: as whole words, or (the paper) as a substring.
         max_new_tokens: how many tokens are generated.
         one_line: whether an answer is the first line only; if None, for few-shot prompts.
-        max_memory: bytes that a batch may take; measured if None.
-        out: run folder; a run that was stopped goes on.
-        shard: (i, n): only every n-th part of the queries.
-        progress: show a progress bar.
 
     Returns:
         A `Grading`: `frame`, `summary()`, `correct()`, `incorrect()`.
@@ -128,21 +156,17 @@ def grade(
     Example:
         >>> wrong = grade(model, load_queries("world").sample(200)).incorrect()  # doctest: +SKIP
     """
+    options = RunOptions(**run)
     line = queries.few_shot > 0 if one_line is None else one_line
-    matches("", ("",), match)  # an unknown `match` is told before anything runs
-    check_tokens(max_new_tokens)
     settings = {"match": match, "max_new_tokens": max_new_tokens, "one_line": line}
-    run = provenance(model, queries, Grading.kind, settings)
     store = PrefixStore(model, most=64)
 
     def compute(part: QuerySet) -> Tables:
-        generations = _generations(model, part, store, max_new_tokens, line, max_memory)
+        generations = _generations(model, part, store, max_new_tokens, line, options.max_memory)
         return {"frame": _verdicts(part, generations, match, line), "details": _answers(part)}
 
-    tables = run_over(
-        queries, compute, run, per_part=PER_PART, out=out, shard=shard, progress=progress
-    )
-    return Grading(tables["frame"], tables["details"], run, queries)
+    graded = run_in_parts(Grading, model, queries, settings, compute, options, per_part=PER_PART)
+    return replace(graded, queries=queries)
 
 
 def _generations(

@@ -6,22 +6,21 @@ Hopfield Networks is All You Need (Ramsauer et al. 2020), section 3, for causal 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Unpack
 
 import pandas as pd
 import torch
 
-from hopscope.errors import UsageError
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
+from hopscope.experiments.arguments import Above
 from hopscope.models.language_model import LanguageModel
 from hopscope.probes import class_of_share, keys_held
 from hopscope.prompting.capture import capture
 from hopscope.prompting.query_prompts import Asker, question
 from hopscope.queries.query_set import QuerySet
-from hopscope.results.provenance import provenance
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.runs import run_over
+from hopscope.results.wording import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,6 +39,13 @@ class HeadRetrieval(Result):
     """
 
     kind = "head_retrieval"
+    columns: ClassVar = {
+        "query": "str",
+        "layer": "int64",
+        "head": "int64",
+        "k": "int64",
+        "n_keys": "int64",
+    }
 
     def classes(self) -> pd.DataFrame:
         """The class of each head, by the median share k / n_keys over queries.
@@ -58,6 +64,15 @@ class HeadRetrieval(Result):
         counts: pd.DataFrame = pd.crosstab(table["layer"], table["head_class"], normalize="index")
         return counts.reindex(columns=list(CLASSES), fill_value=0.0)
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {"by_layer": self.by_layer().reset_index(), "classes": self.classes()}
+
+    def findings(self) -> list[str]:
+        counts = self.classes()["head_class"].value_counts().reindex(list(CLASSES), fill_value=0)
+        n_heads = counts.sum()
+        shares = ", ".join(f"{percent(n / n_heads)} class {name}" for name, n in counts.items())
+        return [f"of {n_heads} heads: {shares}."]
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the share of each class by layer."""
         from hopscope.experiments.two_hop import head_plots
@@ -65,15 +80,20 @@ class HeadRetrieval(Result):
         return head_plots.class_bars(self.by_layer(), ax)
 
 
+@analysis(
+    "classify-heads",
+    title="Heads by how many keys they retrieve",
+    question="Which heads average over the prompt, and which retrieve single tokens?",
+    source="Ramsauer et al. 2020, section 3",
+    asks="queries",
+    order=200,
+    accepts={"mass": Above(0, 1)},
+)
 def classify_heads(
     model: LanguageModel,
     queries: QuerySet,
     mass: float = 0.9,
-    seed: int = 0,
-    progress: bool = True,
-    *,
-    out: str | Path | None = None,
-    shard: tuple[int, int] | None = None,
+    **run: Unpack[RunKeywords],
 ) -> HeadRetrieval:
     """Count the keys that each head retrieves at the last token of two-hop prompts.
 
@@ -81,10 +101,6 @@ def classify_heads(
         model: the model.
         queries: with demonstrations; a prompt of fewer than 32 tokens cannot show class IV.
         mass: the share of the attention that the counted keys hold.
-        seed: as every experiment takes one; nothing is drawn here.
-        progress: show a progress bar.
-        out: run folder; a run that was stopped goes on.
-        shard: (i, n): only every n-th part of the queries.
 
     Raises:
         UsageError: for a mass that is no share.
@@ -93,10 +109,9 @@ def classify_heads(
     Example:
         >>> classify_heads(model, load_queries("world").sample(50)).by_layer()  # doctest: +SKIP
     """
-    if not 0 < mass <= 1:
-        raise UsageError(f"mass is a share of the attention, more than 0, not {mass}")
+    options = RunOptions(**run)
     asker = Asker.of(model, queries)
-    run = provenance(model, queries, HeadRetrieval.kind, {"mass": mass, "seed": seed})
+    settings = {"mass": mass, "seed": options.seed}
 
     def compute(part: QuerySet) -> Tables:
         prompts = part.prompts()
@@ -120,10 +135,9 @@ def classify_heads(
         ]
         return {"frame": frame.reset_index(), "details": pd.DataFrame(details)}
 
-    tables = run_over(
-        queries, compute, run, per_part=PER_PART, out=out, shard=shard, progress=progress
+    return run_in_parts(
+        HeadRetrieval, model, queries, settings, compute, options, per_part=PER_PART
     )
-    return HeadRetrieval(tables["frame"], tables["details"], run)
 
 
 def _keys_seen(model: LanguageModel, tokens: torch.Tensor) -> torch.Tensor:

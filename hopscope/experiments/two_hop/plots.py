@@ -29,6 +29,7 @@ from hopscope.plots.style import (
     legend_below,
     text_size,
 )
+from hopscope.results.wording import SITE_LABELS
 
 FORM_LABELS = {
     "first_hop": "first hop",
@@ -136,7 +137,6 @@ TARGET_STYLES = {
     "e2_other": (GREY, "--", "another bridge"),
     "e3_other": (GREY, ":", "another answer"),
 }
-SITE_LABELS = {"attn_out": "attention", "mlp_out": "MLP", "resid_post": "residual", "z": "heads"}
 
 
 def projection_lines(

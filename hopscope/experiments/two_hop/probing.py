@@ -12,16 +12,16 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 import pandas as pd
 import torch
 from scipy import stats
 from torch import Tensor
 
-from hopscope.errors import QueryError, UsageError
-from hopscope.experiments.arguments import check_choice, check_layers
+from hopscope.errors import QueryError
+from hopscope.experiments.analysis import RunKeywords, RunOptions, Scale, analysis
+from hopscope.experiments.arguments import AtLeast, Layers, OneOf, check_layers
 from hopscope.models.language_model import LanguageModel
 from hopscope.probes import LinearProbe, cross_validate, selectivity
 from hopscope.prompting.capture import capture
@@ -32,6 +32,7 @@ from hopscope.results.provenance import provenance
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.runs import run_once
+from hopscope.results.wording import percent, row_where
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,6 +43,8 @@ Target = Literal["e2", "e2_type"]
 TARGETS = ("e2", "e2_type")
 POSITIONS = ("t1", "t2", "e1")
 FOLDS = 5
+MOST_IN_STUDY = 1000
+"""Queries that a study probes at most, whether they were graded or not."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,6 +58,7 @@ class Probing(Result):
     """
 
     kind = "probing"
+    columns: ClassVar = {"what": "str", "layer": "int64", "score": "float64", "n": "int64"}
 
     def summary(self) -> pd.DataFrame:
         """Scores by measure and layer with Wilson 95 % intervals.
@@ -87,6 +91,24 @@ class Probing(Result):
         rows = self.frame[self.frame["what"] == "new_entities"]
         return int(rows.sort_values(["score", "layer"], ascending=[False, True])["layer"].iloc[0])
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {"selectivity": self.selectivity()}
+
+    def findings(self) -> list[str]:
+        table = self.selectivity()
+        best = row_where(table, layer=self.best_layer())
+        assert best is not None
+        n, classes = len(self.details), self.details["label"].nunique()
+        settings = self.run["settings"]
+        return [
+            f"on {n} queries of {classes} classes a linear probe at {settings['position']} reads "
+            f"{settings['target']} of entities that it has not seen best at layer "
+            f"{best['layer']}, of {len(table)}: {percent(best['new_entities'])}, the largest "
+            f"class being {percent(best['majority'])}. For entities it has seen it is "
+            f"{percent(best['accuracy'])}, against {percent(best['control'])} on the control "
+            f"task: selectivity {100 * best['selectivity']:+.0f} points."
+        ]
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the scores by layer."""
         from hopscope.experiments.two_hop import plots
@@ -95,6 +117,30 @@ class Probing(Result):
         return plots.probe_lines(self.summary(), ax, title=f"linear probe: {target}")
 
 
+def _probed_in_study(queries: QuerySet, scale: Scale) -> QuerySet:
+    """Queries of entities that can be probed, graded or not, as many as a study probes."""
+    return sample_entities(labelled(queries, "e2", FOLDS)[0], MOST_IN_STUDY, scale.seed)
+
+
+@analysis(
+    "probe",
+    title="Linear probes",
+    question="From which layer on can the bridge be decoded linearly at t1, beyond memory?",
+    source="Hewitt and Liang 2019",
+    control="a control task with random labels; the largest class",
+    asks="queries",
+    subsets=("all",),
+    order=90,
+    keywords=("seed", "progress", "out"),
+    accepts={
+        "target": OneOf(TARGETS),
+        "position": OneOf(POSITIONS),
+        "layers": Layers(),
+        "folds": AtLeast(2),
+    },
+    layers=lambda layers: {"layers": layers},
+    chosen=_probed_in_study,
+)
 def probe(
     model: LanguageModel,
     queries: QuerySet,
@@ -103,10 +149,7 @@ def probe(
     layers: Iterable[int] | None = None,
     folds: int = FOLDS,
     l2: float = 100.0,
-    seed: int = 0,
-    progress: bool = True,
-    *,
-    out: str | Path | None = None,
+    **run: Unpack[RunKeywords],
 ) -> Probing:
     """Cross-validate linear probes of the bridge on the residual stream, beside a control task.
 
@@ -121,9 +164,6 @@ def probe(
         layers: blocks whose outputs are probed; all if None.
         folds: of the cross-validation.
         l2: penalty of the probes.
-        seed: of folds and control labels.
-        progress: show a progress bar.
-        out: run folder; a result that is there is not computed again.
 
     Raises:
         UsageError: for an unknown target, position or layer, or too few queries.
@@ -131,24 +171,23 @@ def probe(
     Example:
         >>> probe(model, load_queries("world").sample(800)).selectivity()  # doctest: +SKIP
     """
+    options = RunOptions(**run)
     settings: dict[str, Any] = {
-        "target": check_choice("target", [target], TARGETS)[0],
-        "position": check_choice("position", [position], POSITIONS)[0],
-        "layers": check_layers(layers, model.n_layers),
+        "target": target,
+        "position": position,
+        "layers": layers,
         "folds": folds,
         "l2": l2,
-        "seed": seed,
+        "seed": options.seed,
     }
-    if folds < 2:
-        raise UsageError(f"folds must be 2 or more, not {folds}")
     kept, labels, classes = labelled(queries, target, folds)
 
     def compute() -> Tables:
-        acts = _states(model, kept, position, settings["layers"], progress)
+        acts = _states(model, kept, position, settings["layers"], options.progress)
         return _tables(acts, kept, labels, classes, settings)
 
-    run = provenance(model, kept, Probing.kind, settings)
-    return Probing.of(run_once(compute, run, out), run)
+    record = provenance(model, kept, Probing.kind, settings)
+    return Probing.of(run_once(compute, record, options.out), record)
 
 
 def labelled(queries: QuerySet, target: Target, folds: int) -> tuple[QuerySet, Tensor, list[str]]:

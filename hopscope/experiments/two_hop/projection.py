@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import pandas as pd
 import torch
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from hopscope.engine.logit_lens import logit_lens
 from hopscope.errors import UsageError
-from hopscope.experiments.arguments import check_choice
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
+from hopscope.experiments.arguments import AtLeast, ListOf
 from hopscope.experiments.two_hop.controls import choose_others, fingerprint
 from hopscope.models.language_model import LanguageModel
 from hopscope.probes import LogitLens
@@ -25,10 +25,9 @@ from hopscope.prompting.capture import Activations, capture
 from hopscope.prompting.query_prompts import Asker, question
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
-from hopscope.results.provenance import provenance
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.runs import run_over
+from hopscope.results.wording import SITE_LABELS, percent, row_where, with_interval
 from hopscope.statistics import intervals
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ SITES = ("attn_out", "mlp_out", "resid_post")
 TARGETS = ("e2", "e3", "prediction", "e2_other", "e3_other")
 POSITIONS = ("t1", "t2", "e1")
 PER_PART = 16
-COLUMNS = ["query", "position", "site", "target", "layer", "rank", "logprob"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,6 +50,15 @@ class Projection(Result):
     """
 
     kind = "projection"
+    columns: ClassVar = {
+        "query": "str",
+        "position": "str",
+        "site": "str",
+        "target": "str",
+        "layer": "int64",
+        "rank": "int64",
+        "logprob": "float32",
+    }
 
     def resolved(self, rank: int = 0) -> pd.DataFrame:
         """For each query, position, site and target the first layer where it is resolved.
@@ -109,6 +116,44 @@ class Projection(Result):
             table = table[table[column] == value]
         return table.set_index("query")["first_layer"]
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        ranks = {"rank_0": self.summary(0), "rank_9": self.summary(9)}
+        return {**ranks, "by_layer": self.by_layer()}
+
+    def printed(self, seed: int = 0, rank: int = 0) -> dict[str, pd.DataFrame]:
+        """The summary.
+
+        Args:
+            seed: of the bootstrap.
+            rank: a target is resolved where its rank is at most this.
+        """
+        return {"summary": self.summary(rank, seed)}
+
+    def findings(self) -> list[str]:
+        exact, near = self.summary(0), self.summary(9)
+        sentences = []
+        for target, site, position in (
+            ("e2", "mlp_out", "t1"),
+            ("e2", "attn_out", "t2"),
+            ("prediction", "mlp_out", "t2"),
+        ):
+            where = {"target": target, "site": site, "position": position}
+            first, ten = row_where(exact, **where), row_where(near, **where)
+            if first is None or ten is None:
+                continue
+            name = "the bridge" if target == "e2" else "the prediction"
+            sentence = (
+                f"the output of {SITE_LABELS[site]} at {position} has {name} as its likeliest "
+                f"token in some layer for "
+                f"{with_interval(first['share'], first['low'], first['high'])} of the queries, "
+                f"among the ten likeliest for {percent(ten['share'])}"
+            )
+            other = row_where(near, **{**where, "target": f"{target}_other"})
+            if other is not None:
+                sentence += f" (another query's: {percent(other['share'])})"
+            sentences.append(f"{sentence}.")
+        return sentences
+
     def plot(self, position: str = "t2", rank: int = 0, ax: Axes | None = None) -> Axes:
         """Draw the share of queries that resolve each target at one position, by layer."""
         from hopscope.experiments.two_hop import plots
@@ -117,16 +162,22 @@ class Projection(Result):
         return plots.projection_lines(table[table["position"] == position], ax, title=position)
 
 
+@analysis(
+    "project",
+    title="Sublayer projection",
+    question="Where do attention, MLP and residual stream promote the bridge and the answer?",
+    source="Hopping Too Late, section 5",
+    control="another query's bridge and answer",
+    subsets=("incorrect", "correct"),
+    order=30,
+    accepts={"positions": ListOf(POSITIONS), "sites": ListOf(SITES), "rank": AtLeast(0)},
+)
 def project(
     model: LanguageModel,
     queries: QuerySet,
     positions: Sequence[str] = ("t1", "t2"),
     sites: Sequence[str] = SITES,
-    seed: int = 0,
-    progress: bool = True,
-    *,
-    out: str | Path | None = None,
-    shard: tuple[int, int] | None = None,
+    **run: Unpack[RunKeywords],
 ) -> Projection:
     """Read what each block's attention, MLP and residual stream say of the bridge and the answer.
 
@@ -139,10 +190,6 @@ def project(
         queries: any; usually `graded.correct()` or `graded.incorrect()`.
         positions: any of `t1`, `t2`, `e1`.
         sites: any of `attn_out`, `mlp_out`, `resid_post`.
-        seed: of the choice of the other query for `e2_other` and `e3_other`.
-        progress: show a progress bar.
-        out: run folder; a run that was stopped goes on.
-        shard: (i, n): only every n-th part of the queries.
 
     Raises:
         UsageError: for an empty set, or an unknown position or site.
@@ -150,19 +197,18 @@ def project(
     Example:
         >>> project(model, graded.correct()).summary()  # doctest: +SKIP
     """
-    others = choose_others(queries, seed)
+    options = RunOptions(**run)
+    others = choose_others(queries, options.seed)
     settings = {
-        "positions": check_choice("position", positions, POSITIONS),
-        "sites": check_choice("site", sites, SITES),
-        "seed": seed,
+        "positions": positions,
+        "sites": sites,
+        "seed": options.seed,
         "others": fingerprint(others),
     }
     projector = _Projector(Asker.of(model, queries), logit_lens(model), others, settings)
-    run = provenance(model, queries, Projection.kind, settings)
-    tables = run_over(
-        queries, projector.tables, run, per_part=PER_PART, out=out, shard=shard, progress=progress
+    return run_in_parts(
+        Projection, model, queries, settings, projector.tables, options, per_part=PER_PART
     )
-    return Projection.of(tables, run)
 
 
 @dataclass(frozen=True)
@@ -182,7 +228,7 @@ class _Projector:
         acts = capture(self.asker.model, prompts, sites, positions, store=self.asker.store)
         done = [self._query(query, acts, index) for index, query in enumerate(queries)]
         return {
-            "frame": pd.concat([frame for frame, _ in done], ignore_index=True)[COLUMNS],
+            "frame": Projection.joined([frame for frame, _ in done]),
             "details": pd.DataFrame([row for _, row in done]),
         }
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Unpack
 
 import numpy as np
 import pandas as pd
@@ -19,16 +18,16 @@ from scipy.cluster.vq import kmeans2
 from hopscope.engine.read_out import ReadOut
 from hopscope.engine.sweep import generate
 from hopscope.errors import UsageError
-from hopscope.experiments.arguments import check_choice
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
+from hopscope.experiments.arguments import ListOf
 from hopscope.models.language_model import LanguageModel
 from hopscope.probes import key_clusters
 from hopscope.prompting.query_prompts import Asker, question
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
-from hopscope.results.provenance import provenance
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.runs import run_over
+from hopscope.results.wording import percent, row_where, with_interval
 from hopscope.statistics import intervals
 
 if TYPE_CHECKING:
@@ -49,6 +48,13 @@ class RankNeighbours(Result):
     """
 
     kind = "rank_neighbours"
+    columns: ClassVar = {
+        "query": "str",
+        "control": "str",
+        "rank": "int64",
+        "inside": "bool",
+        "right": "bool",
+    }
 
     def drawn(self, seed: int = 0) -> pd.DataFrame:
         """The share of middle ranks that are neighbours of a top token, query by query.
@@ -76,6 +82,24 @@ class RankNeighbours(Result):
         shares = frame.groupby(keys, sort=False)["right"].mean().reset_index()
         return intervals(shares, ["control", "inside"], "right", "accuracy", seed)
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return dict(self.printed())
+
+    def printed(self, seed: int = 0) -> dict[str, pd.DataFrame]:
+        return {"drawn": self.drawn(seed), "accuracy": self.accuracy(seed)}
+
+    def findings(self) -> list[str]:
+        settings, drawn = self.run["settings"], self.drawn()
+        own, other = (row_where(drawn, control=each) for each in ("none", "shuffled"))
+        if own is None:
+            return []
+        share = with_interval(own["share"], own["low"], own["high"])
+        control = f", {percent(other['share'])} with shuffled clusters" if other else ""
+        return [
+            f"{share} of ranks {settings['top'] + 1} to {settings['ranks']} share a cluster of the "
+            f"unembedding with a top-{settings['top']} token{control}."
+        ]
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the accuracy inside and outside the clusters, beside shuffled ones."""
         from hopscope.experiments.two_hop import head_plots
@@ -83,6 +107,16 @@ class RankNeighbours(Result):
         return head_plots.neighbour_points(self.accuracy(), ax)
 
 
+@analysis(
+    "rank-neighbours",
+    title="Neighbours of the top tokens",
+    question="Are middle ranks drawn to the neighbours of the top tokens?",
+    source="Peng et al. 2024",
+    control="shuffled clusters",
+    asks="queries",
+    order=210,
+    accepts={"controls": ListOf(CONTROLS, empty=True)},
+)
 def rank_neighbours(
     model: LanguageModel,
     queries: QuerySet,
@@ -90,12 +124,7 @@ def rank_neighbours(
     top: int = 10,
     ranks: int = 100,
     controls: Sequence[str] = CONTROLS,
-    seed: int = 0,
-    progress: bool = True,
-    *,
-    max_memory: int | None = None,
-    out: str | Path | None = None,
-    shard: tuple[int, int] | None = None,
+    **run: Unpack[RunKeywords],
 ) -> RankNeighbours:
     """Cluster the unembedding's rows, and look where the middle-ranked next tokens lie.
 
@@ -106,11 +135,6 @@ def rank_neighbours(
         top: ranks that are the top; those after them, up to `ranks`, are the middle.
         ranks: how many ranks are looked at.
         controls: `shuffled`, or () for none.
-        seed: of k-means and the shuffled clusters.
-        progress: show a progress bar.
-        max_memory: bytes that the rows may take; measured if None.
-        out: run folder; a run that was stopped goes on.
-        shard: (i, n): only every n-th part of the queries.
 
     Raises:
         UsageError: for numbers that leave no middle, or more clusters than tokens.
@@ -119,18 +143,23 @@ def rank_neighbours(
     Example:
         >>> rank_neighbours(model, graded.incorrect()).accuracy()  # doctest: +SKIP
     """
+    options = RunOptions(**run)
     if not 0 < top < ranks <= model.vocab_size or not 1 < n_clusters <= model.vocab_size:
         raise UsageError(
             f"top {top}, ranks {ranks} and {n_clusters} clusters do not fit: 0 < top < ranks, and "
             f"the vocabulary has {model.vocab_size} tokens"
         )
-    chosen = check_choice("control", controls, CONTROLS) if controls else []
-    settings = {"n_clusters": n_clusters, "top": top, "ranks": ranks, "seed": seed}
-    run = provenance(model, queries, RankNeighbours.kind, {**settings, "controls": chosen})
+    settings = {
+        "n_clusters": n_clusters,
+        "top": top,
+        "ranks": ranks,
+        "seed": options.seed,
+        "controls": controls,
+    }
     asker = Asker.of(model, queries)
-    clusters = {"none": unembedding_clusters(model, n_clusters, seed)}
-    if "shuffled" in chosen:
-        generator = torch.Generator().manual_seed(seed)
+    clusters = {"none": unembedding_clusters(model, n_clusters, options.seed)}
+    if "shuffled" in controls:
+        generator = torch.Generator().manual_seed(options.seed)
         order = torch.randperm(len(clusters["none"]), generator=generator)
         clusters["shuffled"] = clusters["none"][order]
 
@@ -139,7 +168,7 @@ def rank_neighbours(
         shared = asker.store.get(prompt.ids[: prompt.n_shared])
         answers = model.first_tokens(query.names("e3"))
         what = ReadOut(answer_tokens=answers, top_k=ranks)
-        found = generate(model, [prompt.ids], what, shared=shared, max_memory=max_memory)
+        found = generate(model, [prompt.ids], what, shared=shared, max_memory=options.max_memory)
         ranked = found.top_tokens[:1]
         right = torch.isin(ranked, torch.tensor(answers))
         tables = []
@@ -157,14 +186,12 @@ def rank_neighbours(
 
     def compute(part: QuerySet) -> Tables:
         done = [of_query(query) for query in part]
-        frame = pd.concat([table for table, _ in done], ignore_index=True)
-        columns = ["query", "control", "rank", "inside", "right"]
-        return {"frame": frame[columns], "details": pd.DataFrame([row for _, row in done])}
+        frame = RankNeighbours.joined([table for table, _ in done])
+        return {"frame": frame, "details": pd.DataFrame([row for _, row in done])}
 
-    tables = run_over(
-        queries, compute, run, per_part=PER_PART, out=out, shard=shard, progress=progress
+    return run_in_parts(
+        RankNeighbours, model, queries, settings, compute, options, per_part=PER_PART
     )
-    return RankNeighbours(tables["frame"], tables["details"], run)
 
 
 def unembedding_clusters(model: LanguageModel, n_clusters: int, seed: int = 0) -> torch.Tensor:

@@ -12,17 +12,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import pandas as pd
 
-from hopscope.errors import ResultError, UsageError
+from hopscope.errors import ResultError
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
+from hopscope.experiments.arguments import AtLeast
 from hopscope.experiments.two_hop.attention_knockout import Knockouts, knockout
 from hopscope.experiments.two_hop.description import Description, describe
 from hopscope.experiments.two_hop.projection import Projection, project
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.query_set import QuerySet
 from hopscope.results.result import Result
+from hopscope.results.wording import layer_in_words, row_where, rows_where, with_interval
 from hopscope.statistics import _wilson, intervals
 
 if TYPE_CHECKING:
@@ -47,6 +50,12 @@ class Stages(Result):
     """
 
     kind = "stages"
+    columns: ClassVar = {
+        "query": "str",
+        "stage": "str",
+        "number": "int64",
+        "first_layer": "float64",
+    }
 
     def summary(self, seed: int = 0) -> pd.DataFrame:
         """Mean first layer of each stage over the queries in which it shows.
@@ -91,6 +100,29 @@ class Stages(Result):
         table = pd.DataFrame(rows, columns=["earlier", "later", "n", "broken"])
         shares = [_wilson(n, broken) for _, _, n, broken in rows]
         return table.join(pd.DataFrame(shares, columns=["share", "low", "high"]))
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return dict(self.printed())
+
+    def printed(self, seed: int = 0) -> dict[str, pd.DataFrame]:
+        return {"summary": self.summary(seed), "broken": self.broken()}
+
+    def findings(self) -> list[str]:
+        steps = [
+            f"{row['stage'].replace('->', ' → ')} {layer_in_words(row['mean'])} ({row['n']} of "
+            f"{row['queries']} queries)"
+            for row in rows_where(self.summary())
+            if row["n"]
+        ]
+        sentences = [f"mean first layers: {'; '.join(steps)}." if steps else "no stage shows."]
+        some = row_where(self.broken(), earlier="any")
+        if some is not None and some["n"]:
+            share = with_interval(some["share"], some["low"], some["high"])
+            sentences.append(
+                f"Of {some['n']} queries in which two stages or more show, {share} have some pair "
+                "in another order than the paper's."
+            )
+        return sentences
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the first layers of all stages on one axis."""
@@ -150,15 +182,24 @@ def _step(described: Description) -> int:
     return max((int(b - a) for a, b in pairwise(layers)), default=1)
 
 
+@analysis(
+    "stages",
+    title="Stages",
+    question="When does each step first show, and does the order hold query by query?",
+    source="Hopping Too Late, figure 1; Layer-Order Inversion",
+    control="the share of queries that break the order",
+    subsets=("incorrect", "correct"),
+    order=50,
+    keywords=("seed", "progress", "max_memory", "out"),
+    accepts={"layer_step": AtLeast(1)},
+    parts=("description", "knockout", "projection"),
+    combine=combine,
+)
 def stages(
     model: LanguageModel,
     queries: QuerySet,
     layer_step: int = 1,
-    seed: int = 0,
-    progress: bool = True,
-    *,
-    max_memory: int | None = None,
-    out: str | Path | None = None,
+    **run: Unpack[RunKeywords],
 ) -> Stages:
     """Run description, knockout and projection, and put their first layers on one axis.
 
@@ -166,10 +207,6 @@ def stages(
         model: the model.
         queries: usually `graded.correct()`.
         layer_step: describe only every so many source and target layers.
-        seed: of the experiments.
-        progress: show progress bars.
-        max_memory: bytes that the rows may take; measured if None.
-        out: folder; the three runs lie in it, and go on where they were stopped.
 
     Raises:
         UsageError: for an empty set, or a layer step below 1.
@@ -177,32 +214,33 @@ def stages(
     Example:
         >>> stages(model, graded.correct()).summary()  # doctest: +SKIP
     """
-    if layer_step < 1:
-        raise UsageError(f"the layer step must be 1 or more, not {layer_step}")
-    folder = None if out is None else Path(out)
-    names = ("description", "knockout", "projection")
-    parts = {name: None if folder is None else folder / name for name in names}
+    options = RunOptions(**run)
+    folder = None if options.out is None else Path(options.out)
     every = range(0, model.n_layers, layer_step)
+
+    def given(name: str) -> RunKeywords:
+        out = None if folder is None else folder / name
+        return {
+            "seed": options.seed,
+            "progress": options.progress,
+            "max_memory": options.max_memory,
+            "out": out,
+        }
+
     described = describe(
         model,
         queries,
         source_layers=every,
         target_layers=every,
-        seed=seed,
-        progress=progress,
-        max_memory=max_memory,
-        out=parts["description"],
+        **given("description"),
     )
     knocked = knockout(
         model,
         queries,
         edges=["t2->t1"],
-        seed=seed,
-        progress=progress,
-        max_memory=max_memory,
-        out=parts["knockout"],
+        **given("knockout"),
     )
-    projected = project(model, queries, seed=seed, progress=progress, out=parts["projection"])
+    projected = project(model, queries, **given("projection"))
     result = combine(described, knocked, projected)
     if folder is not None:
         result.save(folder / "stages")

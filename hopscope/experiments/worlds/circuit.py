@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import pandas as pd
 import torch
 
-from hopscope.errors import UsageError
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
+from hopscope.experiments.arguments import AtLeast
 from hopscope.experiments.two_hop.attention_knockout import knockout
 from hopscope.experiments.two_hop.back_patching import back_patch
 from hopscope.experiments.two_hop.projection import project
@@ -77,6 +77,9 @@ class Circuit(Result):
             rows.append({**row, "value": value, "low": low, "high": high})
         return pd.DataFrame(rows)
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {"summary": self.summary()}
+
     def plot(self) -> Figure:
         """Draw the four measures side by side."""
         from hopscope.experiments.worlds import circuit_plots
@@ -84,13 +87,22 @@ class Circuit(Result):
         return circuit_plots.circuit_figure(self.frame)
 
 
+@analysis(
+    None,
+    name="world_circuit",
+    title="Circuits of worlds",
+    question="Do the instruments read a known circuit correctly?",
+    source="Grokked Transformers, Wang et al. 2024",
+    control="a model that has only memorised; other and random states",
+    asks="models",
+    order=310,
+    keywords=("seed", "progress", "out"),
+    accepts={"limit": AtLeast(2)},
+)
 def circuit(
     worlds: Sequence[World],
     limit: int = 150,
-    seed: int = 0,
-    progress: bool = True,
-    *,
-    out: str | Path | None = None,
+    **run: Unpack[RunKeywords],
 ) -> Circuit:
     """Run accuracy, back-patching with controls, knock-out and the logit lens on worlds.
 
@@ -99,9 +111,6 @@ def circuit(
     Args:
         worlds: whose task asks two-hop queries; several seeds of each, for intervals.
         limit: questions of a split for all but accuracy; half of them choose the cell.
-        seed: of the questions, the halves and the controls.
-        progress: show a progress bar.
-        out: run folder; a run that was stopped goes on after the last finished world.
 
     Raises:
         UsageError: for no world, a repeated one, one that asks no two-hop queries, or a limit
@@ -111,26 +120,31 @@ def circuit(
         >>> worlds = [load_world("two-hop-looped", seed) for seed in range(3)]  # doctest: +SKIP
         >>> circuit(worlds).summary()                                          # doctest: +SKIP
     """
+    options = RunOptions(**run)
     check_distinct(worlds)
-    if limit < 2:
-        raise UsageError(f"limit must be 2 or more, to choose a cell and to score it, not {limit}")
-    asked = [_sampled(world, limit, seed) for world in worlds]
+    asked = [_sampled(world, limit, options.seed) for world in worlds]
     everything = QuerySet(tuple(_renamed(worlds, asked)), "worlds")
-    how = {
+    settings = {
         "worlds": [[world.name, world.seed, world.model.fingerprint] for world in worlds],
         "limit": limit,
-        "seed": seed,
+        "seed": options.seed,
     }
-    run = provenance(worlds[0].model, everything, Circuit.kind, how)
+    record = provenance(worlds[0].model, everything, Circuit.kind, settings)
 
     def compute(number: int) -> Tables:
         with _one_thread():
-            return _tables(worlds[number], asked[number], seed)
+            return _tables(worlds[number], asked[number], options.seed)
 
     tables = run_parts(
-        len(worlds), compute, run, out=out, description="circuit", unit="world", progress=progress
+        len(worlds),
+        compute,
+        record,
+        out=options.out,
+        description="circuit",
+        unit="world",
+        progress=options.progress,
     )
-    return Circuit.of(tables, run)
+    return Circuit.of(tables, record)
 
 
 @contextmanager

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Unpack
 
 import pandas as pd
 import torch
 
 from hopscope.engine.support import shares_prefixes
 from hopscope.errors import ModelError, QueryError, UsageError
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
 from hopscope.experiments.worlds.graph_operations import PER_PART, Thresholds, _Search
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.graph_paths import PathSet
@@ -73,6 +73,12 @@ class ComputationGraph(Result):
         names = ["group", "n", "correct", "operations", "other", "explained", "low", "high"]
         return pd.DataFrame(rows, columns=names)
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {"explained": self.explained()}
+
+    def printed(self, seed: int = 0) -> dict[str, pd.DataFrame]:
+        return {"explained": self.explained(seed)}
+
     def plot(self, query: str | None = None, ax: Axes | None = None) -> Axes:
         """Draw the operations of one prompt, by default the first, over layers and tokens."""
         from hopscope.experiments.worlds import graph_plots
@@ -87,13 +93,22 @@ class ComputationGraph(Result):
         return graph_plots.operations(operations, details, n_layers, ax)
 
 
+@analysis(
+    None,
+    name="search_graph",
+    title="Computation graph of a search",
+    question="Which attention operations is a search in a graph made of?",
+    source="Saparov et al. 2024, section 4",
+    control="an untrained model; whether other vertices as far away are joined",
+    asks="models",
+    order=300,
+    keywords=("progress", "out"),
+)
 def computation_graph(
     model: LanguageModel,
     prompts: PathSet,
     thresholds: Thresholds | None = None,
-    progress: bool = True,
-    *,
-    out: str | Path | None = None,
+    **run: Unpack[RunKeywords],
 ) -> ComputationGraph:
     """Extract the attention operations that a search through a graph is made of.
 
@@ -107,8 +122,6 @@ def computation_graph(
             the mean; on a place that position ids do not tell nothing depends.
         prompts: with a graph in each; `world.paths()` of a world that searches.
         thresholds: of what counts.
-        progress: show a progress bar.
-        out: run folder; a run that was stopped goes on.
 
     Raises:
         QueryError: for an empty set, or places that a prompt does not have.
@@ -131,8 +144,8 @@ def computation_graph(
             model.name,
             model.dtype,
         )
-    thresholds = thresholds or Thresholds()
-    run = provenance(model, prompts, ComputationGraph.kind, asdict(thresholds))
+    options, thresholds = RunOptions(**run), thresholds or Thresholds()
+    record = provenance(model, prompts, ComputationGraph.kind, asdict(thresholds))
 
     def compute(part: int) -> Tables:
         chosen = prompts[part * PER_PART : (part + 1) * PER_PART]
@@ -143,6 +156,12 @@ def computation_graph(
 
     n_parts = -(-len(prompts) // PER_PART)
     tables = run_parts(
-        n_parts, compute, run, out=out, description="graphs", unit="part", progress=progress
+        n_parts,
+        compute,
+        record,
+        out=options.out,
+        description="graphs",
+        unit="part",
+        progress=options.progress,
     )
-    return ComputationGraph.of(tables, run)
+    return ComputationGraph.of(tables, record)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hopscope.errors import UsageError
+from hopscope.experiments.analysis import analysis
 from hopscope.experiments.worlds.coverage_cutoffs import cutoffs
 from hopscope.probes import iicg
 from hopscope.prompting.capture import capture
@@ -59,6 +60,12 @@ class Coverage(Result):
         ]
         return pd.DataFrame(rows, columns=["cutoff", "n", "accuracy", "low", "high"])
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {"accuracy": self.accuracy(), "iicg": self.iicg().reset_index()}
+
+    def printed(self, seed: int = 0) -> dict[str, pd.DataFrame]:
+        return {"accuracy": self.accuracy(seed)}
+
     def iicg(self, grouping: str = "bridge") -> pd.DataFrame:
         """The gap over all held-out inputs; rows layers, columns places.
 
@@ -74,6 +81,16 @@ class Coverage(Result):
         return chosen.pivot_table(index="layer", columns="position", values="value")
 
 
+@analysis(
+    None,
+    title="Coverage",
+    question="Are inputs that the examples cover better learned earlier?",
+    source="Coverage Principle, Chang et al. 2025",
+    control="inputs that are not covered; states with the same second token",
+    asks="models",
+    order=330,
+    keywords=(),
+)
 def coverage(world: World, progress: bool = False) -> Coverage:
     """Measure accuracy and IICG by the cutoffs of a world's held-out inputs.
 

@@ -10,8 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Unpack
 
 import numpy as np
 import pandas as pd
@@ -19,6 +18,7 @@ import torch
 from scipy import stats
 
 from hopscope.errors import UsageError
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
 from hopscope.results.provenance import device_name, provenance
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
@@ -95,6 +95,9 @@ class DataNeeded(Result):
             published=published,
         )
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {"needed": self.needed()}
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the examples that are needed against the number of tokens."""
         from hopscope.experiments.worlds import coverage_plots
@@ -126,6 +129,16 @@ def examples_to_try(
     return [round(4000 * (n_tokens / 20) ** exponent * factor) for factor in factors]
 
 
+@analysis(
+    None,
+    title="Data needed to compose",
+    question="How much data does a composition take?",
+    source="Coverage Principle, Chang et al. 2025",
+    control="the published exponent",
+    asks="models",
+    order=340,
+    keywords=("progress", "out", "shard"),
+)
 def data_needed(
     sizes: Sequence[int] = (14, 18, 23, 30),
     structure: Structure = "two_hop",
@@ -135,9 +148,7 @@ def data_needed(
     shape: Shape = SHAPE,
     schedule: Schedule = SCHEDULE,
     device: str | torch.device | None = None,
-    out: str | Path | None = None,
-    shard: tuple[int, int] | None = None,
-    progress: bool = True,
+    **run: Unpack[RunKeywords],
 ) -> DataNeeded:
     """Train a model for each size and number of examples, and measure what it composes.
 
@@ -152,9 +163,6 @@ def data_needed(
         shape: of the models.
         schedule: of each training, the same for all.
         device: where to train; CUDA by default if there is any.
-        out: run folder; trainings that are done are not done again.
-        shard: (i, n): only every n-th training, from the i-th (1 to n) on; needs `out`.
-        progress: show a progress bar.
 
     Raises:
         UsageError: for numbers that are no task's, or that do not go with the sizes.
@@ -163,6 +171,7 @@ def data_needed(
         >>> result = data_needed(sizes=(14, 18, 23), out="runs/data_needed")  # doctest: +SKIP
         >>> result.exponent()                                                 # doctest: +SKIP
     """
+    options = RunOptions(**run)
     if examples is None:
         examples = [examples_to_try(size) for size in sizes]
     if not sizes or len(examples) != len(sizes):
@@ -176,8 +185,8 @@ def data_needed(
     if not tasks:
         raise UsageError("give at least one size, number of examples and seed")
     first = untrained(tasks[0].words, shape, tasks[0].seed, "untrained")  # stands for all of them
-    how = {"shape": asdict(shape), "schedule": asdict(schedule)}
-    run = provenance(first, _Trainings(tasks), DataNeeded.kind, how)
+    settings = {"shape": asdict(shape), "schedule": asdict(schedule)}
+    record = provenance(first, _Trainings(tasks), DataNeeded.kind, settings)
 
     def compute(number: int) -> Tables:
         return _trained(tasks[number], shape, schedule, device)
@@ -185,14 +194,14 @@ def data_needed(
     tables = run_parts(
         len(tasks),
         compute,
-        run,
-        out=out,
-        shard=shard,
+        record,
+        out=options.out,
+        shard=options.shard,
         description="trainings",
         unit="training",
-        progress=progress,
+        progress=options.progress,
     )
-    return DataNeeded.of(tables, run)
+    return DataNeeded.of(tables, record)
 
 
 @dataclass(frozen=True)

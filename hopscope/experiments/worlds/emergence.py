@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import pandas as pd
 import torch
@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hopscope.errors import ResultError, UsageError
+from hopscope.experiments.analysis import RunKeywords, RunOptions
+from hopscope.experiments.analysis import analysis as register
 from hopscope.models.load import load_model
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
@@ -146,14 +148,23 @@ def _kept_weights(hf: nn.Module, path: Path) -> Iterator[tuple[Tensor, Tensor]]:
     yield from ((own[name], kept[name]) for name in own)
 
 
+@register(
+    None,
+    title="Emergence",
+    question="When in its training does a model learn what an analysis measures?",
+    source="Wang et al. 2024",
+    control="the controls of the analysis",
+    asks="models",
+    order=350,
+    keywords=("progress", "out"),
+)
 def over_checkpoints(
     folder: str | Path,
     analysis: Callable[[World], Result],
     steps: Sequence[int] | None = None,
-    progress: bool = True,
     *,
     device: str | torch.device | None = None,
-    out: str | Path | None = None,
+    **run: Unpack[RunKeywords],
 ) -> Emergence:
     """Run an analysis on the weights of every kept step.
 
@@ -161,10 +172,7 @@ def over_checkpoints(
         folder: of a world that was trained with snapshots.
         analysis: what is run on the world as it was at a step.
         steps: which; all that were kept by default.
-        progress: show a progress bar.
         device: where the models go; CUDA by default if there is any.
-        out: run folder; a run that was stopped goes on after the last finished step. It must be
-            given the same analysis.
 
     Raises:
         UsageError: for a folder without a world or snapshots, or a step that was not kept.
@@ -176,6 +184,7 @@ def over_checkpoints(
         >>> result = over_checkpoints("worlds/looped", patched)              # doctest: +SKIP
         >>> result.plot_film("hit", "target_layer", "source_layer")          # doctest: +SKIP
     """
+    options = RunOptions(**run)
     steps = kept_steps(folder) if steps is None else list(steps)
     if not steps:
         raise UsageError(
@@ -191,11 +200,17 @@ def over_checkpoints(
         frame.insert(0, "step", step)
         return {"frame": frame, "details": last.details if final else last.details.iloc[:0]}
 
-    run = _run_of(last, steps)
+    record = _run_of(last, steps)
     tables = run_parts(
-        len(steps), compute, run, out=out, description="steps", unit="step", progress=progress
+        len(steps),
+        compute,
+        record,
+        out=options.out,
+        description="steps",
+        unit="step",
+        progress=options.progress,
     )
-    return Emergence.of(tables, run)
+    return Emergence.of(tables, record)
 
 
 def _run_of(last: Result, steps: Sequence[int]) -> dict[str, Any]:

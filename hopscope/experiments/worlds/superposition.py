@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Unpack
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from hopscope.errors import UsageError
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.graph_paths import PathSet, reachable
 from hopscope.results.provenance import provenance
@@ -86,6 +86,9 @@ class Superposition(Result):
             rows.append({**row, **counts, "value": value, "low": low, "high": high})
         return pd.DataFrame(rows)
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {"summary": self.summary()}
+
     def plot(self) -> Figure:
         """Draw both measures at the thoughts' own tokens, for each world."""
         from hopscope.experiments.worlds import graph_plots
@@ -93,20 +96,26 @@ class Superposition(Result):
         return graph_plots.superposition_figure(self.summary())
 
 
+@analysis(
+    None,
+    title="Superposition in continuous thoughts",
+    question="Do continuous thoughts hold many vertices at once?",
+    source="Zhu et al. 2025",
+    control="pauses in place of thoughts",
+    asks="models",
+    order=320,
+    keywords=("progress", "out"),
+)
 def superposition(
     worlds: Sequence[World],
     limit: int = 300,
-    progress: bool = True,
-    *,
-    out: str | Path | None = None,
+    **run: Unpack[RunKeywords],
 ) -> Superposition:
     """Measure what thoughts point to and attend to, by how far from the root vertices are.
 
     Args:
         worlds: whose task is `GraphReachability`, with thoughts or pauses; several seeds of each.
         limit: queries of each world.
-        progress: show a progress bar.
-        out: run folder; a run that was stopped goes on after the last finished world.
 
     Raises:
         UsageError: for no world, a repeated one, or one of another task.
@@ -115,24 +124,32 @@ def superposition(
         >>> names = "reachability", "reachability-pause"
         >>> superposition([load_world(name) for name in names]).plot()  # doctest: +SKIP
     """
+    options = RunOptions(**run)
     check_distinct(worlds)
     asked = []
     for world in worlds:
         if not isinstance(world.task, GraphReachability):
             raise UsageError(f"{world.name} has no thoughts; take a world such as 'reachability'")
-        prompts = world.task.path_prompts()[:limit]
-        asked += [replace(each, id=_id(world, each.id)) for each in prompts]
+        of_world = world.task.path_prompts()[:limit]
+        asked += [replace(each, id=_id(world, each.id)) for each in of_world]
     models = [[world.name, world.seed, world.model.fingerprint] for world in worlds]
-    how = {"worlds": models, "limit": limit}
-    run = provenance(worlds[0].model, PathSet(tuple(asked), "worlds"), Superposition.kind, how)
+    settings = {"worlds": models, "limit": limit}
+    prompts = PathSet(tuple(asked), "worlds")
+    record = provenance(worlds[0].model, prompts, Superposition.kind, settings)
 
     def compute(number: int) -> Tables:
         return _tables(worlds[number], limit)
 
     tables = run_parts(
-        len(worlds), compute, run, out=out, description="worlds", unit="world", progress=progress
+        len(worlds),
+        compute,
+        record,
+        out=options.out,
+        description="worlds",
+        unit="world",
+        progress=options.progress,
     )
-    return Superposition.of(tables, run)
+    return Superposition.of(tables, record)
 
 
 def _id(world: World, query: str) -> str:

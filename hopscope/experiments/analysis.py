@@ -1,0 +1,292 @@
+"""Provides the decorator that registers an analysis, and the run that all analyses share.
+
+An analysis is one module: a `Result` with its tables, findings and picture, and a function that is
+registered here. Its command, its step in a study, its section in the report and its row in the
+README are read off what is registered.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
+
+from hopscope.documents.question_set import QuestionSet
+from hopscope.experiments.arguments import Constraint, layers_of
+from hopscope.experiments.registry import REGISTERED
+from hopscope.models.token_model import TokenModel
+from hopscope.queries.query_set import QuerySet
+from hopscope.results.provenance import provenance
+from hopscope.results.result import Result
+from hopscope.results.run_folder import Tables
+from hopscope.results.runs import Inputs, run_over
+
+F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R", bound=Result)
+S = TypeVar("S", QuerySet, QuestionSet)
+Asks = Literal["subset", "queries", "documents", "models"]
+"""Of what an analysis is: a graded subset of two-hop queries, queries of any kind, questions over
+documents, or models that it is given or makes itself."""
+
+
+class RunKeywords(TypedDict, total=False):
+    """The keywords that every analysis takes, as `RunOptions` describes them."""
+
+    seed: int
+    progress: bool
+    max_memory: int | None
+    out: str | Path | None
+    shard: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How an analysis is run, whatever it measures.
+
+    Attributes:
+        seed: of everything that is drawn at random.
+        progress: show a progress bar.
+        max_memory: bytes that the rows of a batch may take; measured if None.
+        out: run folder; a run that was stopped there goes on.
+        shard: (i, n): compute only every n-th part, from the i-th (1 to n) on; needs `out`.
+    """
+
+    seed: int = 0
+    progress: bool = True
+    max_memory: int | None = None
+    out: str | Path | None = None
+    shard: tuple[int, int] | None = None
+
+
+RUN_KEYWORDS = tuple(each.name for each in fields(RunOptions))
+POSITIONAL = ("seed", "progress")
+"""Those that may also be given by position, behind the analysis's own."""
+_DEFAULTS = {each.name: each.default for each in fields(RunOptions)}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of an analysis a study runs.
+
+    Attributes:
+        layers: the layers that are sources, targets, or probed.
+        most: queries that are analysed at most; all if None.
+        shuffles: orders of the documents among which one is chosen.
+        seed: of everything that is drawn at random.
+    """
+
+    layers: range
+    most: int | None
+    shuffles: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What is registered of an analysis.
+
+    Attributes:
+        name: of its step in a study, its figure and its tables.
+        command: of the shell; None if it has none.
+        function: what runs it.
+        result: what it returns.
+        title: a heading.
+        question: what it answers, in a sentence.
+        source: where it was published.
+        control: what stands beside it as a chance level.
+        asks: of what it is.
+        subsets: the subsets that a study runs it on; none if it is no part of a study.
+        usual_subset: what the command analyses if nothing else is said.
+        order: its place among the others.
+        accepts: what its parameters may be.
+        keywords: which of the keywords of `RunOptions` it takes.
+        layers: turns layers into arguments, for `--layer-step` and studies.
+        in_study: further arguments in a study.
+        chosen: the inputs that a study analyses, of those that it has.
+        parity: the arguments that repeat the paper's own setting.
+        grades: the parameters that also hold when queries are graded for it.
+        parts: the analyses whose results `combine` puts together, in a study.
+        combine: makes a result of those of `parts`.
+    """
+
+    name: str
+    command: str | None
+    function: Callable[..., Any]
+    result: type[Result]
+    title: str
+    question: str
+    source: str = ""
+    control: str = ""
+    asks: Asks = "subset"
+    subsets: tuple[str, ...] = ()
+    usual_subset: str = "correct"
+    order: int = 1000
+    accepts: Mapping[str, Constraint] = field(default_factory=dict)
+    keywords: Sequence[str] = RUN_KEYWORDS
+    layers: Callable[[range], Mapping[str, Any]] | None = None
+    in_study: Callable[[Scale], Mapping[str, Any]] | None = None
+    chosen: Callable[[Any, Scale], Any] | None = None
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    grades: Sequence[str] = ()
+    parts: tuple[str, ...] = ()
+    combine: Callable[..., Result] | None = None
+
+    @property
+    def question_with_source(self) -> str:
+        """The question, and where its answer was published."""
+        return f"{self.question} ({self.source})" if self.source else self.question
+
+    @property
+    def help(self) -> str:
+        """The first sentence of its docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    @property
+    def own_parameters(self) -> dict[str, inspect.Parameter]:
+        """Its parameters but for its inputs and the keywords that all analyses take."""
+        signature = inspect.signature(self.function, eval_str=True)
+        inputs = 1 if self.asks == "models" else 2
+        own = list(signature.parameters.values())[inputs:]
+        return {each.name: each for each in own if each.name not in RUN_KEYWORDS}
+
+    def check(self, given: Mapping[str, Any], model: TokenModel | None = None) -> dict[str, Any]:
+        """Arguments as the analysis wants them.
+
+        Args:
+            given: arguments by name; some may be missing.
+            model: the model; None before it is loaded, and what depends on it is not checked.
+
+        Raises:
+            UsageError: for the first that the analysis cannot do.
+        """
+        return {
+            name: self.accepts[name].checked(name, value, model) if name in self.accepts else value
+            for name, value in given.items()
+        }
+
+    def at_layers(self, model: TokenModel, step: int) -> Mapping[str, Any]:
+        """The arguments for every `step`-th layer of a model; none if all layers are meant."""
+        if self.layers is None or step == 1:
+            return {}
+        return self.layers(range(0, layers_of(model), step))
+
+
+def analysis(command: str | None, *, name: str = "", **described: Any) -> Callable[[F], F]:
+    """Register an analysis.
+
+    The function takes its inputs and its own parameters, and the common keywords as
+    `**run: Unpack[RunKeywords]`. As it is called, its arguments are checked by `accepts`, `seed`
+    and `progress` may also be given by position, and its docstring describes the common keywords.
+
+    Args:
+        command: of the shell; None for none.
+        name: of its step, figure and tables; the kind of its result if empty.
+        **described: the other fields of `Analysis`.
+
+    Example:
+        >>> @analysis("margin", title="Margins", question="How sure is the model?")
+        ... def margin(model, queries, top: int = 2, **run: Unpack[RunKeywords]) -> Margins:
+        ...     '''Measure how far the likeliest token is ahead.'''  # doctest: +SKIP
+    """
+
+    def register(function: F) -> F:
+        result = get_type_hints(function)["return"]
+        keywords = described.get("keywords", RUN_KEYWORDS)
+        signature = _with_keywords(inspect.signature(function, eval_str=True), keywords)
+
+        @functools.wraps(function)
+        def called(*args: Any, **given: Any) -> Any:
+            bound = signature.bind(*args, **given)
+            bound.apply_defaults()
+            model = bound.arguments.get("model")
+            return function(**entry.check(bound.arguments, model))
+
+        called.__signature__ = signature  # type: ignore[attr-defined]
+        called.__doc__ = _documented(inspect.getdoc(function) or "", keywords)
+        entry = Analysis(name or result.kind, command, called, result, **described)
+        REGISTERED[entry.name] = entry
+        return called  # type: ignore[return-value]
+
+    return register
+
+
+def _with_keywords(own: inspect.Signature, keywords: Sequence[str]) -> inspect.Signature:
+    """A signature with the common keywords in place of `**run`."""
+    parameters = list(own.parameters.values())
+    positional = [each for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
+    named = [each for each in parameters if each.kind is each.KEYWORD_ONLY]
+    hints = get_type_hints(RunOptions)
+    for keyword in keywords:
+        kind: Any = inspect.Parameter.KEYWORD_ONLY
+        if keyword in POSITIONAL:
+            kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        default, hint = _DEFAULTS[keyword], hints[keyword]
+        added = inspect.Parameter(keyword, kind, default=default, annotation=hint)
+        (positional if keyword in POSITIONAL else named).append(added)
+    return own.replace(parameters=[*positional, *named])
+
+
+def _documented(doc: str, keywords: Sequence[str]) -> str:
+    """A docstring whose `Args` end with the common keywords, as `RunOptions` describes them."""
+    described = argument_texts(inspect.getdoc(RunOptions) or "", "Attributes")
+    lines = "".join(f"\n    {name}: {described[name]}" for name in keywords)
+    return re.sub(
+        r"(\nArgs:\n(?:[ ]+[^\n]*\n?)+)", lambda m: m[1].rstrip() + lines + "\n", doc, count=1
+    )
+
+
+def argument_texts(doc: str, section: str = "Args") -> dict[str, str]:
+    """What a Google-style docstring says of each argument, in one line each."""
+    found = re.search(rf"^{section}:\n((?:[ ]+[^\n]*\n?)+)", doc, re.MULTILINE)
+    texts: dict[str, str] = {}
+    for line in found[1].splitlines() if found else ():
+        start = re.match(r"    ([\w, ]+): (.*)", line)
+        if start:
+            names = [name.strip() for name in start[1].split(",")]
+            texts |= dict.fromkeys(names, start[2])
+        elif texts:
+            texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
+    return texts
+
+
+def limited(inputs: S, limit: int | None, seed: int = 0) -> S:
+    """At most `limit` of the inputs, drawn by seed."""
+    return inputs if limit is None or limit >= len(inputs) else inputs.sample(limit, seed)
+
+
+def run_in_parts(
+    kind: type[R],
+    model: TokenModel,
+    inputs: Inputs,
+    settings: Mapping[str, Any],
+    compute: Callable[[Any], Tables],
+    options: RunOptions,
+    *,
+    per_part: int,
+) -> R:
+    """Compute the tables of all inputs, part by part, and make a result of them.
+
+    Args:
+        kind: of the result.
+        model: the model.
+        inputs: queries or questions.
+        settings: what was asked, for the run's record.
+        compute: gives the tables of some of the inputs; must not depend on which others there are.
+        options: where the run folder is, which shard is computed, and whether a bar is shown.
+        per_part: inputs in a part.
+    """
+    run = provenance(model, inputs, kind.kind, settings)
+    tables = run_over(
+        inputs,
+        compute,
+        run,
+        per_part=per_part,
+        out=options.out,
+        shard=options.shard,
+        progress=options.progress,
+    )
+    return kind.of(tables, run)
