@@ -9,7 +9,7 @@ CHROMIUM := $(or $(HOPSCOPE_CHROMIUM),$(shell command -v chromium || command -v 
 export OMP_WAIT_POLICY ?= PASSIVE
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help figures study test test-browser lab docs lint format notebooks benchmark setup clean
+.PHONY: help figures study test test-browser lab docs lint format readme notebooks benchmark setup clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what can be made.
@@ -43,10 +43,14 @@ lint: $(VENV)/.developed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy hopscope probes figures benchmarks
+	$(BIN)/lint-imports --no-cache
 
 format: $(VENV)/.developed  ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+readme: $(VENV)/.developed  ## Write the table of analyses into README and docs.
+	$(BIN)/python -m hopscope.study.readme README.md docs/analyses.md
 
 notebooks: $(VENV)/.developed  ## Execute the notebooks in place.
 	$(BIN)/jupytext --quiet --to ipynb --update notebooks/*.py

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from collections.abc import Mapping
 
 import pandas as pd
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from hopscope.experiments.two_hop import plots
 from hopscope.experiments.two_hop.back_patching import BackPatching
-from hopscope.plots import figures, heatmaps
-from hopscope.plots.style import figure_style, panels, shared_legend
-from hopscope.study.figures import results_of
+from hopscope.plots import heatmaps
+from hopscope.plots.figures import Drawn
+from hopscope.plots.style import panels, shared_legend
+from hopscope.study.figures import by_subset, figure_script, main
 
 TITLES = {
     "incorrect": "Both hops right, composition wrong",
@@ -21,21 +20,14 @@ TITLES = {
 }
 
 
-def draw(runs: Path, rendered: Path) -> list[Path]:
-    """Draw the figure from `runs/back_patching.{incorrect,correct}` into `rendered`.
-
-    Raises:
-        ResultError: if neither result is there.
-    """
-    there = results_of(runs, "back_patching", BackPatching)
-    with figure_style():
-        figure = _figure(there)
-        paths = figures.save_figure(figure, _numbers(there), rendered, "back_patching")
-        plt.close(figure)
-    return paths
+@figure_script("back_patching", by_subset("back_patching", BackPatching))
+def draw(results: Mapping[str, BackPatching]) -> Drawn:
+    """Draw the figure, and give the numbers that it shows."""
+    figure = _figure(results)
+    return figure, _numbers(results)
 
 
-def _figure(results: dict[str, BackPatching]) -> Figure:
+def _figure(results: Mapping[str, BackPatching]) -> Figure:
     first = next(iter(results.values()))
     positions = list(first.frame["position"].unique())
     columns = max(len(positions), 2)
@@ -61,7 +53,7 @@ def _title(result: BackPatching) -> str:
     return f"Back-patching {run['model']['name']} on “{run['queries']['name']}”: {hits}"
 
 
-def _numbers(results: dict[str, BackPatching]) -> pd.DataFrame:
+def _numbers(results: Mapping[str, BackPatching]) -> pd.DataFrame:
     """Every drawn number in one tidy table; `cell` rows are the heatmaps."""
     tables = []
     for name, result in results.items():
@@ -79,5 +71,4 @@ def _numbers(results: dict[str, BackPatching]) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    for drawn in draw(Path(sys.argv[1]), Path(__file__).parent / "rendered"):
-        print(drawn)
+    main(draw)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pandas as pd
-from matplotlib import pyplot as plt
 
 from hopscope.experiments.worlds.coverage_plots import cutoff_curves, gap_curves, gaps_at_x2
 from hopscope.experiments.worlds.emergence import Emergence
-from hopscope.plots import figures
-from hopscope.plots.style import figure_style, panels
+from hopscope.plots.figures import Drawn
+from hopscope.plots.style import panels
 from hopscope.study import standalone_figures
+from hopscope.study.figures import figure_script, main, runs_folder
 
 TITLES = {
     "coverage": "two hops, 20 bridges",
@@ -21,30 +20,23 @@ TITLES = {
 }
 
 
-def draw(runs: Path, rendered: Path) -> list[Path]:
-    """Draw the figure from `runs/coverage/coverage.seed-0` and so on, a row for each world.
-
-    Raises:
-        ResultError: if a result is not there.
-    """
+@figure_script("coverage", runs_folder)
+def draw(runs: Path) -> Drawn:
+    """Draw a row for each world, from `runs/coverage/coverage.seed-0` and so on."""
     numbers = []
-    with figure_style():
-        figure, axes = panels(len(standalone_figures.COVERED), 2, 8.4)
-        for row, name in zip(axes, standalone_figures.COVERED, strict=True):
-            seeds = {
-                seed: Emergence.load(runs / "coverage" / f"{name}.seed-{seed}").frame
-                for seed in standalone_figures.SEEDS
-            }
-            table = pd.concat([frame.assign(seed=seed) for seed, frame in seeds.items()])
-            accuracy = table[table["measure"] == "accuracy"]
-            cutoff_curves(accuracy, row[0], TITLES[name])
-            gap_curves(table, row[1], TITLES[name])
-            numbers.append(pd.concat([accuracy, gaps_at_x2(table)]).assign(world=name))
-        paths = figures.save_figure(figure, pd.concat(numbers), rendered, "coverage")
-        plt.close(figure)
-    return paths
+    figure, axes = panels(len(standalone_figures.COVERED), 2, 8.4)
+    for row, name in zip(axes, standalone_figures.COVERED, strict=True):
+        seeds = {
+            seed: Emergence.load(runs / "coverage" / f"{name}.seed-{seed}").frame
+            for seed in standalone_figures.SEEDS
+        }
+        table = pd.concat([frame.assign(seed=seed) for seed, frame in seeds.items()])
+        accuracy = table[table["measure"] == "accuracy"]
+        cutoff_curves(accuracy, row[0], TITLES[name])
+        gap_curves(table, row[1], TITLES[name])
+        numbers.append(pd.concat([accuracy, gaps_at_x2(table)]).assign(world=name))
+    return figure, pd.concat(numbers)
 
 
 if __name__ == "__main__":
-    for drawn in draw(Path(sys.argv[1]), Path(__file__).parent / "rendered"):
-        print(drawn)
+    main(draw)

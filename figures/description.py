@@ -2,57 +2,48 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
-from pathlib import Path
+from collections.abc import Mapping
 
 import pandas as pd
-from matplotlib import pyplot as plt
 
 from hopscope.experiments.two_hop import plots
 from hopscope.experiments.two_hop.description import Description
 from hopscope.plots import figures, heatmaps
-from hopscope.plots.style import figure_style, panels, shared_legend
-from hopscope.study.figures import results_of
+from hopscope.plots.figures import Drawn
+from hopscope.plots.style import panels, shared_legend
+from hopscope.study.figures import by_subset, figure_script, main
 
 PANELS = (("e2", "t1"), ("e2", "t2"), ("e3", "t2"))
 
 
-def draw(runs: Path, rendered: Path) -> list[Path]:
-    """Draw the figure from `runs/description.*` into `rendered`.
-
-    Raises:
-        ResultError: if there is no such result.
-    """
-    results = results_of(runs, "description", Description)
+@figure_script("description", by_subset("description", Description))
+def draw(results: Mapping[str, Description]) -> Drawn:
+    """Draw the figure, and give the numbers that it shows."""
     first = next(iter(results.values()))
-    with figure_style():
-        figure, axes = panels(1 + len(results), 3, 2.0 * (1 + len(results)) + 0.5)
-        numbers = []
-        for ax, (subset, result) in zip(axes[0], results.items(), strict=False):
-            described = result.described()
-            title = textwrap.fill(figures.panel_title(result, subset), 26)
-            plots.described_bars(described, ax, title)
-            numbers.append(described.assign(subset=subset, panel="any cell"))
-        for ax in axes[0][len(results) :]:
-            ax.axis("off")
-        shared_legend(figure, axes)
-        for row, (subset, result) in zip(axes[1:], results.items(), strict=True):
-            for ax, (entity, position) in zip(row, PANELS, strict=True):
-                share = result.heatmap(entity, position)
-                title = f"{entity} at {position}, {subset}"
-                heatmaps.layer_heatmap(share, ax, title, label="texts that name it")
-                cells = share.melt(ignore_index=False, value_name="share").reset_index()
-                numbers.append(
-                    cells.assign(subset=subset, panel="cell", entity=entity, position=position)
-                )
-        figure.suptitle(figures.title_of(first, "What states are described as"))
-        table = pd.concat(numbers, ignore_index=True)
-        paths = figures.save_figure(figure, table, rendered, "description")
-        plt.close(figure)
-    return paths
+    figure, axes = panels(1 + len(results), 3, 2.0 * (1 + len(results)) + 0.5)
+    numbers = []
+    for ax, (subset, result) in zip(axes[0], results.items(), strict=False):
+        described = result.described()
+        title = textwrap.fill(figures.panel_title(result, subset), 26)
+        plots.described_bars(described, ax, title)
+        numbers.append(described.assign(subset=subset, panel="any cell"))
+    for ax in axes[0][len(results) :]:
+        ax.axis("off")
+    shared_legend(figure, axes)
+    for row, (subset, result) in zip(axes[1:], results.items(), strict=True):
+        for ax, (entity, position) in zip(row, PANELS, strict=True):
+            share = result.heatmap(entity, position)
+            title = f"{entity} at {position}, {subset}"
+            heatmaps.layer_heatmap(share, ax, title, label="texts that name it")
+            cells = share.melt(ignore_index=False, value_name="share").reset_index()
+            numbers.append(
+                cells.assign(subset=subset, panel="cell", entity=entity, position=position)
+            )
+    figure.suptitle(figures.title_of(first, "What states are described as"))
+    table = pd.concat(numbers, ignore_index=True)
+    return figure, table
 
 
 if __name__ == "__main__":
-    for drawn in draw(Path(sys.argv[1]), Path(__file__).parent / "rendered"):
-        print(drawn)
+    main(draw)

@@ -7,7 +7,6 @@ import textwrap
 from pathlib import Path
 
 import pandas as pd
-from matplotlib import pyplot as plt
 
 from hopscope.documents.lay_out import lay_out
 from hopscope.documents.layout import Layout
@@ -21,8 +20,9 @@ from hopscope.masks.named import (
     prefix_bidirectional,
     visibility_order,
 )
-from hopscope.plots import figures
-from hopscope.plots.style import figure_style, panels
+from hopscope.plots.figures import Drawn
+from hopscope.plots.style import panels
+from hopscope.study.figures import figure_script, main, runs_folder
 
 QUESTION = MultiDocQuestion(
     "imagine",
@@ -53,19 +53,17 @@ def words(text: str) -> tuple[list[int], list[tuple[int, int]]]:
     return list(range(len(found))), [match.span() for match in found]
 
 
-def draw(_: Path, rendered: Path) -> list[Path]:
-    """Draw the figure into `rendered`; it needs no result."""
+@figure_script("mask_gallery", runs_folder)
+def draw(_: Path) -> Drawn:
+    """Draw the masks; this needs no result."""
     layout = lay_out(words, QUESTION, template="answer_only", label="none")
-    with figure_style():
-        figure, axes = panels(2, 4, 4.4, sharex=True, sharey=True)
-        for ax, (title, mask) in zip(axes.flat, TITLES.items(), strict=True):
-            mask.show(layout, ax)
-            ax.set_title(textwrap.fill(title, 22))
-        figure.suptitle("Who sees whom: a row for each word that looks")
-        table = pd.concat([_edges(title, mask, layout) for title, mask in TITLES.items()])
-        paths = figures.save_figure(figure, table, rendered, "mask_gallery")
-        plt.close(figure)
-    return paths
+    figure, axes = panels(2, 4, 4.4, sharex=True, sharey=True)
+    for ax, (title, mask) in zip(axes.flat, TITLES.items(), strict=True):
+        mask.show(layout, ax)
+        ax.set_title(textwrap.fill(title, 22))
+    figure.suptitle("Who sees whom: a row for each word that looks")
+    table = pd.concat([_edges(title, mask, layout) for title, mask in TITLES.items()])
+    return figure, table
 
 
 def _edges(title: str, mask: Mask, layout: Layout) -> pd.DataFrame:
@@ -75,5 +73,4 @@ def _edges(title: str, mask: Mask, layout: Layout) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    for drawn in draw(Path(), Path(__file__).parent / "rendered"):
-        print(drawn)
+    main(draw)

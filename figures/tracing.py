@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-from matplotlib import pyplot as plt
+from collections.abc import Mapping
 
 from hopscope.experiments.two_hop import plots
 from hopscope.experiments.two_hop.causal_tracing import Tracing
 from hopscope.plots import figures
-from hopscope.plots.style import figure_style
-from hopscope.study.figures import results_of
+from hopscope.plots.figures import Drawn
+from hopscope.study.figures import by_subset, figure_script, main
 
 
-def draw(runs: Path, rendered: Path) -> list[Path]:
-    """Draw the figure from `runs/tracing.*` into `rendered`.
-
-    Raises:
-        ResultError: if there is no such result.
-    """
-    results = results_of(runs, "tracing", Tracing)
-    with figure_style():
-        figure, table = figures.summary_panels(results, plots.tracing_lines, "Causal tracing")
-        paths = figures.save_figure(figure, table, rendered, "tracing")
-        plt.close(figure)
-    return paths
+@figure_script("tracing", by_subset("tracing", Tracing))
+def draw(results: Mapping[str, Tracing]) -> Drawn:
+    """Draw the figure, and give the numbers that it shows."""
+    return figures.summary_panels(results, plots.tracing_lines, "Causal tracing")
 
 
 if __name__ == "__main__":
-    for drawn in draw(Path(sys.argv[1]), Path(__file__).parent / "rendered"):
-        print(drawn)
+    main(draw)

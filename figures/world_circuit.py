@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-from matplotlib import pyplot as plt
-
 from hopscope.experiments.worlds.circuit import Circuit
 from hopscope.experiments.worlds.circuit_plots import circuit_figure
-from hopscope.plots import figures
-from hopscope.plots.style import figure_style
+from hopscope.plots.figures import Drawn
+from hopscope.study.figures import alone, figure_script, main
 
 
-def draw(runs: Path, rendered: Path) -> list[Path]:
-    """Draw the figure from `runs/world_circuit` into `rendered`.
-
-    Raises:
-        ResultError: if there is no such result.
-    """
-    result = Circuit.load(runs / "world_circuit")
-    with figure_style():
-        figure = circuit_figure(result.frame)
-        paths = figures.save_figure(figure, result.summary(), rendered, "world_circuit")
-        plt.close(figure)
-    return paths
+@figure_script("world_circuit", alone("world_circuit", Circuit))
+def draw(result: Circuit) -> Drawn:
+    """Draw the figure, and give the numbers that it shows."""
+    figure = circuit_figure(result.frame)
+    return figure, result.summary()
 
 
 if __name__ == "__main__":
-    for drawn in draw(Path(sys.argv[1]), Path(__file__).parent / "rendered"):
-        print(drawn)
+    main(draw)

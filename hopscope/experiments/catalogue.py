@@ -45,7 +45,7 @@ def as_markdown() -> str:
     rows = ["| question | in Python | in a shell | control |", "|---|---|---|---|"]
     for each in analyses():
         source = f" ({each.source})" if each.source else ""
-        call = f"`hs.{each.function.__name__}(...)`"
+        call = f"`hs.{each.function.__name__}`"
         shell = f"`hopscope {each.command}`" if each.command else ""
         rows.append(f"| {each.question}{source} | {call} | {shell} | {each.control} |")
     return "\n".join(rows)

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 
 from hopscope.plots.style import panels, shared_legend
 
+Drawn = tuple[Figure, pd.DataFrame]
+"""A figure, and the numbers that it draws."""
 SUBSET_TITLES = {
     "incorrect": "both hops right, composition wrong",
     "correct": "composition right",
@@ -40,7 +42,7 @@ def summary_panels(
     *,
     height: float = 3.0,
     shared: bool = False,
-) -> tuple[Figure, pd.DataFrame]:
+) -> Drawn:
     """A figure with the summary of each subset's result, side by side.
 
     Args:

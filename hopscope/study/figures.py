@@ -5,12 +5,17 @@ from __future__ import annotations
 import importlib.util
 import logging
 import shutil
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from matplotlib import pyplot as plt
+
 from hopscope.errors import DamagedResultError, ResultError, UsageError
+from hopscope.plots.figures import Drawn, save_figure
+from hopscope.plots.style import figure_style
 from hopscope.results.result import Result
 from hopscope.results.run_folder import is_run
 
@@ -18,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 R = TypeVar("R", bound=Result)
+T = TypeVar("T")
 
 
 def figure_scripts(folder: Path, names: Sequence[str]) -> dict[str, Path]:
@@ -35,6 +41,67 @@ def figure_scripts(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     if unknown:
         raise UsageError(f"no figure {unknown[0]!r} in {folder}: there is {', '.join(there)}")
     return {name: there[name] for name in names or there}
+
+
+def figure_script(
+    name: str, load: Callable[[Path], T]
+) -> Callable[[Callable[[T], Drawn]], Callable[[Path, Path], list[Path]]]:
+    """Turn a function that draws results into the `draw(runs, rendered)` of a figure script.
+
+    Args:
+        name: of the figure.
+        load: gives, from a folder of runs, what the function draws.
+
+    Returns:
+        A decorator. What it gives loads the results, draws in the style of the figures, and writes
+        picture and numbers into a folder.
+
+    Example:
+        >>> @figure_script("recall", by_subset("recall", Recall))      # doctest: +SKIP
+        ... def draw(results: Mapping[str, Recall]) -> Drawn:
+        ...     return summary_panels(results, recall_lines, "Entity recall at t1")
+    """
+
+    def script(make: Callable[[T], Drawn]) -> Callable[[Path, Path], list[Path]]:
+        def draw(runs: Path, rendered: Path) -> list[Path]:
+            results = load(runs)
+            with figure_style():
+                figure, numbers = make(results)
+                paths = save_figure(figure, numbers, rendered, name)
+                plt.close(figure)
+            return paths
+
+        draw.__doc__ = make.__doc__
+        return draw
+
+    return script
+
+
+def main(draw: Callable[[Path, Path], list[Path]]) -> None:
+    """Run a figure script: `python figures/NAME.py RUNS` draws into `rendered` beside it."""
+    script, *runs = sys.argv
+    for drawn in draw(Path(*runs[:1]), Path(script).parent / "rendered"):
+        print(drawn)
+
+
+def by_subset(step: str, kind: type[R]) -> Callable[[Path], dict[str, R]]:
+    """Loads the results of an analysis in a study, by subset."""
+    return lambda runs: results_of(runs, step, kind)
+
+
+def of_documents(step: str, kind: type[R]) -> Callable[[Path], R]:
+    """Loads the result of an analysis over documents in a study."""
+    return lambda runs: results_of(runs, step, kind)["documents"]
+
+
+def alone(name: str, kind: type[R]) -> Callable[[Path], R]:
+    """Loads the one result that a figure is drawn from."""
+    return lambda runs: kind.load(runs / name)
+
+
+def runs_folder(runs: Path) -> Path:
+    """The folder of runs itself, for figures that are drawn from several."""
+    return runs
 
 
 def results_of(runs: Path, step: str, kind: type[R]) -> dict[str, R]:

@@ -1,0 +1,30 @@
+"""Writes the table of analyses into pages that mark its place: `python -m hopscope.study.readme`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from hopscope.experiments.catalogue import as_markdown
+from hopscope.files import write_text
+
+MARKED = re.compile(r"(?<=<!-- analyses -->\n).*?(?=\n<!-- /analyses -->)", re.DOTALL)
+"""What stands between the marks of a page."""
+
+
+def table_in(page: str) -> str | None:
+    """The table of analyses in a page; None if no place is marked."""
+    found = MARKED.search(page)
+    return None if found is None else found[0]
+
+
+def main(*pages: str) -> None:
+    """Write the table into pages."""
+    table = as_markdown()
+    for page in map(Path, pages):
+        write_text(page, MARKED.sub(lambda _: table, page.read_text("utf-8")))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,249 @@
+"""One module an analysis: what is registered is found in the shell, in studies, reports and docs."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Unpack
+
+import pandas as pd
+import pytest
+from known import known_model, known_queries
+
+import hopscope as hs
+from hopscope import cli
+from hopscope.errors import ResultError, UsageError
+from hopscope.experiments import registry
+from hopscope.experiments.analysis import (
+    RUN_KEYWORDS,
+    Analysis,
+    RunKeywords,
+    RunOptions,
+    analysis,
+    argument_texts,
+    run_in_parts,
+)
+from hopscope.experiments.arguments import AtLeast, ListOf
+from hopscope.experiments.catalogue import analyses, as_markdown
+from hopscope.experiments.registry import announced
+from hopscope.models.language_model import LanguageModel
+from hopscope.queries.query_set import QuerySet
+from hopscope.results.result import Result
+from hopscope.results.run_folder import Tables
+from hopscope.study import report
+from hopscope.study.presets import Preset
+from hopscope.study.readme import table_in
+from hopscope.study.study import run_study
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def toy() -> Iterator[Analysis]:
+    """An analysis of a user's own, registered while a test runs."""
+
+    @dataclass(frozen=True, repr=False)
+    class Lengths(Result):
+        """How long prompts are."""
+
+        kind = "toy_lengths"
+        columns: ClassVar = {"query": "str", "unit": "str", "n": "int64"}
+
+        def tables(self) -> dict[str, pd.DataFrame]:
+            return {"mean": self.frame.groupby("unit")["n"].mean().reset_index()}
+
+        def findings(self) -> list[str]:
+            return [f"prompts have {self.frame['n'].mean():.1f} units on average."]
+
+    @analysis(
+        "toy-lengths",
+        title="Lengths of prompts",
+        question="How long are the prompts?",
+        source="nowhere, 2026",
+        control="none",
+        subsets=("correct",),
+        order=5,
+        accepts={"units": ListOf(("tokens", "letters")), "least": AtLeast(0)},
+    )
+    def lengths(
+        model: LanguageModel,
+        queries: QuerySet,
+        units: tuple[str, ...] = ("tokens",),
+        least: int = 0,
+        **run: Unpack[RunKeywords],
+    ) -> Lengths:
+        """Count what prompts are made of.
+
+        Args:
+            model: the model.
+            queries: the queries.
+            units: any of `tokens`, `letters`.
+            least: shorter prompts count as so long.
+
+        Raises:
+            UsageError: for an unknown unit.
+        """
+        options = RunOptions(**run)
+
+        def compute(part: QuerySet) -> Tables:
+            measured = {"tokens": lambda text: len(model.encode(text)), "letters": len}
+            rows = [
+                {"query": each.id, "unit": unit, "n": max(least, measured[unit](each.two_hop()))}
+                for each in part
+                for unit in units
+            ]
+            details = pd.DataFrame({"query": [each.id for each in part]})
+            return {"frame": Lengths.joined([pd.DataFrame(rows)]), "details": details}
+
+        settings = {"units": list(units), "least": least, "seed": options.seed}
+        return run_in_parts(Lengths, model, queries, settings, compute, options, per_part=4)
+
+    yield registry.REGISTERED["toy_lengths"]
+    del registry.REGISTERED["toy_lengths"]
+    del Result.kinds["toy_lengths"]
+
+
+def shell(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """What a command exits with and prints."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["hopscope", *arguments])
+        patch.setenv("COLUMNS", "160")
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    done = capsys.readouterr()
+    return int(stop.value.code or 0), done.out + done.err
+
+
+def test_a_new_analysis_is_a_command(toy: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = shell(capsys, "--help")
+    assert code == 0
+    assert re.search(r"toy-lengths +Count what prompts are made of\.", text)
+    places = [text.index(f" {name} ") for name in ("grade", "toy-lengths", "back-patch")]
+    assert places == sorted(places), "in its order among the others"
+    code, text = shell(capsys, "toy-lengths", "--help")
+    assert "How long are the prompts? (nowhere, 2026)" in text
+    for option in ("--units", "--least", "--subset", "--out", "--shard", "--json"):
+        assert option in text
+    assert "Any of tokens, letters; with commas." in text
+
+
+def test_its_command_checks_before_anything_is_loaded(
+    toy: Analysis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, text = shell(capsys, "toy-lengths", "-m", "no-such-model", "--units", "words")
+    assert code == 2
+    assert "unknown unit 'words': choose from tokens, letters" in text
+
+
+def test_its_command_runs_it(
+    toy: Analysis, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    known_queries().to_csv(tmp_path / "known.csv")
+    asked = ("-m", "tiny-random-llama", "-q", str(tmp_path / "known.csv"), "--subset", "all")
+    code, text = shell(
+        capsys, "toy-lengths", *asked, "--units", "letters", "-o", str(tmp_path / "r")
+    )
+    assert code == 0, text
+    assert "letters" in text
+    assert hs.load_result(tmp_path / "r").run["settings"]["units"] == ["letters"]
+
+
+def test_a_study_runs_it_and_a_report_tells_it(toy: Analysis, tmp_path: Path) -> None:
+    size = Preset(limit=None, most=3, layer_step=1)
+    study = run_study(
+        known_model(), known_queries(), tmp_path / "runs", size, ["toy_lengths"], progress=False
+    )
+    assert list(study.results) == ["toy_lengths.correct"]
+    again = hs.load_result(tmp_path / "runs" / "toy_lengths.correct")
+    assert type(again) is toy.result
+    assert again.n_queries == 3
+    page = report.write(study, tmp_path).read_text("utf-8")
+    assert '<h2 id="toy_lengths"' in page
+    assert "How long are the prompts? (nowhere, 2026)" in page
+    assert "rompts have" in page
+    table = pd.read_csv(tmp_path / "tables" / "toy_lengths.correct.mean.csv")
+    assert list(table["unit"]) == ["tokens"]
+
+
+def test_what_a_toy_leaves_is_gone() -> None:
+    assert "toy_lengths" not in {each.name for each in analyses()}
+
+
+def test_common_keywords_are_described_and_taken_by_position() -> None:
+    signature = inspect.signature(hs.trace)
+    names = list(signature.parameters)
+    assert names[-5:] == [*RUN_KEYWORDS]
+    assert names.index("seed") == names.index("window") + 1
+    assert "out: run folder; a run that was stopped there goes on." in (hs.trace.__doc__ or "")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'shards'"):
+        hs.trace(None, None, shards=(1, 2))  # type: ignore[arg-type, call-arg]
+
+
+@pytest.mark.parametrize("entry", analyses(), ids=lambda entry: entry.name)
+def test_every_analysis_says_what_it_is(entry: Analysis) -> None:
+    assert entry.title
+    assert entry.question.endswith("?")
+    assert entry.help.endswith(".")
+    assert issubclass(entry.result, Result)
+    assert getattr(hs, entry.function.__name__) is entry.function
+    described = argument_texts(inspect.getdoc(entry.function) or "")
+    parameters = inspect.signature(entry.function).parameters
+    assert set(parameters) <= set(described), "every argument is described"
+    printed = inspect.signature(entry.result.printed).parameters
+    assert set(entry.accepts) <= {*parameters, *printed}, "nothing else is checked"
+
+
+INVALID: dict[str, Any] = {
+    "OneOf": "no such name",
+    "ListOf": ["no such name"],
+    "Orders": [],
+    "Edges": ["no edge"],
+    "TargetPrompts": ["no such prompt"],
+    "TokensRead": "none",
+}
+
+
+def invalid(constraint: Any) -> Any:
+    """A value that a constraint does not accept."""
+    if hasattr(constraint, "least"):
+        return constraint.least - 1
+    return INVALID[type(constraint).__name__]
+
+
+CHECKED = [
+    (entry, name)
+    for entry in analyses()
+    for name, each in entry.accepts.items()
+    if type(each).__name__ not in ("Layers", "Heads", "Cells")
+]
+
+
+@pytest.mark.parametrize(("entry", "name"), CHECKED, ids=lambda each: getattr(each, "name", each))
+def test_an_invalid_value_is_told_for_every_parameter(entry: Analysis, name: str) -> None:
+    with pytest.raises(UsageError):
+        entry.check({name: invalid(entry.accepts[name])})
+
+
+def test_commands_are_announced_as_they_are_registered() -> None:
+    told = {each.command: each for each in announced()}
+    registered = {each.command: each for each in analyses() if each.command}
+    assert set(told) == set(registered)
+    for command, entry in registered.items():
+        assert told[command].help == entry.help
+        assert told[command].order == entry.order
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/analyses.md"])
+def test_the_table_of_analyses_is_that_of_the_catalogue(page: str) -> None:
+    assert table_in((ROOT / page).read_text("utf-8")) == as_markdown(), "run `make readme`"
+
+
+def test_run_folders_of_another_kind_are_told(toy: Analysis, tmp_path: Path) -> None:
+    result = toy.function(known_model(), known_queries()[:2], progress=False)
+    result.save(tmp_path / "run")
+    with pytest.raises(ResultError, match="holds a result of kind 'toy_lengths'"):
+        hs.BackPatching.load(tmp_path / "run")
