@@ -312,8 +312,8 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
 ) -> None:
     queries = load_queries(hopping)
 
-    def fail(self: pd.DataFrame, file: io.TextIOBase, **options: object) -> None:
-        file.write("half")
+    def fail(self: pd.DataFrame, path: Path, **options: object) -> None:
+        path.write_text("half")
         raise OSError("disk full")
 
     monkeypatch.setattr(pd.DataFrame, "to_csv", fail)

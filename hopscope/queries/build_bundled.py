@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hopscope.files import write_text
+
 DATA = Path(__file__).resolve().parents[1] / "data"
 WORLD = DATA / "world.csv"
 COLUMNS = [
@@ -204,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     fresh = render()
     if not args.check:
-        WORLD.write_bytes(fresh)
+        write_text(WORLD, fresh.decode("utf-8"))
         return 0
     if WORLD.exists() and WORLD.read_bytes() == fresh:
         return 0

@@ -6,9 +6,7 @@ import ast
 import json
 import logging
 import math
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from hopscope.errors import QueryError
+from hopscope.files import replacing
 from hopscope.queries.two_hop_query import TwoHopQuery
 
 if TYPE_CHECKING:
@@ -129,19 +128,16 @@ def _column(values: Sequence[object]) -> pd.Series[Any]:
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Write a table beside its place and rename it, so that no half of it is ever there."""
+    """Write a table of queries as CSV in UTF-8.
+
+    Raises:
+        QueryError: if the folder of `path` does not exist.
+    """
     if not path.parent.is_dir():
         raise QueryError(f"cannot write {path}: there is no folder {path.parent}; make it first")
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            header = ["" if name == _INDEX else str(name) for name in frame.columns]
-            frame.to_csv(file, index=False, header=header, lineterminator="\n")
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
+    header = ["" if name == _INDEX else str(name) for name in frame.columns]
+    with replacing(path) as temporary:
+        frame.to_csv(temporary, index=False, header=header, lineterminator="\n", encoding="utf-8")
 
 
 def to_frame(queries: Iterable[TwoHopQuery]) -> pd.DataFrame:
