@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hopscope.errors import HopscopeError, ResultError, UsageError
+from hopscope.files import replacing
 
 FORMAT = "hopscope.probe/1"
 
@@ -47,12 +48,8 @@ def write_probe(
     }
     _, save_file = _safetensors()
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(cast, beside, metadata)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        save_file(cast, temporary, metadata)
     return path
 
 

@@ -1,4 +1,4 @@
-"""One module an analysis: what is registered is found in the shell, in studies, reports and docs."""
+"""Tests that what is registered is found in the shell, in studies, reports and the docs."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from hopscope.errors import QueryError
-from hopscope.queries.demonstrations import Demonstrations, arrange
+from hopscope.queries.demonstrations import Demonstrations, demonstration_order
 from hopscope.queries.load import load_queries
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import FORMS, TwoHopQuery
@@ -141,14 +141,14 @@ def test_subsets_take_demonstrations_from_the_whole_set() -> None:
 
 
 def test_arrange_keeps_every_query_once() -> None:
-    assert sorted(arrange(POOL.queries, 3), key=POOL.queries.index) == list(POOL)
+    assert sorted(demonstration_order(POOL.queries, 3), key=POOL.queries.index) == list(POOL)
 
 
 def test_common_entities_come_late() -> None:
     everywhere = [
         dataclasses.replace(invented(i, "anthem"), e3_label="Everywhere") for i in range(100, 110)
     ]
-    order = arrange((*everywhere, *(invented(i) for i in range(100))), 0)
+    order = demonstration_order((*everywhere, *(invented(i) for i in range(100))), 0)
     assert {query.e3_label for query in order[-10:]} == {"Everywhere"}
 
 

@@ -178,8 +178,8 @@ def test_templates_by_name_and_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"way": "texts"}, "unknown way to permute 'texts': choose text, positions, mask"),
-        ({"label": "None"}, "unknown label 'None': choose position, fixed, none"),
+        ({"way": "texts"}, "unknown way to permute 'texts': choose one of text, positions, mask"),
+        ({"label": "None"}, "unknown label 'None': choose one of position, fixed, none"),
         ({"order": "fore"}, "unknown order 'fore'"),
         ({"order": "gold", "way": "positions"}, "position ids alone cannot leave documents out"),
         ({"order": "rm_first", "way": "positions"}, "position ids alone cannot leave"),

@@ -86,7 +86,7 @@ def test_an_order_is_called_by_its_name_or_its_indices() -> None:
         (TWO, [-1], "there is no document -1"),
         (TWO, [1, 1], "it must name documents once each"),
         (TWO, [], "it must name documents once each"),
-        (ONE, "shuffle_6", "only 6 orders; 7 different"),
+        (ONE, "shuffle_6", "only 6 orders, but 7 different"),
     ],
 )
 def test_impossible_orders_are_errors(

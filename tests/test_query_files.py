@@ -243,7 +243,9 @@ def test_missing_columns_are_named_with_those_found(hopping: Path, tmp_path: Pat
     ):
         load_queries(frame.drop(columns=["e2_label", "r1_template"]))
     facts = [{k: v for k, v in row.items() if k != "r2(e2).prompt"} for row in FACTS]
-    with pytest.raises(QueryError, match=r"missing column r2\(e2\).prompt of the TwoHopFact form"):
+    with pytest.raises(
+        QueryError, match=r"missing column r2\(e2\).prompt of the TwoHopFact format"
+    ):
         load_queries(facts_csv(tmp_path / "facts.csv", facts))
 
 
@@ -312,8 +314,8 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
 ) -> None:
     queries = load_queries(hopping)
 
-    def fail(self: pd.DataFrame, file: io.TextIOBase, **options: object) -> None:
-        file.write("half")
+    def fail(self: pd.DataFrame, path: Path, **options: object) -> None:
+        path.write_text("half")
         raise OSError("disk full")
 
     monkeypatch.setattr(pd.DataFrame, "to_csv", fail)

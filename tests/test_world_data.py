@@ -313,5 +313,5 @@ def test_readme_counts() -> None:
 
 
 def test_world_is_up_to_date() -> None:
-    command = [sys.executable, str(DATA / "build_world.py"), "--check"]
+    command = [sys.executable, "-m", "hopscope.queries.build_bundled", "--check"]
     assert subprocess.run(command, check=False).returncode == 0

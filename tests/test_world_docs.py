@@ -272,7 +272,7 @@ def test_other_names_say_the_same_of_others():
 
 def test_too_few_names_are_refused():
     question = world_docs(distractors=2)[0]
-    with pytest.raises(QueryError, match="only 2 are there"):
+    with pytest.raises(QueryError, match="only 2 were given"):
         with_names(question, NAMES[:2], random.Random(0))
 
 

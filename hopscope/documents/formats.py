@@ -1,4 +1,4 @@
-"""Reads questions over documents in the forms of MuSiQue, HotpotQA and 2WikiMultihopQA."""
+"""Reads questions over documents in the formats of MuSiQue, HotpotQA and 2WikiMultihopQA."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read the rows of a file.
+    """Read the rows of a .jsonl, .json or .parquet file.
 
     Raises:
-        QueryError: for another kind of file, or one that cannot be parsed.
+        QueryError: if the file has another suffix, or cannot be parsed.
     """
     try:
         if path.suffix == ".parquet":
             table = pd.read_parquet(path)
             return [{str(key): row[key] for key in row} for row in table.to_dict("records")]
         if path.suffix == ".jsonl":
-            lines = path.read_text("utf-8").split("\n")  # other breaks may stand in strings
+            lines = path.read_text("utf-8").split(
+                "\n"
+            )  # splitlines() would also break within strings
             return [json.loads(line) for line in lines if line.strip()]
         if path.suffix == ".json":
             content = json.loads(path.read_text("utf-8"))
@@ -44,17 +46,22 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def from_rows(rows: Sequence[Row], name: str) -> QuestionSet:
-    """The questions of rows in one of the forms; those that are not answerable are left out.
+    """Convert rows in one of the formats to questions, leaving out unanswerable ones.
+
+    Args:
+        rows: one mapping for each question.
+        name: name of the question set, which error messages mention.
 
     Raises:
-        QueryError: for no rows, an unknown form, or a row that makes no question.
+        QueryError: if there are no rows, if the format is unknown, or if a row cannot be
+            converted; the message gives its number.
     """
     if not rows:
-        raise QueryError(f"{name} holds no questions")
+        raise QueryError(f"{name} contains no questions")
     questions, unanswerable = [], 0
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Mapping):
-            raise QueryError(f"{name}, row {number} is no object but {row!r:.60}")
+            raise QueryError(f"{name}, row {number} must be an object with fields, not {row!r:.60}")
         if row.get("answerable", True) is False:
             unanswerable += 1
             continue
@@ -67,21 +74,21 @@ def from_rows(rows: Sequence[Row], name: str) -> QuestionSet:
                 f"{name}, row {number} is damaged ({type(error).__name__}: {error})"
             ) from error
     if unanswerable:
-        logger.warning("%s: %d questions that are not answerable are left out", name, unanswerable)
+        logger.warning("%s: %d unanswerable questions are left out", name, unanswerable)
     unordered = sum(not question.ordered for question in questions)
     if unordered:
         logger.warning(
-            "%s: of %d questions the order of the hops is not known; forward and backward orders "
-            "are not possible for them",
+            "%s: the order of the hops is unknown for %d questions, which therefore cannot be put "
+            "in a forward or backward order",
             *(name, unordered),
         )
     if not questions:
-        raise QueryError(f"{name} holds no question that is answerable")
+        raise QueryError(f"{name} contains no answerable question")
     return QuestionSet(tuple(questions), name)
 
 
 def _plain(value: Any) -> Any:
-    """Arrays, as parquet gives them, as lists."""
+    """Convert the arrays that parquet files contain to lists, at any depth."""
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items()}
     if hasattr(value, "tolist"):
@@ -90,7 +97,7 @@ def _plain(value: Any) -> Any:
 
 
 def _reader(row: Row) -> Callable[[Row, int], MultiDocQuestion]:
-    """Recognise the form of a row by its fields."""
+    """Choose the conversion for a row by its fields."""
     missing = {
         form: [name for name in fields if name not in row]
         for form, fields in {"MuSiQue": MUSIQUE, "HotpotQA or 2WikiMultihopQA": HOTPOT}.items()
@@ -102,24 +109,25 @@ def _reader(row: Row) -> Callable[[Row, int], MultiDocQuestion]:
     form = min(missing, key=lambda name: len(missing[name]))
     raise QueryError(
         f"missing field{'s' * (len(missing[form]) > 1)} {', '.join(missing[form])} of the {form} "
-        f"form; found {', '.join(map(str, row)) or 'no fields'}"
+        f"format; found {', '.join(map(str, row)) or 'no fields'}"
     )
 
 
 def _from_musique(row: Row, number: int) -> MultiDocQuestion:
+    """Convert a MuSiQue row (Trivedi et al. 2022)."""
     paragraphs = sorted(row["paragraphs"], key=lambda each: each["idx"])
     places = {each["idx"]: index for index, each in enumerate(paragraphs)}
     if len(places) < len(paragraphs):
-        raise QueryError("two of its paragraphs have the same idx")
+        raise QueryError("two paragraphs have the same idx")
     steps = row["question_decomposition"]
     if not steps:
-        raise QueryError("it has no question_decomposition, so the chain of hops is not known")
+        raise QueryError("it has no question_decomposition, so the chain of hops is unknown")
     hops = []
     for step in steps:
         support = step["paragraph_support_idx"]
         if support not in places:
             raise QueryError(
-                f"paragraph_support_idx {support} is out of range: there are paragraphs "
+                f"paragraph_support_idx {support} is out of range: the paragraphs are "
                 f"{min(places, default=0)} to {max(places, default=0)}"
             )
         hops.append(Hop(step["question"], step["answer"], places[support]))
@@ -136,13 +144,16 @@ def _from_musique(row: Row, number: int) -> MultiDocQuestion:
 
 
 def _from_hotpot(row: Row, number: int) -> MultiDocQuestion:
+    """Convert a row of HotpotQA (Yang et al. 2018) or 2WikiMultihopQA (Ho et al. 2020)."""
     documents = [Document(title, _joined(sentences)) for title, sentences in _pairs(row["context"])]
     titles = [document.title for document in documents]
     gold = list(dict.fromkeys(title for title, _ in _pairs(row["supporting_facts"])))
     unknown = [title for title in gold if title not in titles]
     if unknown or not gold:
-        what = f"names {unknown[0]!r}, which is" if unknown else "names none,"
-        raise QueryError(f"supporting_facts {what} not among the documents of its context")
+        problem = (
+            f"names {unknown[0]!r}, which is" if unknown else "is empty, so that a gold title is"
+        )
+        raise QueryError(f"supporting_facts {problem} not among the documents of its context")
     chain, ordered = _chain(row, gold, documents)
     hops = [Hop("", "", titles.index(title)) for title in chain]
     hops[-1] = Hop("", row["answer"], hops[-1].document)
@@ -160,10 +171,13 @@ def _from_hotpot(row: Row, number: int) -> MultiDocQuestion:
 
 
 def _pairs(value: Any) -> list[tuple[str, Any]]:
-    """Pairs of a title and what belongs to it: as a list of pairs, or (the hub) two lists."""
+    """Return pairs of a title and its content.
+
+    Files have a list of pairs; data sets on the hub have one list of titles and one of contents.
+    """
     if isinstance(value, Mapping):
-        other = next(key for key in value if key != "title")
-        return list(zip(value["title"], value[other], strict=True))
+        content_key = next(key for key in value if key != "title")
+        return list(zip(value["title"], value[content_key], strict=True))
     return [(title, content) for title, content in value]
 
 
@@ -176,11 +190,11 @@ def _joined(sentences: Any) -> str:
 def _chain(
     row: Row, gold: Sequence[str], documents: Sequence[Document]
 ) -> tuple[Sequence[str], bool]:
-    """The gold titles in the order of the hops, and whether that order is known.
+    """Return the gold titles in the order of the hops, and whether that order is known.
 
-    2WikiMultihopQA gives the chain as `evidences`, whose subjects are titles. Of a HotpotQA
-    question of type `bridge` the document that alone holds the answer is the last hop.
-    Comparisons have no order.
+    2WikiMultihopQA gives the chain as `evidences`, whose subjects are titles. In a HotpotQA
+    question of type `bridge`, the last hop is the only gold document that contains the answer.
+    Comparison questions have no order.
     """
     if "comparison" in str(row.get("type", "")) or len(gold) < 2:
         return gold, len(gold) < 2
@@ -189,7 +203,7 @@ def _chain(
         return [title for title in dict.fromkeys(subjects) if title in gold], True
     answer = squashed(row["answer"])
     texts = {document.title: squashed(document.text) for document in documents}
-    holding = [title for title in gold if answer and answer in texts[title]]
-    if len(gold) == 2 and len(holding) == 1:
-        return [*(title for title in gold if title not in holding), *holding], True
+    last = [title for title in gold if answer and answer in texts[title]]
+    if len(gold) == 2 and len(last) == 1:
+        return [*(title for title in gold if title not in last), *last], True
     return gold, False

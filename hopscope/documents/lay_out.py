@@ -1,4 +1,4 @@
-"""Provides lay_out(): a question over documents as tokens, in one order of the documents."""
+"""Provides lay_out(): tokenises a question over documents, in a given order of the documents."""
 
 from __future__ import annotations
 
@@ -30,69 +30,77 @@ def lay_out(
     demonstrations: Sequence[MultiDocQuestion] = (),
     frame: tuple[str, str] = ("", ""),
 ) -> Layout:
-    """Put a question and its documents into tokens.
+    """Tokenise a question and its documents as one prompt.
 
     Args:
         encode: the tokenizer.
-        question: the question.
-        order: of the documents; see `hopscope.documents.orders.arrange`.
+        question: the question and its documents.
+        order: order of the documents; see `hopscope.documents.orders.arrange`.
         way: what the order changes. `text`: the prompt itself. `positions`: only the position
-            ids, which are those of the permuted prompt. `mask`: only the rank, by which masks
-            decide who comes before whom. `positions+mask`: both, which a model with relative
-            positions cannot tell from `text` (labels aside).
+            ids, which become those of the permuted prompt. `mask`: only the rank of each token, by
+            which masks decide which tokens come before which. `positions+mask`: both; except for
+            the labels, a model with relative positions cannot tell this from `text`.
         template: a name of `TEMPLATES`, or a template.
-        label: the number in front of a document: its displayed `position`, its index in the
+        label: the number printed with a document: its `position` in the prompt, its index in the
             original order (`fixed`), or `none`.
-        answer: a text to lay out behind the prompt, for teacher forcing.
-        turns: further questions with their answers, which stand behind the answer.
-        seed: of shuffles.
-        demonstrations: questions with documents and answers that stand in front, in their
-            original order; they count as the instruction.
-        frame: texts before and after the whole, such as a chat template's.
+        answer: a text to append to the prompt, for teacher forcing.
+        turns: further pairs of a question and its answer, appended after `answer`.
+        seed: seed of shuffled orders.
+        demonstrations: questions that precede the prompt with their documents, in the original
+            order, and their answers. Their tokens belong to the instruction.
+        frame: texts before and after the prompt, such as those of a chat template.
+
+    Returns:
+        The tokens, with the segments, position ids and ranks that belong to them.
 
     Raises:
-        QueryError: for an order that the question cannot have, or that leaves documents out by
-            `positions` alone.
-        UsageError: for another way, label or template, or turns without an answer.
+        QueryError: if the question cannot have this order, or if the order leaves out documents
+            and `way` is `positions`.
+        UsageError: for an unknown way, label or template, or for turns without an answer.
 
     Example:
         >>> layout = lay_out(encode, question, "forward", way="mask")   # doctest: +SKIP
         >>> layout.tokens("gold 1")                                     # doctest: +SKIP
     """
     if way not in get_args(Way):
-        raise UsageError(f"unknown way to permute {way!r}: choose {', '.join(get_args(Way))}")
+        raise UsageError(
+            f"unknown way to permute {way!r}: choose one of {', '.join(get_args(Way))}"
+        )
     if label not in get_args(Label):
-        raise UsageError(f"unknown label {label!r}: choose {', '.join(get_args(Label))}")
+        raise UsageError(f"unknown label {label!r}: choose one of {', '.join(get_args(Label))}")
     if turns and answer is None:
-        raise UsageError("turns stand behind an answer: give answer, too")
+        raise UsageError("turns stand behind an answer, and there is none: pass answer= as well")
     form = template_of(template)
-    asked = [(f"\n{form.question.format(question=each)}", told) for each, told in turns]
+    further = [(f"\n{form.question.format(question=each)}", reply) for each, reply in turns]
     shown = "".join(f"{_demonstration(each, form, label)}\n\n" for each in demonstrations)
     opening = frame[0] + form.instruction + shown
 
-    def text(documents: tuple[int, ...]) -> Layout:
+    def tokenised(documents: tuple[int, ...]) -> Layout:
         parts = _parts(question, documents, form, label)
-        whole = [opening, *parts[:-1], parts[-1] + frame[1]]
-        return _tokenised(encode, question, documents, whole, answer, asked)
+        framed = [opening, *parts[:-1], parts[-1] + frame[1]]
+        return _tokenised(encode, question, documents, framed, answer, further)
 
-    wanted = arrange(question, order, seed)
+    documents = arrange(question, order, seed)
     if way == "text":
-        return text(wanted)
-    whole = tuple(range(len(question.documents)))
+        return tokenised(documents)
     if way == "positions":
-        check_positions(question, wanted)
-    layout = text(whole)
-    permuted = with_order(layout, wanted)
+        check_positions(question, documents)
+    layout = tokenised(tuple(range(len(question.documents))))
+    permuted = with_order(layout, documents)
     if way == "positions":
         return replace(layout, positions=permuted.rank)
     return replace(permuted, positions=permuted.rank) if way == "positions+mask" else permuted
 
 
 def check_positions(question: MultiDocQuestion, shown: Sequence[int]) -> None:
-    """Refuse to leave documents out by position ids alone.
+    """Check that an order that is applied to position ids alone keeps all documents.
+
+    Args:
+        question: the question.
+        shown: indices of the documents that the order keeps.
 
     Raises:
-        QueryError: if some are not shown.
+        QueryError: if it leaves out a document.
     """
     if len(shown) < len(question.documents):
         raise QueryError(
@@ -103,7 +111,7 @@ def check_positions(question: MultiDocQuestion, shown: Sequence[int]) -> None:
 def _parts(
     question: MultiDocQuestion, order: Sequence[int], template: Template, label: Label
 ) -> list[str]:
-    """The text of each document in an order, and of the question."""
+    """Return the text of each document in an order, and last that of the question."""
     parts = []
     for place, index in enumerate(order):
         number = {
@@ -118,6 +126,7 @@ def _parts(
 
 
 def _demonstration(question: MultiDocQuestion, template: Template, label: Label) -> str:
+    """Return the text of a question with its documents and its answer."""
     parts = _parts(question, range(len(question.documents)), template, label)
     return f"{''.join(parts)} {question.answer}"
 
@@ -130,14 +139,15 @@ def _tokenised(
     answer: str | None,
     turns: Sequence[tuple[str, str]],
 ) -> Layout:
+    """Tokenise the parts of a prompt, followed by an answer and further turns if there are any."""
     answers = []
     if answer is not None:
-        start, behind = sum(map(len, parts)), ""
-        for asked, told in (("", answer), *turns):
-            behind += f"{asked} {told.strip()}"
-            end = start + len(behind)
-            answers.append((end - len(told.strip()), end))
-        parts = [*parts, behind]
+        start, appended = sum(map(len, parts)), ""
+        for prompt, reply in (("", answer), *turns):
+            appended += f"{prompt} {reply.strip()}"
+            end = start + len(appended)
+            answers.append((end - len(reply.strip()), end))
+        parts = [*parts, appended]
     text = "".join(parts)
     ids, offsets = encode(text)
     return Layout(
@@ -162,7 +172,11 @@ def _one_line(text: str) -> str:
 def _segments(
     parts: Sequence[str], offsets: Sequence[tuple[int, int]]
 ) -> tuple[tuple[int, int], ...]:
-    """The tokens of each part: those that begin in it; one without text goes with the next."""
+    """Return the half-open token range of each part.
+
+    A token belongs to the part in which its text begins; a token without text belongs to the part
+    of the token after it.
+    """
     ends = np.cumsum([len(part) for part in parts])
     starts, place = [], 0
     for start, end in offsets:
@@ -174,10 +188,14 @@ def _segments(
 
 
 def with_order(layout: Layout, wanted: tuple[int, ...]) -> Layout:
-    """The layout with the ranks of another order, and only its documents shown.
+    """Return the layout with the token ranks of another order of the documents.
 
-    A token's rank is its place in the row that text of that order would give. Documents that are
-    left out keep the places they have.
+    The rank of a token is its place in the prompt that this order would give. Documents that the
+    order leaves out are hidden, and keep their ranks.
+
+    Args:
+        layout: the tokenised prompt.
+        wanted: indices of the documents in the other order.
     """
     ranks = np.arange(len(layout))
     place = layout.segments[0][1]

@@ -1,7 +1,8 @@
-"""Provides Layout: a question over documents as tokens, and where each part of it lies.
+"""Provides Layout: a tokenised question over documents, with the token range of each part.
 
-A layout says three things of every token: its place in the row, its position id, and its rank, by
-which masks decide who comes before whom. Permuting documents changes any of them.
+A layout gives three numbers for each token: its place in the row, its position id, and its rank, by
+which masks decide which tokens come before which. A permutation of the documents can change each of
+them.
 """
 
 from __future__ import annotations
@@ -19,29 +20,33 @@ from hopscope.errors import QueryError
 Label = Literal["position", "fixed", "none"]
 Way = Literal["text", "positions", "mask", "positions+mask"]
 Encode = Callable[[str], tuple[Sequence[int], Sequence[tuple[int, int]]]]
-"""A tokenizer: text in, token ids and their half-open character ranges out."""
+"""A tokenizer: maps a text to token ids and the half-open character range of each token."""
 
 Span = str | Sequence[int]
-SPANS = "instruction, documents, document N, gold, gold N, distractors, question, answer, last"
+SPAN_NAMES = "instruction, documents, document N, gold, gold N, distractors, question, answer, last"
+"""The names that `Layout.tokens` accepts."""
+SPANS = SPAN_NAMES
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A prompt over documents as tokens.
+    """A tokenised prompt over documents.
 
     Attributes:
-        question: what is asked, with the documents in their original order.
-        order: indices of the documents as they stand in the row; they may be fewer.
-        text: the prompt.
-        ids: its tokens.
-        offsets: the character range of each token.
-        segments: half-open token ranges that follow one another and cover all: the instruction,
-            each document of `order`, the question, and the answer if there is one.
-        positions: the position id of each token.
-        rank: by which masks decide what comes before what; the place in the row, unless permuted.
-        shown: indices of the documents that can be seen; others stand in the row for nobody.
-        answered: whether the last segment is an answer, or several turns.
-        answers: the character ranges of the answers in it, one a turn.
+        question: the question, with its documents in the original order.
+        order: indices of the documents in the order of the prompt, which may leave some out.
+        text: the text of the prompt.
+        ids: token ids.
+        offsets: half-open character range of each token.
+        segments: consecutive half-open token ranges that cover all tokens: the instruction, each
+            document of `order`, the question, and the answer if there is one.
+        positions: position id of each token.
+        rank: rank of each token, by which masks decide which tokens come before which; the place
+            in the row unless permuted.
+        shown: indices of the documents that other tokens can attend to. Other documents are in the
+            row, but hidden.
+        answered: whether the last segment is an answer, possibly followed by further turns.
+        answers: half-open character ranges of the answers in that segment, one for each turn.
     """
 
     question: MultiDocQuestion
@@ -61,7 +66,7 @@ class Layout:
 
     @property
     def segment_names(self) -> tuple[str, ...]:
-        """What each segment is called in pictures; gold documents by their hop."""
+        """The name of each segment in figures; gold documents are named after their hop."""
         gold = self.question.gold
         documents = (
             f"hop {gold.index(index) + 1}" if index in gold else f"document {index}"
@@ -70,10 +75,13 @@ class Layout:
         return ("instruction", *documents, "question", *["answer"] * self.answered)
 
     def document(self, index: int) -> range:
-        """The tokens of a document; none if it was left out of the row.
+        """Return the token indices of a document; an empty range if the prompt leaves it out.
+
+        Args:
+            index: index of the document in the original order.
 
         Raises:
-            QueryError: if the question has no such document.
+            QueryError: if the question has no document of that index.
         """
         if not 0 <= index < len(self.question.documents):
             raise QueryError(
@@ -85,33 +93,30 @@ class Layout:
         return range(*self.segments[1 + self.order.index(index)])
 
     def tokens(self, span: Span) -> tuple[int, ...]:
-        """The indices of the tokens of a named part, in the order of the row.
+        """Return the token indices of a named part of the prompt, in ascending order.
 
         Args:
-            span: `instruction`; `documents`; `document N` (its index); `gold`; `gold N` (the N-th
-                of the chain, from 1); `distractors`; `question`; `answer`; `last`, the prompt's
-                last token; or indices, of which negative ones count from the end.
+            span: `instruction`; `documents`; `document N`, by its number; `gold`; `gold N`, the
+                N-th document of the chain, from 1; `distractors`; `question`; `answer`; `last`,
+                the last token of the prompt; or token indices, where negative ones count from the
+                end.
+
+        Returns:
+            The indices; none if the part is not in the prompt.
 
         Raises:
-            QueryError: for another name, or an index that is not there.
+            QueryError: for an unknown name, or a document or token that does not exist.
         """
         if not isinstance(span, str):
             return _checked(span, len(self))
         name, _, number = span.partition(" ")
-        gold = self.question.gold
         groups: dict[str, Sequence[int]] = {
             "documents": self.order,
-            "gold": gold,
+            "gold": self.question.gold,
             "distractors": self.question.distractors,
         }
         if number:
-            if name not in ("document", "gold") or not number.isdigit():
-                raise QueryError(f"unknown span {span!r}: choose one of {SPANS}")
-            if name == "gold" and not 1 <= int(number) <= len(gold):
-                raise QueryError(f"no {span}: the question has gold documents 1 to {len(gold)}")
-            if name == "gold":
-                return tuple(self.document(gold[int(number) - 1]))
-            return tuple(self.document(self._index(int(number))))
+            return self._numbered_document(name, number)
         if name in groups:
             return tuple(sorted(token for each in groups[name] for token in self.document(each)))
         if name == "last":
@@ -119,12 +124,25 @@ class Layout:
         if name == "answer" and not self.answered:
             return ()
         if name not in ("instruction", "question", "answer"):
-            raise QueryError(f"unknown span {span!r}: choose one of {SPANS}")
+            raise QueryError(f"unknown span {span!r}: choose one of {SPAN_NAMES}")
         segment = {"instruction": self.segments[0], "answer": self.segments[-1]}
         return tuple(range(*segment.get(name, self._question_segment)))
 
+    def _numbered_document(self, name: str, number: str) -> tuple[int, ...]:
+        """Return the token indices of `document N` or `gold N`."""
+        gold = self.question.gold
+        if name not in ("document", "gold") or not number.isdigit():
+            raise QueryError(f"unknown span '{name} {number}': choose one of {SPAN_NAMES}")
+        if name == "document":
+            return tuple(self.document(self._index(int(number))))
+        if not 1 <= int(number) <= len(gold):
+            raise QueryError(
+                f"no {name} {number}: the question has gold documents 1 to {len(gold)}"
+            )
+        return tuple(self.document(gold[int(number) - 1]))
+
     def _index(self, number: int) -> int:
-        """The index of a document by its number, from which dropped ones are not taken off."""
+        """Return the index of a document by the number that it had before others were dropped."""
         numbers = self.question.numbers
         if number not in numbers:
             raise QueryError(
@@ -138,23 +156,23 @@ class Layout:
 
     @cached_property
     def segment_of(self) -> np.ndarray:
-        """For each token the number of its segment, shape (token,)."""
+        """The index of the segment of each token, shape (token,)."""
         lengths = [end - start for start, end in self.segments]
         numbers: np.ndarray = np.repeat(np.arange(len(lengths)), lengths)
         return numbers
 
     @cached_property
     def hidden(self) -> np.ndarray:
-        """For each token whether it belongs to a document that nobody sees, shape (token,)."""
+        """Whether each token belongs to a hidden document, shape (token,)."""
         left_out = [1 + place for place, each in enumerate(self.order) if each not in self.shown]
         hidden: np.ndarray = np.isin(self.segment_of, left_out)
         return hidden
 
     def with_shared_positions(self) -> Layout:
-        """The layout with every document beginning at the same position id.
+        """Return the layout with all documents starting at the same position id.
 
-        The question comes after the longest of them. With `document_block` masks the order of the
-        documents then makes no difference at all.
+        The question follows the longest document. Under a `document_block` mask, the order of the
+        documents then makes no difference.
         """
         lengths = [end - start for start, end in self.segments]
         first = lengths[0]
@@ -168,6 +186,7 @@ class Layout:
 
 
 def _checked(span: Sequence[int], n_tokens: int) -> tuple[int, ...]:
+    """Return token indices sorted and counted from 0."""
     for each in span:
         if not -n_tokens <= each < n_tokens:
             raise QueryError(f"no token {each}: the prompt has {n_tokens} tokens")

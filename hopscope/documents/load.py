@@ -1,4 +1,4 @@
-"""Provides load_questions(): a bundled set, a file or a data set of the hub, by name."""
+"""Provides load_questions(): loads a bundled set, a file, or a data set from the hub."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 from hopscope.documents.question_set import QuestionSet
 from hopscope.errors import QueryError
 
-BUNDLED = {"world-docs": "invented", "world-docs-real": "real"}
-"""The question sets that come with hopscope, each with the names that its documents use."""
+BUNDLED_QUESTION_SETS = {"world-docs": "invented", "world-docs-real": "real"}
+"""The question sets that come with hopscope, each with the kind of names in its documents."""
+BUNDLED = BUNDLED_QUESTION_SETS
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name that no file can have
+    except OSError:  # raised for a name that is too long, for instance
         return False
 
 
@@ -30,36 +31,37 @@ def load_questions(
 ) -> QuestionSet:
     """Load questions over documents.
 
-    The form of a file is recognised by its fields: *MuSiQue* (`paragraphs`,
+    The format of a file is recognised by its fields: *MuSiQue* (`paragraphs`,
     `question_decomposition`), *HotpotQA* and *2WikiMultihopQA* (`context`, `supporting_facts`).
-    Questions that MuSiQue marks as not answerable are left out.
+    Questions that MuSiQue marks as unanswerable are left out.
 
     Args:
-        source: "world-docs" (two-hop questions over short documents, with invented names that no
-            memory can answer) or "world-docs-real" (the same facts with real names); the path of
-            a .jsonl, .json or .parquet file; the id of a data set on the Hugging Face hub; rows
-            as mappings; or a question set.
-        split: which split of a hub data set; by default its only one, or "validation".
-        distractors: for the bundled sets, how many documents beside the two gold ones.
-        seed: for the bundled sets, of names, distractors and the original order.
+        source: "world-docs" (two-hop questions over short documents, with invented names, so that
+            they cannot be answered from memory) or "world-docs-real" (the same facts with real
+            names); the path of a .jsonl, .json or .parquet file; the id of a data set on the
+            Hugging Face hub; a sequence of mappings, one for each row; or a question set, which
+            is returned as it is.
+        split: split of a hub data set; by default its only split, or else "validation".
+        distractors: for the bundled sets, the number of documents besides the two gold ones.
+        seed: for the bundled sets, the seed of names, distractors and the original order.
 
     Raises:
-        QueryError: for an unknown name, a missing file or field, a row that makes no question
-            (with its number), no question, or a hub that cannot be reached.
+        QueryError: for an unknown name, a missing file or field, a row that cannot be converted
+            (the message gives its number), an empty set, or a hub that cannot be reached.
 
     Example:
         >>> load_questions("world-docs")[0].gold  # doctest: +SKIP
         (1, 3)
     """
-    from hopscope.documents.formats import from_rows, read_rows  # builds on this module
+    from hopscope.documents.formats import from_rows, read_rows
     from hopscope.queries.formats import read_hub
 
     if isinstance(source, QuestionSet):
         return source
-    if isinstance(source, str) and source in BUNDLED:
-        from hopscope.documents.world_docs import world_docs  # builds on this module
+    if isinstance(source, str) and source in BUNDLED_QUESTION_SETS:
+        from hopscope.documents.world_docs import world_docs
 
-        return world_docs(BUNDLED[source], distractors, seed, name=source)
+        return world_docs(BUNDLED_QUESTION_SETS[source], distractors, seed, name=source)
     if not isinstance(source, str | Path):
         return from_rows(source, "rows")
     path = Path(source)
@@ -67,9 +69,10 @@ def load_questions(
         return from_rows(read_rows(path), path.stem)
     if isinstance(source, str) and source.count("/") == 1 and not path.suffix:
         return from_rows(list(read_hub(source, split, "validation")), source)
-    near = difflib.get_close_matches(str(source), list(BUNDLED), n=2)
+    near = difflib.get_close_matches(str(source), list(BUNDLED_QUESTION_SETS), n=2)
     meant = f"; did you mean {' or '.join(near)}?" if near else ""
     raise QueryError(
-        f"no question set {str(source)!r}: it is neither a bundled set ({', '.join(BUNDLED)}) nor "
-        f"a file that exists nor a hub id (owner/name){meant}"
+        f"no question set {str(source)!r}: it is neither a bundled set "
+        f"({', '.join(BUNDLED_QUESTION_SETS)}) nor a file that exists nor a hub id "
+        f"(owner/name){meant}"
     )

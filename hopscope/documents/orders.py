@@ -1,4 +1,4 @@
-"""Provides the orders of documents: named ones, seeded shuffles, and any explicit one."""
+"""Provides orders of documents: named orders, seeded shuffles, and explicit lists of indices."""
 
 from __future__ import annotations
 
@@ -17,26 +17,37 @@ _SHUFFLE = re.compile(r"shuffle_(\d+)")
 
 
 class ImpossibleOrderError(QueryError):
-    """An order that a question's documents cannot have."""
+    """The documents of a question cannot be put in the requested order."""
 
 
 def order_name(order: Order) -> str:
-    """What tables call an order: its name, or its indices with hyphens between."""
+    """Return the name of an order in tables: its own name, or its indices joined by hyphens."""
     return order if isinstance(order, str) else "-".join(str(int(each)) for each in order)
 
 
 def arrange(question: MultiDocQuestion, order: Order, seed: int = 0) -> tuple[int, ...]:
-    """The indices of a question's documents, as an order shows them.
+    """Return the indices of a question's documents in a given order.
 
-    Masking in Multi-hop QA, section 3. `original`: as they are. `forward`, `backward`: the gold
-    documents in the order of the hops, or reversed, inside their original slots. `forward_G`,
-    `backward_G`: the last of them at the very end, exactly G distractors between two of them.
-    `rm_first`: without the first hop's document. `gold`: the gold ones only, forward. `shuffle_K`:
-    the K-th of the seeded shuffles, counted from 0. A sequence of indices: just that; documents
-    that are not named are left out.
+    The named orders follow Huang et al. 2025 (Masking in Multi-hop QA), section 3:
+
+    - `original`: the original order.
+    - `forward`, `backward`: the gold documents in the order of the hops, or in reverse, in the
+      places that gold documents have in the original order.
+    - `forward_G`, `backward_G`: likewise, but with exactly G distractors between consecutive gold
+      documents and the last gold document at the end of the prompt.
+    - `rm_first`: the original order without the document of the first hop.
+    - `gold`: only the gold documents, in the order of the hops.
+    - `shuffle_K`: the K-th seeded shuffle, counted from 0.
+    - A sequence of document numbers gives exactly these documents, and leaves out the others.
+
+    Args:
+        question: the question.
+        order: a named order, or a sequence of document numbers.
+        seed: seed of shuffles.
 
     Raises:
-        QueryError: for an unknown order, or one that this question cannot have.
+        QueryError: for an unknown order.
+        ImpossibleOrderError: if this question cannot have the order.
 
     Example:
         >>> question = MultiDocQuestion("q", "?", "a", [Document("", "x")] * 4,
@@ -49,8 +60,8 @@ def arrange(question: MultiDocQuestion, order: Order, seed: int = 0) -> tuple[in
     everything = tuple(range(len(question.documents)))
     if order == "original":
         return everything
-    if found := _SHUFFLE.fullmatch(order):
-        return shuffles(question, int(found[1]) + 1, seed)[-1]
+    if shuffle := _SHUFFLE.fullmatch(order):
+        return shuffles(question, int(shuffle[1]) + 1, seed)[-1]
     if order == "gold" and len(question.gold) == 1:
         return question.gold
     spaced = _SPACED.fullmatch(order)
@@ -59,7 +70,7 @@ def arrange(question: MultiDocQuestion, order: Order, seed: int = 0) -> tuple[in
     if not question.ordered:
         raise ImpossibleOrderError(
             f"question {question.id!r} cannot be put in the order {order!r}: the order of its "
-            "hops is not known; leave it out (questions.filter(lambda q: q.ordered))"
+            "hops is not known; leave the question out (questions.filter(lambda q: q.ordered))"
         )
     if order == "gold":
         return question.gold
@@ -73,13 +84,16 @@ def arrange(question: MultiDocQuestion, order: Order, seed: int = 0) -> tuple[in
 
 
 def _explicit(question: MultiDocQuestion, order: Sequence[int]) -> tuple[int, ...]:
+    """Return the indices of documents that are given by their numbers."""
     numbers = [int(each) for each in order]
     known = question.numbers
     wrong = [each for each in numbers if each not in known]
     if wrong or len(set(numbers)) < len(numbers) or not numbers:
-        what = f"there is no document {wrong[0]}" if wrong else "it must name documents once each"
+        problem = (
+            f"there is no document {wrong[0]}" if wrong else "it must name documents once each"
+        )
         raise ImpossibleOrderError(
-            f"question {question.id!r} cannot be put in the order {numbers}: {what}; its "
+            f"question {question.id!r} cannot be put in the order {numbers}: {problem}; its "
             f"documents are {', '.join(map(str, known))}"
         )
     return tuple(known.index(each) for each in numbers)
@@ -88,41 +102,48 @@ def _explicit(question: MultiDocQuestion, order: Sequence[int]) -> tuple[int, ..
 def _spaced(
     question: MultiDocQuestion, chain: Sequence[int], gap: int, order: str
 ) -> tuple[int, ...]:
-    """The distractors, then the chain with `gap` of them before each of its later documents."""
-    noise, needed = list(question.distractors), gap * (len(chain) - 1)
-    if needed > len(noise):
+    """Return the spare distractors, then the chain with `gap` distractors before each later hop."""
+    distractors, needed = list(question.distractors), gap * (len(chain) - 1)
+    if needed > len(distractors):
         raise ImpossibleOrderError(
             f"question {question.id!r} cannot be put in the order {order!r}: it needs {needed} "
-            f"distractors and has {len(noise)}; take a smaller gap or more distractors"
+            f"distractors and has {len(distractors)}; take a smaller gap or more distractors"
         )
-    arranged = [*noise[: len(noise) - needed], chain[0]]
-    between = noise[len(noise) - needed :]
+    n_spare = len(distractors) - needed
+    arranged, between = [*distractors[:n_spare], chain[0]], distractors[n_spare:]
     for step, document in enumerate(chain[1:]):
         arranged += [*between[step * gap : (step + 1) * gap], document]
     return tuple(arranged)
 
 
 def shuffles(question: MultiDocQuestion, k: int, seed: int = 0) -> list[tuple[int, ...]]:
-    """`k` different orders of a question's documents, drawn by seed; more begin with the same.
+    """Return `k` different random orders of a question's documents.
+
+    A larger `k` extends the same sequence of orders.
+
+    Args:
+        question: the question.
+        k: number of orders.
+        seed: seed of the shuffles.
 
     Raises:
-        QueryError: if there are fewer than `k` orders.
+        ImpossibleOrderError: if the documents have fewer than `k` orders.
     """
     n = len(question.documents)
     if k > math.factorial(n):
         raise ImpossibleOrderError(
             f"question {question.id!r} has {n} documents, which have only {math.factorial(n)} "
-            f"orders; {k} different shuffles were asked for"
+            f"orders, but {k} different shuffles were requested; take fewer"
         )
     rng = random.Random(f"{seed} {question.id}")
-    found: dict[tuple[int, ...], None] = {}
-    while len(found) < k:
-        found[tuple(rng.sample(range(n), n))] = None
-    return list(found)
+    orders: dict[tuple[int, ...], None] = {}
+    while len(orders) < k:
+        orders[tuple(rng.sample(range(n), n))] = None
+    return list(orders)
 
 
 def that_allow(questions: QuestionSet, orders: Sequence[Order], seed: int = 0) -> QuestionSet:
-    """The questions that can have all of some orders.
+    """Return the questions whose documents can be put in every one of the given orders.
 
     Raises:
         QueryError: for an unknown order.

@@ -1,4 +1,4 @@
-"""Provides questions over documents: MultiDocQuestion, sets of them, and where they come from."""
+"""Provides MultiDocQuestion, a question over several documents, and QuestionSet."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ logger = logging.getLogger(__name__)
 
 
 DEMONSTRATION_DISTRACTORS = 2
+"""The most distractors that the documents of a demonstration include."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """A title and a text."""
+    """A document with a title and a text."""
 
     title: str
     text: str
@@ -32,9 +33,9 @@ class Hop:
     """One step of the chain that leads to the answer.
 
     Attributes:
-        question: what is asked in this step; `#1` stands for the answer of the first.
-        answer: its answer; the last one's is the whole question's.
-        document: index of the document that says it.
+        question: the question of this step, where `#1` stands for the answer of the first step.
+        answer: the answer of this step; that of the last step answers the whole question.
+        document: index of the document that states the answer.
     """
 
     question: str
@@ -44,21 +45,23 @@ class Hop:
 
 @dataclass(frozen=True)
 class MultiDocQuestion:
-    """A question whose answer is spread over documents.
+    """A question whose answer takes evidence from several documents.
 
     Args:
-        id: of the question.
-        question: what is asked.
+        id: identifier, unique in its set.
+        question: the text of the question.
         answer: the answer.
         documents: all documents, in their original order.
-        hops: the steps, each with its gold document. In the order of the chain if `ordered`.
+        hops: the reasoning steps, each with its gold document; in the order of the chain if
+            `ordered` is True.
         aliases: other names of the answer.
-        ordered: whether the order of the hops is known; HotpotQA does not always tell.
-        numbers: what the documents are called: their indices before some were dropped.
+        ordered: whether the order of the hops is known, which HotpotQA does not always state.
+        numbers: number of each document: its index before other documents were dropped.
         extra: other fields of the row.
 
     Raises:
-        QueryError: for no document, an empty one, no hop, or a hop in a document that is not there.
+        QueryError: if the question, the answer or a document is empty, if there is no hop, or if
+            a hop refers to a document that does not exist.
     """
 
     id: str
@@ -74,13 +77,13 @@ class MultiDocQuestion:
     def __post_init__(self) -> None:
         for name in ("documents", "hops", "aliases", "numbers"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if len(self.numbers) != len(self.documents):  # other documents than those they were of
+        if len(self.numbers) != len(self.documents):  # replace() has set other documents
             object.__setattr__(self, "numbers", tuple(range(len(self.documents))))
         for name in ("question", "answer"):
             if not getattr(self, name).strip():
                 raise QueryError(f"question {self.id!r} has an empty {name}")
         if not self.hops:
-            raise QueryError(f"question {self.id!r} has no hop: which documents are gold?")
+            raise QueryError(f"question {self.id!r} has no hop; give one for each gold document")
         for index, document in enumerate(self.documents):
             if not document.text.strip():
                 raise QueryError(
@@ -89,18 +92,18 @@ class MultiDocQuestion:
         for number, hop in enumerate(self.hops, start=1):
             if not 0 <= hop.document < len(self.documents):
                 raise QueryError(
-                    f"question {self.id!r}: hop {number} names document {hop.document}, but there "
-                    f"are documents 0 to {len(self.documents) - 1}"
+                    f"question {self.id!r}: hop {number} names document {hop.document}, but the "
+                    f"question has documents 0 to {len(self.documents) - 1}"
                 )
 
     @property
     def gold(self) -> tuple[int, ...]:
-        """Indices of the gold documents, each once, in the order of the hops."""
+        """Indices of the gold documents in the order of the hops, without repeats."""
         return tuple(dict.fromkeys(hop.document for hop in self.hops))
 
     @property
     def distractors(self) -> tuple[int, ...]:
-        """Indices of the other documents, in their original order."""
+        """Indices of the documents that are not gold, in their original order."""
         return tuple(each for each in range(len(self.documents)) if each not in self.gold)
 
     @property
@@ -110,19 +113,25 @@ class MultiDocQuestion:
 
     @property
     def mentioned(self) -> frozenset[str]:
-        """The titles of the documents, and the answers of the hops."""
+        """The titles of all documents and the answers of all hops."""
         answers = (self.answer, *(hop.answer for hop in self.hops))
         titles = (document.title for document in self.documents)
         return frozenset(filter(None, (*answers, *titles)))
 
     def without(self, dropped: Sequence[int]) -> MultiDocQuestion:
-        """The question without some distractors; the others keep their `numbers`.
+        """Return the question without some distractors; the other documents keep their `numbers`.
+
+        Args:
+            dropped: indices of the documents to leave out.
 
         Raises:
-            QueryError: if one of them is gold.
+            QueryError: if one of them is a gold document.
         """
         if set(dropped) & set(self.gold):
-            raise QueryError(f"question {self.id!r}: gold documents cannot be dropped")
+            raise QueryError(
+                f"question {self.id!r}: gold documents cannot be dropped; choose among the "
+                f"distractors {', '.join(map(str, self.distractors))}"
+            )
         kept = [each for each in range(len(self.documents)) if each not in dropped]
         hops = tuple(replace(hop, document=kept.index(hop.document)) for hop in self.hops)
         documents = tuple(self.documents[each] for each in kept)
@@ -136,11 +145,11 @@ class QuestionSet(Sequence[MultiDocQuestion]):
 
     Args:
         questions: the questions.
-        name: what the set is called in results.
-        few_shot: how many demonstrations a prompt has; 0 for none.
-        few_shot_seed: of the choice of demonstrations.
-        pool: where demonstrations are taken from: the set that this one was chosen from. An
-            empty pool stands for the questions themselves.
+        name: name of the set in results.
+        few_shot: number of demonstrations in each prompt; 0 for none.
+        few_shot_seed: seed of the choice of demonstrations.
+        pool: the questions from which demonstrations are chosen. An empty pool stands for the
+            questions of the set; subsets keep the pool of the set that they were taken from.
 
     Raises:
         QueryError: for repeated ids, or a negative number of demonstrations.
@@ -202,7 +211,7 @@ class QuestionSet(Sequence[MultiDocQuestion]):
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256 of what the set asks."""
+        """sha256 over the questions, the few-shot settings and, if it is used, the pool."""
         digest = hashlib.sha256()
         for each in (*self.questions, *(self.pool if self.few_shot else ())):
             content = {**asdict(each), "extra": None}
@@ -211,44 +220,45 @@ class QuestionSet(Sequence[MultiDocQuestion]):
         return digest.hexdigest()
 
     def with_few_shot(self, k: int, seed: int = 0) -> QuestionSet:
-        """The set with `k` demonstrations in every prompt, chosen by `seed`."""
+        """Return the set with `k` demonstrations in each prompt, chosen with `seed`."""
         return replace(self, few_shot=k, few_shot_seed=seed)
 
     @cached_property
     def _candidates(self) -> list[tuple[MultiDocQuestion, frozenset[str]]]:
-        """What demonstrations are chosen from, in the order of the choice, with their names."""
+        """Candidates for demonstrations in shuffled order, each with the names it mentions."""
         shuffled = list(self.pool)
         random.Random(self.few_shot_seed).shuffle(shuffled)
         return [(short, short.mentioned) for short in map(_shortened, shuffled)]
 
     def demonstrations(self, question: MultiDocQuestion) -> tuple[MultiDocQuestion, ...]:
-        """The demonstrations of a question, at most two distractors in each.
+        """Return the demonstrations for a question, each with at most two distractors.
 
-        None of them shares a title or an answer with the question or with another one.
+        No demonstration shares a document title or an answer with the question or with another
+        demonstration.
 
         Raises:
-            QueryError: if the pool has too few of that kind.
+            QueryError: if the pool has too few such questions.
         """
-        taken, found = question.mentioned, list[MultiDocQuestion]()
+        names, chosen = question.mentioned, list[MultiDocQuestion]()
         for candidate, mentioned in self._candidates if self.few_shot else ():
-            if candidate.id != question.id and not taken & mentioned:
-                found.append(candidate)
-                taken |= mentioned
-            if len(found) == self.few_shot:
+            if candidate.id != question.id and not names & mentioned:
+                chosen.append(candidate)
+                names |= mentioned
+            if len(chosen) == self.few_shot:
                 break
-        if len(found) < self.few_shot:
+        if len(chosen) < self.few_shot:
             raise QueryError(
-                f"question {question.id!r}: only {len(found)} others in {self.name} share no name "
+                f"question {question.id!r}: only {len(chosen)} others in {self.name} share no name "
                 f"with it, and {self.few_shot} demonstrations were asked for; take fewer"
             )
-        return tuple(found)
+        return tuple(chosen)
 
     def filter(self, predicate: Callable[[MultiDocQuestion], bool]) -> QuestionSet:
-        """The questions for which `predicate` is true; there may be none."""
+        """Return the questions for which `predicate` is true; the result may be empty."""
         return replace(self, questions=tuple(each for each in self.questions if predicate(each)))
 
     def sample(self, n: int, seed: int = 0) -> QuestionSet:
-        """`n` questions drawn without replacement, in the order of the set.
+        """Return `n` questions drawn without replacement, in the order of the set.
 
         Raises:
             QueryError: if `n` is not between 1 and the number of questions.
@@ -263,5 +273,5 @@ class QuestionSet(Sequence[MultiDocQuestion]):
 
 
 def _shortened(question: MultiDocQuestion) -> MultiDocQuestion:
-    """A question with at most two distractors, as a demonstration has."""
+    """Return a question with at most `DEMONSTRATION_DISTRACTORS` distractors."""
     return question.without(question.distractors[DEMONSTRATION_DISTRACTORS:])

@@ -1,4 +1,4 @@
-"""Provides the templates by which a question over documents becomes a prompt."""
+"""Provides the prompt templates for questions over documents."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from hopscope.errors import UsageError
 
 @dataclass(frozen=True)
 class Template:
-    """How a question and its documents become a prompt.
+    """The format in which a question and its documents are written as a prompt.
 
     Attributes:
-        instruction: what comes before the documents.
-        document: one document, with `{title}`, `{text}` and `{label}`.
-        question: what comes after the documents, with `{question}`.
-        one_line: whether the first line of what is generated is the answer; else all of it is, or
-            what follows the last "answer is".
-        max_new_tokens: how many tokens an answer may take.
-        chat: whether the prompt is a user's turn in the tokenizer's chat template.
+        instruction: text before the documents.
+        document: format of one document, with `{title}`, `{text}` and `{label}`.
+        question: format of the text after the documents, with `{question}`.
+        one_line: whether the answer is the first line of the generated text. Otherwise it is what
+            follows the last "answer is", or the whole text.
+        max_new_tokens: number of tokens to generate for an answer.
+        chat: whether the prompt is a user turn in the chat template of the tokenizer.
     """
 
     instruction: str
@@ -53,19 +53,20 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
         "chat": Template(_SHORT, _DOCUMENT, "\nQuestion: {question}", max_new_tokens=24, chat=True),
     }
 )
-"""`answer_only` and `cot` after Huang et al. 2025, section 3; `plain` for base models and short
-documents: their texts alone, and no instruction; `bare` for the documents of models trained here,
-nothing but texts and question; `chat` for models with a chat template."""
+"""`answer_only` and `cot` follow Huang et al. 2025, section 3. `plain` is meant for base models and
+short documents: it has no instruction and no titles. `bare`, for models that are trained here, is
+only the texts and the question. `chat` is meant for models with a chat template."""
 
 
 CHAT_SLOT = "\x00documents\x00"
+"""Marks the place of the prompt in a chat template that is rendered before the prompt is known."""
 
 
 def template_of(template: str | Template) -> Template:
-    """A template by its name.
+    """Return a template by its name in `TEMPLATES`; a template is returned as it is.
 
     Raises:
-        UsageError: if there is none of that name.
+        UsageError: for an unknown name.
     """
     if isinstance(template, Template):
         return template

@@ -1,4 +1,4 @@
-"""Provides `world-docs`: two-hop questions over short documents, made from the facts of `world`."""
+"""Provides `world-docs`: two-hop questions over short documents, built from facts of `world`."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ Ted Terry Tim Tina Todd Toby Tracy Trevor Tyler Vera Victor Violet Walter Wanda 
 Zach Zoe
 """
 NAMES = tuple(_NAMES.split())
-"""Made-up names: common given names, of few tokens in any vocabulary. None is that of an entity of
-`world`, and none is part of another, so that an answer names one of them or not."""
+"""Invented names: common given names, which are a few tokens in any vocabulary. None belongs to an
+entity of `world`, and none is part of another, so that whether a text names one is unambiguous."""
 _NAME = re.compile(rf"\b(?:{'|'.join(NAMES)})\b")
 FEW_SHOT = 2
-"""Demonstrations in a prompt; a small model needs them to know what is asked for."""
+"""Number of demonstrations in a prompt; a small model needs them to infer the task."""
 WHO = ("creator", "family")
-"""Types of relations whose object is a person."""
+"""Types of relations whose object is a person, so that the question begins with "Who"."""
 
 
 @cache
 def _sentences() -> Mapping[str, str]:
-    """The sentence that states a fact of each relation."""
+    """Return, for each relation, the sentence template that states a fact."""
     path = resources.files("hopscope.data") / "facts" / "relations.csv"
     with path.open(encoding="utf-8") as file:
         return {row["id"]: row["sentence"] for row in csv.DictReader(file)}
@@ -56,53 +56,55 @@ def world_docs(
     *,
     terse: bool = False,
 ) -> QuestionSet:
-    """Two-hop questions, each with two gold documents and distractors.
+    """Build two-hop questions, each with two gold documents and some distractors.
 
-    A document is one sentence that states one fact, with its subject as the title. Distractors are
-    chains of the same two relations about other entities, as far as there are any, so that the
-    relations alone do not tell which document is gold. No two documents of a question speak of
-    one subject, and no distractor leads to the answer. A question's `extra["others"]` has, for each
-    chain of distractors, what could be asked of it: the whole and its two hops, with answers.
+    A document is one sentence that states one fact; its title is the subject of the fact. Where
+    possible, distractors are chains of the same two relations about other entities, so that the
+    relations do not give away the gold documents. All documents of a question have different
+    subjects, and no distractor leads to the answer. `extra["others"]` of a question holds, for each
+    complete chain of distractors, the two-hop question and both single hops about it, with answers.
 
     Args:
-        names: `invented` gives every entity a made-up name, drawn anew for each question, so that
-            no memory can answer; `real` keeps the names.
-        distractors: documents beside the gold ones.
-        seed: of names, distractors and the original order.
-        name: what the set is called.
-        terse: documents of two names, subject and object, and questions of a number of hops and a
-            name ("two Ann"), for models that are trained here: they have no language to learn.
+        names: `invented` gives each entity an invented name, drawn anew for each question, so that
+            questions cannot be answered from memory; `real` keeps the names.
+        distractors: number of documents besides the two gold ones.
+        seed: seed of names, distractors and the original order.
+        name: name of the set.
+        terse: whether to reduce a document to two names, subject and object, and a question to the
+            number of hops and a name ("two Ann"). Models that are trained here then need not learn
+            a language.
 
     Raises:
-        QueryError: for other `names`, or a number of distractors that the facts cannot give.
+        QueryError: for other `names`, or if the facts do not give enough distractors.
     """
     if names not in ("invented", "real"):
         raise QueryError(f"unknown names {names!r}: choose invented or real")
     if distractors < 0:
         raise QueryError(f"distractors must be 0 or more, not {distractors}")
     queries = load_queries("world", few_shot=0)
-    alike: dict[tuple[str, str], list[TwoHopQuery]] = defaultdict(list)
+    by_relations: dict[tuple[str, str], list[TwoHopQuery]] = defaultdict(list)
     for query in queries:
-        alike[query.r1, query.r2].append(query)
-    made = [
-        _question(query, alike[query.r1, query.r2], queries, names, distractors, seed, terse)
+        by_relations[query.r1, query.r2].append(query)
+    questions = [
+        _question(query, by_relations[query.r1, query.r2], queries, names, distractors, seed, terse)
         for query in queries
     ]
-    return QuestionSet(tuple(made), name, few_shot=FEW_SHOT)
+    return QuestionSet(tuple(questions), name, few_shot=FEW_SHOT)
 
 
 def _question(
     query: TwoHopQuery,
-    alike: Sequence[TwoHopQuery],
-    everything: Sequence[TwoHopQuery],
+    same_relations: Sequence[TwoHopQuery],
+    all_queries: Sequence[TwoHopQuery],
     names: str,
     distractors: int,
     seed: int,
     terse: bool,
 ) -> MultiDocQuestion:
+    """Build the question over documents of one query; arguments as for `world_docs`."""
     rng = random.Random(f"{seed} {query.id}")
     facts, others = [_first(query), _second(query)], list[TwoHopQuery]()
-    for other, fact in _others(query, alike, everything, rng):
+    for other, fact in _distractor_facts(query, same_relations, all_queries, rng):
         if len(facts) == distractors + 2:
             break
         facts.append(fact)
@@ -116,7 +118,7 @@ def _question(
             )
     renamed = _renamed(facts, rng) if names == "invented" else {}
     order = rng.sample(range(len(facts)), len(facts))
-    write, ask = (_pair, _asked_tersely) if terse else (_document, _asked)
+    write, ask = (_terse_document, _terse_questions) if terse else (_document, _questions)
     whole, first, second = ask(query, renamed)
     return MultiDocQuestion(
         id=query.id,
@@ -129,8 +131,8 @@ def _question(
     )
 
 
-def _named(query: TwoHopQuery, renamed: Mapping[str, str]) -> TwoHopQuery:
-    """A query about entities with other names."""
+def _with_labels(query: TwoHopQuery, renamed: Mapping[str, str]) -> TwoHopQuery:
+    """Return the query with other names for its entities."""
     labels = {
         name: renamed.get(getattr(query, name), getattr(query, name))
         for name in ("e1_label", "e2_label", "e3_label")
@@ -138,95 +140,103 @@ def _named(query: TwoHopQuery, renamed: Mapping[str, str]) -> TwoHopQuery:
     return replace(query, **labels)
 
 
-def _asked_tersely(query: TwoHopQuery, renamed: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """As `_asked`, in as few words as can be."""
-    asked = _named(query, renamed)
+def _terse_questions(query: TwoHopQuery, renamed: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Return the same as `_questions`, each question as a number of hops and a name."""
+    query = _with_labels(query, renamed)
     return (
-        (f"two {asked.e1_label}", asked.e3_label),
-        (f"one {asked.e1_label}", asked.e2_label),
-        (f"one {asked.e2_label}", asked.e3_label),
+        (f"two {query.e1_label}", query.e3_label),
+        (f"one {query.e1_label}", query.e2_label),
+        (f"one {query.e2_label}", query.e3_label),
     )
 
 
-def _asked(query: TwoHopQuery, renamed: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """A query and its two hops, each a question and its answer."""
-    asked = _named(query, renamed)
+def _questions(query: TwoHopQuery, renamed: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Return the two-hop question and the two single hops, each with its answer."""
+    query = _with_labels(query, renamed)
     who = "Who" if query.r2_type in WHO else "What"
     return (
-        (_as_question(asked.two_hop(), who), asked.e3_label),
-        (_as_question(asked.first_hop(), "What"), asked.e2_label),
-        (_as_question(asked.second_hop(), who), asked.e3_label),
+        (_as_question(query.two_hop(), who), query.e3_label),
+        (_as_question(query.first_hop(), "What"), query.e2_label),
+        (_as_question(query.second_hop(), who), query.e3_label),
     )
 
 
 def with_names(
     question: MultiDocQuestion, names: Sequence[str], rng: random.Random
 ) -> MultiDocQuestion:
-    """A question of `world-docs` with its invented names replaced by others, drawn without repeats.
+    """Replace the invented names of a `world-docs` question by others, drawn without repeats.
 
     Args:
-        question: what is asked; words that are none of `NAMES` stay.
-        names: what is drawn from.
-        rng: by which.
+        question: the question; words that are not in `NAMES` stay.
+        names: the names to draw from.
+        rng: source of randomness.
 
     Raises:
-        QueryError: if the question has more names than there are to draw.
+        QueryError: if the question contains more names than `names`.
     """
     texts = (question.question, question.answer, *(each.text for each in question.documents))
     old = list(dict.fromkeys(name for text in texts for name in _NAME.findall(text)))
     if len(old) > len(names):
         raise QueryError(
-            f"question {question.id!r} has {len(old)} names, but only {len(names)} are there"
+            f"question {question.id!r} has {len(old)} names, but only {len(names)} were given; "
+            "give more"
         )
     new = dict(zip(old, rng.sample(names, len(old)), strict=True))
 
-    def said(text: str) -> str:
-        return _NAME.sub(lambda found: new.get(found[0], found[0]), text)
+    def renamed(text: str) -> str:
+        return _NAME.sub(lambda match: new.get(match[0], match[0]), text)
 
     return replace(
         question,
-        question=said(question.question),
-        answer=said(question.answer),
-        documents=tuple(Document(said(each.title), said(each.text)) for each in question.documents),
+        question=renamed(question.question),
+        answer=renamed(question.answer),
+        documents=tuple(
+            Document(renamed(each.title), renamed(each.text)) for each in question.documents
+        ),
         hops=tuple(
-            replace(hop, question=said(hop.question), answer=said(hop.answer))
+            replace(hop, question=renamed(hop.question), answer=renamed(hop.answer))
             for hop in question.hops
         ),
         extra={
             "others": tuple(
-                tuple((said(asked), said(told)) for asked, told in other)
+                tuple((renamed(text), renamed(answer)) for text, answer in other)
                 for other in question.extra.get("others", ())
             )
         },
     )
 
 
-def _as_question(prompt: str, asks: str) -> str:
-    """ "The capital of France is" as a question."""
-    return f"{asks} is {lowered(prompt.removesuffix(' is'))}?"
+def _as_question(prompt: str, interrogative: str) -> str:
+    """Turn a prompt such as "The capital of France is" into a question."""
+    return f"{interrogative} is {lowered(prompt.removesuffix(' is'))}?"
 
 
 Fact = tuple[str, str, str]
-"""Relation, subject and object."""
+"""A relation, its subject and its object."""
 
 
 def _first(query: TwoHopQuery) -> Fact:
+    """Return the fact of the first hop."""
     return query.r1, query.e1_label, query.e2_label
 
 
 def _second(query: TwoHopQuery) -> Fact:
+    """Return the fact of the second hop."""
     return query.r2, query.e2_label, query.e3_label
 
 
-def _others(
+def _distractor_facts(
     query: TwoHopQuery,
-    alike: Sequence[TwoHopQuery],
-    everything: Sequence[TwoHopQuery],
+    same_relations: Sequence[TwoHopQuery],
+    all_queries: Sequence[TwoHopQuery],
     rng: random.Random,
 ) -> Iterator[tuple[TwoHopQuery, Fact]]:
-    """Facts of other chains, those of the same relations first; never about a known subject."""
+    """Yield facts of other chains, those of the same relations first, with the chain's query.
+
+    No chain shares an entity with the query or with an earlier chain.
+    """
     named = {query.e1_label, query.e2_label, query.e3_label}
-    for pool in (alike, everything):
+    for pool in (same_relations, all_queries):
         for other in rng.sample(pool, len(pool)):
             chain = {other.e1_label, other.e2_label, other.e3_label}
             if chain & named:
@@ -236,13 +246,15 @@ def _others(
             yield other, _second(other)
 
 
-def _pair(fact: Fact, renamed: Mapping[str, str]) -> Document:
+def _terse_document(fact: Fact, renamed: Mapping[str, str]) -> Document:
+    """Write a fact as its subject and object alone."""
     _, subject, target = fact
     subject, target = renamed.get(subject, subject), renamed.get(target, target)
     return Document(subject, f"{subject} {target}")
 
 
 def _document(fact: Fact, renamed: Mapping[str, str]) -> Document:
+    """Write a fact as a sentence."""
     relation, subject, target = fact
     subject, target = renamed.get(subject, subject), renamed.get(target, target)
     sentence = _sentences()[relation].format(subject=subject, object=target)
@@ -250,7 +262,7 @@ def _document(fact: Fact, renamed: Mapping[str, str]) -> Document:
 
 
 def _renamed(facts: Sequence[Fact], rng: random.Random) -> Mapping[str, str]:
-    """A made-up name for each entity of some facts; no two alike."""
+    """Draw a different invented name for each entity of the given facts."""
     labels = list(dict.fromkeys(label for fact in facts for label in fact[1:]))
     if len(labels) <= len(NAMES):
         return dict(zip(labels, rng.sample(NAMES, len(labels)), strict=True))

@@ -1,4 +1,4 @@
-"""Provides lower(): a mask in the form that an attention implementation takes."""
+"""Provides lower(): a keep-mask in the form that an attention implementation expects."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention")
 
 
 def within_window(keep: Tensor, positions: Tensor, window: int) -> Tensor:
-    """A keep-mask without what lies `window` or more positions away (sliding-window attention).
+    """Restrict a keep-mask to a sliding window: keys `window` or more positions away are cut.
 
     Args:
         keep: booleans of shape (..., query, key).
-        positions: the position id of each key, shape (key,); the queries are the last of them.
-        window: of the attention, in tokens.
+        positions: position id of each key, shape (key,). The queries are the last of these tokens.
+        window: width of the window, in tokens.
+
+    Returns:
+        Booleans of the same shape as `keep`.
     """
     distance = positions[-keep.shape[-2] :, None] - positions[None, :]
     return keep & (distance.abs() < window)
@@ -30,33 +33,34 @@ def lower(
     implementation: str,
     dtype: torch.dtype,
 ) -> Any:
-    """A keep-mask as an attention implementation takes it.
+    """Convert a keep-mask to the form that an attention implementation expects.
 
     Args:
-        keep: booleans, True where a key is seen.
-        implementation: `sdpa` takes them as they are; `eager` a float mask to add, 0 or the least
-            number of `dtype`; `flex_attention` a `BlockMask`.
-        dtype: of the model.
+        keep: True where the query may attend to the key, shape (row, head or 1, query, key).
+        implementation: `sdpa`, which takes the booleans as they are; `eager`, which adds a float
+            mask of 0 and the lowest number of `dtype` to the scores; or `flex_attention`, which
+            takes a `BlockMask`.
+        dtype: dtype of the model.
 
     Returns:
         A tensor of shape (row, head or 1, query, key), or a `BlockMask`.
 
     Raises:
-        UsageError: for another implementation, another dtype than bool, or a query that sees
-            nothing (softmax over nothing is not a number).
+        UsageError: for an unknown implementation, a mask of another shape or dtype, or a query
+            that may attend to no key (the softmax over no keys is undefined).
     """
     if keep.dtype != torch.bool or keep.ndim != 4:
         raise UsageError(
-            f"a keep-mask is boolean with shape (row, head, query, key), not {keep.dtype} with "
+            f"expected a boolean keep-mask of shape (row, head, query, key), not {keep.dtype} of "
             f"shape {tuple(keep.shape)}"
         )
     if not bool(keep.any(dim=-1).all()):
-        raise UsageError("a query of this keep-mask sees nothing: let it see itself")
+        raise UsageError("a query of this keep-mask sees nothing: let every token attend to itself")
     if implementation == "sdpa":
         return keep
     if implementation == "eager":
-        nothing = torch.zeros((), dtype=dtype, device=keep.device)
-        return torch.where(keep, nothing, torch.finfo(dtype).min)
+        zero = torch.zeros((), dtype=dtype, device=keep.device)
+        return torch.where(keep, zero, torch.finfo(dtype).min)
     if implementation == "flex_attention":
         return _block_mask(keep)
     raise UsageError(
@@ -70,9 +74,9 @@ def _block_mask(keep: Tensor) -> Any:
 
     rows, heads, n_queries, n_keys = keep.shape
 
-    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    def may_attend(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return keep[row, head if heads > 1 else 0, query, key]
 
     return create_block_mask(
-        sees, rows, heads if heads > 1 else None, n_queries, n_keys, device=str(keep.device)
+        may_attend, rows, heads if heads > 1 else None, n_queries, n_keys, device=str(keep.device)
     )

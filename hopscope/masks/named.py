@@ -1,4 +1,4 @@
-"""Provides the named masks: causal, bidirectional, by documents, knock-outs and orders."""
+"""Provides the masks that have a name: causal, bidirectional, per document, knockouts, orders."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from hopscope.documents.lay_out import with_order
 from hopscope.documents.layout import Layout, Span
 from hopscope.documents.orders import Order, arrange, order_name
 from hopscope.errors import UsageError
-from hopscope.masks.algebra import Mask, _Places, _Rule, _same_segment, _segments, _Switched
+from hopscope.masks.algebra import Mask, _Rule, _same_segment, _Scope, _segments, _Switched
 
 
 @dataclass(frozen=True)
-class _Cut:
-    """Everything is seen but some tokens by some others."""
+class _Knockout:
+    """Every token attends to every other, except the query tokens to the key tokens."""
 
     queries: Span
     keys: Span
 
     def __call__(self, layout: Layout) -> Tensor:
         n = len(layout)
-        seen = torch.ones(n, n, dtype=torch.bool)
+        keep = torch.ones(n, n, dtype=torch.bool)
         queries, keys = (
             torch.tensor(layout.tokens(span), dtype=torch.long)
             for span in (self.queries, self.keys)
         )
-        seen[queries[:, None], keys[None, :]] = False
-        return seen.fill_diagonal_(True)
+        keep[queries[:, None], keys[None, :]] = False
+        return keep.fill_diagonal_(True)
 
 
 def _span_name(span: Span) -> str:
@@ -40,11 +40,13 @@ def _span_name(span: Span) -> str:
 
 
 def _by_rank(ranks: Sequence[int]) -> Tensor:
+    """Return the keep-mask in which each token attends to tokens of at most its own rank."""
     rank = torch.tensor(ranks)
     return rank[:, None] >= rank[None, :]
 
 
 def _in_documents(layout: Layout) -> Tensor:
+    """Return whether each token belongs to a document, shape (token,)."""
     segment = _segments(layout)
     return (segment >= 1) & (segment <= len(layout.order))
 
@@ -76,29 +78,32 @@ def _itself(layout: Layout) -> Tensor:
 
 
 def causal() -> Mask:
-    """Every token sees itself and those before it, by rank: permuted by `way="mask"`."""
+    """Each token attends to itself and to the tokens before it.
+
+    "Before" goes by the rank of tokens, which `lay_out(..., way="mask")` permutes.
+    """
     return _Rule("causal", _causal)
 
 
 def prefix_bidirectional() -> Mask:
-    """Every token of the prompt sees every other; what is generated stays causal.
+    """The mask of a prefix language model: the prompt is bidirectional, the answer causal.
 
-    Masking in Multi-hop QA, section 3.3 (the mask of a prefix language model).
+    Huang et al. 2025 (Masking in Multi-hop QA), section 3.3.
     """
     return _Rule("prefix_bidirectional", _everything)
 
 
 def document_bidirectional() -> Mask:
-    """Causal, but inside a document every token sees every other."""
+    """Causal between documents, bidirectional within each document."""
     return _Rule("document_bidirectional", _document_bidirectional)
 
 
 def document_block(instruction: bool = False) -> Mask:
-    """Causal, but documents are blind to each other; the question sees all.
+    """Causal, but documents do not attend to each other; the question attends to all of them.
 
     Args:
-        instruction: whether documents see the instruction. If not, nothing that is computed of a
-            document depends on where it stands, so that all orders share it.
+        instruction: whether documents attend to the instruction. If not, the states of a document
+            do not depend on its place in the prompt, so that all orders can share them.
     """
     if instruction:
         return _Rule("document_block_instruction", _blocks_with_instruction)
@@ -106,7 +111,7 @@ def document_block(instruction: bool = False) -> Mask:
 
 
 def itself() -> Mask:
-    """Every token sees itself alone."""
+    """Each token attends to itself only."""
     return _Rule("itself", _itself)
 
 
@@ -116,16 +121,17 @@ def knock_out(
     layers: Iterable[int] | None = None,
     heads: Iterable[int] | None = None,
 ) -> Mask:
-    """Everything is seen but some tokens by some others; combine it: `causal() & knock_out(...)`.
+    """Block attention from some query tokens to some key tokens, and allow everything else.
 
-    A token always sees itself. What is generated sees what the prompt's last token sees, so a
-    span that holds it (`question`, `last`) cuts the answer off, too.
+    Combine it with another mask: `causal() & knock_out(...)`. A token can always attend to itself.
+    Generated tokens attend to what the last prompt token attends to, so that a query span with
+    that token (`question`, `last`) also cuts off the answer.
 
     Args:
-        query_span: the tokens that no longer see; a name of `Layout.tokens`, or indices.
-        key_span: the tokens that they no longer see.
-        layers: 0-based indices of the blocks where that holds; all if None.
-        heads: likewise.
+        query_span: the query tokens; a name of `Layout.tokens`, or token indices.
+        key_span: the key tokens, likewise.
+        layers: 0-based indices of the blocks in which attention is blocked; all if None.
+        heads: 0-based indices of the query heads in which it is blocked; all if None.
 
     Raises:
         UsageError: for a negative layer or head.
@@ -134,9 +140,9 @@ def knock_out(
         each if isinstance(each, str) else tuple(each) for each in (query_span, key_span)
     )
     ends = "->".join(_span_name(span) for span in (queries, keys))
-    cut, everything = _Rule(ends, _Cut(queries, keys)), _Rule("everything", _everything)
-    places = _Places.of(layers, heads)
-    return _Switched(f"knock_out({ends}{places.told})", cut, everything, places)
+    blocked, everything = _Rule(ends, _Knockout(queries, keys)), _Rule("everything", _everything)
+    scope = _Scope.of(layers, heads)
+    return _Switched(f"knock_out({ends}{scope.label})", blocked, everything, scope)
 
 
 def switched(
@@ -146,13 +152,13 @@ def switched(
     layers: Iterable[int] | None = None,
     heads: Iterable[int] | None = None,
 ) -> Mask:
-    """One mask in some layers and heads, another elsewhere.
+    """Use one mask in some layers and heads, and another in all others.
 
     Args:
-        inside: the mask there; a name of `MASKS`, or a mask.
-        elsewhere: the mask in all others, if there are any.
+        inside: the mask in the given layers and heads; a name of `MASKS`, or a mask.
+        elsewhere: the mask in all other layers and heads, likewise.
         layers: 0-based indices of the blocks; all if None.
-        heads: likewise.
+        heads: 0-based indices of the query heads; all if None.
 
     Raises:
         UsageError: for an unknown mask, or a negative layer or head.
@@ -164,27 +170,27 @@ def switched(
     inside, elsewhere = mask_of(inside), mask_of(elsewhere)
     if layers is None and heads is None:
         return inside
-    places = _Places.of(layers, heads)
-    name = f"switched({inside.name}{places.told}, else {elsewhere.name})"
-    return _Switched(name, inside, elsewhere, places)
+    scope = _Scope.of(layers, heads)
+    name = f"switched({inside.name}{scope.label}, else {elsewhere.name})"
+    return _Switched(name, inside, elsewhere, scope)
 
 
 def painted(seen: Bool[Tensor, "query key"], name: str = "painted") -> Mask:
-    """Who sees whom, given token by token, for prompts of that many tokens.
+    """A mask that is given token by token, for prompts of exactly that length.
 
     Args:
-        seen: True where the query's token sees the key's.
-        name: what tables call it.
+        seen: True where the query token may attend to the key token, shape (query, key).
+        name: the name of the mask in tables.
 
     Raises:
-        UsageError: when it meets a prompt of another length.
+        UsageError: when the mask is used on a prompt of another length.
     """
 
     def rule(layout: Layout) -> Tensor:
         if len(layout) != len(seen):
             raise UsageError(
                 f"the mask {name!r} was painted on {len(seen)} tokens, but the prompt has "
-                f"{len(layout)}"
+                f"{len(layout)}; use it on the prompt that it was made for"
             )
         return seen
 
@@ -192,19 +198,20 @@ def painted(seen: Bool[Tensor, "query key"], name: str = "painted") -> Mask:
 
 
 def visibility_order(order: Order, seed: int = 0) -> Mask:
-    """Causal in another order of the documents than that of the row; left-out ones are unseen.
+    """Causal attention as if the documents stood in another order than they do in the prompt.
+
+    Documents that the order leaves out are invisible to all other tokens.
 
     Args:
-        order: of the documents; see `hopscope.documents.orders.arrange`.
-        seed: of shuffles.
+        order: order of the documents; see `hopscope.documents.orders.arrange`.
+        seed: seed of shuffled orders.
     """
 
     def rule(layout: Layout) -> Tensor:
-        wanted = arrange(layout.question, order, seed)
-        ranked = with_order(layout, wanted)
+        ranked = with_order(layout, arrange(layout.question, order, seed))
         hidden = torch.as_tensor(ranked.hidden)
-        seen = _causal(ranked) & ~hidden[None, :]
-        return seen | (hidden[:, None] & _same_segment(layout) & _causal(layout))
+        keep = _causal(ranked) & ~hidden[None, :]
+        return keep | (hidden[:, None] & _same_segment(layout) & _causal(layout))
 
     name = order_name(order)
     drawn = f", seed {seed}" if name.startswith("shuffle") else ""
@@ -220,14 +227,14 @@ MASKS: Mapping[str, Callable[[], Mask]] = MappingProxyType(
         "document_block_instruction": lambda: document_block(instruction=True),
     }
 )
-"""The masks that have a name in the shell."""
+"""The masks without arguments, by the names that the shell and `mask_of` accept."""
 
 
 def mask_of(mask: str | Mask) -> Mask:
-    """A mask by its name.
+    """Return a mask by its name in `MASKS`; a mask is returned as it is.
 
     Raises:
-        UsageError: if there is none of that name.
+        UsageError: for an unknown name.
     """
     if isinstance(mask, Mask):
         return mask

@@ -1,4 +1,4 @@
-"""Provides models: `load_model` and its kin, and the views of what they load.
+"""Provides `load_model` and related functions, and the classes of the models that they load.
 
 `LanguageModel` is a decoder-only model, `EncoderDecoder` a T5-like one.
 """

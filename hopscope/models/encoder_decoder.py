@@ -1,4 +1,4 @@
-"""Provides EncoderDecoder: one view of a T5-like Hugging Face model."""
+"""Provides EncoderDecoder: a uniform interface to T5-like Hugging Face models."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from hopscope.errors import ModelError
 from hopscope.models.token_model import TokenModel
 
 T5_TYPES = ("t5", "mt5", "umt5")
-"""The model types whose parts are where T5 (and so Flan-T5) has them."""
+"""The values of `model_type` whose modules are named as in T5 and Flan-T5."""
 
 
 class EncoderDecoder(TokenModel):
-    """A T5-like model, its tokenizer, and where its parts are.
+    """A T5-like model (Raffel et al. 2020) with its tokenizer and access to its modules.
 
-    The encoder reads the prompt, whose tokens all see one another; the decoder writes the answer,
-    and sees of the prompt what the encoder made of it (cross-attention). The token `</s>` that the
-    tokenizer puts behind a text belongs to the prompt. Raffel et al. 2020.
+    The encoder reads the prompt with bidirectional attention. The decoder generates the answer, and
+    attends to the encoder's states of the prompt by cross-attention. The token `</s>` that the
+    tokenizer appends to a text belongs to the prompt.
 
     Args:
         hf: the Hugging Face model, with a language-model head.
         tokenizer: its (fast) tokenizer.
-        name: what results call it.
-        wrapped: the object that the user gave, if it was not `hf` itself.
+        name: name of the model in results.
+        wrapped: the object that the user passed, if it was a wrapper around `hf`.
 
     Attributes:
         encoder_layers: the blocks of the encoder.
         layers: the blocks of the decoder.
-        relative: attention knows how far apart two places of the row are, and no position id.
+        relative: True; attention depends on the distance between tokens, not on position ids.
 
     Raises:
-        ModelError: if the model is no T5-like one, or has no head.
+        ModelError: if the model is not T5-like, or has no language-model head.
     """
 
     relative = True
@@ -74,20 +74,22 @@ class EncoderDecoder(TokenModel):
 
     @property
     def max_context(self) -> None:
-        """None: positions are relative, and a prompt may be as long as memory allows."""
+        """None: positions are relative, so that only memory limits the length of a prompt."""
 
     @cached_property
     def start_token(self) -> int:
-        """The id that the decoder begins with, and that predicts the answer's first token.
+        """The id of the decoder's start token, whose logits predict the first answer token.
 
         Raises:
-            ModelError: if the configuration does not say it.
+            ModelError: if the configuration does not define it.
         """
         for config in (self.hf.generation_config, self.config):
             start = getattr(config, "decoder_start_token_id", None)
             if start is not None:
                 return int(start)
-        raise ModelError(f"the configuration of {self.name} has no decoder_start_token_id")
+        raise ModelError(
+            f"the configuration of {self.name} has no decoder_start_token_id; set it in hf.config"
+        )
 
     def encoder_sublayer(self, layer: int) -> nn.Module:
         """The self-attention of encoder block `layer` with its norm and residual connection."""
@@ -106,17 +108,21 @@ class EncoderDecoder(TokenModel):
         return self.cross_sublayer(layer).get_submodule("EncDecAttention")
 
     def encoder_bias(self, layer: int, n_tokens: int) -> Tensor:
-        """What the places of two tokens add to the attention scores of encoder block `layer`.
+        """Return the relative position bias on the attention scores of encoder block `layer`.
 
-        T5 learns it in its first block and adds it in all; UMT5 learns one in every block.
+        T5 learns the bias in its first block and adds it in all blocks; UMT5 learns one per block.
+
+        Args:
+            layer: 0-based index of the encoder block.
+            n_tokens: number of tokens in the prompt.
 
         Returns:
-            Numbers of shape (1, head, query, key).
+            The bias, shape (1, head, query, key).
         """
-        own = self.encoder_attention(layer)
-        if not getattr(own, "has_relative_attention_bias", False):
-            own = self.encoder_attention(0)
-        bias: Tensor = own.compute_bias(n_tokens, n_tokens)  # type: ignore[operator]
+        attention = self.encoder_attention(layer)
+        if not getattr(attention, "has_relative_attention_bias", False):
+            attention = self.encoder_attention(0)
+        bias: Tensor = attention.compute_bias(n_tokens, n_tokens)  # type: ignore[operator]
         return bias
 
 

@@ -1,4 +1,4 @@
-"""Provides read_gguf(): a quantised model file, turned into a folder that loads quickly."""
+"""Provides read_gguf(): reads a quantised model file into a dense model and its tokenizer."""
 
 from __future__ import annotations
 
@@ -22,24 +22,28 @@ from transformers import (
 from hopscope.errors import ModelError
 
 SPLITS_DIGITS = frozenset({"smollm", "starcoder", "refact"})
-"""GGUF pre-tokenizers that split digits before the byte-level BPE; transformers drops that step."""
+"""Names of GGUF pre-tokenizers that split digits before the byte-level BPE, which is lost when
+transformers converts them."""
 
 
 def read_gguf(
     path: Path, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Reads a GGUF file into a plain dense model, on the CPU, and its tokenizer.
+    """Reads a GGUF file into a dense model on the CPU, with its tokenizer.
 
     Args:
         path: The `.gguf` file.
-        dtype: What the weights are dequantised to; float32 is exact.
+        dtype: Dtype of the dequantised weights; only float32 is exact.
+
+    Returns:
+        The model in eval mode, and its fast tokenizer.
 
     Raises:
-        ModelError: The file cannot be read, or its architecture is unknown to transformers.
+        ModelError: If the file cannot be read, or transformers does not know its architecture.
     """
     place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     dense: dict[str, Any] = {}
-    if hasattr(transformers, "GgufConfig"):  # else a GPU could be given packed 4-bit modules
+    if hasattr(transformers, "GgufConfig"):  # otherwise a GPU may get packed 4-bit modules
         dense["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
         tokenizer = AutoTokenizer.from_pretrained(**place)
@@ -55,17 +59,17 @@ def read_gguf(
 
 
 def _forget_quantisation(model: PreTrainedModel) -> None:
-    """Drops the traces of GGUF: the weights are dense by now, and must be saved and loaded so."""
+    """Removes the GGUF settings, so that the dense weights are saved and loaded as such."""
     model.hf_quantizer = None  # type: ignore[assignment]
     for trace in ("quantization_config", "_model_name_or_path"):
         model.config.__dict__.pop(trace, None)
 
 
 def _plain_tokenizer(tokenizer: Any, path: Path) -> PreTrainedTokenizerBase:
-    """The same tokenizer as a generic fast one, with the pre-tokenizer that the GGUF file names.
+    """Returns the tokenizer as a generic fast one, with the pre-tokenizer that the GGUF file names.
 
-    The generic class reads everything from `tokenizer.json`; a family's class builds part of it
-    again from vocabulary and merges, which is slow and may differ.
+    The generic class reads everything from `tokenizer.json`, while the class of a model family
+    rebuilds part of it from vocabulary and merges, which is slow and may differ.
     """
     backend = tokenizer.backend_tokenizer
     is_byte_level = isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel)
@@ -87,19 +91,19 @@ def _plain_tokenizer(tokenizer: Any, path: Path) -> PreTrainedTokenizerBase:
 
 
 def _gguf_pre_tokenizer(path: Path) -> str | None:
-    """The GGUF file's own name of its pre-tokenizer, such as `"smollm"`."""
-    from gguf import GGUFReader  # heavy, and needed here alone
+    """Returns the name that the GGUF file gives to its pre-tokenizer, such as `"smollm"`."""
+    from gguf import GGUFReader  # slow to import, and needed only here
 
     field = GGUFReader(path).get_field("tokenizer.ggml.pre")
     return None if field is None else str(field.contents())
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Silences transformers' own progress bars, which would break up the bar of the steps.
+def quiet_transformers() -> Iterator[None]:
+    """Hides the progress bars of transformers, which would interrupt the bar of the caller.
 
-    The one of its GGUF reader knows no switch, so what is written to stderr meanwhile goes
-    nowhere. Log messages come through: their handlers hold the stream that was there before.
+    The bar of the GGUF reader cannot be disabled, so that stderr is discarded in the meantime. Log
+    messages still appear, because their handlers hold the original stream.
     """
     shown = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Provides the checks that a model is of the kind that was asked for."""
+"""Provides checks that a model is of the requested class: decoder-only or encoder-decoder."""
 
 from __future__ import annotations
 
@@ -16,69 +16,73 @@ from hopscope.errors import ModelError
 from hopscope.models.encoder_decoder import T5_TYPES, EncoderDecoder
 from hopscope.models.language_model import LanguageModel
 
-_Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase, str]
+LoadedParts = tuple[PreTrainedModel, PreTrainedTokenizerBase, str]
+"""A model, its tokenizer and its name in results."""
+
+ModelClass = type[LanguageModel] | type[EncoderDecoder]
 
 
-_Kind = type[LanguageModel] | type[EncoderDecoder]
-
-
-def _check_code(config: dict[str, Any], name: str, trusted: bool) -> None:
+def check_remote_code(config: dict[str, Any], name: str, trusted: bool) -> None:
+    """Raise a ModelError if a checkpoint needs its own Python code and that is not trusted."""
     if config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING and not trusted:
         raise ModelError(
             f"{name} (model_type {config.get('model_type')!r}) is not part of transformers and "
-            f"needs Python code that comes with it ({json.dumps(config['auto_map'])}). Read that "
+            f"needs Python code from its checkpoint ({json.dumps(config['auto_map'])}). Read that "
             "code first; if you trust it, pass trust_remote_code=True."
         )
 
 
-def _check_type(config: dict[str, Any], name: str, kinds: tuple[_Kind, ...]) -> None:
-    """Refuses a checkpoint of another kind before its weights are read."""
+def check_model_type(config: dict[str, Any], name: str, classes: tuple[ModelClass, ...]) -> None:
+    """Raise a ModelError for a checkpoint of another class, before its weights are read."""
     model_type = config.get("model_type")
     if config.get("auto_map") and model_type not in CONFIG_MAPPING:
         return
     if model_type not in CONFIG_MAPPING:
         expected = "a causal language model such as 'llama'"
-        if LanguageModel not in kinds:
+        if LanguageModel not in classes:
             expected = "an encoder-decoder such as 't5'"
         raise ModelError(
             f"{name} has a config.json whose model_type is {model_type!r}, which this version of "
             f"transformers does not know; expected {expected}"
         )
-    if not _is_t5(config) and model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise _wrong_kind(config, name, kinds)
-    _check_kind(config, name, kinds)
+    if not is_t5(config) and model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise wrong_class_error(config, name, classes)
+    check_class(config, name, classes)
 
 
-def _check_kind(config: dict[str, Any], name: str, kinds: tuple[_Kind, ...]) -> None:
-    if _is_t5(config):
-        fits = EncoderDecoder in kinds
+def check_class(config: dict[str, Any], name: str, classes: tuple[ModelClass, ...]) -> None:
+    """Raise a ModelError if a model belongs to none of the given classes."""
+    if is_t5(config):
+        fits = EncoderDecoder in classes
     else:
-        fits = LanguageModel in kinds and not _reads_both_ways(config)
+        fits = LanguageModel in classes and not _is_bidirectional(config)
     if not fits:
-        raise _wrong_kind(config, name, kinds)
+        raise wrong_class_error(config, name, classes)
 
 
-def _is_t5(config: dict[str, Any]) -> bool:
-    """Whether it is an encoder-decoder whose parts are known."""
+def is_t5(config: dict[str, Any]) -> bool:
+    """Return whether a configuration is that of a supported encoder-decoder."""
     return config.get("model_type") in T5_TYPES and config.get("is_encoder_decoder", True)
 
 
-def _reads_both_ways(config: dict[str, Any]) -> bool:
-    """Whether it is an encoder like BERT or an encoder-decoder like T5."""
+def _is_bidirectional(config: dict[str, Any]) -> bool:
+    """Return whether a configuration is that of an encoder (BERT) or encoder-decoder (T5)."""
     is_encoder = config.get("model_type") in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return bool(config.get("is_encoder_decoder") or (is_encoder and not config.get("is_decoder")))
 
 
-def _wrong_kind(config: dict[str, Any], name: str, kinds: tuple[_Kind, ...]) -> ModelError:
+def wrong_class_error(
+    config: dict[str, Any], name: str, classes: tuple[ModelClass, ...]
+) -> ModelError:
     causal = "decoder-only one, such as Llama, Mistral, Qwen, Gemma, GPT-2, GPT-NeoX or OLMo"
     t5 = f"one of the types {', '.join(T5_TYPES)}, such as T5 or Flan-T5"
-    if EncoderDecoder not in kinds:
+    if EncoderDecoder not in classes:
         text = f"is not a causal language model; expected a {causal}"
-        text += ". Load this one with load_encoder_decoder" if _is_t5(config) else ""
-    elif LanguageModel not in kinds:
+        text += ". Load this one with load_encoder_decoder" if is_t5(config) else ""
+    elif LanguageModel not in classes:
         text = f"is not an encoder-decoder that can be read here; expected {t5}"
         causal_too = config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        if causal_too and not _reads_both_ways(config):
+        if causal_too and not _is_bidirectional(config):
             text += ". Load this one with load_model"
     else:
         text = (

@@ -1,4 +1,4 @@
-"""Provides LanguageModel: one view of a decoder-only Hugging Face model, whatever its family."""
+"""Provides LanguageModel: a uniform interface to decoder-only Hugging Face models."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ WRITERS = {
     "attn_out": "post_attention_layernorm",
     "mlp_out": "post_feedforward_layernorm",
 }
-"""The norms that write to the residual stream, in families that norm a sublayer's output."""
+"""Names of the norms that write to the residual stream, in families that normalise the output of a
+sublayer."""
 PROJECTION_NAMES = ("o_proj", "c_proj", "dense", "out_proj", "wo")
 
 
 class LanguageModel(TokenModel):
-    """A causal language model, its tokenizer, and where its parts are.
+    """A causal language model with its tokenizer and access to its modules.
 
     Args:
-        hf: the Hugging Face model; one that TransformerLens has wrapped in place is unwrapped
-            into a model that shares its parameters.
+        hf: the Hugging Face model. If TransformerLens has wrapped it in place, it is replaced by
+            an unwrapped model that shares its parameters.
         tokenizer: its (fast) tokenizer.
-        name: what results call it.
-        wrapped: the object that the user gave, if it was not `hf` itself.
+        name: name of the model in results.
+        wrapped: the object that the user passed, if it was a wrapper around `hf`.
 
     Raises:
-        ModelError: if the model is not causal, or a part of it cannot be found.
+        ModelError: if the model is not causal, or if one of its modules cannot be found.
     """
 
     def __init__(
@@ -75,10 +76,17 @@ class LanguageModel(TokenModel):
         return _child(self.attention(layer), PROJECTION_NAMES, "attention output projection")
 
     def writer(self, layer: int, site: str) -> nn.Module:
-        """The module whose output block `layer` adds to the residual stream at `site`.
+        """Return the module whose output block `layer` adds to the residual stream at `site`.
 
-        Families that normalise a sublayer's output (Gemma 2 and 3, OLMo 2) add the normalised
-        one, so there it is the norm's output that is `attn_out` or `mlp_out`.
+        Families that normalise the output of a sublayer (Gemma 2 and 3, OLMo 2) add the normalised
+        output, so that for them it is a norm.
+
+        Args:
+            layer: 0-based index of the block.
+            site: `attn_out` or `mlp_out`.
+
+        Raises:
+            UsageError: for another site.
         """
         if site not in WRITERS:
             raise UsageError(f"no module writes {site!r}: expected 'attn_out' or 'mlp_out'")
@@ -88,19 +96,19 @@ class LanguageModel(TokenModel):
         return self.attention(layer) if site == "attn_out" else self.mlp(layer)
 
     def window(self, layer: int) -> int | None:
-        """The sliding window of block `layer` in tokens; None if it attends to everything."""
+        """The sliding window of block `layer` in tokens; None for full attention."""
         types = getattr(self.config, "layer_types", None)
         sliding = types[layer] == "sliding_attention" if types else True
         window = getattr(self.config, "sliding_window", None)
         return int(window) if sliding and window is not None else None
 
     def to_transformer_lens(self) -> TransformerBridge:
-        """The model as a TransformerLens bridge over the same parameters; it stays as it is.
+        """Return a TransformerLens bridge that shares the parameters; the model is not changed.
+
+        See `hopscope.models.transformer_lens.to_transformer_lens`.
 
         Raises:
             ModelError: if TransformerLens does not support the family.
-
-        See `hopscope.prompting.transformer_lens_cache.to_transformer_lens`.
         """
         from hopscope.models.transformer_lens import to_transformer_lens
 
@@ -108,11 +116,11 @@ class LanguageModel(TokenModel):
 
 
 def _find_layers(hf: PreTrainedModel, n_layers: int) -> tuple[nn.Module, tuple[nn.Module, ...]]:
-    """The module that holds the list of blocks, and the blocks."""
+    """Return the module that holds the list of blocks, and the blocks."""
     if getattr(hf.config, "is_encoder_decoder", False):
         raise ModelError(
             f"{hf.config.model_type} is an encoder-decoder, not a causal language model; "
-            "give a decoder-only model"
+            "use load_encoder_decoder or a decoder-only model"
         )
     for parent in hf.modules():
         for child in parent.children():
@@ -124,13 +132,14 @@ def _find_layers(hf: PreTrainedModel, n_layers: int) -> tuple[nn.Module, tuple[n
     )
 
 
-def _child(parent: nn.Module, names: Sequence[str], what: str) -> nn.Module:
+def _child(parent: nn.Module, names: Sequence[str], part: str) -> nn.Module:
+    """Return the first child module that has one of the given names."""
     for name in names:
         child = getattr(parent, name, None)
         if isinstance(child, nn.Module):
             return child
     raise ModelError(
-        f"cannot find the {what} in {type(parent).__name__}: looked for {', '.join(names)}, "
+        f"cannot find the {part} in {type(parent).__name__}: looked for {', '.join(names)}, "
         f"found {', '.join(n for n, _ in parent.named_children())}"
     )
 

@@ -1,4 +1,4 @@
-"""Provides `load_model`: a LanguageModel from a name, a hub id, a folder, a file or an object.
+"""Provides `load_model`: loads a LanguageModel by name, hub id, folder, file or model object.
 
 `load_encoder_decoder` does the same for T5-like models, and `load_any` for both.
 """
@@ -26,18 +26,18 @@ from hopscope.errors import ModelError, UnknownModelError, UsageError
 from hopscope.models.encoder_decoder import EncoderDecoder
 from hopscope.models.gguf import read_gguf
 from hopscope.models.kinds import (
-    _check_code,
-    _check_kind,
-    _check_type,
-    _is_t5,
-    _Kind,
-    _Loaded,
-    _wrong_kind,
+    LoadedParts,
+    ModelClass,
+    check_class,
+    check_model_type,
+    check_remote_code,
+    is_t5,
+    wrong_class_error,
 )
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.tiny import TINY_ENCODER_DECODERS, TINY_FAMILIES, build_tiny
 from hopscope.models.token_model import TokenModel
-from hopscope.models.wrapped import _unwrap
+from hopscope.models.wrapped import unwrap
 from hopscope.models.zoo import pull, zoo
 
 logger = logging.getLogger(__name__)
@@ -45,8 +45,8 @@ logger = logging.getLogger(__name__)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 RESOLVERS: dict[str, Callable[[str, torch.device | None], tuple[Path, str]]] = {}
-"""By what stands before the colon of a name, such as `world:`: gives the folder of a model and what
-results call it. Those who know such names add themselves."""
+"""Functions that find the folder and the name of a model for a scheme such as `world:`, by scheme.
+The module that defines a scheme registers it here."""
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -61,34 +61,35 @@ def load_model(
     allow_pickle: bool = False,
     name: str | None = None,
 ) -> LanguageModel:
-    """Loads a causal language model, or takes one that is already loaded, in eval mode.
+    """Loads a causal language model, or wraps one that is already loaded, in eval mode.
 
     Args:
         x: One of: a name of the zoo (`"smollm2-135m"`, fetched on first use) or of a tiny random
             model (`"tiny-random-llama"`); a world (`"world:two-hop-looped"`, seed 0, or
-            `"world:two-hop-looped@1"`; one that is not shipped is trained on first use); a hub
+            `"world:two-hop-looped@1"`; trained on first use unless it comes with hopscope); a hub
             id (`"org/name"`); a folder with safetensors; a `.gguf` file; a `PreTrainedModel`; a
             TransformerLens `TransformerBridge`; an nnsight model; or a `LanguageModel`, which is
             returned as it is.
-        device: Where to put the model. By default a model that is loaded here goes to CUDA if
-            there is any, else to the CPU, and a model that is already loaded stays where it is.
-        dtype: Such as `torch.bfloat16`, `"bfloat16"`, or `"auto"` for the checkpoint's own. By
-            default float32 on the CPU and the checkpoint's own on CUDA; a model that is already
-            loaded keeps its own.
+        device: Device of the model. By default a model that is loaded here is put on CUDA if
+            available and on the CPU otherwise, and a model that is already loaded is not moved.
+        dtype: Such as `torch.bfloat16`, `"bfloat16"`, or `"auto"` for the dtype of the checkpoint.
+            By default float32 on the CPU and the dtype of the checkpoint on CUDA; a model that is
+            already loaded is not converted.
         device_map: As for `from_pretrained`, for a model spread over several devices; instead of
             `device`.
-        tokenizer: The tokenizer to use instead of the one that comes with the model.
-        trust_remote_code: Run the Python code that a checkpoint brings along, if it needs it.
-        allow_pickle: Read pickled weights (`*.bin`, `*.pt`) where there are no safetensors.
-        name: What results call the model; by default its name, hub id, or the folder's name.
+        tokenizer: The tokenizer to use instead of the model's own.
+        trust_remote_code: Whether to run the Python code of a checkpoint that needs it.
+        allow_pickle: Whether to read pickled weights (`*.bin`, `*.pt`) if there are no safetensors.
+        name: Name of the model in results; by default its name, hub id, or the name of the folder.
 
     Returns:
-        The model, whose parameters no longer require gradients.
+        The model. Its parameters do not require gradients.
 
     Raises:
-        UnknownModelError: `x` is neither a known name nor a hub id, folder or file that exists.
-        ModelError: The model cannot be fetched, trusted, read, or is not a causal language model.
-        UsageError: `device` or `dtype` cannot be used.
+        UnknownModelError: If `x` is neither a known name nor an existing hub id, folder or file.
+        ModelError: If the model cannot be fetched or read, needs code that is not trusted, or is
+            not a causal language model.
+        UsageError: If `device` or `dtype` cannot be used.
 
     Example:
         >>> load_model("tiny-random-llama", device="cpu").n_layers
@@ -96,8 +97,8 @@ def load_model(
     """
     if isinstance(x, LanguageModel):
         return x
-    how = _How(device, dtype, device_map, tokenizer, trust_remote_code, allow_pickle)
-    return LanguageModel(*_load(x, name, how, (LanguageModel,)))
+    options = _LoadOptions(device, dtype, device_map, tokenizer, trust_remote_code, allow_pickle)
+    return LanguageModel(*_load(x, name, options, (LanguageModel,)))
 
 
 def load_encoder_decoder(
@@ -111,7 +112,7 @@ def load_encoder_decoder(
     allow_pickle: bool = False,
     name: str | None = None,
 ) -> EncoderDecoder:
-    """Loads a T5-like encoder-decoder, or takes one that is already loaded, in eval mode.
+    """Loads a T5-like encoder-decoder, or wraps one that is already loaded, in eval mode.
 
     Args:
         x: A hub id such as `"google/flan-t5-base"`, a folder with safetensors, the tiny random
@@ -121,12 +122,13 @@ def load_encoder_decoder(
         tokenizer, trust_remote_code, allow_pickle, name: As in `load_model`.
 
     Returns:
-        The model, whose parameters no longer require gradients.
+        The model. Its parameters do not require gradients.
 
     Raises:
-        UnknownModelError: `x` is neither a known name nor a hub id, folder or file that exists.
-        ModelError: The model cannot be fetched, trusted, read, or is no T5-like one.
-        UsageError: `device` or `dtype` cannot be used.
+        UnknownModelError: If `x` is neither a known name nor an existing hub id, folder or file.
+        ModelError: If the model cannot be fetched or read, needs code that is not trusted, or is
+            not T5-like.
+        UsageError: If `device` or `dtype` cannot be used.
 
     Example:
         >>> load_encoder_decoder("tiny-random-t5", device="cpu").n_encoder_layers
@@ -134,8 +136,8 @@ def load_encoder_decoder(
     """
     if isinstance(x, EncoderDecoder):
         return x
-    how = _How(device, dtype, device_map, tokenizer, trust_remote_code, allow_pickle)
-    return EncoderDecoder(*_load(x, name, how, (EncoderDecoder,)))
+    options = _LoadOptions(device, dtype, device_map, tokenizer, trust_remote_code, allow_pickle)
+    return EncoderDecoder(*_load(x, name, options, (EncoderDecoder,)))
 
 
 def load_any(
@@ -149,29 +151,33 @@ def load_any(
     allow_pickle: bool = False,
     name: str | None = None,
 ) -> LanguageModel | EncoderDecoder:
-    """Loads what `load_model` or `load_encoder_decoder` loads, whichever kind `x` is of.
+    """Loads a model of either kind, as `load_model` or `load_encoder_decoder` does.
 
     Args:
-        x: What either of them takes; an `EncoderDecoder` or `LanguageModel` is returned as it is.
+        x: Anything that either function accepts.
         device, dtype, device_map: As in `load_model`.
         tokenizer, trust_remote_code, allow_pickle, name: As in `load_model`.
 
+    Returns:
+        A `LanguageModel`, or an `EncoderDecoder` for a T5-like model.
+
     Raises:
-        UnknownModelError: `x` is neither a known name nor a hub id, folder or file that exists.
-        ModelError: The model cannot be fetched, trusted, read, or is of neither kind.
-        UsageError: `device` or `dtype` cannot be used.
+        UnknownModelError: If `x` is neither a known name nor an existing hub id, folder or file.
+        ModelError: If the model cannot be fetched or read, needs code that is not trusted, or is
+            of neither kind.
+        UsageError: If `device` or `dtype` cannot be used.
     """
     if isinstance(x, (LanguageModel, EncoderDecoder)):
         return x
-    how = _How(device, dtype, device_map, tokenizer, trust_remote_code, allow_pickle)
-    hf, found, called, wrapped = _load(x, name, how, (LanguageModel, EncoderDecoder))
-    view: _Kind = EncoderDecoder if _is_t5(hf.config.to_dict()) else LanguageModel
-    return view(hf, found, called, wrapped)
+    options = _LoadOptions(device, dtype, device_map, tokenizer, trust_remote_code, allow_pickle)
+    parts = _load(x, name, options, (LanguageModel, EncoderDecoder))
+    model_class: ModelClass = EncoderDecoder if is_t5(parts[0].config.to_dict()) else LanguageModel
+    return model_class(*parts)
 
 
 @dataclass(frozen=True)
-class _How:
-    """Where a model is to go, as which numbers, and whom to trust."""
+class _LoadOptions:
+    """The keyword arguments of `load_model` other than `name`."""
 
     device: str | torch.device | None
     dtype: str | torch.dtype | None
@@ -182,64 +188,67 @@ class _How:
 
 
 def _load(
-    x: object, name: str | None, how: _How, kinds: tuple[_Kind, ...]
+    x: object, name: str | None, options: _LoadOptions, classes: tuple[ModelClass, ...]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str, object | None]:
-    """What a view of one of `kinds` is made of: the model, its tokenizer, its name, and `x`.
+    """Load the arguments of a model class: the model, its tokenizer, its name, and its wrapper.
 
-    The last is None where `x` is no wrapper around the model.
+    The wrapper is `x`, or None if `x` is not a wrapper around the model.
     """
     wrapped = None
     if isinstance(x, TokenModel):
-        raise _wrong_kind(x.config.to_dict(), x.name, kinds)
+        raise wrong_class_error(x.config.to_dict(), x.name, classes)
     if isinstance(x, (str, Path)):
-        hf, found, default_name = _Reader(how, kinds)(x)
+        hf, tokenizer, default_name = _Reader(options, classes)(x)
     else:
-        hf, found, default_name = _unwrap(x, how.tokenizer)
-        _move(hf, how.device, how.dtype, how.device_map)
+        hf, tokenizer, default_name = unwrap(x, options.tokenizer)
+        _move(hf, options.device, options.dtype, options.device_map)
         wrapped = None if hf is x else x
-    _check_kind(hf.config.to_dict(), default_name, kinds)
-    _check_fast(found, default_name)
+    check_class(hf.config.to_dict(), default_name, classes)
+    _check_fast(tokenizer, default_name)
     hf.eval()  # type: ignore[no-untyped-call]
     hf.requires_grad_(False)
-    return hf, found, name or default_name, wrapped
+    return hf, tokenizer, name or default_name, wrapped
 
 
 class _Reader:
-    """Reads a model of one of some kinds from a name or a path."""
+    """Loads a model of one of the given classes by its name or path."""
 
-    def __init__(self, how: _How, kinds: tuple[_Kind, ...]) -> None:
-        if how.device is not None and how.device_map is not None:
+    def __init__(self, options: _LoadOptions, classes: tuple[ModelClass, ...]) -> None:
+        if options.device is not None and options.device_map is not None:
             raise UsageError("give either device or device_map, not both")
-        self.device = device_of(how.device)
-        self.dtype = _dtype(how.dtype, self.device if how.device_map is None else None)
-        self.device_map = how.device_map
-        self.tokenizer = how.tokenizer
-        self.trust_remote_code = how.trust_remote_code
-        self.allow_pickle = how.allow_pickle
-        self.kinds = kinds
+        self.device = device_of(options.device)
+        self.dtype = _dtype(options.dtype, self.device if options.device_map is None else None)
+        self.device_map = options.device_map
+        self.tokenizer = options.tokenizer
+        self.trust_remote_code = options.trust_remote_code
+        self.allow_pickle = options.allow_pickle
+        self.classes = classes
 
-    def __call__(self, x: str | Path) -> _Loaded:
+    def __call__(self, x: str | Path) -> LoadedParts:
         text = str(x)
         path = Path(x).expanduser()
         if isinstance(x, str) and x in zoo():
-            advice = f"Run `hopscope models pull {x} --force` to make it again."
+            advice = f"Run `hopscope models pull {x} --force` to restore it."
             return self._checkpoint(pull(x), x, advice)
         if isinstance(x, str) and x in (*TINY_FAMILIES, *TINY_ENCODER_DECODERS):
             return self._placed(*build_tiny(x), x)
         scheme = x.partition(":")[0] if isinstance(x, str) else ""
         if scheme in RESOLVERS:
             folder, name = RESOLVERS[scheme](text, self.device)
-            return self._checkpoint(folder, name, "Make it again.")
+            return self._checkpoint(folder, name, "Delete the folder and load it again.")
         if path.is_dir():
             self._check_folder(path)
-            return self._checkpoint(path, path.resolve().name, "The files may be incomplete.")
+            return self._checkpoint(
+                path, path.resolve().name, "Check that the folder has all files."
+            )
         if path.is_file():
             return self._file(path)
         if isinstance(x, str) and HUB_ID.fullmatch(x) and not x.startswith("."):
             return self._checkpoint(x, x, _hub_advice(x))
-        raise _unknown(text, self.kinds)
+        raise _unknown(text, self.classes)
 
-    def _file(self, path: Path) -> _Loaded:
+    def _file(self, path: Path) -> LoadedParts:
+        """Load a GGUF file."""
         if path.suffix != ".gguf":
             raise ModelError(
                 f"{path} is a file, but not a .gguf one; give the folder that holds config.json "
@@ -253,18 +262,20 @@ class _Reader:
         hf: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         name: str,
-    ) -> _Loaded:
+    ) -> LoadedParts:
+        """Move a model that was built on the CPU to its device and dtype."""
         if self.device_map is not None:
-            raise UsageError(f"{name} takes a device, not a device_map")
+            raise UsageError(f"{name} cannot be loaded with device_map; use device instead")
         _to(hf, self.device, self.dtype)
         return hf, self.tokenizer or tokenizer, name
 
     def _check_folder(self, folder: Path) -> None:
+        """Raise a ModelError unless the folder has a configuration and weights that may be read."""
         if not (folder / "config.json").is_file():
             gguf = sorted(path.name for path in folder.glob("*.gguf"))
             hint = f"; give the file itself: {folder / gguf[0]}" if gguf else ""
             raise ModelError(
-                f"{folder} has no config.json, so it is not the folder of a saved model{hint}"
+                f"{folder} has no config.json, so that it is not the folder of a saved model{hint}"
             )
         if any((folder / weights).is_file() for weights in SAFE_WEIGHTS):
             return
@@ -276,14 +287,14 @@ class _Reader:
         if not self.allow_pickle:
             raise ModelError(_pickle_refusal(f"{folder} ({', '.join(pickled)})"))
 
-    def _checkpoint(self, place: str | Path, name: str, advice: str) -> _Loaded:
-        """Loads a folder or a hub id; a failure becomes a ModelError that ends in `advice`."""
+    def _checkpoint(self, place: str | Path, name: str, advice: str) -> LoadedParts:
+        """Load a folder or a hub id; a failure becomes a ModelError that ends in `advice`."""
         config = self._read(
             lambda: PreTrainedConfig.get_config_dict(str(place))[0], "configuration", place, advice
         )
-        _check_code(config, name, self.trust_remote_code)
-        _check_type(config, name, self.kinds)
-        auto = AutoModelForSeq2SeqLM if _is_t5(config) else AutoModelForCausalLM
+        check_remote_code(config, name, self.trust_remote_code)
+        check_model_type(config, name, self.classes)
+        auto = AutoModelForSeq2SeqLM if is_t5(config) else AutoModelForCausalLM
         hf = self._read(lambda: self._weights(auto, place), "weights", place, advice)
         tokenizer = self.tokenizer or self._read(
             lambda: AutoTokenizer.from_pretrained(
@@ -296,8 +307,8 @@ class _Reader:
         return hf, tokenizer, name
 
     def _weights(self, auto: Any, place: str | Path) -> PreTrainedModel:
-        read = auto.from_pretrained
-        hf, report = read(
+        """Load the weights; a ValueError if some parameters are missing from the checkpoint."""
+        hf, report = auto.from_pretrained(
             str(place),
             dtype=self.dtype,
             device_map=self.device_map,
@@ -308,14 +319,15 @@ class _Reader:
         missing = sorted(report["missing_keys"])
         if missing:
             raise ValueError(
-                f"{len(missing)} parameters are not among the weights, such as {missing[0]}; "
+                f"{len(missing)} parameters are missing from the weights, such as {missing[0]}; "
                 "they would be random"
             )
         if self.device_map is None:
             _to(hf, self.device, None)
         return hf  # type: ignore[no-any-return]
 
-    def _read(self, read: Callable[[], Any], what: str, place: str | Path, advice: str) -> Any:
+    def _read(self, read: Callable[[], Any], part: str, place: str | Path, advice: str) -> Any:
+        """Call `read`, and turn its failure into a ModelError that names the part and place."""
         try:
             return read()
         except torch.OutOfMemoryError:
@@ -324,16 +336,17 @@ class _Reader:
             reason = str(error).strip() or type(error).__name__
             if not self.allow_pickle and "safetensors" in reason and "appear to have" in reason:
                 raise ModelError(_pickle_refusal(str(place))) from error
-            raise ModelError(f"cannot read the {what} of {place}: {reason}\n{advice}") from error
+            raise ModelError(f"cannot read the {part} of {place}: {reason}\n{advice}") from error
 
 
-def _unknown(text: str, kinds: tuple[_Kind, ...]) -> UnknownModelError:
-    known = [*zoo(), *TINY_FAMILIES] if LanguageModel in kinds else []
-    known += TINY_ENCODER_DECODERS if EncoderDecoder in kinds else []
+def _unknown(text: str, classes: tuple[ModelClass, ...]) -> UnknownModelError:
+    """Return the error for a name that cannot be resolved."""
+    known = [*zoo(), *TINY_FAMILIES] if LanguageModel in classes else []
+    known += TINY_ENCODER_DECODERS if EncoderDecoder in classes else []
     if "/" in text or "\\" in text or text.endswith(".gguf"):
         return UnknownModelError(
-            f"{text!r} is no folder or file here, and no hub id of the form 'org/name'; check the "
-            f"path, or give one of the names {', '.join(known)}"
+            f"{text!r} is neither an existing folder or file nor a hub id 'org/name'; check the "
+            f"path, or use one of the names {', '.join(known)}"
         )
     near = difflib.get_close_matches(text, known, n=3)
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
@@ -344,19 +357,20 @@ def _unknown(text: str, kinds: tuple[_Kind, ...]) -> UnknownModelError:
 
 
 def _hub_advice(hub_id: str) -> str:
+    """Return what to do if a hub id cannot be loaded."""
     same = [name for name, entry in zoo().items() if entry.hub_id == hub_id]
-    near = f"; the same model comes without the hub as load_model({same[0]!r})" if same else ""
+    hint = f"; load_model({same[0]!r}) loads the same model without the hub" if same else ""
     return (
-        "There is no folder of that name here, so it was taken for a hub id. "
-        "Check the id and the network (for a gated model, also `hf auth login`), or give a folder "
-        f"or .gguf file that is already here, or a name of the zoo ({', '.join(zoo())}){near}."
+        "There is no local folder of that name, so it was treated as a hub id. "
+        "Check the id and the network (for a gated model, also `hf auth login`), or use a local "
+        f"folder or .gguf file, or a name of the zoo ({', '.join(zoo())}){hint}."
     )
 
 
 def _pickle_refusal(where: str) -> str:
     return (
-        f"{where} has pickled weights only, and a pickle can run any code when it is read. Convert "
-        "them to safetensors, or, if you trust their source, pass allow_pickle=True."
+        f"{where} has only pickled weights, and a pickle can run any code when it is read. Convert "
+        "them to safetensors, or pass allow_pickle=True if you trust their source."
     )
 
 
@@ -366,14 +380,20 @@ def _move(
     dtype: str | torch.dtype | None,
     device_map: object,
 ) -> None:
+    """Move and convert a model that is already loaded, in place."""
     if device_map is not None:
-        raise UsageError("device_map is for models that are loaded here; this one is loaded")
-    wanted = None if dtype is None else _dtype(dtype, None)
-    _to(hf, None if device is None else device_of(device), wanted)
+        raise UsageError(
+            "device_map cannot be used for a model that is already loaded; use device instead"
+        )
+    _to(
+        hf,
+        None if device is None else device_of(device),
+        None if dtype is None else _dtype(dtype, None),
+    )
 
 
 def _to(hf: PreTrainedModel, device: torch.device | None, dtype: torch.dtype | str | None) -> None:
-    """Moves and casts in place; `None`, and the dtype `"auto"`, leave things as they are."""
+    """Move and convert a model in place; None and the dtype `"auto"` change nothing."""
     if device is not None:
         torch.nn.Module.to(hf, device=device)
     if isinstance(dtype, torch.dtype):
@@ -381,27 +401,29 @@ def _to(hf: PreTrainedModel, device: torch.device | None, dtype: torch.dtype | s
 
 
 def device_of(device: str | torch.device | None) -> torch.device:
-    """The device that is asked for; CUDA by default if there is any.
+    """Return a device as a `torch.device`; by default CUDA if available, or else the CPU.
 
     Raises:
-        UsageError: for one that is unknown, or not here.
+        UsageError: if the device is unknown or not available.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise UsageError(f"unknown device {device!r}; expected 'cpu', 'cuda', 'cuda:1'") from error
+        raise UsageError(
+            f"unknown device {device!r}; expected 'cpu', 'cuda' or such as 'cuda:1'"
+        ) from error
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise UsageError(
-            f"device {str(device)!r} is not here: torch sees {torch.cuda.device_count()} CUDA "
+            f"device {str(device)!r} is not available: there are {torch.cuda.device_count()} CUDA "
             "devices; use device='cpu'"
         )
     return chosen
 
 
 def _dtype(dtype: str | torch.dtype | None, device: torch.device | None) -> torch.dtype | str:
-    """The dtype asked for, or else float32 on the CPU and the checkpoint's own elsewhere."""
+    """Return a dtype; by default float32 on the CPU, and that of the checkpoint elsewhere."""
     if dtype is None:
         on_cpu = device.type == "cpu" if device is not None else not torch.cuda.is_available()
         return torch.float32 if on_cpu else "auto"
@@ -414,8 +436,9 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device | None) -> torc
 
 
 def _check_fast(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise a ModelError for a tokenizer that gives no character offsets."""
     if not tokenizer.is_fast:
         raise ModelError(
             f"the tokenizer of {name} is a slow one ({type(tokenizer).__name__}), which does not "
-            "say where its tokens are in the text; pass a fast one as tokenizer="
+            "give character offsets; pass a fast tokenizer as tokenizer="
         )

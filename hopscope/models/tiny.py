@@ -1,4 +1,4 @@
-"""Provides seeded random models of each supported family, and the small tokenizer they share."""
+"""Provides small random models of each supported family, with a small tokenizer, for tests."""
 
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -32,22 +32,22 @@ from hopscope.errors import UnknownModelError
 VOCAB_SIZE = 512
 MAX_POSITIONS = 256
 SLIDING_WINDOW = 8
-"""Short, so that a prompt of a dozen tokens already reaches beyond it."""
+"""Short, so that a prompt of a dozen tokens exceeds it."""
 
 INITIALIZER_RANGE = 0.3
-"""Large, so that the blocks, not the embedding of the last token, decide what comes next."""
+"""Large, so that the prediction depends on the blocks and not only on the last token."""
 
 GAIN_SPREAD = 0.2
-"""Standard deviation added to norm weights and biases, which would otherwise do nothing."""
+"""Standard deviation of the noise on norm weights and biases, which would otherwise be trivial."""
 
 T5_WRITER_SCALE = 10.0
-"""Of what writes to T5's residual stream, beside which its embeddings would be large."""
+"""Factor on the weights that write to the residual stream of T5, to outweigh its embeddings."""
 
 T5_QUERY_SCALE = 2.0
-"""Of T5's queries, so that some keys get far more attention than others."""
+"""Factor on the query weights of T5, so that attention is not close to uniform."""
 
 GEMMA_POST_NORM_GAIN = 2.0
-"""Added to the norms of what Gemma's blocks write, to outweigh its scaled-up embeddings."""
+"""Added to the weights of Gemma's post-norms, to outweigh its scaled embeddings."""
 
 PAD, EOS, BOS = "<pad>", "<eos>", "<bos>"
 
@@ -92,7 +92,7 @@ _T5_SHAPE: Mapping[str, Any] = MappingProxyType(
         "d_kv": 12,
         "d_ff": 96,
         "num_layers": 4,
-        "num_decoder_layers": 3,  # another number, so that nobody takes one for the other
+        "num_decoder_layers": 3,  # differs from num_layers, so that a mix-up shows
         "num_heads": 4,
         "feed_forward_proj": "gated-gelu",
         "decoder_start_token_id": 0,
@@ -105,7 +105,7 @@ _NEOX_SHAPE: Mapping[str, Any] = MappingProxyType(
 _FAMILIES: Mapping[str, tuple[Callable[..., PreTrainedConfig], Mapping[str, Any]]] = (
     MappingProxyType(
         {
-            # Tied as in SmolLM2 and Llama 3.2 1B.
+            # Tied embeddings, as in SmolLM2 and Llama 3.2 1B.
             "tiny-random-llama": (LlamaConfig, {**_LLAMA_SHAPE, "tie_word_embeddings": True}),
             "tiny-random-mistral": (
                 MistralConfig,
@@ -118,7 +118,7 @@ _FAMILIES: Mapping[str, tuple[Callable[..., PreTrainedConfig], Mapping[str, Any]
             ),
             "tiny-random-gemma2": (
                 Gemma2Config,
-                # Far lower caps than the real 50 and 30, which these logits would never feel.
+                # Far lower than the real 50 and 30, which these logits would never reach.
                 {**_GEMMA_SHAPE, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 6.0},
             ),
             "tiny-random-gemma3": (Gemma3TextConfig, _GEMMA_SHAPE),
@@ -130,14 +130,14 @@ _FAMILIES: Mapping[str, tuple[Callable[..., PreTrainedConfig], Mapping[str, Any]
 )
 
 TINY_FAMILIES: tuple[str, ...] = tuple(_FAMILIES)
-"""The names of the causal models that `build_tiny` knows, one for each supported family."""
+"""Names of the causal models that `build_tiny` can build, one for each supported family."""
 
 _ENCODER_DECODERS: Mapping[str, tuple[Callable[..., PreTrainedConfig], Mapping[str, Any]]] = (
     MappingProxyType({"tiny-random-t5": (T5Config, _T5_SHAPE)})
 )
 
 TINY_ENCODER_DECODERS: tuple[str, ...] = tuple(_ENCODER_DECODERS)
-"""The names of the encoder-decoders that `build_tiny` knows."""
+"""Names of the encoder-decoders that `build_tiny` can build."""
 
 _ADDS_BOS = frozenset({"tiny-random-mistral", "tiny-random-gemma2", "tiny-random-gemma3"})
 
@@ -173,7 +173,7 @@ _CORPUS: tuple[str, ...] = (
 
 @cache
 def _trained_tokenizer() -> str:
-    """The shared byte-level BPE as JSON, trained on `_CORPUS` (the same in every process)."""
+    """Returns the shared byte-level BPE as JSON, trained on `_CORPUS` (deterministic)."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -201,7 +201,7 @@ def _build_tokenizer(name: str) -> PreTrainedTokenizerFast:
         )
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
-        name_or_path=name,  # TransformerLens looks for it
+        name_or_path=name,  # TransformerLens reads it
         model_max_length=MAX_POSITIONS,
         clean_up_tokenization_spaces=False,
         **special,
@@ -209,9 +209,9 @@ def _build_tokenizer(name: str) -> PreTrainedTokenizerFast:
 
 
 def _spread_gains(model: PreTrainedModel) -> None:
-    """Moves norm weights and biases off their initial 0 or 1, so that skipping one is noticed.
+    """Perturbs norm weights and biases from their initial 0 or 1, so that omitting one shows.
 
-    In T5 what the blocks add is made to outweigh the embeddings, and places to matter.
+    In T5 it also scales the blocks to outweigh the embeddings and draws the relative position bias.
     """
     is_t5 = model.config.model_type == "t5"
     is_gemma = model.config.model_type.startswith("gemma")
@@ -230,12 +230,12 @@ def _spread_gains(model: PreTrainedModel) -> None:
 
 
 def build_tiny(name: str, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Builds a random four-layer model of one family, with its tokenizer, from nothing but a seed.
+    """Builds a random four-layer model of one family, with its tokenizer, from a seed.
 
-    The weights are drawn on the CPU in float32; the global random state is left as it was. The
-    tokenizer is a byte-level BPE of 512 tokens that round-trips any text; for the families whose
-    real tokenizer adds a BOS token (Mistral, Gemma), so does this one, and that of T5 adds an EOS
-    token behind. The decoder of T5 has three layers.
+    The weights are drawn on the CPU in float32, without changing the global random state. The
+    tokenizer is a byte-level BPE of 512 tokens that round-trips any text. It adds a BOS token for
+    the families whose real tokenizer does (Mistral, Gemma), and appends an EOS token for T5. The
+    decoder of T5 has three layers.
 
     Args:
         name: One of `TINY_FAMILIES`, such as `"tiny-random-llama"`, or of `TINY_ENCODER_DECODERS`.
@@ -245,7 +245,7 @@ def build_tiny(name: str, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTok
         The model, in eval mode on the CPU, and its fast tokenizer.
 
     Raises:
-        UnknownModelError: `name` is none of them.
+        UnknownModelError: For any other name.
 
     Example:
         >>> model, tokenizer = build_tiny("tiny-random-llama", seed=1)
@@ -266,12 +266,12 @@ def build_tiny(name: str, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTok
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
-    # The CPU generator alone: torch.manual_seed would also reseed every CUDA device.
+    # Only the CPU generator: torch.manual_seed would also reseed all CUDA devices.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         model: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
         _spread_gains(model)
-    model.config.architectures = [type(model).__name__]  # as a saved model has it
+    model.config.architectures = [type(model).__name__]  # as in a saved model
     model.requires_grad_(False)
     model.eval()  # type: ignore[no-untyped-call]
     return model, tokenizer

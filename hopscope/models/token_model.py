@@ -1,4 +1,4 @@
-"""Provides TokenModel: what all models have in common, whichever way they read."""
+"""Provides TokenModel: what decoder-only models and encoder-decoders have in common."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ARTICLE = re.compile(r"^(?:the|a|an) (?=\S)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Encoded:
-    """A prompt as tokens: `ids` and, for each, its half-open character range in the text."""
+    """A tokenised text: token ids, and the half-open character range of each token."""
 
     text: str
     ids: tuple[int, ...]
@@ -33,17 +33,17 @@ class Encoded:
 
 
 class TokenModel:
-    """A Hugging Face model that goes from tokens to tokens, and its tokenizer.
+    """A Hugging Face model that maps tokens to logits, with its tokenizer.
 
     Args:
-        hf: the model; one that TransformerLens has wrapped in place is unwrapped into a model
-            that shares its parameters.
+        hf: the Hugging Face model. If TransformerLens has wrapped it in place, it is replaced by
+            an unwrapped model that shares its parameters.
         tokenizer: its (fast) tokenizer.
-        name: what results call it.
-        wrapped: the object that the user gave, if it was not `hf` itself.
+        name: name of the model in results.
+        wrapped: the object that the user passed, if it was a wrapper around `hf`.
 
     Attributes:
-        probed: what a short run has told of the model, by name; each is told once.
+        probed: properties of the model that were found by a short run, by name; a cache.
     """
 
     def __init__(
@@ -95,13 +95,13 @@ class TokenModel:
 
     @property
     def max_context(self) -> int | None:
-        """The longest prompt in tokens, where the configuration says it."""
+        """The longest prompt in tokens; None if the configuration does not limit it."""
         limit = getattr(self.config, "max_position_embeddings", None)
         return None if limit is None else int(limit)
 
     @property
     def device(self) -> torch.device:
-        """Where the embeddings are, and so where token ids go."""
+        """The device of the embeddings, to which token ids are moved."""
         return next(self.hf.get_input_embeddings().parameters()).device
 
     @property
@@ -111,7 +111,7 @@ class TokenModel:
 
     @cached_property
     def cache_argument(self) -> str:
-        """What this version of transformers calls the keys and values of past tokens."""
+        """Name of the `forward` argument that takes the key-value cache."""
         parameters = inspect.signature(type(self.hf).forward).parameters
         return "cache" if "cache" in parameters else "past_key_values"
 
@@ -126,14 +126,15 @@ class TokenModel:
         return digest.hexdigest()
 
     def encode(self, text: str, room: int = 0) -> Encoded:
-        """Tokenise a prompt as the model expects it, special tokens included.
+        """Tokenise a prompt, with the special tokens that the model expects.
 
         Args:
             text: the prompt.
-            room: how many tokens are to be generated after it.
+            room: number of tokens that will be generated after the prompt.
 
         Raises:
-            UsageError: if the prompt is empty, or with `room` does not fit into the context.
+            UsageError: if the prompt has no token, or does not fit into the context together
+                with `room` further tokens.
         """
         row = self.tokenizer(text, return_offsets_mapping=True)
         ids = tuple(row["input_ids"])
@@ -141,19 +142,19 @@ class TokenModel:
             raise UsageError(f"the prompt {text!r} has no token; give some text")
         if self.max_context is not None and len(ids) + room > self.max_context:
             raise UsageError(
-                f"the prompt has {len(ids)} tokens and {room} are to be generated, but the "
+                f"the prompt has {len(ids)} tokens and {room} will be generated, but the "
                 f"context of {self.name} is {self.max_context} tokens: {text[:80]!r}... "
                 "Use fewer demonstrations (with_few_shot) or a shorter prompt."
             )
         return Encoded(text, ids, tuple((int(a), int(b)) for a, b in row["offset_mapping"]))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of generated tokens, without special tokens."""
+        """Return the text of token ids, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     @cached_property
     def end_tokens(self) -> frozenset[int]:
-        """The ids that end a generation."""
+        """The token ids that end a generated text."""
         configured = getattr(self.hf.generation_config, "eos_token_id", None)
         if configured is None:
             configured = self.tokenizer.eos_token_id
@@ -162,23 +163,27 @@ class TokenModel:
         return frozenset([configured] if isinstance(configured, int) else configured)
 
     def answer_tokens(self, names: Iterable[str]) -> tuple[int, ...]:
-        """First tokens that tell an answer: of the names without an article, if there are any.
+        """Return the first tokens of an answer, over all of its names.
 
-        The first token of "the euro" is that of "the yen", too.
+        Names that begin with an article are left out unless all do, because "the euro" and
+        "the yen" have the same first token.
         """
         names = tuple(names)
-        telling = [name for name in names if not _ARTICLE.match(name.strip())]
-        return self.first_tokens(telling or names)
+        without_article = [name for name in names if not _ARTICLE.match(name.strip())]
+        return self.first_tokens(without_article or names)
 
     def first_tokens(self, names: Iterable[str], variants: bool = False) -> tuple[int, ...]:
-        """The first token of each name as it would follow a prompt, after one space.
+        """Return the first token of each name when it follows a prompt and one space.
 
         Args:
             names: the names.
-            variants: also those of the name without the space, and in lower case; of a name that
-                begins with an article those of the rest, since an article names nothing.
+            variants: whether to include the first tokens of the name without the space and in
+                lower case; a leading article is then dropped.
+
+        Returns:
+            Token ids without repeats, in the order of the names.
         """
-        found: dict[int, None] = {}
+        tokens: dict[int, None] = {}
         for name in filter(None, (name.strip() for name in names)):
             spellings = [f" {name}"]
             if variants:
@@ -187,15 +192,15 @@ class TokenModel:
             for spelling in spellings:
                 ids = self.tokenizer(spelling, add_special_tokens=False)["input_ids"]
                 if ids:
-                    found[ids[0]] = None
-        return tuple(found)
+                    tokens[ids[0]] = None
+        return tuple(tokens)
 
 
 def plain_modules(module: PreTrainedModel) -> PreTrainedModel:
-    """The model without TransformerLens's wrappers; parameters and buffers are shared.
+    """Return the model without the wrappers of TransformerLens, sharing parameters and buffers.
 
-    `TransformerBridge` replaces modules in place by bridges that hold the original one and
-    compute attention in their own way. The copy made here has the original modules again.
+    `TransformerBridge` replaces modules in place by bridges, which hold the original modules but
+    compute attention in their own way. The copy that is returned has the original modules.
     """
     if not any("_original_component" in m._modules for m in module.modules()):
         return module
@@ -208,13 +213,14 @@ def plain_modules(module: PreTrainedModel) -> PreTrainedModel:
 
 
 def _unwrapped(module: nn.Module, seen: dict[int, nn.Module]) -> nn.Module:
+    """Return a copy of a module tree without bridges; `seen` holds the copies made so far."""
     while "_original_component" in module._modules:
         module = module._modules["_original_component"]  # type: ignore[assignment]
     if id(module) not in seen:
         clone = copy.copy(module)
         for name, value in vars(module).items():
             if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
-                vars(clone)[name] = value.copy()  # edits of this model are not the bridge's
+                vars(clone)[name] = value.copy()  # hooks on the copy must not appear on the bridge
         seen[id(module)] = clone
         clone._modules = {
             name: None if child is None else _unwrapped(child, seen)

@@ -1,4 +1,4 @@
-"""Provides to_transformer_lens(): a model as a TransformerLens bridge over the same parameters."""
+"""Provides to_transformer_lens(): a TransformerLens bridge that shares a model's parameters."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 def to_transformer_lens(model: TokenModel) -> TransformerBridge:
-    """The model as a TransformerLens bridge over the same parameters.
+    """Return a TransformerLens bridge that shares the parameters of a model.
 
-    A bridge replaces the modules of its model in place, so this one gets module objects of its
-    own; `model` stays as it is. The parameters are shared, not copied: a weight that is changed in
-    one is changed in the other. Only where a family has queries, keys and values in one matrix may
-    TransformerLens compute with a copy of its parts (GPT-NeoX does). `enable_compatibility_mode`
-    gives the bridge weights of its own.
+    A bridge replaces the modules of its model in place, so that this one is built on copies of the
+    module objects, and `model` is not changed. Parameters are shared: a weight that is changed in
+    one is changed in the other. The exception are families with one matrix for queries, keys and
+    values, where TransformerLens may compute with copies of its parts (GPT-NeoX).
+    `enable_compatibility_mode` gives the bridge its own weights.
 
-    The bridge tokenises a text as the model's tokenizer does, with no BOS token beyond that. It
-    keeps attention results (`attn.hook_result`) after `bridge.set_use_attn_result(True)`.
+    The bridge tokenises a text like the model's tokenizer, and adds no further BOS token. It stores
+    attention results (`attn.hook_result`) after `bridge.set_use_attn_result(True)`.
 
     Args:
-        model: the model; one that was loaded from a bridge gives back that very bridge, with
-            whatever was done to it.
+        model: the model. If it was loaded from a bridge, that same bridge is returned.
 
     Returns:
-        The bridge, in eager attention, on the model's device and in its dtype.
+        The bridge with eager attention, on the device and in the dtype of the model.
 
     Raises:
         ModelError: if TransformerLens does not support the family.
@@ -49,12 +48,12 @@ def to_transformer_lens(model: TokenModel) -> TransformerBridge:
 
     if isinstance(model.wrapped, TransformerBridge):
         return model.wrapped
-    # TransformerLens sets special tokens in place, and reads a tokenizer that adds no BOS token
-    # again, from the hub, to have one that does.
+    # TransformerLens sets special tokens in place, and loads a tokenizer that adds no BOS token
+    # again from the hub with one that does.
     tokenizer = copy.deepcopy(model.tokenizer)
     tokenizer.init_kwargs["add_bos_token"] = True
     hf = copy_of_modules(model.hf)
-    hf.config.architectures = [type(hf).__name__]  # not set where a model was made from a config
+    hf.config.architectures = [type(hf).__name__]  # not set for a model built from a config
     try:
         bridge = TransformerBridge.boot_transformers(
             model.name,
@@ -67,8 +66,8 @@ def to_transformer_lens(model: TokenModel) -> TransformerBridge:
         raise ModelError(
             f"TransformerLens {version('transformer-lens')} does not support "
             f"{type(model.hf).__name__} (model_type {model.hf.config.model_type!r}): "
-            f"{textwrap.shorten(str(error).partition('. ')[0], 200)}. Use hopscope's own capture "
-            "and edit on it."
+            f"{textwrap.shorten(str(error).partition('. ')[0], 200)}. Use hopscope's capture "
+            "and edit instead."
         ) from error
     tokenizer.init_kwargs = copy.deepcopy(model.tokenizer.init_kwargs)
     bridge.cfg.default_prepend_bos = bridge.cfg.tokenizer_prepends_bos
@@ -76,9 +75,9 @@ def to_transformer_lens(model: TokenModel) -> TransformerBridge:
 
 
 def copy_of_modules(module: _Module) -> _Module:
-    """The same model in other module objects; parameters and buffers are shared, not copied.
+    """Return a copy of the module objects of a model that shares its parameters and buffers.
 
-    What wraps the copy in place, or hooks it, leaves the original alone.
+    Hooks on the copy, and wrappers that replace its modules in place, do not affect the original.
 
     Example:
         >>> one = nn.Linear(2, 3)

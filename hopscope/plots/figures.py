@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from hopscope.files import replacing
 from hopscope.plots.style import panels, shared_legend
 
 Drawn = tuple[Figure, pd.DataFrame]
@@ -76,11 +76,10 @@ def save_figure(figure: Figure, numbers: pd.DataFrame, folder: Path, name: str) 
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{suffix}" for suffix in ("png", "svg", "csv")]
     for path in paths:
-        beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-        if path.suffix == ".csv":
-            numbers.to_csv(beside, index=False, float_format="%.6g", lineterminator="\n")
-        else:
-            metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-            figure.savefig(beside, metadata=metadata)
-        os.replace(beside, path)
+        with replacing(path) as temporary:
+            if path.suffix == ".csv":
+                numbers.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+            else:
+                metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+                figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
     return paths

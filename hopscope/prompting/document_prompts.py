@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import Any
 
 import pandas as pd
-from scipy import stats
 
 from hopscope.documents.lay_out import check_positions, lay_out
 from hopscope.documents.layout import Label, Layout, Way
@@ -29,7 +28,7 @@ from hopscope.models.encoder_decoder import EncoderDecoder
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.generation import at_line_end, check_tokens
 from hopscope.queries.answers import contains, exact_match, f1_score, first_line, matches
-from hopscope.statistics import mean_intervals
+from hopscope.statistics import mean_intervals, wilson
 
 logger = logging.getLogger(__name__)
 
@@ -284,9 +283,7 @@ def accuracies(frame: pd.DataFrame, by: Sequence[str], metric: str, seed: int = 
         if metric == "f1":
             mean, low, high = mean_intervals([values], seed)[0]
         else:
-            right = int(values.sum())
-            interval = stats.binomtest(right, len(values)).proportion_ci(method="wilson")
-            mean, low, high = right / len(values), interval.low, interval.high
+            mean, low, high = wilson(int(values.sum()), len(values))
         rows.append((*key, len(values), mean, low, high))
     return pd.DataFrame(rows, columns=[*by, "n", "accuracy", "low", "high"])
 

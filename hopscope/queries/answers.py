@@ -1,4 +1,4 @@
-"""Decides whether a generated text names an entity: normalising, matching, early stopping."""
+"""Decides whether a generated text names an entity, and when decoding can stop."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _TYPOGRAPHY = {
     **dict.fromkeys(map(ord, "\u00ad\u200b\ufeff"), None),
     **dict.fromkeys(range(0xFE00, 0xFE10), None),  # variation selectors
 }
-# Letters with a stroke or a ligature have no canonical decomposition; people type them plain.
+# Letters with a stroke and ligatures have no canonical decomposition, but are often typed plain.
 _PLAIN = str.maketrans(
     {"ø": "o", "ł": "l", "đ": "d", "ħ": "h", "ı": "i", "æ": "ae", "œ": "oe"}
     | {"Ø": "O", "Ł": "L", "Đ": "D", "Ħ": "H", "Æ": "AE", "Œ": "OE"}
 )
-# Scripts that write words without spaces, or (Hangul) glue particles to a name.
+# Scripts without spaces between words, and Hangul, which attaches particles to names.
 _UNSPACED = "\u0e00-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _UNSPACED += "\U00020000-\U0003ffff"
-# Words of running English that are also codes or names in capitals: CAN (Canada), WHO, AND
-# (Andorra), ARE (the Emirates), PER (Peru). Two-letter names need no list: all are that risky.
+# English words that, in capitals, are also codes or names: CAN (Canada), WHO, AND (Andorra), ARE
+# (United Arab Emirates), PER (Peru). Two-letter names are always treated as ambiguous.
 _RUNNING_TEXT = (
     "a all an and any are as at be but by can did do for had has he her him his how i if in is it "
     "its lot man may me men my no nor not of on one or our out per she so that the them they this "
@@ -42,25 +42,25 @@ _ENGLISH = frozenset(_RUNNING_TEXT.split())
 
 @lru_cache(maxsize=4096)
 def _drops_accents(letter: str) -> bool:
-    """Whether marks on this letter are accents (Latin, Greek, Cyrillic) and not part of it."""
+    """Return whether marks on this letter are accents, and not part of the letter itself."""
     return unicodedata.name(letter, "").startswith(("LATIN", "GREEK", "CYRILLIC"))
 
 
 def _strip_accents(text: str) -> str:
     """Drop combining marks from Latin, Greek and Cyrillic letters only."""
-    kept: list[str] = []
+    characters: list[str] = []
     base = ""
     for character in unicodedata.normalize("NFD", text):
         if unicodedata.category(character) != "Mn":
             base = character
         elif base and _drops_accents(base):
             continue
-        kept.append(character)
-    return unicodedata.normalize("NFC", "".join(kept))
+        characters.append(character)
+    return unicodedata.normalize("NFC", "".join(characters))
 
 
 def _fold(text: str, *, case: bool) -> str:
-    """Unify compatibility forms, typography, accents and whitespace; and case where asked."""
+    """Unify compatibility forms, typography, accents and whitespace, and with `case` also case."""
     if text.isascii():
         text = text.replace("`", "'")
         return re.sub(r"\s+", " ", text.casefold() if case else text)
@@ -70,10 +70,10 @@ def _fold(text: str, *, case: bool) -> str:
 
 
 def normalise(text: str) -> str:
-    """Fold away what does not tell two names apart: case, accents, typography, spacing.
+    """Normalise case, accents, typography and spacing, which do not distinguish names.
 
-    Accents are dropped from Latin, Greek and Cyrillic letters only: in other scripts a mark is
-    part of the letter (Devanagari vowel signs, Japanese dakuten).
+    Accents are dropped from Latin, Greek and Cyrillic letters only. In other scripts a mark is part
+    of the letter (Devanagari vowel signs, Japanese dakuten).
 
     Example:
         >>> normalise("  São  Paulo’s ")
@@ -83,7 +83,7 @@ def normalise(text: str) -> str:
 
 
 def first_line(text: str) -> str:
-    """Return what stands before the first line break, without surrounding whitespace.
+    """Return the text before the first line break, without surrounding whitespace.
 
     Example:
         >>> first_line(" Paris\\nThe capital of")
@@ -94,13 +94,13 @@ def first_line(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def _marks() -> str:
-    """Every combining mark of Unicode's first two planes, as the inside of a character class."""
+    """Return the combining marks of the first two Unicode planes, for use in a character class."""
     marks = (chr(point) for point in range(0x300, 0x1F000))
     return "".join(mark for mark in marks if unicodedata.category(mark).startswith("M"))
 
 
 def _bounded(pattern: str, name: str) -> str:
-    """Ask for word boundaries around a pattern, at the ends where the script has them."""
+    """Add word boundaries to a pattern, at the ends of the name whose script has them."""
     marks = _marks()
     unspaced = re.compile(f"[{_UNSPACED}]")
     before = "" if unspaced.match(name[0]) else rf"(?<![^\W_])(?<![{marks}])"
@@ -109,7 +109,7 @@ def _bounded(pattern: str, name: str) -> str:
 
 
 def _loose(character: str, dots_optional: bool) -> str:
-    """The pattern of one character of a name, loose about punctuation."""
+    """Return the pattern of one character of a name, lenient about punctuation."""
     if character == "-":
         return "[ -]"
     if character == " ":  # "Washington D.C." is also "Washington, D.C."
@@ -124,7 +124,7 @@ def _loose(character: str, dots_optional: bool) -> str:
 
 
 def _pattern(name: str) -> str:
-    """The pattern of a folded name: loose about punctuation, strict at its word boundaries."""
+    """Return the pattern of a folded name: lenient about punctuation, strict at word boundaries."""
     body = name.removesuffix(".")
     dots_optional = sum(map(str.isalnum, name)) > 2 and name.replace(".", "") not in _ENGLISH
     pattern = "".join(_loose(character, dots_optional) for character in body)
@@ -135,24 +135,24 @@ def _pattern(name: str) -> str:
 
 
 def _without_article(name: str) -> str:
-    """Drop a leading "the", unless only a word of running text is left ("The Who")."""
+    """Drop a leading "the", unless only a common English word would be left ("The Who")."""
     rest = name[4:] if name[:4].lower() == "the " else name
-    telling = _is_code(rest) or rest.casefold() not in _ENGLISH
-    return rest if telling and sum(map(str.isalnum, rest)) > 1 else name
+    distinctive = _is_code(rest) or rest.casefold() not in _ENGLISH
+    return rest if distinctive and sum(map(str.isalnum, rest)) > 1 else name
 
 
 def _is_code(name: str) -> bool:
-    """Whether a name is told from running text by its capitals alone: "US", "IT", "CAN"."""
+    """Return whether only capitals distinguish the name from a word: "US", "IT", "CAN"."""
     letters = name.isascii() and name.isalpha()
     return letters and (len(name) == 2 or (name.isupper() and name.lower() in _ENGLISH))
 
 
 class _Spelling(NamedTuple):
-    """One name, ready to be looked for in a folded text."""
+    """A name, compiled for searching in folded texts."""
 
     name: str
     word: str
-    """Its longest word: a text without that needs no search."""
+    """The longest word of the name; a text without it need not be searched."""
     pattern: re.Pattern[str]
 
     @classmethod
@@ -162,7 +162,10 @@ class _Spelling(NamedTuple):
         return cls(name, word, re.compile(_pattern(folded)))
 
     def found(self, text: str, *, closed: bool) -> bool:
-        """Whether the name is in a folded text; if ``closed``, with one more character after."""
+        """Return whether a folded text contains the name.
+
+        With ``closed``, the name must be followed by at least one more character.
+        """
         if self.word not in text:
             return False
         match = self.pattern.search(text)
@@ -173,7 +176,7 @@ class _Spelling(NamedTuple):
 
 @lru_cache(maxsize=8192)
 def _spellings(names: tuple[str, ...]) -> tuple[tuple[_Spelling, ...], tuple[_Spelling, ...]]:
-    """Compile the usable names of an entity once: those of any case, and the codes."""
+    """Compile the usable names of an entity: names matched in any case, and codes."""
     anycase: dict[str, str] = {}
     codes: dict[str, str] = {}
     for name in names:
@@ -193,7 +196,7 @@ def _spellings(names: tuple[str, ...]) -> tuple[tuple[_Spelling, ...], tuple[_Sp
 
 
 def _find_word(text: str, names: tuple[str, ...], *, closed: bool = False) -> str | None:
-    """The first name in a text at word boundaries."""
+    """Return the first name that occurs in a text at word boundaries, or None."""
     for spellings, case in zip(_spellings(names), (True, False), strict=True):
         folded = _fold(text, case=case) if spellings else ""
         for spelling in spellings:
@@ -203,11 +206,13 @@ def _find_word(text: str, names: tuple[str, ...], *, closed: bool = False) -> st
 
 
 def _checked(names: Iterable[str], match: str) -> tuple[str, ...]:
-    """Check the arguments that every matching function takes."""
+    """Check the arguments that all matching functions share, and return the names as a tuple."""
     if match not in MATCHES:
         raise UsageError(f"unknown match {match!r}: choose one of {', '.join(MATCHES)}")
     if isinstance(names, str):
-        raise UsageError(f"names must be a sequence of names, not the one string {names!r}")
+        raise UsageError(
+            f"names must be a sequence of names, not the single string {names!r}; put it in a list"
+        )
     return tuple(names)
 
 
@@ -221,18 +226,18 @@ def find_answer(text: str, names: Iterable[str], match: Match = "word") -> str |
     """Return one of ``names`` that ``text`` contains, or None.
 
     Args:
-        text: what a model generated.
-        names: the label and aliases of an entity. Entries that are no string, or have fewer
+        text: a generated text.
+        names: the label and aliases of an entity. Entries that are not strings, or have fewer
             than two letters or digits (one for Chinese, Japanese, Korean), are ignored.
-        match: "word" compares normalised names at word boundaries; a leading "the" and inner
-            commas, full stops, hyphens and quotes are optional; a name of two letters, or one in
-            capitals that is an English word ("CAN"), counts only as it is spelled: "US" is not
-            in "told us". Scripts without spaces need no boundary. "substring" is the rule of
-            Hopping Too Late (Biran et al. 2024): any name longer than one character occurs in
-            the lower-cased text.
+        match: "word" compares normalised names at word boundaries. A leading "the" and inner
+            commas, full stops, hyphens and quotes are optional. A name of two letters, or one in
+            capitals that is also an English word ("CAN"), must match in case: "US" is not in
+            "told us". Scripts without spaces need no boundary. "substring" is the rule of
+            Hopping Too Late (Biran et al. 2024): a name of at least two characters occurs
+            anywhere in the text, in any case.
 
     Raises:
-        UsageError: for another ``match``, or a bare string as ``names``.
+        UsageError: for an unknown ``match``, or a bare string as ``names``.
 
     Example:
         >>> find_answer("It is in Sao Paulo.", ("São Paulo", "Sampa"))
@@ -245,7 +250,7 @@ def find_answer(text: str, names: Iterable[str], match: Match = "word") -> str |
 
 
 def matches(text: str, names: Iterable[str], match: Match = "word") -> bool:
-    """Whether ``text`` contains one of ``names``; see `find_answer` for the rules.
+    """Return whether ``text`` contains one of ``names``; see `find_answer` for the rules.
 
     Example:
         >>> matches("Nigeria", ("Niger",)), matches("Nigeria", ("Niger",), "substring")
@@ -255,11 +260,10 @@ def matches(text: str, names: Iterable[str], match: Match = "word") -> bool:
 
 
 def decided(text: str, names: Iterable[str], match: Match = "word") -> bool:
-    """Whether `matches` is already true of ``text`` whatever follows it: decoding can stop.
+    """Return whether `matches` is true of ``text`` however it continues, so that decoding can stop.
 
-    In word mode a name must be closed by a character that cannot extend it ("Niger" may yet
-    become "Nigeria"); trailing U+FFFD, a character whose bytes are still incomplete, is no such
-    character.
+    With "word", a name must be followed by a character that cannot extend it ("Niger" may still
+    become "Nigeria"). A trailing U+FFFD, which stands for an incomplete character, does not count.
 
     Example:
         >>> decided(" Niger", ("Niger",)), decided(" Niger.", ("Niger",))
@@ -273,7 +277,7 @@ def decided(text: str, names: Iterable[str], match: Match = "word") -> bool:
 
 
 def squashed(text: str) -> str:
-    """The letters and digits of a text in lower case, of any script.
+    """Return the letters and digits of a text, of any script, in lower case.
 
     Example:
         >>> squashed("St. John's"), squashed("東京!")
@@ -283,35 +287,35 @@ def squashed(text: str) -> str:
 
 
 def contains(text: str, names: Iterable[str]) -> bool:
-    """Whether a text holds one of the names when both are squashed to letters and digits.
+    """Return whether a text contains one of the names, comparing letters and digits only.
 
-    What Huang et al. 2025 call exact match. They keep Latin letters only, so that a reference in
-    another script becomes empty and is always found; here all scripts' letters stay, and a name
-    without any is never found.
+    Huang et al. 2025 call this exact match. They keep Latin letters only, so that a reference in
+    another script becomes empty and always matches. Here the letters of all scripts are kept, and
+    a name without any letter or digit never matches.
     """
     within = squashed(text)
     return any(name and name in within for name in map(squashed, _checked(names, "word")))
 
 
 def _squad_words(text: str) -> list[str]:
-    """The words of a text without punctuation and articles, as SQuAD's evaluation has them."""
+    """Return the words of a text without punctuation and articles, as in the SQuAD evaluation."""
     marks = (each in string.punctuation or unicodedata.category(each)[0] == "P" for each in text)
-    kept = "".join(each for each, mark in zip(text, marks, strict=True) if not mark).casefold()
-    return [word for word in kept.split() if word not in ("a", "an", "the")]
+    plain = "".join(each for each, mark in zip(text, marks, strict=True) if not mark).casefold()
+    return [word for word in plain.split() if word not in ("a", "an", "the")]
 
 
 def exact_match(text: str, names: Iterable[str]) -> bool:
-    """Whether a text is one of the names, but for case, punctuation and articles (SQuAD)."""
+    """Return whether a text equals a name up to case, punctuation and articles (SQuAD)."""
     words = _squad_words(text)
     return bool(words) and any(words == _squad_words(name) for name in _checked(names, "word"))
 
 
 def f1_score(text: str, names: Iterable[str]) -> float:
-    """The best F1 of a text's words against those of a name (SQuAD), from 0 to 1."""
+    """Return the highest word F1 of a text against one of the names (SQuAD), from 0 to 1."""
     words = _squad_words(text)
     return max((_f1(words, _squad_words(name)) for name in _checked(names, "word")), default=0.0)
 
 
-def _f1(words: list[str], wanted: list[str]) -> float:
-    common = sum((Counter(words) & Counter(wanted)).values())
-    return 2 * common / max(1, len(words) + len(wanted))
+def _f1(words: list[str], reference: list[str]) -> float:
+    common = sum((Counter(words) & Counter(reference)).values())
+    return 2 * common / max(1, len(words) + len(reference))

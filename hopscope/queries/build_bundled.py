@@ -1,7 +1,8 @@
-"""Compose the hand-written facts in ``facts/`` into the two-hop data set ``world.csv``.
+"""Composes the facts in ``hopscope/data/facts`` into the two-hop query set ``world.csv``.
 
-Run ``python hopscope/data/build_world.py`` to write the file, or add ``--check`` to exit with
-status 1 when the file on disk is not what the facts give. The same facts give the same bytes.
+Run ``python -m hopscope.queries.build_bundled`` to write the file. With ``--check``, nothing is
+written, and the exit status is 1 if the file differs from what the facts give. The same facts
+always give the same bytes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hopscope.files import write_text
+
 DATA = Path(__file__).resolve().parents[1] / "data"
 WORLD = DATA / "world.csv"
 COLUMNS = [
@@ -28,7 +31,7 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Entity:
-    """A thing that facts speak of; ``aliases`` leaves out the label itself."""
+    """An entity that occurs in facts; ``aliases`` does not include the label."""
 
     id: str
     label: str
@@ -43,7 +46,7 @@ class Entity:
 
 @dataclass(frozen=True)
 class Relation:
-    """A relation, with the noun phrase that asks for its object."""
+    """A relation; ``template`` is the noun phrase for its object, with {} for the subject."""
 
     id: str
     type: str
@@ -52,7 +55,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything in the ``facts/`` folder."""
+    """The contents of the ``facts`` folder; ``objects`` maps (subject, relation) to an object."""
 
     entities: dict[str, Entity]
     relations: dict[str, Relation]
@@ -67,7 +70,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def load_entities(folder: Path) -> dict[str, Entity]:
-    """Read ``entities.csv`` by id; a repeated id is an error."""
+    """Read ``entities.csv`` by id; a repeated id is a ValueError."""
     entities: dict[str, Entity] = {}
     for row in read_rows(folder / "entities.csv"):
         if row["id"] in entities:
@@ -84,7 +87,7 @@ def load_relations(folder: Path) -> dict[str, Relation]:
 
 
 def load_objects(folder: Path) -> dict[tuple[str, str], str]:
-    """Read ``facts.csv`` as (subject, relation) -> object; a second object is an error."""
+    """Read ``facts.csv`` as (subject, relation) -> object; a second object is a ValueError."""
     objects: dict[tuple[str, str], str] = {}
     for row in read_rows(folder / "facts.csv"):
         key = (row["subject"], row["relation"])
@@ -95,7 +98,7 @@ def load_objects(folder: Path) -> dict[tuple[str, str], str]:
 
 
 def load_facts(folder: Path = DATA / "facts") -> Facts:
-    """Read the whole folder and check that facts name known entities and relations."""
+    """Read the whole folder; a fact about an unknown entity or relation is a ValueError."""
     entities, relations = load_entities(folder), load_relations(folder)
     objects = load_objects(folder)
     for (subject, relation), target in objects.items():
@@ -107,22 +110,22 @@ def load_facts(folder: Path = DATA / "facts") -> Facts:
 
 
 def lower_first(text: str) -> str:
-    """Lower-case the first letter, so that "The author of" can stand inside a phrase."""
+    """Lower-case the first letter, so that "The author of" fits inside a phrase."""
     return text[:1].lower() + text[1:]
 
 
 def without_slot(template: str) -> str:
-    """Leave out the slot and the word that ties it on: "The author of {}" -> "The author"."""
+    """Remove the slot and its preposition: "The author of {}" -> "The author"."""
     return template.rsplit(" ", 2)[0]
 
 
 def two_hop_prompt(e1: str, r1: str, r2: str) -> str:
-    """Ask for r2 of r1 of e1, from a label and two templates."""
+    """Return the two-hop prompt r2(r1(e1)), from a label and two templates."""
     return r2.format(lower_first(r1.format(e1))) + " is"
 
 
 def guarded_prompts(e1: Entity, r1: Relation, e2: Entity, r2: Relation) -> list[str]:
-    """List the prompts in which the answer must not appear."""
+    """Return the prompts that must not contain the answer."""
     return [
         two_hop_prompt(e1.label, r1.template, r2.template),
         r2.template.format(e2.label),
@@ -138,14 +141,14 @@ def fold(text: str) -> str:
 
 
 def mentions(prompt: str, entity: Entity) -> bool:
-    """Tell whether a name of the entity stands in the prompt as whole words."""
+    """Return whether the prompt contains a name of the entity as whole words."""
     text = fold(prompt)
     patterns = (rf"(?<!\w){re.escape(fold(name))}(?!\w)" for name in entity.names)
     return any(re.search(pattern, text) for pattern in patterns)
 
 
 def is_clean(e1: Entity, r1: Relation, e2: Entity, r2: Relation, e3: Entity) -> bool:
-    """Tell whether the hops reach three entities and no prompt gives a later one away."""
+    """Return whether the three entities differ and no prompt contains a later one."""
     if len({e1.id, e2.id, e3.id}) < 3:
         return False
     prompts = guarded_prompts(e1, r1, e2, r2)
@@ -154,7 +157,7 @@ def is_clean(e1: Entity, r1: Relation, e2: Entity, r2: Relation, e3: Entity) -> 
 
 
 def make_row(e1: Entity, r1: Relation, e2: Entity, r2: Relation, e3: Entity) -> dict[str, str]:
-    """Write one query as a row of ``world.csv``."""
+    """Return one query as a row of ``world.csv``."""
     row = {
         "id": f"{e1.id}.{r1.id}.{r2.id}",
         "source_prompt": two_hop_prompt(e1.label, r1.template, r2.template),
@@ -172,7 +175,7 @@ def make_row(e1: Entity, r1: Relation, e2: Entity, r2: Relation, e3: Entity) -> 
 
 
 def compose(facts: Facts) -> Iterator[dict[str, str]]:
-    """Chain the facts along every listed pair of relations, leaving out rows that leak."""
+    """Chain the facts along each listed pair of relations, leaving out rows that leak an answer."""
     by_type: dict[str, list[Entity]] = {}
     for entity in sorted(facts.entities.values(), key=lambda entity: entity.id):
         by_type.setdefault(entity.type, []).append(entity)
@@ -189,7 +192,7 @@ def compose(facts: Facts) -> Iterator[dict[str, str]]:
 
 
 def render() -> bytes:
-    """Build the whole of ``world.csv`` in memory."""
+    """Return the contents of ``world.csv`` in UTF-8."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -198,17 +201,20 @@ def render() -> bytes:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write ``world.csv``, or with ``--check`` only compare it; return the exit status."""
+    """Write ``world.csv``, or compare it with ``--check``; return the exit status."""
     parser = argparse.ArgumentParser(description="Build hopscope/data/world.csv.")
     parser.add_argument("--check", action="store_true", help="compare, do not write")
     args = parser.parse_args(argv)
     fresh = render()
     if not args.check:
-        WORLD.write_bytes(fresh)
+        write_text(WORLD, fresh.decode("utf-8"))
         return 0
     if WORLD.exists() and WORLD.read_bytes() == fresh:
         return 0
-    print("world.csv differs from its facts: run build_world.py", file=sys.stderr)
+    print(
+        "world.csv differs from its facts: run python -m hopscope.queries.build_bundled",
+        file=sys.stderr,
+    )
     return 1
 
 

@@ -1,4 +1,4 @@
-"""Chooses the few-shot demonstrations of each query so that none gives its answer away."""
+"""Chooses the few-shot demonstrations of each query, so that none gives away its answer."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from hopscope.errors import QueryError
 from hopscope.queries.answers import normalise
 from hopscope.queries.two_hop_query import FORMS, Form, TwoHopQuery
 
-# The demonstrations of a form are in a form that answers the same kind of question; forms that
-# share demonstrations share a token prefix.
 DEMONSTRATION_FORMS: Mapping[Form, Form] = {
     "two_hop": "two_hop",
     "relation_shortcut": "two_hop",
@@ -22,30 +20,33 @@ DEMONSTRATION_FORMS: Mapping[Form, Form] = {
     "second_hop": "second_hop",
     "entity_shortcut": "second_hop",
 }
-_COMMON = 0.02  # the share of a pool from which on one of its entities is common
+"""For each form of prompt, the form of its demonstrations, with the same kind of answer. Prompts
+with the same demonstrations share a token prefix."""
+_COMMON = 0.02
+"""An entity is common in a pool if it occurs in more than this share of the queries."""
 _UNSPACED = re.compile("[\u0e00-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af]")
 
 
 def demonstration_line(query: TwoHopQuery, form: Form) -> str:
-    """Return a prompt with its answer, as one line."""
+    """Return the prompt of a query in one form, followed by its answer, as one line."""
     answer = query.e2_label if form == "first_hop" else query.e3_label
     return f"{query.compose(form)[0]} {answer}\n"
 
 
 @lru_cache(maxsize=65536)
 def _words(text: str) -> str:
-    """The words of a text, case and accents folded, with a space on both sides of each."""
+    """Return the normalised words of a text, with spaces between and around them."""
     words = re.findall(r"[^\W_]+", normalise(text))
     return f" {' '.join(words)} "
 
 
 def _occurs(name: str, words: str) -> bool:
-    """Whether a name occurs as whole words (as a part, in a script without spaces)."""
+    """Return whether a name occurs as whole words, or anywhere in a script without spaces."""
     return (name.strip() if _UNSPACED.search(name) else name) in words
 
 
 def _names(query: TwoHopQuery) -> frozenset[str]:
-    """Every name of the query's three entities that has at least two letters or digits."""
+    """Return the names of the query's entities that have at least two letters or digits."""
     names = (_words(name) for entity in ("e1", "e2", "e3") for name in query.names(entity))
     return frozenset(name for name in names if len(name.replace(" ", "")) > 1)
 
@@ -55,7 +56,7 @@ def _ids(query: TwoHopQuery) -> frozenset[str]:
 
 
 class _Candidate:
-    """A query of the pool, with what must not touch another query's entities."""
+    """A query of the pool, with the names, ids and texts that are compared with other queries."""
 
     def __init__(self, query: TwoHopQuery) -> None:
         self.query = query
@@ -67,42 +68,42 @@ class _Candidate:
 
 
 class Demonstrations:
-    """Picks k demonstrations for each query from a pool in one seeded order.
+    """Chooses k demonstrations for each query from a pool.
 
-    The order is drawn once and interleaves the relation pairs, new entities first. A query takes
-    the first k of it that do not touch its own entities: so nearly all queries share the same
-    demonstrations, and one token prefix.
+    The pool is ordered once; see `demonstration_order`. Each query takes the first k queries of
+    that order that do not mention its entities, so that most queries share their demonstrations
+    and with them a token prefix.
 
     Args:
-        pool: where demonstrations come from.
-        k: how many.
-        seed: of the order.
+        pool: the queries to choose from.
+        k: number of demonstrations.
+        seed: seed of the order.
     """
 
     def __init__(self, pool: Sequence[TwoHopQuery], k: int, seed: int) -> None:
         self.k = k
-        self._order = arrange(pool, seed)
+        self._order = demonstration_order(pool, seed)
         self._candidates: dict[int, _Candidate] = {}
 
     def of(self, query: TwoHopQuery) -> tuple[TwoHopQuery, ...]:
         """Return the demonstrations of a query.
 
-        A demonstration's text, in any form, holds no name of the query's e1, e2 or e3 as words
-        (case and accents folded, names of two letters or more). A name that the query's own
-        templates hold ("is", for Iceland) is kept out of the demonstration's labels only.
+        No demonstration contains, in any form, a name of the query's e1, e2 or e3 of two letters
+        or more as whole words, ignoring case and accents. A name that the templates of the query
+        contain themselves ("is", for Iceland) is excluded only from the demonstration's labels.
 
         Raises:
-            QueryError: if the pool has too few that do not touch the query.
+            QueryError: if the pool has fewer than k such queries.
         """
         names, ids = _names(query), _ids(query)
         frame = _words(f"{query.r1_template} is {query.r2_template} is".replace("{}", " "))
-        told = frozenset(name for name in names if name in frame)
+        in_templates = frozenset(name for name in names if name in frame)
         chosen: list[TwoHopQuery] = []
         for index in range(len(self._order)):
             if len(chosen) == self.k:
                 break
             candidate = self._candidate(index)
-            if not _touches(candidate, query.id, names, told, ids):
+            if not _mentions(candidate, query.id, names, in_templates, ids):
                 chosen.append(candidate.query)
         if len(chosen) < self.k:
             raise QueryError(
@@ -113,11 +114,11 @@ class Demonstrations:
         return tuple(chosen)
 
     def text(self, query: TwoHopQuery, form: Form) -> str:
-        """Return the demonstrations of a query as lines, for a prompt of a form."""
+        """Return the demonstrations of a query as text, one per line, for a prompt of one form."""
         if form not in FORMS:
             raise QueryError(f"unknown prompt form {form!r}: choose one of {', '.join(FORMS)}")
-        shown = DEMONSTRATION_FORMS[form]
-        return "".join(demonstration_line(each, shown) for each in self.of(query))
+        demonstration_form = DEMONSTRATION_FORMS[form]
+        return "".join(demonstration_line(each, demonstration_form) for each in self.of(query))
 
     def _candidate(self, index: int) -> _Candidate:
         if index not in self._candidates:
@@ -125,27 +126,34 @@ class Demonstrations:
         return self._candidates[index]
 
 
-def _touches(
+def _mentions(
     candidate: _Candidate,
     query_id: str,
     names: frozenset[str],
-    told: frozenset[str],
+    in_templates: frozenset[str],
     ids: frozenset[str],
 ) -> bool:
-    """Whether a candidate is the query, or names one of its entities."""
-    if candidate.query.id == query_id or candidate.ids & ids or candidate.names & (names - told):
+    """Return whether a candidate is the query itself, or mentions one of its entities."""
+    if candidate.query.id == query_id or candidate.ids & ids:
+        return True
+    if candidate.names & (names - in_templates):
         return True
     return any(
-        _occurs(name, candidate.labels if name in told else candidate.text) for name in names
+        _occurs(name, candidate.labels if name in in_templates else candidate.text)
+        for name in names
     )
 
 
-def arrange(pool: Sequence[TwoHopQuery], seed: int) -> tuple[TwoHopQuery, ...]:
-    """Shuffle a pool, take its relation pairs in turn, and put shared entities last.
+def demonstration_order(pool: Sequence[TwoHopQuery], seed: int) -> tuple[TwoHopQuery, ...]:
+    """Shuffle a pool, alternate between its pairs of relations, and put repeated entities last.
 
-    First come queries with no entity of an earlier one and none that is common in the pool (a
-    demonstration about "Europe" would serve few queries), then those with a common one, then
-    those that repeat.
+    First come queries whose entities are neither in an earlier query nor common in the pool (a
+    demonstration about "Europe" would suit few queries), then queries with a common entity, then
+    queries with an entity of an earlier one.
+
+    Args:
+        pool: the queries.
+        seed: seed of the shuffle.
     """
     counts = Counter(label for query in pool for label in _labels(query))
     by_pair: dict[str, dict[str, list[TwoHopQuery]]] = defaultdict(lambda: defaultdict(list))
@@ -162,9 +170,12 @@ def arrange(pool: Sequence[TwoHopQuery], seed: int) -> tuple[TwoHopQuery, ...]:
 
 
 def _in_turn(lists: Sequence[Sequence[TwoHopQuery]]) -> list[TwoHopQuery]:
-    """The first of every list, then the second of every list, and so on."""
-    return [each for turn in zip_longest(*lists) for each in turn if each is not None]
+    """Return the first element of each list, then the second of each, and so on."""
+    return [each for column in zip_longest(*lists) for each in column if each is not None]
 
 
 def _labels(query: TwoHopQuery) -> set[str]:
     return {query.e1_label, query.e2_label, query.e3_label}
+
+
+arrange = demonstration_order

@@ -1,4 +1,4 @@
-"""Reads and writes tables of two-hop queries, in the forms that people have."""
+"""Reads and writes tables of two-hop queries, in the formats of published data sets."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import ast
 import json
 import logging
 import math
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from hopscope.errors import QueryError
+from hopscope.files import replacing
 from hopscope.queries.two_hop_query import TwoHopQuery
 
 if TYPE_CHECKING:
@@ -26,8 +25,7 @@ logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 _ENTITIES = ("e1", "e2", "e3")
-_INDEX = "Unnamed: 0"  # what pandas calls a first column without a name
-# The columns of the Hopping Too Late CSV, in its order.
+_INDEX = "Unnamed: 0"  # the name that pandas gives to a first column without one
 COLUMNS = (
     *("id", "e1", "r1", "e2", "r2", "e3"),
     *("e1_label", "e2_label", "e3_label", "e1_aliases", "e2_aliases", "e3_aliases"),
@@ -35,6 +33,7 @@ COLUMNS = (
     *("e1_popularity", "e2_popularity", "e3_popularity"),
     *("r1_template", "r2_template", "source_prompt"),
 )
+"""The columns of the Hopping Too Late CSV, in the order of that file."""
 _ALIASES = tuple(f"{entity}_aliases" for entity in _ENTITIES)
 _ENDINGS = ("r1_ending", "r2_ending")
 _TEXTS = tuple(
@@ -49,10 +48,10 @@ SUFFIXES = (".csv", ".parquet", ".jsonl")
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV, parquet or JSON-lines file; text stays as written ("NA" is no gap).
+    """Read a CSV, parquet or JSON-lines file, keeping text as written ("NA" is not missing).
 
     Raises:
-        QueryError: for another kind of file, or one that cannot be parsed.
+        QueryError: if the file has another suffix, or cannot be parsed.
     """
     try:
         if path.suffix == ".parquet":
@@ -62,7 +61,7 @@ def read_table(path: Path) -> pd.DataFrame:
             return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
         if path.suffix == ".csv":
             return _read_csv(path)
-    except (ValueError, OSError) as error:  # parse errors of pandas, json and pyarrow are such
+    except (ValueError, OSError) as error:  # includes parse errors of pandas, json and pyarrow
         raise QueryError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
     raise QueryError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
 
@@ -71,20 +70,20 @@ def read_hub(id: str, split: str | None, usual: str) -> datasets.Dataset:
     """Load a data set from the Hugging Face hub, or from its local cache.
 
     Args:
-        id: owner/name.
-        split: which split; its only one, or the `usual` one if None.
-        usual: the split that is taken of several.
+        id: the id of the data set, owner/name.
+        split: the split; None for the only one, or for `usual` if there are several.
+        usual: the default among several splits.
 
     Raises:
-        QueryError: if it cannot be loaded, or the split has to be chosen.
+        QueryError: if the data set cannot be loaded, or if a split must be chosen.
     """
     import datasets
 
     try:
         loaded = datasets.load_dataset(id, split=split)
-    except Exception as error:  # the hub's client raises errors of a dozen unrelated families
+    except Exception as error:  # the hub client raises many unrelated types of errors
         raise QueryError(
-            f"{id!r} is no file here, and the hub data set of that name cannot be loaded "
+            f"{id!r} is not a local file, and the hub data set of that name cannot be loaded "
             f"({type(error).__name__}: {error}); check the name, the split and the network, "
             "or download the file and give its path"
         ) from error
@@ -97,7 +96,7 @@ def read_hub(id: str, split: str | None, usual: str) -> datasets.Dataset:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    """Read a CSV: our own columns as text, the others as what they look like."""
+    """Read a CSV: known columns as text, other columns with the type of their values."""
     text = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
     if not isinstance(text.index, pd.RangeIndex):
         raise ValueError("its rows have more fields than its header")
@@ -106,7 +105,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _typed(column: pd.Series[Any]) -> pd.Series[Any]:
-    """Read a column of text as booleans, integers or numbers where every entry is one."""
+    """Convert a column of text to booleans, integers or floats if every entry is one."""
     values = [value for value in column if value]
     read: Callable[[str], object] = str
     if values and all(value in ("True", "False") for value in values):
@@ -121,7 +120,7 @@ def _typed(column: pd.Series[Any]) -> pd.Series[Any]:
 
 
 def _column(values: Sequence[object]) -> pd.Series[Any]:
-    """A column that keeps integers and booleans what they are beside gaps."""
+    """Return a column in which integers and booleans keep their type despite missing values."""
     present = {type(value) for value in values if value is not None}
     if None in values and present in ({int}, {bool}):
         return pd.Series(values, dtype="Int64" if present == {int} else "boolean")
@@ -129,30 +128,27 @@ def _column(values: Sequence[object]) -> pd.Series[Any]:
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Write a table beside its place and rename it, so that no half of it is ever there."""
+    """Write a table of queries as CSV in UTF-8.
+
+    Raises:
+        QueryError: if the folder of `path` does not exist.
+    """
     if not path.parent.is_dir():
         raise QueryError(f"cannot write {path}: there is no folder {path.parent}; make it first")
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            header = ["" if name == _INDEX else str(name) for name in frame.columns]
-            frame.to_csv(file, index=False, header=header, lineterminator="\n")
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
+    header = ["" if name == _INDEX else str(name) for name in frame.columns]
+    with replacing(path) as temporary:
+        frame.to_csv(temporary, index=False, header=header, lineterminator="\n", encoding="utf-8")
 
 
 def to_frame(queries: Iterable[TwoHopQuery]) -> pd.DataFrame:
-    """Lay queries out in the columns of the Hopping Too Late CSV, with their extra columns."""
+    """Return queries in the columns of the Hopping Too Late CSV, followed by extra columns."""
     rows = [_to_row(query) for query in queries]
     names = list(dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)]))
     if _INDEX in names:
         names.insert(0, names.pop(names.index(_INDEX)))
-    kept = [name for name in names if "popularity" not in name or any(name in r for r in rows)]
-    gaps = dict.fromkeys(_ENDINGS, " is")
-    return pd.DataFrame({n: _column([row.get(n, gaps.get(n)) for row in rows]) for n in kept})
+    names = [name for name in names if "popularity" not in name or any(name in r for r in rows)]
+    defaults = dict.fromkeys(_ENDINGS, " is")
+    return pd.DataFrame({n: _column([row.get(n, defaults.get(n)) for row in rows]) for n in names})
 
 
 def _to_row(query: TwoHopQuery) -> Row:
@@ -165,15 +161,20 @@ def _to_row(query: TwoHopQuery) -> Row:
 
 
 def from_frame(frame: pd.DataFrame, name: str) -> tuple[TwoHopQuery, ...]:
-    """Read the queries of a table in the Hopping Too Late or the TwoHopFact form.
+    """Convert a table in the Hopping Too Late or the TwoHopFact format to queries.
+
+    Args:
+        frame: the table, one row per query.
+        name: name of the query set, which error messages mention.
 
     Raises:
-        QueryError: for missing columns, an empty table, or a row that makes no query.
+        QueryError: for missing columns, an empty table, or a row that cannot be converted; the
+            message gives its number.
     """
     columns = [str(column) for column in frame.columns]
     read = _reader(columns, name)
     if frame.empty:
-        raise QueryError(f"{name} holds no queries: the table has a header and no rows")
+        raise QueryError(f"{name} holds no queries: the table has a header but no rows")
     rows_of: dict[str, int] = {}
     queries = []
     for number, values in enumerate(frame.itertuples(index=False, name=None), start=1):
@@ -185,7 +186,7 @@ def from_frame(frame: pd.DataFrame, name: str) -> tuple[TwoHopQuery, ...]:
         if query.id in rows_of:
             raise QueryError(
                 f"{name}, row {number} below the header: id {query.id!r} is already that of row "
-                f"{rows_of[query.id]}; give every query an id of its own"
+                f"{rows_of[query.id]}; give each query a different id"
             )
         rows_of[query.id] = number
         queries.append(query)
@@ -193,7 +194,7 @@ def from_frame(frame: pd.DataFrame, name: str) -> tuple[TwoHopQuery, ...]:
 
 
 def _reader(columns: Sequence[str], name: str) -> Callable[[Row, int], TwoHopQuery]:
-    """Recognise the form of a table by its columns."""
+    """Choose the conversion for a table by its columns."""
     missing = [column for column in _REQUIRED if column not in columns]
     missing_facts = [column for column in _FACT_REQUIRED if column not in columns]
     if not missing:
@@ -205,12 +206,12 @@ def _reader(columns: Sequence[str], name: str) -> Callable[[Row, int], TwoHopQue
         form, missing = "TwoHopFact", missing_facts
     raise QueryError(
         f"{name}: missing column{'s' * (len(missing) > 1)} {', '.join(missing)} of the {form} "
-        f"form; found {', '.join(columns) or 'no columns'}"
+        f"format; found {', '.join(columns) or 'no columns'}"
     )
 
 
 def _plain(value: Any) -> Any:
-    """A cell as a plain Python value; a gap is None."""
+    """Return a cell as a plain Python value; a missing value becomes None."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     missing = value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
@@ -218,17 +219,21 @@ def _plain(value: Any) -> Any:
 
 
 def _text(value: object) -> str:
-    """A cell as text; identifiers that became 57.0 beside gaps are 57 again."""
+    """Return a cell as text; an integer that missing values turned into 57.0 becomes 57 again."""
     if value is None:
         return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def parse_aliases(value: object, column: str) -> tuple[str, ...]:
-    """Read a list of aliases: a Python or JSON list as text, or a list; nested lists are joined.
+    """Read aliases from a list or from the text of a Python or JSON list; nested lists are joined.
+
+    Args:
+        value: the cell.
+        column: name of its column, which error messages mention.
 
     Raises:
-        QueryError: if it is none of these.
+        QueryError: if the cell is none of these.
     """
     parsed = value
     if isinstance(value, str):
@@ -251,13 +256,14 @@ def parse_aliases(value: object, column: str) -> tuple[str, ...]:
 
 
 def _flat(part: Any) -> tuple[Any, ...]:
+    """Return the elements of nested lists in order."""
     if isinstance(part, list | tuple):
         return tuple(alias for inner in part for alias in _flat(inner))
     return (part,)
 
 
 def _from_row(row: Row, number: int) -> TwoHopQuery:
-    """Read a row in the Hopping Too Late form."""
+    """Convert a row in the Hopping Too Late format (Biran et al. 2024)."""
     fields: Row = {name: _text(row.pop(name, None)) for name in _TEXTS}
     fields["id"] = fields["id"] or str(number - 1)
     fields |= {name: parse_aliases(row.pop(name), name) for name in _ALIASES}
@@ -266,16 +272,17 @@ def _from_row(row: Row, number: int) -> TwoHopQuery:
     query = TwoHopQuery(**fields, extra=row)
     if prompt and prompt.strip() != query.two_hop():
         logger.warning(
-            "query %r: asked is what its templates compose to, %r, and not source_prompt, %r",
+            "query %r: its templates give the prompt %r, which is used instead of its "
+            "source_prompt %r",
             *(query.id, query.two_hop(), prompt),
         )
     return query
 
 
 def _from_fact(row: Row, number: int) -> TwoHopQuery:
-    """Read a row in the TwoHopFact form (Yang et al. 2024): prompts, and no templates of ours.
+    """Convert a row in the TwoHopFact format (Yang et al. 2024), which has prompts, not templates.
 
-    The templates are cut out of the three prompts, and must compose to them again exactly.
+    The templates are extracted from the three prompts, which they must reproduce exactly.
     """
     fields: Row = {"id": _text(row.pop("uid", None)) or str(number - 1)}
     for entity in _ENTITIES:
@@ -287,29 +294,31 @@ def _from_fact(row: Row, number: int) -> TwoHopQuery:
         fields[f"{part}_type"] = _first(row, part, ("type", "category", "rough_category"))
     prompts = [_text(row.pop(name)).strip() for name in _FACT_PROMPTS]
     query = TwoHopQuery(**fields | _templates(prompts, fields), extra=row)
-    made = [query.first_hop(), query.second_hop(), query.two_hop()]
-    for name, wanted, got in zip(_FACT_PROMPTS, prompts, made, strict=True):
-        if wanted != got:
-            raise QueryError(f"column {name}: {wanted!r} does not fit the row's other prompts")
+    composed = [query.first_hop(), query.second_hop(), query.two_hop()]
+    for name, given, own in zip(_FACT_PROMPTS, prompts, composed, strict=True):
+        if given != own:
+            raise QueryError(
+                f"column {name}: {given!r} does not fit the row's other prompts, which give {own!r}"
+            )
     return query
 
 
 def _first(row: Row, part: str, names: Sequence[str]) -> str:
-    """The first of several columns about an entity or relation that is there and not empty."""
+    """Return the first non-empty value among several columns about an entity or relation."""
     values = (_text(row.get(f"{part}.{name}")) for name in names)
     return next((value for value in values if value), "")
 
 
 def _templates(prompts: Sequence[str], labels: Row) -> Row:
-    """Cut the templates out of the prompts r1(e1), r2(e2) and r2(r1(e1)).
+    """Extract the templates from the prompts r1(e1), r2(e2) and r2(r1(e1)).
 
-    The two-hop prompt is the second-hop prompt with a phrase in place of e2; the first-hop
+    The two-hop prompt is the second-hop prompt with a phrase in place of e2, and the first-hop
     prompt begins with that phrase.
     """
     first, second, both = prompts
     e1, e2 = labels["e1_label"], labels["e2_label"]
-    for found in re.finditer(re.escape(e2), second):
-        before, after = second[: found.start()], second[found.end() :]
+    for match in re.finditer(re.escape(e2), second):
+        before, after = second[: match.start()], second[match.end() :]
         phrase = both[len(before) : len(both) - len(after)]
         if both != before + phrase + after or e1 not in phrase:
             continue

@@ -1,4 +1,4 @@
-"""Provides PathPrompt: a prompt in which a graph stands, and which asks for a way through it."""
+"""Provides PathPrompt: a prompt that lists the edges of a graph and asks for a path in it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Edge = tuple[int, int]
 
 @dataclass(frozen=True)
 class PathPrompt:
-    """A prompt with the edges of a graph, which asks for a step on the way to a goal.
+    """A prompt that lists the edges of a graph and asks for a step on the path to a goal.
 
     Attributes:
-        id: unique within a set.
+        id: identifier, unique within a set.
         text: the prompt.
-        answer: what should follow it.
-        edges: of each edge the places of its two vertices in the prompt, in tokens.
-        start, goal: places of the vertices that a path joins; any of their mentions.
-        group: what examples are told apart by, such as the lookahead.
+        answer: the correct continuation.
+        edges: for each edge, the token indices of its two vertices in the prompt.
+        start, goal: token indices of the two ends of the path, at any of their mentions.
+        group: a number by which examples are grouped, such as the lookahead.
 
     Raises:
-        QueryError: if there is no edge, or a place is negative.
+        QueryError: if there is no edge, or if a token index is negative.
     """
 
     id: str
@@ -40,7 +40,7 @@ class PathPrompt:
     def __post_init__(self) -> None:
         places = [self.start, self.goal, *(place for edge in self.edges for place in edge)]
         if not self.edges or min(places) < 0:
-            raise QueryError(f"path prompt {self.id!r} needs edges, and places from 0 on")
+            raise QueryError(f"path prompt {self.id!r} needs edges, and token indices of 0 or more")
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,7 +49,7 @@ class PathSet(Sequence[PathPrompt]):
 
     Args:
         prompts: the prompts.
-        name: what the set is called in results.
+        name: name of the set in results.
 
     Raises:
         QueryError: for repeated ids.
@@ -85,15 +85,15 @@ class PathSet(Sequence[PathPrompt]):
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of all prompts."""
+        """sha256 over all prompts."""
         return hashlib.sha256(json.dumps([asdict(each) for each in self]).encode()).hexdigest()
 
 
 def reachable(edges: Iterable[tuple[str, str]], start: str) -> dict[str, int]:
-    """The vertices that directed edges lead to from one, each with the least number of steps."""
-    edges, found, frontier, depth = list(edges), {start: 0}, {start}, 0
+    """Return the vertices that can be reached from `start`, each with its distance in steps."""
+    edges, distances, frontier, depth = list(edges), {start: 0}, {start}, 0
     while frontier:
         depth += 1
-        frontier = {b for a, b in edges if a in frontier} - set(found)
-        found |= dict.fromkeys(sorted(frontier), depth)
-    return found
+        frontier = {b for a, b in edges if a in frontier} - set(distances)
+        distances |= dict.fromkeys(sorted(frontier), depth)
+    return distances

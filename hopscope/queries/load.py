@@ -1,4 +1,4 @@
-"""Provides load_queries(): a bundled set, a file or a data set of the hub, by name."""
+"""Provides load_queries(): loads a bundled set, a file, or a data set from the hub."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import pandas as pd
 
 from hopscope.errors import QueryError
 from hopscope.queries.formats import SUFFIXES, read_hub, read_table
-from hopscope.queries.query_set import QuerySet, _near
+from hopscope.queries.query_set import QuerySet, did_you_mean
 
-BUNDLED = {"world": 5}
-"""The query sets that come with hopscope, each with its number of demonstrations."""
+BUNDLED_QUERY_SETS = {"world": 5}
+"""The query sets that come with hopscope, each with its default number of demonstrations."""
+BUNDLED = BUNDLED_QUERY_SETS
 RESOLVERS: dict[str, Callable[[str], QuerySet]] = {}
-"""By what stands before the colon of a name, such as `world:`: gives the queries of that name.
-Those who know such names add themselves."""
+"""Functions that load the query sets of a scheme such as `world:`, by scheme. The module that
+defines a scheme registers it here."""
 
 
 def load_queries(
@@ -27,24 +28,24 @@ def load_queries(
 ) -> QuerySet:
     """Load a set of two-hop queries.
 
-    The form of a table is recognised by its columns. *Hopping Too Late* (Biran et al. 2024) needs
+    The format of a table is recognised by its columns. *Hopping Too Late* (Biran et al. 2024) needs
     ``e{1,2,3}_label``, ``e{1,2,3}_aliases``, ``r1_template`` and ``r2_template``. *TwoHopFact*
     (Yang et al. 2024) needs ``e{1,2,3}.value`` and the prompts ``r1(e1).prompt``,
-    ``r2(e2).prompt``, ``r2(r1(e1)).prompt``, whose templates are cut out of them. All other
-    columns are kept as ``extra``; a first column without a name is called ``Unnamed: 0``.
+    ``r2(e2).prompt``, ``r2(r1(e1)).prompt``, from which the templates are extracted. All other
+    columns are kept as ``extra``; a first column without a name becomes ``Unnamed: 0``.
 
     Args:
         source: "world", the bundled set; "world:NAME.SPLIT", the questions of one of
             `hopscope.worlds` (such as "world:two-hop-looped.first_hop_ood"); the path of a .csv,
             .parquet or .jsonl file; the id of a data set on the Hugging Face hub; a data frame;
             or a query set.
-        split: which split of a hub data set; by default its only one, or "train".
-        few_shot: demonstrations in each prompt; by default 5 for "world", 0 for other tables,
-            and what it has for a query set.
+        split: split of a hub data set; by default its only split, or else "train".
+        few_shot: number of demonstrations in each prompt. By default 5 for "world", 0 for other
+            tables, and unchanged for a query set.
 
     Raises:
-        QueryError: for an unknown name, a missing file or column, a row that makes no query (with
-            its number), an empty table, or a hub that cannot be reached.
+        QueryError: for an unknown name, a missing file or column, a row that cannot be converted
+            (the message gives its number), an empty table, or a hub that cannot be reached.
 
     Example:
         >>> load_queries("world", few_shot=0)[0].first_hop()
@@ -56,14 +57,14 @@ def load_queries(
 
 
 def _load(source: object, split: str | None) -> tuple[QuerySet, int]:
-    """The queries of a source and its own number of demonstrations."""
+    """Load a source, and return its queries and its default number of demonstrations."""
     if isinstance(source, QuerySet):
         return source, source.few_shot
     if isinstance(source, pd.DataFrame):
         return QuerySet.from_pandas(source), 0
-    if isinstance(source, str) and source in BUNDLED:
+    if isinstance(source, str) and source in BUNDLED_QUERY_SETS:
         with resources.as_file(resources.files("hopscope.data") / f"{source}.csv") as path:
-            return QuerySet.from_pandas(read_table(path), source), BUNDLED[source]
+            return QuerySet.from_pandas(read_table(path), source), BUNDLED_QUERY_SETS[source]
     if not isinstance(source, str | Path):
         raise QueryError(
             f"cannot load queries from a {type(source).__name__}; give a name, a path, a hub id, "
@@ -81,9 +82,10 @@ def _load(source: object, split: str | None) -> tuple[QuerySet, int]:
 
 
 def _not_found(path: Path) -> str:
-    """What to say of a name that is no bundled set and no file."""
-    beside = [str(each) for each in path.parent.glob("*") if each.suffix in SUFFIXES]
+    """Return the error message for a name that cannot be resolved."""
+    in_folder = [str(each) for each in path.parent.glob("*") if each.suffix in SUFFIXES]
     return (
-        f"no query set {str(path)!r}: it is neither a bundled set ({', '.join(BUNDLED)}) nor a "
-        f"file that exists nor a hub id (owner/name){_near(str(path), [*BUNDLED, *beside])}"
+        f"no query set {str(path)!r}: it is neither a bundled set "
+        f"({', '.join(BUNDLED_QUERY_SETS)}) nor a file that exists nor a hub id (owner/name)"
+        f"{did_you_mean(str(path), [*BUNDLED_QUERY_SETS, *in_folder])}"
     )

@@ -1,4 +1,4 @@
-"""Provides Prompt: the text of a query with its named spans, and their tokens."""
+"""Provides Prompt: the text of a query with its named spans, and the tokens of these spans."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from hopscope.queries.two_hop_query import Form, Span, TwoHopQuery
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The text that a model reads for one query.
+    """The prompt of one query.
 
     Args:
-        text: demonstrations and question.
-        query_id: the query's id.
-        form: which question is asked.
-        few_shot: how many characters the demonstrations take; 0 for a zero-shot prompt.
-        spans: character spans in ``text``, end excluded, by name; see `TwoHopQuery.compose`.
+        text: the demonstrations, followed by the question.
+        query_id: id of the query.
+        form: form of the question.
+        few_shot: length of the demonstrations in characters; 0 for a zero-shot prompt.
+        spans: half-open character spans in ``text``, by name; see `TwoHopQuery.compose`.
     """
 
     text: str
@@ -29,24 +29,24 @@ class Prompt:
 
     @classmethod
     def of(cls, query: TwoHopQuery, form: Form = "two_hop", demonstrations: str = "") -> Prompt:
-        """Compose a query's prompt after a text of demonstrations."""
+        """Compose the prompt of a query, preceded by the text of its demonstrations."""
         text, spans = query.compose(form)
         shift = len(demonstrations)
-        moved = {name: (start + shift, end + shift) for name, (start, end) in spans.items()}
-        return cls(demonstrations + text, query.id, form, shift, moved)
+        shifted = {name: (start + shift, end + shift) for name, (start, end) in spans.items()}
+        return cls(demonstrations + text, query.id, form, shift, shifted)
 
 
 def token_span(prompt: Prompt, name: str, offsets: Sequence[Span]) -> Span:
-    """Return the tokens that hold a span: the index of the first, and of the last plus one.
+    """Return the half-open range of the tokens that cover a span.
 
     Args:
-        prompt: a prompt.
-        name: one of its spans: "e1", "r1e1", "t1", "t2", ...
-        offsets: the character offsets of each token of ``prompt.text`` from a fast tokenizer
-            (``return_offsets_mapping=True``). Special tokens are (0, 0).
+        prompt: the prompt.
+        name: the name of a span of the prompt: "e1", "r1e1", "t1", "t2", ...
+        offsets: half-open character range of each token of ``prompt.text``, from a fast tokenizer
+            (``return_offsets_mapping=True``); (0, 0) for special tokens.
 
     Raises:
-        QueryError: if the prompt has no such span, or no token lies in it.
+        QueryError: if the prompt has no span of that name, or if no token lies in it.
     """
     if name not in prompt.spans:
         raise QueryError(
@@ -61,14 +61,14 @@ def token_span(prompt: Prompt, name: str, offsets: Sequence[Span]) -> Span:
     if not inside:
         raise QueryError(
             f"no token of query {prompt.query_id!r} lies in span {name!r} ({part!r}) of the prompt "
-            f"{prompt.text!r}; pass the offsets of this very text, untruncated, from a fast "
+            f"{prompt.text!r}; pass the offsets of exactly this text, untruncated, from a fast "
             "tokenizer, or leave the query out"
         )
     return inside[0], inside[-1] + 1
 
 
 def token_position(prompt: Prompt, name: str, offsets: Sequence[Span]) -> int:
-    """Return the index of the last token of a span; arguments and errors as `token_span`.
+    """Return the index of the last token of a span; arguments and errors as for `token_span`.
 
     Example:
         >>> prompt = Prompt("the capital is", "1", "first_hop", 0, {"t1": (0, 11)})

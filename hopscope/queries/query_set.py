@@ -1,4 +1,4 @@
-"""Provides sets of two-hop queries: loading, choosing, and asking them in prompts."""
+"""Provides QuerySet: two-hop queries to filter, sample, convert, and write as prompts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 import pandas as pd
 
@@ -41,14 +41,14 @@ class QuerySet(Sequence[TwoHopQuery]):
 
     Args:
         queries: the queries.
-        name: what the set is called in results.
-        few_shot: how many demonstrations a prompt has; 0 for none.
-        few_shot_seed: of the choice of demonstrations.
-        pool: where demonstrations are taken from: the set that this one was chosen from. An
-            empty pool stands for the queries themselves.
+        name: name of the set in results.
+        few_shot: number of demonstrations in each prompt; 0 for none.
+        few_shot_seed: seed of the choice of demonstrations.
+        pool: the queries from which demonstrations are chosen. An empty pool stands for the
+            queries of the set; subsets keep the pool of the set that they were taken from.
 
     Raises:
-        QueryError: for repeated ids, or more demonstrations than the pool can give.
+        QueryError: for repeated ids, or for as many demonstrations as the pool has queries.
 
     Example:
         >>> queries = load_queries("world")
@@ -114,7 +114,7 @@ class QuerySet(Sequence[TwoHopQuery]):
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256 of what the set asks: its queries, few-shot settings and pool."""
+        """sha256 over the queries, the few-shot settings and, if it is used, the pool."""
         content: list[object] = [asdict(query) for query in self.queries]
         if self.few_shot:
             content += [self.few_shot, self.few_shot_seed, [asdict(query) for query in self.pool]]
@@ -128,14 +128,16 @@ class QuerySet(Sequence[TwoHopQuery]):
         """Return the query with an id.
 
         Raises:
-            QueryError: if there is none; the message names near ones.
+            QueryError: if there is no query of that id; the message suggests similar ids.
         """
         if str(id) in self._by_id:
             return self._by_id[str(id)]
-        raise QueryError(f"{self.name} has no query {str(id)!r}{_near(str(id), self._by_id)}")
+        raise QueryError(
+            f"{self.name} has no query {str(id)!r}{did_you_mean(str(id), list(self._by_id))}"
+        )
 
     def filter(self, predicate: Callable[[TwoHopQuery], bool]) -> QuerySet:
-        """Return the queries for which ``predicate`` is true; there may be none."""
+        """Return the queries for which ``predicate`` is true; the result may be empty."""
         return self._subset([query for query in self.queries if predicate(query)])
 
     def sample(self, n: int, seed: int = 0) -> QuerySet:
@@ -153,14 +155,15 @@ class QuerySet(Sequence[TwoHopQuery]):
         return self._subset([self.queries[index] for index in chosen])
 
     def balance(self, by: str = "e2_type", most: int = 50, seed: int = 0) -> QuerySet:
-        """Return at most ``most`` queries of each kind, drawn by ``seed``, in the set's order.
+        """Return at most ``most`` random queries for each value of a field, in the set's order.
 
         Args:
             by: a field of `TwoHopQuery`, or an extra column.
-            most: queries kept of a kind.
+            most: the largest number of queries to keep for each value.
+            seed: seed of the choice.
 
         Raises:
-            QueryError: if no query has ``by``, or ``most`` is less than 1.
+            QueryError: if no query has the field ``by``, or if ``most`` is less than 1.
         """
         if most < 1:
             raise QueryError(f"most must be 1 or more, not {most}")
@@ -176,7 +179,11 @@ class QuerySet(Sequence[TwoHopQuery]):
         return self._subset([self.queries[index] for index in sorted(chosen)])
 
     def split(self, fraction: float = 0.5, seed: int = 0) -> tuple[QuerySet, QuerySet]:
-        """Divide the set at random: about ``fraction`` of the queries, and the others.
+        """Divide the set at random into about ``fraction`` of the queries and the others.
+
+        Args:
+            fraction: share of the queries in the first part, between 0 and 1.
+            seed: seed of the division.
 
         Raises:
             QueryError: if ``fraction`` is not between 0 and 1.
@@ -191,10 +198,10 @@ class QuerySet(Sequence[TwoHopQuery]):
         return self._subset(parts[0]), self._subset(parts[1])
 
     def with_few_shot(self, k: int, seed: int = 0) -> QuerySet:
-        """Return the set with ``k`` demonstrations in every prompt, chosen by ``seed``.
+        """Return the set with ``k`` demonstrations in each prompt, chosen with ``seed``.
 
-        A demonstration never names the query's source, bridge or answer entity; most queries
-        share the same ones. See `hopscope.queries.demonstrations`.
+        A demonstration never mentions the source, bridge or answer entity of the query. Most
+        queries share their demonstrations; see `hopscope.queries.demonstrations`.
 
         Raises:
             QueryError: if ``k`` is negative, or the pool too small.
@@ -202,35 +209,39 @@ class QuerySet(Sequence[TwoHopQuery]):
         return replace(self, few_shot=k, few_shot_seed=seed)
 
     def prompts(self, form: Form = "two_hop") -> list[Prompt]:
-        """Return the prompt of every query in one form, its demonstrations before it.
+        """Return the prompts of all queries in one form, each preceded by its demonstrations.
+
+        Args:
+            form: form of the question: `two_hop`, `first_hop`, `second_hop`, `entity_shortcut` or
+                `relation_shortcut`.
 
         Raises:
-            QueryError: for an unknown form, or a query that too few others can demonstrate.
+            QueryError: for an unknown form, or if the pool has too few demonstrations for a query.
         """
         if form not in FORMS:
             raise QueryError(f"unknown prompt form {form!r}: choose one of {', '.join(FORMS)}")
         if form not in self._prompts:
-            few = self._demonstrations if self.few_shot else None
+            chooser = self._demonstrations if self.few_shot else None
             self._prompts[form] = tuple(
-                Prompt.of(query, form, few.text(query, form) if few else "")
+                Prompt.of(query, form, chooser.text(query, form) if chooser else "")
                 for query in self.queries
             )
         return list(self._prompts[form])
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a table in the columns of the Hopping Too Late CSV, and any extra ones.
+        """Return a table with the columns of the Hopping Too Late CSV and any extra columns.
 
-        Alias lists are text, as in the CSV; ids are text.
+        Lists of aliases are text, as in the CSV, and so are ids.
         """
         return to_frame(self.queries)
 
     @classmethod
     def from_pandas(cls, frame: pd.DataFrame, name: str = "frame") -> QuerySet:
-        """Read a table in the Hopping Too Late or the TwoHopFact form; see `load_queries`."""
+        """Convert a table in the Hopping Too Late or the TwoHopFact format; see `load_queries`."""
         return cls(from_frame(frame, name), name)
 
     def to_csv(self, path: str | Path) -> None:
-        """Write the set as a Hopping Too Late CSV; never leaves half a file.
+        """Write the set as a CSV in the Hopping Too Late format.
 
         Raises:
             QueryError: if the folder does not exist.
@@ -245,19 +256,24 @@ class QuerySet(Sequence[TwoHopQuery]):
 
     @classmethod
     def from_datasets(cls, dataset: datasets.Dataset, name: str = "dataset") -> QuerySet:
-        """Read a ``datasets.Dataset`` with the columns of one of the forms."""
+        """Convert a ``datasets.Dataset`` in one of the formats; see `load_queries`."""
         return cls.from_pandas(dataset.to_pandas(), name)
 
 
 def _value(query: TwoHopQuery, field: str) -> object:
-    """A field of a query, or an extra column."""
+    """Return the value of a field of a query, or of an extra column."""
     if field in TwoHopQuery.__dataclass_fields__ and field != "extra":
         value: object = getattr(query, field)
         return value
     return query.extra.get(field)
 
 
-def _near(name: str, known: Sequence[str] | dict[str, Any]) -> str:
-    """ "; did you mean ...", or nothing."""
-    near = difflib.get_close_matches(name, list(known), n=3)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """Return the end of an error message that suggests similar names, or an empty string.
+
+    Example:
+        >>> did_you_mean("wrold", ["world", "facts"])
+        '; did you mean world?'
+    """
+    similar = difflib.get_close_matches(name, known, n=3)
+    return f"; did you mean {' or '.join(similar)}?" if similar else ""

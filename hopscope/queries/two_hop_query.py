@@ -1,4 +1,4 @@
-"""Composes a two-hop query into its prompts, and finds the tokens of their spans."""
+"""Provides TwoHopQuery: a two-hop query, and the prompts that are composed from its templates."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ FORMS: tuple[Form, ...] = get_args(Form)
 Span = tuple[int, int]
 
 _SLOT = "{}"
-# What can stand between a relation and its argument: "the capital | of {}",
-# "the work | that features {}", "the country | where {} is located".
+# Words between a relation and its argument: "the capital | of {}", "the work | that features {}",
+# "the country | where {} is located".
 _RELATIVES = frozenset({"that", "which", "who", "whom", "whose", "where", "when"})
-_TIES = (
+_PREPOSITION_LIST = (
     "about against among around as at behind by during for from in inside into near of on onto "
     "over through to towards under with within"
 )
-_PREPOSITIONS = frozenset(_TIES.split())
+_PREPOSITIONS = frozenset(_PREPOSITION_LIST.split())
 _PARTICIPLE = re.compile(
     r"\w{2,}(?:ed|ing)|born|built|drawn|held|led|made|run|set|sung|won|written"
 )
@@ -29,13 +29,13 @@ _QUOTES = "\"'‘’“”«»"
 
 
 def lowered(template: str) -> str:
-    """Lower the first letter of a template that starts with an article."""
+    """Lower-case the first letter of a template that begins with an article."""
     articled = template.startswith(("The ", "A ", "An "))
     return template[0].lower() + template[1:] if articled else template
 
 
 def relation_only(template: str) -> str:
-    """Leave the argument out of a relation's template, with what ties it to the relation.
+    """Remove the argument from a relation's template, with the words that attach it.
 
     Example:
         >>> relation_only("the capital of {}"), relation_only("the work that features {}")
@@ -48,22 +48,22 @@ def relation_only(template: str) -> str:
         return f"{before}{'the' if before else 'The'}{after[2:]}"
     words = before.rstrip(_QUOTES + " ").split()
     clause = bool(after.strip(_QUOTES + " "))
-    kept = words[: _tie(words, clause)]
-    return " ".join(kept or words or after.split())
+    relation = words[: _attachment_start(words, clause)]
+    return " ".join(relation or words or after.split())
 
 
-def _tie(words: Sequence[str], clause: bool) -> int:
-    """Where the words that tie a relation to its argument begin.
+def _attachment_start(words: Sequence[str], clause: bool) -> int:
+    """Return the index of the first word that attaches the argument to the relation.
 
-    With a clause around the argument ("where {} is located") that is its relative pronoun.
+    If the argument stands in a clause ("where {} is located"), that is the relative pronoun.
     """
     lowered = [word.lower() for word in words]
     relatives = [i for i, word in enumerate(lowered) if word in _RELATIVES]
-    ties = [i for i, word in enumerate(lowered) if word in _RELATIVES | _PREPOSITIONS]
+    connectives = [i for i, word in enumerate(lowered) if word in _RELATIVES | _PREPOSITIONS]
     if clause and relatives:
         start = relatives[-1]
-    elif ties:
-        start = ties[-1]
+    elif connectives:
+        start = connectives[-1]
     else:
         start = len(words)
     while start > 1 and (lowered[start - 1] in _PREPOSITIONS or _is_participle(lowered, start - 1)):
@@ -72,29 +72,31 @@ def _tie(words: Sequence[str], clause: bool) -> int:
 
 
 def _is_participle(words: Sequence[str], index: int) -> bool:
-    """Whether a word after the relation's noun is a participle: "the city | containing {}"."""
+    """Return whether a word after the noun is a participle: "the city | containing {}"."""
     return index > 1 and _PARTICIPLE.fullmatch(words[index]) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class TwoHopQuery:
-    """One two-hop question r2(r1(e1)): source entity e1, bridge entity e2, answer e3.
+    """A two-hop query r2(r1(e1)) with source entity e1, bridge entity e2 and answer e3.
 
     The templates are noun phrases with one ``{}`` for their argument ("the capital of {}"). A
-    prompt is the composed phrase and its ending, by default " is". A first template that starts
-    with "The ", "A " or "An " is lowered inside another phrase.
+    prompt is the composed phrase followed by its ending, " is" by default. A first template that
+    begins with "The ", "A " or "An " is lower-cased inside another phrase.
 
     Args:
-        id: what the query is called in results; unique in its set.
-        e1, r1, e2, r2, e3: identifiers (Wikidata's, say), or "".
-        e1_aliases, e2_aliases, e3_aliases: other names, as they stand in the file.
-        e1_type, r1_type, e2_type, r2_type, e3_type: kinds, or "".
-        r1_ending, r2_ending: what closes the prompts about r1 and r2. " is" everywhere but for
-            templates that hold their own verb, as TwoHopFact's "{} was born in the city of".
-        extra: further columns of the file, by name; leave it as it is.
+        id: identifier of the query in results, unique in its set.
+        e1_label, e2_label, e3_label: names of the entities in prompts.
+        r1_template, r2_template: templates of the relations.
+        e1, r1, e2, r2, e3: identifiers of entities and relations, such as Wikidata ids, or "".
+        e1_aliases, e2_aliases, e3_aliases: other names of the entities.
+        e1_type, r1_type, e2_type, r2_type, e3_type: types of entities and relations, or "".
+        r1_ending, r2_ending: endings of the prompts about r1 and r2: " is", or "" for templates
+            that contain a verb, such as "{} was born in the city of" in TwoHopFact.
+        extra: further columns of the table, by name; do not modify it.
 
     Raises:
-        QueryError: for a template without exactly one ``{}``, or an empty label.
+        QueryError: if a template does not have exactly one ``{}``, or if a label is empty.
 
     Example:
         >>> query = TwoHopQuery(
@@ -141,10 +143,10 @@ class TwoHopQuery:
                 )
 
     def names(self, entity: Literal["e1", "e2", "e3"]) -> tuple[str, ...]:
-        """Return the label and the usable aliases of an entity, the label first.
+        """Return the label of an entity, followed by its non-empty aliases.
 
         Raises:
-            QueryError: for another entity.
+            QueryError: for anything but `e1`, `e2` or `e3`.
         """
         if entity not in ("e1", "e2", "e3"):
             raise QueryError(f"unknown entity {entity!r}: choose one of e1, e2, e3")
@@ -153,30 +155,31 @@ class TwoHopQuery:
         return tuple(dict.fromkeys((getattr(self, f"{entity}_label"), *usable)))
 
     def two_hop(self) -> str:
-        """Ask both hops at once: ``r2(r1(e1)) is``."""
+        """Return the two-hop prompt, ``r2(r1(e1)) is``."""
         return self.compose("two_hop")[0]
 
     def first_hop(self) -> str:
-        """Ask the first hop: ``r1(e1) is``."""
+        """Return the prompt of the first hop, ``r1(e1) is``."""
         return self.compose("first_hop")[0]
 
     def second_hop(self) -> str:
-        """Ask the second hop of the true bridge: ``r2(e2) is``."""
+        """Return the prompt of the second hop with the true bridge entity, ``r2(e2) is``."""
         return self.compose("second_hop")[0]
 
     def entity_shortcut(self) -> str:
-        """Ask the second relation of the source entity: ``r2(e1) is``."""
+        """Return the second relation applied to the source entity, ``r2(e1) is``."""
         return self.compose("entity_shortcut")[0]
 
     def relation_shortcut(self) -> str:
-        """Ask both relations without a source entity: ``r2(r1) is``."""
+        """Return the prompt with both relations but no source entity, ``r2(r1) is``."""
         return self.compose("relation_shortcut")[0]
 
     def compose(self, form: Form) -> tuple[str, dict[str, Span]]:
-        """Return the text of a prompt and its character spans.
+        """Return the text of a prompt and its half-open character spans by name.
 
-        Spans: "t2", the whole prompt; "e1" or "e2", the entity it names; in two_hop and
-        first_hop also "r1e1", the first-hop phrase, under its position's name "t1" too.
+        The spans are "t2", the whole prompt; "e1" or "e2", the entity in it; and for `two_hop` and
+        `first_hop` also the phrase of the first hop, as "r1e1" and as "t1", the name of the
+        position at its last token.
 
         Raises:
             QueryError: for an unknown form.
@@ -201,15 +204,15 @@ class TwoHopQuery:
         return text, spans | {"t2": (0, len(text))}
 
     def _inner(self, phrase: str) -> str:
-        """A phrase as it stands inside the second template."""
+        """Return a phrase as it is written inside the second template."""
         return phrase if self.r2_template.startswith(_SLOT) else lowered(phrase)
 
     def _second(self, argument: str) -> str:
-        """The second relation of an argument, with its ending."""
+        """Return the second relation applied to an argument, with its ending."""
         return self.r2_template.replace(_SLOT, argument) + self.r2_ending
 
     def _first_hop_phrase(self, template: str) -> tuple[str, dict[str, Span]]:
-        """The phrase r1(e1) and the spans in it."""
+        """Return the phrase r1(e1) and the spans in it."""
         start = template.index(_SLOT)
         phrase = template.replace(_SLOT, self.e1_label)
         whole = (0, len(phrase))

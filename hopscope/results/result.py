@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import pandas as pd
 
 from hopscope.errors import DamagedResultError, ResultError, UsageError
-from hopscope.files import write_json
+from hopscope.files import publish_folder, temporary_folder, write_json
 from hopscope.results.run_folder import Tables, is_run, read_parts, read_run, write_part
 
 if TYPE_CHECKING:
@@ -110,16 +108,10 @@ class Result:
         path = Path(path)
         if path.is_file() or (path.exists() and not is_run(path) and any(path.iterdir())):
             raise ResultError(f"{path} is not a run folder of hopscope; choose another place")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        try:
-            write_part(beside, 0, {"frame": self.frame, "details": self.details})
-            write_json(beside / "run.json", {**self.run, "kind": self.kind})
-            beside.chmod(0o755)
-            shutil.rmtree(path, ignore_errors=True)
-            beside.rename(path)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+        with temporary_folder(path) as temporary:
+            write_part(temporary, 0, {"frame": self.frame, "details": self.details})
+            write_json(temporary / "run.json", {**self.run, "kind": self.kind})
+            publish_folder(temporary, path)
         return path
 
     @classmethod

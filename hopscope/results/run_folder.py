@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from hopscope.errors import DamagedResultError, ResultError
+from hopscope.files import replacing
 
 Tables = dict[str, pd.DataFrame]
 
@@ -48,9 +48,8 @@ def write_part(path: Path, part: int, tables: Tables) -> None:
     """Write one part of each table; `frame` comes last, so that it stands for the whole part."""
     for table in sorted(tables, key=lambda name: name == "frame"):
         target = part_path(path, table, part)
-        beside = target.with_name(f".{target.name}.{os.getpid()}")
-        tables[table].to_parquet(beside, index=False)
-        os.replace(beside, target)
+        with replacing(target) as temporary:
+            tables[table].to_parquet(temporary, index=False)
 
 
 def read_parts(path: Path) -> Tables:

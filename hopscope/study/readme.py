@@ -1,4 +1,4 @@
-"""Writes the table of analyses into pages that mark its place: `python -m hopscope.study.readme`."""
+"""Writes the table of analyses into the pages that mark its place, such as the README."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ Reads results, draws the figure scripts, and writes a folder; computes nothing o
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -20,6 +19,7 @@ from hopscope.display.page import grid_html, page_script
 from hopscope.errors import ResultError
 from hopscope.experiments.analysis import Analysis
 from hopscope.experiments.catalogue import analyses
+from hopscope.files import write_text
 from hopscope.plots.figures import SUBSET_TITLES
 from hopscope.results.run_folder import Tables
 from hopscope.study.figures import draw_figures
@@ -102,9 +102,7 @@ def write(study: Study, out: Path, told: Sequence[Section] | None = None) -> Pat
         script=page_script() if any(section.views for section in told) else "",
     )
     page = out / "index.html"
-    beside = page.with_name(f".{page.name}.{os.getpid()}")
-    beside.write_text(text, "utf-8")
-    os.replace(beside, page)
+    write_text(page, text)
     return page
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hopscope.errors import ResultError
-from hopscope.files import write_json
+from hopscope.files import replacing, write_json
 from hopscope.results.run_folder import is_taken
 from hopscope.training.settings import Schedule
 
@@ -204,11 +203,10 @@ class _Optimizer:
 
 
 def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write tensors beside, then rename."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write tensors and metadata as one safetensors file."""
     cpu = {name: each.cpu().contiguous() for name, each in tensors.items()}
-    save_file(cpu, beside, metadata=metadata)
-    os.replace(beside, path)
+    with replacing(path) as temporary:
+        save_file(cpu, temporary, metadata=metadata)
 
 
 @contextmanager

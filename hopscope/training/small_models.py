@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +16,11 @@ from transformers.pytorch_utils import Conv1D
 from hopscope.documents.question_set import MultiDocQuestion
 from hopscope.documents.world_docs import NAMES
 from hopscope.errors import ModelError
+from hopscope.files import filling_folder
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import load_model
 from hopscope.training.fit import WEIGHTS, seeded
-from hopscope.training.settings import (
-    TrainingSettings,
-)
+from hopscope.training.settings import TrainingSettings
 
 PAD, END, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
@@ -154,13 +150,10 @@ def with_updates(hf: nn.Module, settings: TrainingSettings, seed: int, device: t
 
 
 def save_model(model: LanguageModel, folder: Path) -> None:
-    """Write a model into a folder, its weights last, so that they stand for the whole."""
-    beside = Path(tempfile.mkdtemp(prefix=".model.", dir=folder))
-    try:
-        model.hf.save_pretrained(beside, max_shard_size="1000GB")
-        model.tokenizer.save_pretrained(beside)
-        for file in sorted(beside.iterdir(), key=lambda each: each.name == WEIGHTS):
-            file.chmod(0o644)
-            os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    """Write a model and its tokenizer into an existing folder, in the Hugging Face layout.
+
+    The weights are put in place last, so that a folder that has them is complete.
+    """
+    with filling_folder(folder, last=WEIGHTS) as temporary:
+        model.hf.save_pretrained(temporary, max_shard_size="1000GB")
+        model.tokenizer.save_pretrained(temporary)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import pandas as pd
-from scipy import stats
 
 from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.read_out import ReadOut
@@ -23,6 +22,7 @@ from hopscope.queries.two_hop_query import FORMS, Form
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.wording import rows_where, with_interval
+from hopscope.statistics import wilson
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,8 +87,7 @@ class Grading(Result):
         rows = []
         for name in table.columns:
             right, n = int(table[name].sum()), len(table)
-            interval = stats.binomtest(right, n).proportion_ci(method="wilson")
-            rows.append((name, right, n, right / n, interval.low, interval.high))
+            rows.append((name, right, n, *wilson(right, n)))
         return pd.DataFrame(rows, columns=["what", "right", "n", "share", "low", "high"])
 
     def tables(self) -> dict[str, pd.DataFrame]:

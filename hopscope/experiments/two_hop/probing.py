@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 import pandas as pd
 import torch
-from scipy import stats
 from torch import Tensor
 
 from hopscope.errors import QueryError
@@ -33,6 +32,7 @@ from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.runs import run_once
 from hopscope.results.wording import percent, row_where
+from hopscope.statistics import wilson
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,8 +71,8 @@ class Probing(Result):
         rows = []
         for row in self.frame.to_dict("records"):
             right = round(row["score"] * row["n"])
-            interval = stats.binomtest(right, int(row["n"])).proportion_ci(method="wilson")
-            rows.append((row["what"], row["layer"], row["n"], row["score"], *interval))
+            _, low, high = wilson(right, int(row["n"]))
+            rows.append((row["what"], row["layer"], row["n"], row["score"], low, high))
         return pd.DataFrame(rows, columns=["what", "layer", "n", "score", "low", "high"])
 
     def selectivity(self) -> pd.DataFrame:

@@ -26,7 +26,7 @@ from hopscope.models.language_model import LanguageModel
 from hopscope.queries.query_set import QuerySet
 from hopscope.results.result import Result
 from hopscope.results.wording import layer_in_words, row_where, rows_where, with_interval
-from hopscope.statistics import _wilson, intervals
+from hopscope.statistics import intervals, wilson
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,7 +98,7 @@ class Stages(Result):
             rows.append((earlier, later, int(both.sum()), int(wrong.sum())))
         rows.append(("any", "any", int(paired.sum()), int(any_broken.sum())))
         table = pd.DataFrame(rows, columns=["earlier", "later", "n", "broken"])
-        shares = [_wilson(n, broken) for _, _, n, broken in rows]
+        shares = [wilson(broken, n) for _, _, n, broken in rows]
         return table.join(pd.DataFrame(shares, columns=["share", "low", "high"]))
 
     def tables(self) -> dict[str, pd.DataFrame]:
