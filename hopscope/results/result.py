@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import pandas as pd
 
 from hopscope.errors import DamagedResultError, ResultError, UsageError
-from hopscope.files import publish_folder, temporary_folder, write_json
+from hopscope.files import replacing_folder, write_json
 from hopscope.results.run_folder import Tables, is_run, read_parts, read_run, write_part
 
 if TYPE_CHECKING:
@@ -108,10 +108,9 @@ class Result:
         path = Path(path)
         if path.is_file() or (path.exists() and not is_run(path) and any(path.iterdir())):
             raise ResultError(f"{path} is not a run folder of hopscope; choose another place")
-        with temporary_folder(path) as temporary:
+        with replacing_folder(path) as temporary:
             write_part(temporary, 0, {"frame": self.frame, "details": self.details})
             write_json(temporary / "run.json", {**self.run, "kind": self.kind})
-            publish_folder(temporary, path)
         return path
 
     @classmethod
