@@ -42,22 +42,23 @@ from hopscope.study.study import run_study
 ROOT = Path(__file__).parents[1]
 
 
+@dataclass(frozen=True, repr=False)
+class Lengths(Result):
+    """How long prompts are."""
+
+    kind = "toy_lengths"
+    columns: ClassVar = {"query": "str", "unit": "str", "n": "int64"}
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {"mean": self.frame.groupby("unit")["n"].mean().reset_index()}
+
+    def findings(self) -> list[str]:
+        return [f"prompts have {self.frame['n'].mean():.1f} units on average."]
+
+
 @pytest.fixture
 def toy() -> Iterator[Analysis]:
     """An analysis of a user's own, registered while a test runs."""
-
-    @dataclass(frozen=True, repr=False)
-    class Lengths(Result):
-        """How long prompts are."""
-
-        kind = "toy_lengths"
-        columns: ClassVar = {"query": "str", "unit": "str", "n": "int64"}
-
-        def tables(self) -> dict[str, pd.DataFrame]:
-            return {"mean": self.frame.groupby("unit")["n"].mean().reset_index()}
-
-        def findings(self) -> list[str]:
-            return [f"prompts have {self.frame['n'].mean():.1f} units on average."]
 
     @analysis(
         "toy-lengths",
@@ -104,7 +105,6 @@ def toy() -> Iterator[Analysis]:
 
     yield registry.REGISTERED["toy_lengths"]
     del registry.REGISTERED["toy_lengths"]
-    del Result.kinds["toy_lengths"]
 
 
 def shell(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
@@ -98,6 +98,8 @@ def command_of(entry: Analysis) -> Any:
     return typer.main.get_command(app)
 
 
+LISTS = {Sequence, Mapping, Iterable, tuple, list}
+"""Types of parameters that are written as names with commas between."""
 PARITY = "The paper's own setting, with no demonstrations."
 
 
@@ -174,7 +176,7 @@ def _option(entry: Analysis, parameter: inspect.Parameter, text: str) -> _Option
             name, name.removesuffix("s"), bool(default), flag, lambda on: known if on else []
         )
     kinds = _kinds(parameter.annotation)
-    if not isinstance(default, str) and kinds & {Sequence, Mapping}:
+    if not isinstance(default, str) and kinds & LISTS:
         hint: Any = str if default is not None else str | None
         help = f"{help.rstrip('.')}; with commas."
         read = _numbers if isinstance(accepts, Heads) else _listed_or_none

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import jinja2
 import pandas as pd
 
+from hopscope.display.notebook import picture_of
 from hopscope.display.page import grid_html, page_script
 from hopscope.errors import ResultError
 from hopscope.experiments.analysis import Analysis
@@ -41,7 +42,7 @@ class Section:
         findings: sentences.
         tables: by name; each is a CSV file, too.
         views: HTML of interactive grids.
-        image: the figure as base64, or None.
+        image: a picture as base64 where there is no figure script, or None.
     """
 
     name: str
@@ -66,19 +67,9 @@ def write(study: Study, out: Path, told: Sequence[Section] | None = None) -> Pat
     """
     out.mkdir(parents=True, exist_ok=True)
     told = sections(study) if told is None else told
-    images = {section.name: _figure(section.name, study.folder, out) for section in told}
-    tables = {name for section in told for name in section.tables}
-    _remove_stale(out / "figures", {name for name, image in images.items() if image}, "{}.*")
-    _remove_stale(out / "tables", tables, "{}.*.csv")
-    (out / "tables").mkdir(exist_ok=True)
-    for section in told:
-        for name, table in section.tables.items():
-            table.to_csv(
-                out / "tables" / f"{name}.csv",
-                index=False,
-                float_format="%.6g",
-                lineterminator="\n",
-            )
+    drawn = {section.name: _figure(section.name, study.folder, out) for section in told}
+    _remove_stale(out / "figures", {name for name, image in drawn.items() if image}, "{}.*")
+    _write_tables(told, out / "tables")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("hopscope.study", "."),
         autoescape=True,
@@ -93,7 +84,7 @@ def write(study: Study, out: Path, told: Sequence[Section] | None = None) -> Pat
         sections=[
             {
                 **vars(section),
-                "image": images[section.name],
+                "image": drawn[section.name] or section.image,
                 "tables": {name: _html(table) for name, table in section.tables.items()},
             }
             for section in told
@@ -104,6 +95,16 @@ def write(study: Study, out: Path, told: Sequence[Section] | None = None) -> Pat
     page = out / "index.html"
     write_text(page, text)
     return page
+
+
+def _write_tables(told: Sequence[Section], folder: Path) -> None:
+    """Write each table as a CSV file, and remove those of analyses that are not told any more."""
+    _remove_stale(folder, {name for section in told for name in section.tables}, "{}.*.csv")
+    folder.mkdir(exist_ok=True)
+    how: dict[str, Any] = {"index": False, "float_format": "%.6g", "lineterminator": "\n"}
+    for section in told:
+        for name, table in section.tables.items():
+            table.to_csv(folder / f"{name}.csv", **how)
 
 
 def _remove_stale(folder: Path, kept: set[str], pattern: str) -> None:
@@ -155,17 +156,28 @@ def _section(entry: Analysis, results: Mapping[str, Any], left_out: Mapping[str,
     for subset, reason in left_out.items():
         which = SUBSET_TITLES[subset] if subset == "documents" else f"queries graded {subset}"
         said.append(f"Not run on {which}: {reason}.")
-    return Section(name, entry.title, entry.question_with_source, said, tables, views)
+    image = None if _has_script(name) or not results else picture_of(next(iter(results.values())))
+    return Section(name, entry.title, entry.question_with_source, said, tables, views, image)
 
 
 NO_SCRIPTS = '<p class="note">With scripts, every cell can be read here.</p>'
 
 
+def _scripts() -> Path:
+    """The figure scripts of this version of hopscope."""
+    return Path(str(import_module("hopscope.figures").__file__)).parent
+
+
+def _has_script(name: str) -> bool:
+    return (_scripts() / f"{name}.py").is_file()
+
+
 def _figure(name: str, runs: Path, out: Path) -> str | None:
-    """Draw a figure; the PNG as base64, or None if there is nothing to draw."""
-    scripts = Path(str(import_module("hopscope.figures").__file__)).parent
+    """Draw a figure; the PNG as base64, or None if there is no script or nothing to draw."""
+    if not _has_script(name):
+        return None
     try:
-        drawn: Sequence[Path] = draw_figures(scripts, [name], runs, out / "figures")
+        drawn: Sequence[Path] = draw_figures(_scripts(), [name], runs, out / "figures")
     except ResultError:
         return None
     png = next(path for path in drawn if path.suffix == ".png")

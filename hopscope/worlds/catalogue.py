@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from hopscope.compat.old_paths import old_names
 from hopscope.errors import UsageError
 from hopscope.training.settings import Schedule
 from hopscope.worlds.recipe import Recipe
@@ -97,3 +98,6 @@ def recipe_of(name: str) -> Recipe:
     if name not in WORLDS:
         raise UsageError(f"no world {name!r}: choose one of {', '.join(WORLDS)}")
     return WORLDS[name]
+
+
+__getattr__ = old_names(__name__)

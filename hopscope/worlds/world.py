@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from hopscope.compat.old_paths import old_names
 from hopscope.documents.question_set import QuestionSet
 from hopscope.errors import ResultError, UsageError
 from hopscope.models.language_model import LanguageModel
@@ -149,3 +150,6 @@ def _about(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ResultError(f"{folder / ABOUT} is damaged: it holds no object")
     return record
+
+
+__getattr__ = old_names(__name__)

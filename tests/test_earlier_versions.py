@@ -1,0 +1,152 @@
+"""Tests that run folders and names of earlier versions go on working.
+
+The folders in `data/runs-c08e896` were written by the calls of `CALLS` at that commit.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+import pytest
+from first_document import FORM, first_model, first_questions
+from known import known_model, known_queries
+
+import hopscope as hs
+from hopscope.compat.old_paths import MOVED, RENAMED
+from hopscope.errors import ResultError
+from hopscope.results.result import Result
+
+RUNS = Path(__file__).parent / "data" / "runs-c08e896"
+
+Call = Callable[..., Result]
+
+
+def _known(function: Call, n: int, **settings: Any) -> Call:
+    return lambda **run: function(known_model(), known_queries()[:n], **settings, **run)
+
+
+def _first(function: Call, **settings: Any) -> Call:
+    return lambda **run: function(
+        first_model(), first_questions(), template=FORM, **settings, **run
+    )
+
+
+def _graphs(**run: Any) -> Result:
+    world = hs.load_world("graph-search", device="cpu")
+    return hs.computation_graph(world.model, world.paths(2), **run)
+
+
+CALLS: Mapping[str, Call] = {
+    "grading": _known(hs.grade, 99),
+    "back_patching": _known(hs.back_patch, 3, cells=[(3, 1), (4, 2)]),
+    "description": _known(hs.describe, 2, source_layers=[1, 3], target_layers=[0]),
+    "knockout": _known(hs.knockout, 2, layers=[1, 4], window=1),
+    "projection": _known(hs.project, 1),
+    "patching": _known(hs.activation_patch, 99, sites=["resid_post"]),
+    "tracing": _known(hs.trace, 1, sites=["resid_post"], draws=1),
+    "recall": _known(hs.recall, 99),
+    "stages_parts": _known(hs.stages, 2, layer_step=3),
+    "permutation": _first(hs.permute_documents),
+    "document_attention": _first(hs.attention_to_documents),
+    "order_choice": _first(hs.best_order, k=3),
+    "masked_paths": _first(hs.masked_paths, layers=[0, 1], window=0),
+    "head_retrieval": _known(hs.classify_heads, 2),
+    "rank_neighbours": _known(hs.rank_neighbours, 2, n_clusters=4, top=2, ranks=6),
+    "circuit": lambda **run: hs.circuit([hs.load_world("two-hop-looped", device="cpu")], 4, **run),
+    "computation_graph": _graphs,
+    "superposition": lambda **run: hs.superposition(
+        [hs.load_world("reachability", device="cpu")], 2, **run
+    ),
+}
+
+
+def folder_of(name: str) -> Path:
+    """Where the result of a call lies; stages save theirs beside the parts."""
+    return RUNS / name / "stages" if name == "stages_parts" else RUNS / name
+
+
+def test_every_folder_is_tested() -> None:
+    assert {path.name for path in RUNS.iterdir()} == set(CALLS)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_run_folder_loads_and_says_the_same(name: str, tmp_path: Path) -> None:
+    earlier = hs.load_result(folder_of(name))
+    now = CALLS[name](progress=False)
+    assert type(now) is type(earlier)
+    assert now.run["settings"] == earlier.run["settings"]
+    saved = hs.load_result(now.save(tmp_path / "now"))
+    for table in ("frame", "details"):
+        pd.testing.assert_frame_equal(
+            getattr(saved, table), getattr(earlier, table), rtol=1e-4, atol=1e-5
+        )
+    assert set(now.tables()) == set(earlier.tables())
+    if earlier.columns:
+        assert earlier.frame.dtypes.astype(str).to_dict() == dict(earlier.columns)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_run_folder_goes_on(name: str, tmp_path: Path) -> None:
+    shutil.copytree(RUNS / name, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("frame-*.parquet")}
+    CALLS[name](progress=False, out=tmp_path / "run")
+    after = {path: path.stat().st_mtime_ns for path in before if "stages/" not in str(path)}
+    assert after == {path: before[path] for path in after}, "nothing is computed again"
+
+
+def test_another_setting_is_another_run(tmp_path: Path) -> None:
+    shutil.copytree(RUNS / "tracing", tmp_path / "run")
+    with pytest.raises(ResultError, match="holds another run: its settings"):
+        hs.trace(known_model(), known_queries()[:1], out=tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize("module", MOVED)
+def test_an_earlier_module_path_is_found(module: str) -> None:
+    earlier = importlib.import_module(f"hopscope.{module}")
+    for home in MOVED[module]:
+        names = [
+            name
+            for name, each in vars(importlib.import_module(f"hopscope.{home}")).items()
+            if getattr(each, "__module__", "") == f"hopscope.{home}"
+        ]
+        there = [name for name in names if not isinstance(vars(earlier).get(name), ModuleType)]
+        for name in there[:3]:
+            assert getattr(earlier, name).__name__ == name
+
+
+def test_renamed_names_are_found() -> None:
+    everything = [name for homes in MOVED.values() for name in homes]
+    modules = [importlib.import_module(f"hopscope.{name}") for name in dict.fromkeys(everything)]
+    for earlier, now in RENAMED.items():
+        assert any(hasattr(module, now) for module in modules), f"{earlier} -> {now}"
+
+
+def test_an_earlier_name_that_never_was_is_told() -> None:
+    from hopscope import masks
+
+    with pytest.raises(AttributeError, match=r"hopscope\.masks.* has no attribute 'nonsense'"):
+        masks.nonsense  # noqa: B018
+
+
+NOTEBOOK_IMPORTS = """
+from hopscope.masks import causal, document_block, knock_out
+from hopscope.experiments.document_asking import DocumentAsker
+from hopscope.experiments import back_patch, combine, BackPatching
+from hopscope.trainer import Schedule
+from hopscope.worlds import Recipe, circuit
+from hopscope.worlds.blocks import Shape
+from hopscope.worlds.two_hop_facts import TwoHopFacts
+from hopscope.sweep import sweep, ReadOut
+from hopscope.plots import layer_heatmap, save_figure
+from hopscope.results import Result, load_result
+"""
+
+
+def test_imports_of_earlier_notebooks_hold() -> None:
+    exec(NOTEBOOK_IMPORTS, {})
