@@ -1,4 +1,4 @@
-"""Provides selectivity: how much of a probe's accuracy is more than learning entities by heart."""
+"""Provides selectivity(): how much of a probe's accuracy exceeds memorising entities."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ class Selectivity(NamedTuple):
     """Held-out accuracies, each a scalar or of shape (layer,)."""
 
     accuracy: Tensor
-    """On the labels."""
+    """Accuracy on the labels."""
     control_accuracy: Tensor
-    """On labels drawn at random for each entity."""
+    """Accuracy on the control task, whose labels are random for each entity."""
     selectivity: Tensor
-    """The first less the second."""
+    """Accuracy minus control accuracy."""
 
 
 def control_labels(labels: Tensor, entities: Tensor, *, seed: int = 0) -> Tensor:
-    """Labels of a control task: one drawn at random for each entity, the same in all its rows.
+    """Draw the labels of a control task: a random label for each entity, shared by its rows.
 
-    Hewitt and Liang 2019, "Designing and Interpreting Probes with Control Tasks", section 2:
-    such labels can be learnt only by heart. They are drawn from the rows' labels, so that the
-    classes are about as frequent as in the task.
+    Hewitt and Liang 2019, "Designing and Interpreting Probes with Control Tasks", section 2. Such
+    labels can only be memorised. They are drawn from the given labels, so that the classes are
+    about as frequent as in the real task.
 
     Args:
-        labels: integers, shape (n,).
-        entities: what each row is about, integers of shape (n,).
-        seed: of the draw.
+        labels: class of each row, integers of shape (n,).
+        entities: entity of each row, integers of shape (n,).
+        seed: seed of the random labels.
 
     Returns:
-        Integers of shape (n,), on the labels' device.
+        Integers of shape (n,), on the device of `labels`.
 
     Raises:
-        UsageError: if a shape or dtype is not as said.
+        UsageError: if a shape or dtype is wrong.
 
     Example:
         >>> entities = torch.tensor([4, 4, 9, 9])
@@ -65,29 +65,29 @@ def selectivity(
     seed: int = 0,
     l2: float = 1.0,
 ) -> Selectivity:
-    """Accuracy of a LinearProbe beside its accuracy on a control task (Hewitt and Liang 2019).
+    """Compare the accuracy of a LinearProbe with that on a control task (Hewitt and Liang 2019).
 
-    A probe that is as good at labels drawn at random for each entity tells who the entity is,
-    not what the model has made of it. Both tasks are cross-validated on the same folds over
-    rows, each entity's rows spread over all of them: then the control can be learnt by heart
-    from the entity's other rows, and its accuracy says how much of that the probe does. So the
-    accuracy here is one with known entities; for new ones use `cross_validate(groups=entities)`.
+    A probe that is equally accurate on random labels of entities identifies the entity, not a
+    property that the model computes. Both tasks are cross-validated on the same folds over rows,
+    with the rows of each entity spread over the folds, so that the control labels can be memorised
+    from the other rows of an entity. The accuracy is therefore that for known entities; for unseen
+    entities use `cross_validate(groups=entities)`.
 
     Args:
-        acts: states, shape (n, d_model) or (n, layer, d_model).
-        labels: classes, any integers, shape (n,).
-        entities: what each row is about, integers of shape (n,); two rows each at least.
-        folds: how many.
-        seed: of the control's labels and of the folds.
-        l2: penalty of the probes.
+        acts: hidden states, shape (n, d_model) or (n, layer, d_model).
+        labels: class of each row, any integers, shape (n,).
+        entities: entity of each row, integers of shape (n,), each in at least two rows.
+        folds: number of folds.
+        seed: seed of the control labels and of the folds.
+        l2: strength of the probes' L2 penalty.
 
     Returns:
-        Accuracy, control accuracy and their difference, means over folds: scalars, or of shape
+        Accuracy, control accuracy and their difference, averaged over folds: scalars, or of shape
         (layer,).
 
     Raises:
-        UsageError: if a shape or dtype is not as said, a state is not finite, an entity has one
-            row only, or there are too few classes, entities or folds.
+        UsageError: if a shape or dtype is wrong, if a state is not finite, if an entity has only
+            one row, or if there are too few classes, entities or folds.
     """
     check_acts(acts)
     check_finite(acts)
@@ -98,14 +98,15 @@ def selectivity(
     if rows.min() < 2:
         raise UsageError(
             f"{int((rows < 2).sum())} entities have one row only, so that their control labels "
-            "cannot be learnt; give each entity two rows at least, or leave it out"
+            "cannot be learned; give each entity at least two rows, or leave it out"
         )
     control = control_labels(labels, entities, seed=seed)
     classes, control_classes = len(numbered(labels)[0]), len(numbered(control)[0])
     if min(folds, classes, control_classes) < 2:
         raise UsageError(
             f"folds={folds}, {classes} classes in the labels and {control_classes} in the "
-            "control's; give 2 of each at least: more folds, classes or entities, or another seed"
+            "control labels; give at least 2 of each: use more folds, classes or entities, or "
+            "another seed"
         )
     fold_of = deal(entity_of, folds, None, seed)
     accuracy = held_out_accuracy(acts, labels, fold_of, l2).mean(dim=0)

@@ -1,4 +1,4 @@
-"""Provides cross_validate: how well a linear probe tells classes apart on rows it has not seen."""
+"""Provides cross_validate(): the accuracy of a linear probe on held-out rows."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ def cross_validate(
     seed: int = 0,
     l2: float = 1.0,
 ) -> Tensor:
-    """Held-out accuracy of a LinearProbe, for each fold and layer.
+    """Return the held-out accuracy of a LinearProbe for each fold and layer.
 
-    Each fold is held out once, and a probe fitted on the rest. Every fold has about the same
-    share of each class. Give `groups` where rows belong together (prompts about one entity):
-    a probe could else know a held-out row by its twin.
+    Each fold is held out once while a probe is fitted on the others. All folds have about the same
+    share of each class. Use `groups` for rows that belong together, such as prompts about the same
+    entity; otherwise a probe could recognise a held-out row by a similar training row.
 
     Args:
-        acts: states, shape (n, d_model) or (n, layer, d_model).
-        labels: classes, any integers (token ids will do), shape (n,).
-        folds: how many.
-        groups: integers of shape (n,); rows of one group are in one fold. None: each by itself.
-        seed: of which rows are dealt to which fold.
-        l2: penalty of the probes.
+        acts: hidden states, shape (n, d_model) or (n, layer, d_model).
+        labels: class of each row, any integers (such as token ids), shape (n,).
+        folds: number of folds.
+        groups: group of each row, integers of shape (n,); all rows of a group are in the same
+            fold. None treats each row as its own group.
+        seed: seed of the assignment to folds.
+        l2: strength of the probes' L2 penalty.
 
     Returns:
-        Shape (folds,), or (folds, layer) if there is a layer axis: the mean over folds estimates
+        Shape (folds,), or (folds, layer) if there is a layer axis. The mean over folds estimates
         the accuracy.
 
     Raises:
-        UsageError: if a shape or dtype is not as said, a state is not finite, or a class has
-            fewer rows (or groups) than there are folds.
+        UsageError: if a shape or dtype is wrong, if a state is not finite, or if a class has fewer
+            rows (or groups) than there are folds.
 
     Example:
         >>> acts, labels = torch.randn(40, 3, 8), torch.arange(40) % 4
@@ -57,7 +58,16 @@ def cross_validate(
 def assign_folds(
     labels: Tensor, *, folds: int = 5, groups: Tensor | None = None, seed: int = 0
 ) -> Tensor:
-    """The fold of each row, from 0, shape (n,): classes spread evenly, groups kept whole.
+    """Assign rows to folds, with classes spread evenly and groups kept together.
+
+    Args:
+        labels: class of each row, integers of shape (n,).
+        folds: number of folds.
+        groups: group of each row, integers of shape (n,), or None.
+        seed: seed of the assignment.
+
+    Returns:
+        The fold of each row, counted from 0, shape (n,).
 
     Raises:
         UsageError: if there are too few folds or classes, or a class has fewer rows (or groups)
@@ -68,7 +78,7 @@ def assign_folds(
         check_labels(groups, len(labels), "groups")
     classes, label_of = numbered(labels.cpu())
     if folds < 2 or len(classes) < 2:
-        raise UsageError(f"folds={folds} and {len(classes)} classes; give 2 of each at least")
+        raise UsageError(f"folds={folds} and {len(classes)} classes; give at least 2 of each")
     members = _members(label_of, groups)
     least, smallest = (members > 0).sum(dim=0).min(dim=0)
     if least < folds:
@@ -81,13 +91,13 @@ def assign_folds(
 
 
 def deal(strata: Tensor, folds: int, groups: Tensor | None, seed: int) -> Tensor:
-    """Deal groups (or single rows) to folds, largest first, each to where its strata are rarest.
+    """Assign groups (or single rows) to folds, largest first, each where its strata are rarest.
 
     Args:
-        strata: integers from 0, shape (n,), to be spread evenly over folds.
-        folds: how many.
-        groups: integers of shape (n,), or None.
-        seed: of the order among groups of one size.
+        strata: stratum of each row, integers from 0, shape (n,), to be spread evenly over folds.
+        folds: number of folds.
+        groups: group of each row, integers of shape (n,), or None.
+        seed: seed of the order among groups of the same size.
 
     Returns:
         The fold of each row, shape (n,), on the CPU.
@@ -100,18 +110,27 @@ def deal(strata: Tensor, folds: int, groups: Tensor | None, seed: int) -> Tensor
     fold_of_group = torch.empty(len(members), dtype=torch.long)
     for group in order.tolist():
         crowding = held @ share[group]
-        # Among folds that are equally short of these strata, the smallest.
-        rivals = (crowding == crowding.min()).nonzero().flatten()
-        fold = rivals[held[rivals].sum(dim=1).argmin()]
+        # Among the folds with the fewest rows of these strata, take the smallest fold.
+        candidates = (crowding == crowding.min()).nonzero().flatten()
+        fold = candidates[held[candidates].sum(dim=1).argmin()]
         fold_of_group[group] = fold
         held[fold] += members[group]
     return fold_of_group[_group_of(len(strata), groups)]
 
 
 def held_out_accuracy(acts: Tensor, labels: Tensor, fold_of: Tensor, l2: float) -> Tensor:
-    """Accuracy on each fold of a probe fitted on the others, shape (folds,) or (folds, layer).
+    """Return the accuracy on each fold of a probe fitted on the others.
 
-    A held-out row of a class that the other folds lack counts as wrong.
+    A held-out row counts as wrong if its class does not occur in the other folds.
+
+    Args:
+        acts: hidden states, shape (n, d_model) or (n, layer, d_model).
+        labels: class of each row, integers of shape (n,).
+        fold_of: fold of each row, integers from 0, shape (n,).
+        l2: strength of the probes' L2 penalty.
+
+    Returns:
+        Shape (folds,), or (folds, layer).
     """
     labels = labels.to(acts.device)
     accuracies = []
@@ -126,13 +145,14 @@ def held_out_accuracy(acts: Tensor, labels: Tensor, fold_of: Tensor, l2: float) 
 
 
 def _group_of(n: int, groups: Tensor | None) -> Tensor:
+    """Return the index of the group of each row, shape (n,)."""
     if groups is None:
         return torch.arange(n)
     return numbered(groups.cpu())[1]
 
 
 def _members(strata: Tensor, groups: Tensor | None) -> Tensor:
-    """How many rows each group has in each stratum, shape (group, stratum)."""
+    """Return the number of rows of each group in each stratum, shape (group, stratum)."""
     group_of = _group_of(len(strata), groups)
     counts = torch.zeros(int(group_of.max()) + 1, int(strata.max()) + 1, dtype=torch.long)
     return counts.index_put((group_of, strata), torch.ones_like(strata), accumulate=True)

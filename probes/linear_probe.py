@@ -1,4 +1,4 @@
-"""Provides LinearProbe: multinomial logistic regression on the states of every layer."""
+"""Provides LinearProbe: multinomial logistic regression on the hidden states of each layer."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from .probe_files import read_probe, write_probe
 
 
 class LinearProbe(nn.Module):
-    """Tells classes apart by a linear map of the hidden state, one for each layer.
+    """Classifies hidden states with a linear map, one for each layer.
 
     Multinomial logistic regression (Alain and Bengio 2016, "Understanding intermediate layers
-    using linear classifier probes") on standardised coordinates. It minimises the cross entropy
-    summed over rows plus `l2 / 2` times the squared weights (biases are free), as scikit-learn
-    does with `C = 1 / l2`. Nothing in it is random.
+    using linear classifier probes") on standardised coordinates. It minimises the cross-entropy
+    summed over rows plus `l2 / 2` times the sum of squared weights, without biases, like
+    scikit-learn with `C = 1 / l2`. The fit is deterministic.
 
-    What it scores on the rows it was fitted on says little, as there are fewer rows than
-    coordinates as a rule: see `cross_validate`, and `selectivity` for what a probe could learn
-    by heart.
+    The accuracy on the training rows means little, because there are usually fewer rows than
+    coordinates. See `cross_validate` for held-out accuracy, and `selectivity` for how much a probe
+    could memorise.
 
     Args:
-        n_classes: how many classes there are; labels run from 0 to n_classes - 1.
-        l2: strength of the penalty on the weights, above 0.
-        classes: names of the classes, kept in the file; `n_classes` of them, or None.
+        n_classes: number of classes; labels run from 0 to n_classes - 1.
+        l2: strength of the L2 penalty on the weights, greater than 0.
+        classes: names of the classes, which are saved with the probe; `n_classes` names, or None.
 
     Raises:
         UsageError: if an argument is out of range.
@@ -51,10 +51,10 @@ class LinearProbe(nn.Module):
     def __init__(self, n_classes: int, *, l2: float = 1.0, classes: Sequence[str] | None = None):
         super().__init__()
         if n_classes < 2:
-            raise UsageError(f"n_classes={n_classes}; a probe tells 2 classes apart at least")
+            raise UsageError(f"n_classes={n_classes}; give at least 2 classes")
         if not l2 > 0:
             raise UsageError(
-                f"l2={l2}; give more than 0, as separable classes have no optimum at 0"
+                f"l2={l2}; give more than 0, because separable classes have no optimum at 0"
             )
         if classes is not None and len(classes) != n_classes:
             raise UsageError(f"classes has {len(classes)} names for n_classes={n_classes}")
@@ -64,18 +64,18 @@ class LinearProbe(nn.Module):
             self.register_buffer(name, torch.empty(0))
 
     def fit(self, acts: Tensor, labels: Tensor) -> Self:
-        """Fit one classifier for each layer, on the acts' device, in float32.
+        """Fit one classifier for each layer in float32, on the device of `acts`.
 
         Args:
-            acts: states, shape (n, d_model) or (n, layer, d_model).
-            labels: classes, integers of shape (n,), each class at least once.
+            acts: hidden states, shape (n, d_model) or (n, layer, d_model).
+            labels: class of each row, integers of shape (n,); each class occurs at least once.
 
         Returns:
             The probe itself.
 
         Raises:
-            UsageError: if a shape or dtype is not as said, a state is not finite, a label is out
-                of range, or a class has no row.
+            UsageError: if a shape or dtype is wrong, if a state is not finite, if a label is out
+                of range, or if a class has no row.
         """
         check_acts(acts)
         check_finite(acts)
@@ -90,19 +90,20 @@ class LinearProbe(nn.Module):
         return self
 
     def logits(self, acts: Tensor) -> Tensor:
-        """Logits of the classes, on the probe's device.
+        """Return the logits of the classes, on the device of the probe.
 
         Args:
-            acts: states, shape (..., d_model), or (..., layer, d_model) if it was fitted so.
+            acts: hidden states, shape (..., d_model), or (..., layer, d_model) if the probe was
+                fitted with a layer axis.
 
         Returns:
             Shape (..., n_classes), or (..., layer, n_classes).
 
         Raises:
-            UsageError: if the probe is not fitted, or was fitted on states of another shape.
+            UsageError: if the probe is not fitted, or was fitted to states of another shape.
         """
         if self.weight.numel() == 0:
-            raise UsageError("this probe has learnt nothing yet; call fit(acts, labels) first")
+            raise UsageError("this probe is not fitted; call fit(acts, labels) first")
         if acts.shape[-self.center.ndim :] != self.center.shape:
             raise UsageError(
                 f"acts have shape {tuple(acts.shape)}; this probe was fitted on states of shape "
@@ -114,15 +115,16 @@ class LinearProbe(nn.Module):
     forward = logits
 
     def predict(self, acts: Tensor) -> Tensor:
-        """The likeliest class, shape (...) or (..., layer); arguments as for `logits`."""
+        """Return the most likely class, shape (...) or (..., layer); arguments as for `logits`."""
         return self.logits(acts).argmax(dim=-1)
 
     def score(self, acts: Tensor, labels: Tensor) -> Tensor:
-        """Share of rows whose likeliest class is the label.
+        """Return the accuracy: the share of rows whose most likely class is the label.
 
         Args:
-            acts: states, shape (n, d_model), or (n, layer, d_model) if it was fitted so.
-            labels: classes, integers of shape (n,).
+            acts: hidden states, shape (n, d_model), or (n, layer, d_model) if the probe was fitted
+                with a layer axis.
+            labels: class of each row, integers of shape (n,).
 
         Returns:
             A scalar, or shape (layer,).
@@ -140,25 +142,30 @@ class LinearProbe(nn.Module):
         """Write the fitted probe, with its standardisation and the names of its classes.
 
         Args:
-            path: the file, in safetensors form.
-            dtype: floating-point type of weights and biases in the file, float32 if None.
+            path: the file, in safetensors format.
+            dtype: dtype of weights and biases in the file; float32 if None.
+
+        Returns:
+            The file.
 
         Raises:
-            UsageError: if it is not fitted, a number does not fit in the dtype, or the path is a
-                folder.
+            UsageError: if the probe is not fitted, if a number overflows in the dtype, or if the
+                path is a folder.
         """
         if self.weight.numel() == 0:
-            raise UsageError("this probe has learnt nothing to save; call fit(acts, labels) first")
+            raise UsageError(
+                "this probe is not fitted and cannot be saved; call fit(acts, labels) first"
+            )
         settings = {"n_classes": self.n_classes, "l2": self.l2, "classes": self.classes}
         standard = ("center", "scale")
         return write_probe(path, "LinearProbe", self.state_dict(), settings, dtype, standard)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a probe that `save` wrote, onto the CPU; `.to(device)` moves it.
+        """Load a probe that `save` wrote, on the CPU.
 
         Raises:
-            ResultError: if there is no such file, it is damaged, or of another kind.
+            ResultError: if the file does not exist, is damaged, or holds another kind of probe.
         """
         tensors, settings = read_probe(path, "LinearProbe", ("n_classes", "l2", "classes"))
         probe = cls(**settings)
@@ -176,6 +183,7 @@ class LinearProbe(nn.Module):
         return probe
 
     def _check_classes(self, labels: Tensor) -> None:
+        """Check that labels are in range and that each class occurs."""
         labels = labels.to(torch.long)
         if labels.min() < 0 or labels.max() >= self.n_classes:
             raise UsageError(
@@ -187,12 +195,12 @@ class LinearProbe(nn.Module):
             absent = (rows == 0).nonzero().flatten().tolist()
             raise UsageError(
                 f"no row has a label of {', '.join(map(str, absent))}; give each class a row, or "
-                "number the classes that are there (torch.unique(labels, return_inverse=True))"
+                "renumber the classes that occur (torch.unique(labels, return_inverse=True))"
             )
 
 
 def _fit_layer(acts: Tensor, labels: Tensor, n_classes: int, l2: float) -> dict[str, Tensor]:
-    """A LinearProbe's tensors for states of one layer, shape (n, d_model)."""
+    """Return the tensors of a LinearProbe that is fitted to one layer, shape (n, d_model)."""
     center, scale = _standard(acts)
     standardised = (acts - center) / scale
     weight, bias = _optimum(standardised, labels, n_classes, l2)
@@ -200,20 +208,24 @@ def _fit_layer(acts: Tensor, labels: Tensor, n_classes: int, l2: float) -> dict[
 
 
 def _standard(acts: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each coordinate; a constant one keeps its scale."""
+    """Return mean and standard deviation of each coordinate, with 1 for constant coordinates."""
     center = acts.mean(dim=0)
     scale = acts.std(dim=0, correction=0)
-    # Rounding gives a constant coordinate a spread that must not be blown up to 1.
+    # Rounding errors in a constant coordinate must not be scaled up to unit variance.
     varies = scale > 1e-6 * acts.abs().amax(dim=0)
     return center, torch.where(varies, scale, 1.0)
 
 
 @torch.no_grad()
 def _optimum(features: Tensor, labels: Tensor, n_classes: int, l2: float) -> tuple[Tensor, Tensor]:
-    """Weights (n_classes, d_model) and biases (n_classes,) of least penalised cross entropy.
+    """Return the weights and biases that minimise the penalised cross-entropy.
 
-    The weights lie in the span of the rows, so L-BFGS runs in the rows' principal axes, each
-    stretched by its curvature at the start: exact, smaller, and about half the steps.
+    The optimal weights lie in the span of the rows. L-BFGS therefore runs in the principal axes of
+    the rows, scaled by the curvature at the start: this is exact, smaller, and takes about half as
+    many steps.
+
+    Returns:
+        Weights of shape (n_classes, d_model), and biases of shape (n_classes,).
     """
     n = len(features)
     axes, spread = _principal_axes(features)
@@ -243,7 +255,7 @@ def _optimum(features: Tensor, labels: Tensor, n_classes: int, l2: float) -> tup
 
 
 def _principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:
-    """An orthonormal basis of the span of rows, shape (d_model, axis), and the spread along it."""
+    """Return an orthonormal basis of the row span, shape (d_model, axis), and singular values."""
     n, d_model = features.shape
     if n <= d_model:
         _, spread, axes = torch.linalg.svd(features, full_matrices=False)

@@ -1,4 +1,4 @@
-"""Provides LogitLens: what a model would say if it stopped at a hidden state."""
+"""Provides LogitLens: the next-token prediction from an intermediate hidden state."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .probe_files import fill, read_probe, write_probe
 
 
 class LogitLens(nn.Module):
-    """Reads hidden states with a model's own final norm and unembedding.
+    """Maps hidden states to logits with the final norm and the unembedding of a model.
 
-    Logit lens (nostalgebraist 2020): `W_U · norm(resid_post[layer])`. The norm is applied exactly
-    once, so give it states of the residual stream, not ones that are normalised already. States
-    are moved to the unembedding's device and dtype, so they may come from a file in another.
+    Logit lens (nostalgebraist 2020): `W_U · norm(resid_post[layer])`. States must come from the
+    residual stream and must not be normalised, because the lens applies the norm. They are
+    converted to the device and dtype of the unembedding.
 
     Args:
         norm: the final norm.
         unembedding: the map from normalised states to logits.
-        softcap: bound of the logits, in families that have one (Gemma 2).
+        softcap: soft cap of the logits, in families that have one (Gemma 2).
 
     Example:
         >>> lens = LogitLens(nn.LayerNorm(4), nn.Linear(4, 10, bias=False))
@@ -38,50 +38,50 @@ class LogitLens(nn.Module):
         self.softcap = softcap
 
     def forward(self, states: Tensor) -> Tensor:
-        """Logits, shape (..., vocabulary), of states of shape (..., d_model)."""
-        logits: Tensor = self.unembedding(self.norm(self._where_it_reads(states)))
+        """Return logits of shape (..., vocabulary) for states of shape (..., d_model)."""
+        logits: Tensor = self.unembedding(self.norm(self._to_unembedding(states)))
         if self.softcap is None:
             return logits
         return torch.tanh(logits / self.softcap) * self.softcap
 
     @torch.no_grad()
     def rank(self, states: Tensor, tokens: Tensor) -> Tensor:
-        """0-based rank of tokens among all.
+        """Return the rank of tokens in the vocabulary, counted from 0.
 
         Args:
-            states: shape (..., d_model).
-            tokens: integers, shape (...), or one that broadcasts to it.
+            states: hidden states, shape (..., d_model).
+            tokens: token ids of shape (...), or of a shape that broadcasts to it.
 
         Returns:
-            How many tokens have a higher logit, shape (...).
+            The number of tokens with a higher logit, shape (...).
         """
         logits = self(states)
-        ranks: Tensor = (logits > _of_tokens(logits, tokens)).sum(dim=-1)
+        ranks: Tensor = (logits > _select_tokens(logits, tokens)).sum(dim=-1)
         return ranks
 
     @torch.no_grad()
     def logprob(self, states: Tensor, tokens: Tensor) -> Tensor:
-        """Natural log-probability of tokens; arguments as for `rank`."""
-        return _of_tokens(torch.log_softmax(self(states).float(), dim=-1), tokens)[..., 0]
+        """Return the log-probability of tokens in nats; arguments as for `rank`."""
+        return _select_tokens(torch.log_softmax(self(states).float(), dim=-1), tokens)[..., 0]
 
     def fit(self, acts: Tensor, labels: Tensor | None = None) -> Self:
-        """Nothing to learn: the lens as it is."""
+        """Return the lens unchanged; it has no parameters to fit."""
         return self
 
     @torch.no_grad()
     def score(self, acts: Tensor, labels: Tensor, *, batch_size: int = 128) -> Tensor:
-        """Share of rows whose likeliest token is the label.
+        """Return the accuracy: the share of rows whose most likely token is the label.
 
         Args:
-            acts: states, shape (n, d_model) or (n, layer, d_model).
+            acts: hidden states, shape (n, d_model) or (n, layer, d_model).
             labels: token ids, integers of shape (n,).
-            batch_size: rows whose logits are held at once, of one layer.
+            batch_size: number of rows of one layer whose logits are in memory at once.
 
         Returns:
             A scalar, or shape (layer,) if there is a layer axis.
 
         Raises:
-            UsageError: if a shape or dtype is not as said.
+            UsageError: if a shape or dtype is wrong.
         """
         check_acts(acts)
         check_labels(labels, len(acts))
@@ -90,38 +90,42 @@ class LogitLens(nn.Module):
         return scores if acts.ndim == 3 else scores[0]
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> Path:
-        """Write norm, unembedding and softcap: enough to read states without the model.
+        """Write norm, unembedding and softcap, so that states can be read without the model.
 
         Args:
-            path: the file, in safetensors form.
-            dtype: floating-point type in the file; the modules' own if None.
+            path: the file, in safetensors format.
+            dtype: floating-point dtype in the file; that of the modules if None.
+
+        Returns:
+            The file.
 
         Raises:
-            UsageError: if a number does not fit in the dtype, or the path is a folder.
+            UsageError: if a number overflows in the dtype, or if the path is a folder.
         """
         return write_probe(path, "LogitLens", self.state_dict(), {"softcap": self.softcap}, dtype)
 
     @classmethod
     def load(cls, path: str | Path, norm: nn.Module, unembedding: nn.Module) -> Self:
-        """Read a lens that `save` wrote.
+        """Load a lens that `save` wrote.
 
         Args:
             path: the file.
             norm: a module of the same class and size as the saved norm.
-            unembedding: the like. Both are copied, then filled from the file, so that no model
-                is changed; the copies keep their device and dtype.
+            unembedding: a module of the same class and size as the saved unembedding. Both modules
+                are copied and then filled from the file; the copies keep their device and dtype.
 
         Raises:
-            ResultError: if there is no such file, it is damaged, or does not fit the modules.
+            ResultError: if the file does not exist, is damaged, or does not fit the modules.
         """
         tensors, settings = read_probe(path, "LogitLens", ("softcap",))
         lens = cls(copy.deepcopy(norm), copy.deepcopy(unembedding), settings["softcap"])
         fill(lens, tensors, path)
         return lens
 
-    def _where_it_reads(self, states: Tensor) -> Tensor:
+    def _to_unembedding(self, states: Tensor) -> Tensor:
+        """Convert states to the device and dtype of the unembedding."""
         for parameter in self.unembedding.parameters():
-            # Offloaded weights lie on "meta" until their own hook fetches them.
+            # Offloaded weights are on the device "meta" until their hook loads them.
             if parameter.is_floating_point() and not parameter.is_meta:
                 return states.to(parameter)
         return states
@@ -132,11 +136,11 @@ class LogitLens(nn.Module):
         return torch.cat(right).float().mean()
 
     def _hits(self, states: Tensor, tokens: Tensor) -> Tensor:
-        said: Tensor = self(states).argmax(dim=-1)
-        return said == tokens.to(said.device)
+        predicted: Tensor = self(states).argmax(dim=-1)
+        return predicted == tokens.to(predicted.device)
 
 
-def _of_tokens(values: Tensor, tokens: Tensor) -> Tensor:
-    """What tokens have among values of shape (..., vocabulary); shape (..., 1)."""
+def _select_tokens(values: Tensor, tokens: Tensor) -> Tensor:
+    """Select the values of tokens from shape (..., vocabulary); returns shape (..., 1)."""
     tokens = tokens.to(values.device)
     return values.gather(-1, tokens.expand(values.shape[:-1])[..., None])

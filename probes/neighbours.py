@@ -1,4 +1,4 @@
-"""Provides key_clusters(): whether middle ranks are drawn to neighbours of the top tokens."""
+"""Provides key_clusters(): which middle-ranked tokens are neighbours of the top-ranked tokens."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from hopscope.errors import UsageError
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
 
 
 @dataclass(frozen=True)
 class KeyClusters:
-    """Which middle-ranked tokens share a cluster with a top one, and which of them are right.
+    """Which middle-ranked tokens share a cluster with a top-ranked token, and which are correct.
 
     Attributes:
-        inside: whether it shares one, shape (item, rank).
-        right: whether it is a right answer, shape (item, rank).
+        inside: whether a token shares a cluster with a top-ranked one, shape (item, rank).
+        right: whether a token is a correct answer, shape (item, rank).
     """
 
     inside: Bool[Tensor, "item rank"]
@@ -25,7 +27,7 @@ class KeyClusters:
 
     @property
     def accuracy(self) -> tuple[float, float]:
-        """The share of right tokens inside and outside the clusters; NaN where there is none."""
+        """Shares of correct tokens inside and outside the clusters; NaN if there are no tokens."""
         shares = [self.right[where].float().mean() for where in (self.inside, ~self.inside)]
         return float(shares[0]), float(shares[1])
 
@@ -36,19 +38,20 @@ def key_clusters(
     answers: Bool[Tensor, "item rank"],
     top: int = 10,
 ) -> KeyClusters:
-    """Divide middle ranks by whether they share a cluster of the unembedding with a top token.
+    """Divide middle-ranked tokens by whether they share a cluster with a top-ranked token.
 
-    After Peng et al. 2024: what a model ranks in the middle are neighbours of its top tokens, so
-    a right token there is mostly right by being near them.
+    After Peng et al. 2024: tokens with middle ranks tend to be neighbours of the top tokens in the
+    unembedding, so that a correct token among them may be correct only because of that.
 
     Args:
-        ranked: each item's likeliest tokens, the likeliest first.
-        clusters: the cluster of each token of the vocabulary, such as k-means of the unembedding.
-        answers: whether each ranked token is a right one.
-        top: how many ranks are at the top; those after them are the middle.
+        ranked: token ids by descending logit, shape (item, rank).
+        clusters: cluster of each token of the vocabulary, such as from k-means on the unembedding,
+            shape (vocab,).
+        answers: whether each ranked token is correct, shape (item, rank).
+        top: number of top ranks; all later ranks are in the middle.
 
     Raises:
-        ValueError: if no rank is left in the middle.
+        UsageError: if there are no ranks after the top ones (a `ValueError`).
 
     Example:
         >>> ranked = torch.tensor([[5, 6, 7]])
@@ -57,7 +60,9 @@ def key_clusters(
         [[True, False]]
     """
     if ranked.shape[1] <= top:
-        raise ValueError(f"{ranked.shape[1]} ranks leave no middle after a top of {top}")
-    own = clusters.to(ranked.device)[ranked]
-    inside = (own[:, top:, None] == own[:, None, :top]).any(dim=-1)
+        raise UsageError(
+            f"{ranked.shape[1]} ranks leave no middle after a top of {top}; give more ranks"
+        )
+    cluster_of = clusters.to(ranked.device)[ranked]
+    inside = (cluster_of[:, top:, None] == cluster_of[:, None, :top]).any(dim=-1)
     return KeyClusters(inside, answers[:, top:])

@@ -1,4 +1,4 @@
-"""Provides reading and writing of probes: one safetensors file each, never a pickle."""
+"""Reads and writes probes as safetensors files."""
 
 from __future__ import annotations
 
@@ -25,18 +25,21 @@ def write_probe(
     dtype: torch.dtype | None = None,
     exact: Collection[str] = (),
 ) -> Path:
-    """Write a probe's tensors and settings beside their place, then rename.
+    """Write the tensors and settings of a probe as one safetensors file.
 
     Args:
-        path: the file; its folder is made if there is none.
-        kind: the name of the probe's class.
-        tensors: what the probe is made of.
-        settings: the rest that `load` needs, as JSON can say it.
-        dtype: floating-point type of the tensors in the file; their own if None.
-        exact: names of small tensors that keep their own dtype.
+        path: the file; its folder is created if necessary.
+        kind: name of the probe's class.
+        tensors: tensors of the probe, by name.
+        settings: everything else that `load` needs, as JSON.
+        dtype: floating-point dtype in the file; that of each tensor if None.
+        exact: names of tensors that keep their dtype.
+
+    Returns:
+        The file.
 
     Raises:
-        UsageError: if a number does not fit in the dtype, or the path is a folder.
+        UsageError: if a number overflows in the dtype, or if the path is a folder.
     """
     path = Path(path)
     if path.is_dir():
@@ -56,15 +59,18 @@ def write_probe(
 def read_probe(
     path: str | Path, kind: str, settings: Collection[str]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a probe of this kind, on the CPU in the file's dtype, and its settings.
+    """Read the tensors and the settings of a probe.
 
     Args:
         path: the file.
-        kind: the name of the probe's class.
-        settings: names of the settings that it must have.
+        kind: name of the probe's class.
+        settings: names of the settings that the file must have.
+
+    Returns:
+        Tensors on the CPU in the dtype of the file, and the settings.
 
     Raises:
-        ResultError: if there is no such file, it is damaged, or it holds something else.
+        ResultError: if the file does not exist, is damaged, or holds another kind of probe.
     """
     safe_open, _ = _safetensors()
     try:
@@ -72,15 +78,18 @@ def read_probe(
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
-        raise ResultError(f"there is no probe at {path}; give a file that `save` wrote") from None
-    except Exception as error:  # safetensors has errors of its own, and of the system's
         raise ResultError(
-            f"{path} is damaged or no safetensors file ({error}); fit the probe and save it again"
+            f"there is no probe at {path}; give a file that `save` has written"
+        ) from None
+    except Exception as error:  # safetensors raises its own errors and those of the system
+        raise ResultError(
+            f"{path} is damaged or not a safetensors file ({error}); "
+            "fit the probe and save it again"
         ) from error
     if metadata.get("format") != FORMAT:
         raise ResultError(
-            f"{path} is no probe of this version of hopscope (format {metadata.get('format')!r}, "
-            f"expected {FORMAT!r}); fit the probe and save it again"
+            f"{path} is not a probe of this version of hopscope (format "
+            f"{metadata.get('format')!r}, expected {FORMAT!r}); fit the probe and save it again"
         )
     if metadata.get("kind") != kind:
         raise ResultError(
@@ -91,20 +100,21 @@ def read_probe(
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Copy a file's tensors into a module that has their names and shapes.
+    """Copy tensors from a file into a module with the same names and shapes.
 
     Raises:
-        ResultError: if the names or shapes differ.
+        ResultError: if names or shapes differ.
     """
     try:
         module.load_state_dict(dict(tensors))
     except RuntimeError as error:
-        raise ResultError(f"{path} does not fit what it is loaded into: {error}") from None
+        raise ResultError(f"{path} does not fit the given modules: {error}") from None
 
 
 def _settings(
     path: str | Path, metadata: Mapping[str, str], names: Collection[str]
 ) -> dict[str, Any]:
+    """Return the settings in the metadata of a file, after a check of their names."""
     try:
         settings = dict(json.loads(metadata["settings"]))
     except (KeyError, TypeError, ValueError):
@@ -118,6 +128,7 @@ def _settings(
 
 
 def _as_saved(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return a contiguous copy of a tensor on the CPU, in the dtype of the file."""
     tensor = tensor.detach().cpu()
     if dtype is not None and tensor.is_floating_point():
         cast = tensor.to(dtype)
@@ -128,7 +139,7 @@ def _as_saved(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _safetensors() -> tuple[Any, Any]:
-    """safetensors' `safe_open` and `save_file`: imported here, as reading states needs neither."""
+    """Import `safe_open` and `save_file`, without which probes can still be fitted and used."""
     try:
         from safetensors import safe_open
         from safetensors.torch import save_file

@@ -1,4 +1,4 @@
-"""Provides keys_held() and head_classes(): how many keys an attention head retrieves."""
+"""Provides keys_held() and head_classes(): over how many keys a head spreads its attention."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 BOUNDS = (1 / 2, 1 / 8, 1 / 32)
-"""Shares of the keys: a head of class I holds more than the first, one of class IV at most the
-last."""
+"""Shares of keys that separate the classes: more than the first is class I, at most the last class
+IV."""
 
 
 def keys_held(
     patterns: Float[Tensor, "*row key"], mass: float = 0.9, *, tolerance: float = 1e-4
 ) -> Int[Tensor, "*row"]:
-    """The least number of keys that hold a share of each row's attention.
+    """Return the smallest number of keys that hold a given share of each row's attention.
 
     Args:
-        patterns: attention weights; each row sums to 1.
-        mass: the share.
-        tolerance: by which a sum of rounded weights may fall short of it.
+        patterns: attention weights, shape (..., key); each row sums to 1.
+        mass: the share of the attention, from 0 to 1.
+        tolerance: amount by which a sum may fall short of `mass`, because weights are rounded.
+
+    Returns:
+        Numbers of keys, shape (...).
 
     Example:
         >>> keys_held(torch.tensor([[0.95, 0.05, 0.0], [0.4, 0.3, 0.3]])).tolist()
         [1, 3]
     """
     weights = patterns.float()
-    weights = weights / weights.sum(dim=-1, keepdim=True)  # rounded ones sum to 1 no more
+    weights = weights / weights.sum(dim=-1, keepdim=True)  # rounded weights may not sum to 1
     held = weights.sort(dim=-1, descending=True).values.cumsum(dim=-1)
     k = (held < mass - tolerance).sum(dim=-1) + 1
     return k.clamp(max=patterns.shape[-1])
@@ -41,18 +44,19 @@ def head_classes(
     n_keys: Int[Tensor, " row"],
     mass: float = 0.9,
 ) -> tuple[Int[Tensor, "*head"], Float[Tensor, "*head"]]:
-    """Which kind of fixed point of a Hopfield network each head retrieves.
+    """Classify heads by the kind of fixed point of a Hopfield network that they retrieve.
 
-    Hopfield Networks is All You Need (Ramsauer et al. 2020), section 3: I, a global average over
-    more than half of the keys; II and III, averages over large and small subsets; IV, at most one
-    key in 32. There all rows have N keys; a causal row has as many as it has tokens before it,
-    and itself, so that the share k / N is what its median is taken of.
+    Hopfield Networks is All You Need (Ramsauer et al. 2020), section 3. Class I averages over more
+    than half of the keys, classes II and III over large and small subsets, and class IV over at
+    most one key in 32. In the paper all rows have N keys. With causal attention the number of keys
+    differs between rows, so that the class is that of the median share k / N.
 
     Args:
-        patterns: attention weights of some rows in each head, such as those of the last tokens of
-            prompts; keys that a row does not see have none.
-        n_keys: how many keys each row sees. A row of fewer than 32 cannot be of class IV.
-        mass: the share of the weight that the keys must hold.
+        patterns: attention weights of some rows in each head, such as those of the last token of
+            each prompt, shape (row, ..., key); 0 for keys that a row does not attend to.
+        n_keys: number of keys that each row may attend to, shape (row,). A row with fewer than 32
+            cannot be of class IV.
+        mass: the share of the attention that the keys must hold.
 
     Returns:
         The class of each head, 1 to 4, and its median share of keys over the rows.
@@ -70,7 +74,7 @@ def head_classes(
 
 
 def class_of_share(share: Float[Tensor, "*head"]) -> Int[Tensor, "*head"]:
-    """The class, 1 to 4, of heads whose attention is held by a share of the keys.
+    """Return the class, 1 to 4, of heads by the share of keys that holds their attention.
 
     Example:
         >>> class_of_share(torch.tensor([0.6, 0.5, 0.125, 0.03125])).tolist()

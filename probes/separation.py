@@ -1,4 +1,4 @@
-"""Provides iicg(): whether states of the same group point the same way."""
+"""Provides iicg(): whether hidden states of the same group have similar directions."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ def iicg(
     groups: Int[Tensor, " item"],
     among: Int[Tensor, " item"] | None = None,
 ) -> Float[Tensor, "*rest"]:
-    """The intra-inter cosine gap: mean cosine within groups less the mean between them.
+    """Return the intra-inter cosine gap: the mean cosine within groups minus that between them.
 
-    The Coverage Principle (Chang et al. 2025), section 4: grouped by bridge entity, it tells
-    whether a position and layer holds the bridge, whichever way it was reached.
+    The Coverage Principle (Chang et al. 2025), section 4. With groups by bridge entity, it shows
+    whether a position and layer represents the bridge, however the bridge was reached.
 
     Args:
-        states: of each item; further axes, such as position and layer, are kept.
-        groups: the group of each item, such as the index of its bridge.
-        among: compare only items that have this in common, such as the token at the position,
-            so that it makes no gap. All pairs that are compared weigh the same.
+        states: hidden states, shape (item, ..., d_model); further axes, such as position and
+            layer, are kept.
+        groups: group of each item, such as the index of its bridge, shape (item,).
+        among: if given, only items with the same value are compared, such as those with the same
+            token at the position, so that this does not contribute to the gap. All compared pairs
+            have the same weight. Shape (item,).
 
     Returns:
-        From -2 to 2: 1 for groups that are orthogonal to one another, 0 for none; NaN if no two
-        of the items that are compared share a group, or all do.
+        The gap, from -2 to 2, without the axes of items and d_model: 1 for groups in orthogonal
+        directions, 0 for no grouping. NaN if none of the compared pairs share a group, or all do.
 
     Raises:
-        UsageError: for groups, or what items have in common, of another number of items.
+        UsageError: if `groups` or `among` has another number of items than `states`.
 
     Example:
         >>> states = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
@@ -46,7 +48,7 @@ def iicg(
     if not len(unit) == len(groups) == len(among):
         raise UsageError(
             f"{len(unit)} states, {len(groups)} groups and {len(among)} entries of among: give one "
-            "for each item"
+            "of each for every item"
         )
     compared, n_compared = _cosines(unit, among[:, None])
     within, n_within = _cosines(unit, torch.stack([among, groups], dim=1))
@@ -59,9 +61,9 @@ def iicg(
 def _cosines(
     unit: Float[Tensor, "item *rest d_model"], labels: Int[Tensor, "item label"]
 ) -> tuple[Float[Tensor, "*rest"], int]:
-    """The sum of the cosines of all ordered pairs of items with the same labels; their number."""
+    """Return the sum of cosines over ordered pairs of items with equal labels, and their number."""
     kinds, member = torch.unique(labels, dim=0, return_inverse=True)
     sums = unit.new_zeros(len(kinds), *unit.shape[1:]).index_add(0, member, unit)
     sizes = torch.bincount(member, minlength=len(kinds))
-    itself = unit.square().sum(dim=-1).sum(dim=0)  # as many as items, less the states that are 0
+    itself = unit.square().sum(dim=-1).sum(dim=0)  # the number of items with non-zero states
     return sums.square().sum(dim=-1).sum(dim=0) - itself, int((sizes * (sizes - 1)).sum())

@@ -1,4 +1,4 @@
-"""Provides shipped(): where the trained probes lie that come with hopscope."""
+"""Provides shipped(): the files of the trained probes that come with hopscope."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ FOLDER = Path(__file__).parent / "trained"
 
 
 def shipped(name: str) -> Path:
-    """The file of a trained probe; `probes/trained/README.md` is its card.
+    """Return the file of a trained probe, which is described in `probes/trained/README.md`.
 
     Args:
-        name: such as `smollm2-135m.tuned_lens` or `smollm2-135m.bridge_probe`.
+        name: name of the probe, such as `smollm2-135m.tuned_lens` or `smollm2-135m.bridge_probe`.
 
     Raises:
-        UsageError: if there is none of that name; the message lists those that there are.
+        UsageError: for an unknown name; the message lists the known names.
 
     Example:
         >>> shipped("smollm2-135m.bridge_probe").name
@@ -24,6 +24,8 @@ def shipped(name: str) -> Path:
     """
     path = FOLDER / f"{name}.safetensors"
     if not path.is_file():
-        there = sorted(file.stem for file in FOLDER.glob("*.safetensors"))
-        raise UsageError(f"no trained probe {name!r} comes with hopscope; there is {there}")
+        known = sorted(file.stem for file in FOLDER.glob("*.safetensors"))
+        raise UsageError(
+            f"no trained probe {name!r} comes with hopscope; choose one of {', '.join(known)}"
+        )
     return path

@@ -1,4 +1,4 @@
-"""Provides TunedLens: a logit lens with a learned translator for every layer."""
+"""Provides TunedLens: a logit lens with a learned translator for each layer."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .probe_files import fill, read_probe, write_probe
 
 
 class Translator(nn.Module):
-    """An affine map of one layer's states in float32, at first the identity: `h + A h + b`.
+    """An affine map `h + A h + b` of the states of one layer in float32, initially the identity.
 
     Args:
-        d_model: size of a state.
+        d_model: width of the residual stream.
         rank: rank of A; None for a full matrix.
     """
 
@@ -33,7 +33,7 @@ class Translator(nn.Module):
         self.bias = _zeros(d_model)
 
     def forward(self, states: Tensor) -> Tensor:
-        """Translated states, of the same shape (..., d_model), in float32 at least."""
+        """Return translated states of the same shape (..., d_model), in at least float32."""
         states = states.to(self.up.device)
         inputs = states.to(self.up.dtype)
         if self.down is not None:
@@ -42,38 +42,38 @@ class Translator(nn.Module):
 
     @torch.no_grad()
     def restart(self, generator: torch.Generator) -> None:
-        """Become the identity again, ready to be trained."""
+        """Reset the map to the identity for training; `generator` initialises a low-rank factor."""
         for parameter in self.parameters():
             parameter.zero_()
         if self.down is not None:
-            # With both factors zero, neither would have a gradient.
+            # If both factors were zero, neither would get a gradient.
             rank, d_model = self.down.shape
             random = torch.randn(rank, d_model, generator=generator)
             self.down.copy_(random / math.sqrt(d_model))
 
 
 class TunedLens(nn.Module):
-    """Reads the states of every layer through a learned affine translator, then as LogitLens.
+    """Maps the states of each layer to logits through a learned affine translator.
 
     Tuned lens (Belrose et al. 2023, "Eliciting Latent Predictions from Transformers with the
-    Tuned Lens", section 3): `W_U · norm(h + A h + b)` with an A and a b for each layer, trained
-    so that every layer says what the last one says. Before `fit` it is the logit lens.
+    Tuned Lens", section 3): `W_U · norm(h + A h + b)` with A and b for each layer, trained so that
+    each layer predicts what the last layer predicts. Before `fit` it equals the logit lens.
 
-    The norm and the unembedding stay as they are, and are not saved. Translators lie where the
-    unembedding does and compute in float32, whatever the model's dtype.
+    The norm and the unembedding are not changed, and are not saved. Translators are on the device
+    of the unembedding and compute in float32, regardless of the dtype of the model.
 
     Args:
         norm: the final norm.
         unembedding: the map from normalised states to logits.
-        n_layers: how many layers the states have.
-        d_model: size of a state.
-        rank: rank of A, for small files (2 · rank · d_model numbers a layer); None for a full
+        n_layers: number of layers.
+        d_model: width of the residual stream.
+        rank: rank of A, for small files (2 · rank · d_model numbers per layer); None for a full
             matrix (d_model²).
-        softcap: bound of the logits, in families that have one (Gemma 2).
+        softcap: soft cap of the logits, in families that have one (Gemma 2).
 
     Raises:
-        UsageError: if a size is not positive, the rank exceeds d_model, or the norm's weight has
-            another size.
+        UsageError: if a size is not positive, if the rank exceeds d_model, or if the norm has
+            weights of another size.
 
     Example:
         >>> norm, unembedding = nn.LayerNorm(4), nn.Linear(4, 10, bias=False)
@@ -103,7 +103,7 @@ class TunedLens(nn.Module):
         self.translators.to(next(devices, torch.device("cpu")))
 
     def translate(self, states: Tensor, layer: int | None = None) -> Tensor:
-        """States as the last layer would hold them, of the same shape; arguments as `forward`."""
+        """Translate states to the basis of the last layer; arguments as for `forward`."""
         self._check_states(states, layer)
         if layer is not None:
             translated: Tensor = self.translators[layer](states)
@@ -112,40 +112,40 @@ class TunedLens(nn.Module):
         return torch.stack([translator(h) for translator, h in layers], dim=-2)
 
     def forward(self, states: Tensor, layer: int | None = None) -> Tensor:
-        """Logits of states.
+        """Return the logits of states.
 
         Args:
-            states: shape (..., layer, d_model), all layers in order; with `layer` given, that
-                layer's alone, shape (..., d_model).
-            layer: 0-based, or counted from the end if negative.
+            states: hidden states of all layers in order, shape (..., layer, d_model); or, with
+                `layer`, those of that layer, shape (..., d_model).
+            layer: 0-based index of a layer; negative indices count from the end.
 
         Returns:
-            Logits, shape (..., layer, vocabulary), or (..., vocabulary) with `layer` given.
+            Logits, shape (..., layer, vocabulary), or (..., vocabulary) with `layer`.
 
         Raises:
-            UsageError: if the shape is not as said, or there is no such layer.
+            UsageError: if the shape is wrong, or if there is no such layer.
         """
         logits: Tensor = self.logit_lens(self.translate(states, layer))
         return logits
 
     @torch.no_grad()
     def rank(self, states: Tensor, tokens: Tensor, layer: int | None = None) -> Tensor:
-        """0-based rank of tokens among all.
+        """Return the rank of tokens in the vocabulary, counted from 0.
 
         Args:
             states: as for `forward`.
-            tokens: integers of the shape of states without d_model, or that broadcasts to it
-                (one a row for all layers: `tokens[:, None]`).
+            tokens: token ids of the shape of `states` without d_model, or of a shape that
+                broadcasts to it (`tokens[:, None]` for one token per row).
             layer: as for `forward`.
 
         Returns:
-            How many tokens have a higher logit, shape of states without d_model.
+            The number of tokens with a higher logit, in the shape of `states` without d_model.
         """
         return self.logit_lens.rank(self.translate(states, layer), tokens)
 
     @torch.no_grad()
     def logprob(self, states: Tensor, tokens: Tensor, layer: int | None = None) -> Tensor:
-        """Natural log-probability of tokens; arguments as for `rank`."""
+        """Return the log-probability of tokens in nats; arguments as for `rank`."""
         return self.logit_lens.logprob(self.translate(states, layer), tokens)
 
     @torch.enable_grad()
@@ -161,30 +161,30 @@ class TunedLens(nn.Module):
         seed: int = 0,
         progress: Callable[[int, int, float], object] | None = None,
     ) -> Self:
-        """Train the translators, from the identity, with AdamW and a rate that falls to zero.
+        """Train the translators from the identity, with AdamW and a linearly decaying rate.
 
-        Without labels each layer learns to say what the logit lens says at the last one, which
-        is the model's own prediction (Kullback-Leibler divergence, section 3.1 of the paper; the
-        last layer's translator stays the identity). With labels it learns those (cross entropy),
-        the last layer too. Logits are held for one batch of one layer at a time.
+        Without labels, each layer learns to match the prediction of the logit lens at the last
+        layer, which is the model's own prediction (Kullback-Leibler divergence, section 3.1 of the
+        paper); the translator of the last layer stays the identity. With labels, all layers learn
+        the labels (cross-entropy). Logits are in memory for one batch of one layer at a time.
 
         Args:
-            acts: residual states after each block, shape (n, layer, d_model).
+            acts: residual stream after each block, shape (n, layer, d_model).
             labels: token ids, integers of shape (n,), or None.
-            epochs: passes over the rows.
-            batch_size: rows of a step.
-            lr: learning rate at the start; None for 0.5 / d_model, or 2 / d_model with a low
-                rank. A state has d_model coordinates that one step can move together.
-            weight_decay: pull of the translators to the identity.
-            seed: of the order of rows, and of the start of low-rank matrices.
-            progress: called after each step with steps done, steps in all, and the loss in nats,
-                a mean over the trained layers.
+            epochs: number of passes over the rows.
+            batch_size: rows per step.
+            lr: initial learning rate. None for 0.5 / d_model, or 2 / d_model with a low rank; the
+                rate scales with 1 / d_model because a step moves all d_model coordinates.
+            weight_decay: weight decay, which pulls the translators towards the identity.
+            seed: seed of the order of rows and of the low-rank factors.
+            progress: called after each step with the number of steps done, the total number of
+                steps, and the loss in nats, averaged over the trained layers.
 
         Returns:
             The lens itself.
 
         Raises:
-            UsageError: if a shape or dtype is not as said, a state is not finite, or there is
+            UsageError: if a shape or dtype is wrong, if a state is not finite, or if there is
                 nothing to train.
         """
         self._check_training(acts, labels)
@@ -212,23 +212,23 @@ class TunedLens(nn.Module):
     def score(
         self, acts: Tensor, labels: Tensor, *, layer: int | None = None, batch_size: int = 128
     ) -> Tensor:
-        """Share of rows whose likeliest token is the label.
+        """Return the accuracy: the share of rows whose most likely token is the label.
 
         Args:
-            acts: states, shape (n, layer, d_model); with `layer` given (n, d_model).
+            acts: hidden states, shape (n, layer, d_model), or (n, d_model) with `layer`.
             labels: token ids, integers of shape (n,).
             layer: as for `forward`.
-            batch_size: rows whose logits are held at once, of one layer.
+            batch_size: number of rows of one layer whose logits are in memory at once.
 
         Returns:
-            Shape (layer,), or a scalar with `layer` given.
+            Shape (layer,), or a scalar with `layer`.
 
         Raises:
-            UsageError: if a shape or dtype is not as said.
+            UsageError: if a shape or dtype is wrong.
         """
         check_acts(acts)
         check_labels(labels, len(acts))
-        # Rows at a time: translated states are in float32, which may double what is held.
+        # In batches, because translated states are in float32 and may need twice the memory.
         batches = zip(torch.split(acts, batch_size), torch.split(labels, batch_size), strict=True)
         right = [
             len(rows) * self.logit_lens.score(self.translate(rows, layer), tokens)
@@ -237,14 +237,17 @@ class TunedLens(nn.Module):
         return torch.stack(right).sum(dim=0) / len(acts)
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> Path:
-        """Write the translators and the settings; not the norm and the unembedding.
+        """Write the translators and the settings, without the norm and the unembedding.
 
         Args:
-            path: the file, in safetensors form.
-            dtype: floating-point type in the file, float32 if None; torch.float16 halves it.
+            path: the file, in safetensors format.
+            dtype: floating-point dtype in the file; float32 if None. torch.float16 halves the size.
+
+        Returns:
+            The file.
 
         Raises:
-            UsageError: if a number does not fit in the dtype, or the path is a folder.
+            UsageError: if a number overflows in the dtype, or if the path is a folder.
         """
         settings = {
             "n_layers": self.n_layers,
@@ -256,15 +259,15 @@ class TunedLens(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, norm: nn.Module, unembedding: nn.Module) -> Self:
-        """Read a lens that `save` wrote.
+        """Load a lens that `save` wrote.
 
         Args:
             path: the file.
-            norm: the final norm of the model that the lens was fitted on.
-            unembedding: that model's unembedding.
+            norm: the final norm of the model that the lens was fitted to.
+            unembedding: the unembedding of that model.
 
         Raises:
-            ResultError: if there is no such file, it is damaged, or of another kind.
+            ResultError: if the file does not exist, is damaged, or holds another kind of probe.
             UsageError: if the norm has another size than the lens.
         """
         tensors, settings = read_probe(
@@ -277,14 +280,14 @@ class TunedLens(nn.Module):
     def _set_gradients(
         self, states: Tensor, tokens: Tensor | None, trained: Sequence[int]
     ) -> float:
-        """Set the translators' gradients from a batch; the mean loss over the trained layers."""
+        """Set the gradients of the translators; return the mean loss over the trained layers."""
         with torch.no_grad():
             target = self.logit_lens(states[:, -1]).float().log_softmax(dim=-1)
         losses = []
         for layer in trained:
             loss = _loss(self(states[:, layer], layer=layer).float(), target, tokens)
             parameters = list(self.translators[layer].parameters())
-            # Not backward(): that would leave gradients in the model's own weights.
+            # backward() would also leave gradients in the weights of the model.
             gradients = torch.autograd.grad(loss, parameters)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
@@ -293,36 +296,41 @@ class TunedLens(nn.Module):
 
     def _check_states(self, states: Tensor, layer: int | None) -> None:
         if layer is not None and not -self.n_layers <= layer < self.n_layers:
-            raise UsageError(f"there is no layer {layer}; the lens has {self.n_layers}, from 0")
+            raise UsageError(
+                f"there is no layer {layer}; the lens has layers 0 to {self.n_layers - 1}"
+            )
         expected = (self.d_model,) if layer is not None else (self.n_layers, self.d_model)
         if states.shape[-len(expected) :] != expected:
             names = "d_model" if layer is not None else "layer, d_model"
             raise UsageError(
                 f"states have shape {tuple(states.shape)}; this lens reads (..., {names}) = "
                 f"(..., {', '.join(map(str, expected))})"
-                + ("" if layer is not None else "; for states of one layer give layer=")
+                + ("" if layer is not None else "; for states of one layer pass layer=")
             )
 
     def _check_training(self, acts: Tensor, labels: Tensor | None) -> None:
+        """Check the arguments of `fit`."""
         check_acts(acts)
         self._check_states(acts, None)
         check_finite(acts)
         if labels is not None:
             check_labels(labels, len(acts))
         elif self.n_layers == 1:
-            raise UsageError("the last layer is the target of the others; give labels, or layers")
+            raise UsageError(
+                "a lens of one layer cannot be fitted without labels; give labels, or more layers"
+            )
 
 
 def _check_sizes(norm: nn.Module, n_layers: int, d_model: int, rank: int | None) -> None:
     if min(n_layers, d_model) < 1:
-        raise UsageError(f"n_layers={n_layers} and d_model={d_model} must be 1 at least")
+        raise UsageError(f"n_layers={n_layers} and d_model={d_model} must be at least 1")
     if rank is not None and not 1 <= rank <= d_model:
         raise UsageError(f"rank={rank}; give 1 to d_model={d_model}, or None for a full matrix")
     weight = getattr(norm, "weight", None)
     if isinstance(weight, Tensor) and weight.shape != (d_model,):
         raise UsageError(
             f"the norm has weights of shape {tuple(weight.shape)}, and d_model={d_model}; "
-            "give the final norm and the hidden size of one model"
+            "give the final norm and the d_model of the same model"
         )
 
 
@@ -331,13 +339,13 @@ def _zeros(*shape: int) -> nn.Parameter:
 
 
 def _batches(n: int, batch_size: int, epochs: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices of the rows of each step, every epoch in another order."""
+    """Yield the row indices of each step, with a new order in each epoch."""
     for _ in range(epochs):
         yield from torch.split(torch.randperm(n, generator=generator), batch_size)
 
 
 def _loss(logits: Tensor, target: Tensor, tokens: Tensor | None) -> Tensor:
-    """Nats, a mean over rows: from the target's log-probabilities, or of tokens if given."""
+    """Return the mean loss over rows in nats: cross-entropy of tokens, or else KL to the target."""
     if tokens is not None:
         return functional.cross_entropy(logits, tokens.to(logits.device, torch.long))
     logprobs = logits.log_softmax(dim=-1)

@@ -1,1 +1,1 @@
-"""Tables as heatmaps that notebooks and pages show; knows no experiment."""
+"""Interactive heatmaps of tables, for notebooks and HTML pages."""

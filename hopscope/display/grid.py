@@ -1,7 +1,7 @@
-"""Provides Grid: what an interactive heatmap shows, as plain data; no widget and no model.
+"""Provides Grid: the contents of an interactive heatmap as plain data, without widget or model.
 
-A grid has two axes, choices (which query, position, control) and, for each combination of these, a
-slice: a number a cell for each measure, and what is told of the cell that is pointed at.
+A grid has two axes, choices (such as query, position, control) and, for each combination of
+choices, a slice: a number per cell for each measure, and texts about the selected cell.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy as np
 import pandas as pd
 
 Kind = Literal["share", "probability", "rank", "number", "yes"]
-"""How a measure is written and shaded: a rank is darker the nearer it is to 0."""
+"""The kind of a measure, which decides its format and shading; ranks near 0 are dark."""
 Json = dict[str, Any]
 EVERYTHING = "*"
-"""The option that stands for the mean over all queries."""
+"""The value of the option for the mean over all queries."""
 
 
 class Option(NamedTuple):
-    """One of the values of a choice, and what it is called."""
+    """One of the values of a choice, with its label."""
 
     value: str
     label: str
@@ -31,12 +31,12 @@ class Option(NamedTuple):
 
 @dataclass(frozen=True)
 class Choice:
-    """What can be chosen beside the cell.
+    """A choice that the user can make, such as the query.
 
     Attributes:
-        name: of the choice, as in `GridWidget.chosen`.
-        label: what it is called in the view.
-        options: in their order; the first is chosen at the start.
+        name: name of the choice, as in `GridWidget.chosen`.
+        label: label of the choice in the view.
+        options: the options in order; the first is the default.
     """
 
     name: str
@@ -45,24 +45,24 @@ class Choice:
 
     @classmethod
     def of(cls, name: str, label: str, values: Sequence[str], labels: Mapping[str, str]) -> Choice:
-        """A choice among values, called by their labels where they have any."""
+        """Create a choice among values; a value without a label is its own label."""
         return cls(name, label, tuple(Option(each, labels.get(each, each)) for each in values))
 
 
 class Axis(NamedTuple):
-    """A label, the numbers along an axis in ascending order, and names for them, if any."""
+    """The label of an axis, its values in ascending order, and optionally names for the values."""
 
     label: str
     values: tuple[int, ...]
     names: tuple[str, ...] = ()
 
     def as_json(self) -> Json:
-        """The axis as its view reads it."""
+        """Return the axis in the form that the JavaScript view reads."""
         return {"label": self.label, "values": list(self.names or self.values)}
 
 
 class Measure(NamedTuple):
-    """One number a cell: its name, what it is called, and how it is written."""
+    """A number per cell: its name (a column), its label and its kind."""
 
     name: str
     label: str
@@ -71,17 +71,17 @@ class Measure(NamedTuple):
 
 @dataclass(frozen=True)
 class Slice:
-    """What a grid shows once everything is chosen.
+    """The contents of a grid for one combination of choices.
 
     Attributes:
-        cells: one row a cell, indexed by y and x; a column for each measure and text.
-        measures: by which cells can be shaded.
-        texts: the columns that are told of each cell in words, by what they are called.
-        facts: what is told beside, whichever cell is pointed at.
-        marked: the measure whose value of 1 gets a mark, so that colour is not all there is.
-        inside: the text that is written into the cells, which are wide then.
-        largest: by measure, the value that is darkest, where slices are to be compared; the
-            slice's own largest elsewhere.
+        cells: one row per cell, indexed by y and x; a column for each measure and text.
+        measures: the measures by which cells can be shaded.
+        texts: columns with a text about each cell, by label.
+        facts: pairs of a label and a text that are shown for all cells.
+        marked: a measure whose cells of value 1 are marked, so that colour is not the only cue.
+        inside: label of a text that is written into the cells, which are then wide.
+        largest: value at the dark end of the scale, by measure, so that slices can be compared;
+            for other measures, the largest value of the slice.
     """
 
     cells: pd.DataFrame
@@ -93,7 +93,12 @@ class Slice:
     largest: Mapping[str, float] = field(default_factory=dict)
 
     def as_json(self, x: Sequence[int], y: Sequence[int]) -> Json:
-        """The slice as its view reads it: cells in rows from y's first value on, null if blank."""
+        """Return the slice in the form that the view reads.
+
+        Args:
+            x, y: values of the axes. Cells are listed row by row, from the first value of y;
+                missing cells are null.
+        """
         cells = self.cells.reindex(pd.MultiIndex.from_product([y, x]))
         return {
             "measures": [
@@ -119,24 +124,24 @@ def _numbers(column: pd.Series[Any]) -> list[float | None]:
 
 
 def _short(value: float) -> float:
-    """Four digits, and no point where none is needed: a page holds many of them."""
+    """Round to four significant digits, and to an integer if equal, to keep pages small."""
     short = float(f"{value:.4g}")
     return int(short) if short.is_integer() else short
 
 
 def _coded(column: pd.Series[Any]) -> Json:
-    """Texts as the numbers of words that are written once; -1 where there is none."""
+    """Encode texts as indices into a list of distinct texts; -1 where a text is missing."""
     codes, words = pd.factorize(column.to_numpy(dtype=object))
     return {"codes": codes.tolist(), "words": [str(word) for word in words]}
 
 
 class Grid(Protocol):
-    """What an interactive heatmap shows.
+    """The contents of an interactive heatmap.
 
     Attributes:
-        title: of the whole.
-        x, y: the axes; y grows upwards, as layers do in all pictures.
-        choices: what can be chosen.
+        title: title of the heatmap.
+        x, y: the axes; y increases upwards, as layers do in all figures.
+        choices: the choices that the user can make.
     """
 
     @property
@@ -149,11 +154,11 @@ class Grid(Protocol):
     def choices(self) -> tuple[Choice, ...]: ...
 
     def slice(self, chosen: Mapping[str, str]) -> Slice:
-        """What is shown when every choice is made."""
+        """Return the contents for one option of each choice, given by the names of the choices."""
 
 
 def spec_of(grid: Grid) -> Json:
-    """All of a grid but its slices, as its view reads it."""
+    """Return a grid without its slices, in the form that the view reads."""
     return {
         "title": grid.title,
         "x": grid.x.as_json(),
@@ -170,22 +175,22 @@ def spec_of(grid: Grid) -> Json:
 
 
 def first_choice(grid: Grid) -> dict[str, str]:
-    """The first option of each choice."""
+    """Return the default option of each choice."""
     return {each.name: each.options[0].value for each in grid.choices}
 
 
 def key_of(grid: Grid, chosen: Mapping[str, str]) -> str:
-    """What the slice of some choices is called; the view makes the same of them."""
+    """Return the key of the slice of some choices, which the view computes in the same way."""
     return json.dumps([chosen[each.name] for each in grid.choices], separators=(",", ":"))
 
 
 def slice_json(grid: Grid, chosen: Mapping[str, str]) -> Json:
-    """The slice of some choices, as its view reads it."""
+    """Return the slice of some choices, in the form that the view reads."""
     return grid.slice(chosen).as_json(grid.x.values, grid.y.values)
 
 
 def all_chosen(choices: Sequence[Choice]) -> Iterator[dict[str, str]]:
-    """Every combination of choices; the first one changes slowest."""
+    """Yield all combinations of options; the first choice varies slowest."""
     names = [each.name for each in choices]
     for values in itertools.product(*([o.value for o in each.options] for each in choices)):
         yield dict(zip(names, values, strict=True))

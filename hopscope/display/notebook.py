@@ -1,4 +1,4 @@
-"""Provides what a notebook shows of a result: a widget, and a picture where scripts do not run."""
+"""Provides the notebook display of a result: a widget, and an image where widgets do not work."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 class Shown(Protocol):
-    """What a notebook shows: a table that may have a grid of cells, and perhaps a `plot`."""
+    """A result as a notebook displays it: a table, possibly with a grid and a `plot` method."""
 
     @property
     def frame(self) -> pd.DataFrame: ...
@@ -34,17 +34,17 @@ class Shown(Protocol):
 
 
 def in_notebook() -> bool:
-    """Whether this runs in a kernel, so that there may be a page that shows widgets."""
+    """Return whether the code runs in a Jupyter kernel, which may be able to display widgets."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return getattr(shell, "kernel", None) is not None
 
 
 def bundle_of(result: Shown) -> Bundle:
-    """What a notebook shows: the widget of a result that has a grid, and its picture.
+    """Return the MIME bundle of a result: its widget if it has a grid, and its image.
 
-    A front end takes the richest that it can show: JupyterLab the widget, GitHub and nbconvert the
-    picture. A result without a picture shows the first rows of its table.
+    A front end shows the richest form that it supports: JupyterLab the widget, GitHub and nbconvert
+    the image. A result without an image shows the first rows of its table.
     """
     bundle: dict[str, Any] = {"text/plain": repr(result)}
     if in_notebook() and result.grid() is not None:
@@ -59,7 +59,7 @@ def bundle_of(result: Shown) -> Bundle:
 
 
 def picture_of(result: Shown) -> str | None:
-    """A result's picture as PNG in base64; None if it has none that needs no choice."""
+    """Return the plot of a result as PNG in base64; None without a plot that needs no arguments."""
     from matplotlib.figure import Figure
 
     from hopscope.plots.style import COLUMN, figure_style
@@ -67,16 +67,12 @@ def picture_of(result: Shown) -> str | None:
     plot = getattr(result, "plot", None)
     if plot is None:
         return None
-    needed = [
-        each
-        for each in inspect.signature(plot).parameters.values()
-        if each.default is inspect.Parameter.empty
-    ]
-    if needed:
+    parameters = inspect.signature(plot).parameters
+    if any(each.default is inspect.Parameter.empty for each in parameters.values()):
         return None
     with figure_style():
         try:
-            if "ax" in inspect.signature(plot).parameters:
+            if "ax" in parameters:
                 figure = Figure(figsize=(COLUMN, 2.7), layout="constrained")
                 plot(ax=figure.subplots())
             else:
@@ -87,7 +83,7 @@ def picture_of(result: Shown) -> str | None:
 
 
 def png(figure: Figure) -> str:
-    """A figure as PNG in base64, as front ends take it."""
+    """Return a figure as PNG in base64, as in a MIME bundle."""
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=200, bbox_inches="tight")
     return base64.b64encode(image.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""Provides interactive grids in an HTML page: all slices inside, no server, no outside address."""
+"""Provides interactive grids in an HTML page, which contains all data and needs no server."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from hopscope.display.grid import Grid, Json, all_chosen, first_choice, key_of, 
 from hopscope.display.static_files import static
 
 MOST_BYTES = 2_000_000
-"""Of the slices of one grid in a page; options that do not fit are left out, but for the first."""
+"""The most bytes of slices of one grid in a page; further options are left out."""
 
 
 def grid_html(grid: Grid, picture: str, *, heading: str = "", most_bytes: int = MOST_BYTES) -> str:
-    """A grid as part of a page that ends in `page_script()`.
+    """Return the HTML of a grid, for a page that ends with `page_script()`.
 
     Args:
-        grid: what is shown.
-        picture: HTML that stands in its place where scripts do not run.
-        heading: of the view, if not the grid's own title.
-        most_bytes: of its slices; options of the first choice that do not fit are left out, and
-            the page says how many.
+        grid: the grid.
+        picture: HTML to show where scripts do not run.
+        heading: heading of the view; the title of the grid if empty.
+        most_bytes: the most bytes of slices. Options of the first choice that do not fit are left
+            out, except the first; the page then says how many are missing.
     """
     slices: dict[str, Json] = {}
     first, *others = grid.choices
-    size = kept = 0
+    size = n_options = 0
     for option in first.options:
         chosen = list(all_chosen((replace(first, options=(option,)), *others)))
-        some = {key_of(grid, each): slice_json(grid, each) for each in chosen}
-        size += len(json.dumps(some))
-        if size > most_bytes and kept:
+        of_option = {key_of(grid, each): slice_json(grid, each) for each in chosen}
+        size += len(json.dumps(of_option))
+        if size > most_bytes and n_options:
             break
-        slices |= some
-        kept += 1
+        slices |= of_option
+        n_options += 1
     spec = spec_of(grid)
     spec["title"] = heading or spec["title"]
-    spec["choices"][0]["options"] = spec["choices"][0]["options"][:kept]
+    spec["choices"][0]["options"] = spec["choices"][0]["options"][:n_options]
     state = json.dumps({"spec": spec, "slices": slices, "chosen": first_choice(grid)})
-    left_out = len(first.options) - kept
+    left_out = len(first.options) - n_options
     note = (
         f'<p class="note">{left_out} more of {html.escape(first.label)} are in the run folder, '
         "too many for this page.</p>"
         if left_out
         else ""
     )
-    data = state.replace("<", "\\u003c")  # JSON must neither end its script nor open a comment
+    data = state.replace("<", "\\u003c")  # so that the JSON cannot close its script element
     return (
         f'<div>{picture}</div><script type="application/json" data-hopscope>{data}</script>{note}'
     )
 
 
 def page_script() -> str:
-    """The style and the script of all grids in a page; it stands after the last."""
+    """Return the style and the script of all grids in a page, to be placed after the last grid."""
     script = "".join(map(static, ("dom.js", "grid.js", "page.js")))
     return f'<style>{static("view.css")}</style><script type="module">{script}</script>'

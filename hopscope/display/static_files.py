@@ -1,4 +1,4 @@
-"""Provides the scripts and style sheets of the views: plain files, no build step."""
+"""Provides the scripts and style sheets of the views: plain files without a build step."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from importlib import resources
 
 
 def static(name: str) -> str:
-    """The text of a script or style sheet."""
+    """Return the text of a script or style sheet."""
     return (resources.files("hopscope.display") / "static" / name).read_text("utf-8")
 
 
 def module(*scripts: str, render: str) -> str:
-    """Scripts as one module, whose `render` is what anywidget calls."""
+    """Return scripts as one JavaScript module for anywidget, which calls the function `render`."""
     return "".join(map(static, scripts)) + f"export default {{ render: {render} }};\n"

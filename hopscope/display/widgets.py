@@ -1,6 +1,7 @@
-"""Provides View and GridWidget: widgets of JupyterLab, Notebook 7 and VS Code.
+"""Provides View and GridWidget: widgets for JupyterLab, Notebook 7 and VS Code.
 
-The kernel sends a slice when it is asked for; the same JavaScript reads a page that holds them all.
+The kernel sends a slice when the view requests it. HTML pages, which contain all slices, use the
+same JavaScript.
 """
 
 from __future__ import annotations
@@ -17,27 +18,27 @@ from hopscope.errors import UsageError
 
 
 class View(anywidget.AnyWidget):
-    """A widget with a picture for where no widget can be shown."""
+    """A widget with an image for front ends that cannot display widgets."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
     def picture(self) -> str | None:
-        """PNG in base64; None if there is nothing to draw."""
+        """Return the image as PNG in base64; None if there is nothing to draw."""
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        shown: Any = super()._repr_mimebundle_(**kwargs) or {}
-        data, metadata = shown if isinstance(shown, tuple) else (shown, {})
+        bundle: Any = super()._repr_mimebundle_(**kwargs) or {}
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
         picture = self.picture()
         return {**data, **({"image/png": picture} if picture else {})}, metadata
 
 
 class GridWidget(View):
-    """An interactive heatmap: point at a cell or use the arrow keys, choose query and control.
+    """An interactive heatmap: select a cell with the mouse or arrow keys, choose query and control.
 
     Attributes:
-        chosen: the value of every choice, which code may set: `view.chosen = {**view.chosen,
-            "query": id}`.
+        chosen: the option of each choice. It can be set from code:
+            `view.chosen = {**view.chosen, "query": id}`.
     """
 
     _esm = module("dom.js", "grid.js", render="renderGrid")
@@ -49,17 +50,17 @@ class GridWidget(View):
     def __init__(
         self, grid: Grid, picture: Callable[[], str | None] = lambda: None, **kwargs: Any
     ) -> None:
-        """Show a grid.
+        """Create the widget of a grid.
 
         Args:
-            grid: what is shown.
-            picture: draws it where no widget can be shown, as PNG in base64.
+            grid: the grid.
+            picture: returns the image for front ends without widgets, as PNG in base64.
         """
         self._grid, self._picture = grid, picture
         super().__init__(spec=spec_of(grid), chosen=first_choice(grid), **kwargs)
 
     def picture(self) -> str | None:
-        """The picture of the whole, whatever is chosen."""
+        """Return the image of the whole result, regardless of the choices."""
         return self._picture()
 
     @traitlets.validate("chosen")

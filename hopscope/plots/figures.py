@@ -1,4 +1,4 @@
-"""Provides titles, panels of summaries, and the saving of a figure with its numbers."""
+"""Provides titles, panels of summaries, and save_figure(): writes a figure and its numbers."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ SUBSET_TITLES = {
     "all": "all queries",
     "documents": "questions over documents",
 }
+"""Titles of the subsets of queries."""
 
 
-def title_of(result: Any, what: str) -> str:
-    """The title of a figure: what it shows, of which model, on which queries."""
+def title_of(result: Any, subject: str) -> str:
+    """Return the title of a figure: its subject, the model, and the query set."""
     run = result.run
-    return f"{what}: {run['model']['name']} on “{run['queries']['name']}”"
+    return f"{subject}: {run['model']['name']} on “{run['queries']['name']}”"
 
 
 def panel_title(result: Any, subset: str) -> str:
-    """The title of a panel: the subset, and its number of queries."""
+    """Return the title of a panel: the subset of queries and its size."""
     n = result.details["query"].nunique()
     return f"{SUBSET_TITLES.get(subset, subset)} (n = {n})"
 
@@ -43,17 +44,17 @@ def summary_panels(
     height: float = 3.0,
     shared: bool = False,
 ) -> Drawn:
-    """A figure with the summary of each subset's result, side by side.
+    """Draw the summaries of several results side by side, one panel for each subset of queries.
 
     Args:
-        results: by subset.
-        lines: draws a summary.
-        title: what the figure shows.
-        height: in inches.
-        shared: one y axis and one legend for all.
+        results: the result of each subset.
+        lines: draws a summary on axes with a given title.
+        title: subject of the figure, for its title.
+        height: height of the figure, in inches.
+        shared: whether the panels share the y axis and one legend.
 
     Returns:
-        The figure, and the numbers that it draws.
+        The figure, and the numbers that it shows, with the column `subset`.
     """
     figure, axes = panels(1, len(results), height, sharey=shared)
     numbers = []
@@ -68,10 +69,18 @@ def summary_panels(
 
 
 def save_figure(figure: Figure, numbers: pd.DataFrame, folder: Path, name: str) -> list[Path]:
-    """Write a figure as PNG and SVG, and the numbers that it draws as CSV.
+    """Write a figure as PNG and SVG, and the numbers that it shows as CSV.
 
-    The same figure gives the same bytes: no date, no random ids. Each file is written beside its
-    place and renamed.
+    The same figure always gives the same bytes: the files contain no date and no random ids.
+
+    Args:
+        figure: the figure.
+        numbers: the numbers that the figure shows.
+        folder: the destination, which is created if necessary.
+        name: name of the files, without suffix.
+
+    Returns:
+        The three files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{suffix}" for suffix in ("png", "svg", "csv")]

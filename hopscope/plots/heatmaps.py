@@ -18,14 +18,18 @@ def layer_heatmap(
     vmax: float | None = None,
     label: str = "queries answered",
 ) -> Axes:
-    """Source × target layers, shaded by the share of queries; cells that were not run are blank.
+    """Draw a heatmap of source and target layers; cells that were not run are blank.
 
     Args:
-        share: rows target layer, columns source layer (`BackPatching.heatmap()`).
-        ax: where to draw.
-        title: of the axes.
-        vmax: share at the dark end of the colours; the largest one if None.
-        label: what the shares are of.
+        share: shares of queries, with target layers as rows and source layers as columns, such as
+            `BackPatching.heatmap()`.
+        ax: the axes to draw on; new ones if None.
+        title: title of the axes.
+        vmax: share at the dark end of the colour scale; the largest share if None.
+        label: label of the colour bar.
+
+    Returns:
+        The axes.
     """
     ax = axes_or_new(ax, 2.9)
     top = max(float(np.nanmax(share.to_numpy())) if vmax is None else vmax, 1e-9)
@@ -37,8 +41,8 @@ def layer_heatmap(
         cmap="mako_r",
         vmin=0,
         vmax=top,
-        xticklabels=_every([int(layer) for layer in table.columns], width),
-        yticklabels=_every([int(layer) for layer in table.index], height)[::-1],
+        xticklabels=_tick_labels([int(layer) for layer in table.columns], width),
+        yticklabels=_tick_labels([int(layer) for layer in table.index], height)[::-1],
         cbar_kws={
             "label": label,
             "format": mpl.ticker.PercentFormatter(1.0, decimals=0),
@@ -50,12 +54,16 @@ def layer_heatmap(
 
 
 def head_heatmap(table: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
-    """Layer × head, shaded by mean recovery, red towards the partner's answer.
+    """Draw a heatmap of the mean recovery of heads, red towards the partner's answer.
 
     Args:
-        table: rows layer, columns head (`ActivationPatching.heads()`).
-        ax: where to draw.
-        title: of the axes.
+        table: mean recovery, with layers as rows and heads as columns, such as
+            `ActivationPatching.heads()`.
+        ax: the axes to draw on; new ones if None.
+        title: title of the axes.
+
+    Returns:
+        The axes.
     """
     ax = axes_or_new(ax, 2.9)
     top = max(float(np.nanmax(np.abs(table.to_numpy()))), 1e-9)
@@ -66,8 +74,8 @@ def head_heatmap(table: pd.DataFrame, ax: Axes | None = None, title: str = "") -
         cmap="vlag",
         vmin=-top,
         vmax=top,
-        xticklabels=_every([int(head) for head in table.columns], width),
-        yticklabels=_every([int(layer) for layer in table.index], height)[::-1],
+        xticklabels=_tick_labels([int(head) for head in table.columns], width),
+        yticklabels=_tick_labels([int(layer) for layer in table.index], height)[::-1],
         cbar_kws={"label": "mean recovery"},
     )
     ax.tick_params(rotation=0, length=2)
@@ -76,11 +84,11 @@ def head_heatmap(table: pd.DataFrame, ax: Axes | None = None, title: str = "") -
 
 
 LABEL = 0.22
-"""The room of a layer's label along an axis, in inches."""
+"""Space that a tick label needs along an axis, in inches."""
 
 
-def _every(layers: list[int], inches: float) -> list[str]:
-    """Labels of layers, so many left out that they do not touch."""
+def _tick_labels(layers: list[int], inches: float) -> list[str]:
+    """Return the tick labels of an axis, leaving out as many as needed to avoid overlaps."""
     most = max(2, int(inches * TEXT_SIZE / text_size() / LABEL))
     step = -(-len(layers) // most)
     return [str(layer) if index % step == 0 else "" for index, layer in enumerate(sorted(layers))]

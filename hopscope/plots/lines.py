@@ -1,4 +1,4 @@
-"""Provides lines over layers with their bands, and the axes that they share."""
+"""Provides line plots over layers with interval bands, and the labels of their axes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from hopscope.plots.style import GREY, color_of_each
 
 
 def edge_lines(ax: Axes, effect: pd.DataFrame, control: str, label: str) -> None:
-    """A coloured line for each edge; its control is dotted grey with marks of the edge's colour."""
+    """Draw the effect of each knocked-out edge over layers, with its control.
+
+    An edge has a coloured line; its control is dotted in grey, with markers in the edge's colour.
+
+    Args:
+        ax: the axes to draw on.
+        effect: columns `edge`, `control`, `layer`, `effect`, `low` and `high`.
+        control: the value of `control` to draw besides `none`.
+        label: label of the control in the legend.
+    """
     colors = color_of_each(effect["edge"])
     for edge in colors:
         rows = effect[(effect["edge"] == edge) & (effect["control"] == control)]
@@ -33,7 +42,17 @@ def layer_line(
     label: str | None,
     mark: str | None = None,
 ) -> None:
-    """One line over layers, with its interval as a band; dotted ones have none."""
+    """Draw a line over layers with its interval as a band; dotted lines have no band.
+
+    Args:
+        ax: the axes to draw on.
+        rows: columns `layer`, `low`, `high` and the one named by `value`.
+        value: the column of the line.
+        color: colour of the line and the band.
+        dash: line style.
+        label: label in the legend.
+        mark: colour of the markers; None for no markers.
+    """
     if rows.empty:
         return
     layers, middle, low, high = (
@@ -49,12 +68,12 @@ def layer_line(
 
 
 def layer_axis(ax: Axes, x: str, y: str, title: str) -> None:
-    """Name the axes of lines over layers."""
+    """Label the axes of a plot over layers, with integer ticks for layers."""
     ax.set(xlabel=x, ylabel=y, title=title)
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
 
 
 def share_axis(ax: Axes) -> None:
-    """Let the y axis show shares, 0 to 1, in per cent."""
+    """Show shares from 0 to 1 in per cent on the y axis."""
     ax.set_ylim(-0.02, 1.02)
     ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))

@@ -1,7 +1,7 @@
-"""Provides the batches of training: questions laid out, masked, padded, and their loss.
+"""Provides training batches of questions over documents under a mask, and their loss.
 
-A batch depends on nothing but the seed and the number of its step, so that a run that was stopped
-goes on with what it would have seen, and two runs with different masks see the same.
+A batch depends only on the seed and the step, so that an interrupted run continues with the same
+batches, and two runs with different masks see the same prompts.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ from hopscope.training.fit import IGNORED
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded on the left, so that all answers end together.
+    """A batch of prompts with answers, padded on the left so that all answers end together.
 
     Attributes:
         ids: token ids, shape (row, token).
         positions: position ids, shape (row, token); 0 for padding.
-        targets: the token to predict after each, shape (row, token): those of each answer and an
-            end of text after it, `IGNORED` elsewhere.
-        masks: for each block the mask as its attention takes it, (row, head or 1, query, key).
+        targets: the token to predict after each token, shape (row, token): the tokens of each
+            answer and an end of text after it, and `IGNORED` elsewhere.
+        masks: for each block, the mask in the form that its attention implementation expects, with
+            shape (row, head or 1, query, key).
     """
 
     ids: Int[Tensor, "row token"]
@@ -48,7 +49,7 @@ class Batch:
 
     @property
     def n_kept(self) -> int:
-        """How many positions at the end of the rows hold all that has a loss."""
+        """Number of positions at the end of the rows that contain all targets."""
         first = int((self.targets != IGNORED).any(dim=0).nonzero()[0])
         return self.targets.shape[1] - first
 
@@ -67,59 +68,74 @@ def drawn_layouts(
     second_hops: bool = True,
     seed: int,
 ) -> list[Layout]:
-    """The prompts with answers that one step of training sees.
+    """Draw the prompts with answers of one training step.
 
-    Every question is seen once in each pass over the set, in an order drawn anew for the pass.
+    Each pass over the questions uses every question once, in a new random order.
 
     Args:
-        model: whose tokenizer is used.
+        model: the model, for its tokenizer.
         questions: the questions.
-        step: of training, from 0.
-        batch_size: how many prompts.
-        orders: of the documents, one of them drawn for each prompt; if empty, any order.
-        hop_share: probability that a prompt asks one hop of its question, not the whole.
-        n_names: how many invented names are in use; 0 leaves the questions' own.
-        turns: how many questions follow one another, each about another chain of the same
-            documents, as far as there are any. All but the first stand behind its answer.
-        template: how a question and its documents become a prompt.
-        second_hops: whether a single hop may be the second of its chain.
-        seed: of all that is drawn.
+        step: number of the training step, from 0.
+        batch_size: number of prompts.
+        orders: orders of the documents, from which one is drawn for each prompt; if empty, any
+            permutation.
+        hop_share: probability that a prompt asks a single hop instead of the whole question.
+        n_names: number of invented names to draw from; 0 keeps the names of the questions.
+        turns: the most questions in a prompt, each about a different chain in the same documents.
+            All but the first follow the answer of the one before.
+        template: a name of `TEMPLATES`.
+        second_hops: whether a single hop may be the second hop of its chain.
+        seed: seed of everything that is drawn.
+
+    Returns:
+        One layout for each prompt.
     """
     encode = encoder(model)
     layouts = []
     for seen in range(step * batch_size, (step + 1) * batch_size):
-        turn, place = divmod(seen, len(questions))
+        epoch, place = divmod(seen, len(questions))
         rng = random.Random(f"{seed} {seen}")
-        question = questions[_shuffled(len(questions), seed, turn)[place]]
+        question = questions[_epoch_order(len(questions), seed, epoch)[place]]
         n = len(question.documents)
         order = rng.choice(list(orders)) if orders else rng.sample(range(n), n)
         if n_names:
             question = with_names(question, NAMES[:n_names], rng)
-        asked = _one_hop(question, rng, second_hops) if rng.random() < hop_share else question
-        others = question.extra.get("others", ())
-        further = []
-        for whole, *hops in rng.sample(others, min(turns - 1, len(others))):
-            alone = rng.random() < hop_share
-            further.append(rng.choice(hops if second_hops else hops[:1]) if alone else whole)
+        first = _one_hop(question, rng, second_hops) if rng.random() < hop_share else question
+        further = _further_turns(question, rng, turns - 1, hop_share, second_hops)
         layouts.append(
-            lay_out(encode, asked, order, template=template, answer=asked.answer, turns=further)
+            lay_out(encode, first, order, template=template, answer=first.answer, turns=further)
         )
     return layouts
 
 
+def _further_turns(
+    question: MultiDocQuestion, rng: random.Random, n: int, hop_share: float, second_hops: bool
+) -> list[tuple[str, str]]:
+    """Draw up to `n` questions with answers about other chains in the same documents."""
+    others = question.extra.get("others", ())
+    further = []
+    for two_hop, *hops in rng.sample(others, min(n, len(others))):
+        single_hop = rng.random() < hop_share
+        further.append(rng.choice(hops if second_hops else hops[:1]) if single_hop else two_hop)
+    return further
+
+
 def answers_of(layout: Layout) -> list[range]:
-    """The tokens of each answer in a prompt that ends in one, or in several turns.
+    """Return the token range of each answer in a prompt, one for each turn.
 
     Raises:
-        UsageError: if there is none.
+        UsageError: if the prompt has no answer.
     """
     if not layout.answers:
-        raise UsageError(f"the prompt of question {layout.question.id!r} has no answer")
-    tokens, found = layout.tokens("answer"), list[range]()
+        raise UsageError(
+            f"the prompt of question {layout.question.id!r} has no answer to train on; lay it out "
+            "with answer="
+        )
+    tokens, ranges = layout.tokens("answer"), list[range]()
     for span in layout.answers:
         inside = [token for token in tokens if _overlap(layout.offsets[token], span)]
-        found.append(range(inside[0], inside[-1] + 1))
-    return found
+        ranges.append(range(inside[0], inside[-1] + 1))
+    return ranges
 
 
 def _overlap(a: tuple[int, int], b: tuple[int, int]) -> bool:
@@ -127,22 +143,22 @@ def _overlap(a: tuple[int, int], b: tuple[int, int]) -> bool:
 
 
 @lru_cache(maxsize=2)
-def _shuffled(n: int, seed: int, turn: int) -> list[int]:
-    """The places of one pass over `n` questions."""
-    return random.Random(f"{seed} pass {turn}").sample(range(n), n)
+def _epoch_order(n: int, seed: int, epoch: int) -> list[int]:
+    """Return the order of `n` questions in one pass over them."""
+    return random.Random(f"{seed} pass {epoch}").sample(range(n), n)
 
 
 def _one_hop(question: MultiDocQuestion, rng: random.Random, second_hops: bool) -> MultiDocQuestion:
-    """One step of the chain as a question of its own, among the same documents."""
+    """Draw a single hop, and return it as a question over the same documents."""
     hop = rng.choice(question.hops if second_hops else question.hops[:1])
-    asked = hop.question
+    text = hop.question
     for number, earlier in enumerate(question.hops, start=1):
-        asked = asked.replace(f"#{number}", earlier.answer)
-    return replace(question, question=asked, answer=hop.answer)
+        text = text.replace(f"#{number}", earlier.answer)
+    return replace(question, question=text, answer=hop.answer)
 
 
 def encoder(model: LanguageModel) -> Encode:
-    """The model's tokenizer as layouts take it."""
+    """Return the tokenizer of a model in the form that `lay_out` expects."""
 
     def encode(text: str) -> tuple[Sequence[int], Sequence[tuple[int, int]]]:
         encoded = model.encode(text)
@@ -152,15 +168,15 @@ def encoder(model: LanguageModel) -> Encode:
 
 
 def batch_of(model: LanguageModel, layouts: Sequence[Layout], mask: Mask) -> Batch:
-    """Prompts with answers as one padded batch under a mask, on the model's device.
+    """Convert prompts with answers to a padded batch under a mask, on the model's device.
 
     Args:
-        model: what is trained.
-        layouts: prompts that end in an answer.
-        mask: who sees whom in each. Padding sees itself alone, and nothing sees padding.
+        model: the model to be trained.
+        layouts: prompts with answers.
+        mask: the attention mask. Padding attends to itself only, and no token attends to padding.
 
     Raises:
-        UsageError: if a layout has no answer, or the mask lets a token see nothing.
+        UsageError: if a prompt has no answer, or if the mask leaves a token without any key.
     """
     longest, end = max(map(len, layouts)), end_token(model)
     ids = torch.full((len(layouts), longest), end)
@@ -171,44 +187,48 @@ def batch_of(model: LanguageModel, layouts: Sequence[Layout], mask: Mask) -> Bat
         ids[row, pad:] = torch.tensor(layout.ids)
         positions[row, pad:] = torch.tensor(layout.positions)
         for answer in answers_of(layout):
-            told = torch.tensor([*layout.ids[answer.start : answer.stop], end])
-            targets[row, pad + answer.start - 1 : pad + answer.stop] = told
+            answer_ids = torch.tensor([*layout.ids[answer.start : answer.stop], end])
+            targets[row, pad + answer.start - 1 : pad + answer.stop] = answer_ids
     masks = _masks(model, layouts, mask, longest)
     device = model.device
     return Batch(ids.to(device), positions.to(device), targets.to(device), masks)
 
 
 def end_token(model: LanguageModel) -> int:
-    """The token that ends a text.
+    """Return the end-of-text token of a model.
 
     Raises:
         UsageError: if the model has none.
     """
     if not model.end_tokens:
-        raise UsageError(f"{model.name} has no end-of-text token, so answers would never end")
+        raise UsageError(
+            f"{model.name} has no end-of-text token, so that its answers would never end; set "
+            "eos_token in its tokenizer"
+        )
     return min(model.end_tokens)
 
 
 def _masks(
     model: LanguageModel, layouts: Sequence[Layout], mask: Mask, longest: int
 ) -> tuple[Any, ...]:
-    """For each block the lowered mask of a batch; blocks with the same mask share it."""
-    made: dict[tuple[int | None, int | None], Any] = {}
+    """Return the lowered mask of each block; blocks with the same mask share one object."""
+    lowered: dict[tuple[int | None, int | None], Any] = {}
     masks = []
     for layer in range(model.n_layers):
         window = model.window(layer)
         kind = (layer if layer in mask.layers else None), window
-        if kind not in made:
+        if kind not in lowered:
             keeps = [_keep(model, each, mask, layer, window) for each in layouts]
-            seen = _padded(keeps, longest).to(model.device)
-            made[kind] = lower(seen, model.config._attn_implementation, model.dtype)
-        masks.append(made[kind])
+            keep = _padded(keeps, longest).to(model.device)
+            lowered[kind] = lower(keep, model.config._attn_implementation, model.dtype)
+        masks.append(lowered[kind])
     return tuple(masks)
 
 
 def _keep(
     model: LanguageModel, layout: Layout, mask: Mask, layer: int, window: int | None
 ) -> Tensor:
+    """Return the keep-mask of a prompt in one block, within the sliding window if there is one."""
     keep = mask.keep(layout, layer, model.n_heads)
     if window is None:
         return keep
@@ -216,17 +236,17 @@ def _keep(
 
 
 def _padded(keeps: Sequence[Tensor], longest: int) -> Tensor:
-    """Keep-masks of rows padded on the left, shape (row, head or 1, query, key)."""
+    """Stack keep-masks with padding on the left, shape (row, head or 1, query, key)."""
     n_heads = max(len(keep) for keep in keeps)
-    seen = torch.eye(longest, dtype=torch.bool).repeat(len(keeps), n_heads, 1, 1)
+    padded = torch.eye(longest, dtype=torch.bool).repeat(len(keeps), n_heads, 1, 1)
     for row, keep in enumerate(keeps):
         pad = longest - keep.shape[-1]
-        seen[row, :, pad:, pad:] = keep
-    return seen
+        padded[row, :, pad:, pad:] = keep
+    return padded
 
 
 def answer_logits(model: LanguageModel, batch: Batch) -> Float[Tensor, "row kept vocab"]:
-    """The logits of the last `batch.n_kept` positions of every row."""
+    """Return the logits at the last `batch.n_kept` positions of each row."""
     with giving_masks(model, batch.masks):
         output = model.hf(
             input_ids=batch.ids,
@@ -238,7 +258,7 @@ def answer_logits(model: LanguageModel, batch: Batch) -> Float[Tensor, "row kept
 
 
 def answer_loss(model: LanguageModel, batch: Batch) -> Float[Tensor, ""]:
-    """Mean cross-entropy of the answers' tokens and of the ends of text, in nats."""
+    """Return the mean cross-entropy of answer tokens and ends of text, in nats per token."""
     logits = answer_logits(model, batch).float()
     targets = batch.targets[:, -batch.n_kept :]
     return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)

@@ -1,8 +1,8 @@
-"""Provides fit(): seeded gradient descent that goes on where it was stopped.
+"""Provides fit(): a seeded training loop that continues from its last checkpoint.
 
-It knows nothing of tasks or masks: what is learned is a function from the number of a step to a
-loss. As long as that function depends on nothing else, a run that was killed ends with the same
-weights as one that was not, on the same device.
+The loop does not depend on the task; it minimises a function from the step to a loss. If that
+function depends on nothing but the step, an interrupted run ends with the same weights as an
+uninterrupted one on the same device.
 """
 
 from __future__ import annotations
@@ -29,54 +29,57 @@ logger = logging.getLogger(__name__)
 
 RECORD, CHECKPOINT, WEIGHTS = "training.json", "checkpoint.safetensors", "model.safetensors"
 SLOTS = ("exp_avg", "exp_avg_sq", "step")
-"""What AdamW keeps of every parameter."""
+"""The state that AdamW keeps for each parameter."""
 LOG_EVERY = 50
+"""Steps between two reports of the loss."""
 IGNORED = -100
-"""The target of a position without a loss; what torch's cross-entropy leaves out by default."""
+"""The target of positions without a loss, which torch's cross-entropy ignores by default."""
 
 
-def _as_written(record: dict[str, Any]) -> dict[str, Any]:
+def _unchanged(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
 def open_training(
     folder: Path,
-    asked: Mapping[str, Any],
-    today: Callable[[dict[str, Any]], dict[str, Any]] = _as_written,
+    recipe: Mapping[str, Any],
+    upgrade: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged,
 ) -> None:
-    """Make the folder of a training run, or check that it holds the same one.
+    """Create the folder of a training run, or check that it belongs to the same run.
 
     Args:
-        folder: where checkpoints go.
-        asked: all that the trained weights depend on, as JSON.
-        today: how a record that an earlier version wrote is written now.
+        folder: folder of the checkpoints.
+        recipe: everything that the trained weights depend on, as JSON.
+        upgrade: converts a recipe that an earlier version wrote to the current form.
 
     Raises:
-        ResultError: if `folder` holds something else, or a damaged record.
+        ResultError: if `folder` holds another run or other files, or if its record is damaged.
     """
-    asked = json.loads(json.dumps(asked))
+    recipe = json.loads(json.dumps(recipe))
     record = folder / RECORD
     if not record.is_file():
         if is_taken(folder, RECORD):
-            raise ResultError(f"{folder} is there and holds no training run; choose another place")
+            raise ResultError(f"{folder} exists but holds no training run; choose another place")
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(record, asked)
+        write_json(record, recipe)
         return
     try:
-        before = json.loads(json.dumps(today(json.loads(record.read_text("utf-8")))))
-        differing = [key for key in asked if before.get(key) != asked[key]]
+        recorded = json.loads(json.dumps(upgrade(json.loads(record.read_text("utf-8")))))
+        differing = [key for key in recipe if recorded.get(key) != recipe[key]]
     except (ValueError, AttributeError) as error:
-        raise ResultError(f"{record} is damaged: {error}") from None
+        raise ResultError(
+            f"{record} is damaged: {error}; delete the folder to train again"
+        ) from None
     if differing:
         key = differing[0]
         raise ResultError(
-            f"{folder} holds another training run: its {key} is {before.get(key)}, not "
-            f"{asked[key]}. Choose another folder, or delete this one."
+            f"{folder} holds another training run: its {key} is {recorded.get(key)}, not "
+            f"{recipe[key]}. Choose another folder, or delete this one."
         )
 
 
 def snapshot_path(folder: Path, step: int) -> Path:
-    """Where the weights after so many steps lie."""
+    """Return the file of the weights after `step` steps."""
     return folder / f"step-{step:06d}.safetensors"
 
 
@@ -93,21 +96,21 @@ def fit(
 ) -> None:
     """Train the parameters of a module that require gradients, in place.
 
-    Dropout depends on the seed and the step alone.
+    Dropout depends only on the seed and the step.
 
     Args:
-        module: what is trained; it is left in train mode.
-        loss_of: the loss of a step, counted from 0.
-        schedule: of the steps.
-        seed: of dropout.
-        folder: where a checkpoint is kept; a run that is there goes on.
-        snapshots: after how many steps to keep the weights in `folder` for good; 0 for those
-            before the first.
-        description: of the progress bar.
-        progress: show one.
+        module: the module to train; it is left in train mode.
+        loss_of: returns the loss of a step, counted from 0.
+        schedule: number of steps, learning rate and other settings of the optimizer.
+        seed: seed of dropout.
+        folder: folder of the checkpoint; a run that it holds is continued.
+        snapshots: numbers of steps after which the weights are saved in `folder` permanently; 0
+            saves the initial weights.
+        description: label of the progress bar.
+        progress: whether to show a progress bar.
 
     Raises:
-        ResultError: for a damaged checkpoint.
+        ResultError: if the checkpoint is damaged.
     """
     optimizer = _Optimizer(module, schedule)
     first = 0 if folder is None else optimizer.resume(folder / CHECKPOINT)
@@ -122,8 +125,8 @@ def fit(
         disable=not progress,
     )
     if folder is not None and not first and 0 in snapshots:
-        optimizer.keep_weights(snapshot_path(folder, 0))
-    with seeded(device, seed):
+        optimizer.save_weights(snapshot_path(folder, 0))
+    with torch_seed(device, seed):
         for step in steps:
             seed_all(device, seed * 1_000_003 + step)
             with torch.autocast(device.type, torch.bfloat16, enabled=schedule.bfloat16):
@@ -134,9 +137,9 @@ def fit(
                 steps.set_postfix(loss=f"{loss.item():.3f}")
                 logger.debug("step %d: loss %.4f", done, loss.item())
             if folder is not None and done in snapshots:
-                optimizer.keep_weights(snapshot_path(folder, done))
+                optimizer.save_weights(snapshot_path(folder, done))
             if folder is not None and done % schedule.checkpoint_every == 0:
-                optimizer.keep(folder / CHECKPOINT, done)
+                optimizer.save_checkpoint(folder / CHECKPOINT, done)
 
 
 class _Optimizer:
@@ -158,7 +161,7 @@ class _Optimizer:
         )
 
     def step(self, loss: Tensor, rate: float) -> None:
-        """Go down the gradient of a loss."""
+        """Take one step on the gradient of a loss, at learning rate `rate`."""
         for group in self.adamw.param_groups:
             group["lr"] = rate
         self.adamw.zero_grad(set_to_none=True)
@@ -166,12 +169,12 @@ class _Optimizer:
         nn.utils.clip_grad_norm_(list(self.parameters.values()), self.clip)
         self.adamw.step()
 
-    def keep_weights(self, path: Path) -> None:
+    def save_weights(self, path: Path) -> None:
         """Write the trained parameters."""
         _write({name: each.detach() for name, each in self.parameters.items()}, path, {})
 
-    def keep(self, path: Path, done: int) -> None:
-        """Write a checkpoint: weights, optimizer state, steps done."""
+    def save_checkpoint(self, path: Path, done: int) -> None:
+        """Write the weights, the optimizer state, and the number of steps done."""
         tensors = {f"weight/{name}": each.detach() for name, each in self.parameters.items()}
         for name, each in self.parameters.items():
             state = self.adamw.state[each]
@@ -179,7 +182,7 @@ class _Optimizer:
         _write(tensors, path, {"done": str(done)})
 
     def resume(self, path: Path) -> int:
-        """Take up a checkpoint, if there is one; how many steps are done.
+        """Load the checkpoint if there is one, and return the number of steps done.
 
         Raises:
             ResultError: if it is damaged.
@@ -198,7 +201,7 @@ class _Optimizer:
             raise ResultError(
                 f"{path} is damaged: {error}; delete it to train from the start"
             ) from error
-        logger.info("going on with %s after %d steps", path, done)
+        logger.info("continuing from %s after %d steps", path, done)
         return done
 
 
@@ -210,8 +213,8 @@ def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) 
 
 
 @contextmanager
-def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Torch's random numbers from a seed, on the CPU and one device; then as they were."""
+def torch_seed(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch on the CPU and one device for a block, and restore the random state after it."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         seed_all(device, seed)
@@ -219,8 +222,11 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
 
 
 def seed_all(device: torch.device, seed: int) -> None:
-    """Seed torch's random numbers on the CPU and one device."""
+    """Seed torch on the CPU and one device."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
+
+
+seeded = torch_seed

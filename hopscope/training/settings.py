@@ -1,4 +1,4 @@
-"""Provides TrainingSettings and Schedule, and the checks of their numbers."""
+"""Provides TrainingSettings and Schedule, and checks of their values."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from hopscope.errors import UsageError
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast a model is trained, by AdamW with betas .9 and .98.
+    """Length and learning rate of a training with AdamW (betas 0.9 and 0.98).
 
     Attributes:
-        steps: of the optimizer.
-        batch_size: examples a step.
-        learning_rate: at its height, after the warm-up; it falls to 0 as a cosine.
-        warmup_steps: over which it rises from 0.
-        weight_decay: of matrices; norms and biases have none.
-        clip: the largest norm of the gradient.
-        checkpoint_every: steps between checkpoints, where there is a folder.
-        bfloat16: compute in bfloat16 where torch's autocast does; weights keep their type.
-        hold: the share of the steps after which the learning rate begins to fall. What is learned
-            all at once, as composing is, needs the full rate until then.
+        steps: number of optimizer steps.
+        batch_size: examples per step.
+        learning_rate: peak learning rate, reached after the warm-up; it decays to 0 as a cosine.
+        warmup_steps: steps over which the learning rate rises linearly from 0.
+        weight_decay: weight decay of matrices; norms and biases have none.
+        clip: largest norm of the gradient.
+        checkpoint_every: steps between checkpoints, if there is a folder for them.
+        bfloat16: whether to compute in bfloat16 with torch's autocast; weights keep their dtype.
+        hold: share of the steps after which the learning rate begins to decay. Abilities that are
+            learned abruptly, such as composing two hops, need the full rate until then.
 
     Raises:
-        UsageError: for a number that cannot be.
+        UsageError: if a value is out of range.
     """
 
     steps: int = 2000
@@ -44,10 +44,12 @@ class Schedule:
         check_positive(self, "steps", "batch_size", "learning_rate", "clip", "checkpoint_every")
         check_not_negative(self, "warmup_steps", "weight_decay")
         if not 0 <= self.hold < 1:
-            raise UsageError(f"hold is a share of the steps below 1, not {self.hold}")
+            raise UsageError(
+                f"hold must be a share of the steps from 0 to below 1, not {self.hold}"
+            )
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
+        """Return the learning rate of a step, counted from 0."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         start = max(self.warmup_steps, int(self.hold * self.steps))
@@ -56,10 +58,10 @@ class Schedule:
 
 
 def check_positive(settings: object, *names: str) -> None:
-    """Refuse settings of which a number is not more than 0.
+    """Check that the named attributes are greater than 0.
 
     Raises:
-        UsageError: naming the first.
+        UsageError: for the first that is not.
     """
     for name in names:
         if not getattr(settings, name) > 0:
@@ -67,10 +69,10 @@ def check_positive(settings: object, *names: str) -> None:
 
 
 def check_not_negative(settings: object, *names: str) -> None:
-    """Refuse settings of which a number is less than 0.
+    """Check that the named attributes are 0 or more.
 
     Raises:
-        UsageError: naming the first.
+        UsageError: for the first that is not.
     """
     for name in names:
         if not getattr(settings, name) >= 0:
@@ -78,46 +80,48 @@ def check_not_negative(settings: object, *names: str) -> None:
 
 
 def check_shares(settings: object, *names: str) -> None:
-    """Refuse settings of which a share, unless it is None, is not from 0 to 1.
+    """Check that the named attributes are None or shares from 0 to 1.
 
     Raises:
-        UsageError: naming the first.
+        UsageError: for the first that is not.
     """
     for name in names:
         share = getattr(settings, name)
         if share is not None and not 0 <= share <= 1:
-            raise UsageError(f"{name} is a share from 0 to 1, not {share}")
+            raise UsageError(f"{name} must be a share from 0 to 1, not {share}")
 
 
 def share_at(step: int, share: float, late_share: float | None, late: int) -> float:
-    """A share at a step, counted from 0, that is another from step `late` on, if that is given."""
+    """Return `late_share` from step `late` on unless it is None, and `share` before."""
     return share if late_share is None or step < late else late_share
 
 
 @dataclass(frozen=True)
 class TrainingSettings(Schedule):
-    """How a model is trained to answer questions over documents.
+    """Settings for training a model to answer questions over documents.
 
     Attributes:
         hop_share: share of the prompts that ask a single hop of their question.
-        late_hop_share: the same from step `late` on; None leaves it as it was. Once single hops are
-            learned, few are needed, and with more of the others composing is learned earlier.
-        late: the step from which `late_hop_share` holds.
-        orders: of the documents, one drawn for each prompt; if empty, any permutation.
-        n_names: how many of the invented names of `world-docs` are in use. Each prompt draws from
-            them anew, so that no answer can be learned by heart; 0 leaves questions as they are.
-        turns: how many questions are asked of the same documents, one after the other, each about
-            another chain, as far as there are any. Each has an answer to learn from.
-        template: a name of `hopscope.documents.layout.TEMPLATES`.
-        second_hops: whether the second hop of a chain is asked by itself, too. Of bare pairs of
-            names it is the harder one to learn: its name stands twice among the documents.
-        n_layers, d_model, n_heads, d_mlp: shape of the model that is made from nothing.
-        lora_rank: rank of the updates of a pretrained model.
-        lora_alpha: they are scaled by `lora_alpha / lora_rank`.
-        steps, batch_size, ...: those of `Schedule`.
+        late_hop_share: the same share from step `late` on; None keeps it constant. Once single hops
+            are learned, few of them are needed, and composition is learned earlier with more
+            two-hop questions.
+        late: the first step with `late_hop_share`.
+        orders: orders of the documents, from which one is drawn for each prompt; if empty, any
+            permutation.
+        n_names: number of invented names of `world-docs` to draw from. Each prompt draws new names,
+            so that answers cannot be memorised; 0 keeps the names of the questions.
+        turns: the most questions about the same documents in one prompt, each about a different
+            chain. The loss includes the answer of each.
+        template: a name of `hopscope.documents.templates.TEMPLATES`.
+        second_hops: whether the second hop of a chain may be asked on its own. Over bare pairs of
+            names it is the harder hop, because its name occurs twice in the documents.
+        n_layers, d_model, n_heads, d_mlp: shape of a model that is trained from scratch.
+        lora_rank: rank of the low-rank updates of a pretrained model.
+        lora_alpha: the updates are scaled by `lora_alpha / lora_rank`.
+        steps, batch_size, ...: as in `Schedule`.
 
     Raises:
-        UsageError: for a number that cannot be.
+        UsageError: if a value is out of range, or the template is unknown.
     """
 
     steps: int = 2000
@@ -145,14 +149,15 @@ class TrainingSettings(Schedule):
         check_positive(self, "turns", "n_layers", "d_model", "n_heads", "d_mlp")
         check_positive(self, "lora_rank", "lora_alpha")
         if not 0 <= self.n_names <= len(NAMES):
-            raise UsageError(f"n_names is a number from 0 to {len(NAMES)}, not {self.n_names}")
+            raise UsageError(f"n_names must lie between 0 and {len(NAMES)}, not {self.n_names}")
         check_shares(self, "hop_share", "late_hop_share")
         check_not_negative(self, "late")
         if self.d_model % (2 * self.n_heads):
             raise UsageError(
-                f"d_model {self.d_model} does not give {self.n_heads} heads of an even width"
+                f"d_model {self.d_model} must be a multiple of {2 * self.n_heads}: each of the "
+                f"{self.n_heads} heads needs an even width"
             )
 
     def hops_at(self, step: int) -> float:
-        """The share of the prompts of a step, counted from 0, that ask a single hop."""
+        """Return the share of prompts that ask a single hop at a step, counted from 0."""
         return share_at(step, self.hop_share, self.late_hop_share, self.late)

@@ -1,4 +1,4 @@
-"""Provides the models of training: a small one from nothing, and LoRA on a pretrained one."""
+"""Provides the models to train: a small model from scratch, or LoRA on a pretrained one."""
 
 from __future__ import annotations
 
@@ -19,30 +19,39 @@ from hopscope.errors import ModelError
 from hopscope.files import filling_folder
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import load_model
-from hopscope.training.fit import WEIGHTS, seeded
+from hopscope.training.fit import WEIGHTS, torch_seed
 from hopscope.training.settings import TrainingSettings
 
 PAD, END, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
 
 def word_tokenizer(questions: Sequence[MultiDocQuestion]) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token for each word and mark of some questions, and for every name.
+    """Build a tokenizer with one token for each word and punctuation mark of some questions.
 
     Args:
-        questions: whose documents, questions and answers give the words; all the given names of
-            `world-docs` are words, too. Others become one and the same unknown word.
+        questions: the questions. The vocabulary consists of the words in their documents,
+            questions and answers, and of all invented names of `world-docs`; other words become
+            the unknown token.
     """
     split = pre_tokenizers.Whitespace()
     words = set(NAMES)
     for question in questions:
-        asked = [question.question, question.answer, *(hop.question for hop in question.hops)]
-        texts = [*asked, *(document.text for document in question.documents), "Question: Answer:"]
+        question_texts = [
+            question.question,
+            question.answer,
+            *(hop.question for hop in question.hops),
+        ]
+        texts = [
+            *question_texts,
+            *(document.text for document in question.documents),
+            "Question: Answer:",
+        ]
         words.update(word for text in texts for word, _ in split.pre_tokenize_str(text))
     return whole_words(sorted(words))
 
 
 def whole_words(words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer of given words, each one token; special tokens come first."""
+    """Build a tokenizer in which each given word is one token, after the special tokens."""
     vocabulary = {word: index for index, word in enumerate([PAD, END, UNKNOWN, *words])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -61,17 +70,17 @@ def small_model(
     seed: int = 0,
     device: str | torch.device | None = None,
 ) -> LanguageModel:
-    """An untrained Llama of a few layers with a tokenizer of whole words.
+    """Build an untrained Llama model of a few layers with a tokenizer of whole words.
 
     Args:
-        questions: whose words it knows.
-        settings: for its shape.
-        seed: of the weights, which are drawn on the CPU.
-        device: where it goes; CUDA by default if there is any.
+        questions: questions whose words form the vocabulary.
+        settings: settings that give the shape of the model.
+        seed: seed of the weights, which are drawn on the CPU.
+        device: device of the model; by default CUDA if available.
     """
     settings = settings or TrainingSettings()
     tokenizer = word_tokenizer(questions)
-    with seeded(torch.device("cpu"), seed), torch.device("cpu"):
+    with torch_seed(torch.device("cpu"), seed), torch.device("cpu"):
         hf = small_llama(
             tokenizer,
             n_layers=settings.n_layers,
@@ -96,7 +105,7 @@ def small_llama(
     n_positions: int,
     tied: bool = False,
 ) -> LlamaForCausalLM:
-    """A Llama with transformers' own random weights, drawn from torch's generator as it stands."""
+    """Build a Llama with the default random weights of transformers, without seeding torch."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -115,11 +124,11 @@ def small_llama(
 
 
 def scale(hf: PreTrainedModel) -> None:
-    """Draw the weights of a model anew, each matrix by its fan-in and embeddings of variance 1.
+    """Redraw the weights of a model: matrices scaled by fan-in, embeddings of variance 1.
 
-    With transformers' own small weights, attention to a token that matches another, as in copying
-    from the prompt, is found only after thousands of steps, if at all; with these after hundreds.
-    The embeddings must not be tied to the output, whose weights stay small.
+    With the small default weights of transformers, attention to a matching token, as in copying
+    from the prompt, emerges after thousands of steps, if at all; with these weights, after
+    hundreds. The embeddings must not be tied to the output matrix, which keeps its small weights.
     """
     output = hf.get_output_embeddings()  # type: ignore[no-untyped-call]
     for module in hf.modules():
@@ -132,7 +141,14 @@ def scale(hf: PreTrainedModel) -> None:
 
 
 def with_updates(hf: nn.Module, settings: TrainingSettings, seed: int, device: torch.device) -> Any:
-    """Low-rank updates beside every linear map of the blocks, put in place; peft's wrapper."""
+    """Add low-rank updates (LoRA) to all linear maps of the blocks in place.
+
+    Returns:
+        The peft model that wraps `hf`.
+
+    Raises:
+        ModelError: if peft is not installed.
+    """
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
@@ -145,7 +161,7 @@ def with_updates(hf: nn.Module, settings: TrainingSettings, seed: int, device: t
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    with seeded(device, seed):
+    with torch_seed(device, seed):
         return get_peft_model(hf, config)
 
 

@@ -1,8 +1,8 @@
-"""Provides train(): a small model from nothing, or LoRA on a pretrained one, under any mask.
+"""Provides train(): trains a small model from scratch, or LoRA on a pretrained one, under a mask.
 
-A decoder that was trained causally gains little from a mask that it has never seen. Whether a
-prefix that is seen both ways helps once the model is trained with it (Huang et al. 2025, Masking
-in Multi-hop QA, section 3.3) is a question about training, here small enough for two cores.
+A causally trained decoder gains little from a mask that it has never seen. Whether a bidirectional
+prefix helps a model that is trained with it (Huang et al. 2025, Masking in Multi-hop QA, section
+3.3) can be studied here with models that are small enough for two CPU cores.
 """
 
 from __future__ import annotations
@@ -36,29 +36,30 @@ def train(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> LanguageModel:
-    """Train a model to answer questions over documents under a mask.
+    """Train a model to answer questions over documents under an attention mask.
 
-    The prompt is the documents' texts and the question; the loss is that of the answer's tokens
-    and the end of text. Batches and dropout depend on the seed and the step alone, so that a run
-    that was killed and goes on from `out` ends with the same weights on the same device.
+    The loss is the cross-entropy of the answer tokens and the end of text. Batches and dropout
+    depend only on the seed and the step, so that an interrupted run that continues from `out` ends
+    with the same weights on the same device.
 
     Args:
-        questions: what is trained on; each is seen in another order of its documents every time.
-        mask: who sees whom; a name of `MASKS`, or a mask.
-        model: a pretrained model, which stays as it is: a copy is trained by LoRA, and the updates
-            are merged into its weights in the end. None makes a small model from nothing.
-        settings: of the training.
-        seed: of weights, batches and orders.
-        out: folder for checkpoints and the trained model, which `load_model` reads. A run that is
-            there goes on; a finished one is loaded.
-        progress: show a progress bar.
+        questions: the training questions; each time a question is used, its documents are in a
+            newly drawn order.
+        mask: the attention mask; a name of `MASKS`, or a mask.
+        model: a pretrained model, which is not changed: a copy is trained with LoRA, and the
+            updates are merged into its weights at the end. None trains a small model from scratch.
+        settings: settings of the training.
+        seed: seed of weights, batches and orders.
+        out: folder for checkpoints and the trained model, which `load_model` reads. An unfinished
+            run in it is continued, and a finished one is loaded.
+        progress: whether to show a progress bar.
 
     Returns:
         The trained model, in eval mode.
 
     Raises:
-        QueryError: if there is no question.
-        ResultError: if `out` holds something else, or a damaged checkpoint.
+        QueryError: if there are no questions.
+        ResultError: if `out` holds another run or other files, or a damaged checkpoint.
         ModelError: if a pretrained model is given and peft is not installed.
         UsageError: for an unknown mask or model, or a prompt that is too long.
 
@@ -68,11 +69,11 @@ def train(
     """
     settings, mask = settings or TrainingSettings(), mask_of(mask)
     if not len(questions):
-        raise QueryError(f"{questions.name} is an empty question set: nothing to train on")
+        raise QueryError(f"{questions.name} is an empty question set: there is nothing to train on")
     start = small_model(questions, settings, seed) if model is None else load_model(model)
     folder = None if out is None else Path(out)
     if folder is not None:
-        open_training(folder, _asked(start, questions, mask, settings, seed))
+        open_training(folder, _recipe(start, questions, mask, settings, seed))
         if (folder / WEIGHTS).is_file():
             return load_model(folder, start.device, start.dtype, name=start.name)
     hf = copy.deepcopy(start.hf)
@@ -97,25 +98,24 @@ def train(
         )
         return answer_loss(trained, batch_of(trained, layouts, mask))
 
-    what = f"train {mask.name}"
-    fit(hf, loss_of, settings, seed=seed, folder=folder, description=what, progress=progress)
-    done = hf if adapted is None else adapted.merge_and_unload()
-    done.eval()
-    done.requires_grad_(False)
-    trained = LanguageModel(done, start.tokenizer, start.name)
+    bar = f"train {mask.name}"
+    fit(hf, loss_of, settings, seed=seed, folder=folder, description=bar, progress=progress)
+    merged = hf if adapted is None else adapted.merge_and_unload()
+    merged.eval()
+    merged.requires_grad_(False)
+    trained = LanguageModel(merged, start.tokenizer, start.name)
     if folder is not None:
         save_model(trained, folder)
     return trained
 
 
-def _asked(
+def _recipe(
     start: LanguageModel, questions: QuestionSet, mask: Mask, settings: TrainingSettings, seed: int
 ) -> dict[str, Any]:
-    """All that the trained weights depend on."""
-    how = {key: value for key, value in asdict(settings).items() if key != "checkpoint_every"}
+    """Return everything that the trained weights depend on, as JSON."""
     return {
         "mask": mask.name,
-        "settings": how,
+        "settings": {k: v for k, v in asdict(settings).items() if k != "checkpoint_every"},
         "seed": seed,
         "start": {"name": start.name, "sha256": start.fingerprint},
         "questions": {"name": questions.name, "sha256": questions.fingerprint},

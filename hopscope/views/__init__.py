@@ -1,4 +1,1 @@
-"""Interactive views of results, masks and prompts, for notebooks and for pages without a server.
-
-Nothing is imported here, so that a picture does not wait for widgets.
-"""
+"""Interactive views that run a model in a notebook: the mask painter and the prompt explorer."""

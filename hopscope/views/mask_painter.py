@@ -1,4 +1,4 @@
-"""Provides paint_mask(): an attention mask painted on a prompt's tokens, and asked under."""
+"""Provides paint_mask(): a widget to paint an attention mask, under which the model answers."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from hopscope.queries.answers import matches
 
 
 class MaskPainter(View):
-    """A mask on its tokens, to be painted; the model answers under it.
+    """A widget that shows an attention mask to be painted; the model answers under the mask.
 
-    Demonstrations and instruction are not shown; what they see and who sees them stays as it is.
+    The widget does not show demonstrations and instruction, whose part of the mask cannot change.
 
     Attributes:
-        seen: who sees whom, a text of 0 and 1 for each token that is shown; the front end paints
-            it.
-        layers: the first and last of those in which what is painted holds; in the others the mask
-            is the one that was begun with.
-        heads: those in which it holds; all if there are none.
-        answers: what was said under each mask that was asked under, the latest first.
-        prompt: the question and its documents as tokens.
+        seen: the keep-mask over the visible tokens: for each query token a text of 0 and 1, one for
+            each key token. The front end changes it.
+        layers: the first and last layer in which the painted mask holds; the other layers keep the
+            initial mask.
+        heads: the heads in which the painted mask holds; all if empty.
+        answers: the answers under the masks that were tried, the latest first.
+        prompt: the tokenised question and documents.
     """
 
     _esm = module("dom.js", "grid.js", "mask.js", render="renderMask")
@@ -56,7 +56,7 @@ class MaskPainter(View):
 
     def __init__(self, asker: DocumentAsker, prompt: Layout, mask: Mask) -> None:
         self.prompt = prompt
-        self._asker, self._base, self._own = asker, mask, mask
+        self._asker, self._base, self._initial = asker, mask, mask
         self._first = prompt.segments[0][1]
         names = [mask.name, *(name for name in MASKS if name != mask.name)]
         super().__init__(
@@ -72,19 +72,19 @@ class MaskPainter(View):
         self.on_msg(self._on_message)
 
     def _rows(self, mask: Mask) -> list[str]:
-        """Who sees whom of the tokens that are shown."""
-        seen = mask.keep(self.prompt)[0, self._first :, self._first :].tolist()
-        return ["".join("1" if cell else "0" for cell in row) for row in seen]
+        """Return the keep-mask over the visible tokens, in the form of `seen`."""
+        keep = mask.keep(self.prompt)[0, self._first :, self._first :].tolist()
+        return ["".join("1" if cell else "0" for cell in row) for row in keep]
 
     @property
     def mask(self) -> Mask:
-        """The mask as it is painted, for this prompt: the one it began with while none is."""
+        """The painted mask, for this prompt; the base mask while nothing is painted."""
         if not self.changed:
             return self._base
-        seen = self._base.keep(self.prompt)[0].clone()
-        shown = torch.tensor([[cell == "1" for cell in row] for row in self.seen])
-        seen[self._first :, self._first :] = shown
-        mask = painted(seen, f"painted on {self._base.name}")
+        keep = self._base.keep(self.prompt)[0].clone()
+        visible = torch.tensor([[cell == "1" for cell in row] for row in self.seen])
+        keep[self._first :, self._first :] = visible
+        mask = painted(keep, f"painted on {self._base.name}")
         first, last = self.layers
         layers = None if self.layers == self._all_layers else range(first, last + 1)
         return switched(mask, self._base, layers=layers, heads=self.heads or None)
@@ -94,13 +94,13 @@ class MaskPainter(View):
         return [0, self.n_layers - 1]
 
     def ask(self) -> dict[str, Any]:
-        """Let the model answer under the mask; the answer comes first in `answers`."""
+        """Let the model answer under the current mask; the answer is put first in `answers`."""
         mask, question, model = self.mask, self.prompt.question, self._asker.model
         assert isinstance(model, LanguageModel)
-        what = ReadOut(
+        read_out = ReadOut(
             answer_tokens=model.first_tokens(question.names), max_new_tokens=self._asker.room
         )
-        outputs = read(model, [Version(self.prompt, mask)], what).outputs
+        outputs = read(model, [Version(self.prompt, mask)], read_out).outputs
         text = said(model.decode(outputs.tokens[0]), self._asker.form.one_line)
         answer = {
             "mask": mask.name + (f" ({self.changed} changed)" if self.changed else ""),
@@ -113,7 +113,7 @@ class MaskPainter(View):
         return answer
 
     def picture(self) -> str:
-        """The mask where it is painted, drawn."""
+        """Return the mask, in a layer and head where it is painted, as PNG in base64."""
         from matplotlib.figure import Figure
 
         from hopscope.display.notebook import png
@@ -126,35 +126,39 @@ class MaskPainter(View):
             return png(figure)
 
     def begin(self, mask: str | Mask) -> None:
-        """Paint anew, in all layers and heads, on a mask of `MASKS` or your own.
+        """Start again from another mask, in all layers and heads.
+
+        Args:
+            mask: a name of `MASKS`, the name of the initial mask, or a mask.
 
         Raises:
-            UsageError: for an unknown name, or a mask that differs by layer or head.
+            UsageError: for an unknown name, or a mask that differs between layers or heads.
         """
-        self._base = _everywhere(self._own if mask == self._own.name else mask_of(mask))
+        base = self._initial if mask == self._initial.name else mask_of(mask)
+        self._base = _uniform(base)
         self.seen = self._rows(self._base)
         self.layers, self.heads = self._all_layers, []
 
     @traitlets.validate("layers")
-    def _window(self, proposal: Any) -> list[int]:
-        """First and last layer, in order and within the model."""
+    def _checked_layers(self, proposal: Any) -> list[int]:
+        """Check that first and last layer are in order and within the model."""
         layers = proposal["value"]
         if len(layers) != 2 or not 0 <= layers[0] <= layers[1] < self.n_layers:
             raise traitlets.TraitError(
-                f"layers are the first and the last of 0 to {self.n_layers - 1}, not {layers}"
+                f"layers must be the first and the last of 0 to {self.n_layers - 1}, not {layers}"
             )
         return list(layers)
 
     @traitlets.validate("heads")
-    def _some_heads(self, proposal: Any) -> list[int]:
-        """Heads within the model, each once and in order."""
+    def _checked_heads(self, proposal: Any) -> list[int]:
+        """Sort the heads, and check that they are within the model."""
         heads = sorted(set(proposal["value"]))
         if not all(0 <= head < self.n_heads for head in heads):
-            raise traitlets.TraitError(f"heads are of 0 to {self.n_heads - 1}, not {heads}")
+            raise traitlets.TraitError(f"heads must be of 0 to {self.n_heads - 1}, not {heads}")
         return heads
 
     @traitlets.observe("seen")
-    def _count(self, _: Any) -> None:
+    def _count_changes(self, _: Any) -> None:
         pairs = zip("".join(self._rows(self._base)), "".join(self.seen), strict=True)
         self.changed = sum(a != b for a, b in pairs)
 
@@ -165,8 +169,8 @@ class MaskPainter(View):
             try:
                 self.ask()
             except HopscopeError as error:
-                wrong = {"mask": self.mask.name, "says": str(error), "correct": False}
-                self.answers = [{**wrong, "probability": None, "rank": "?"}, *self.answers]
+                failure = {"mask": self.mask.name, "says": str(error), "correct": False}
+                self.answers = [{**failure, "probability": None, "rank": "?"}, *self.answers]
             finally:
                 self.asked += 1
 
@@ -180,25 +184,25 @@ def paint_mask(
     template: str | Template = "plain",
     seed: int = 0,
 ) -> MaskPainter:
-    """Paint an attention mask on the tokens of a question over documents, in a notebook.
+    """Show a widget to paint an attention mask on the tokens of a question over documents.
 
     Args:
-        model: which answers under it.
-        questions: a question, or a set whose first question is asked behind the demonstrations of
-            the set; take few documents, each token is a row.
-        mask: to begin with; the same in all layers and heads.
-        order: of the documents.
-        template: how the question is put; see `TEMPLATES`.
-        seed: of shuffles.
+        model: the model that answers under the mask.
+        questions: a question, or a set, of which the first question is used with the set's
+            demonstrations. Choose one with few documents, because each token is a row.
+        mask: the initial mask, which must be the same in all layers and heads.
+        order: order of the documents; see `hopscope.documents.orders.arrange`.
+        template: a name of `TEMPLATES`, or a template.
+        seed: seed of shuffled orders.
 
     Returns:
-        A widget. Its `mask` is a mask like any other, for this prompt; `ask()` asks again. It can
-        be kept to some layers, `painter.layers = [7, 8]`, the first and the last, and to some
-        heads, `painter.heads = [0, 3]`.
+        A widget. Its `mask` can be used like any other mask, for this prompt, and `ask()` lets the
+        model answer. `painter.layers = [7, 8]` restricts the painted mask to a range of layers,
+        `painter.heads = [0, 3]` to some heads.
 
     Raises:
         QueryError: for an empty set, or a question that does not fit into the model's context.
-        UsageError: for a mask that differs by layer or head.
+        UsageError: for a mask that differs between layers or heads.
 
     Example:
         >>> painter = hs.paint_mask(model, hs.load_questions("world-docs"))  # doctest: +SKIP
@@ -207,24 +211,24 @@ def paint_mask(
     if isinstance(questions, MultiDocQuestion):
         questions = QuestionSet((questions,), "one question")
     if not len(questions):
-        raise QueryError(f"{questions.name} is an empty question set: nothing to paint on")
-    begun = _everywhere(mask_of(mask))
+        raise QueryError(f"{questions.name} is an empty question set: there is nothing to paint on")
+    initial = _uniform(mask_of(mask))
     asker = DocumentAsker(model, questions, template, seed=seed)
-    return MaskPainter(asker, asker.layout(asker.asked(questions[0]), order), begun)
+    return MaskPainter(asker, asker.layout(asker.asked(questions[0]), order), initial)
 
 
-def _everywhere(mask: Mask) -> Mask:
-    """A mask, if it is the same in all layers and heads."""
+def _uniform(mask: Mask) -> Mask:
+    """Return a mask after a check that it is the same in all layers and heads."""
     if mask.layers or mask.by_head:
         raise UsageError(
-            f"the mask {mask.name!r} differs by layer or head, and only one can be painted; use it "
-            "as it is in permute_documents"
+            f"the mask {mask.name!r} differs by layer or head and cannot be painted; use it "
+            "unchanged, for instance in permute_documents"
         )
     return mask
 
 
 def _parts(prompt: Layout) -> list[dict[str, Any]]:
-    """The parts that are shown, by the places of their tokens among these."""
+    """Return the visible parts of the prompt, with their ranges among the visible tokens."""
     shown = list(zip(prompt.segment_names, prompt.segments, strict=True))[1:]
     first = shown[0][1][0]
     return [

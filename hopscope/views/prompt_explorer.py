@@ -1,4 +1,4 @@
-"""Provides explore(): type a two-hop query, see what the model makes of it while it is computed."""
+"""Provides explore(): a widget to type a two-hop query and see the analyses of it as they run."""
 
 from __future__ import annotations
 
@@ -47,11 +47,13 @@ from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import Form, TwoHopQuery
 
 EXAMPLES = 30
+"""Number of example queries that the widget offers."""
 MOST_LAYERS = 12
-"""Sources and targets of the back-patching that is shown: every so many layers, about as many."""
+"""Approximate number of source and target layers; by default the layer step is chosen to match."""
 AT_ONCE = 24
-"""Cells between two updates of the picture."""
+"""Cells of back-patching between two updates of the view."""
 UNKNOWN = "?"
+"""Label of an entity whose name was not given."""
 ENTITIES: tuple[Literal["e2", "e3"], ...] = ("e2", "e3")
 HOPS: tuple[tuple[Form, Literal["e2", "e3"]], ...] = (
     ("first_hop", "e2"),
@@ -66,12 +68,12 @@ _BRACKETS = re.compile(
 
 
 class PromptExplorer(View):
-    """A two-hop query typed by hand: spans, both hops, logit lens, back-patching as it runs.
+    """A widget for a typed two-hop query: its spans, both hops, logit lens and back-patching.
 
     Attributes:
-        query: what was typed: text, bridge and answer.
-        result: the back-patching of the last query: the cells whose answers are generated. None
-            while there are none.
+        query: the query as typed: text, bridge and answer.
+        result: the back-patching of the last query, with all cells whose answers have been
+            generated so far; None while there are none.
     """
 
     _esm = module("dom.js", "grid.js", "explorer.js", render="renderExplorer")
@@ -93,107 +95,113 @@ class PromptExplorer(View):
         layers = range(0, model.n_layers, step)
         self._pairs = [(a, b) for b in layers for a in layers if a > b]
         shown = queries.sample(min(EXAMPLES, len(queries))) if len(queries) else queries
-        super().__init__(examples=[_typed(each) for each in shown])
+        super().__init__(examples=[_as_typed(each) for each in shown])
         self.on_msg(self._on_message)
 
     def ask(self, text: str, bridge: str = "", answer: str = "") -> BackPatching:
-        """Ask a query, as the button does.
+        """Analyse a query, as the button of the widget does.
 
         Args:
-            text: with the first hop and its entity in brackets: "The spouse of [the performer of
-                [Imagine]] is".
-            bridge, answer: names, with | between; if empty, what the model says to the single
-                hops.
+            text: the query with its first hop and entity in brackets, such as "The spouse of [the
+                performer of [Imagine]] is".
+            bridge, answer: names of the entity, separated by |; if empty, the model's answer to
+                the single hop.
+
+        Returns:
+            The back-patching of the query.
 
         Raises:
-            QueryError: if the brackets are not there.
+            QueryError: if the brackets are missing.
         """
         self.query = {"text": text, "bridge": bridge, "answer": answer}
         self.result = None
         self.answers, self.tokens, self.lens, self.patches = [], [], {}, {}
         query = parse_query(text, bridge, answer)
-        asked = replace(self._queries, queries=(query,), name="typed")
-        without = ""
-        named = UNKNOWN not in (query.e2_label, query.e3_label)
-        if named:  # the first picture stands before anything is asked
-            without = self._draw_lens(asked)
-        self._tell("asking both hops")
-        asked = self._asked(asked)
-        if not named:
-            without = self._draw_lens(asked)
-        result = self._patched(asked)
-        if without:
-            self._tell(f"{self.status}; no lens: {without}")
+        single = replace(self._queries, queries=(query,), name="typed")
+        lens_error = ""
+        has_names = UNKNOWN not in (query.e2_label, query.e3_label)
+        if has_names:  # draw the lens before the model generates anything
+            lens_error = self._draw_lens(single)
+        self._set_status("asking both hops")
+        single = self._answer_hops(single)
+        if not has_names:
+            lens_error = self._draw_lens(single)
+        result = self._back_patch(single)
+        if lens_error:
+            self._set_status(f"{self.status}; no lens: {lens_error}")
         return result
 
     def picture(self) -> str | None:
-        """The back-patching of the last query, drawn."""
+        """Return the plot of the last back-patching as PNG in base64; None if there is none."""
         return None if self.result is None else picture_of(self.result)
 
-    def _asked(self, asked: QuerySet) -> QuerySet:
-        """A set of one query, once it has been asked.
+    def _answer_hops(self, single: QuerySet) -> QuerySet:
+        """Let the model answer the single hops and the whole query of a set of one query.
 
-        What the model says to a single hop stands for a name that was not given.
+        Returns:
+            The set, in which an entity without a name is named after the model's answer.
         """
         for form, entity in HOPS:
-            names = [name for name in asked[0].names(entity) if name != UNKNOWN]
-            prompt, says = self._say(asked, form)
+            names = [name for name in single[0].names(entity) if name != UNKNOWN]
+            prompt, says = self._answer(single, form)
             correct = matches(says, names) if names else None
-            told = {"form": form, "prompt": prompt, "says": says, "correct": correct}
-            self.answers = [*self.answers, told]
+            answer = {"form": form, "prompt": prompt, "says": says, "correct": correct}
+            self.answers = [*self.answers, answer]
             if not names:
-                named: dict[str, Any] = {f"{entity}_label": says.rstrip(".") or UNKNOWN}
-                asked = replace(asked, queries=(replace(asked[0], **named),))
-        return asked
+                label: dict[str, Any] = {f"{entity}_label": says.rstrip(".") or UNKNOWN}
+                single = replace(single, queries=(replace(single[0], **label),))
+        return single
 
-    def _say(self, asked: QuerySet, form: Form) -> tuple[str, str]:
-        """A question without its demonstrations, and the answer to it."""
-        asker = Asker.of(self._model, asked, NEW_TOKENS, form)
-        prompt, line = asker.prompt(asked[0]), asked.few_shot > 0
-        what = ReadOut(max_new_tokens=NEW_TOKENS, stop=at_line_end(self._model) if line else None)
+    def _answer(self, single: QuerySet, form: Form) -> tuple[str, str]:
+        """Return a prompt without its demonstrations, and the model's answer."""
+        asker = Asker.of(self._model, single, NEW_TOKENS, form)
+        prompt, line = asker.prompt(single[0]), single.few_shot > 0
+        stop = at_line_end(self._model) if line else None
+        read_out = ReadOut(max_new_tokens=NEW_TOKENS, stop=stop)
         shared = self._store.get(prompt.ids[: prompt.n_shared])
-        outputs = generate(self._model, [prompt.ids], what, shared=shared)
+        outputs = generate(self._model, [prompt.ids], read_out, shared=shared)
         return question(prompt), said(self._model.decode(outputs.tokens[0]), line).strip()
 
-    def _patched(self, asked: QuerySet) -> BackPatching:
-        """Back-patch: the next token in all cells at once, then what each of them says."""
-        next_tokens = self._cells(asked, self._pairs, "first_token")
+    def _back_patch(self, single: QuerySet) -> BackPatching:
+        """Back-patch: first the next token in all cells, then the generated answers in parts."""
+        next_tokens = self._cells(single, self._pairs, "first_token")
         self._draw(next_tokens)
-        found, done = next_tokens.frame.set_index(CELL), 0
+        cells, done = next_tokens.frame.set_index(CELL), 0
         for start in range(0, len(self._pairs), AT_ONCE):
-            self._tell(f"what each cell says: {start} of {len(self._pairs)} a position")
-            some = self._cells(asked, self._pairs[start : start + AT_ONCE], "generation")
-            found.update(some.frame.set_index(CELL))
-            frame = found.reset_index().astype(next_tokens.frame.dtypes.to_dict())
+            self._set_status(f"what each cell says: {start} of {len(self._pairs)} a position")
+            part = self._cells(single, self._pairs[start : start + AT_ONCE], "generation")
+            cells.update(part.frame.set_index(CELL))
+            frame = cells.reset_index().astype(next_tokens.frame.dtypes.to_dict())
             frame = frame[list(next_tokens.frame)]
-            self._draw(BackPatching(frame, some.details, some.run))
+            self._draw(BackPatching(frame, part.details, part.run))
             done += AT_ONCE
-            said = self._pairs[:done]
-            settings = {**some.run["settings"], "cells": said}
+            generated = self._pairs[:done]
+            settings = {**part.run["settings"], "cells": generated}
             pairs = zip(frame["source_layer"], frame["target_layer"], strict=True)
-            finished = frame[[pair in set(said) for pair in pairs]].reset_index(drop=True)
-            self.result = BackPatching(finished, some.details, {**some.run, "settings": settings})
-        self._tell("done; .result has the back-patching")
+            finished = frame[[pair in set(generated) for pair in pairs]].reset_index(drop=True)
+            self.result = BackPatching(finished, part.details, {**part.run, "settings": settings})
+        self._set_status("done; .result has the back-patching")
         assert self.result is not None
         return self.result
 
     def _cells(
-        self, asked: QuerySet, cells: list[tuple[int, int]], criterion: Criterion
+        self, single: QuerySet, cells: list[tuple[int, int]], criterion: Criterion
     ) -> BackPatching:
+        """Back-patch some pairs of a source and a target layer."""
         return back_patch(
             self._model,
-            asked,
+            single,
             controls=("random",),
             criterion=criterion,
             cells=cells,
             progress=False,
         )
 
-    def _draw_lens(self, asked: QuerySet) -> str:
-        """Draw the lens; why there is none if so. Back-patching goes on without it."""
-        self._tell("reading the states")
+    def _draw_lens(self, single: QuerySet) -> str:
+        """Draw the logit lens; return the reason if the model has none, or an empty string."""
+        self._set_status("reading the states")
         try:
-            lens = LensGrid.of(self._model, asked)
+            lens = LensGrid.of(self._model, single)
         except ModelError as error:
             return str(error)
         self.tokens, self.lens = list(lens.tokens), _state(lens)
@@ -202,7 +210,7 @@ class PromptExplorer(View):
     def _draw(self, result: BackPatching) -> None:
         self.patches = _state(BackPatchingGrid(result))
 
-    def _tell(self, status: str, failed: bool = False) -> None:
+    def _set_status(self, status: str, failed: bool = False) -> None:
         self.status, self.failed = status, failed
 
     def _on_message(self, _: Any, message: Any, __: Any) -> None:
@@ -212,12 +220,12 @@ class PromptExplorer(View):
         try:
             self.ask(**message["query"])
         except HopscopeError as error:
-            self._tell(str(error), failed=True)
+            self._set_status(str(error), failed=True)
         except KeyboardInterrupt:
-            left = "nothing was finished" if self.result is None else ".result has what was"
-            self._tell(f"stopped; {left}", failed=True)
+            finished = "nothing was finished" if self.result is None else ".result has what was"
+            self._set_status(f"stopped; {finished}", failed=True)
         except Exception as error:
-            self._tell(f"{type(error).__name__}: {error}", failed=True)
+            self._set_status(f"{type(error).__name__}: {error}", failed=True)
             raise
         finally:
             self.busy = False
@@ -229,15 +237,15 @@ def explore(
     *,
     layer_step: int | None = None,
 ) -> PromptExplorer:
-    """Type a two-hop query in a notebook and watch the model answer it.
+    """Show a widget to type a two-hop query and watch its analyses as they run.
 
     Args:
         model: the model.
-        queries: give the demonstrations in front of the query, and examples to begin with.
-        layer_step: back-patch every so many layers; about twelve of them if None.
+        queries: the query set that provides demonstrations for the prompt, and example queries.
+        layer_step: step between the layers that are back-patched; None for about twelve layers.
 
     Returns:
-        A widget; its `result` is the back-patching of the last query, `ask(text)` asks another.
+        A widget. Its `result` is the back-patching of the last query; `ask(text)` analyses another.
 
     Example:
         >>> explorer = hs.explore(model)                                            # doctest: +SKIP
@@ -247,14 +255,14 @@ def explore(
 
 
 def parse_query(text: str, bridge: str = "", answer: str = "") -> TwoHopQuery:
-    """A two-hop query written in a line, its first hop and its entity in brackets.
+    """Parse a two-hop query that is written in one line, with first hop and entity in brackets.
 
     Args:
         text: the query.
-        bridge, answer: names, with | between.
+        bridge, answer: names of the entity, separated by |.
 
     Raises:
-        QueryError: if the brackets are not there.
+        QueryError: if the brackets are missing.
 
     Example:
         >>> parse_query("The spouse of [the performer of [Imagine]] is").first_hop()
@@ -286,8 +294,8 @@ def parse_query(text: str, bridge: str = "", answer: str = "") -> TwoHopQuery:
     )
 
 
-def _typed(query: TwoHopQuery) -> dict[str, str]:
-    """A query as `parse_query` reads it."""
+def _as_typed(query: TwoHopQuery) -> dict[str, str]:
+    """Return a query in the form that `parse_query` reads."""
     text, spans = query.compose("two_hop")
     (a, b), (c, d) = spans["r1e1"], spans["e1"]
     marked = f"{text[:a]}[{text[a:c]}[{text[c:d]}]{text[d:b]}]{text[b:]}"
@@ -296,20 +304,21 @@ def _typed(query: TwoHopQuery) -> dict[str, str]:
 
 
 def _state(grid: Grid) -> Json:
-    """A grid with all its slices, for a view inside a view."""
+    """Return a grid with all its slices, for a view inside another view."""
     slices = {key_of(grid, each): slice_json(grid, each) for each in all_chosen(grid.choices)}
     return {"spec": spec_of(grid), "slices": slices, "chosen": first_choice(grid)}
 
 
 @dataclass(frozen=True)
 class LensGrid:
-    """The logit lens of one prompt: tokens × layers, what each state would say next.
+    """The logit lens of one prompt: tokens × layers, with the next token that each state predicts.
 
     Attributes:
-        tokens: the prompt's tokens after its demonstrations, and which part each belongs to.
-        states: one row a layer and token: the likeliest next token, ranks and probabilities.
-        measures: those of its columns that are numbers.
-        title: of the grid.
+        tokens: the tokens of the prompt after its demonstrations, with the part of each token.
+        states: one row for each layer and token: the most likely next token, ranks and
+            probabilities.
+        measures: the numeric columns of `states`.
+        title: title of the grid.
     """
 
     tokens: tuple[dict[str, str], ...]
@@ -319,9 +328,9 @@ class LensGrid:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: LanguageModel, asked: QuerySet) -> LensGrid:
-        """Read the residual stream of a set's only query through the model's own unembedding."""
-        query, prompt = asked[0], asked.prompts()[0]
+    def of(cls, model: LanguageModel, single: QuerySet) -> LensGrid:
+        """Apply the logit lens to the residual stream of the only query in a set."""
+        query, prompt = single[0], single.prompts()[0]
         tokens = TokenizedPrompt.of(model, prompt)
         shown = range(tokens.n_shared, len(tokens.ids))
         states = capture(model, [prompt], positions=list(shown))["resid_post"][0]
@@ -329,14 +338,14 @@ class LensGrid:
         first: dict[str, Sequence[int]] = {
             entity: model.first_tokens(query.names(entity)) for entity in ENTITIES
         }
-        # A token at a time: with a large vocabulary all logits would take gigabytes.
-        by_token = [_read_off(lens(state).float(), first) for state in states]
+        # One token at a time: with a large vocabulary, all logits would take gigabytes.
+        by_token = [_predictions(lens(state).float(), first) for state in states]
         read = {name: torch.stack([each[name] for each in by_token], dim=1) for name in by_token[0]}
         columns = {name: table.flatten().cpu().numpy() for name, table in read.items()}
-        words = [_visible(model.decode([token])) for token in columns.pop("token").tolist()]
+        words = [_printable(model.decode([token])) for token in columns.pop("token").tolist()]
         places = pd.MultiIndex.from_product([range(model.n_layers), range(len(shown))])
         return cls(
-            tuple(_named(tokens, each) for each in shown),
+            tuple(_described(tokens, each) for each in shown),
             pd.DataFrame({**columns, "word": words}, index=places),
             _lens_measures(),
             f"Logit lens: {model.name}",
@@ -356,12 +365,12 @@ class LensGrid:
         return ()
 
     def slice(self, _: Mapping[str, str]) -> Slice:
-        """All there is."""
+        """Return the only slice."""
         return Slice(self.states, self.measures, {"likeliest": "word"}, inside="likeliest")
 
 
 def _lens_measures() -> tuple[Measure, ...]:
-    """What the lens tells of each state, in the order in which it is offered."""
+    """Return the measures of the lens, in the order in which the view offers them."""
     measures = [Measure("top", "P(likeliest)", "probability")]
     for entity, name in zip(ENTITIES, ("bridge", "answer"), strict=True):
         measures.append(Measure(f"{entity}_rank", f"rank of the {name}, from 0", "rank"))
@@ -369,14 +378,14 @@ def _lens_measures() -> tuple[Measure, ...]:
     return tuple(measures)
 
 
-def _read_off(
+def _predictions(
     logits: Float[Tensor, "layer vocab"], first: Mapping[str, Sequence[int]]
 ) -> dict[str, Tensor]:
-    """The likeliest token of each layer, the measures of `_lens_measures`; each of shape (layer,).
+    """Return the most likely token and the measures of `_lens_measures`, each of shape (layer,).
 
     Args:
-        logits: of one token's states.
-        first: the first tokens of each entity's names.
+        logits: logits of the states of one token.
+        first: first tokens of the names of each entity.
     """
     logprobs = torch.log_softmax(logits, dim=-1)
     likeliest = logprobs.max(dim=-1)
@@ -388,13 +397,13 @@ def _read_off(
     return read
 
 
-def _visible(word: str) -> str:
-    """A token's text, or marks where it is nothing but white."""
+def _printable(word: str) -> str:
+    """Return the text of a token, with visible symbols if it is only white space."""
     return word if word.strip() else word.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
 
 
-def _named(tokens: TokenizedPrompt, index: int) -> dict[str, str]:
-    """A token of a prompt, the part it belongs to, and its name if it has one."""
+def _described(tokens: TokenizedPrompt, index: int) -> dict[str, str]:
+    """Return the text of a token, its part of the prompt, and the name of its position if any."""
     start, end = tokens.offsets[index]
     parts = [part for part in ("e1", "r1", "r2") if index in tokens.tokens(part)]
     names = [name for name in ("t1", "t2") if index == tokens.position(name)]

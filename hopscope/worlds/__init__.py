@@ -1,4 +1,4 @@
-"""Small models that are trained here, on two-hop tasks whose answers and circuits are known."""
+"""Small models trained from scratch on two-hop tasks whose answers and circuits are known."""
 
 from hopscope.compat.old_paths import old_names
 

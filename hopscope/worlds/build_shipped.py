@@ -1,7 +1,7 @@
-"""Trains the worlds that come with hopscope: python hopscope/data/build_worlds.py [FOLDER].
+"""Trains the worlds that come with hopscope: python -m hopscope.worlds.build_shipped [FOLDER].
 
-FOLDER keeps the trainings (a stopped one goes on); by default the cache. What is shipped has
-weights in float16, half as large, and the accuracy that was measured with these.
+FOLDER, by default the cache, holds the training runs; interrupted runs are continued. The shipped
+weights are float16, half as large, and the recorded accuracy is measured with them.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ SHIPPED = {
 
 
 def ship(world: World, folder: Path) -> None:
-    """Write a world with weights in float16."""
+    """Write a world into a folder, with weights in float16."""
     nn.Module.to(world.model.hf, dtype=torch.float16)
     folder.mkdir(parents=True, exist_ok=True)
     save_model(world.model, folder)
     nn.Module.to(world.model.hf, dtype=torch.float32)
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    write_json(folder / "config.json", {**config, "dtype": "float32"})  # what it is loaded as
+    write_json(folder / "config.json", {**config, "dtype": "float32"})  # the dtype for loading
     measured = accuracy(world.model, world.task)
     write_json(folder / ABOUT, {**world.record, "accuracy": measured})
 
 
 def main(trainings: Path) -> None:
-    """Train what is not trained yet, and write what is shipped beside this file."""
+    """Train the worlds that are not trained yet, and write all to `hopscope/data/worlds`."""
     torch.set_num_threads(1)
     for name, seeds in SHIPPED.items():
         for seed in seeds:

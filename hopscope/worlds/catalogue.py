@@ -1,4 +1,4 @@
-"""Provides the named worlds: what is learned, by which model, for how long."""
+"""Provides the recipes of the named worlds: task, shape of the model, and schedule."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from hopscope.worlds.tasks.graph_search import GraphSearch
 from hopscope.worlds.tasks.two_hop_facts import TwoHopFacts
 
 COVERED = Schedule(steps=4000, batch_size=512, learning_rate=1e-3, weight_decay=1.0)
-"""With less weight decay, or a narrower model, tables are learned by heart for longer."""
+"""With less weight decay, or a narrower model, the memorising phase lasts longer."""
 REACHABILITY = GraphReachability(n_vertices=12, n_edges=12, stage_steps=2400, earlier=0.3)
 THINKING_SHAPE = Shape(
     n_blocks=2, n_heads=4, d_model=64, d_mlp=128, n_positions=48, scaled=True, rotary=True
 )
 THINKING_SCHEDULE = Schedule(steps=7200, batch_size=128, hold=0.8)
-"""Three stages of 2,400 steps: one for each thought. With 10 % of earlier stages seed 1 does not
-learn the third, neither in 1,600 steps nor in 2,400."""
+"""Three stages of 2,400 steps, one for each thought. With only 10 % of the batches from earlier
+stages, seed 1 does not learn the third stage, neither in 1,600 steps nor in 2,400."""
 WORLDS: Mapping[str, Recipe] = MappingProxyType(
     {
         "two-hop-looped": Recipe(
@@ -59,8 +59,8 @@ WORLDS: Mapping[str, Recipe] = MappingProxyType(
             Shape(d_model=128),
             COVERED,
         ),
-        # With as many bridges as tokens f2 would have as many entries as there are inputs, and
-        # composing would save nothing.
+        # With as many bridges as tokens, f2 would have as many entries as there are inputs, so that
+        # composing would have no advantage over memorising.
         "coverage-path-ambiguity": Recipe(
             "as coverage-few-bridges, but the second token is an argument of both tables",
             ComposedTables("path_ambiguity", n_examples=6000, n_bridges=4),
@@ -90,7 +90,7 @@ WORLDS: Mapping[str, Recipe] = MappingProxyType(
 
 
 def recipe_of(name: str) -> Recipe:
-    """The recipe of a named world.
+    """Return the recipe of a named world.
 
     Raises:
         UsageError: for an unknown name.

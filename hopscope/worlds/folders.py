@@ -1,4 +1,4 @@
-"""Provides where worlds lie: shipped with the package, or in the cache."""
+"""Provides the folders of worlds, which come with the package or are in the cache."""
 
 from __future__ import annotations
 
@@ -8,26 +8,30 @@ from pathlib import Path
 from hopscope.models.zoo import cache_dir
 
 ABOUT = "world.json"
+"""Name of the file that describes a trained world, in its folder."""
 
 
 def world_name(name: str, seed: int) -> str:
-    """What the model of a world is called."""
+    """Return the name of the model of a world in results."""
     return f"world:{name}@{seed}"
 
 
 def cached_folder(name: str, seed: int) -> Path:
-    """Where a world that does not come with hopscope is kept."""
+    """Return the cache folder of a world that does not come with hopscope."""
     return _places(name)[-1] / f"seed-{seed}"
 
 
 def _places(name: str) -> tuple[Path, Path]:
-    """Where the seeds of a world may lie: with hopscope, or in the cache."""
+    """Return the folders that may hold the seeds of a world: in the package and in the cache."""
     shipped = Path(str(resources.files("hopscope.data")))
     return shipped / "worlds" / name, cache_dir() / "worlds" / name
 
 
-def seeds_at_hand(name: str) -> list[int]:
-    """The seeds with which a world need not be trained any more."""
-    found = [about for place in _places(name) for about in place.glob(f"seed-*/{ABOUT}")]
-    seeds = {about.parent.name.removeprefix("seed-") for about in found}
+def available_seeds(name: str) -> list[int]:
+    """Return the seeds of a world that are already trained, in ascending order."""
+    files = [file for place in _places(name) for file in place.glob(f"seed-*/{ABOUT}")]
+    seeds = {file.parent.name.removeprefix("seed-") for file in files}
     return sorted(int(seed) for seed in seeds if seed.isdecimal())
+
+
+seeds_at_hand = available_seeds

@@ -1,4 +1,4 @@
-"""Provides load_world(): a world by name, shipped, cached or trained."""
+"""Provides load_world(): loads a world by name, and trains it first if necessary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hopscope.queries.query_set import QuerySet
 from hopscope.worlds.catalogue import WORLDS, recipe_of
 from hopscope.worlds.folders import ABOUT, _places, cached_folder, world_name
 from hopscope.worlds.recipe import Recipe
-from hopscope.worlds.world import World, _about, _queries, read_world
+from hopscope.worlds.world import World, read_record, read_world, task_queries
 
 
 def load_world(
@@ -23,14 +23,14 @@ def load_world(
     """Load a trained world.
 
     Args:
-        world: a name of `WORLDS`, or the folder of a world. What does not come with hopscope is
-            trained once, and kept in the cache.
-        seed: of the training, for a name.
-        device: where the model goes; CUDA by default if there is any.
+        world: a name of `WORLDS`, or the folder of a world. A named world that does not come with
+            hopscope is trained once and then kept in the cache.
+        seed: seed of the training, for a named world.
+        device: device of the model; by default CUDA if available.
 
     Raises:
-        UsageError: for an unknown name.
-        ResultError: for a folder whose record is damaged.
+        UsageError: for an unknown name, or a folder without a world.
+        ResultError: if the record of the world is damaged.
 
     Example:
         >>> world = load_world("two-hop-looped")
@@ -43,12 +43,11 @@ def load_world(
 
 
 def world_folder(name: str, seed: int = 0, *, device: str | torch.device | None = None) -> Path:
-    """Where a named world lies; it is trained first, if it comes neither with hopscope nor is
-    in the cache.
+    """Return the folder of a named world, and train the world first if there is none.
 
     Raises:
         UsageError: for an unknown name.
-        ResultError: if the one in the cache was made by another recipe.
+        ResultError: if the world in the cache was trained with another recipe.
     """
     recipe = recipe_of(name).seeded(seed)
     for place in _places(name):
@@ -56,31 +55,33 @@ def world_folder(name: str, seed: int = 0, *, device: str | torch.device | None 
         if not (folder / ABOUT).is_file():
             continue
         if not _made_by(folder, recipe):
-            raise ResultError(f"{folder} was trained by another recipe; delete it")
+            raise ResultError(
+                f"{folder} was trained by another recipe; delete it to train it again"
+            )
         return folder
-    from hopscope.worlds.train import train_world  # built on this module
+    from hopscope.worlds.train import train_world
 
-    kept = cached_folder(name, seed)
-    train_world(name, seed, kept, device=device)
-    return kept
+    folder = cached_folder(name, seed)
+    train_world(name, seed, folder, device=device)
+    return folder
 
 
 def _made_by(folder: Path, recipe: Recipe) -> bool:
-    """Whether a folder's world was made so; what its record does not name was as by default."""
+    """Return whether a world was trained with a recipe; missing settings had their defaults."""
     try:
-        made = Recipe.from_json(_about(folder)["recipe"])
+        recorded = Recipe.from_json(read_record(folder)["recipe"])
     except KeyError as error:
         raise ResultError(f"{folder / ABOUT} is damaged: {error!r}") from error
     except (TypeError, UsageError):
-        return False  # settings that this version does not know, or know otherwise
-    return json.dumps(made.as_json()) == json.dumps(recipe.as_json())
+        return False  # settings that this version does not accept
+    return json.dumps(recorded.as_json()) == json.dumps(recipe.as_json())
 
 
-def parsed(reference: str) -> tuple[str, int, str | None]:
-    """The name, seed and split in `world:NAME`, `world:NAME@SEED`, `world:NAME@SEED.SPLIT`.
+def parse_reference(reference: str) -> tuple[str, int, str | None]:
+    """Split `world:NAME`, `world:NAME@SEED` or `world:NAME@SEED.SPLIT` into name, seed and split.
 
     Raises:
-        UsageError: for an unknown name, or a seed that is no number.
+        UsageError: for an unknown name, or a seed that is not a number.
     """
     rest, _, split = reference.removeprefix("world:").partition(".")
     name, _, seed = rest.partition("@")
@@ -91,22 +92,24 @@ def parsed(reference: str) -> tuple[str, int, str | None]:
 
 
 def world_queries(reference: str) -> QuerySet:
-    """The questions of a world by `world:NAME.SPLIT`, without its model; in distribution if it
-    names no split.
+    """Return the two-hop queries of a world by a reference such as `world:NAME.SPLIT`.
+
+    The model is not loaded. Without a split, the queries are those in distribution.
 
     Raises:
         UsageError: for an unknown name or split.
     """
-    name, seed, split = parsed(reference)
+    name, seed, split = parse_reference(reference)
     task = recipe_of(name).seeded(seed).task
-    return _queries(name, task, split or "in_distribution")
+    return task_queries(name, task, split or "in_distribution")
 
 
 def _model_folder(reference: str, device: torch.device | None) -> tuple[Path, str]:
-    """The folder of `world:NAME@SEED`, and what results call its model."""
-    name, seed, _ = parsed(reference)
+    """Return the folder of the model of `world:NAME@SEED`, and its name in results."""
+    name, seed, _ = parse_reference(reference)
     return world_folder(name, seed, device=device), world_name(name, seed)
 
 
+parsed = parse_reference
 models.RESOLVERS["world"] = _model_folder
 queries.RESOLVERS["world"] = world_queries

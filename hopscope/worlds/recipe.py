@@ -1,4 +1,4 @@
-"""Provides Recipe: a task, a shape and a schedule, which say how a world is made."""
+"""Provides Recipe: the task, model shape and training schedule of a world."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ TASKS: dict[str, type[Task]] = {
         GraphReachability,
     )
 }
-"""How the tasks in records are read back; a task of your own is entered here."""
+"""The task classes by their `kind`, to read recipes from JSON. Register a task of your own here."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a world is made.
+    """The recipe of a world.
 
     Attributes:
-        description: what its model does, in a line.
-        task: what it learns; its seed is that of the training.
-        shape: of the model.
-        schedule: of the training.
+        description: what the model does, in one line.
+        task: the task that the model learns; its seed is also the seed of the training.
+        shape: shape of the model.
+        schedule: schedule of the training.
 
     Raises:
         UsageError: if the model has too few positions for the task.
@@ -58,11 +58,11 @@ class Recipe:
             )
 
     def seeded(self, seed: int) -> Recipe:
-        """The recipe with a seed for all that is drawn."""
+        """Return the recipe with another seed for everything that is drawn."""
         return replace(self, task=replace(self.task, seed=seed))  # type: ignore[type-var]
 
     def as_json(self) -> dict[str, Any]:
-        """All that the trained weights depend on."""
+        """Return everything that the trained weights depend on, as JSON."""
         schedule = asdict(self.schedule)
         del schedule["checkpoint_every"]
         return {
@@ -73,10 +73,10 @@ class Recipe:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any], description: str = "") -> Recipe:
-        """What `as_json` has written.
+        """Convert the output of `as_json` back to a recipe.
 
         Raises:
-            KeyError, TypeError: if it has not.
+            KeyError, TypeError: if the record has another form.
         """
         settings = dict(record["task"])
         task = TASKS[settings.pop("kind")](**settings)
@@ -85,5 +85,5 @@ class Recipe:
 
 
 def facts_digest(task: Task) -> str:
-    """The sha256 of all that accuracy is measured on."""
+    """Return the sha256 of all examples on which accuracy is measured."""
     return hashlib.sha256(json.dumps(task.tests()).encode()).hexdigest()

@@ -1,8 +1,7 @@
-"""Provides the models of worlds: ordinary GPT-2 or Llama models of a few blocks, looped or not.
+"""Provides the models of worlds: GPT-2 or Llama models of a few blocks, which may be looped.
 
-A looped model runs its blocks several times. Its later blocks have the parameters of the earlier
-ones, so that every analysis of hopscope, TransformerLens and nnsight sees each pass as a block of
-its own.
+A looped model runs its blocks several times. It is implemented as a model with more blocks that
+share parameters, so that hopscope, TransformerLens and nnsight treat each pass as separate blocks.
 """
 
 from __future__ import annotations
@@ -22,32 +21,32 @@ from transformers import (
 from hopscope.errors import UsageError
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import load_model
-from hopscope.training.fit import seeded
+from hopscope.training.fit import torch_seed
 from hopscope.training.settings import check_positive
 from hopscope.training.small_models import scale, small_llama, whole_words
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape of a model, pre-norm with tied embeddings.
+    """The shape of a pre-norm model, by default with tied embeddings.
 
     Attributes:
-        n_blocks: blocks with parameters of their own.
-        n_loops: how often they run, one pass after the other.
+        n_blocks: number of blocks with their own parameters.
+        n_loops: number of passes through these blocks.
         d_model: width of the residual stream.
-        n_heads: of each block.
+        n_heads: heads per block.
         d_mlp: width of the MLP; four times `d_model` if None.
         n_positions: longest text in tokens.
-        one_hot: let the residual stream begin as the one-hot vector of the word beside that of its
-            place, and read the answer off the first part. Neither is learned, and the width
-            follows from the numbers of words and positions, not from `d_model`.
-        scaled: draw matrices by their fan-in and embeddings of variance 1, not tied to the output;
-            see `hopscope.training.small_models.scale`.
-        rotary: a Llama, whose attention knows how far tokens are apart, in place of a GPT-2, which
-            learns an embedding of each place.
+        one_hot: whether the residual stream begins as the concatenation of a one-hot vector of the
+            word and one of the position, neither of them learned. The logits are then the part of
+            the words, and the width is the number of words plus positions instead of `d_model`.
+        scaled: whether to scale initial matrices by fan-in and embeddings to variance 1, untied
+            from the output; see `hopscope.training.small_models.scale`.
+        rotary: whether the model is a Llama with rotary position embeddings, and not a GPT-2 with
+            learned position embeddings.
 
     Raises:
-        UsageError: for a number that cannot be.
+        UsageError: if values are out of range or do not fit together.
     """
 
     n_blocks: int = 4
@@ -63,13 +62,19 @@ class Shape:
     def __post_init__(self) -> None:
         check_positive(self, "n_blocks", "n_loops", "d_model", "n_heads", "n_positions")
         if self.one_hot and self.scaled:
-            raise UsageError("one_hot fixes the embeddings that scaled would draw: choose one")
+            raise UsageError("one_hot and scaled exclude each other: one_hot fixes the embeddings")
         if self.one_hot and self.rotary:
-            raise UsageError("one_hot embeds places, which rotary does not: choose one")
+            raise UsageError(
+                "one_hot and rotary exclude each other: one_hot embeds positions, rotary does not"
+            )
         if not self.one_hot and self.d_model % self.n_heads:
-            raise UsageError(f"d_model {self.d_model} cannot be divided by {self.n_heads} heads")
+            raise UsageError(
+                f"d_model {self.d_model} must be a multiple of n_heads = {self.n_heads}"
+            )
         if self.rotary and self.d_model // self.n_heads % 2:
-            raise UsageError(f"rotary turns pairs: {self.n_heads} heads must be of an even width")
+            raise UsageError(
+                f"rotary needs heads of even width: change d_model or n_heads = {self.n_heads}"
+            )
 
 
 def untrained(
@@ -79,7 +84,18 @@ def untrained(
     name: str,
     device: str | torch.device | None = "cpu",
 ) -> LanguageModel:
-    """A model with random weights, drawn on the CPU, whose vocabulary is some words."""
+    """Build a model with random weights and a vocabulary of whole words.
+
+    Args:
+        words: the vocabulary, besides special tokens.
+        shape: shape of the model.
+        seed: seed of the weights, which are drawn on the CPU.
+        name: name of the model in results.
+        device: device of the model.
+
+    Raises:
+        UsageError: if the width of a one-hot model is not a multiple of its heads.
+    """
     tokenizer = whole_words(words)
     width = len(tokenizer) + shape.n_positions if shape.one_hot else shape.d_model
     if width % shape.n_heads:
@@ -87,16 +103,16 @@ def untrained(
             f"{len(tokenizer)} words and {shape.n_positions} positions make a width of {width}, "
             f"which cannot be divided by {shape.n_heads} heads: change n_positions"
         )
-    with seeded(torch.device("cpu"), seed), torch.device("cpu"):
-        hf = _drawn(shape, width, tokenizer)
+    with torch_seed(torch.device("cpu"), seed), torch.device("cpu"):
+        hf = _random_model(shape, width, tokenizer)
         if shape.scaled:
             scale(hf)
     tie(hf, shape)
     return load_model(hf, device, tokenizer=tokenizer, name=name)
 
 
-def _drawn(shape: Shape, width: int, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """A model of a shape, with transformers' own random weights but for one-hot embeddings."""
+def _random_model(shape: Shape, width: int, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """Build a model with the default random weights of transformers, or one-hot embeddings."""
     n_blocks, d_mlp = shape.n_blocks * shape.n_loops, shape.d_mlp or 4 * width
     if shape.rotary:
         return small_llama(
@@ -125,15 +141,15 @@ def _drawn(shape: Shape, width: int, tokenizer: PreTrainedTokenizerFast) -> PreT
     )
     hf = GPT2LMHeadModel(config)
     if shape.one_hot:
-        both = torch.eye(width)
+        one_hot = torch.eye(width)
         with torch.no_grad():
-            hf.transformer.wte.weight.copy_(both[: len(tokenizer)])
-            hf.transformer.wpe.weight.copy_(both[len(tokenizer) :])
+            hf.transformer.wte.weight.copy_(one_hot[: len(tokenizer)])
+            hf.transformer.wpe.weight.copy_(one_hot[len(tokenizer) :])
     return hf
 
 
 def learn(hf: nn.Module, shape: Shape) -> None:
-    """Let the parameters that a training changes have gradients, and no others."""
+    """Require gradients for exactly the parameters that training changes."""
     hf.requires_grad_(True)
     if shape.one_hot:
         for name in ("wte", "wpe"):
@@ -141,19 +157,19 @@ def learn(hf: nn.Module, shape: Shape) -> None:
 
 
 def tie(hf: nn.Module, shape: Shape) -> None:
-    """Let every later pass through the blocks use the parameters of the first, in place."""
+    """Share the parameters of the first pass through the blocks with all later passes, in place."""
     blocks = hf.get_submodule("model.layers" if shape.rotary else "transformer.h")
     assert isinstance(blocks, nn.ModuleList)
     for number in range(shape.n_blocks, len(blocks)):
-        own = dict(blocks[number].named_modules())
+        modules = dict(blocks[number].named_modules())
         for path, module in blocks[number % shape.n_blocks].named_modules():
             for name, parameter in module.named_parameters(recurse=False):
-                setattr(own[path], name, parameter)
+                setattr(modules[path], name, parameter)
 
 
 def untied(hf: PreTrainedModel) -> PreTrainedModel:
-    """A copy in which every block has parameters of its own, as a file holds them."""
-    with seeded(torch.device("cpu"), 0), torch.device("cpu"):
+    """Return a copy in which each block has its own parameters, as in a saved model."""
+    with torch_seed(torch.device("cpu"), 0), torch.device("cpu"):
         copy = type(hf)(hf.config)
     copy.load_state_dict({name: each.detach().cpu() for name, each in hf.state_dict().items()})
     return copy

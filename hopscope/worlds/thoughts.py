@@ -1,6 +1,7 @@
-"""Provides think(): passes in which the model's last state is the embedding of its next token.
+"""Provides think(): runs a model with continuous thoughts.
 
-Continuous thoughts (Hao et al. 2024, Coconut; Zhu et al. 2025, Reasoning by Superposition).
+At a continuous thought, the input embedding is the last hidden state of the token before it (Hao et
+al. 2024, Coconut; Zhu et al. 2025, Reasoning by Superposition).
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from hopscope.models.language_model import LanguageModel
 
 
 class Thinking(NamedTuple):
-    """What passes with thoughts gave.
+    """The output of a model with thoughts.
 
     Attributes:
         logits: shape (row, token, vocabulary).
-        states: the last state at each token, after the final norm; the one before a thought is
-            that thought. Shape (row, token, d_model).
-        attention: by block, where it was asked for, shape (row, head, query, key).
+        states: last hidden state of each token after the final norm, shape (row, token, d_model);
+            a thought is the state of the token before it.
+        attention: attention weights of each block if requested, shape (row, head, query, key).
     """
 
     logits: Float[Tensor, "row token vocab"]
@@ -37,19 +38,20 @@ def think(
     thought: int | None,
     attention: bool = False,
 ) -> Thinking:
-    """Run texts with thoughts, with gradients where they are on.
+    """Run a model on texts with continuous thoughts; gradients are computed if enabled.
 
     Args:
         model: the model.
-        ids: the tokens; thoughts stand at the same places in all rows.
-        thought: the token that stands for one; None if its own embedding is meant: a pause.
-        attention: keep the attention weights; the model must be in eager attention.
+        ids: token ids, shape (row, token), with thoughts at the same positions in all rows.
+        thought: id of the token that marks a thought; None for pauses, whose own embedding is
+            used.
+        attention: whether to return attention weights, which needs eager attention.
 
     Raises:
-        UsageError: if thoughts stand at different places, or one stands first.
+        UsageError: if thoughts are at different positions, or at the first.
     """
     hf: Any = model.hf
-    at = _places(ids, thought)
+    at = _thought_positions(ids, thought)
     embedded = hf.get_input_embeddings()(ids)
     cache = DynamicCache(config=hf.config)
     states: list[Tensor] = []
@@ -71,18 +73,18 @@ def think(
     return Thinking(hf.get_output_embeddings()(last), last, _joined(weights, ids.shape[1]))
 
 
-def _places(ids: Tensor, thought: int | None) -> list[int]:
-    """Where the thoughts stand."""
+def _thought_positions(ids: Tensor, thought: int | None) -> list[int]:
+    """Return the positions of the thoughts."""
     if thought is None:
         return []
-    here = ids == thought
-    if bool((here != here[:1]).any()) or bool(here[:, 0].any()):
-        raise UsageError("thoughts must stand at the same places in all rows, after some token")
-    return here[0].nonzero().flatten().tolist()
+    is_thought = ids == thought
+    if bool((is_thought != is_thought[:1]).any()) or bool(is_thought[:, 0].any()):
+        raise UsageError("thoughts must be at the same places in all rows, after some token")
+    return is_thought[0].nonzero().flatten().tolist()
 
 
 def _joined(weights: list[tuple[Tensor, ...]], n: int) -> tuple[Tensor, ...]:
-    """The attention weights of the pieces as one matrix a block, zero for later tokens."""
+    """Join the attention weights of the pieces into one matrix per block, 0 for later tokens."""
     padded = [
         [torch.nn.functional.pad(each, (0, n - each.shape[-1])) for each in piece]
         for piece in weights

@@ -1,4 +1,4 @@
-"""Provides train_world(): the model of a world, from nothing."""
+"""Provides train_world(): trains the model of a world from scratch."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from hopscope.worlds.catalogue import recipe_of
 from hopscope.worlds.folders import ABOUT, world_name
 from hopscope.worlds.recipe import TASKS, Recipe, facts_digest
 from hopscope.worlds.small_model import learn, tie, untied, untrained
-from hopscope.worlds.tasks.examples import Batch, Written, tabulated
+from hopscope.worlds.tasks.examples import Example, TaskBatch, as_batch
 from hopscope.worlds.tasks.task import Task, Thinks
 from hopscope.worlds.thoughts import think
 from hopscope.worlds.world import World, read_world
 
 ROWS_AT_ONCE = 2048
+"""Examples per forward pass when accuracy is measured."""
 END_WEIGHT = 0.1
-"""Of the ends in the loss: with as much weight as the answers they cost 1 % of these."""
+"""Weight of end tokens in the loss. With a weight of 1, as for answers, accuracy is 1 % lower."""
 
 
 def train_world(
@@ -45,20 +46,23 @@ def train_world(
     """Train the model of a world.
 
     Args:
-        name: one of `WORLDS`, or what a world of your own `recipe` is called.
-        seed: of the facts, the weights and the batches.
+        name: a name of `WORLDS`, or the name of a world with its own `recipe`.
+        seed: seed of the facts, the weights and the batches.
         out: folder for checkpoints and the trained model, which `load_world` and `load_model`
-            read. A run that is there goes on; a finished one is loaded.
-        recipe: of a world of your own.
-        snapshots: after how many steps to keep the weights, for `over_checkpoints`; needs `out`,
-            and must be asked for from the start.
-        device: where to train; CUDA by default if there is any.
-        progress: show a progress bar.
+            read. An unfinished run in it is continued, and a finished one is loaded.
+        recipe: recipe of a world that is not in `WORLDS`.
+        snapshots: numbers of steps after which to save the weights, for `over_checkpoints`. They
+            need `out`, and cannot be added to a run that has begun.
+        device: device for training; by default CUDA if available.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The trained world.
 
     Raises:
-        UsageError: for an unknown name or device, snapshots without a folder, or a task that is
-            not in `TASKS`.
-        ResultError: if `out` holds something else.
+        UsageError: for an unknown name or device, for snapshots without a folder, or if `out` is
+            given and the task is not registered in `TASKS`.
+        ResultError: if `out` holds another run or other files.
 
     Example:
         >>> world = train_world("two-hop-looped", out="worlds/looped")  # doctest: +SKIP
@@ -66,40 +70,40 @@ def train_world(
     """
     recipe = (recipe_of(name) if recipe is None else recipe).seeded(seed)
     if snapshots and out is None:
-        raise UsageError("snapshots are kept in a folder: give out=")
+        raise UsageError("snapshots are saved in a folder: pass out=")
     if out is not None and TASKS.get(recipe.task.kind) is not type(recipe.task):
         raise UsageError(
-            f"the world could not be read back: enter its task in "
-            f"hopscope.worlds.catalogue.TASKS[{recipe.task.kind!r}] first"
+            f"the world could not be read back: register its task in "
+            f"hopscope.worlds.recipe.TASKS[{recipe.task.kind!r}] first"
         )
     folder = None if out is None else Path(out)
     chosen = device_of(device)
-    asked = {"world": name, "seed": seed, "recipe": recipe.as_json()}
+    settings = {"world": name, "seed": seed, "recipe": recipe.as_json()}
     if folder is not None:
-        kept = {"snapshots": sorted(snapshots)} if snapshots else {}
-        open_training(folder, {**asked, **kept}, _today)
+        saved = {"snapshots": sorted(snapshots)} if snapshots else {}
+        open_training(folder, {**settings, **saved}, _upgrade_record)
         if (folder / ABOUT).is_file():
             return read_world(folder, chosen)
     start = time.perf_counter()
-    model = _fitted(name, seed, recipe, folder, snapshots, chosen, progress)
+    model = _trained_model(name, seed, recipe, folder, snapshots, chosen, progress)
     seconds = time.perf_counter() - start
     measured = {"accuracy": accuracy(model, recipe.task), "facts": facts_digest(recipe.task)}
-    record = {**asked, "seconds": seconds, **measured}
+    record = {**settings, "seconds": seconds, **measured}
     if folder is not None:
         save_model(model, folder)
         write_json(folder / ABOUT, record)
     return World(name, seed, model, recipe.task, record)
 
 
-def _today(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with the settings that have come since; they were as by default."""
+def _upgrade_record(record: dict[str, Any]) -> dict[str, Any]:
+    """Add the settings that did not exist when a record was written, with their defaults."""
     try:
         return {**record, "recipe": Recipe.from_json(record["recipe"]).as_json()}
     except (KeyError, TypeError, UsageError):
-        return record  # of something else, which the comparison will tell
+        return record  # not a record of a world, which the comparison will show
 
 
-def _fitted(
+def _trained_model(
     name: str,
     seed: int,
     recipe: Recipe,
@@ -108,7 +112,7 @@ def _fitted(
     device: torch.device,
     progress: bool,
 ) -> LanguageModel:
-    """The trained model."""
+    """Train the model of a recipe; arguments as for `train_world`."""
     model = untrained(recipe.task.words, recipe.shape, seed, world_name(name, seed))
     tokenizer, hf = model.tokenizer, model.hf
     nn.Module.to(hf, device=device)
@@ -131,7 +135,7 @@ def _fitted(
 
 
 def thought_of(task: Task, model: LanguageModel) -> int | None:
-    """The token that stands for a continuous thought, if the task has any."""
+    """Return the token that marks a continuous thought; None if the task has none."""
     word = task.thought if isinstance(task, Thinks) else None
     return None if word is None else model.tokenizer.get_vocab()[word]
 
@@ -139,16 +143,16 @@ def thought_of(task: Task, model: LanguageModel) -> int | None:
 def logits_of(
     model: LanguageModel, ids: Tensor, thought: int | None
 ) -> Float[Tensor, "row token vocab"]:
-    """The logits of texts, with thoughts in them if there is a token for these."""
+    """Return the logits of texts, which may contain thoughts, marked by the token `thought`."""
     if thought is None:
         return model.hf(input_ids=ids, use_cache=False).logits  # type: ignore[no-any-return]
     return think(model, ids, thought).logits
 
 
 def answer_loss(
-    model: LanguageModel, batch: Batch, end: int, thought: int | None = None
+    model: LanguageModel, batch: TaskBatch, end: int, thought: int | None = None
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy of the answers and, with little weight, the ends after them, in nats."""
+    """Return the mean cross-entropy of answers and, with `END_WEIGHT`, of end tokens, in nats."""
     logits = logits_of(model, batch.ids, thought).float().flatten(0, 1)
     weight = torch.ones_like(logits[0])
     weight[end] = END_WEIGHT
@@ -157,24 +161,24 @@ def answer_loss(
 
 @torch.no_grad()
 def answered(
-    model: LanguageModel, written: Sequence[Written], thought: int | None = None
+    model: LanguageModel, examples: Sequence[Example], thought: int | None = None
 ) -> Bool[Tensor, " example"]:
-    """Whether every word of each answer, and the end after it, is the likeliest."""
+    """Return whether each word of an answer, and the end after it, is the most likely token."""
     vocabulary, end = model.tokenizer.get_vocab(), int(model.tokenizer.eos_token_id)
-    table = tabulated(written, vocabulary, end)
+    table = as_batch(examples, vocabulary, end)
     right = []
-    for start in range(0, len(written), ROWS_AT_ONCE):
-        places = torch.arange(start, min(len(written), start + ROWS_AT_ONCE))
+    for start in range(0, len(examples), ROWS_AT_ONCE):
+        places = torch.arange(start, min(len(examples), start + ROWS_AT_ONCE))
         some = table.rows(places).to(model.device)
-        said = logits_of(model, some.ids, thought).argmax(dim=-1)
-        right.append(((said == some.targets) | (some.targets == IGNORED)).all(dim=1).cpu())
+        predicted = logits_of(model, some.ids, thought).argmax(dim=-1)
+        right.append(((predicted == some.targets) | (some.targets == IGNORED)).all(dim=1).cpu())
     return torch.cat(right)
 
 
 def accuracy(model: LanguageModel, task: Task) -> dict[str, float]:
-    """The share of right answers in each split of a task."""
+    """Return the share of correct answers in each split of a task."""
     thought = thought_of(task, model)
     return {
-        split: float(answered(model, written, thought).float().mean())
-        for split, written in task.tests().items()
+        split: float(answered(model, examples, thought).float().mean())
+        for split, examples in task.tests().items()
     }

@@ -1,4 +1,4 @@
-"""Provides World: a small model that was trained here, and the truth about its task."""
+"""Provides World: a small trained model together with the facts of its task."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class World:
     """A trained model and the facts that it was trained on.
 
     Attributes:
-        name: of the recipe.
-        seed: of the facts, the weights and the batches.
+        name: name of the recipe.
+        seed: seed of the facts, the weights and the batches.
         model: the trained model.
-        task: the facts.
-        record: what was asked, `seconds` (of training, since it was last gone on with), `accuracy`
-            by split, a digest of the `facts`.
+        task: the task with its facts.
+        record: the recipe; `seconds` of training since it was last resumed; `accuracy` by split;
+            and a digest of the `facts`.
     """
 
     name: str
@@ -48,65 +48,76 @@ class World:
 
     @property
     def accuracy(self) -> Mapping[str, float]:
-        """The share of right answers in each split, as measured after the training."""
+        """The share of correct answers in each split, measured after training."""
         accuracy: Mapping[str, float] = self.record["accuracy"]
         return accuracy
 
     def queries(self, split: str = "in_distribution") -> QuerySet:
-        """The two-hop questions of a split.
+        """Return the two-hop queries of a split.
+
+        Args:
+            split: one of the task's `splits`, or `trained`.
 
         Raises:
-            UsageError: for an unknown split, or a world that asks other questions.
+            UsageError: for an unknown split, or a world without two-hop queries.
         """
-        return _queries(self.name, self.task, split)
+        return task_queries(self.name, self.task, split)
 
     def questions(self, hops: Literal["one", "two"] = "two") -> QuestionSet:
-        """The questions over documents, for `permute_documents` and the like.
+        """Return the questions over documents, for analyses such as `permute_documents`.
 
-        They are asked with the template `hopscope.worlds.tasks.chains_in_context.TEMPLATE`.
+        Use them with the template `hopscope.worlds.tasks.chains_in_context.TEMPLATE`.
+
+        Args:
+            hops: whether the questions ask one hop or two.
 
         Raises:
-            UsageError: for a world that asks other questions.
+            UsageError: for a world without questions over documents.
         """
         if not isinstance(self.task, AsksOverDocuments):
             raise UsageError(f"{self.name} asks no questions over documents{_offers(self.task)}")
         return replace(self.task.questions(hops), name=f"{self.name}@{self.seed}.{hops}")
 
     def paths(self, n: int | None = None) -> PathSet:
-        """The first prompts with graphs in them, for `computation_graph`; all if `n` is None.
+        """Return the first `n` prompts with graphs, for `computation_graph`; all if `n` is None.
 
         Raises:
-            UsageError: for a world that asks other questions.
+            UsageError: for a world without graphs in its prompts, or one with continuous thoughts.
         """
         if not isinstance(self.task, AsksForPaths):
             raise UsageError(f"{self.name} has no graphs in its prompts{_offers(self.task)}")
         if isinstance(self.task, Thinks) and self.task.thought is not None:
             raise UsageError(
-                f"{self.name} thinks in states that no prompt holds, so its prompts alone say "
-                "nothing of it: see superposition()"
+                f"{self.name} uses continuous thoughts, which no prompt contains; analyse it "
+                "with superposition()"
             )
         return PathSet(tuple(self.task.path_prompts()[:n]), f"{self.name}@{self.seed}.paths")
 
 
 def check_distinct(worlds: Sequence[World]) -> None:
-    """Refuse an analysis of no world, or of one that is given twice.
+    """Check that there is at least one world, and that no world is repeated.
 
     Raises:
-        UsageError: naming what was given.
+        UsageError: otherwise; the message lists the worlds.
     """
-    called = [(world.name, world.seed) for world in worlds]
-    if not worlds or len(set(called)) < len(called):
-        raise UsageError(f"give one or more worlds, each once, not {called}")
+    given = [(world.name, world.seed) for world in worlds]
+    if not worlds or len(set(given)) < len(given):
+        raise UsageError(f"give one or more worlds, each once, not {given}")
 
 
 def _offers(task: Task) -> str:
-    """What a task can be asked instead."""
+    """Return the end of an error message, with the kinds of questions that a task does have."""
     kinds = {"queries": AsksTwoHops, "questions": AsksOverDocuments, "paths": AsksForPaths}
     names = [f"{name}()" for name, kind in kinds.items() if isinstance(task, kind)]
     return f": see {' or '.join(names)}" if names else ""
 
 
-def _queries(name: str, task: Task, split: str) -> QuerySet:
+def task_queries(name: str, task: Task, split: str) -> QuerySet:
+    """Return the two-hop queries of a split of a task; `name` is the name of its world.
+
+    Raises:
+        UsageError: for an unknown split, or a task without two-hop queries.
+    """
     if not isinstance(task, AsksTwoHops):
         raise UsageError(f"{name} asks no two-hop queries{_offers(task)}")
     splits = (*task.splits, "trained")
@@ -116,16 +127,20 @@ def _queries(name: str, task: Task, split: str) -> QuerySet:
 
 
 def read_world(folder: Path, device: str | torch.device | None = None) -> World:
-    """The world that a folder holds.
+    """Load the world in a folder.
+
+    Args:
+        folder: folder of a trained world.
+        device: device of the model; by default CUDA if available.
 
     Raises:
-        UsageError: for a folder that holds no world.
-        ResultError: for a damaged record, or facts that are drawn otherwise by now.
+        UsageError: if the folder holds no world.
+        ResultError: if the record is damaged, or this version of hopscope draws other facts.
     """
     if not (folder / ABOUT).is_file():
         known = ", ".join(WORLDS)
         raise UsageError(f"no world {str(folder)!r}: give one of {known}, or a world's folder")
-    record = _about(folder)
+    record = read_record(folder)
     try:
         name, seed = record["world"], record["seed"]
         task = Recipe.from_json(record["recipe"]).task
@@ -141,14 +156,18 @@ def read_world(folder: Path, device: str | torch.device | None = None) -> World:
     return World(name, seed, model, task, record)
 
 
-def _about(folder: Path) -> dict[str, Any]:
-    """The record of a world's folder."""
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read the record of the world in a folder.
+
+    Raises:
+        ResultError: if it is damaged.
+    """
     try:
         record = json.loads((folder / ABOUT).read_text("utf-8"))
     except ValueError as error:
         raise ResultError(f"{folder / ABOUT} is damaged: {error}") from error
     if not isinstance(record, dict):
-        raise ResultError(f"{folder / ABOUT} is damaged: it holds no object")
+        raise ResultError(f"{folder / ABOUT} is damaged: it must be a JSON object")
     return record
 
 

@@ -57,7 +57,7 @@ def test_what_has_no_selectivity() -> None:
         selectivity(acts, pairs, alone)
     with pytest.raises(UsageError, match="1 classes in the labels"):
         selectivity(acts, torch.zeros(4, dtype=torch.long), pairs)
-    with pytest.raises(UsageError, match=r"1 in the control's.*another seed"):
+    with pytest.raises(UsageError, match=r"1 in the control labels.*another seed"):
         selectivity(acts, pairs, torch.zeros(4, dtype=torch.long))
     with pytest.raises(UsageError, match=r"entities have shape \(3,\) for 4 rows"):
         selectivity(acts, pairs, pairs[:3])

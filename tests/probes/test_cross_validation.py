@@ -118,7 +118,7 @@ def test_a_class_that_was_not_learnt_counts_as_wrong() -> None:
     [
         ([0, 0, 0, 1, 1, 8, 8, 8], {"folds": 3}, "class 1 has 2 rows, fewer than folds=3"),
         ([0, 0, 0, 1, 1, 1, 1, 1], {"folds": 2, "groups": torch.arange(8) // 3}, "class 0 has 1 g"),
-        ([0] * 8, {"folds": 2}, "1 classes; give 2"),
+        ([0] * 8, {"folds": 2}, "1 classes; give at least 2"),
         ([0, 1] * 4, {"folds": 1}, "folds=1"),
         ([0, 1] * 4, {"groups": torch.arange(7)}, r"groups have shape \(7,\) for 8 rows"),
         ([0, 1] * 5, {}, r"labels have shape \(10,\) for 8 rows"),

@@ -155,11 +155,11 @@ ACTS, LABELS = clusters(6, 4, 3, spread=1)
     ("acts", "labels", "says"),
     [
         (ACTS[0], LABELS, r"\(4,\).*give \(n, d_model\)"),
-        (ACTS[:0], LABELS[:0], "a row at least"),
+        (ACTS[:0], LABELS[:0], "with at least one row"),
         (ACTS.long(), LABELS, "floating-point"),
         (ACTS, LABELS[:5], r"\(5,\) for 6 rows"),
         (ACTS, LABELS.float(), "give integers"),
-        (ACTS / 0, LABELS, "float16 ends at 65504"),
+        (ACTS / 0, LABELS, "largest float16 is 65504"),
         (ACTS, LABELS + 1, "labels run from 1 to 3; with n_classes=3 give 0 to 2"),
         (ACTS, LABELS.clamp(max=1), "no row has a label of 2; .*torch.unique"),
     ],

@@ -47,7 +47,7 @@ def test_a_damaged_file(probe: Any, load: Load, tmp_path: Path) -> None:
     with pytest.raises(ResultError, match=r"damaged.*save it again"):
         load(path)
     path.write_bytes(b"\x80\x04K\x01.")
-    with pytest.raises(ResultError, match="no safetensors file"):
+    with pytest.raises(ResultError, match="not a safetensors file"):
         load(path)
     with pytest.raises(ResultError, match="there is no probe at"):
         load(tmp_path / "elsewhere")
@@ -57,7 +57,7 @@ def test_a_damaged_file(probe: Any, load: Load, tmp_path: Path) -> None:
 def test_a_file_of_something_else(probe: Any, load: Load, tmp_path: Path) -> None:
     path = tmp_path / "weights"
     save_file({"weight": torch.zeros(2)}, path)
-    with pytest.raises(ResultError, match="no probe of this version"):
+    with pytest.raises(ResultError, match="not a probe of this version"):
         load(path)
     other = "LinearProbe" if not isinstance(probe, LinearProbe) else "TunedLens"
     PROBES[other][0].save(path)

@@ -235,7 +235,7 @@ STATES = random_states(4)
         (STATES[:, 0], None, r"\(4, 8\); .*\(\.\.\., layer, d_model\) = \(\.\.\., 3, 8\)"),
         (STATES[:, :2], None, r"\(\.\.\., 3, 8\)"),
         (STATES / 0, None, "infinite"),
-        (STATES[:0], None, "a row at least"),
+        (STATES[:0], None, "with at least one row"),
         (STATES, torch.zeros(3).long(), r"\(3,\) for 4 rows"),
         (STATES, torch.zeros(4), "give integers"),
     ],
@@ -266,7 +266,7 @@ def test_what_cannot_be_made(arguments: dict[str, int], says: str) -> None:
 
 
 def test_there_is_no_such_layer() -> None:
-    with pytest.raises(UsageError, match="no layer 3; the lens has 3"):
+    with pytest.raises(UsageError, match="no layer 3; the lens has layers 0 to 2"):
         new_lens()(STATES[:, 0], layer=3)
-    with pytest.raises(UsageError, match="for states of one layer give layer="):
+    with pytest.raises(UsageError, match="for states of one layer pass layer="):
         new_lens()(STATES[:, 0])

@@ -104,7 +104,7 @@ def test_what_is_painted_holds_in_its_heads_alone(
     assert painter.mask.name.startswith("switched(painted on causal, layers 1,2, heads 1,")
     assert shown_places(painter) == [(1, 1)], "the picture is of a head where it is painted"
     for wrong in ([n_heads], [-1]):
-        with pytest.raises(TraitError, match="heads are of 0 to"):
+        with pytest.raises(TraitError, match="heads must be of 0 to"):
             painter.heads = wrong
     painter.begin("causal")
     assert painter.heads == []

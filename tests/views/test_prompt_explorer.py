@@ -16,7 +16,7 @@ from hopscope.experiments.two_hop.grading import grade
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.load import load_queries
 from hopscope.views import prompt_explorer
-from hopscope.views.prompt_explorer import PromptExplorer, _typed, explore, parse_query
+from hopscope.views.prompt_explorer import PromptExplorer, _as_typed, explore, parse_query
 
 TEXT = "The spouse of [the performer of [Imagine]] is"
 
@@ -52,7 +52,7 @@ def test_other_texts_are_refused_with_an_example(text: str) -> None:
 
 def test_every_bundled_query_can_be_typed() -> None:
     for query in load_queries("world").sample(200):
-        typed = _typed(query)
+        typed = _as_typed(query)
         again = parse_query(**typed)
         assert again.two_hop() == query.two_hop()
         assert again.e1_label == query.e1_label.strip()

@@ -1,8 +1,8 @@
-"""Provides ComposedTables: functions of tokens that are composed, and what examples cover.
+"""Provides ComposedTables: inputs of a few tokens, whose answer is a composition of random tables.
 
 The task of The Coverage Principle (Chang et al. 2025): `x1 x2 x3 -> t` with t = f2(f1(x1, x2), x3)
-for random tables f1 and f2. Many pairs (x1, x2) have the same bridge, so that what was seen of one
-pair could be used for another.
+for random tables f1 and f2. Many pairs (x1, x2) have the same bridge, so that examples of one
+pair can inform predictions for another.
 """
 
 from __future__ import annotations
@@ -17,30 +17,31 @@ import numpy as np
 from hopscope.errors import UsageError
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
-from hopscope.worlds.tasks.examples import Batch, Drawn, Written, tabulated
+from hopscope.worlds.tasks.examples import EpochBatches, Example, TaskBatch, as_batch
 from hopscope.worlds.tasks.two_hop_facts import names
 
 Structure = Literal["two_hop", "path_ambiguity", "three_hop", "parallel"]
 LENGTHS: Mapping[str, int] = {"two_hop": 3, "path_ambiguity": 3, "three_hop": 4, "parallel": 4}
 TESTED = 2000
+"""The most inputs that are held out for testing."""
 
 
 @dataclass(frozen=True)
 class ComposedTables:
-    """Random tables, composed: every input is some tokens, its answer is one.
+    """Compositions of random tables, which map an input of three or four tokens to one token.
 
     Attributes:
         structure: `two_hop`: f2(f1(x1, x2), x3). `path_ambiguity`: f2(f1(x1, x2), x2, x3), where
-            x2 takes a way of its own. `three_hop`: f3(f2(f1(x1, x2), x3), x4). `parallel`:
-            f3(f1(x1, x2), f2(x3, x4)).
-        n_tokens: of each place, and of answers.
-        n_examples: inputs that are trained on, drawn from all.
-        seed: of the tables and the examples.
-        n_bridges: values of the tables before the last; as many as tokens if not given.
+            x2 also reaches the answer directly. `three_hop`: f3(f2(f1(x1, x2), x3), x4).
+            `parallel`: f3(f1(x1, x2), f2(x3, x4)).
+        n_tokens: number of different tokens at each input position, and of different answers.
+        n_examples: number of training inputs, drawn from all inputs.
+        seed: seed of the tables and the training inputs.
+        n_bridges: number of values of all tables but the last; None for `n_tokens`.
 
     Raises:
-        UsageError: for an unknown structure, fewer than two tokens, no examples or none left to
-            test, or bridges that are fewer than two or more than tokens.
+        UsageError: for an unknown structure, for fewer than two tokens, if there are no training
+            inputs or none left to test, or if `n_bridges` is not between 2 and `n_tokens`.
     """
 
     kind: ClassVar[str] = "composed_tables"
@@ -58,39 +59,49 @@ class ComposedTables:
             raise UsageError(f"unknown structure {self.structure!r}: choose one of {known}")
         if self.n_tokens < 2 or not 0 < self.n_examples < self.n_tokens**self.n_places:
             raise UsageError(
-                f"{self.n_tokens} tokens make {self.n_tokens**self.n_places} inputs, of which "
+                f"{self.n_tokens} tokens give {self.n_tokens**self.n_places} inputs, of which "
                 f"some must be left to test; {self.n_examples} examples do not fit"
             )
         if self.n_bridges is not None and not 2 <= self.n_bridges <= self.n_tokens:
-            raise UsageError(f"n_bridges is from 2 to n_tokens, not {self.n_bridges}")
+            raise UsageError(
+                f"n_bridges must lie between 2 and n_tokens = {self.n_tokens}, not {self.n_bridges}"
+            )
 
     @property
     def n_places(self) -> int:
-        """How many tokens an input has."""
+        """Number of tokens of an input."""
         return LENGTHS[self.structure]
 
     @cached_property
     def words(self) -> tuple[str, ...]:
-        """The tokens of inputs, and those of answers."""
+        """The vocabulary: tokens of inputs, followed by tokens of answers."""
         return (*names("x", self.n_tokens), *names("t", self.n_tokens))
 
     @property
     def longest(self) -> int:
-        """Tokens of an input, with its answer."""
+        """Number of tokens of an input with its answer."""
         return self.n_places + 1
 
     def table(self, name: str, *arguments: np.ndarray) -> np.ndarray:
-        """A random table, `f1`, `f2` or `f3`, at some arguments; the last one gives answers."""
+        """Look up a random table, `f1`, `f2` or `f3`.
+
+        Args:
+            name: name of the table.
+            arguments: token indices, all of the same shape.
+
+        Returns:
+            Indices of that shape: answers for the last table of the structure, or else bridges.
+        """
         rng = np.random.default_rng([self.seed, *name.encode()])
         is_last = name == f"f{self.n_places - 1}"
         n_values = self.n_tokens if is_last else self.n_bridges or self.n_tokens
-        whole = rng.integers(n_values, size=(self.n_tokens,) * len(arguments))
-        found: np.ndarray = whole[arguments]
-        return found
+        table = rng.integers(n_values, size=(self.n_tokens,) * len(arguments))
+        values: np.ndarray = table[arguments]
+        return values
 
     @cached_property
     def inputs(self) -> np.ndarray:
-        """All inputs, shape (input, place)."""
+        """Token indices of all inputs, shape (input, position)."""
         grid = np.indices((self.n_tokens,) * self.n_places)
         return grid.reshape(self.n_places, -1).T
 
@@ -112,43 +123,46 @@ class ComposedTables:
         return self.table("f3", b, self.table("f2", x[2], x[3]))
 
     @cached_property
-    def _mixed(self) -> np.ndarray:
+    def _shuffled(self) -> np.ndarray:
+        """The indices of all inputs in random order: training inputs first."""
         return np.random.default_rng([self.seed, 1]).permutation(len(self.inputs))
 
     @property
     def examples(self) -> np.ndarray:
-        """The indices of the inputs that are trained on."""
-        return self._mixed[: self.n_examples]
+        """Indices of the training inputs."""
+        return self._shuffled[: self.n_examples]
 
     @property
     def held_out(self) -> np.ndarray:
-        """The indices of inputs that are not; 2,000 at most."""
-        return self._mixed[self.n_examples :][:TESTED]
+        """Indices of held-out inputs, at most `TESTED`."""
+        return self._shuffled[self.n_examples :][:TESTED]
 
-    def written(self, indices: np.ndarray) -> list[Written]:
-        """Some inputs and their answers in words."""
+    def written(self, indices: np.ndarray) -> list[Example]:
+        """Return inputs, given by their indices, with their answers in words."""
         x, t = self.words[: self.n_tokens], self.words[self.n_tokens :]
         return [
-            Written(tuple(x[token] for token in self.inputs[index]), (t[self.answers[index]],))
+            Example(tuple(x[token] for token in self.inputs[index]), (t[self.answers[index]],))
             for index in indices.tolist()
         ]
 
-    def batches(self, vocabulary: Mapping[str, int], end: int, size: int) -> Callable[[int], Batch]:
-        """Batches of the examples."""
-        return Drawn(tabulated(self.written(self.examples), vocabulary, end), size, self.seed)
+    def batches(
+        self, vocabulary: Mapping[str, int], end: int, size: int
+    ) -> Callable[[int], TaskBatch]:
+        """Return a function that gives the batch of a step; see `Task.batches`."""
+        return EpochBatches(as_batch(self.written(self.examples), vocabulary, end), size, self.seed)
 
-    def tests(self) -> Mapping[str, Sequence[Written]]:
-        """What accuracy is measured on."""
+    def tests(self) -> Mapping[str, Sequence[Example]]:
+        """Return the inputs on which accuracy is measured, by split."""
         return {
             "trained": self.written(self.examples),
             "in_distribution": self.written(self.held_out),
         }
 
     def queries(self, split: str = "in_distribution") -> QuerySet:
-        """Inputs as two-hop queries: of x1, which x2 leads to a bridge, and the rest to an answer.
+        """Return inputs as two-hop queries about x1, with relations x2 and the remaining tokens.
 
-        The bridge is no word of the world: no text ever names it, and analyses that read its name
-        off a state, such as `project`, have nothing to read. See `coverage` for those by IICG.
+        No text contains the bridge, which is not in the vocabulary. Analyses that look for its name
+        in a state, such as `project`, therefore do not apply; see `coverage`, which uses the IICG.
 
         Args:
             split: `in_distribution` (held out), or `trained`.
@@ -157,13 +171,13 @@ class ComposedTables:
         return QuerySet(tuple(self._query(index) for index in indices.tolist()), split)
 
     def _query(self, index: int) -> TwoHopQuery:
-        told = self.written(np.array([index]))[0]
-        x1, x2, *rest = told.prompt
+        example = self.written(np.array([index]))[0]
+        x1, x2, *rest = example.prompt
         return TwoHopQuery(
             id=".".join((x1, x2, *rest)),
             e1_label=x1,
             e2_label=f"b{self.bridges[index]}",
-            e3_label=told.answer[0],
+            e3_label=example.answer[0],
             r1_template=f"{{}} {x2}",
             r2_template=f"{{}} {' '.join(rest)}",
             r1_ending="",

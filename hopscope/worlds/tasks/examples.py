@@ -1,4 +1,4 @@
-"""Provides what a world is trained on: prompts and answers in words, and their batches."""
+"""Provides the training examples of a world, prompts and answers in words, and their batches."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from hopscope.training.fit import IGNORED
 
 
-class Written(NamedTuple):
-    """A prompt and its answer, word by word, and whether the text ends after it."""
+class Example(NamedTuple):
+    """The words of a prompt and of its answer, and whether an end token follows the answer."""
 
     prompt: tuple[str, ...]
     answer: tuple[str, ...]
@@ -23,69 +23,78 @@ class Written(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Rows of tokens, padded on the right.
+class TaskBatch:
+    """Token ids of several texts, padded on the right.
 
     Attributes:
-        ids: shape (row, token).
-        targets: the token to predict after each, or `IGNORED`; shape (row, token).
+        ids: token ids, shape (row, token).
+        targets: the token to predict after each token, or `IGNORED`, shape (row, token).
     """
 
     ids: Int[Tensor, "row token"]
     targets: Int[Tensor, "row token"]
 
-    def rows(self, chosen: Tensor) -> Batch:
-        """Some of the rows."""
-        return Batch(self.ids[chosen], self.targets[chosen])
+    def rows(self, chosen: Tensor) -> TaskBatch:
+        """Return some of the rows, given by their indices."""
+        return TaskBatch(self.ids[chosen], self.targets[chosen])
 
-    def to(self, device: torch.device) -> Batch:
-        """The same on a device."""
-        return Batch(self.ids.to(device), self.targets.to(device))
+    def to(self, device: torch.device) -> TaskBatch:
+        """Return the batch on a device."""
+        return TaskBatch(self.ids.to(device), self.targets.to(device))
 
 
-def tabulated(written: Sequence[Written], vocabulary: Mapping[str, int], end: int) -> Batch:
-    """Prompts and answers as tokens, ends after them; the loss is on what follows the prompt."""
-    longest = max(len(each.prompt) + len(each.answer) for each in written)
-    ids = torch.full((len(written), longest), end)
+def as_batch(examples: Sequence[Example], vocabulary: Mapping[str, int], end: int) -> TaskBatch:
+    """Convert examples to a batch whose targets are the answers and the end tokens after them.
+
+    Args:
+        examples: the examples.
+        vocabulary: the id of each word.
+        end: the id of the end token, which also serves as padding.
+    """
+    longest = max(len(each.prompt) + len(each.answer) for each in examples)
+    ids = torch.full((len(examples), longest), end)
     targets = torch.full_like(ids, IGNORED)
-    for row, (prompt, answer, ended) in enumerate(written):
+    for row, (prompt, answer, ended) in enumerate(examples):
         words = [vocabulary[word] for word in (*prompt, *answer)]
         ids[row, : len(words)] = torch.tensor(words)
         start = len(prompt)
-        told = [*words[start:], end] if ended else words[start:]
-        targets[row, start - 1 : start - 1 + len(told)] = torch.tensor(told)
-    return Batch(ids, targets)
+        expected = [*words[start:], end] if ended else words[start:]
+        targets[row, start - 1 : start - 1 + len(expected)] = torch.tensor(expected)
+    return TaskBatch(ids, targets)
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """The batches of a fixed set of examples: all are seen once in each pass, in an order by seed.
+class EpochBatches:
+    """The batches of a fixed set of examples, each used once per epoch, in a seeded order.
 
     Attributes:
-        table: the examples.
-        size: of a batch.
-        seed: of the orders.
+        table: all examples.
+        size: examples per batch.
+        seed: seed of the orders.
     """
 
-    table: Batch
+    table: TaskBatch
     size: int
     seed: int
 
-    def __call__(self, step: int) -> Batch:
+    def __call__(self, step: int) -> TaskBatch:
         n = len(self.table.ids)
         places = torch.arange(step * self.size, (step + 1) * self.size)
         first, last = int(places[0]) // n, int(places[-1]) // n
-        orders = torch.cat([self._order(turn) for turn in range(first, last + 1)])
+        orders = torch.cat([self._order(epoch) for epoch in range(first, last + 1)])
         return self.table.rows(orders[places - first * n])
 
-    def _order(self, turn: int) -> Tensor:
-        """The order of one pass."""
-        if turn not in self._orders:
-            self._orders.pop(turn - 2, None)
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + turn)
-            self._orders[turn] = torch.randperm(len(self.table.ids), generator=generator)
-        return self._orders[turn]
+    def _order(self, epoch: int) -> Tensor:
+        """Return the order of the examples in one epoch."""
+        if epoch not in self._orders:
+            self._orders.pop(epoch - 2, None)
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._orders[epoch] = torch.randperm(len(self.table.ids), generator=generator)
+        return self._orders[epoch]
 
     @cached_property
     def _orders(self) -> dict[int, Tensor]:
         return {}
+
+
+Written, Batch, Drawn, tabulated = Example, TaskBatch, EpochBatches, as_batch

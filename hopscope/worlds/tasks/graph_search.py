@@ -1,8 +1,8 @@
-"""Provides GraphSearch: graphs that stand in the prompt, in which the next step is looked for.
+"""Provides GraphSearch: the prompt lists a graph, and asks for the next step on a path to a goal.
 
 The task of Saparov et al. 2024 (Transformers Struggle to Learn to Search): edges `E u v`, then
-`Q start goal P start`, which the next vertex on the way to the goal must follow. How far one must
-look ahead to tell it from the other neighbours of the start is balanced.
+`Q start goal P start`, to be followed by the next vertex on the path to the goal. Examples are
+balanced by their lookahead: the number of steps that must be searched to identify that vertex.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from typing import ClassVar, NamedTuple
 
 from hopscope.errors import UsageError
 from hopscope.queries.graph_paths import PathPrompt
-from hopscope.worlds.tasks.examples import Batch, Written, tabulated
+from hopscope.worlds.tasks.examples import Example, TaskBatch, as_batch
 from hopscope.worlds.tasks.two_hop_facts import names
 
 TESTED = 1000
+"""Number of test graphs."""
 
 
 class Graph(NamedTuple):
-    """Edges in the order of the prompt, what is asked, and how far one must look ahead."""
+    """Edges in the order of the prompt, the query with its answer, and the lookahead."""
 
     edges: tuple[tuple[str, str], ...]
     start: str
@@ -36,28 +37,28 @@ class Graph(NamedTuple):
         return (*edges, "Q", self.start, self.goal, "P", self.start)
 
     @property
-    def written(self) -> Written:
+    def written(self) -> Example:
         """The prompt and its answer."""
-        return Written(self.prompt, (self.answer,), ended=False)
+        return Example(self.prompt, (self.answer,), ended=False)
 
 
 @dataclass(frozen=True)
 class GraphSearch:
-    """Graphs drawn anew for every step, whose lookahead is uniform from 1 to `farthest`.
+    """Graphs that are newly drawn at each step, with a lookahead uniform from 1 to `farthest`.
 
-    From the start `n_branches` paths of as many steps as the lookahead lead away, one of them to
-    the goal; all other edges begin at vertices that cannot be reached from the start, so that
-    they open no other way, whatever they lead to.
+    `n_branches` paths lead away from the start, each with as many steps as the lookahead, and one
+    of them ends at the goal. All other edges begin at vertices that cannot be reached from the
+    start, so that they add no path.
 
     Attributes:
-        n_vertices: how many vertices there are.
-        n_edges: of each graph.
-        n_branches: paths that lead away from the start.
-        farthest: the largest lookahead.
-        seed: of all that is drawn.
+        n_vertices: number of vertices.
+        n_edges: number of edges.
+        n_branches: number of paths from the start.
+        farthest: largest lookahead.
+        seed: seed of everything that is drawn.
 
     Raises:
-        UsageError: for branches that do not fit.
+        UsageError: if the branches do not fit the vertices and edges.
     """
 
     kind: ClassVar[str] = "graph_search"
@@ -90,21 +91,22 @@ class GraphSearch:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """All words of the world."""
+        """The vocabulary of the task."""
         return (*self.vertices, "E", "Q", "P")
 
     @property
     def longest(self) -> int:
-        """Tokens of a prompt with its answer."""
+        """Number of tokens of a prompt with its answer."""
         return 3 * self.n_edges + 6
 
     def _graph(self, rng: random.Random, lookahead: int) -> Graph:
+        """Draw a graph and its query."""
         start, *rest = rng.sample(self.vertices, self.n_vertices)
         branches = [rest[at * lookahead : (at + 1) * lookahead] for at in range(self.n_branches)]
         on_the_way = [
             edge for branch in branches for edge in zip([start, *branch], branch, strict=False)
         ]
-        # Edges from what the start does not reach, forward in an order, so that no cycle closes.
+        # Edges from unreachable vertices, forward in one order, so that there is no cycle.
         others = rest[self.n_branches * lookahead :]
         reached = [start, *rest[: self.n_branches * lookahead]]
         spare = [(a, b) for place, a in enumerate(others) for b in (*others[place + 1 :], *reached)]
@@ -112,33 +114,35 @@ class GraphSearch:
         rng.shuffle(edges)
         return Graph(tuple(edges), start, branches[0][-1], branches[0][0], lookahead)
 
-    def batches(self, vocabulary: Mapping[str, int], end: int, size: int) -> Callable[[int], Batch]:
-        """Batches of new graphs."""
+    def batches(
+        self, vocabulary: Mapping[str, int], end: int, size: int
+    ) -> Callable[[int], TaskBatch]:
+        """Return a function that draws the batch of a step; see `Task.batches`."""
 
-        def drawn(step: int) -> Batch:
+        def drawn(step: int) -> TaskBatch:
             rngs = [random.Random(f"{self.seed} {step} {row}") for row in range(size)]
             graphs = [self._graph(rng, rng.randint(1, self.farthest)) for rng in rngs]
-            return tabulated([graph.written for graph in graphs], vocabulary, end)
+            return as_batch([graph.written for graph in graphs], vocabulary, end)
 
         return drawn
 
     def graphs(self) -> Iterator[Graph]:
-        """Graphs that are asked about, as many of each lookahead as fit."""
+        """Yield the test graphs, about equally many of each lookahead."""
         for number in range(TESTED):
             rng = random.Random(f"{self.seed} test {number}")
             yield self._graph(rng, 1 + number % self.farthest)
 
-    def tests(self) -> Mapping[str, Sequence[Written]]:
-        """What accuracy is measured on: all, and by lookahead."""
+    def tests(self) -> Mapping[str, Sequence[Example]]:
+        """Return the examples on which accuracy is measured: all, and by lookahead."""
         graphs = list(self.graphs())
-        found = {"in_distribution": [graph.written for graph in graphs]}
+        tests = {"in_distribution": [graph.written for graph in graphs]}
         for lookahead in range(1, self.farthest + 1):
-            own = [graph.written for graph in graphs if graph.lookahead == lookahead]
-            found[f"lookahead_{lookahead}"] = own
-        return found
+            matching = [graph.written for graph in graphs if graph.lookahead == lookahead]
+            tests[f"lookahead_{lookahead}"] = matching
+        return tests
 
     def path_prompts(self) -> list[PathPrompt]:
-        """The same prompts for `computation_graph`; they are grouped by lookahead."""
+        """Return the test prompts for `computation_graph`, grouped by lookahead."""
         prompts = []
         for number, graph in enumerate(self.graphs()):
             edges = tuple((3 * at + 1, 3 * at + 2) for at in range(self.n_edges))

@@ -1,4 +1,4 @@
-"""Provides Task: what a small model is trained on, and what it is asked."""
+"""Provides Task: the protocol of the tasks on which small models are trained and tested."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 from hopscope.documents.question_set import QuestionSet
 from hopscope.queries.graph_paths import PathPrompt
 from hopscope.queries.query_set import QuerySet
-from hopscope.worlds.tasks.examples import Batch, Written
+from hopscope.worlds.tasks.examples import Example, TaskBatch
 
 
 class Task(Protocol):
-    """What a world's model learns, drawn by seed; a frozen dataclass of plain settings.
+    """A seeded task that the model of a world learns: a frozen dataclass of plain settings.
 
     Attributes:
-        kind: its name in records.
-        splits: what accuracy is told of.
-        seed: of all that is drawn.
-        words: all words of its texts.
-        longest: tokens of the longest text of the training.
+        kind: name of the task class in records.
+        splits: the main splits for which accuracy is reported.
+        seed: seed of everything that is drawn.
+        words: the vocabulary, all words of its texts.
+        longest: number of tokens of the longest training text.
     """
 
     kind: ClassVar[str]
@@ -32,19 +32,27 @@ class Task(Protocol):
     @property
     def longest(self) -> int: ...
 
-    def batches(self, vocabulary: Mapping[str, int], end: int, size: int) -> Callable[[int], Batch]:
-        """The batch of each step, counted from 0; it depends on the step alone."""
+    def batches(
+        self, vocabulary: Mapping[str, int], end: int, size: int
+    ) -> Callable[[int], TaskBatch]:
+        """Return a function from the step, counted from 0, to its batch.
 
-    def tests(self) -> Mapping[str, Sequence[Written]]:
-        """What accuracy is measured on, by split; there may be more than `splits`."""
+        Args:
+            vocabulary: the id of each word.
+            end: the id of the end token.
+            size: examples per batch.
+        """
+
+    def tests(self) -> Mapping[str, Sequence[Example]]:
+        """Return the examples on which accuracy is measured, by split; a superset of `splits`."""
 
 
 @runtime_checkable
 class Thinks(Protocol):
-    """A task whose texts have thoughts in them.
+    """A task whose texts contain thoughts.
 
     Attributes:
-        thought: the word whose embedding is the model's state before it, if there is any.
+        thought: the word that marks a continuous thought; None if the thoughts are pauses.
     """
 
     @property
@@ -53,23 +61,23 @@ class Thinks(Protocol):
 
 @runtime_checkable
 class AsksForPaths(Protocol):
-    """A task with graphs in its prompts."""
+    """A task whose prompts list the edges of a graph."""
 
     def path_prompts(self) -> Sequence[PathPrompt]:
-        """The prompts that accuracy is measured on."""
+        """Return the test prompts."""
 
 
 @runtime_checkable
 class AsksOverDocuments(Protocol):
-    """A task whose questions are over documents."""
+    """A task with questions over documents."""
 
     def questions(self, hops: Literal["one", "two"] = "two") -> QuestionSet:
-        """The questions that ask one hop, or two."""
+        """Return the test questions that ask one hop, or two."""
 
 
 @runtime_checkable
 class AsksTwoHops(Protocol):
-    """A task whose questions are `TwoHopQuery`s."""
+    """A task with two-hop queries."""
 
     def queries(self, split: str = "in_distribution") -> QuerySet:
-        """The questions of a split, or of `trained`."""
+        """Return the queries of a split, or the training queries (`trained`)."""

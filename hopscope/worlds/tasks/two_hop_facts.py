@@ -1,8 +1,8 @@
 """Provides TwoHopFacts: atomic facts, and two-hop facts composed of them.
 
 The task of Grokked Transformers (Wang et al. 2024), section 3: `h r -> b` and `h r1 r2 -> t`. Some
-atoms are seen only alone: a two-hop fact with one of them as its first or second hop is out of
-distribution.
+atomic facts never occur in a two-hop fact of the training set. A two-hop fact that has one of them
+as its first or second hop is out of distribution (OOD).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple
 from hopscope.errors import UsageError
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
-from hopscope.worlds.tasks.examples import Drawn, Written, tabulated
+from hopscope.worlds.tasks.examples import EpochBatches, Example, as_batch
 
 
 class Composed(NamedTuple):
@@ -30,7 +30,7 @@ class Composed(NamedTuple):
 
     @property
     def query(self) -> TwoHopQuery:
-        """The fact as a question; its prompts are the words themselves, without an ending."""
+        """The fact as a query, whose prompts are the bare words without an ending."""
         return TwoHopQuery(
             id=f"{self.e1}.{self.r1}.{self.r2}",
             e1_label=self.e1,
@@ -52,20 +52,19 @@ class Composed(NamedTuple):
 
 @dataclass(frozen=True)
 class TwoHopFacts:
-    """Facts about entities, drawn by seed: every relation of every entity is some entity.
+    """Random facts about entities: each relation maps each entity to some entity.
 
     Attributes:
-        n_entities: how many.
-        n_relations: how many.
-        unseen: share of the atoms that no two-hop fact of the training uses.
-        held_out: two-hop facts of the other atoms that are not trained on.
-        trained: two-hop facts that are; all the rest if None.
-        atom_repeats: how often an atom stands in the training for each time that a two-hop fact
-            does.
-        seed: of the facts and what is held out.
+        n_entities: number of entities.
+        n_relations: number of relations.
+        unseen: share of the atomic facts that no two-hop training fact uses.
+        held_out: number of held-out two-hop facts that are composed of the other atomic facts.
+        trained: number of two-hop training facts; None for all that are not held out.
+        atom_repeats: frequency of an atomic fact in training, relative to a two-hop fact.
+        seed: seed of the facts and of the held-out facts.
 
     Raises:
-        UsageError: for numbers that leave a split empty.
+        UsageError: if a value is out of range or leaves a split empty.
     """
 
     kind: ClassVar[str] = "two_hop_facts"
@@ -81,57 +80,65 @@ class TwoHopFacts:
 
     def __post_init__(self) -> None:
         if min(self.n_entities, self.n_relations, self.atom_repeats, self.held_out) < 1:
-            raise UsageError("a world needs entities, relations, atoms and held-out facts")
+            raise UsageError(
+                "n_entities, n_relations, atom_repeats and held_out must each be 1 or more"
+            )
         n_unseen = round(self.unseen * self.n_entities * self.n_relations)
         if not 0 < n_unseen < self.n_entities * self.n_relations:
-            raise UsageError(f"unseen is a share of the atoms that leaves some, not {self.unseen}")
+            raise UsageError(
+                f"unseen must be a share that selects some atoms and leaves some, not {self.unseen}"
+            )
         wanted = 1 if self.trained is None else self.trained
         if wanted < 1 or len(self._composed["trained"]) < wanted:
             raise UsageError(
-                f"these facts compose to {len(self._seen)} two-hop facts; {self.held_out} held "
-                f"out and {wanted} trained on do not fit"
+                f"these facts compose to {len(self._composable)} two-hop facts; {self.held_out} "
+                f"held out and {wanted} trained on do not fit"
             )
         empty = [split for split in self.splits if not self._composed[split]]
         if empty:
-            raise UsageError(f"these facts leave {empty[0]} empty: take more, or another seed")
+            raise UsageError(
+                f"these facts leave {empty[0]} empty: take more facts, or another seed"
+            )
 
     @cached_property
     def entities(self) -> tuple[str, ...]:
-        """The entities' names, all of one length: none begins another."""
+        """Names of the entities, all of the same length, so that none is a prefix of another."""
         return names("e", self.n_entities)
 
     @cached_property
     def relations(self) -> tuple[str, ...]:
-        """The relations' names."""
+        """Names of the relations."""
         return names("r", self.n_relations)
 
     @property
     def words(self) -> tuple[str, ...]:
-        """All words of the world."""
+        """The vocabulary of the task."""
         return (*self.entities, *self.relations)
 
     @property
     def longest(self) -> int:
-        """Tokens of a two-hop fact, with its answer."""
+        """Number of tokens of a two-hop fact with its answer."""
         return 4
 
     @cached_property
     def atoms(self) -> Mapping[tuple[str, str], str]:
-        """The entity that each relation of each entity is."""
+        """The atomic facts: (entity, relation) -> entity."""
         rng = random.Random(f"{self.seed} atoms")
         return {(h, r): rng.choice(self.entities) for h in self.entities for r in self.relations}
 
     @cached_property
     def unseen_atoms(self) -> frozenset[tuple[str, str]]:
-        """The atoms that no two-hop fact of the training uses."""
+        """The atomic facts that no two-hop training fact uses."""
         rng = random.Random(f"{self.seed} unseen")
         return frozenset(rng.sample(list(self.atoms), round(self.unseen * len(self.atoms))))
 
     @cached_property
-    def _seen(self) -> list[Composed]:
+    def _composable(self) -> list[Composed]:
+        """All two-hop facts that are composed of seen atomic facts."""
         return self._compose(first_unseen=False, second_unseen=False)
 
     def _compose(self, first_unseen: bool, second_unseen: bool) -> list[Composed]:
+        """Return the two-hop facts whose first and second hop are unseen, or are not."""
         return [
             Composed(h, r1, b, r2, self.atoms[b, r2])
             for (h, r1), b in self.atoms.items()
@@ -142,40 +149,41 @@ class TwoHopFacts:
 
     @cached_property
     def _composed(self) -> Mapping[str, Sequence[Composed]]:
-        mixed = list(self._seen)
-        random.Random(f"{self.seed} held out").shuffle(mixed)
-        rest = mixed[self.held_out :]
+        """The two-hop facts of each split."""
+        shuffled = list(self._composable)
+        random.Random(f"{self.seed} held out").shuffle(shuffled)
+        rest = shuffled[self.held_out :]
         return {
             "trained": rest[: self.trained],
-            "in_distribution": mixed[: self.held_out],
+            "in_distribution": shuffled[: self.held_out],
             "first_hop_ood": self._compose(first_unseen=True, second_unseen=False),
             "second_hop_ood": self._compose(first_unseen=False, second_unseen=True),
         }
 
     def queries(self, split: str = "in_distribution") -> QuerySet:
-        """The two-hop facts of a split as queries: one of `splits`, or `trained`."""
+        """Return the two-hop facts of a split, one of `splits` or `trained`, as queries."""
         facts = self._composed[split]
         return QuerySet(tuple(fact.query for fact in facts), split)
 
     @cached_property
-    def _atoms_written(self) -> list[Written]:
-        return [Written((h, r), (b,)) for (h, r), b in self.atoms.items()]
+    def _atom_examples(self) -> list[Example]:
+        return [Example((h, r), (b,)) for (h, r), b in self.atoms.items()]
 
-    def batches(self, vocabulary: Mapping[str, int], end: int, size: int) -> Drawn:
-        """Batches of all atoms, each so many times, and the two-hop facts to train on."""
-        two_hop = [Written((e1, r1, r2), (e3,)) for e1, r1, _, r2, e3 in self._composed["trained"]]
-        examples = (*self._atoms_written * self.atom_repeats, *two_hop)
-        return Drawn(tabulated(examples, vocabulary, end), size, self.seed)
+    def batches(self, vocabulary: Mapping[str, int], end: int, size: int) -> EpochBatches:
+        """Return the batches of repeated atomic facts and two-hop training facts."""
+        two_hop = [Example((e1, r1, r2), (e3,)) for e1, r1, _, r2, e3 in self._composed["trained"]]
+        examples = (*self._atom_examples * self.atom_repeats, *two_hop)
+        return EpochBatches(as_batch(examples, vocabulary, end), size, self.seed)
 
-    def tests(self) -> Mapping[str, Sequence[Written]]:
-        """What accuracy is measured on: the atoms, what was trained on, and the splits."""
-        return {"atoms": self._atoms_written} | {
-            split: [Written((e1, r1, r2), (e3,)) for e1, r1, _, r2, e3 in facts]
+    def tests(self) -> Mapping[str, Sequence[Example]]:
+        """Return the examples on which accuracy is measured: atoms, training facts, and splits."""
+        return {"atoms": self._atom_examples} | {
+            split: [Example((e1, r1, r2), (e3,)) for e1, r1, _, r2, e3 in facts]
             for split, facts in self._composed.items()
         }
 
 
 def names(letter: str, n: int) -> tuple[str, ...]:
-    """`n` names that begin with a letter, all of one length."""
+    """Return `n` numbered names that begin with a letter, all of the same length."""
     width = len(str(n - 1))
     return tuple(f"{letter}{number:0{width}}" for number in range(n))
