@@ -28,6 +28,7 @@ from multidoc import (
 from torch import Tensor
 
 import hopscope.engine.masked.read
+import hopscope.engine.masked.store
 from hopscope.documents.lay_out import lay_out
 from hopscope.documents.layout import Layout
 from hopscope.documents.question_set import Document
@@ -355,7 +356,8 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return before(model, cache, ids, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(hopscope.engine.masked.read, "forward_streams", counted)
+        for module in (hopscope.engine.masked.read, hopscope.engine.masked.store):
+            patch.setattr(module, "forward_streams", counted)
         yield counts
 
 

@@ -239,7 +239,7 @@ def computed(llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[tupl
         seen.append(ids)
         return extend(model, prefix, ids)
 
-    monkeypatch.setattr("hopscope.engine.attention.extend", counting)
+    monkeypatch.setattr("hopscope.engine.prefix_store.extend", counting)
     return seen
 
 
