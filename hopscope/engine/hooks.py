@@ -79,6 +79,15 @@ def rewriting_input(
         handle.remove()
 
 
+def contiguous_rows(model: LanguageModel) -> AbstractContextManager[None]:
+    """Give the unembedding its rows side by side in memory.
+
+    The last tokens' states are a view with gaps between its rows, for which a linear map of half
+    precision may be copied once a row: 47 GB for 101 rows of a vocabulary of 151,936.
+    """
+    return rewriting_input(model.unembedding, Tensor.contiguous)
+
+
 @contextmanager
 def blocking_attention(
     attention: nn.Module, knockouts: Sequence[Knockout], n_heads: int, n_tokens: int

@@ -20,7 +20,7 @@ Index = np.ndarray
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """The rows of one pass.
 
     Attributes:
@@ -148,7 +148,7 @@ class Histories:
             generated,
         )
 
-    def layout(self, n_layers: int, before: Layout | None) -> Layout:
+    def layout(self, n_layers: int, before: RowLayout | None) -> RowLayout:
         """The rows of the next pass, given those of the pass before."""
         boundaries = np.arange(n_layers + 1)
         shared = np.searchsorted(-self.latest, -boundaries, side="left")
@@ -173,7 +173,7 @@ class Histories:
             shared[-1] + np.arange(len(self.split)),
             self.of_cell,
         )
-        return Layout(
+        return RowLayout(
             len(self.latest),
             tuple(shared.tolist()),
             tuple(own.tolist()),

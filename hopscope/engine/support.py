@@ -54,7 +54,7 @@ def agrees_with_plain(model: LanguageModel) -> bool:
         prefix = extend(model, Prefix(), ids[:half])
         cache = StreamCache(prefix, model.n_layers)
         with rewriting_residual(model, _doubled_after_first):
-            shared = forward_streams(model, cache, row, half).float()
+            shared = forward_streams(model, cache, row).float()
     except (
         AttributeError,
         AssertionError,

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from hopscope.engine.attention import extend, forward_streams
-from hopscope.engine.cache import Prefix, StreamCache
+from hopscope.engine.cache import PassPlan, Prefix, StreamCache
 from hopscope.engine.clean_run import CleanRun
 from hopscope.engine.edits import Cell
 from hopscope.engine.memory import _out_of_memory, free_memory
-from hopscope.engine.placed_edits import _Placed, _splitting
+from hopscope.engine.placed_edits import PlacedEdits, regathering
 from hopscope.engine.plain import _plain_generate, plain_sweep
 from hopscope.engine.read_out import (
     CellOutputs,
@@ -32,7 +32,7 @@ from hopscope.engine.read_out import (
     _chosen,
     outputs_of,
 )
-from hopscope.engine.rows import Histories
+from hopscope.engine.rows import Histories, RowLayout
 from hopscope.engine.support import shares_prefixes
 from hopscope.models.language_model import LanguageModel
 
@@ -174,15 +174,13 @@ class _Rows:
         self, chunk: np.ndarray, split: np.ndarray, what: ReadOut, next_token: NextToken
     ) -> list[tuple[int, ...]]:
         """The generated tokens of some cells, sorted by the boundary where they split off."""
-        cells = [self.cells[i] for i in chunk]
         cache = StreamCache(self.prefix, self.model.n_layers)
         histories = Histories.first(self.start[chunk], split)
         layout = histories.layout(self.model.n_layers, before=None)
         ids, seen = self.suffixes[torch.as_tensor(histories.suffixes)], len(self.prefix)
-        cache.padding = self._padding(histories)
-        made = _Placed.of(self.model, cells, self.base, layout, seen, ids.shape[1])
-        with _splitting(self.model, cache, layout, made):
-            logits = forward_streams(self.model, cache, ids, seen)
+        cells = [self.cells[index] for index in chunk]
+        edits = PlacedEdits.of(self.model, cells, self.base, layout, seen, ids.shape[1])
+        logits = self._pass(cache, ids, histories, layout, edits)
         next_token.read(logits, layout.read, chunk, what)
         for step in range(what.max_new_tokens):
             chosen = _chosen(logits, layout.read, chunk[layout.alive], step, what)
@@ -190,15 +188,23 @@ class _Rows:
             if not len(histories.alive) or step + 1 == what.max_new_tokens:
                 break
             layout = histories.layout(self.model.n_layers, before=layout)
-            seen += ids.shape[1]
             ids = torch.tensor(histories.last, device=ids.device)[:, None]
-            cache.padding = self._padding(histories)
-            with _splitting(self.model, cache, layout, None):
-                logits = forward_streams(self.model, cache, ids, seen)
+            logits = self._pass(cache, ids, histories, layout, PlacedEdits())
         return histories.generated
 
-    def _padding(self, histories: Histories) -> Tensor | None:
-        """Padding before each input row; only unedited cells, which never split, have any."""
-        if self.padding is None or not self.padding.any():
-            return None
-        return torch.as_tensor(self.padding[histories.suffixes]).to(self.model.device)
+    def _pass(
+        self,
+        cache: StreamCache,
+        ids: Tensor,
+        histories: Histories,
+        layout: RowLayout,
+        edits: PlacedEdits,
+    ) -> Tensor:
+        """The logits (row, vocabulary) after the next tokens of each row."""
+        entries, parents = layout.on(self.model.device)
+        padding = None  # only unedited cells, which never split, have any
+        if self.padding is not None and self.padding.any():
+            padding = torch.as_tensor(self.padding[histories.suffixes]).to(self.model.device)
+        plan = PassPlan(parents, padding, edits.blocked)
+        with regathering(self.model, layout, entries, edits):
+            return forward_streams(self.model, cache, ids, plan)

@@ -8,7 +8,7 @@ under a block mask each document, wherever it stands, its keys turned to the new
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hopscope.engine.attention import forward_streams
-from hopscope.engine.cache import MaskedCache
+from hopscope.engine.cache import MaskedCache, PassPlan
 from hopscope.engine.masked.store import Openings, _Answer, _Batch, _passes, _Row, _Store
 from hopscope.engine.masked.units import _Plan
 from hopscope.engine.memory import free_memory
@@ -145,22 +145,19 @@ class _Decoding:
             growing=True,
             record_patterns=self.attention,
         )
-        n_before = cache.get_seq_length()
+        n_before = cache.n_seen()
         cells = np.array([version for row in rows for version in row.versions])
         of_row = np.repeat(np.arange(len(rows)), [len(row.versions) for row in rows])
         batch = _Batch.of(model, rows, n_before)
-        ids, positions, visible = batch.ids, batch.positions, batch.visible
+        ids, plan = batch.ids, batch.plan
         member = _member(rows, n_before).to(model.device) if self.attention else None
         generated: list[list[int]] = [[] for _ in rows]
         open_rows = set(range(len(rows)))
         masses: list[Tensor] = []
         for step in range(max(1, what.max_new_tokens + self.attention)):
             if step:
-                positions = torch.cat([positions, positions[:, -1:] + 1], dim=1)
-                visible = _and_itself(visible, positions.shape[1])
-            cache.visible, cache.positions = visible, positions
-            at = positions[:, -ids.shape[1] :]
-            logits = forward_streams(model, cache, ids, positions=at)
+                plan = _one_more(plan)
+            logits = forward_streams(model, cache, ids, plan)
             if step == 0:
                 next_token.read(logits, of_row, cells, what)
             if member is not None:
@@ -177,15 +174,15 @@ class _Decoding:
         return tokens, _by_row(masses, tokens, rows)
 
 
-def _and_itself(visible: Mapping[int, Tensor | None], n_keys: int) -> Mapping[int, Tensor | None]:
-    """What the next generated token sees: what the one before saw, and itself."""
-    grown: dict[int, Tensor] = {}
-    for each in visible.values():
+def _one_more(plan: PassPlan) -> PassPlan:
+    """The pass over the next generated token, which sees what the one before saw, and itself."""
+    assert plan.positions is not None, "rows under masks have positions"
+    positions = torch.cat([plan.positions, plan.positions[:, -1:] + 1], dim=1)
+    grown: dict[int, Tensor | None] = {id(None): None}
+    for each in plan.visible:
         if each is not None and id(each) not in grown:
             grown[id(each)] = functional.pad(each[:, :, -1:], (0, 1), value=True)
-        elif each is None and id(None) not in grown:
-            grown[id(None)] = torch.ones(1, 1, 1, n_keys, dtype=torch.bool)
-    return {layer: grown[id(each)] for layer, each in visible.items()}
+    return PassPlan(visible=[grown[id(each)] for each in plan.visible], positions=positions)
 
 
 def _member(rows: Sequence[_Row], n_before: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hopscope.engine.attention import forward_streams
-from hopscope.engine.cache import KeysValues, MaskedCache
+from hopscope.engine.cache import KeysValues, MaskedCache, PassPlan
 from hopscope.engine.masked.rotary import rotary_of
 from hopscope.engine.masked.units import _Plan, _Unit
 from hopscope.models.language_model import LanguageModel
@@ -244,10 +244,9 @@ class _Store:
         """Run some passes as the rows of one batch, padded on the left, and keep their units."""
         longest = max(len(each.tokens) for each in chunk)
         cache = self.cache([(each.before, 0) for each in chunk], longest)
-        n_before = cache.get_seq_length()
+        n_before = cache.n_seen()
         batch = _Batch.of(self.model, chunk, n_before)
-        cache.visible, cache.positions = batch.visible, batch.positions
-        forward_streams(self.model, cache, batch.ids, positions=batch.positions[:, n_before:])
+        forward_streams(self.model, cache, batch.ids, batch.plan)
         for row, each in enumerate(chunk):
             start = longest - len(each.tokens)
             for unit in each.units:
@@ -324,7 +323,12 @@ class _Batch:
 
     ids: Tensor
     positions: Tensor
-    visible: Mapping[int, Tensor | None]
+    visible: tuple[Tensor | None, ...]
+
+    @property
+    def plan(self) -> PassPlan:
+        """The pass over the own tokens."""
+        return PassPlan(visible=self.visible, positions=self.positions)
 
     @classmethod
     def of(cls, model: LanguageModel, rows: Sequence[_Row], n_before: int) -> _Batch:
@@ -338,15 +342,15 @@ class _Batch:
                 at = torch.as_tensor(row.plan.positions[places])
                 positions[index, end - len(places) : end] = at
         made: dict[tuple[int, ...], Tensor | None] = {}
-        visible = {}
+        visible = []
         for layer in range(model.n_layers):
             which = tuple(row.plan.of_layer[layer] for row in rows)
             if which not in made:
                 keeps = [row.plan.keeps[each] for row, each in zip(rows, which, strict=True)]
                 seen = _padded(keeps, rows, n_before, n_own)
                 made[which] = None if _is_causal(seen) else seen.to(model.device)
-            visible[layer] = made[which]
-        return cls(ids.to(model.device), positions.to(model.device), visible)
+            visible.append(made[which])
+        return cls(ids.to(model.device), positions.to(model.device), tuple(visible))
 
 
 def _padded(keeps: Sequence[Tensor], rows: Sequence[_Row], n_before: int, n_own: int) -> Tensor:
