@@ -120,9 +120,11 @@ def next_tokens(
         read_out: says whether tokens are drawn.
     """
     if read_out.draws is None:
-        return logits.argmax(dim=-1).cpu().numpy()[rows]
-    draws = read_out.draws[torch.as_tensor(cells), step]
-    return _drawn(logits, rows, draws).cpu().numpy()
+        chosen: np.ndarray = logits.argmax(dim=-1).cpu().numpy()[rows]
+    else:
+        draws = read_out.draws[torch.as_tensor(cells), step]
+        chosen = _drawn(logits, rows, draws).cpu().numpy()
+    return chosen
 
 
 def _drawn(logits: Tensor, rows: np.ndarray, draws: Tensor) -> Tensor:

@@ -71,8 +71,8 @@ def sweep(
     whole = extend(model, Prefix(), ids) if clean is None else clean.prefix
     suffix = torch.tensor([list(ids[first:])], device=model.device)
     start = np.zeros(len(placed), dtype=np.int64)
-    rows = _Cells(model, whole.crop(first), suffix, placed, start, base=always[0])
-    return rows.run(read_out, max_memory)
+    swept = SweptCells(model, whole.crop(first), suffix, placed, start, base=always[0])
+    return swept.run(read_out, max_memory)
 
 
 @torch.no_grad()
@@ -104,11 +104,13 @@ def generate(
     padded = [[*suffix[:1] * (longest - len(suffix)), *suffix] for suffix in suffixes]
     rows = torch.tensor(padded, device=model.device)
     no_edits: list[Cell] = [[] for _ in prompts]
-    return _Cells(model, prefix, rows, no_edits, np.array(start), padding).run(read_out, max_memory)
+    return SweptCells(model, prefix, rows, no_edits, np.array(start), padding).run(
+        read_out, max_memory
+    )
 
 
 @dataclass
-class _Cells:
+class SweptCells:
     """Cells over suffixes of one prefix, run in chunks that fit into memory."""
 
     model: LanguageModel

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from hopscope.documents.orders import Order, order_name
+from hopscope.engine.masked.reader import reader_of
 from hopscope.errors import UsageError
 from hopscope.masks.algebra import Mask
 from hopscope.masks.named import mask_of
-from hopscope.models.encoder_decoder import EncoderDecoder
 from hopscope.prompting.document_prompts import DocumentReader
 
 
@@ -32,7 +32,7 @@ def check_masks(
         UsageError: for none, or an unknown name.
     """
     if masks is None:
-        masks = "prefix_bidirectional" if isinstance(model, EncoderDecoder) else "causal"
+        masks = reader_of(model).usual_mask
     given = [masks] if isinstance(masks, str | Mask) else list(masks)
     if not given:
         raise UsageError("give at least one mask, such as 'causal'")

@@ -42,22 +42,19 @@ class PaddedBatch:
     def of(cls, model: TokenModel, rows: Sequence[PromptRow], n_before: int = 0) -> PaddedBatch:
         """Some rows, before whose own tokens there is room for `n_before`, padding included."""
         n_own = max(len(row.tokens) for row in rows)
-        ids = torch.zeros(len(rows), n_own, dtype=torch.long)
         positions = torch.zeros(len(rows), n_before + n_own, dtype=torch.long)
         for index, row in enumerate(rows):
-            prompt = row.prompt
-            ids[index] = int(prompt.ids[row.tokens[0]])  # a pad token would raise a warning
-            ids[index, n_own - len(row.tokens) :] = torch.as_tensor(prompt.ids[row.tokens])
             for end, places in ((n_before, row.places), (n_before + n_own, row.tokens)):
-                at = torch.as_tensor(prompt.positions[places])
+                at = torch.as_tensor(row.prompt.positions[places])
                 positions[index, end - len(places) : end] = at
 
         def join(keeps: Sequence[Tensor]) -> Tensor | None:
-            seen = padded(keeps, rows, n_before)
+            seen = padded_masks(keeps, rows, n_before)
             return None if _is_causal(seen) else seen.to(model.device)
 
         visible = by_layer([row.prompt.masks for row in rows], join)
-        return cls(ids.to(model.device), positions.to(model.device), visible)
+        ids = padded_ids(rows).to(model.device)
+        return cls(ids, positions.to(model.device), visible)
 
     @property
     def plan(self) -> PassPlan:
@@ -65,7 +62,21 @@ class PaddedBatch:
         return PassPlan(visible=self.visible, positions=self.positions)
 
 
-def padded(keeps: Sequence[Tensor], rows: Sequence[PromptRow], n_before: int = 0) -> Tensor:
+def padded_ids(rows: Sequence[PromptRow]) -> Tensor:
+    """The ids of each row's own tokens, shape (row, token), its first one in place of padding.
+
+    A pad token would let transformers warn of a missing attention mask.
+    """
+    n_own = max(len(row.tokens) for row in rows)
+    ids = torch.zeros(len(rows), n_own, dtype=torch.long)
+    for index, row in enumerate(rows):
+        own = torch.as_tensor(row.prompt.ids[row.tokens])
+        ids[index] = own[0]
+        ids[index, n_own - len(own) :] = own
+    return ids
+
+
+def padded_masks(keeps: Sequence[Tensor], rows: Sequence[PromptRow], n_before: int = 0) -> Tensor:
     """Who sees whom in a batch: booleans of shape (row, head or 1, own token, key)."""
     n_heads, n_own = max(len(keep) for keep in keeps), max(len(row.tokens) for row in rows)
     seen = torch.zeros(len(rows), n_heads, n_own, n_before + n_own, dtype=torch.bool)

@@ -22,10 +22,10 @@ from transformers.modeling_outputs import BaseModelOutput
 from hopscope.engine.decoding import greedy
 from hopscope.engine.hooks import adding_to_scores, reading_weights
 from hopscope.engine.masked.batch import (
-    PaddedBatch,
     decode_in_batches,
     masses_by_row,
-    padded,
+    padded_ids,
+    padded_masks,
     segment_masses,
     segment_membership,
 )
@@ -119,10 +119,10 @@ def encoder_masses(
         mass = here.T @ (weights[0] @ here) / here.sum(dim=0)[:, None]
         found.append(mass.cpu())
 
-    encoding = _Encoding(model, [row])
+    batch = EncoderBatch(model, [row])
     attentions = [model.encoder_attention(layer) for layer in range(model.n_encoder_layers)]
-    with reading_weights(attentions, model.n_heads, encoding.encoder_scores, take):
-        encoding.states()
+    with reading_weights(attentions, model.n_heads, batch.encoder_scores, take):
+        batch.states()
     return torch.stack(found)
 
 
@@ -186,7 +186,7 @@ class EncodedRow:
         return digest.digest()
 
 
-class _Encoding:
+class EncoderBatch:
     """Some prompts as one batch: what is added to the attention scores of each block.
 
     Attributes:
@@ -198,9 +198,10 @@ class _Encoding:
 
     def __init__(self, model: EncoderDecoder, rows: Sequence[EncodedRow]) -> None:
         self.model = model
-        self.ids = PaddedBatch.of(model, rows).ids
+        self.ids = padded_ids(rows).to(model.device)
         self.masks = by_layer(
-            [row.prompt.masks for row in rows], lambda keeps: padded(keeps, rows).to(model.device)
+            [row.prompt.masks for row in rows],
+            lambda keeps: padded_masks(keeps, rows).to(model.device),
         )
         nothing = torch.zeros(1, model.n_heads, 1, 1, dtype=model.dtype, device=model.device)
         distinct = {id(mask): mask for mask in self.masks[: model.n_layers]}
@@ -235,11 +236,11 @@ def _decode(
     outputs: CellOutputs,
 ) -> tuple[list[tuple[int, ...]], list[Tensor]]:
     """Encode some rows, and decode them, each until its text ends."""
-    encoding = _Encoding(model, rows)
-    encoded = BaseModelOutput(last_hidden_state=encoding.states())
+    batch = EncoderBatch(model, rows)
+    encoded = BaseModelOutput(last_hidden_state=batch.states())
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     start = torch.full((len(rows), 1), model.start_token, device=model.device)
-    member = segment_membership(rows, encoding.ids.shape[1]).to(model.device)
+    member = segment_membership(rows, batch.ids.shape[1]).to(model.device)
     by_block: list[Tensor] = []
     masses: list[Tensor] = []
 
@@ -259,7 +260,7 @@ def _decode(
     def take(_: int, weights: Tensor) -> None:
         by_block.append(segment_masses(weights, member))
 
-    layers, cross = range(model.n_layers), encoding.cross.__getitem__
+    layers, cross = range(model.n_layers), batch.cross.__getitem__
     versions = [row.versions for row in rows]
     with ExitStack() as stack:
         sublayers = [model.cross_sublayer(layer) for layer in layers]
