@@ -1,4 +1,4 @@
-"""Provides capture() and edit(): reading and changing a forward pass. All hooks are set here."""
+"""Provides edit(), and all hooks by which the engine reads and changes a forward pass."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from hopscope.masks.lowering import lower, within_window
 from hopscope.models.language_model import LanguageModel
 
 Rewrite = Callable[[int, Tensor], Tensor | None]
-
-
 Hooks = Iterable[tuple[nn.Module, Callable[..., Any]]]
 
 
@@ -89,8 +87,9 @@ def rewriting_input(
 def contiguous_rows(model: LanguageModel) -> AbstractContextManager[None]:
     """Give the unembedding its rows side by side in memory.
 
-    The last tokens' states are a view with gaps between its rows, for which a linear map of half
-    precision may be copied once a row: 47 GB for 101 rows of a vocabulary of 151,936.
+    The states of the rows' last tokens are a view with gaps between them. Of such a view a product
+    in bfloat16 may copy the unembedding once a row: 47 GB for 101 rows, a vocabulary of 151,936
+    and a d_model of 1,536.
     """
     return rewriting_input(model.unembedding, Tensor.contiguous)
 

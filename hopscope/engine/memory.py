@@ -74,6 +74,7 @@ def in_chunks(
             done += len(chunk)
         else:
             most = len(chunk) // 2
+            torch.cuda.empty_cache()  # what the failed chunk held is free only now
             logger.warning("out of memory with %d rows; going on with %d", len(chunk), most)
 
 
@@ -90,6 +91,5 @@ def _runs(run: Callable[[Sequence[Row]], None], chunk: Sequence[Row]) -> bool:
 
 def _out_of_memory(error: RuntimeError) -> bool:
     if isinstance(error, torch.OutOfMemoryError):
-        torch.cuda.empty_cache()
         return True
-    return "can't allocate memory" in str(error)  # of a CPU's memory there is no type
+    return "can't allocate memory" in str(error)  # a CPU's memory has no type of its own

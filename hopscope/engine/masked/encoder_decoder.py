@@ -7,8 +7,8 @@ sees, as what a decoder-only model generates does.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -221,6 +221,19 @@ class EncoderBatch:
             states: Tensor = model.encoder(input_ids=self.ids).last_hidden_state
         return states
 
+    @contextmanager
+    def decoding(self, read: Callable[[int, Tensor], None] | None) -> Iterator[None]:
+        """Let the decoder see what it may of the prompts; `read` takes its weights by block."""
+        model, added = self.model, self.cross.__getitem__
+        layers = range(model.n_layers)
+        sublayers = [model.cross_sublayer(layer) for layer in layers]
+        with ExitStack() as stack:
+            stack.enter_context(adding_to_scores(sublayers, added))
+            if read is not None:
+                attentions = [model.cross_attention(layer) for layer in layers]
+                stack.enter_context(reading_weights(attentions, model.n_heads, added, read))
+            yield
+
 
 def _lowered(keep: Tensor, bias: Tensor) -> Tensor:
     """A keep-mask and a position bias as numbers to add to scores; heads stand apart."""
@@ -260,13 +273,7 @@ def _decode(
     def take(_: int, weights: Tensor) -> None:
         by_block.append(segment_masses(weights, member))
 
-    layers, cross = range(model.n_layers), batch.cross.__getitem__
     versions = [row.versions for row in rows]
-    with ExitStack() as stack:
-        sublayers = [model.cross_sublayer(layer) for layer in layers]
-        stack.enter_context(adding_to_scores(sublayers, cross))
-        if attention:
-            attentions = [model.cross_attention(layer) for layer in layers]
-            stack.enter_context(reading_weights(attentions, model.n_heads, cross, take))
+    with batch.decoding(take if attention else None):
         tokens = greedy(model, read_out, outputs, versions, run, run_last=attention)
     return tokens, masses_by_row(masses, tokens, rows)

@@ -125,12 +125,8 @@ def _decode(
 ) -> tuple[list[tuple[int, ...]], list[Tensor]]:
     """Run the tail and last token of each row, and then what it generates."""
     model, longest = store.model, max(len(row.tokens) for row in rows)
-    cache = store.cache(
-        [row.before for row in rows],
-        longest + read_out.max_new_tokens,
-        growing=True,
-        record_patterns=attention,
-    )
+    n_more = longest + read_out.max_new_tokens
+    cache = store.cache(rows, n_more, growing=True, record_patterns=attention)
     batch = PaddedBatch.of(model, rows, cache.n_seen())
     n_prompt = cache.n_seen() + longest
     member = segment_membership(rows, n_prompt).to(model.device) if attention else None

@@ -22,7 +22,7 @@ from hopscope.models.encoder_decoder import EncoderDecoder
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.token_model import TokenModel
 
-Blocked = Callable[[Sequence[Knockout | None], ReadOut], CellOutputs]
+ReadBlocked = Callable[[Sequence[Knockout | None], ReadOut], CellOutputs]
 """Reads a prompt without some attention edges, one cell each; None is the prompt as it is."""
 
 
@@ -47,7 +47,7 @@ class Reader(Protocol):
     ) -> Readings:
         """Read prompts under masks; with `attention` also how much goes to each segment."""
 
-    def blocking(self, layout: Layout) -> Blocked:
+    def blocking(self, layout: Layout) -> ReadBlocked:
         """What reads a prompt under the usual mask with attention edges blocked."""
 
 
@@ -71,7 +71,7 @@ class DecoderReader:
         """See `hopscope.engine.masked.read.read`."""
         return read(self.model, versions, read_out, attention=attention, openings=self.prefixes)
 
-    def blocking(self, layout: Layout) -> Blocked:
+    def blocking(self, layout: Layout) -> ReadBlocked:
         """A sweep over the prompt's clean run."""
         clean = clean_run(self.model, layout.ids, Prefix())
 
@@ -101,7 +101,7 @@ class EncoderDecoderReader:
         """See `read_encoder_decoder`."""
         return read_encoder_decoder(self.model, versions, read_out, attention=attention)
 
-    def blocking(self, layout: Layout) -> Blocked:
+    def blocking(self, layout: Layout) -> ReadBlocked:
         """Reads the prompt under masks."""
 
         def run(knockouts: Sequence[Knockout | None], read_out: ReadOut) -> CellOutputs:

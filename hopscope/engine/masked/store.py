@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from hopscope.engine.attention import forward_streams
 from hopscope.engine.cache import KeysValues, MaskedCache
 from hopscope.engine.masked.batch import PaddedBatch, in_batches
+from hopscope.engine.masked.prompt import PromptRow
 from hopscope.engine.masked.rotary import rotary_of
 from hopscope.engine.masked.units import DividedPrompt, Unit
 from hopscope.models.language_model import LanguageModel
@@ -63,20 +65,25 @@ class AnswerRow:
         return tail if last in tail else np.append(tail, last)
 
     @cached_property
-    def before(self) -> tuple[list[Unit], int]:
-        """The units that come before, and how many of their last tokens do not."""
+    def before(self) -> list[Unit]:
+        """The units that come before; of the last one only the tokens that are not run."""
         last, tail = self.prompt.last, [] if self.tail is None else self.tail.units
         outside = _outside([*tail, last], [*tail, last])
-        if len(last.tokens) > 1 and not any(unit is last for unit in tail):
-            return [*outside, last], 1
-        return outside, 0
+        whole = len(last.tokens) == 1 or any(unit is last for unit in tail)
+        return outside if whole else [*outside, last]
 
     @cached_property
     def places(self) -> np.ndarray:
         """The places of what comes before."""
-        units, less = self.before
-        places = _places(units)
-        return places[: len(places) - less]
+        places = _places(self.before)
+        return places[~np.isin(places, self.tokens)]
+
+
+class UnitRow(PromptRow, Protocol):
+    """A row that runs after units whose keys and values are stored."""
+
+    @property
+    def before(self) -> list[Unit]: ...
 
 
 def _outside(units: Sequence[Unit], own: Sequence[Unit]) -> list[Unit]:
@@ -134,32 +141,31 @@ class UnitStore:
 
     def cache(
         self,
-        rows: Sequence[tuple[Sequence[Unit], int]],
+        rows: Sequence[UnitRow],
         more: int,
         *,
         growing: bool = False,
         record_patterns: bool = False,
     ) -> MaskedCache:
-        """A cache that holds the keys and values of the units of each row, padded on the left.
+        """A cache that holds the keys and values of what comes before, padded on the left.
 
         Args:
-            rows: for each row its units, and how many of their last tokens to leave out.
+            rows: the rows that are to run.
             more: how many tokens are to come.
             growing: whether they come in more than one pass.
             record_patterns: keep the attention weights of each pass.
         """
-        lengths = [len(_places(units)) - less for units, less in rows]
-        longest = max(lengths)
+        longest = max(len(row.places) for row in rows)
         moved = torch.zeros(len(rows), longest, dtype=torch.long)
-        for row, ((units, _), length) in enumerate(zip(rows, lengths, strict=True)):
-            by = [unit.base - self.kept[unit.key].base for unit in units]
-            each = np.repeat(by, [len(unit.tokens) for unit in units])[:length]
-            moved[row, longest - length :] = torch.as_tensor(each, dtype=torch.long)
+        for index, row in enumerate(rows):
+            by = [unit.base - self.kept[unit.key].base for unit in row.before]
+            each = np.repeat(by, [len(unit.tokens) for unit in row.before])[: len(row.places)]
+            moved[index, longest - len(each) :] = torch.as_tensor(each, dtype=torch.long)
         rotary = rotary_of(self.model) if bool(moved.any()) else None
         angles = None if rotary is None else rotary.angles(moved)
 
         def past(layer: int) -> KeysValues:
-            keys, values = (self._filled(rows, lengths, layer, part, more) for part in (0, 1))
+            keys, values = (self._filled(rows, layer, part, longest, more) for part in (0, 1))
             if rotary is not None and angles is not None:
                 rotary.turn(keys[:, :, :longest], *angles(layer))
             return keys, values
@@ -174,29 +180,24 @@ class UnitStore:
         )
 
     def _filled(
-        self,
-        rows: Sequence[tuple[Sequence[Unit], int]],
-        lengths: Sequence[int],
-        layer: int,
-        part: int,
-        more: int,
+        self, rows: Sequence[UnitRow], layer: int, part: int, longest: int, more: int
     ) -> Tensor:
         """The keys (0) or values (1) of one block, with room for more."""
-        like, longest = next(iter(self.kept.values())).layers[layer][part], max(lengths)
+        like = next(iter(self.kept.values())).layers[layer][part]
         filled = like.new_zeros(len(rows), like.shape[0], longest + more, like.shape[2])
-        for row, ((units, _), length) in enumerate(zip(rows, lengths, strict=True)):
-            start = longest - length
-            for unit in units:
+        for index, row in enumerate(rows):
+            start = longest - len(row.places)
+            for unit in row.before:
                 stop = min(longest, start + len(unit.tokens))
                 piece = self.kept[unit.key].layers[layer][part]
-                filled[row, :, start:stop] = piece[:, : stop - start]
+                filled[index, :, start:stop] = piece[:, : stop - start]
                 start = stop
         return filled
 
     def _compute(self, passes: Sequence[UnitPass]) -> None:
         """Run some passes as the rows of one batch, padded on the left, and keep their units."""
         longest = max(len(each.tokens) for each in passes)
-        cache = self.cache([(each.before, 0) for each in passes], longest)
+        cache = self.cache(passes, longest)
         batch = PaddedBatch.of(self.model, passes, cache.n_seen())
         forward_streams(self.model, cache, batch.ids, batch.plan)
         for row, each in enumerate(passes):

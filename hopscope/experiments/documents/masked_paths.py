@@ -19,7 +19,7 @@ from hopscope.documents.orders import Order, order_name
 from hopscope.documents.question_set import QuestionSet
 from hopscope.documents.templates import Template
 from hopscope.engine.edits import Knockout
-from hopscope.engine.masked.reader import Blocked
+from hopscope.engine.masked.reader import ReadBlocked
 from hopscope.errors import QueryError, UsageError
 from hopscope.experiments.arguments import check_choice, check_layers
 from hopscope.experiments.randomness import seeded
@@ -200,7 +200,7 @@ class _Blocker:
         return {"frame": frame, "details": pd.DataFrame(details)}
 
     def _answers(
-        self, blocking: Blocked, asked: Asked, cells: Sequence[Knockout | None]
+        self, blocking: ReadBlocked, asked: Asked, cells: Sequence[Knockout | None]
     ) -> Answers:
         """What is answered in each cell of a prompt."""
         tokens = self.asker.model.answer_tokens(asked.question.names)
