@@ -12,7 +12,8 @@ import torch
 from jaxtyping import install_import_hook
 
 with install_import_hook(
-    ["hopscope.engine.attention", "hopscope.engine.sweep"], "beartype.beartype"
+    ["hopscope.engine.attention", "hopscope.engine.read_out", "hopscope.engine.sweep"],
+    "beartype.beartype",
 ):
     import hopscope.engine.attention
     import hopscope.engine.sweep  # noqa: F401

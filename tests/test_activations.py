@@ -235,16 +235,16 @@ def test_texts_are_read_at_their_last_token(tiny_model: LanguageModel) -> None:
 def test_one_shared_prefix_is_computed_once(
     llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hopscope.engine import attention
+    from hopscope.engine import prefix_store
 
     computed: list[int] = []
-    extend = attention.extend
+    extend = prefix_store.extend
 
     def counting(model: LanguageModel, prefix: cache.Prefix, ids: Sequence[int]) -> Any:
         computed.append(len(ids))
         return extend(model, prefix, ids)
 
-    monkeypatch.setattr(attention, "extend", counting)
+    monkeypatch.setattr(prefix_store, "extend", counting)
     prompts = some_prompts(DEMONSTRATIONS)
     capture(llama, prompts, positions=["e1"], batch_size=1)
     assert computed == [TokenizedPrompt.of(llama, prompts[0]).n_shared]

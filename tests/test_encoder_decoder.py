@@ -334,6 +334,24 @@ def test_batches_equal_single_rows() -> None:
             torch.testing.assert_close(read.masses[index], one.masses[0], atol=1e-5, rtol=1e-4)
 
 
+def test_a_batch_is_halved_when_memory_runs_out(caplog: pytest.LogCaptureFixture) -> None:
+    model, versions = model_of(), [Version(layout(), mask) for mask in MASKS]
+    expected = read_encoder_decoder(model, versions, ALL)
+
+    def hook(_: Any, __: Any, output: Any) -> None:
+        if len(output.last_hidden_state) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = model.encoder.register_forward_hook(hook)
+    try:
+        found = read_encoder_decoder(model, versions, ALL)
+    finally:
+        handle.remove()
+    assert f"out of memory with {len(MASKS)} rows; going on with {len(MASKS) // 2}" in caplog.text
+    assert found.outputs.tokens == expected.outputs.tokens
+    torch.testing.assert_close(found.outputs.tracked, expected.outputs.tracked)
+
+
 def test_versions_that_cannot_differ_are_encoded_once() -> None:
     model, rows = model_of(), list[int]()
     handle = model.encoder.register_forward_pre_hook(

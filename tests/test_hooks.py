@@ -22,8 +22,8 @@ from hopscope.engine.edits import Edit, Knockout, Patch, PatchSite
 from hopscope.engine.hooks import (
     blocking_attention,
     edit,
-    reading_input,
     recording,
+    rewriting_input,
     rewriting_output,
     rewriting_residual,
     stacked,
@@ -397,7 +397,7 @@ OPEN: dict[str, Callable[[LanguageModel], AbstractContextManager[None]]] = {
     "recording": lambda m: recording(m, ["resid_pre", "attn_out", "mlp_out", "head_input"], {}),
     "rewriting_residual": rewriting,
     "rewriting_output": lambda m: rewriting_output(m.mlp(0), lambda hidden: None),
-    "reading_input": lambda m: reading_input(m.head_projection(0), lambda hidden: None),
+    "rewriting_input": lambda m: rewriting_input(m.head_projection(0), lambda hidden: None),
 }
 
 
@@ -413,7 +413,7 @@ def test_hooks_are_removed_also_after_an_error(name: str) -> None:
     assert hooks(model.hf) == before
 
 
-@pytest.mark.parametrize("name", ["rewriting_residual", "rewriting_output", "reading_input"])
+@pytest.mark.parametrize("name", ["rewriting_residual", "rewriting_output", "rewriting_input"])
 def test_looking_changes_nothing(tiny_model: LanguageModel, name: str) -> None:
     ids = tokens(tiny_model)
     clean = logits(tiny_model, ids)

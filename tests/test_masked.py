@@ -25,14 +25,15 @@ from multidoc import (
     with_attention,
     with_one_more,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 import hopscope.engine.masked.read
+import hopscope.engine.masked.store
 from hopscope.documents.lay_out import lay_out
 from hopscope.documents.layout import Layout
 from hopscope.documents.question_set import Document
 from hopscope.engine.masked.read import read
-from hopscope.engine.masked.store import Openings
+from hopscope.engine.masked.store import PrefixCache
 from hopscope.engine.plain import plain_read
 from hopscope.engine.read_out import Readings, ReadOut, Version
 from hopscope.engine.support import shares_prefixes
@@ -162,6 +163,23 @@ def test_little_memory_gives_the_same(name: str, max_memory: int) -> None:
     model = loaded(name)
     readings = read(model, variants(model), READ, max_memory=max_memory)
     assert_reads(readings.outputs, expected(name), TRACK)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_batch_is_halved_when_memory_runs_out(
+    llama: LanguageModel, rows: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    def hook(_: nn.Module, __: Any, hidden: Tensor) -> None:
+        if len(hidden) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = llama.final_norm.register_forward_hook(hook)
+    try:
+        readings = read(llama, variants(llama), READ)
+    finally:
+        handle.remove()
+    assert_reads(readings.outputs, expected("tiny-random-llama"), TRACK)
+    assert "out of memory" in caplog.text
 
 
 def test_little_memory_gives_the_same_masses(llama: LanguageModel) -> None:
@@ -350,12 +368,13 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     counts: list[int] = []
     before = hopscope.engine.masked.read.forward_streams
 
-    def counted(model: LanguageModel, cache: Any, ids: Tensor, **options: Any) -> Tensor:
+    def counted(model: LanguageModel, cache: Any, ids: Tensor, plan: Any) -> Tensor:
         counts.append(ids.numel())
-        return before(model, cache, ids, **options)
+        return before(model, cache, ids, plan)
 
     with monkeypatch.context() as patch:
-        patch.setattr(hopscope.engine.masked.read, "forward_streams", counted)
+        for module in (hopscope.engine.masked.read, hopscope.engine.masked.store):
+            patch.setattr(module, "forward_streams", counted)
         yield counts
 
 
@@ -484,7 +503,7 @@ def test_openings_are_computed_once_for_all_questions_and_give_the_same(
         Version(laid(model, order, question=OTHER), causal()) for order in ("original", "backward")
     ]
     n_opening = lengths(first[0].layout)[0]
-    openings = Openings()
+    openings = PrefixCache()
     without = [computed(monkeypatch, model, each) for each in (first, second)]
     with_openings = [computed(monkeypatch, model, e, openings=openings) for e in (first, second)]
     assert with_openings == [without[0], without[1] - n_opening]
@@ -497,7 +516,7 @@ def test_openings_are_computed_once_for_all_questions_and_give_the_same(
 
 
 def test_no_more_openings_are_kept_than_were_asked_for(llama: LanguageModel) -> None:
-    openings = Openings(most=2)
+    openings = PrefixCache(most=2)
     for text in ("One.\n", "Two.\n", "Three.\n"):
         template = replace(SHORT, instruction=text)
         versions = [

@@ -1,4 +1,4 @@
-"""Layout and Histories against every cell run on its own, with symbols for hidden states.
+"""RowLayout and Histories against every cell run on its own, with symbols for hidden states.
 
 A state is a number that stands for everything it was computed from: the tokens, the edit, and the
 keys and values that its row has seen. Two states are equal only if all of that is.
@@ -16,7 +16,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hopscope.engine.rows import Histories, Layout
+from hopscope.engine.rows import Histories, RowLayout
 
 State = int
 Past = tuple[State, ...]
@@ -118,7 +118,7 @@ class Rows:
         self.cells, self.symbols = cells, symbols
         self.pasts: list[list[Past]] = [[] for _ in range(cells.n_layers)]
 
-    def run(self, layout: Layout, inputs: Sequence[State], step: int) -> Pass:
+    def run(self, layout: RowLayout, inputs: Sequence[State], step: int) -> Pass:
         entries, parents = layout.on(torch.device("cpu"))
         rows, made = list(inputs), Pass([], [])
         for boundary, entry in enumerate(entries):
@@ -150,7 +150,7 @@ class Rows:
 
 def run_together(
     cells: Cells, symbols: Symbols
-) -> tuple[list[tuple[Pass, Layout]], list[tuple[int, ...]]]:
+) -> tuple[list[tuple[Pass, RowLayout]], list[tuple[int, ...]]]:
     """All cells as rows, as the engine runs them."""
     rows, layout, passes = Rows(cells, symbols), None, []
     histories = Histories.first(np.array(cells.start), np.array(cells.split))

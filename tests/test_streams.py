@@ -15,12 +15,13 @@ from transformers import DynamicCache
 
 from hopscope.engine.attention import (
     ATTENTION_NAME,
+    Pass,
     attending,
     extend,
     forward_streams,
     shared_prefix_attention,
 )
-from hopscope.engine.cache import Prefix, StreamCache
+from hopscope.engine.cache import PassPlan, Prefix, StreamCache
 from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.support import shares_prefixes
 from hopscope.models.language_model import LanguageModel
@@ -85,10 +86,10 @@ class Attention:
         ids, own = tuple(range(self.prefix)), self.prefix + self.past
         layer = keys[:1, :, : self.prefix], values[:1, :, : self.prefix]
         cache = StreamCache(Prefix(ids, (layer,)) if ids else Prefix(), 1, record_patterns=True)
-        if self.past:
-            cache.update(keys[:, :, self.prefix : own], values[:, :, self.prefix : own], 0)
-        key, value = cache.update(keys[:, :, own:], values[:, :, own:], 0)
-        with attending(model, cache):
+        with attending(model, cache) as active:
+            if self.past:
+                active.update(keys[:, :, self.prefix : own], values[:, :, self.prefix : own], 0)
+            key, value = active.update(keys[:, :, own:], values[:, :, own:], 0)
             output, _ = shared_prefix_attention(
                 nn.Identity(),
                 query,
@@ -125,9 +126,9 @@ def test_attention_by_hand(llama: LanguageModel, attention: Attention) -> None:
 def test_attention_keeps_the_dtype(llama: LanguageModel, dtype: torch.dtype) -> None:
     query, keys, values = (t.to(dtype) for t in Attention(4, 0, 3, 5, 1.5, True, None).tensors())
     cache = StreamCache(Prefix(tuple(range(4)), ((keys[:1, :, :4], values[:1, :, :4]),)), 1)
-    key, value = cache.update(keys[:, :, 4:], values[:, :, 4:], 0)
     sinks = torch.zeros(HEADS, dtype=dtype)
-    with attending(llama, cache):
+    with attending(llama, cache) as active:
+        key, value = active.update(keys[:, :, 4:], values[:, :, 4:], 0)
         output, _ = shared_prefix_attention(
             nn.Identity(), query, key, value, None, sliding_window=5, softcap=1.5, s_aux=sinks
         )
@@ -151,20 +152,19 @@ def test_attention_is_the_models_own_again_afterwards(llama: LanguageModel) -> N
 def test_rows_take_over_the_past_of_their_parents() -> None:
     cache = StreamCache(Prefix(), 1)
     keys = torch.arange(3.0).reshape(3, 1, 1, 1)
-    cache.update(keys, -keys, 0)
-    cache.parents[0] = torch.tensor([2, 0, 0, 1])
-    new = torch.full((4, 1, 1, 1), 9.0)
-    keys, values = cache.update(new, -new, 0)
+    Pass(cache, PassPlan()).update(keys, -keys, 0)
+    new, second = torch.full((4, 1, 1, 1), 9.0), Pass(cache, PassPlan([torch.tensor([2, 0, 0, 1])]))
+    keys, values = second.update(new, -new, 0)
     assert keys[:, 0, :, 0].tolist() == [[2, 9], [0, 9], [0, 9], [1, 9]]
     assert torch.equal(values, -keys)
-    assert cache.get_seq_length() == 2
-    assert cache.get_mask_sizes(1) == (3, 0)
+    assert second.get_seq_length() == cache.n_seen() == 2
+    assert second.get_mask_sizes(1) == (3, 0)
 
 
 def test_the_prefix_counts_as_seen() -> None:
     layer = torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2)
-    assert StreamCache(Prefix((1, 2, 3, 4), (layer,)), 1).get_seq_length() == 4
-    assert StreamCache(Prefix(), 1).get_seq_length() == 0
+    assert StreamCache(Prefix((1, 2, 3, 4), (layer,)), 1).n_seen() == 4
+    assert StreamCache(Prefix(), 1).n_seen() == 0
 
 
 TEXT = "The capital of the country of the Colosseum is Rome. The capital of Spain is"
@@ -224,9 +224,28 @@ def test_rows_over_a_prefix_equal_whole_prompts(tiny_model: LanguageModel) -> No
     cache = StreamCache(extend(tiny_model, Prefix(), ids), tiny_model.n_layers)
     whole = torch.cat([torch.tensor([ids] * 3), endings], dim=1)
     with torch.no_grad():
-        logits = forward_streams(tiny_model, cache, endings, len(ids))
+        logits = forward_streams(tiny_model, cache, endings)
         expected = tiny_model.hf(input_ids=whole).logits[:, -1]
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_rows_go_contiguous_into_the_unembedding(
+    tiny_model: LanguageModel, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a matrix product of half precision copies the unembedding for every row."""
+    seen: list[bool] = []
+    original = tiny_model.unembedding.forward
+
+    def forward(hidden: Tensor) -> Any:
+        seen.append(hidden.is_contiguous())
+        return original(hidden)
+
+    monkeypatch.setattr(tiny_model.unembedding, "forward", forward)
+    cache = StreamCache(Prefix(), tiny_model.n_layers)
+    with torch.no_grad():
+        forward_streams(tiny_model, cache, torch.tensor([tokens(tiny_model)] * rows))
+    assert seen == [True]
 
 
 @pytest.fixture
@@ -239,7 +258,7 @@ def computed(llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[tupl
         seen.append(ids)
         return extend(model, prefix, ids)
 
-    monkeypatch.setattr("hopscope.engine.attention.extend", counting)
+    monkeypatch.setattr("hopscope.engine.prefix_store.extend", counting)
     return seen
 
 

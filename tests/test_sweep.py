@@ -561,11 +561,24 @@ def test_another_entity_is_read_beside_the_answer(
     problem = Problem.of(llama)
     logits = problem.plain([[]], 0)[0].logits
     chosen = logits.argsort(descending=True)[[4, 6]].tolist()
-    outputs = sweep(llama, problem.ids, [[]], ReadOut(answers, beside=tuple(chosen)))
-    assert outputs.beside_rank.tolist() == [4]
+    outputs = sweep(llama, problem.ids, [[]], ReadOut(answers, also_rank=tuple(chosen)))
+    assert outputs.also_rank.tolist() == [4]
     expected = torch.log_softmax(logits, -1)[chosen[0]]
-    torch.testing.assert_close(outputs.beside_logprob[0], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(outputs.also_logprob[0], expected, atol=1e-4, rtol=0)
     assert (outputs.rank.tolist() == [-1]) == (not answers)
+
+
+def test_old_names_of_what_is_ranked_beside_the_answer_go_on_working(
+    llama: LanguageModel,
+) -> None:
+    old, new = ReadOut((5,), beside=(7, 8)), ReadOut((5,), also_rank=(7, 8))
+    assert old == new
+    assert old.beside == replace(old, max_new_tokens=2).also_rank == (7, 8)
+    outputs = sweep(llama, Problem.of(llama).ids, [[]], old)
+    assert outputs.beside_rank is outputs.also_rank
+    assert outputs.beside_logprob is outputs.also_logprob
+    with pytest.raises(TypeError, match="also_rank"):
+        ReadOut(beside=(7,), also_rank=(8,))
 
 
 def test_shapes_and_types_are_checked_in_tests(llama: LanguageModel) -> None:

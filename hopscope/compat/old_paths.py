@@ -94,6 +94,7 @@ MOVED: Mapping[str, Sequence[str]] = {
         "engine.plain",
         "engine.masked.units",
         "engine.masked.store",
+        "engine.masked.batch",
     ),
     "masks": ("masks.algebra", "masks.named", "masks.lowering"),
     "models": ("models.load", "models.language_model", "models.encoder_decoder"),
@@ -176,6 +177,7 @@ MOVED: Mapping[str, Sequence[str]] = {
 }
 """For each module of version 0.1, relative to `hopscope`, the modules that hold its names today."""
 RENAMED: Mapping[str, str] = {
+    "RATHER_ALIKE": "MIN_LENGTH_RATIO",
     "ALONE": "STANDALONE_FIGURES",
     "Setting": "Settings",
 }

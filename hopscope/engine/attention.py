@@ -1,4 +1,4 @@
-"""Provides the keys and values of many rows over one shared prefix, and attention over them.
+"""Provides attention of many rows over one shared prefix, and the passes that use it.
 
 A row attends to the prefix, which is stored once, and to its own tokens. The scores against the
 prefix are one matrix product for all rows, so the prefix is never copied per row.
@@ -6,7 +6,6 @@ prefix are one matrix product for all rows, so the prefix is never copied per ro
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,17 +16,47 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AttentionInterface
+from transformers import AttentionInterface, Cache
 
-from hopscope.engine.cache import MaskedCache, Prefix, StreamCache
+from hopscope.engine.cache import KeysValues, PassPlan, Prefix, StreamCache
+from hopscope.engine.hooks import contiguous_rows
 from hopscope.models.language_model import LanguageModel
-
-logger = logging.getLogger(__name__)
 
 ATTENTION_NAME = "hopscope_shared_prefix"
 
 
-_active: ContextVar[StreamCache | None] = ContextVar("hopscope_stream_cache", default=None)
+class Pass(Cache):
+    """One pass over a cache, as a model is given it: transformers' interface, and the plan.
+
+    Args:
+        cache: the keys and values of what came before; it grows by the tokens of the pass.
+        plan: what the pass does.
+
+    Attributes:
+        at_layer: the block that runs.
+    """
+
+    def __init__(self, cache: StreamCache, plan: PassPlan) -> None:
+        super().__init__(layers=[])
+        self.cache, self.plan, self.at_layer = cache, plan, 0
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> KeysValues:
+        """Append the keys and values of the pass's tokens; all that the rows have of their own."""
+        self.at_layer = layer_idx
+        return self.cache.append((key_states, value_states), layer_idx, self.plan)
+
+    def get_seq_length(self, layer_idx: int = 0, *_: Any, **__: Any) -> int:
+        """Number of tokens that each row has seen."""
+        return self.cache.n_seen(layer_idx)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """Length and offset of the keys, as mask builders ask for them."""
+        return self.get_seq_length(layer_idx) + query_length, 0
+
+
+_active: ContextVar[Pass | None] = ContextVar("hopscope_pass", default=None)
 
 
 def shared_prefix_attention(
@@ -42,53 +71,62 @@ def shared_prefix_attention(
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Float[Tensor, "row query head head_dim"], Tensor | None]:
-    """Attention of each row to the shared prefix and to its own tokens, both causal.
+    """Attention of each row to the shared prefix and to its own tokens.
 
-    The signature is that of transformers' attention functions; its mask is not used, since
-    what a token sees follows from its position.
+    The signature is that of transformers' attention functions; its mask is not used, since the
+    cache says what a token sees.
     """
-    cache = _active.get()
-    assert cache is not None, "hopscope's attention function is only used inside `attending`"
-    groups = query.shape[1] // key.shape[1]
+    active = _active.get()
+    assert active is not None, "hopscope's attention function is only used inside `attending`"
+    cache, layer, n_queries = active.cache, active.at_layer, query.shape[2]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    grouped = rearrange(query, "row (kv group) q d -> row kv (group q) d", group=groups)
-    visible = None
-    if isinstance(cache, MaskedCache):
-        visible = cache.sees(query.shape[2], sliding_window, query.device)
-        plain = softcap is None and s_aux is None and cache.patterns is None
-        if plain and query.shape[2] > 1:
-            return _fused(query, key, value, visible, scale), None
-    before = cache.prefix.layers[cache.at_layer] if len(cache.prefix) else None
-    parts = [] if before is None else [_prefix_scores(grouped, before[0])]
-    scores = torch.cat([*parts, grouped @ key.transpose(-1, -2)], dim=-1) * scale
+    shape = n_queries, len(cache.prefix) + key.shape[2]
+    visible = cache.visible(layer, active.plan, shape, sliding_window, query.device)
+    plain = softcap is None and s_aux is None and cache.patterns is None
+    if cache.fuses and plain and n_queries > 1:
+        return _fused(query, key, value, visible, scale), None
+    scores = _scores(cache, layer, query, key) * scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    scores = rearrange(scores, "row kv (group q) k -> row kv group q k", group=groups)
     if cache.scores is not None:
-        cache.scores[cache.at_layer] = rearrange(scores, "row kv g q k -> row (kv g) q k")
+        cache.scores[layer] = scores.flatten(1, 2)
+    if visible is None and n_queries > 1:
+        visible = scores.new_ones((1, 1, *shape), dtype=torch.bool).tril(shape[1] - shape[0])
     if visible is not None:
-        group = groups if visible.shape[1] > 1 else 1
-        seen = rearrange(visible, "row (kv group) q k -> row kv group q k", group=group)
-        hidden: Tensor | None = ~seen
-    else:
-        sizes = query.shape[2], scores.shape[-1]
-        hidden = _hidden_keys(cache, *sizes, sliding_window, scores.device)
-    if hidden is not None:
-        scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
-    blocked = cache.blocked.get(cache.at_layer)
-    if blocked is not None:
-        group = groups if blocked.shape[1] > 1 else 1
-        blocked = rearrange(blocked, "row (kv group) q k -> row kv group q k", group=group)
-        scores = scores.masked_fill(blocked.to(scores.device), torch.finfo(scores.dtype).min)
+        groups = scores.shape[2] if visible.shape[1] > 1 else 1
+        visible = rearrange(visible, "row (kv group) q k -> row kv group q k", group=groups)
+        scores = torch.where(visible, scores, torch.finfo(scores.dtype).min)
     weights = _softmax(scores, s_aux).to(value.dtype)
     if cache.patterns is not None:
-        cache.patterns[cache.at_layer] = rearrange(weights, "row kv g q k -> row (kv g) q k")
+        cache.patterns[layer] = weights.flatten(1, 2)
+    return _weighted(cache, layer, weights, value), None
+
+
+def _scores(cache: StreamCache, layer: int, query: Tensor, key: Tensor) -> Tensor:
+    """Products of queries and keys, the prefix's first: (row, kv_head, group, query, key)."""
+    groups = query.shape[1] // key.shape[1]
+    grouped = rearrange(query, "row (kv group) q d -> row kv (group q) d", group=groups)
+    scores = grouped @ key.transpose(-1, -2)
+    if len(cache.prefix):
+        keys = cache.prefix.layers[layer][0][0]
+        flat = rearrange(grouped, "row kv q d -> kv (row q) d") @ keys.transpose(-1, -2)
+        before = rearrange(flat, "kv (row q) k -> row kv q k", row=len(query))
+        scores = torch.cat([before, scores], dim=-1)
+    return rearrange(scores, "row kv (group q) k -> row kv group q k", group=groups)
+
+
+def _weighted(cache: StreamCache, layer: int, weights: Tensor, value: Tensor) -> Tensor:
+    """The values summed by weights (row, kv_head, group, query, key): (row, query, head, d)."""
+    groups = weights.shape[2]
     weights = rearrange(weights, "row kv group q k -> row kv (group q) k")
-    output = weights[..., -key.shape[2] :] @ value
-    if before is not None:
-        output = output + _prefix_values(weights[..., : len(cache.prefix)], before[1])
+    output = weights[..., -value.shape[2] :] @ value
+    if len(cache.prefix):
+        values = cache.prefix.layers[layer][1][0]
+        before = rearrange(weights[..., : len(cache.prefix)], "row kv q k -> kv (row q) k")
+        rows = rearrange(before @ values, "kv (row q) d -> row kv q d", row=len(value))
+        output = output + rows
     output = rearrange(output, "row kv (group q) d -> row q (kv group) d", group=groups)
-    return output.contiguous(), None
+    return output.contiguous()
 
 
 def _fused(
@@ -110,38 +148,6 @@ def _fused(
     return output.transpose(1, 2).contiguous()
 
 
-def _prefix_scores(grouped: Tensor, keys: Tensor) -> Tensor:
-    rows = grouped.shape[0]
-    flat = rearrange(grouped, "row kv q d -> kv (row q) d")
-    return rearrange(flat @ keys[0].transpose(-1, -2), "kv (row q) k -> row kv q k", row=rows)
-
-
-def _prefix_values(weights: Tensor, values: Tensor) -> Tensor:
-    rows = weights.shape[0]
-    flat = rearrange(weights, "row kv q k -> kv (row q) k")
-    return rearrange(flat @ values[0], "kv (row q) d -> row kv q d", row=rows)
-
-
-def _hidden_keys(
-    cache: StreamCache, n_queries: int, n_keys: int, window: int | None, device: torch.device
-) -> Tensor | None:
-    """Which keys a query does not see: later ones, those outside the window, and padding.
-
-    Returns:
-        Booleans that broadcast to (row, kv_head, group, query, key), or None if it sees all.
-    """
-    if cache.padding is None and n_queries == 1 and (window is None or n_keys <= window):
-        return None
-    keys = torch.arange(n_keys, device=device)
-    queries, own = keys[-n_queries:, None], keys >= len(cache.prefix)
-    padding: Tensor | int = 0
-    if cache.padding is not None:
-        padding = rearrange(cache.padding.to(device), "row -> row 1 1 1 1")
-    distance = (queries - padding) - (keys - padding * own)
-    hidden = (distance < 0) | (own & (keys < len(cache.prefix) + padding))
-    return hidden if window is None else hidden | (distance >= window)
-
-
 def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
     if sinks is None:
         return torch.softmax(scores, dim=-1, dtype=torch.float32)
@@ -155,48 +161,47 @@ AttentionInterface.register(ATTENTION_NAME, shared_prefix_attention)
 
 
 @contextmanager
-def attending(model: LanguageModel, cache: StreamCache) -> Iterator[None]:
-    """Let the model's attention read `cache` while the context is open."""
+def attending(
+    model: LanguageModel, cache: StreamCache, plan: PassPlan | None = None
+) -> Iterator[Pass]:
+    """Let the model's attention read `cache`, as `plan` says, while the context is open.
+
+    Returns:
+        What the model is given in place of a cache of its own.
+    """
     before = model.config._attn_implementation
-    token = _active.set(cache)
+    active = Pass(cache, plan or PassPlan())
+    token = _active.set(active)
     model.config._attn_implementation = ATTENTION_NAME
     try:
-        yield
+        yield active
     finally:
         model.config._attn_implementation = before
         _active.reset(token)
 
 
 def forward_streams(
-    model: LanguageModel,
-    cache: StreamCache,
-    ids: Tensor,
-    seen: int = 0,
-    positions: Tensor | None = None,
+    model: LanguageModel, cache: StreamCache, ids: Tensor, plan: PassPlan | None = None
 ) -> Tensor:
-    """Run rows of tokens that follow `seen` earlier ones.
+    """Run the next tokens of some rows.
 
     Args:
         model: the model.
         cache: the keys and values of what came before; it grows by these tokens.
-        ids: shape (rows, tokens).
-        seen: number of tokens before, padding included.
-        positions: their position ids, shape (rows, tokens), where they do not just follow.
+        ids: shape (row, token).
+        plan: what the pass does besides; nothing if None.
 
     Returns:
-        Logits of each row's last token, shape (rows, vocabulary).
+        Logits of each row's last token, shape (row, vocabulary); a pass may end with more rows
+        than it begins with.
     """
-    if positions is None:
-        positions = torch.arange(seen, seen + ids.shape[1], device=ids.device)[None]
-        if cache.padding is not None:
-            positions = (positions - cache.padding[:, None]).clamp(min=0)
-    with attending(model, cache):
+    with attending(model, cache, plan) as active, contiguous_rows(model):
         output = model.hf(
             input_ids=ids,
-            position_ids=positions,
+            position_ids=cache.positions(ids.shape[1], active.plan, ids.device),
             use_cache=True,
             logits_to_keep=1,
-            **{model.cache_argument: cache},
+            **{model.cache_argument: active},
         )
     return output.logits[:, -1]  # type: ignore[no-any-return]
 
@@ -205,6 +210,5 @@ def forward_streams(
 def extend(model: LanguageModel, prefix: Prefix, ids: Sequence[int]) -> Prefix:
     """The prefix with more tokens behind it."""
     cache = StreamCache(prefix, model.n_layers)
-    row = torch.tensor([list(ids)], device=model.device)
-    forward_streams(model, cache, row, len(prefix))
+    forward_streams(model, cache, torch.tensor([list(ids)], device=model.device))
     return cache.as_prefix(ids)

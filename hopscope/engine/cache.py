@@ -1,14 +1,12 @@
-"""Provides the keys and values that rows share and those that they have to themselves."""
+"""Provides the keys and values of rows, what a pass over them does, and what its tokens see."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import Cache
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -37,8 +35,31 @@ class Prefix:
         return Prefix(self.ids[:length], kept)
 
 
-class StreamCache(Cache):
-    """The rows' own keys and values, beside a prefix that they share.
+@dataclass(frozen=True, eq=False)
+class PassPlan:
+    """What one pass over a cache does besides running each row's next tokens.
+
+    Attributes:
+        parents: for each block the row of the pass before whose past each row takes over, shape
+            (row,), or None where rows stay as they are; empty if they do in all blocks.
+        padding: how many of each row's own first tokens are padding, shape (row,); None if none.
+        blocked: by block, the attention edges that are cut: booleans of shape (row, head or 1,
+            query, key), the keys of the shared prefix included.
+        visible: for each block the keys that each query sees: booleans of shape (row, head or 1,
+            query, key), or None where it is causal. Only for a `MaskedCache`.
+        positions: the position ids of the tokens, shape (row, token); for a `MaskedCache` those
+            of all keys, by which sliding windows are measured. None where they just follow.
+    """
+
+    parents: Sequence[Tensor | None] = ()
+    padding: Tensor | None = None
+    blocked: Mapping[int, Tensor] = field(default_factory=dict)
+    visible: Sequence[Tensor | None] = ()
+    positions: Tensor | None = None
+
+
+class StreamCache:
+    """The keys and values of rows, beside a prefix that they share and that is stored once.
 
     Args:
         prefix: what all rows have in common.
@@ -47,10 +68,11 @@ class StreamCache(Cache):
         record_scores: keep what they are the softmax of in `scores`, before anything is masked.
 
     Attributes:
-        padding: number of each row's own first tokens that are padding, if any are.
-        blocked: by block, the edges of the next pass that are blocked: booleans of shape
-            (row, head or 1, query, key), the prefix's keys included.
+        own: by block, each row's own keys and values, shape (row, kv_head, token, head_dim).
+        fuses: whether all keys lie in one tensor, so that torch's own attention can read them.
     """
+
+    fuses = False
 
     def __init__(
         self,
@@ -59,42 +81,71 @@ class StreamCache(Cache):
         record_patterns: bool = False,
         record_scores: bool = False,
     ) -> None:
-        super().__init__(layers=[])
         self.prefix = prefix
         self.own: list[KeysValues | None] = [None] * n_layers
-        self.parents: list[Tensor | None] = [None] * n_layers
-        self.padding: Tensor | None = None
-        self.blocked: Mapping[int, Tensor] = {}
         self.patterns: dict[int, Tensor] | None = {} if record_patterns else None
         self.scores: dict[int, Tensor] | None = {} if record_scores else None
-        self.at_layer = 0
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> KeysValues:
-        """Append this pass's tokens, after each row has taken over its parent's past."""
-        keys, values = key_states, value_states
-        past = self.own[layer_idx]
-        if past is not None:
-            past_keys, past_values = (self._inherited(part, layer_idx) for part in past)
-            keys = torch.cat([past_keys, keys], dim=2)
-            values = torch.cat([past_values, values], dim=2)
-        self.own[layer_idx] = (keys, values)
-        self.at_layer = layer_idx
-        return keys, values
-
-    def _inherited(self, part: Tensor, layer_idx: int) -> Tensor:
-        parents = self.parents[layer_idx]
-        return part if parents is None else part.index_select(0, parents.to(part.device))
-
-    def get_seq_length(self, layer_idx: int = 0, *_: Any, **__: Any) -> int:
-        """Number of tokens that each row has seen."""
-        own = self.own[layer_idx]
+    def n_seen(self, layer: int = 0) -> int:
+        """Number of tokens that each row has seen, padding included."""
+        own = self.own[layer]
         return len(self.prefix) + (0 if own is None else own[0].shape[2])
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        """Length and offset of the keys, as mask builders ask for them."""
-        return self.get_seq_length(layer_idx) + query_length, 0
+    def append(self, new: KeysValues, layer: int, plan: PassPlan) -> KeysValues:
+        """Put a pass's keys and values behind the past of each row's parent; all own ones."""
+        past = self.own[layer]
+        if past is not None:
+            parents = plan.parents[layer] if plan.parents else None
+            new = _behind(past[0], new[0], parents), _behind(past[1], new[1], parents)
+        self.own[layer] = new
+        return new
+
+    def positions(self, n_tokens: int, plan: PassPlan, device: torch.device) -> Tensor:
+        """The position ids of a pass's tokens, shape (row or 1, token)."""
+        if plan.positions is not None:
+            return plan.positions[:, -n_tokens:]
+        seen = self.n_seen()
+        positions = torch.arange(seen, seen + n_tokens, device=device)[None]
+        return positions if plan.padding is None else (positions - plan.padding[:, None]).clamp(0)
+
+    def visible(
+        self,
+        layer: int,
+        plan: PassPlan,
+        shape: tuple[int, int],
+        window: int | None,
+        device: torch.device,
+    ) -> Tensor | None:
+        """Which keys the queries of a pass see.
+
+        Args:
+            layer: the block.
+            plan: of the pass.
+            shape: number of queries and of keys, the prefix's included.
+            window: of sliding attention, in tokens.
+            device: of the result.
+
+        Returns:
+            Booleans of shape (row or 1, head or 1, query, key), or None where each query sees
+            itself and all keys before it.
+        """
+        n_queries, n_keys = shape
+        blocked = plan.blocked.get(layer)
+        windowed = window is not None and n_keys > window
+        if blocked is None and plan.padding is None and not windowed:
+            return None
+        keys = torch.arange(n_keys, device=device)
+        queries, own = keys[-n_queries:, None], keys >= len(self.prefix)
+        distance = queries - keys
+        seen = distance >= 0
+        if plan.padding is not None:
+            padding = plan.padding.to(device)[:, None, None, None]
+            distance = distance - padding * ~own  # padding lies between a row and the prefix
+            seen = seen & (~own | (keys >= len(self.prefix) + padding))
+        if window is not None:
+            seen = seen & (distance < window)
+        seen = seen.expand(1, 1, *shape) if seen.ndim == 2 else seen
+        return seen if blocked is None else seen & ~blocked.to(device)
 
     def as_prefix(self, ids: Sequence[int]) -> Prefix:
         """The prefix with the tokens of a single row behind it."""
@@ -107,8 +158,15 @@ class StreamCache(Cache):
         return Prefix((*self.prefix.ids, *ids), tuple(layers))  # type: ignore[arg-type]
 
 
+def _behind(past: Tensor, new: Tensor, parents: Tensor | None) -> Tensor:
+    """New keys or values behind those of each row's parent."""
+    if parents is not None:
+        past = past.index_select(0, parents.to(past.device))
+    return torch.cat([past, new], dim=2)
+
+
 class MaskedCache(StreamCache):
-    """Keys and values of rows in which any token may see any other, with no shared prefix.
+    """The keys and values of rows in which any token may see any other, with no shared prefix.
 
     Args:
         n_layers: number of blocks.
@@ -121,11 +179,9 @@ class MaskedCache(StreamCache):
 
     Attributes:
         own: by block, the keys and values of the last pass alone.
-        visible: by block, which keys the next pass sees: booleans of shape (row, head or 1, query,
-            key); None where each sees itself and what came before, and nothing else was there.
-        positions: the position ids of all keys of the next pass, shape (row, key), by which
-            `visible` is cut to a sliding window.
     """
+
+    fuses = True
 
     def __init__(
         self,
@@ -141,42 +197,46 @@ class MaskedCache(StreamCache):
         self.past, self.n_more, self.growing = past, n_more, growing
         self.room: list[KeysValues | None] = [None] * n_layers
         self.length = [n_past] * n_layers
-        self.visible: Mapping[int, Tensor | None] = {}
-        self.positions = torch.empty(0)
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> KeysValues:
-        """Put this pass's tokens behind those that are there."""
-        self.at_layer = layer_idx
-        self.own[layer_idx] = key_states, value_states
-        start = self.length[layer_idx]
-        stop = self.length[layer_idx] = start + key_states.shape[2]
-        room = self.room[layer_idx]
+    def n_seen(self, layer: int = 0) -> int:
+        """Number of tokens that each row has seen, padding included."""
+        return self.length[layer]
+
+    def append(self, new: KeysValues, layer: int, plan: PassPlan) -> KeysValues:
+        """Put a pass's keys and values behind those that are there."""
+        self.own[layer] = new
+        start = self.length[layer]
+        stop = self.length[layer] = start + new[0].shape[2]
+        room = self.room[layer]
         if room is None and self.past is not None:
-            room = self.past(layer_idx)
+            room = self.past(layer)
         if room is None and self.growing:
-            shape = (*key_states.shape[:2], self.n_more, key_states.shape[3])
-            room = key_states.new_zeros(shape), value_states.new_zeros(shape)
+            shape = (*new[0].shape[:2], self.n_more, new[0].shape[3])
+            room = new[0].new_zeros(shape), new[1].new_zeros(shape)
         if room is None:
-            return key_states, value_states
-        room[0][:, :, start:stop] = key_states
-        room[1][:, :, start:stop] = value_states
+            return new
+        for part, own in zip(room, new, strict=True):
+            part[:, :, start:stop] = own
         if self.growing:
-            self.room[layer_idx] = room
+            self.room[layer] = room
         return room[0][:, :, :stop], room[1][:, :, :stop]
 
-    def get_seq_length(self, layer_idx: int = 0, *_: Any, **__: Any) -> int:
-        """Number of tokens that each row has seen."""
-        return self.length[layer_idx]
-
-    def sees(self, n_queries: int, window: int | None, device: torch.device) -> Tensor | None:
-        """What the pass sees in the block it is in, cut to the window; None if that is causal."""
-        visible = self.visible[self.at_layer]
+    def visible(
+        self,
+        layer: int,
+        plan: PassPlan,
+        shape: tuple[int, int],
+        window: int | None,
+        device: torch.device,
+    ) -> Tensor | None:
+        """What the plan says is seen, cut to the window by position ids."""
+        visible = plan.visible[layer]
         if window is None:
             return None if visible is None else visible.to(device)
         if visible is None:
-            visible = torch.ones(1, 1, n_queries, n_queries, dtype=torch.bool).tril()
-        positions = self.positions.to(device)
-        distance = positions[:, -n_queries:, None] - positions[:, None, :]
+            causal = torch.ones(1, 1, *shape, dtype=torch.bool, device=device)
+            visible = causal.tril(shape[1] - shape[0])
+        assert plan.positions is not None, "windows are measured by position ids"
+        positions = plan.positions.to(device)
+        distance = positions[:, -shape[0] :, None] - positions[:, None, :]
         return visible.to(device) & (distance.abs() < window)[:, None]

@@ -1,8 +1,8 @@
-"""Provides capture() and edit(): reading and changing a forward pass. All hooks are set here."""
+"""Provides edit(), and all hooks by which the engine reads and changes a forward pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -15,10 +15,28 @@ from hopscope.masks.lowering import lower, within_window
 from hopscope.models.language_model import LanguageModel
 
 Rewrite = Callable[[int, Tensor], Tensor | None]
+Hooks = Iterable[tuple[nn.Module, Callable[..., Any]]]
 
 
 @contextmanager
-def rewriting_residual(model: LanguageModel, rewrite: Rewrite) -> Iterator[None]:
+def _before(hooks: Hooks) -> Iterator[None]:
+    """Call each hook with the module, its arguments and keyword arguments before it runs."""
+    with ExitStack() as stack:
+        for module, hook in hooks:
+            stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        yield
+
+
+@contextmanager
+def _after(hooks: Hooks) -> Iterator[None]:
+    """Call each hook with the module, its arguments and its output after it has run."""
+    with ExitStack() as stack:
+        for module, hook in hooks:
+            stack.callback(module.register_forward_hook(hook).remove)
+        yield
+
+
+def rewriting_residual(model: LanguageModel, rewrite: Rewrite) -> AbstractContextManager[None]:
     """Pass the residual stream through `rewrite(boundary, hidden)` at each boundary.
 
     Boundary ℓ lies before block ℓ; boundary n_layers before the final norm. `hidden` has shape
@@ -36,17 +54,13 @@ def rewriting_residual(model: LanguageModel, rewrite: Rewrite) -> Iterator[None]
 
         return hook
 
-    with ExitStack() as stack:
-        for boundary, module in enumerate((*model.layers, model.final_norm)):
-            handle = module.register_forward_pre_hook(at(boundary), with_kwargs=True)
-            stack.callback(handle.remove)
-        yield
+    modules = (*model.layers, model.final_norm)
+    return _before((module, at(boundary)) for boundary, module in enumerate(modules))
 
 
-@contextmanager
 def rewriting_output(
     module: nn.Module, rewrite: Callable[[Tensor], Tensor | None]
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Pass the output of a module (the first of a tuple) through `rewrite`; None leaves it."""
 
     def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
@@ -55,34 +69,34 @@ def rewriting_output(
             return changed
         return (changed, *output[1:])
 
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return _after([(module, hook)])
 
 
-@contextmanager
 def rewriting_input(
     module: nn.Module, rewrite: Callable[[Tensor], Tensor | None]
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Pass the first input of a module through `rewrite`; None leaves it."""
 
-    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         changed = rewrite(args[0])
-        return None if changed is None else (changed, *args[1:])
+        return None if changed is None else ((changed, *args[1:]), kwargs)
 
-    handle = module.register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return _before([(module, hook)])
 
 
-@contextmanager
+def contiguous_rows(model: LanguageModel) -> AbstractContextManager[None]:
+    """Give the unembedding its rows side by side in memory.
+
+    The states of the rows' last tokens are a view with gaps between them. Of such a view a product
+    in bfloat16 may copy the unembedding once a row: 47 GB for 101 rows, a vocabulary of 151,936
+    and a d_model of 1,536.
+    """
+    return rewriting_input(model.unembedding, Tensor.contiguous)
+
+
 def blocking_attention(
     attention: nn.Module, knockouts: Sequence[Knockout], n_heads: int, n_tokens: int
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Block edges of one attention module, whatever form its mask has, in passes over a prompt.
 
     Raises:
@@ -103,15 +117,12 @@ def blocking_attention(
         mask = _without(mask, blocked, hidden.dtype)
         return args, {**kwargs, "attention_mask": mask}
 
-    handle = attention.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return _before([(attention, hook)])
 
 
-@contextmanager
-def masking(model: LanguageModel, keeps: Sequence[Tensor], positions: Tensor) -> Iterator[None]:
+def masking(
+    model: LanguageModel, keeps: Sequence[Tensor], positions: Tensor
+) -> AbstractContextManager[None]:
     """Give every block a mask of its own, in the form that its attention takes.
 
     Args:
@@ -126,12 +137,10 @@ def masking(model: LanguageModel, keeps: Sequence[Tensor], positions: Tensor) ->
             keep = within_window(keep, positions[0], window)
         return lower(keep[None], model.config._attn_implementation, model.dtype)
 
-    with giving_masks(model, [lowered(layer) for layer in range(model.n_layers)]):
-        yield
+    return giving_masks(model, [lowered(layer) for layer in range(model.n_layers)])
 
 
-@contextmanager
-def giving_masks(model: LanguageModel, masks: Sequence[Any]) -> Iterator[None]:
+def giving_masks(model: LanguageModel, masks: Sequence[Any]) -> AbstractContextManager[None]:
     """Give every block its mask, as its attention takes it, in place of what the model makes."""
 
     def hook(mask: Any) -> Callable[..., Any]:
@@ -140,12 +149,76 @@ def giving_masks(model: LanguageModel, masks: Sequence[Any]) -> Iterator[None]:
 
         return replace_mask
 
-    with ExitStack() as stack:
-        for layer, mask in enumerate(masks):
-            attention = model.attention(layer)
-            handle = attention.register_forward_pre_hook(hook(mask), with_kwargs=True)
-            stack.callback(handle.remove)
-        yield
+    return _before((model.attention(layer), hook(mask)) for layer, mask in enumerate(masks))
+
+
+def adding_to_scores(
+    sublayers: Sequence[nn.Module], added: Callable[[int], Tensor]
+) -> AbstractContextManager[None]:
+    """Add numbers to the attention scores of T5's sublayers, in place of their mask and bias.
+
+    T5 hands the position bias from block to block, and in earlier versions of transformers (5.9)
+    the first block's mask in it; so every block is given both as its bias. UMT5 blocks add a bias
+    of their own, and take the mask alone.
+
+    Args:
+        sublayers: attention with its norm and residual connection, one a block.
+        added: gives for a block numbers of shape (row, head, query, key).
+    """
+
+    def at(layer: int) -> Callable[..., Any]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            numbers = added(layer).to(args[0].device)
+            if "position_bias" in kwargs:
+                return args, {**kwargs, "attention_mask": None, "position_bias": numbers}
+            least = torch.finfo(numbers.dtype).min
+            mask = torch.where(numbers > least, torch.zeros_like(numbers), least)
+            return args, {**kwargs, "attention_mask": mask}
+
+        return hook
+
+    return _before((sublayer, at(layer)) for layer, sublayer in enumerate(sublayers))
+
+
+def reading_weights(
+    attentions: Sequence[nn.Module],
+    n_heads: int,
+    added: Callable[[int], Tensor],
+    read: Callable[[int, Tensor], None],
+) -> AbstractContextManager[None]:
+    """Call `read` with the attention weights of each of T5's blocks, in float32.
+
+    They are computed anew from queries and keys, since only the eager implementation tells them.
+    Keys that are kept in a cache are computed in the first pass alone, and remembered here.
+
+    Args:
+        attentions: the attention module of each block.
+        n_heads: number of heads.
+        added: gives for a block what is added to its scores, shape (row, head, query, key).
+        read: takes a block and its weights, shape (row, head, query, key).
+    """
+    states: dict[tuple[int, str], Tensor] = {}
+
+    def keep(layer: int, part: str) -> Callable[..., None]:
+        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+            heads = output.view(*output.shape[:2], n_heads, -1)
+            states[layer, part] = heads.transpose(1, 2)
+
+        return hook
+
+    def done(layer: int) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            scores = states[layer, "q"].float() @ states[layer, "k"].float().transpose(-1, -2)
+            scores = scores + added(layer).float().to(scores.device)
+            read(layer, torch.softmax(scores, dim=-1))
+
+        return hook
+
+    hooks: list[tuple[nn.Module, Callable[..., Any]]] = []
+    for layer, attention in enumerate(attentions):
+        hooks += [(attention.get_submodule(part), keep(layer, part)) for part in ("q", "k")]
+        hooks.append((attention, done(layer)))
+    return _after(hooks)
 
 
 def blocked_edges(knockouts: Sequence[Knockout], n_heads: int, n_tokens: int) -> Tensor:
@@ -169,20 +242,6 @@ def _without(mask: Any, blocked: Tensor, dtype: torch.dtype) -> Tensor:
     if mask.dtype == torch.bool:
         return mask & ~blocked
     return torch.where(blocked, torch.finfo(dtype).min, mask)
-
-
-@contextmanager
-def reading_input(module: nn.Module, read: Callable[[Tensor], None]) -> Iterator[None]:
-    """Call `read` with the first input of a module."""
-
-    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-        read(args[0])
-
-    handle = module.register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -283,7 +342,7 @@ def recording(
                 stack.enter_context(rewriting_output(model.writer(layer, site), keep(site, layer)))
             if "head_input" in sites:
                 projection = model.head_projection(layer)
-                stack.enter_context(reading_input(projection, keep("head_input", layer)))
+                stack.enter_context(rewriting_input(projection, keep("head_input", layer)))
         yield
 
 

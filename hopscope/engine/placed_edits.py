@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,14 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from hopscope.engine.cache import StreamCache
 from hopscope.engine.edits import RESIDUAL, Cell, Knockout, Patch
 from hopscope.engine.hooks import rewriting, rewriting_residual
-from hopscope.engine.rows import Layout
+from hopscope.engine.rows import RowLayout
 from hopscope.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
-class _Placed:
+class PlacedEdits:
     """The edits of a chunk's cells, gathered by where they are made.
 
     Attributes:
@@ -29,8 +28,8 @@ class _Placed:
         blocked: by block, the edges that are blocked, of shape (row, head or 1, query, key).
     """
 
-    patches: Mapping[tuple[str, int], list[_Gathered]]
-    blocked: Mapping[int, Tensor]
+    patches: Mapping[tuple[str, int], list[GatheredPatches]] = field(default_factory=dict)
+    blocked: Mapping[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -38,14 +37,14 @@ class _Placed:
         model: LanguageModel,
         cells: Sequence[Cell],
         base: Cell,
-        layout: Layout,
+        layout: RowLayout,
         seen: int,
         n_tokens: int,
-    ) -> _Placed:
+    ) -> PlacedEdits:
         """Gather the edits of cells whose rows hold `n_tokens` tokens after `seen` ones."""
         everywhere = [(None, each) for each in base]
         own = [(index, each) for index, cell in enumerate(cells) for each in cell]
-        patches: dict[tuple[str, int], list[_Gathered]] = {}
+        patches: dict[tuple[str, int], list[GatheredPatches]] = {}
         for group in (everywhere, own):
             places: dict[tuple[str, int], dict[Any, tuple[int | None, Patch]]] = {}
             for index, each in group:
@@ -53,7 +52,7 @@ class _Placed:
                     one = (index, each.position, each.head)
                     places.setdefault(each.place, {})[one] = (index, each)
             for place, found in places.items():
-                gathered = _Gathered.of(list(found.values()), seen, model.device)
+                gathered = GatheredPatches.of(list(found.values()), seen, model.device)
                 patches.setdefault(place, []).append(gathered)
         knockouts = [(i, each) for i, each in [*everywhere, *own] if isinstance(each, Knockout)]
         blocked = {
@@ -70,7 +69,7 @@ class _Placed:
 
 
 @dataclass(frozen=True)
-class _Gathered:
+class GatheredPatches:
     """Patches that are made in one place; `rows` is None if each is made in every row."""
 
     rows: Tensor | None
@@ -81,7 +80,7 @@ class _Gathered:
     @classmethod
     def of(
         cls, found: Sequence[tuple[int | None, Patch]], seen: int, device: torch.device
-    ) -> _Gathered:
+    ) -> GatheredPatches:
         rows = [index for index, _ in found if index is not None]
         heads = [patch.head for _, patch in found if patch.head is not None]
         return cls(
@@ -108,7 +107,7 @@ def _blocked(
     model: LanguageModel,
     layer: int,
     knockouts: Sequence[tuple[int | None, Knockout]],
-    layout: Layout,
+    layout: RowLayout,
     seen: int,
     n_tokens: int,
 ) -> Tensor:
@@ -128,30 +127,36 @@ def _blocked(
 
 
 @contextmanager
-def _splitting(
-    model: LanguageModel, cache: StreamCache, layout: Layout, made: _Placed | None
+def regathering(
+    model: LanguageModel,
+    layout: RowLayout,
+    entries: Sequence[Tensor | None],
+    edits: PlacedEdits,
 ) -> Iterator[None]:
-    """Regather the rows at each boundary of the next pass, and make the edits."""
-    entries, parents = layout.on(model.device)
-    cache.parents[:] = parents
-    cache.blocked = {} if made is None else made.blocked
+    """Regather the rows at each boundary of the next pass, and make the edits.
+
+    Args:
+        model: the model.
+        layout: the rows of the pass.
+        entries: its entries on the model's device; see `RowLayout.on`.
+        edits: of its cells.
+    """
 
     def at_boundary(boundary: int, hidden: Tensor) -> Tensor | None:
-        entry = entries[boundary]
+        entry, edited = entries[boundary], (RESIDUAL, boundary) in edits.patches
         if entry is not None:
             hidden = hidden.index_select(0, entry.to(hidden.device))
-        if made is None or (RESIDUAL, boundary) not in made.patches:
+        if not edited:
             return None if entry is None else hidden
         hidden = hidden if entry is not None else hidden.clone()
-        return made.make((RESIDUAL, boundary), hidden, layout.shared[boundary])
+        return edits.make((RESIDUAL, boundary), hidden, layout.shared[boundary])
 
-    def in_sublayer(place: tuple[str, int], made: _Placed) -> Callable[[Tensor], Tensor]:
-        return lambda hidden: made.make(place, hidden.clone(), layout.shared[place[1]])
+    def in_sublayer(place: tuple[str, int]) -> Callable[[Tensor], Tensor]:
+        return lambda hidden: edits.make(place, hidden.clone(), layout.shared[place[1]])
 
     with ExitStack() as stack:
         stack.enter_context(rewriting_residual(model, at_boundary))
-        for site, layer in () if made is None else made.patches:
-            if made is not None and site != RESIDUAL:
-                rewrite = in_sublayer((site, layer), made)
-                stack.enter_context(rewriting(model, site, layer, rewrite))
+        for site, layer in edits.patches:
+            if site != RESIDUAL:
+                stack.enter_context(rewriting(model, site, layer, in_sublayer((site, layer))))
         yield

@@ -2,107 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache
 
+from hopscope.engine.decoding import Run, greedy
 from hopscope.engine.edits import Cell
 from hopscope.engine.hooks import edit, masking
-from hopscope.engine.read_out import (
-    CellOutputs,
-    NextToken,
-    ReadOut,
-    Version,
-    _chosen,
-    _joined,
-    grown,
-    outputs_of,
-)
+from hopscope.engine.read_out import CellOutputs, ReadOut, Version
 from hopscope.models.language_model import LanguageModel
 
 
 @torch.no_grad()
-def plain_read(model: LanguageModel, versions: Sequence[Version], what: ReadOut) -> CellOutputs:
+def plain_read(model: LanguageModel, versions: Sequence[Version], read_out: ReadOut) -> CellOutputs:
     """The same as `read`, one masked forward of the whole prompt for each version.
 
     It is what the engine must equal, and what serves families whose attention cannot be replaced.
     """
-    next_token = NextToken.empty(len(versions), what)
-    tokens = []
-    for index, version in enumerate(versions):
-        layout = version.layout
-        keeps = [version.mask.keep(layout, layer, model.n_heads) for layer in range(model.n_layers)]
-        ids = torch.tensor([layout.ids], device=model.device)
-        positions = torch.tensor([layout.positions], device=model.device)
-        cache, generated = DynamicCache(), list[int]()  # without a configuration: all keys stay
-        for step in range(max(1, what.max_new_tokens)):
-            with masking(model, keeps, positions):
-                output = model.hf(
-                    input_ids=ids,
-                    position_ids=positions[:, -ids.shape[1] :],
-                    use_cache=True,
-                    **{model.cache_argument: cache},
-                )
-            logits = output.logits[:, -1]
-            if step == 0:
-                next_token.read(logits, np.array([0]), np.array([index]), what)
-            if not what.max_new_tokens:
-                break
-            token = int(logits.argmax(dim=-1))
-            if not grown(model, generated, token, what):
-                break
-            ids = torch.tensor([[token]], device=model.device)
-            positions = torch.cat([positions, positions[:, -1:] + 1], dim=1)
-            keeps = [functional.pad(keep[:, -1:], (0, 1), value=True) for keep in keeps]
-        tokens.append(tuple(generated))
-    return outputs_of(next_token, tokens)
-
-
-def _plain_generate(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], what: ReadOut
-) -> CellOutputs:
-    own = [None] * len(prompts) if what.draws is None else [row[None] for row in what.draws]
-    return _joined(
-        [
-            plain_sweep(model, ids, [[]], replace(what, draws=draws))
-            for ids, draws in zip(prompts, own, strict=True)
-        ]
+    return _one_by_one(
+        model, read_out, (_masked(model, version) for version in versions), len(versions)
     )
 
 
+@torch.no_grad()
+def plain_generate(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], read_out: ReadOut
+) -> CellOutputs:
+    """The same as `generate`, one forward pass for each prompt."""
+    runs = (_edited(model, ids, []) for ids in prompts)
+    return _one_by_one(model, read_out, runs, len(prompts))
+
+
+@torch.no_grad()
 def plain_sweep(
-    model: LanguageModel, ids: Sequence[int], cells: Sequence[Cell], what: ReadOut
+    model: LanguageModel, ids: Sequence[int], cells: Sequence[Cell], read_out: ReadOut
 ) -> CellOutputs:
     """The same as `sweep`, one hooked forward per cell over the full prompt.
 
     It is what the engine must equal, and what serves families whose attention cannot be replaced.
     """
-    next_token = NextToken.empty(len(cells), what)
-    tokens = []
-    for index, cell in enumerate(cells):
-        cache, generated = None, list[int]()
-        row = torch.tensor([list(ids)], device=model.device)
-        for step in range(max(1, what.max_new_tokens)):
-            with edit(model, cell, len(ids)) if step == 0 else ExitStack():
-                past: dict[str, Any] = {} if cache is None else {model.cache_argument: cache}
-                output = model.hf(input_ids=row, use_cache=True, **past)
-            cache, logits = getattr(output, model.cache_argument), output.logits[:, -1]
-            if step == 0:
-                next_token.read(logits, np.array([0]), np.array([index]), what)
-            if not what.max_new_tokens:
-                break
-            token = int(_chosen(logits, np.array([0]), np.array([index]), step, what)[0])
-            if token in model.end_tokens:
-                break
-            generated.append(token)
-            if what.stop is not None and what.stop(tuple(generated)):
-                break
-            row = torch.tensor([[token]], device=model.device)
-        tokens.append(tuple(generated))
-    return outputs_of(next_token, tokens)
+    runs = (_edited(model, ids, cell) for cell in cells)
+    return _one_by_one(model, read_out, runs, len(cells))
+
+
+def _one_by_one(
+    model: LanguageModel, read_out: ReadOut, runs: Iterable[Run], n_cells: int
+) -> CellOutputs:
+    """Decode cells, each with passes of its own."""
+    outputs = CellOutputs.empty(n_cells, read_out)
+    numbered = enumerate(runs)
+    tokens = [greedy(model, read_out, outputs, [[i]], run)[0] for i, run in numbered]
+    return replace(outputs, tokens=tuple(tokens))
+
+
+def _masked(model: LanguageModel, version: Version) -> Run:
+    """The passes over a prompt under a mask."""
+    layout = version.layout
+    keeps = [version.mask.keep(layout, layer, model.n_heads) for layer in range(model.n_layers)]
+    positions = torch.tensor([layout.positions], device=model.device)
+    cache = DynamicCache()  # without a configuration: all keys stay
+
+    def run(newest: Tensor | None) -> Tensor:
+        nonlocal keeps, positions
+        ids = torch.tensor([layout.ids], device=model.device) if newest is None else newest
+        if newest is not None:
+            positions = torch.cat([positions, positions[:, -1:] + 1], dim=1)
+            keeps = [functional.pad(keep[:, -1:], (0, 1), value=True) for keep in keeps]
+        at = positions[:, -ids.shape[1] :]
+        past = {model.cache_argument: cache}
+        with masking(model, keeps, positions):
+            output = model.hf(input_ids=ids, position_ids=at, use_cache=True, **past)
+        return output.logits[:, -1]  # type: ignore[no-any-return]
+
+    return run
+
+
+def _edited(model: LanguageModel, ids: Sequence[int], cell: Cell) -> Run:
+    """The passes over a prompt with edits, which are made in the first alone."""
+    past: dict[str, Any] = {}
+
+    def run(newest: Tensor | None) -> Tensor:
+        row = torch.tensor([list(ids)], device=model.device) if newest is None else newest
+        with edit(model, cell, len(ids)) if newest is None else nullcontext():
+            output = model.hf(input_ids=row, use_cache=True, **past)
+        past[model.cache_argument] = getattr(output, model.cache_argument)
+        return output.logits[:, -1]  # type: ignore[no-any-return]
+
+    return run

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hopscope.documents.layout import Layout
-from hopscope.errors import UsageError
 from hopscope.masks.algebra import Mask
-from hopscope.models.token_model import TokenModel
 
 
 @dataclass(frozen=True)
@@ -37,15 +36,7 @@ class Readings:
     """
 
     outputs: CellOutputs
-    masses: tuple[Float[Tensor, "token layer head segment"], ...] | None = None
-
-
-def grown(model: TokenModel, generated: list[int], token: int, what: ReadOut) -> bool:
-    """Add a token to a generation; whether it goes on."""
-    if token in model.end_tokens:
-        return False
-    generated.append(token)
-    return what.stop is None or not what.stop(tuple(generated))
+    masses: tuple[Float[Tensor, "_token layer head _segment"], ...] | None = None
 
 
 Stop = Callable[[tuple[int, ...]], bool]
@@ -65,7 +56,8 @@ class ReadOut:
         draws: numbers in [0, 1), shape (cell, max_new_tokens): token `s` of a cell is not the
             likeliest one but drawn from the model's distribution, by inverting its cumulative
             sum at `draws[cell, s]`. So a draw does not depend on which cells run together.
-        beside: first tokens of another entity, such as the bridge, read as those of the answer.
+        also_rank: first tokens of another entity, such as the bridge, that are ranked as those of
+            the answer are.
     """
 
     answer_tokens: tuple[int, ...] = ()
@@ -74,7 +66,28 @@ class ReadOut:
     top_k: int = 0
     track: tuple[int, ...] = ()
     draws: Tensor | None = None
-    beside: tuple[int, ...] = ()
+    also_rank: tuple[int, ...] = ()
+
+    @property
+    def beside(self) -> tuple[int, ...]:
+        """What `also_rank` was called in version 0.1."""
+        return self.also_rank
+
+
+def _taking_beside(init: Callable[..., None]) -> Callable[..., None]:
+    """The `__init__` of `ReadOut`, which also takes the keyword of version 0.1."""
+
+    @wraps(init)
+    def with_old_keyword(self: ReadOut, *args: Any, **given: Any) -> None:
+        if "beside" in given:
+            init(self, *args, also_rank=given.pop("beside"), **given)
+        else:
+            init(self, *args, **given)
+
+    return with_old_keyword
+
+
+ReadOut.__init__ = _taking_beside(ReadOut.__init__)  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)
@@ -88,7 +101,7 @@ class CellOutputs:
         top_tokens: the `top_k` likeliest next tokens, the likeliest first.
         top_logprobs: their log-probabilities.
         tracked: the log-probabilities of the tokens in `track`.
-        beside_rank, beside_logprob: as `rank` and `logprob`, of the tokens in `beside`.
+        also_rank, also_logprob: as `rank` and `logprob`, of the tokens in `ReadOut.also_rank`.
     """
 
     rank: Int[Tensor, " cell"]
@@ -97,45 +110,46 @@ class CellOutputs:
     top_tokens: Int[Tensor, "cell k"]
     top_logprobs: Float[Tensor, "cell k"]
     tracked: Float[Tensor, "cell token"]
-    beside_rank: Int[Tensor, " cell"]
-    beside_logprob: Float[Tensor, " cell"]
+    also_rank: Int[Tensor, " cell"]
+    also_logprob: Float[Tensor, " cell"]
 
+    @property
+    def beside_rank(self) -> Tensor:
+        """What `also_rank` was called in version 0.1."""
+        return self.also_rank
 
-@dataclass
-class NextToken:
-    """Collects the read-outs of the first generated position."""
-
-    rank: Tensor
-    logprob: Tensor
-    top_tokens: Tensor
-    top_logprobs: Tensor
-    tracked: Tensor
-    beside_rank: Tensor
-    beside_logprob: Tensor
+    @property
+    def beside_logprob(self) -> Tensor:
+        """What `also_logprob` was called in version 0.1."""
+        return self.also_logprob
 
     @classmethod
-    def empty(cls, cells: int, what: ReadOut) -> NextToken:
+    def empty(cls, n_cells: int, read_out: ReadOut) -> CellOutputs:
+        """Places for what will be read: ranks and tokens of -1, log-probabilities that are NaN."""
+
+        def numbers(*shape: int) -> Tensor:
+            return torch.full((n_cells, *shape), float("nan"))
+
+        def indices(*shape: int) -> Tensor:
+            return torch.full((n_cells, *shape), -1)
+
+        k, tokens = read_out.top_k, ((),) * n_cells
+        tracked = numbers(len(read_out.track))
         return cls(
-            torch.full((cells,), -1),
-            torch.full((cells,), float("nan")),
-            torch.full((cells, what.top_k), -1),
-            torch.full((cells, what.top_k), float("nan")),
-            torch.full((cells, len(what.track)), float("nan")),
-            torch.full((cells,), -1),
-            torch.full((cells,), float("nan")),
+            indices(), numbers(), tokens, indices(k), numbers(k), tracked, indices(), numbers()
         )
 
-    def read(self, logits: Tensor, rows: np.ndarray, cells: np.ndarray, what: ReadOut) -> None:
+    def read(self, logits: Tensor, rows: np.ndarray, cells: np.ndarray, read_out: ReadOut) -> None:
         """Read the logits (rows, vocabulary) into the places of the cells."""
         at, into = torch.as_tensor(rows), torch.as_tensor(cells)
-        if not (what.answer_tokens or what.beside or what.top_k or what.track):
+        if not (read_out.answer_tokens or read_out.also_rank or read_out.top_k or read_out.track):
             return
         # A few rows at a time stay in a CPU's cache; a GPU is quicker with all at once.
         pieces = torch.split(logits, len(logits) if logits.is_cuda else 16)
         total = torch.cat([torch.logsumexp(piece.float(), dim=-1) for piece in pieces])
         for wanted, rank, logprob in (
-            (what.answer_tokens, self.rank, self.logprob),
-            (what.beside, self.beside_rank, self.beside_logprob),
+            (read_out.answer_tokens, self.rank, self.logprob),
+            (read_out.also_rank, self.also_rank, self.also_logprob),
         ):
             if wanted:
                 best = logits[:, list(wanted)].amax(dim=-1)
@@ -143,63 +157,10 @@ class NextToken:
                 higher = [(p > b).sum(dim=-1) for p, b in zip(pieces, bests, strict=True)]
                 rank[into] = torch.cat(higher).cpu()[at]
                 logprob[into] = (best.float() - total).cpu()[at]
-        if what.top_k:
-            values, tokens = logits.topk(what.top_k, dim=-1)
+        if read_out.top_k:
+            values, tokens = logits.topk(read_out.top_k, dim=-1)
             self.top_tokens[into] = tokens.cpu()[at]
             self.top_logprobs[into] = (values.float() - total[:, None]).cpu()[at]
-        if what.track:
-            chosen = logits[:, list(what.track)].float()
+        if read_out.track:
+            chosen = logits[:, list(read_out.track)].float()
             self.tracked[into] = (chosen - total[:, None]).cpu()[at]
-
-
-def _check_draws(what: ReadOut, n_cells: int) -> None:
-    shape = (n_cells, what.max_new_tokens)
-    if what.draws is not None and tuple(what.draws.shape) != shape:
-        raise UsageError(
-            f"draws of shape {tuple(what.draws.shape)} do not fit {n_cells} cells of "
-            f"{what.max_new_tokens} new tokens: give one number for each token, shape {shape}"
-        )
-
-
-def _chosen(logits: Tensor, rows: np.ndarray, cells: np.ndarray, step: int, what: ReadOut) -> Any:
-    """The next token of each cell, shape (cell,), from the logits (row, vocabulary)."""
-    if what.draws is None:
-        return np.array(logits.argmax(dim=-1).tolist())[rows]
-    cumulative = torch.softmax(logits.float(), dim=-1).cumsum(dim=-1)
-    draws = what.draws[torch.as_tensor(cells), step].to(cumulative)[:, None]
-    found = [
-        torch.searchsorted(cumulative[row], draw, right=True)
-        for row, draw in zip(
-            torch.split(torch.as_tensor(rows, device=logits.device), 64),
-            torch.split(draws, 64),
-            strict=True,
-        )
-    ]
-    return torch.cat(found)[:, 0].clamp(max=logits.shape[-1] - 1).cpu().numpy()
-
-
-def outputs_of(next_token: NextToken, tokens: Sequence[tuple[int, ...]]) -> CellOutputs:
-    """Next tokens and generations, cell by cell, as outputs."""
-    return CellOutputs(
-        next_token.rank,
-        next_token.logprob,
-        tuple(tokens),
-        next_token.top_tokens,
-        next_token.top_logprobs,
-        next_token.tracked,
-        next_token.beside_rank,
-        next_token.beside_logprob,
-    )
-
-
-def _joined(parts: Sequence[CellOutputs]) -> CellOutputs:
-    return CellOutputs(
-        torch.cat([part.rank for part in parts]),
-        torch.cat([part.logprob for part in parts]),
-        tuple(sequence for part in parts for sequence in part.tokens),
-        torch.cat([part.top_tokens for part in parts]),
-        torch.cat([part.top_logprobs for part in parts]),
-        torch.cat([part.tracked for part in parts]),
-        torch.cat([part.beside_rank for part in parts]),
-        torch.cat([part.beside_logprob for part in parts]),
-    )

@@ -9,18 +9,21 @@ groups are prefixes of fixed orders, so a boundary is described by two counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hopscope.engine.decoding import grow
+from hopscope.engine.read_out import Stop
+
 Index = np.ndarray
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """The rows of one pass.
 
     Attributes:
@@ -123,18 +126,12 @@ class Histories:
         self,
         chosen: Index,
         end: Iterable[int],
-        stop: Callable[[tuple[int, ...]], bool] | None,
+        stop: Stop | None,
     ) -> Histories:
         """After each alive cell has generated the token that was `chosen` for it."""
-        end, generated, verdicts = set(end), list(self.generated), dict[tuple[int, ...], bool]()
-        keep = np.zeros(len(chosen), dtype=bool)
-        for index, (cell, token) in enumerate(zip(self.alive, chosen.tolist(), strict=True)):
-            if token in end:
-                continue
-            tokens = generated[cell] = (*generated[cell], token)
-            if stop is not None and tokens not in verdicts:
-                verdicts[tokens] = stop(tokens)
-            keep[index] = not verdicts.get(tokens, False)
+        generated = list(self.generated)
+        cells, tokens = self.alive.tolist(), chosen.tolist()
+        keep = np.array(grow(generated, cells, tokens, set(end), stop), dtype=bool)
         pairs = np.stack([self.of_cell[keep], chosen[keep]], axis=1)
         unique, of_cell = np.unique(pairs, axis=0, return_inverse=True)
         parent, last = unique[:, 0], unique[:, 1]
@@ -148,7 +145,7 @@ class Histories:
             generated,
         )
 
-    def layout(self, n_layers: int, before: Layout | None) -> Layout:
+    def layout(self, n_layers: int, before: RowLayout | None) -> RowLayout:
         """The rows of the next pass, given those of the pass before."""
         boundaries = np.arange(n_layers + 1)
         shared = np.searchsorted(-self.latest, -boundaries, side="left")
@@ -173,7 +170,7 @@ class Histories:
             shared[-1] + np.arange(len(self.split)),
             self.of_cell,
         )
-        return Layout(
+        return RowLayout(
             len(self.latest),
             tuple(shared.tolist()),
             tuple(own.tolist()),

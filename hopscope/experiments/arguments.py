@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 from hopscope.documents.orders import Order, order_name
 from hopscope.engine.edits import Knockout
+from hopscope.engine.masked.reader import reader_of
 from hopscope.errors import UsageError
 from hopscope.masks.algebra import Mask
 from hopscope.masks.named import mask_of
-from hopscope.models.encoder_decoder import EncoderDecoder
 from hopscope.models.token_model import TokenModel
 from hopscope.prompting.document_prompts import DocumentReader
 
@@ -181,7 +181,7 @@ def check_masks(
         UsageError: for none, or an unknown name.
     """
     if masks is None:
-        masks = "prefix_bidirectional" if isinstance(model, EncoderDecoder) else "causal"
+        masks = reader_of(model).usual_mask
     given = [masks] if isinstance(masks, str | Mask) else list(masks)
     if not given:
         raise UsageError("give at least one mask, such as 'causal'")
@@ -190,7 +190,7 @@ def check_masks(
 
 def layers_of(model: TokenModel) -> int:
     """How many blocks read the prompt."""
-    return model.n_encoder_layers if isinstance(model, EncoderDecoder) else model.n_layers
+    return reader_of(model).n_mask_layers
 
 
 def check_layers(layers: Iterable[int] | None, n_layers: int) -> list[int]:

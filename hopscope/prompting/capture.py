@@ -178,7 +178,7 @@ def _batch_states(
     into: dict[str, list[Tensor | None]] = {site: [None] * model.n_layers for site in read.values()}
     ids = torch.tensor([row.ids[n_shared:] for row in rows], device=model.device)
     with recording(model, list(into), into):
-        forward_streams(model, cache, ids, n_shared)
+        forward_streams(model, cache, ids)
     tokens = torch.tensor(where, device=model.device) - n_shared
     row = torch.arange(len(rows), device=model.device)[:, None]
     states = {site: stacked(into[name], model.device)[row, tokens] for site, name in read.items()}

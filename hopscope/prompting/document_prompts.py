@@ -19,9 +19,7 @@ from hopscope.documents.layout import Label, Layout, Way
 from hopscope.documents.orders import Order, arrange
 from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
 from hopscope.documents.templates import CHAT_SLOT, Template, template_of
-from hopscope.engine.masked.encoder_decoder import read_encoder_decoder
-from hopscope.engine.masked.read import read
-from hopscope.engine.masked.store import Openings
+from hopscope.engine.masked.reader import Reader, reader_of
 from hopscope.engine.read_out import Readings, ReadOut, Version
 from hopscope.errors import QueryError, UsageError
 from hopscope.models.encoder_decoder import EncoderDecoder
@@ -76,12 +74,16 @@ class DocumentAsker:
     label: Label = "position"
     max_new_tokens: int | None = None
     seed: int = 0
-    openings: Openings = field(init=False, default_factory=Openings)
     fitted: dict[str, Asked] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
             check_tokens(self.max_new_tokens)
+
+    @cached_property
+    def reader(self) -> Reader:
+        """What reads the prompts; it keeps what they begin with."""
+        return reader_of(self.model)
 
     @property
     def form(self) -> Template:
@@ -179,10 +181,7 @@ class DocumentAsker:
         answer_tokens: tuple[int, ...] = (),
     ) -> Readings:
         """Let the model answer."""
-        what = self.read_out(answer_tokens)
-        if isinstance(self.model, EncoderDecoder):
-            return read_encoder_decoder(self.model, versions, what, attention=attention)
-        return read(self.model, versions, what, attention=attention, openings=self.openings)
+        return self.reader.read(versions, self.read_out(answer_tokens), attention=attention)
 
     def read_out(self, answer_tokens: tuple[int, ...] = ()) -> ReadOut:
         """What is read of a prompt: an answer, up to the end of its line if that ends it."""

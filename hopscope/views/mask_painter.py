@@ -13,13 +13,11 @@ from hopscope.documents.layout import Layout
 from hopscope.documents.orders import Order
 from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
 from hopscope.documents.templates import Template
-from hopscope.engine.masked.read import read
 from hopscope.engine.read_out import ReadOut, Version
 from hopscope.errors import HopscopeError, QueryError, UsageError
 from hopscope.masks.algebra import Mask
 from hopscope.masks.named import MASKS, mask_of, painted, switched
-from hopscope.models.language_model import LanguageModel
-from hopscope.prompting.document_prompts import DocumentAsker
+from hopscope.prompting.document_prompts import DocumentAsker, DocumentReader
 from hopscope.prompting.generation import said
 from hopscope.queries.answers import matches
 
@@ -58,6 +56,7 @@ class MaskPainter(View):
         self.prompt = prompt
         self._asker, self._base, self._initial = asker, mask, mask
         self._first = prompt.segments[0][1]
+        n_layers = asker.reader.n_mask_layers
         names = [mask.name, *(name for name in MASKS if name != mask.name)]
         super().__init__(
             title=f"{asker.model.name}: {prompt.question.question}",
@@ -65,9 +64,9 @@ class MaskPainter(View):
             parts=_parts(prompt),
             presets=names,
             seen=self._rows(mask),
-            n_layers=asker.model.n_layers,
+            n_layers=n_layers,
             n_heads=asker.model.n_heads,
-            layers=[0, asker.model.n_layers - 1],
+            layers=[0, n_layers - 1],
         )
         self.on_msg(self._on_message)
 
@@ -96,11 +95,10 @@ class MaskPainter(View):
     def ask(self) -> dict[str, Any]:
         """Let the model answer under the current mask; the answer is put first in `answers`."""
         mask, question, model = self.mask, self.prompt.question, self._asker.model
-        assert isinstance(model, LanguageModel)
         read_out = ReadOut(
             answer_tokens=model.first_tokens(question.names), max_new_tokens=self._asker.room
         )
-        outputs = read(model, [Version(self.prompt, mask)], read_out).outputs
+        outputs = self._asker.reader.read([Version(self.prompt, mask)], read_out).outputs
         text = said(model.decode(outputs.tokens[0]), self._asker.form.one_line)
         answer = {
             "mask": mask.name + (f" ({self.changed} changed)" if self.changed else ""),
@@ -176,7 +174,7 @@ class MaskPainter(View):
 
 
 def paint_mask(
-    model: LanguageModel,
+    model: DocumentReader,
     questions: QuestionSet | MultiDocQuestion,
     mask: str | Mask = "causal",
     *,

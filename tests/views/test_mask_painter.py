@@ -137,10 +137,10 @@ def test_the_front_end_asks_and_begins_anew(painter: MaskPainter) -> None:
 def test_an_error_is_told_in_place_of_an_answer(
     painter: MaskPainter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise UsageError("the mask is not good")
 
-    monkeypatch.setattr("hopscope.views.mask_painter.read", broken)
+    monkeypatch.setattr("hopscope.engine.masked.reader.read", broken)
     send(painter, type="ask")
     assert painter.answers[0]["says"] == "the mask is not good"
     assert painter.asked == 1

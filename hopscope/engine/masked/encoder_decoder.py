@@ -7,22 +7,31 @@ sees, as what a decoder-only model generates does.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from hopscope.documents.layout import Layout
-from hopscope.engine.masked.store import RATHER_ALIKE
-from hopscope.engine.memory import free_memory
-from hopscope.engine.read_out import NextToken, Readings, ReadOut, Version, grown, outputs_of
+from hopscope.engine.decoding import greedy
+from hopscope.engine.hooks import adding_to_scores, reading_weights
+from hopscope.engine.masked.batch import (
+    decode_in_batches,
+    masses_by_row,
+    padded_ids,
+    padded_masks,
+    segment_masses,
+    segment_membership,
+)
+from hopscope.engine.masked.prompt import MaskedPrompt, by_layer
+from hopscope.engine.memory import memory_budget
+from hopscope.engine.read_out import CellOutputs, Readings, ReadOut, Version
 from hopscope.errors import UsageError
 from hopscope.masks.lowering import lower
 from hopscope.models.encoder_decoder import EncoderDecoder
@@ -32,7 +41,7 @@ from hopscope.models.encoder_decoder import EncoderDecoder
 def read_encoder_decoder(
     model: EncoderDecoder,
     versions: Sequence[Version],
-    what: ReadOut,
+    read_out: ReadOut,
     *,
     attention: bool = False,
     max_memory: int | None = None,
@@ -48,7 +57,7 @@ def read_encoder_decoder(
     Args:
         model: the model.
         versions: the prompts, in the order in which they stand in the row.
-        what: what to read; draws are not supported.
+        read_out: what to read; draws are not supported.
         attention: also read how much cross-attention goes to each segment: token 0 of `masses` is
             the one that the decoder begins with, the others those that were generated. Nothing of
             it goes to what was generated, the last segment.
@@ -62,24 +71,22 @@ def read_encoder_decoder(
         >>> versions = [Version(layout, mask_of("prefix_bidirectional"))]   # doctest: +SKIP
         >>> read_encoder_decoder(model, versions, ReadOut(max_new_tokens=8))  # doctest: +SKIP
     """
-    if what.draws is not None:
+    if read_out.draws is not None:
         raise UsageError("an encoder-decoder decodes greedily: leave draws out")
     _check_implementation(model)
-    rows: dict[bytes, _Row] = {}
+    rows: dict[bytes, EncodedRow] = {}
     for index, version in enumerate(versions):
-        row = _Row.of(model, version, index)
+        row = EncodedRow.of(model, version, index)
         rows.setdefault(row.key, row).versions.append(index)
-    budget = free_memory(model.device) if max_memory is None else max_memory
-    next_token = NextToken.empty(len(versions), what)
-    tokens: list[tuple[int, ...]] = [()] * len(versions)
-    masses: list[Tensor] = [torch.empty(0)] * len(versions)
-    for chunk in _chunks(model, list(rows.values()), budget, what.max_new_tokens):
-        decoding = _Decoding(model, chunk, what, attention)
-        decoding.run(next_token)
-        for row, generated, read in zip(chunk, decoding.tokens, decoding.masses, strict=True):
-            for index in row.versions:
-                tokens[index], masses[index] = tuple(generated), read
-    return Readings(outputs_of(next_token, tokens), tuple(masses) if attention else None)
+    return decode_in_batches(
+        model,
+        list(rows.values()),
+        read_out,
+        partial(_decode, model, read_out, attention),
+        memory_budget(model, max_memory),
+        attention=attention,
+        fused=False,
+    )
 
 
 @torch.no_grad()
@@ -103,9 +110,8 @@ def encoder_masses(
         UsageError: as `read_encoder_decoder`.
     """
     _check_implementation(model)
-    row = _Row.of(model, version, 0)
-    n_segments = len(row.layout.segments)
-    belongs = _member([row], len(row.layout))[0, :, :n_segments].to(model.device)
+    row = EncodedRow.of(model, version, 0)
+    belongs = segment_membership([row], len(row.tokens))[0, :, :-1].to(model.device)
     found: list[Tensor] = []
 
     def take(_: int, weights: Tensor) -> None:
@@ -113,10 +119,10 @@ def encoder_masses(
         mass = here.T @ (weights[0] @ here) / here.sum(dim=0)[:, None]
         found.append(mass.cpu())
 
-    scores = _encoder_scores(model, [row])
+    batch = EncoderBatch(model, [row])
     attentions = [model.encoder_attention(layer) for layer in range(model.n_encoder_layers)]
-    with _patterns(model, attentions, scores, take):
-        _encode(model, [row], scores)
+    with reading_weights(attentions, model.n_heads, batch.encoder_scores, take):
+        batch.states()
     return torch.stack(found)
 
 
@@ -131,27 +137,24 @@ def _check_implementation(model: EncoderDecoder) -> None:
             )
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A prompt that is read, for all versions that cannot differ.
+@dataclass(frozen=True, eq=False)
+class EncodedRow:
+    """A prompt that is encoded whole, for all versions that cannot differ.
 
     Attributes:
-        layout: its tokens.
-        keeps: by block, of the encoder and of the decoder, who sees whom, shape (head or 1, query,
-            key); the same tensor where blocks do not differ.
-        key: the same for all rows that are read alike.
+        prompt: its tokens, and who sees whom in each block of the encoder and of the decoder.
         versions: the numbers of the versions.
+        places: none: nothing comes before.
     """
 
-    layout: Layout
-    keeps: tuple[Tensor, ...]
-    key: bytes
+    prompt: MaskedPrompt
     versions: list[int]
+    places: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     @classmethod
-    def of(cls, model: EncoderDecoder, version: Version, index: int) -> _Row:
+    def of(cls, model: EncoderDecoder, version: Version, index: int) -> EncodedRow:
         """One version, not yet entered into `versions`; `index` is its number in messages."""
-        layout, mask = version.layout, version.mask
+        layout = version.layout
         if layout.positions != tuple(range(len(layout))):
             raise UsageError(
                 f"version {index}: {model.name} knows by a token's place in the row how far away "
@@ -162,102 +165,74 @@ class _Row:
                 f"version {index}: the answer of an encoder-decoder is no part of its prompt: lay "
                 "the question out without an answer"
             )
-        own: dict[int | None, Tensor] = {}
-        keeps = []
-        for layer in range(max(model.n_encoder_layers, model.n_layers)):
-            kind = layer if layer in mask.layers else None
-            if kind not in own:
-                own[kind] = mask.keep(layout, layer, model.n_heads)
-            keeps.append(own[kind])
-        digest = hashlib.blake2b(repr((layout.ids, layout.segments, tuple(own))).encode())
-        for keep in own.values():
-            digest.update(str(tuple(keep.shape)).encode())
+        n_layers = max(model.n_encoder_layers, model.n_layers)
+        return cls(MaskedPrompt(version, n_layers, model.n_heads), [])
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """All tokens of the prompt."""
+        return np.arange(len(self.prompt.layout))
+
+    @property
+    def key(self) -> bytes:
+        """The same for all rows that are read alike."""
+        layout, masks = self.prompt.layout, self.prompt.masks
+        shapes = [tuple(keep.shape) for keep in masks.keeps]
+        digest = hashlib.blake2b(
+            repr((layout.ids, layout.segments, masks.of_layer, shapes)).encode()
+        )
+        for keep in masks.keeps:
             digest.update(np.packbits(keep.numpy()).tobytes())
-        return cls(layout, tuple(keeps), digest.digest(), [])
-
-    def __len__(self) -> int:
-        return len(self.layout)
+        return digest.digest()
 
 
-def _chunks(
-    model: EncoderDecoder, rows: Sequence[_Row], budget: int, more: int
-) -> Iterator[list[_Row]]:
-    """Rows that are about as long, as many as memory allows."""
-    chunk: list[_Row] = []
-    for row in sorted(rows, key=len, reverse=True):
-        longest = len((chunk or [row])[0])
-        needed = (len(chunk) + 1) * _bytes_of(model, longest, more)
-        if chunk and (needed > budget or len(row) < RATHER_ALIKE * longest):
-            yield chunk
-            chunk = []
-        chunk.append(row)
-    if chunk:
-        yield chunk
+class EncoderBatch:
+    """Some prompts as one batch: what is added to the attention scores of each block.
 
+    Attributes:
+        ids: the tokens, shape (row, token).
+        masks: for each block who sees whom, shape (row, head or 1, query, key).
+        cross: for each block of the decoder what its masks add to scores, shape (row, head, 1,
+            key): it sees of a prompt what the prompt's last token sees, and no padding.
+    """
 
-def _bytes_of(model: EncoderDecoder, n_tokens: int, more: int) -> int:
-    """What a row takes: keys and values, the widest block, its scores and logits."""
-    width = torch.finfo(model.dtype).bits // 8
-    states = 2 * model.n_layers * model.n_heads * model.head_dim * (n_tokens + more)
-    inner = int(model.config.d_ff)
-    block = n_tokens * (4 * inner + 8 * model.d_model + 5 * model.n_heads * n_tokens)
-    return (states + block) * width + 2 * model.vocab_size * (width + 4)
+    def __init__(self, model: EncoderDecoder, rows: Sequence[EncodedRow]) -> None:
+        self.model = model
+        self.ids = padded_ids(rows).to(model.device)
+        self.masks = by_layer(
+            [row.prompt.masks for row in rows],
+            lambda keeps: padded_masks(keeps, rows).to(model.device),
+        )
+        nothing = torch.zeros(1, model.n_heads, 1, 1, dtype=model.dtype, device=model.device)
+        distinct = {id(mask): mask for mask in self.masks[: model.n_layers]}
+        added = {key: _lowered(mask[:, :, -1:], nothing) for key, mask in distinct.items()}
+        self.cross = [added[id(mask)] for mask in self.masks[: model.n_layers]]
 
+    def encoder_scores(self, layer: int) -> Tensor:
+        """Position bias and mask of an encoder block, shape (row, head, query, key)."""
+        bias = self.model.encoder_bias(layer, self.ids.shape[1])
+        return _lowered(self.masks[layer].to(bias.device), bias)
 
-Scores = Callable[[int], Tensor]
-"""What is added to the attention scores of a block, shape (row, head, query, key)."""
+    def states(self) -> Tensor:
+        """What the encoder makes of the prompts, shape (row, token, d_model)."""
+        model = self.model
+        sublayers = [model.encoder_sublayer(layer) for layer in range(model.n_encoder_layers)]
+        with adding_to_scores(sublayers, self.encoder_scores):
+            states: Tensor = model.encoder(input_ids=self.ids).last_hidden_state
+        return states
 
-
-def _shared_by_layer(
-    rows: Sequence[_Row], join: Callable[[Sequence[Tensor]], Tensor], n_layers: int
-) -> list[Tensor]:
-    """The masks of all rows in one, by block; the same tensor where blocks do not differ."""
-    made: dict[tuple[int, ...], Tensor] = {}
-    found = []
-    for layer in range(n_layers):
-        keeps = [row.keeps[layer] for row in rows]
-        which = tuple(id(keep) for keep in keeps)
-        if which not in made:
-            made[which] = join(keeps)
-        found.append(made[which])
-    return found
-
-
-def _encoder_scores(model: EncoderDecoder, rows: Sequence[_Row]) -> Scores:
-    """Position bias and masks of the encoder; padding, on the right, sees itself alone."""
-    longest = max(len(row) for row in rows)
-
-    def join(keeps: Sequence[Tensor]) -> Tensor:
-        n_heads = max(len(keep) for keep in keeps)
-        seen = torch.eye(longest, dtype=torch.bool).repeat(len(keeps), n_heads, 1, 1)
-        for index, keep in enumerate(keeps):
-            n = keep.shape[-1]
-            seen[index, :, :n, :n] = keep
-        return seen.to(model.device)
-
-    masks = _shared_by_layer(rows, join, model.n_encoder_layers)
-
-    def scores(layer: int) -> Tensor:
-        bias = model.encoder_bias(layer, longest)
-        return _lowered(masks[layer].to(bias.device), bias)
-
-    return scores
-
-
-def _cross_scores(model: EncoderDecoder, rows: Sequence[_Row]) -> Scores:
-    """What the decoder sees of the prompts: what their last tokens see, and no padding."""
-    longest = max(len(row) for row in rows)
-
-    def join(keeps: Sequence[Tensor]) -> Tensor:
-        n_heads = max(len(keep) for keep in keeps)
-        seen = torch.zeros(len(keeps), n_heads, 1, longest, dtype=torch.bool)
-        for index, keep in enumerate(keeps):
-            seen[index, :, 0, : keep.shape[-1]] = keep[:, -1]
-        return seen.to(model.device)
-
-    masks = _shared_by_layer(rows, join, model.n_layers)
-    nothing = torch.zeros(1, model.n_heads, 1, 1, dtype=model.dtype, device=model.device)
-    return lambda layer: _lowered(masks[layer], nothing)
+    @contextmanager
+    def decoding(self, read: Callable[[int, Tensor], None] | None) -> Iterator[None]:
+        """Let the decoder see what it may of the prompts; `read` takes its weights by block."""
+        model, added = self.model, self.cross.__getitem__
+        layers = range(model.n_layers)
+        sublayers = [model.cross_sublayer(layer) for layer in layers]
+        with ExitStack() as stack:
+            stack.enter_context(adding_to_scores(sublayers, added))
+            if read is not None:
+                attentions = [model.cross_attention(layer) for layer in layers]
+                stack.enter_context(reading_weights(attentions, model.n_heads, added, read))
+            yield
 
 
 def _lowered(keep: Tensor, bias: Tensor) -> Tensor:
@@ -266,176 +241,39 @@ def _lowered(keep: Tensor, bias: Tensor) -> Tensor:
     return torch.where(seen == 0, bias, seen)
 
 
-@contextmanager
-def _adding(sublayers: Sequence[nn.Module], scores: Scores) -> Iterator[None]:
-    """Add numbers to the attention scores of each sublayer, in place of its own mask and bias.
-
-    T5 hands the position bias from block to block, and in earlier versions of transformers (5.9)
-    the first block's mask in it; so every block is given both as its bias. UMT5 blocks add a bias
-    of their own, and take the mask alone.
-    """
-
-    def hook(layer: int) -> Callable[..., Any]:
-        def replace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            added = scores(layer).to(args[0].device)
-            if "position_bias" in kwargs:
-                return args, {**kwargs, "attention_mask": None, "position_bias": added}
-            least = torch.finfo(added.dtype).min
-            mask = torch.where(added > least, torch.zeros_like(added), least)
-            return args, {**kwargs, "attention_mask": mask}
-
-        return replace
-
-    with ExitStack() as stack:
-        for layer, sublayer in enumerate(sublayers):
-            handle = sublayer.register_forward_pre_hook(hook(layer), with_kwargs=True)
-            stack.callback(handle.remove)
-        yield
-
-
-@contextmanager
-def _patterns(
+def _decode(
     model: EncoderDecoder,
-    attentions: Sequence[nn.Module],
-    scores: Scores,
-    take: Callable[[int, Tensor], None],
-) -> Iterator[None]:
-    """Call `take` with each block's attention weights, in float32: (row, head, query, key).
+    read_out: ReadOut,
+    attention: bool,
+    rows: Sequence[EncodedRow],
+    outputs: CellOutputs,
+) -> tuple[list[tuple[int, ...]], list[Tensor]]:
+    """Encode some rows, and decode them, each until its text ends."""
+    batch = EncoderBatch(model, rows)
+    encoded = BaseModelOutput(last_hidden_state=batch.states())
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    start = torch.full((len(rows), 1), model.start_token, device=model.device)
+    member = segment_membership(rows, batch.ids.shape[1]).to(model.device)
+    by_block: list[Tensor] = []
+    masses: list[Tensor] = []
 
-    They are computed anew from queries and keys, since only the eager implementation tells them.
-    Keys that are kept in a cache are computed in the first pass alone, and remembered here.
-    """
-    states: dict[tuple[int, str], Tensor] = {}
-
-    def keep(layer: int, part: str) -> Callable[..., None]:
-        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-            rows, tokens = output.shape[:2]
-            heads = output.view(rows, tokens, model.n_heads, -1)
-            states[layer, part] = heads.transpose(1, 2)
-
-        return hook
-
-    def done(layer: int) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            products = states[layer, "q"].float() @ states[layer, "k"].float().transpose(-1, -2)
-            added = scores(layer).float().to(products.device)
-            take(layer, torch.softmax(products + added, dim=-1))
-
-        return hook
-
-    with ExitStack() as stack:
-        for layer, attention in enumerate(attentions):
-            for part in ("q", "k"):
-                projection = attention.get_submodule(part)
-                handle = projection.register_forward_hook(keep(layer, part))
-                stack.callback(handle.remove)
-            stack.callback(attention.register_forward_hook(done(layer)).remove)
-        yield
-
-
-def _encode(model: EncoderDecoder, rows: Sequence[_Row], scores: Scores) -> Tensor:
-    """What the encoder makes of some prompts, shape (row, token, d_model)."""
-    longest = max(len(row) for row in rows)
-    padded = [[*row.layout.ids, *row.layout.ids[:1] * (longest - len(row))] for row in rows]
-    ids = torch.tensor(padded, device=model.device)
-    sublayers = [model.encoder_sublayer(layer) for layer in range(model.n_encoder_layers)]
-    with _adding(sublayers, scores):
-        states: Tensor = model.encoder(input_ids=ids).last_hidden_state
-    return states
-
-
-def _member(rows: Sequence[_Row], n_tokens: int) -> Tensor:
-    """Which segment each token belongs to, as one-hot numbers of shape (row, token, segment)."""
-    n_segments = max(len(row.layout.segments) for row in rows)
-    member = torch.zeros(len(rows), n_tokens, n_segments)
-    for index, row in enumerate(rows):
-        segment = torch.as_tensor(row.layout.segment_of)
-        member[index, torch.arange(len(row)), segment] = 1
-    return member
-
-
-class _Decoding:
-    """Some rows, encoded and decoded in one batch.
-
-    Attributes:
-        tokens: what each row generated.
-        masses: for each row, if asked for, the cross-attention to its segments.
-    """
-
-    def __init__(
-        self, model: EncoderDecoder, rows: Sequence[_Row], what: ReadOut, attention: bool
-    ) -> None:
-        self.model = model
-        self.rows = rows
-        self.what = what
-        self.attention = attention
-        self.tokens: list[list[int]] = [[] for _ in rows]
-        self.masses: list[Tensor] = [torch.empty(0)] * len(rows)
-        self.scores = _cross_scores(model, rows)
-
-    def run(self, next_token: NextToken) -> None:
-        """Read the next tokens and generate, each row until its text ends."""
-        what, open_rows = self.what, set(range(len(self.rows)))
-        states = _encode(self.model, self.rows, _encoder_scores(self.model, self.rows))
-        cells = np.array([version for row in self.rows for version in row.versions])
-        of_row = np.repeat(np.arange(len(self.rows)), [len(row.versions) for row in self.rows])
-        ids = torch.full((len(self.rows), 1), self.model.start_token, device=self.model.device)
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        read: list[Mapping[int, Tensor]] = []
-        with self._watching(states.shape[1], read):
-            for step in range(max(1, what.max_new_tokens + self.attention)):
-                logits = self._step(ids, states, cache)
-                if step == 0:
-                    next_token.read(logits, of_row, cells, what)
-                if not open_rows or step == what.max_new_tokens:
-                    break
-                ids = logits.argmax(dim=-1, keepdim=True)
-                for row, token in enumerate(ids[:, 0].tolist()):
-                    if row in open_rows and not grown(self.model, self.tokens[row], token, what):
-                        open_rows.remove(row)
-                if not open_rows and not self.attention:
-                    break
-        if self.attention:
-            self._divide(read)
-
-    def _step(self, ids: Tensor, states: Tensor, cache: EncoderDecoderCache) -> Tensor:
-        """The logits after one more token of each row, shape (row, vocabulary)."""
-        model = self.model
-        sublayers = [model.cross_sublayer(layer) for layer in range(model.n_layers)]
-        with _adding(sublayers, self.scores):
-            output = model.hf(
-                encoder_outputs=BaseModelOutput(last_hidden_state=states),
-                decoder_input_ids=ids,
-                use_cache=True,
-                **{model.cache_argument: cache},
-            )
+    def run(newest: Tensor | None) -> Tensor:
+        by_block.clear()
+        output = model.hf(
+            encoder_outputs=encoded,
+            decoder_input_ids=start if newest is None else newest,
+            use_cache=True,
+            **{model.cache_argument: cache},
+        )
+        if attention:
+            masses.append(torch.stack(by_block))
         logits: Tensor = output.logits[:, -1]
         return logits
 
-    @contextmanager
-    def _watching(self, n_tokens: int, read: list[Mapping[int, Tensor]]) -> Iterator[None]:
-        """Keep of each step the cross-attention to segments, by block (row, head, segment)."""
-        if not self.attention:
-            yield
-            return
-        model = self.model
-        member = _member(self.rows, n_tokens).to(model.device)
+    def take(_: int, weights: Tensor) -> None:
+        by_block.append(segment_masses(weights, member))
 
-        def take(layer: int, weights: Tensor) -> None:
-            if layer == 0:
-                read.append({})
-            mass = weights[:, :, -1] @ member.to(weights.device)
-            read[-1][layer] = mass.cpu()  # type: ignore[index]
-
-        attentions = [model.cross_attention(layer) for layer in range(model.n_layers)]
-        with _patterns(model, attentions, self.scores, take):
-            yield
-
-    def _divide(self, read: Sequence[Mapping[int, Tensor]]) -> None:
-        """Give each row the masses of its own tokens, with none for what was generated."""
-        steps = [[step[layer] for layer in range(self.model.n_layers)] for step in read]
-        stacked = torch.stack([torch.stack(step) for step in steps])
-        for index, row in enumerate(self.rows):
-            n = len(row.layout.segments)
-            own = stacked[: 1 + len(self.tokens[index]), :, index, :, :n]
-            self.masses[index] = torch.nn.functional.pad(own, (0, 1))
+    versions = [row.versions for row in rows]
+    with batch.decoding(take if attention else None):
+        tokens = greedy(model, read_out, outputs, versions, run, run_last=attention)
+    return tokens, masses_by_row(masses, tokens, rows)

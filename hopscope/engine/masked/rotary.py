@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hopscope.engine.attention import forward_streams
-from hopscope.engine.cache import Prefix, StreamCache
+from hopscope.engine.cache import PassPlan, Prefix, StreamCache
 from hopscope.models.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class Rotary:
         computed = []
         for positions in (here, here + SHIFT):
             streams = StreamCache(Prefix(), model.n_layers)
-            logits = forward_streams(model, streams, ids, positions=positions)
+            logits = forward_streams(model, streams, ids, PassPlan(positions=positions))
             computed.append((streams.own, logits.float()))
         (near, logits), (far, far_logits) = computed
         tolerance = 1e-3 if model.dtype == torch.float32 else 0.1

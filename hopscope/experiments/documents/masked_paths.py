@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Unpack
 
 import numpy as np
@@ -18,18 +17,12 @@ from hopscope.documents.layout import Label, Layout
 from hopscope.documents.orders import Order, order_name
 from hopscope.documents.question_set import QuestionSet
 from hopscope.documents.templates import Template
-from hopscope.engine.cache import Prefix
-from hopscope.engine.clean_run import CleanRun, clean_run
 from hopscope.engine.edits import Knockout
-from hopscope.engine.read_out import Version
-from hopscope.engine.sweep import sweep
+from hopscope.engine.masked.reader import ReadBlocked
 from hopscope.errors import QueryError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, limited, run_in_parts
-from hopscope.experiments.arguments import AtLeast, Edges, Layers, ListOf, OneOf, layers_of
+from hopscope.experiments.arguments import AtLeast, Edges, Layers, ListOf, OneOf
 from hopscope.experiments.randomness import seeded
-from hopscope.masks.named import knock_out, prefix_bidirectional
-from hopscope.models.encoder_decoder import EncoderDecoder
-from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.document_prompts import (
     Asked,
     DocumentAsker,
@@ -216,63 +209,14 @@ def masked_paths(
         "window": window,
         "layers": layers,
     }
-    blocker = _Blocker(asker, edges, controls, order, window, layers or (), layers_of(model))
+    blocker = _Blocker(asker, edges, controls, order, window, layers or ())
     return run_in_parts(
         MaskedPaths, model, questions, settings, blocker.tables, options, per_part=PER_PART
     )
 
 
-Blocked = tuple[range, tuple[int, ...], tuple[int, ...]]
-"""Layers, tokens that look, and tokens that they no longer see."""
 Answers = tuple[list[str], np.ndarray]
 """What is answered in each cell, and the log-probability of the answer's first token."""
-
-
-@dataclass(frozen=True)
-class _Sweeper:
-    """Runs the cells of one prompt as a sweep over its causal run."""
-
-    asker: DocumentAsker
-    model: LanguageModel
-    layout: Layout
-    answer_tokens: tuple[int, ...]
-
-    @cached_property
-    def clean(self) -> CleanRun:
-        """The unedited run."""
-        return clean_run(self.model, self.layout.ids, Prefix())
-
-    def __call__(self, cells: Sequence[Blocked | None]) -> Answers:
-        edits = [[] if cell is None else [Knockout(*cell)] for cell in cells]
-        what = self.asker.read_out(self.answer_tokens)
-        outputs = sweep(self.model, self.layout.ids, edits, what, clean=self.clean)
-        return [self.asker.answer(each) for each in outputs.tokens], outputs.logprob.numpy()
-
-
-@dataclass(frozen=True)
-class _Masker:
-    """Runs the cells of one prompt under masks, in the encoder of an encoder-decoder."""
-
-    asker: DocumentAsker
-    layout: Layout
-    answer_tokens: tuple[int, ...]
-
-    def __call__(self, cells: Sequence[Blocked | None]) -> Answers:
-        usual = prefix_bidirectional()
-        masks = [
-            usual if cell is None else usual & knock_out(cell[1], cell[2], layers=cell[0])
-            for cell in cells
-        ]
-        versions = [Version(self.layout, mask) for mask in masks]
-        outputs = self.asker.read(versions, answer_tokens=self.answer_tokens).outputs
-        return [self.asker.answer(each) for each in outputs.tokens], outputs.logprob.numpy()
-
-
-def _runner(asker: DocumentAsker, layout: Layout, asked: Asked) -> _Sweeper | _Masker:
-    tokens = asker.model.answer_tokens(asked.question.names)
-    if isinstance(asker.model, EncoderDecoder):
-        return _Masker(asker, layout, tokens)
-    return _Sweeper(asker, asker.model, layout, tokens)
 
 
 @dataclass(frozen=True)
@@ -285,27 +229,36 @@ class _Blocker:
     order: Order
     window: int
     middles: Sequence[int]
-    n_layers: int
 
     def tables(self, questions: QuestionSet) -> Tables:
         """Frame and details of some questions."""
         frames, details = [], []
         for question in questions:
             asked = self.asker.asked(question)
-            runner = _runner(self.asker, self.asker.layout(asked, self.order), asked)
-            texts, logprobs = runner([None])
+            layout = self.asker.layout(asked, self.order)
+            blocking = self.asker.reader.blocking(layout)
+            texts, logprobs = self._answers(blocking, asked, [None])
             before = texts[0], float(logprobs[0])
             for edge in self.edges:  # each alone, since cells share what comes before their edits
-                cells, names = self._cells(runner.layout, edge)
-                frame = _measured(asked, before, *runner(cells))
+                cells, names = self._cells(layout, edge)
+                frame = _measured(asked, before, *self._answers(blocking, asked, cells))
                 frames.append(pd.concat([names, frame], axis=1).assign(query=question.id))
             answered = scores(before[0], asked.question.names)
             details.append({**described(asked), "generation": before[0], **answered})
         return {"frame": MaskedPaths.joined(frames), "details": pd.DataFrame(details)}
 
-    def _cells(self, layout: Layout, edge: str) -> tuple[list[Blocked], pd.DataFrame]:
+    def _answers(
+        self, blocking: ReadBlocked, asked: Asked, cells: Sequence[Knockout | None]
+    ) -> Answers:
+        """What is answered in each cell of a prompt."""
+        tokens = self.asker.model.answer_tokens(asked.question.names)
+        outputs = blocking(cells, self.asker.read_out(tokens))
+        return [self.asker.answer(each) for each in outputs.tokens], outputs.logprob.numpy()
+
+    def _cells(self, layout: Layout, edge: str) -> tuple[list[Knockout], pd.DataFrame]:
         """A cell of one edge for each control and middle, and their names."""
-        cells: list[Blocked] = []
+        cells: list[Knockout] = []
+        n_layers = self.asker.reader.n_mask_layers
         names = []
         for control in ("none", *self.controls):
             ends = self._ends(layout, edge, control)
@@ -313,8 +266,8 @@ class _Blocker:
                 continue
             for middle in self.middles:
                 low, high = middle - self.window, middle + self.window
-                layers = range(max(0, low), min(self.n_layers, high + 1))
-                cells.append((layers, *ends))
+                layers = range(max(0, low), min(n_layers, high + 1))
+                cells.append(Knockout(layers, *ends))
                 names.append((edge, control, middle))
         return cells, pd.DataFrame(names, columns=["edge", "control", "layer"])
 
@@ -324,7 +277,7 @@ class _Blocker:
         """The tokens that look and those that they no longer see."""
         query, _, key = (part.strip() for part in edge.partition("->"))
         queries, keys = layout.tokens(query), layout.tokens(key)
-        causal = not isinstance(self.asker.model, EncoderDecoder)
+        causal = not self.asker.reader.looks_ahead
         if not queries or not keys or (causal and max(queries) <= min(keys)):
             raise QueryError(
                 f"question {layout.question.id!r}: the edge {edge!r} looks ahead or at nothing in "

@@ -421,7 +421,7 @@ class _Patcher:
         match, line = self.settings["match"], self.settings["one_line"]
         return ReadOut(
             answer_tokens=self.model.first_tokens(query.names("e3")),
-            beside=self.model.first_tokens(query.names("e2")),
+            also_rank=self.model.first_tokens(query.names("e2")),
             max_new_tokens=self.settings["max_new_tokens"],
             stop=until_answered(self.model, query.names("e3"), match, line)
             if self.settings["stop_early"]
@@ -444,8 +444,8 @@ class _Patcher:
                 "hit": self._hits(query, texts, rank),
                 "answer_rank": rank,
                 "answer_logprob": outputs.logprob.numpy(),
-                "bridge_rank": outputs.beside_rank.numpy(),
-                "bridge_logprob": outputs.beside_logprob.numpy(),
+                "bridge_rank": outputs.also_rank.numpy(),
+                "bridge_logprob": outputs.also_logprob.numpy(),
                 "generation": texts,
             }
         )

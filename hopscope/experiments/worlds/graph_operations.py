@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hopscope.engine.attention import forward_streams
-from hopscope.engine.cache import Prefix, StreamCache
+from hopscope.engine.cache import PassPlan, Prefix, StreamCache
 from hopscope.engine.hooks import rewriting_residual
 from hopscope.errors import QueryError, UsageError
 from hopscope.models.language_model import LanguageModel
@@ -183,10 +183,11 @@ class _Search:
             return None if boundary or added is None else hidden + added.to(hidden)
 
         cache = StreamCache(Prefix(), self.model.n_layers, record_scores=True)
-        cache.blocked = {without[0].layer: self._blocked(without)} if without else {}
+        blocked = {without[0].layer: self._blocked(without)} if without else {}
+        plan = PassPlan(blocked=blocked, positions=versions.positions)
         with rewriting_residual(self.model, rewrite):
             rows = self.ids.expand(versions.n_rows, -1)
-            logits = forward_streams(self.model, cache, rows, positions=versions.positions)
+            logits = forward_streams(self.model, cache, rows, plan)
         assert cache.scores is not None
         return logits.float(), cache.scores
 
