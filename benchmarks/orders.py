@@ -38,7 +38,7 @@ from hopscope.engine.masked.read import read, unavoidable_tokens
 from hopscope.engine.read_out import ReadOut, Version
 from hopscope.masks.named import causal, document_block
 from hopscope.models.language_model import LanguageModel
-from hopscope.prompting.document_prompts import Asked, DocumentAsker
+from hopscope.prompting.document_prompts import DocumentPrompts, FittedQuestion
 
 TOLERANCE = 1e-3
 TOP = 5
@@ -67,9 +67,9 @@ def race(model: LanguageModel, questions: QuestionSet, case: str) -> dict[str, A
     """One case, question by question."""
     orders, mask = CASES[case]
     ours, theirs, bounds, agree = [], [], [], True
-    asker = DocumentAsker(model, questions, "answer_only", label="none")
+    prompts = DocumentPrompts(model, questions, "answer_only", label="none")
     for question in questions:
-        versions = _versions(asker, question, orders, mask)
+        versions = _versions(prompts, question, orders, mask)
         run = partial(read, model, versions, ReadOut(top_k=TOP))
         found, seconds = timed(run, model.device)
         ours.append(seconds)
@@ -93,10 +93,10 @@ def race(model: LanguageModel, questions: QuestionSet, case: str) -> dict[str, A
 
 
 def _versions(
-    asker: DocumentAsker, question: MultiDocQuestion, orders: Sequence[str], mask: hs.Mask
+    prompts: DocumentPrompts, question: MultiDocQuestion, orders: Sequence[str], mask: hs.Mask
 ) -> list[Version]:
-    asked = Asked(question, (), ())
-    return [Version(asker.layout(asked, order), mask) for order in orders]
+    asked = FittedQuestion(question, (), ())
+    return [Version(prompts.layout(asked, order), mask) for order in orders]
 
 
 def main(
@@ -117,7 +117,7 @@ def main(
     asked = hs.load_questions(questions, distractors=distractors).with_few_shot(0)
     chosen = that_allow(asked, GAPS).sample(limit)
     before = load_average()
-    warm = _versions(DocumentAsker(loaded, chosen), chosen[0], ["original"], causal())
+    warm = _versions(DocumentPrompts(loaded, chosen), chosen[0], ["original"], causal())
     read(loaded, warm, ReadOut(top_k=1))
     rows = [race(loaded, chosen, name) for name in (only.split(",") if only else CASES)]
     if as_json:

@@ -15,14 +15,26 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from hopscope.commands.options import Asked, Documents, Graded, Run, Step, listed, taking
+from hopscope.commands.options import (
+    CommonOptions,
+    DocumentOptions,
+    QueryOptions,
+    Step,
+    SubsetOptions,
+    listed,
+    taking,
+)
 from hopscope.commands.printing import show_back_patching, show_tables
 from hopscope.errors import UsageError
 
 if TYPE_CHECKING:
     from hopscope.experiments.analysis import Analysis
 
-OPTIONS: Mapping[str, type[Run]] = {"subset": Graded, "queries": Asked, "documents": Documents}
+OPTIONS: Mapping[str, type[CommonOptions]] = {
+    "subset": SubsetOptions,
+    "queries": QueryOptions,
+    "documents": DocumentOptions,
+}
 """What a command takes, by what its analysis asks for."""
 SHOWN = {"back-patch": show_back_patching}
 """The commands that print more than tables."""

@@ -66,7 +66,7 @@ Preset = Annotated[str, typer.Option("--preset", help="quick (minutes) or paper 
 
 
 @dataclass(frozen=True)
-class Run:
+class CommonOptions:
     """Which model is run on how much, and where results go.
 
     Raises:
@@ -99,7 +99,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Asked(Run):
+class QueryOptions(CommonOptions):
     """Which model is asked which two-hop queries."""
 
     queries: Queries = "world"
@@ -120,8 +120,8 @@ class Asked(Run):
 
 
 @dataclass(frozen=True)
-class Graded(Asked):
-    """As `Asked`; the queries are graded first, and a subset of them is analysed.
+class SubsetOptions(QueryOptions):
+    """As `QueryOptions`; the queries are graded first, and a subset of them is analysed.
 
     Raises:
         UsageError: for a subset that is none.
@@ -159,7 +159,7 @@ class Graded(Asked):
 
 
 @dataclass(frozen=True)
-class Documents(Run):
+class DocumentOptions(CommonOptions):
     """Which model is asked which questions over documents, and how these are written."""
 
     questions: Questions = "world-docs"

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hopscope.commands.options import Asked, Match, Step, Tokens, taking
+from hopscope.commands.options import Match, QueryOptions, Step, Tokens, taking
 from hopscope.commands.printing import records, show, show_tables, table_text
 from hopscope.errors import UsageError
 
@@ -17,8 +17,10 @@ queries_app = typer.Typer()
 
 
 @queries_app.command("grade")
-@taking(Asked)
-def grade_command(options: Asked, *, match: Match = "word", max_new_tokens: Tokens = 10) -> None:
+@taking(QueryOptions)
+def grade_command(
+    options: QueryOptions, *, match: Match = "word", max_new_tokens: Tokens = 10
+) -> None:
     """Ask first hop, second hop, two hops and shortcuts: right or wrong."""
     from hopscope.experiments.two_hop.grading import grade
 
@@ -37,9 +39,9 @@ def grade_command(options: Asked, *, match: Match = "word", max_new_tokens: Toke
 
 
 @queries_app.command("probe")
-@taking(Asked, without=["shard"], limit=1000)
+@taking(QueryOptions, without=["shard"], limit=1000)
 def probe_command(
-    options: Asked,
+    options: QueryOptions,
     *,
     target: Annotated[str, typer.Option(help="e2 (the bridge) or e2_type.")] = "e2",
     position: Annotated[str, typer.Option(help="t1, t2 or e1.")] = "t1",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hopscope.commands.options import Asked, Preset, taking
+from hopscope.commands.options import Preset, QueryOptions, taking
 from hopscope.commands.printing import show, table_text
 from hopscope.errors import ResultError
 
@@ -20,9 +20,9 @@ studies_app = typer.Typer()
 
 
 @studies_app.command("study")
-@taking(Asked, without=["limit", "out", "shard"])
+@taking(QueryOptions, without=["limit", "out", "shard"])
 def study_command(
-    options: Asked,
+    options: QueryOptions,
     *,
     preset: Preset = "quick",
     limit: Annotated[
@@ -50,9 +50,9 @@ def study_command(
 
 
 @studies_app.command("figures")
-@taking(Asked, without=["out", "shard", "as_json"])
+@taking(QueryOptions, without=["out", "shard", "as_json"])
 def figures_command(
-    options: Asked,
+    options: QueryOptions,
     *,
     names: Annotated[
         list[str] | None, typer.Argument(help="Figures to draw; all if none is named.")
@@ -110,7 +110,7 @@ def figures_command(
 
 
 def _run_and_draw(
-    options: Asked,
+    options: QueryOptions,
     names: list[str],
     size: Size,
     runs: Path,

@@ -180,6 +180,15 @@ RENAMED: Mapping[str, str] = {
     "RATHER_ALIKE": "MIN_LENGTH_RATIO",
     "ALONE": "STANDALONE_FIGURES",
     "Setting": "Settings",
+    "Asked": "FittedQuestion",
+    "Asker": "QueryPrompts",
+    "DocumentAsker": "DocumentPrompts",
+    "at_line_end": "stop_at_line_end",
+    "instead": "with_substitution",
+    "said": "answer_text",
+    "seeded": "generator_for",
+    "until_answered": "stop_when_answered",
+    "whole_pool": "all_candidates",
 }
 """What names of version 0.1 are called today."""
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def seeded(seed: int, *names: str) -> torch.Generator:
+def generator_for(seed: int, *names: str) -> torch.Generator:
     """A generator on the CPU that depends on the run's seed and on what is drawn, alone."""
     digest = hashlib.sha256("\0".join((str(seed), *names)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
@@ -25,7 +25,7 @@ def random_like(
         seed: the run's.
         names: what else decides the draw: the query and the position.
     """
-    generator = seeded(seed, *names)
+    generator = generator_for(seed, *names)
     drawn = torch.randn(states.shape, generator=generator).to(states.device)
     norms = states.float().norm(dim=-1, keepdim=True)
     vectors: Tensor = drawn / drawn.norm(dim=-1, keepdim=True) * norms

@@ -1,4 +1,4 @@
-"""Provides DocumentAsker: questions over documents as one model reads them, and their answers.
+"""Provides DocumentPrompts: questions over documents as one model reads them, and their answers.
 
 Imports what reads prompts under masks; the experiments over documents import it.
 """
@@ -24,7 +24,7 @@ from hopscope.engine.read_out import Readings, ReadOut, Version
 from hopscope.errors import QueryError, UsageError
 from hopscope.models.encoder_decoder import EncoderDecoder
 from hopscope.models.language_model import LanguageModel
-from hopscope.prompting.generation import at_line_end, check_tokens
+from hopscope.prompting.generation import check_tokens, stop_at_line_end
 from hopscope.queries.answers import contains, exact_match, f1_score, first_line, matches
 from hopscope.statistics import mean_intervals, wilson
 
@@ -41,7 +41,7 @@ SPARE_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class Asked:
+class FittedQuestion:
     """A question as it fits into the model's context.
 
     Attributes:
@@ -56,7 +56,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class DocumentAsker:
+class DocumentPrompts:
     """Asks the questions of a set; keeps what their prompts begin with.
 
     Attributes:
@@ -74,7 +74,7 @@ class DocumentAsker:
     label: Label = "position"
     max_new_tokens: int | None = None
     seed: int = 0
-    fitted: dict[str, Asked] = field(init=False, default_factory=dict)
+    fitted: dict[str, FittedQuestion] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
@@ -123,7 +123,7 @@ class DocumentAsker:
         before, _, after = str(text).partition(CHAT_SLOT)
         return before, after
 
-    def asked(self, question: MultiDocQuestion) -> Asked:
+    def asked(self, question: MultiDocQuestion) -> FittedQuestion:
         """A question with as many distractors as fit, the last ones left out first.
 
         Raises:
@@ -133,12 +133,12 @@ class DocumentAsker:
             self.fitted[question.id] = self._fit(question)
         return self.fitted[question.id]
 
-    def _fit(self, question: MultiDocQuestion) -> Asked:
+    def _fit(self, question: MultiDocQuestion) -> FittedQuestion:
         shown = self.questions.demonstrations(question)
         limit = self.model.max_context
-        whole = self.layout(Asked(question, (), shown), "original")
+        whole = self.layout(FittedQuestion(question, (), shown), "original")
         if limit is None or len(whole) + self.room <= limit:
-            return Asked(question, (), shown)
+            return FittedQuestion(question, (), shown)
         excess = len(whole) + self.room + SPARE_TOKENS - limit
         dropped: list[int] = []
         for index in reversed(question.distractors):
@@ -157,9 +157,9 @@ class DocumentAsker:
             *(question.id, len(titles), len(question.documents), self.model.name, limit),
             ", ".join(titles),
         )
-        return Asked(question.without(dropped), titles, shown)
+        return FittedQuestion(question.without(dropped), titles, shown)
 
-    def layout(self, asked: Asked, order: Order, way: Way = "text") -> Layout:
+    def layout(self, asked: FittedQuestion, order: Order, way: Way = "text") -> Layout:
         """A question's prompt in an order."""
         return lay_out(
             self.encode,
@@ -185,7 +185,7 @@ class DocumentAsker:
 
     def read_out(self, answer_tokens: tuple[int, ...] = ()) -> ReadOut:
         """What is read of a prompt: an answer, up to the end of its line if that ends it."""
-        stop = at_line_end(self.model) if self.form.one_line else None
+        stop = stop_at_line_end(self.model) if self.form.one_line else None
         return ReadOut(answer_tokens, max_new_tokens=self.room, stop=stop)
 
     def answer(self, tokens: Sequence[int]) -> str:
@@ -234,7 +234,7 @@ def scores(text: str, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def described(asked: Asked) -> dict[str, Any]:
+def described(asked: FittedQuestion) -> dict[str, Any]:
     """What the details of a result say of a question."""
     question = asked.question
     return {

@@ -21,7 +21,7 @@ def check_tokens(max_new_tokens: int) -> None:
         raise UsageError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
 
 
-def at_line_end(model: TokenModel) -> Stop:
+def stop_at_line_end(model: TokenModel) -> Stop:
     """A stop that ends a generation with its first line that says something."""
 
     def stop(tokens: tuple[int, ...]) -> bool:
@@ -30,12 +30,12 @@ def at_line_end(model: TokenModel) -> Stop:
     return stop
 
 
-def said(text: str, one_line: bool) -> str:
+def answer_text(text: str, one_line: bool) -> str:
     """The part of a generation that counts as the answer."""
     return first_line(text) if one_line else text
 
 
-def until_answered(
+def stop_when_answered(
     model: LanguageModel, names: Iterable[str], match: Match, one_line: bool
 ) -> Stop:
     """A stop for when the line has ended, or the answer is there whatever may follow."""
@@ -50,4 +50,4 @@ def until_answered(
 
 def same_answer(a: str, b: str, one_line: bool) -> bool:
     """Whether two generations say the same."""
-    return said(a, one_line).strip() == said(b, one_line).strip()
+    return answer_text(a, one_line).strip() == answer_text(b, one_line).strip()

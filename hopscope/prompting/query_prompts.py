@@ -1,4 +1,4 @@
-"""Provides Asker: the prompts of a query set as one model reads them, with their clean runs.
+"""Provides QueryPrompts: the prompts of a query set as one model reads them, with their clean runs.
 
 Imports what runs a prompt; the experiments import it.
 """
@@ -18,17 +18,17 @@ from hopscope.queries.two_hop_query import Form, TwoHopQuery
 
 
 @dataclass(frozen=True)
-class Asker:
+class QueryPrompts:
     """Asks the queries of a set; keeps nothing but the prefixes that their prompts share.
 
     Attributes:
         model: the model.
-        prompts: the prompt of each query id.
+        by_query: the prompt of each query id.
         room: how many tokens are generated after a prompt.
     """
 
     model: LanguageModel
-    prompts: Mapping[str, Prompt]
+    by_query: Mapping[str, Prompt]
     room: int = 0
     store: PrefixStore = field(init=False)
 
@@ -38,13 +38,13 @@ class Asker:
     @classmethod
     def of(
         cls, model: LanguageModel, queries: QuerySet, room: int = 0, form: Form = "two_hop"
-    ) -> Asker:
-        """An asker of one form of the queries' prompts."""
+    ) -> QueryPrompts:
+        """One form of the queries' prompts, as the model reads them."""
         return cls(model, {prompt.query_id: prompt for prompt in queries.prompts(form)}, room)
 
     def prompt(self, query: TwoHopQuery) -> TokenizedPrompt:
         """A query's prompt as tokens."""
-        return TokenizedPrompt.of(self.model, self.prompts[query.id], self.room)
+        return TokenizedPrompt.of(self.model, self.by_query[query.id], self.room)
 
     def clean(self, prompt: TokenizedPrompt) -> CleanRun:
         """The unedited run over a prompt."""

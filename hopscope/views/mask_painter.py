@@ -17,8 +17,8 @@ from hopscope.engine.read_out import ReadOut, Version
 from hopscope.errors import HopscopeError, QueryError, UsageError
 from hopscope.masks.algebra import Mask
 from hopscope.masks.named import MASKS, mask_of, painted, switched
-from hopscope.prompting.document_prompts import DocumentAsker, DocumentReader
-from hopscope.prompting.generation import said
+from hopscope.prompting.document_prompts import DocumentPrompts, DocumentReader
+from hopscope.prompting.generation import answer_text
 from hopscope.queries.answers import matches
 
 
@@ -52,20 +52,20 @@ class MaskPainter(View):
     answers: traitlets.List[Any] = traitlets.List().tag(sync=True)
     asked = traitlets.Int().tag(sync=True)
 
-    def __init__(self, asker: DocumentAsker, prompt: Layout, mask: Mask) -> None:
+    def __init__(self, prompts: DocumentPrompts, prompt: Layout, mask: Mask) -> None:
         self.prompt = prompt
-        self._asker, self._base, self._initial = asker, mask, mask
+        self._prompts, self._base, self._initial = prompts, mask, mask
         self._first = prompt.segments[0][1]
-        n_layers = asker.reader.n_mask_layers
+        n_layers = prompts.reader.n_mask_layers
         names = [mask.name, *(name for name in MASKS if name != mask.name)]
         super().__init__(
-            title=f"{asker.model.name}: {prompt.question.question}",
+            title=f"{prompts.model.name}: {prompt.question.question}",
             tokens=[prompt.text[start:end] for start, end in prompt.offsets[self._first :]],
             parts=_parts(prompt),
             presets=names,
             seen=self._rows(mask),
             n_layers=n_layers,
-            n_heads=asker.model.n_heads,
+            n_heads=prompts.model.n_heads,
             layers=[0, n_layers - 1],
         )
         self.on_msg(self._on_message)
@@ -94,12 +94,12 @@ class MaskPainter(View):
 
     def ask(self) -> dict[str, Any]:
         """Let the model answer under the current mask; the answer is put first in `answers`."""
-        mask, question, model = self.mask, self.prompt.question, self._asker.model
+        mask, question, model = self.mask, self.prompt.question, self._prompts.model
         read_out = ReadOut(
-            answer_tokens=model.first_tokens(question.names), max_new_tokens=self._asker.room
+            answer_tokens=model.first_tokens(question.names), max_new_tokens=self._prompts.room
         )
-        outputs = self._asker.reader.read([Version(self.prompt, mask)], read_out).outputs
-        text = said(model.decode(outputs.tokens[0]), self._asker.form.one_line)
+        outputs = self._prompts.reader.read([Version(self.prompt, mask)], read_out).outputs
+        text = answer_text(model.decode(outputs.tokens[0]), self._prompts.form.one_line)
         answer = {
             "mask": mask.name + (f" ({self.changed} changed)" if self.changed else ""),
             "says": text.strip(),
@@ -211,8 +211,8 @@ def paint_mask(
     if not len(questions):
         raise QueryError(f"{questions.name} is an empty question set: there is nothing to paint on")
     initial = _uniform(mask_of(mask))
-    asker = DocumentAsker(model, questions, template, seed=seed)
-    return MaskPainter(asker, asker.layout(asker.asked(questions[0]), order), initial)
+    prompts = DocumentPrompts(model, questions, template, seed=seed)
+    return MaskPainter(prompts, prompts.layout(prompts.asked(questions[0]), order), initial)
 
 
 def _uniform(mask: Mask) -> Mask:

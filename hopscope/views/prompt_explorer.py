@@ -38,8 +38,8 @@ from hopscope.experiments.two_hop.back_patching import BackPatching, Criterion, 
 from hopscope.experiments.two_hop.grids import BackPatchingGrid
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.capture import capture
-from hopscope.prompting.generation import at_line_end, said
-from hopscope.prompting.query_prompts import Asker, question
+from hopscope.prompting.generation import answer_text, stop_at_line_end
+from hopscope.prompting.query_prompts import QueryPrompts, question
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.answers import matches
 from hopscope.queries.load import load_queries
@@ -154,13 +154,13 @@ class PromptExplorer(View):
 
     def _answer(self, single: QuerySet, form: Form) -> tuple[str, str]:
         """Return a prompt without its demonstrations, and the model's answer."""
-        asker = Asker.of(self._model, single, NEW_TOKENS, form)
-        prompt, line = asker.prompt(single[0]), single.few_shot > 0
-        stop = at_line_end(self._model) if line else None
+        prompts = QueryPrompts.of(self._model, single, NEW_TOKENS, form)
+        prompt, line = prompts.prompt(single[0]), single.few_shot > 0
+        stop = stop_at_line_end(self._model) if line else None
         read_out = ReadOut(max_new_tokens=NEW_TOKENS, stop=stop)
         shared = self._store.get(prompt.ids[: prompt.n_shared])
         outputs = generate(self._model, [prompt.ids], read_out, shared=shared)
-        return question(prompt), said(self._model.decode(outputs.tokens[0]), line).strip()
+        return question(prompt), answer_text(self._model.decode(outputs.tokens[0]), line).strip()
 
     def _back_patch(self, single: QuerySet) -> BackPatching:
         """Back-patch: first the next token in all cells, then the generated answers in parts."""

@@ -9,7 +9,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from hopscope.commands.options import Asked, Documents, Graded, Run, listed, taking
+from hopscope.commands.options import (
+    CommonOptions,
+    DocumentOptions,
+    QueryOptions,
+    SubsetOptions,
+    listed,
+    taking,
+)
 from hopscope.errors import UsageError
 
 
@@ -18,9 +25,9 @@ def app_of(given: list[Any], **how: Any) -> typer.Typer:
     app = typer.Typer()
 
     @app.command()
-    @taking(Graded, **how)
+    @taking(SubsetOptions, **how)
     def command(
-        options: Graded, *, window: Annotated[int, typer.Option(min=0, help="Layers.")] = 3
+        options: SubsetOptions, *, window: Annotated[int, typer.Option(min=0, help="Layers.")] = 3
     ) -> None:
         """Do something."""
         given.append((options, window))
@@ -34,10 +41,10 @@ def test_a_command_is_given_one_object_and_its_own_options() -> None:
     assert CliRunner().invoke(app, []).exit_code == 0
     assert CliRunner().invoke(app, ["-m", "mine", "--window", "5", "--shard", "1/2"]).exit_code == 0
     assert given == [
-        (Graded(subset="incorrect"), 3),
-        (Graded(model="mine", shard="1/2", subset="incorrect"), 5),
+        (SubsetOptions(subset="incorrect"), 3),
+        (SubsetOptions(model="mine", shard="1/2", subset="incorrect"), 5),
     ]
-    assert Graded().subset == "correct"
+    assert SubsetOptions().subset == "correct"
 
 
 def test_own_options_stand_between_those_that_are_shared() -> None:
@@ -52,8 +59,8 @@ def test_own_options_stand_between_those_that_are_shared() -> None:
 
 
 def test_options_of_documents_stand_after_a_commands_own() -> None:
-    @taking(Documents)
-    def command(options: Documents, *, orders: str = "forward") -> None: ...
+    @taking(DocumentOptions)
+    def command(options: DocumentOptions, *, orders: str = "forward") -> None: ...
 
     names = list(inspect.signature(command).parameters)
     assert names[:6] == ["model", "questions", "limit", "few_shot", "orders", "distractors"]
@@ -62,8 +69,8 @@ def test_options_of_documents_stand_after_a_commands_own() -> None:
 
 @pytest.mark.parametrize("how", [{"without": ["shrad"]}, {"limt": 3}])
 def test_fields_that_there_are_not_are_told(how: dict[str, Any]) -> None:
-    with pytest.raises(TypeError, match=r"Graded has no (shrad|limt)"):
-        taking(Graded, **how)
+    with pytest.raises(TypeError, match=r"SubsetOptions has no (shrad|limt)"):
+        taking(SubsetOptions, **how)
 
 
 def test_options_that_a_command_is_without_are_unknown_to_it() -> None:
@@ -71,13 +78,13 @@ def test_options_that_a_command_is_without_are_unknown_to_it() -> None:
     app = app_of(given, without=["shard"])
     assert CliRunner().invoke(app, ["--shard", "1/2"]).exit_code == 2
     assert CliRunner().invoke(app, []).exit_code == 0
-    assert given == [(Graded(), 3)]
+    assert given == [(SubsetOptions(), 3)]
 
 
-@pytest.mark.parametrize("options", [Run, Asked, Graded, Documents])
+@pytest.mark.parametrize("options", [CommonOptions, QueryOptions, SubsetOptions, DocumentOptions])
 @pytest.mark.parametrize("shard", ["3/2", "1", "a/b"])
 def test_a_shard_that_is_none_is_told_before_anything_is_loaded(
-    options: type[Run], shard: str
+    options: type[CommonOptions], shard: str
 ) -> None:
     with pytest.raises(UsageError, match="shard"):
         options(shard=shard)
@@ -86,7 +93,7 @@ def test_a_shard_that_is_none_is_told_before_anything_is_loaded(
 
 def test_a_subset_that_is_none_is_told_before_anything_is_loaded() -> None:
     with pytest.raises(UsageError, match="unknown subset 'right': choose incorrect, correct, all"):
-        Graded(subset="right")
+        SubsetOptions(subset="right")
 
 
 def test_commas_with_or_without_blanks() -> None:

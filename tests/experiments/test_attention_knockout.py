@@ -458,7 +458,7 @@ class Plain:
     def clean(self, query: TwoHopQuery) -> tuple[PlainOutput, str]:
         return self.said(query, [])
 
-    def said(self, query: TwoHopQuery, cell: Sequence[Knockout]) -> tuple[PlainOutput, str]:
+    def answer_text(self, query: TwoHopQuery, cell: Sequence[Knockout]) -> tuple[PlainOutput, str]:
         """Logits of the next token, and the text that counts."""
         ids = self.ids(self.texts[query.id])
         first = self.case.criterion == "first_token"

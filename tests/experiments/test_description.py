@@ -20,7 +20,7 @@ from torch import Tensor
 import hopscope as hs
 from hopscope.engine.edits import Patch
 from hopscope.errors import QueryError, UsageError
-from hopscope.experiments.randomness import seeded
+from hopscope.experiments.randomness import generator_for
 from hopscope.experiments.two_hop.description import (
     CONTROLS,
     ENTITIES,
@@ -375,7 +375,7 @@ def test_samples_are_drawn_from_the_models_distribution(family: str) -> None:
     expected = []
     for (name, text), query, position in itertools.product(TWO_PROMPTS.items(), queries, POSITIONS):
         cells = list(itertools.product((0, 1), SOURCES, TARGETS))
-        generator = seeded(0, name, query.id, position)
+        generator = generator_for(0, name, query.id, position)
         draws = torch.rand(len(cells), N_TOKENS, generator=generator)
         for (sample, a, b), numbers in zip(cells, draws.tolist(), strict=True):
             expected.append((query.id, name, position, sample, a, b))

@@ -28,7 +28,7 @@ from hopscope.experiments.documents.attention import (
     read_masses,
 )
 from hopscope.models.language_model import LanguageModel
-from hopscope.prompting.document_prompts import DocumentAsker
+from hopscope.prompting.document_prompts import DocumentPrompts
 
 COLUMNS = ["query", "order", "mask", "layer", "head", "document", "hop", "slot", "mass"]
 N_TOKENS = 3
@@ -111,25 +111,25 @@ def test_masses_are_the_weights_of_an_eager_model(name: str, read: str) -> None:
 
 def test_an_answer_is_read_up_to_the_end_of_its_line() -> None:
     llama = loaded("tiny-random-llama")
-    asker = DocumentAsker(llama, QUESTIONS, SHORT)
+    prompts = DocumentPrompts(llama, QUESTIONS, SHORT)
 
     def tokens(text: str) -> list[int]:
         return list(llama.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     line, more = tokens(" Paris"), tokens("\nThe")
-    assert answer_length(asker, line) == len(line)
-    assert answer_length(asker, [*line, *more]) == len(line)
-    assert answer_length(asker, more) == 0
-    assert answer_length(asker, []) == 0
-    several = replace(asker, template=replace(SHORT, one_line=False))
+    assert answer_length(prompts, line) == len(line)
+    assert answer_length(prompts, [*line, *more]) == len(line)
+    assert answer_length(prompts, more) == 0
+    assert answer_length(prompts, []) == 0
+    several = replace(prompts, template=replace(SHORT, one_line=False))
     assert answer_length(several, [*line, *more]) == len(line) + len(more)
     masses = torch.arange(9.0)[:, None, None, None].expand(9, 2, 3, 4)
-    mass, n = read_masses(asker, masses, [*line, *more], "answer")
+    mass, n = read_masses(prompts, masses, [*line, *more], "answer")
     assert n == len(line)
     assert mass.shape == (2, 3, 4)
     assert float(mass[0, 0, 0]) == pytest.approx(np.mean(range(1, len(line) + 1)))
     for given, read in (([*line], "last"), (more, "answer"), ([], "answer")):
-        mass, n = read_masses(asker, masses, given, read)
+        mass, n = read_masses(prompts, masses, given, read)
         assert (float(mass.max()), n) == (0.0, 0)
 
 

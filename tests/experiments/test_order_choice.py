@@ -35,7 +35,7 @@ def chosen(model: LanguageModel, questions: QuestionSet, **more: Any) -> OrderCh
     return best_order(model, questions, **options)
 
 
-def said(model: LanguageModel, order: tuple[int, ...]) -> str:
+def answer_text(model: LanguageModel, order: tuple[int, ...]) -> str:
     """What transformers' own `generate` says to the shuffled text."""
     documents = [QUESTION.documents[index] for index in order]
     lines = [f"Document [{n}] {d.title}: {d.text}\n" for n, d in enumerate(documents, start=1)]
@@ -53,7 +53,7 @@ def test_answers_are_those_to_the_seeded_shuffles(name: str) -> None:
     drawn = shuffles(QUESTION, 4, 3)
     assert list(frame["order"]) == [order_name(order) for order in drawn]
     assert list(frame["shuffle"]) == [0, 1, 2, 3]
-    assert list(frame["generation"]) == [said(model, order) for order in drawn]
+    assert list(frame["generation"]) == [answer_text(model, order) for order in drawn]
     assert frame["generation"].nunique() > 1
 
 

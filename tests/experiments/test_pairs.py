@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hopscope.errors import QueryError
-from hopscope.experiments.two_hop.partners import fingerprint, instead, pair_up
+from hopscope.experiments.two_hop.partners import fingerprint, pair_up, with_substitution
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.answers import normalise
 from hopscope.queries.prompts import Prompt
@@ -191,7 +191,7 @@ def test_demonstrations_stay_and_spans_are_right(
     demonstrations: str, changes: dict[str, str], text: str, spans: dict[str, str]
 ) -> None:
     prompt = Prompt.of(FIRST, "two_hop", demonstrations)
-    changed = instead(prompt, FIRST, **changes)
+    changed = with_substitution(prompt, FIRST, **changes)
     assert changed.text == demonstrations + text
     assert changed.few_shot == len(demonstrations) == prompt.few_shot
     assert (changed.form, changed.query_id) == ("two_hop", "a")
@@ -203,7 +203,7 @@ def test_demonstrations_stay_and_spans_are_right(
 
 def test_the_second_hop_of_another_bridge() -> None:
     prompt = Prompt.of(FIRST, "second_hop", DEMONSTRATIONS[1])
-    changed = instead(prompt, FIRST, e2_label="Japan")
+    changed = with_substitution(prompt, FIRST, e2_label="Japan")
     assert changed.text == f"{DEMONSTRATIONS[1]}The capital of Japan is"
     start, end = changed.spans["e2"]
     assert changed.text[start:end] == "Japan"

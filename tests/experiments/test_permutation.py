@@ -31,7 +31,7 @@ from hopscope.experiments.documents.permutation import Permutation, permute_docu
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import load_model
 from hopscope.models.tiny import build_tiny
-from hopscope.prompting.document_prompts import DocumentAsker
+from hopscope.prompting.document_prompts import DocumentPrompts
 
 COLUMNS = ["query", "order", "mask", "permuting", "generation"]
 COLUMNS += ["contained", "matched", "exact_match", "f1", "bridge"]
@@ -64,7 +64,7 @@ def shown(question: MultiDocQuestion, order: Sequence[int], label: str = "positi
     return [*parts, f"Question: {question.question}\nAnswer:"]
 
 
-def said(model: LanguageModel, ids: Sequence[int]) -> str:
+def answer_text(model: LanguageModel, ids: Sequence[int]) -> str:
     """The first line of what transformers' own `generate` says."""
     row = torch.tensor([list(ids)])
     (tokens,) = generated(model.hf, row, torch.ones_like(row), N_TOKENS, model.end_tokens)
@@ -72,7 +72,7 @@ def said(model: LanguageModel, ids: Sequence[int]) -> str:
 
 
 def said_of(model: LanguageModel, parts: Sequence[str]) -> str:
-    return said(model, model.tokenizer("".join(parts))["input_ids"])
+    return answer_text(model, model.tokenizer("".join(parts))["input_ids"])
 
 
 FORWARD = {"tower": (0, 3, 2, 1), "song": (0, 1), "third": (0, 1, 2)}
@@ -259,7 +259,7 @@ def test_a_chat_template_is_put_around_the_prompt() -> None:
     frame = permuted(model, QUESTIONS[:1], ["forward"], template=form).frame
     text = "".join(["[user] ", *shown(QUESTION, FORWARD["tower"]), " [end][model]"])
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert list(frame["generation"]) == [said(model, ids)]
+    assert list(frame["generation"]) == [answer_text(model, ids)]
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_what_counts_as_the_answer(
 ) -> None:
     form = Template("", "{text}", "{question}", one_line=one_line)
     tokens = llama.tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert DocumentAsker(llama, QUESTIONS, form).answer(tokens) == answer
+    assert DocumentPrompts(llama, QUESTIONS, form).answer(tokens) == answer
 
 
 def test_a_template_of_several_lines_is_not_stopped_at_the_first(llama: LanguageModel) -> None:
@@ -315,10 +315,10 @@ def test_a_question_that_just_fits_keeps_all_its_documents(
     llama: LanguageModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     n = len(llama.tokenizer("".join(shown(QUESTION, range(4))))["input_ids"])
-    asker = DocumentAsker(llama, QUESTIONS, SHORT, max_new_tokens=256 - n)
-    assert asker.asked(QUESTION).question == QUESTION
+    prompts = DocumentPrompts(llama, QUESTIONS, SHORT, max_new_tokens=256 - n)
+    assert prompts.asked(QUESTION).question == QUESTION
     assert not caplog.text
-    less = replace(asker, max_new_tokens=256 - n + 1).asked(QUESTION)
+    less = replace(prompts, max_new_tokens=256 - n + 1).asked(QUESTION)
     assert less.dropped == ("Rome",)
     assert less.question == QUESTION.without([2])
 
@@ -389,7 +389,7 @@ def assert_whole(result: hs.results.Result) -> None:
 def test_a_stopped_run_goes_on_to_the_same_result(
     llama: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, read = iter(range(9)), permutation.DocumentAsker.read
+    calls, read = iter(range(9)), permutation.DocumentPrompts.read
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         if next(calls) == 2:
@@ -397,7 +397,7 @@ def test_a_stopped_run_goes_on_to_the_same_result(
         return read(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(permutation.DocumentAsker, "read", interrupted)
+        patch.setattr(permutation.DocumentPrompts, "read", interrupted)
         with pytest.raises(KeyboardInterrupt):
             permuted(llama, QUESTIONS, ["forward", "shuffle_0"], out=tmp_path / "run")
     assert len(list((tmp_path / "run").glob("frame-*.parquet"))) == 2

@@ -20,7 +20,7 @@ from plain import plain_output, site_states
 import hopscope as hs
 from hopscope.engine.edits import Cell, Patch
 from hopscope.errors import QueryError, ResultError, UsageError
-from hopscope.experiments.randomness import seeded
+from hopscope.experiments.randomness import generator_for
 from hopscope.experiments.two_hop import causal_tracing
 from hopscope.experiments.two_hop.causal_tracing import Tracing, trace
 from hopscope.queries.query_set import QuerySet
@@ -210,7 +210,7 @@ class Plain:
     def noise(self, case: Case, draw: int) -> list[Patch]:
         embedded = site_states(self.hf, self.ids, "resid_pre")[0]
         source = range(self.upto(self.start), self.position("e1") + 1)
-        generator = seeded(SEED, self.query.id, str(draw))
+        generator = generator_for(SEED, self.query.id, str(draw))
         drawn = torch.randn(len(source), embedded.shape[-1], generator=generator)
         asked = embedded
         if case.few_shot:

@@ -131,12 +131,12 @@ def test_documents_are_read_as_the_training_writes_them(world):
         progress=False,
     )  # fmt: skip
     assert set(result.frame["order"]) == {"forward", "backward"}
-    from hopscope.prompting.document_prompts import Asked, DocumentAsker
+    from hopscope.prompting.document_prompts import DocumentPrompts, FittedQuestion
 
-    asker = DocumentAsker(world.model, questions, TEMPLATE, "none")
+    prompts = DocumentPrompts(world.model, questions, TEMPLATE, "none")
     for question in questions:
         for order in ("forward", "backward"):
-            layout = asker.layout(Asked(question, (), ()), order)
+            layout = prompts.layout(FittedQuestion(question, (), ()), order)
             words = layout.text.split()
             pairs, _ = read([*words, "?"])
             source = question.question.split()[1]

@@ -27,9 +27,9 @@ from hopscope.masks.algebra import Mask
 from hopscope.models.token_model import TokenModel
 from hopscope.prompting.document_prompts import (
     VERDICTS,
-    Asked,
-    DocumentAsker,
+    DocumentPrompts,
     DocumentReader,
+    FittedQuestion,
     check_metric,
     described,
     scores,
@@ -242,17 +242,17 @@ def attention_to_documents(
         >>> attention_to_documents(model, questions, ["forward"]).compare()   # doctest: +SKIP
     """
     options, named = RunOptions(**run), check_masks(masks, model)
-    asker = DocumentAsker(
+    prompts = DocumentPrompts(
         model, questions, template_for(questions, template), label, max_new_tokens, options.seed
     )
-    asker.check(orders)
+    prompts.check(orders)
     settings = {
-        **asker.settings,
+        **prompts.settings,
         "orders": [order_name(order) for order in orders],
         "masks": [mask.name for mask in named],
         "read": read,
     }
-    reader = _Reader(asker, list(product(orders, named)), read)
+    reader = _Reader(prompts, list(product(orders, named)), read)
     return run_in_parts(
         DocumentAttention, model, questions, settings, reader.tables, options, per_part=PER_PART
     )
@@ -262,7 +262,7 @@ def attention_to_documents(
 class _Reader:
     """Reads the attention of some questions."""
 
-    asker: DocumentAsker
+    prompts: DocumentPrompts
     variants: Sequence[tuple[Order, Mask]]
     read: str
 
@@ -270,34 +270,34 @@ class _Reader:
         """Frame and details of some questions."""
         frames, details = [], []
         for question in questions:
-            asked = self.asker.asked(question)
+            asked = self.prompts.asked(question)
             versions = [
-                Version(self.asker.layout(asked, order), mask) for order, mask in self.variants
+                Version(self.prompts.layout(asked, order), mask) for order, mask in self.variants
             ]
-            readings = self.asker.read(versions, attention=True)
+            readings = self.prompts.read(versions, attention=True)
             assert readings.masses is not None
             for index, (order, mask) in enumerate(self.variants):
                 tokens = readings.outputs.tokens[index]
                 names = {"query": question.id, "order": order_name(order), "mask": mask.name}
-                mass, n_read = read_masses(self.asker, readings.masses[index], tokens, self.read)
+                mass, n_read = read_masses(self.prompts, readings.masses[index], tokens, self.read)
                 frames.append(document_masses(versions[index].layout, mass).assign(**names))
                 details.append({**self._detail(asked, tokens), **names, "tokens_read": n_read})
         return {"frame": DocumentAttention.joined(frames), "details": pd.DataFrame(details)}
 
-    def _detail(self, asked: Asked, tokens: Sequence[int]) -> dict[str, Any]:
-        text = self.asker.answer(tokens)
+    def _detail(self, asked: FittedQuestion, tokens: Sequence[int]) -> dict[str, Any]:
+        text = self.prompts.answer(tokens)
         return {**described(asked), "generation": text, **scores(text, asked.question.names)}
 
 
 def read_masses(
-    asker: DocumentAsker, masses: Tensor, tokens: Sequence[int], read: str
+    prompts: DocumentPrompts, masses: Tensor, tokens: Sequence[int], read: str
 ) -> tuple[Tensor, int]:
     """The attention to segments, averaged over the tokens that are read.
 
     Of an answer of no token (an empty line) the prompt's last token is read.
 
     Args:
-        asker: who asked.
+        prompts: the questions as the model reads them.
         masses: as in `Readings.masses`, shape (token, layer, head, segment).
         tokens: what was generated.
         read: `answer` or `last`.
@@ -305,17 +305,17 @@ def read_masses(
     Returns:
         Shape (layer, head, segment), and how many tokens were read.
     """
-    n = answer_length(asker, tokens) if read == "answer" else 0
+    n = answer_length(prompts, tokens) if read == "answer" else 0
     rows = masses[1 : 1 + n] if n else masses[:1]
     return rows.mean(dim=0), n
 
 
-def answer_length(asker: DocumentAsker, tokens: Sequence[int]) -> int:
+def answer_length(prompts: DocumentPrompts, tokens: Sequence[int]) -> int:
     """How many generated tokens belong to the answer: those before a line break, if it ends one."""
-    if not asker.form.one_line:
+    if not prompts.form.one_line:
         return len(tokens)
     for n in range(1, len(tokens) + 1):
-        if "\n" in asker.model.decode(tokens[:n]):
+        if "\n" in prompts.model.decode(tokens[:n]):
             return n - 1
     return len(tokens)
 

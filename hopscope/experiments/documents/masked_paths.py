@@ -22,11 +22,11 @@ from hopscope.engine.masked.reader import ReadBlocked
 from hopscope.errors import QueryError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, limited, run_in_parts
 from hopscope.experiments.arguments import AtLeast, Edges, Layers, ListOf, OneOf
-from hopscope.experiments.randomness import seeded
+from hopscope.experiments.randomness import generator_for
 from hopscope.prompting.document_prompts import (
-    Asked,
-    DocumentAsker,
+    DocumentPrompts,
     DocumentReader,
+    FittedQuestion,
     described,
     scores,
     template_for,
@@ -197,19 +197,19 @@ def masked_paths(
         UsageError: for a bad argument.
     """
     options = RunOptions(**run)
-    asker = DocumentAsker(
+    prompts = DocumentPrompts(
         model, questions, template_for(questions, template), label, max_new_tokens, options.seed
     )
-    asker.check([order])
+    prompts.check([order])
     settings = {
-        **asker.settings,
+        **prompts.settings,
         "edges": edges,
         "controls": controls,
         "order": order_name(order),
         "window": window,
         "layers": layers,
     }
-    blocker = _Blocker(asker, edges, controls, order, window, layers or ())
+    blocker = _Blocker(prompts, edges, controls, order, window, layers or ())
     return run_in_parts(
         MaskedPaths, model, questions, settings, blocker.tables, options, per_part=PER_PART
     )
@@ -223,7 +223,7 @@ Answers = tuple[list[str], np.ndarray]
 class _Blocker:
     """Blocks edges in the prompts of some questions."""
 
-    asker: DocumentAsker
+    prompts: DocumentPrompts
     edges: Sequence[str]
     controls: Sequence[str]
     order: Order
@@ -234,9 +234,9 @@ class _Blocker:
         """Frame and details of some questions."""
         frames, details = [], []
         for question in questions:
-            asked = self.asker.asked(question)
-            layout = self.asker.layout(asked, self.order)
-            blocking = self.asker.reader.blocking(layout)
+            asked = self.prompts.asked(question)
+            layout = self.prompts.layout(asked, self.order)
+            blocking = self.prompts.reader.blocking(layout)
             texts, logprobs = self._answers(blocking, asked, [None])
             before = texts[0], float(logprobs[0])
             for edge in self.edges:  # each alone, since cells share what comes before their edits
@@ -248,17 +248,17 @@ class _Blocker:
         return {"frame": MaskedPaths.joined(frames), "details": pd.DataFrame(details)}
 
     def _answers(
-        self, blocking: ReadBlocked, asked: Asked, cells: Sequence[Knockout | None]
+        self, blocking: ReadBlocked, asked: FittedQuestion, cells: Sequence[Knockout | None]
     ) -> Answers:
         """What is answered in each cell of a prompt."""
-        tokens = self.asker.model.answer_tokens(asked.question.names)
-        outputs = blocking(cells, self.asker.read_out(tokens))
-        return [self.asker.answer(each) for each in outputs.tokens], outputs.logprob.numpy()
+        tokens = self.prompts.model.answer_tokens(asked.question.names)
+        outputs = blocking(cells, self.prompts.read_out(tokens))
+        return [self.prompts.answer(each) for each in outputs.tokens], outputs.logprob.numpy()
 
     def _cells(self, layout: Layout, edge: str) -> tuple[list[Knockout], pd.DataFrame]:
         """A cell of one edge for each control and middle, and their names."""
         cells: list[Knockout] = []
-        n_layers = self.asker.reader.n_mask_layers
+        n_layers = self.prompts.reader.n_mask_layers
         names = []
         for control in ("none", *self.controls):
             ends = self._ends(layout, edge, control)
@@ -277,7 +277,7 @@ class _Blocker:
         """The tokens that look and those that they no longer see."""
         query, _, key = (part.strip() for part in edge.partition("->"))
         queries, keys = layout.tokens(query), layout.tokens(key)
-        causal = not self.asker.reader.looks_ahead
+        causal = not self.prompts.reader.looks_ahead
         if not queries or not keys or (causal and max(queries) <= min(keys)):
             raise QueryError(
                 f"question {layout.question.id!r}: the edge {edge!r} looks ahead or at nothing in "
@@ -290,13 +290,13 @@ class _Blocker:
         before = [span for span in apart if not causal or max(span) < min(queries)]
         if not before:
             return None
-        drawn = seeded(self.asker.seed, layout.question.id, edge)
+        drawn = generator_for(self.prompts.seed, layout.question.id, edge)
         mixed = [before[index] for index in torch.randperm(len(before), generator=drawn).tolist()]
         return queries, min(mixed, key=lambda span: abs(len(span) - len(keys)))
 
 
 def _measured(
-    asked: Asked, before: tuple[str, float], texts: Sequence[str], logprobs: np.ndarray
+    asked: FittedQuestion, before: tuple[str, float], texts: Sequence[str], logprobs: np.ndarray
 ) -> pd.DataFrame:
     """What each cell does, beside the answer and log-probability of the clean prompt."""
     names, (clean, logprob) = asked.question.names, before

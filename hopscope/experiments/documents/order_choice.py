@@ -24,7 +24,7 @@ from hopscope.masks.algebra import Mask
 from hopscope.prompting.document_prompts import (
     METRICS,
     VERDICTS,
-    DocumentAsker,
+    DocumentPrompts,
     DocumentReader,
     check_metric,
     described,
@@ -189,14 +189,14 @@ def best_order(
         UsageError: for a bad argument.
     """
     options, chosen = RunOptions(**run), check_masks(mask, model)[0]
-    asker = DocumentAsker(
+    prompts = DocumentPrompts(
         model, questions, template_for(questions, template), label, max_new_tokens, options.seed
     )
-    asker.check()
+    prompts.check()
     for question in questions:
-        shuffles(asker.asked(question).question, k, options.seed)
-    settings = {**asker.settings, "k": k, "mask": chosen.name, "read": read}
-    chooser = _Chooser(asker, k, chosen, read)
+        shuffles(prompts.asked(question).question, k, options.seed)
+    settings = {**prompts.settings, "k": k, "mask": chosen.name, "read": read}
+    chooser = _Chooser(prompts, k, chosen, read)
     return run_in_parts(
         OrderChoice, model, questions, settings, chooser.tables, options, per_part=PER_PART
     )
@@ -206,7 +206,7 @@ def best_order(
 class _Chooser:
     """Asks some questions in all their shuffles."""
 
-    asker: DocumentAsker
+    prompts: DocumentPrompts
     k: int
     mask: Mask
     read: str
@@ -215,16 +215,16 @@ class _Chooser:
         """Frame and details of some questions."""
         rows, details = [], []
         for question in questions:
-            asked = self.asker.asked(question)
-            orders = shuffles(asked.question, self.k, self.asker.seed)
-            versions = [Version(self.asker.layout(asked, each), self.mask) for each in orders]
-            readings = self.asker.read(versions, attention=True)
+            asked = self.prompts.asked(question)
+            orders = shuffles(asked.question, self.k, self.prompts.seed)
+            versions = [Version(self.prompts.layout(asked, each), self.mask) for each in orders]
+            readings = self.prompts.read(versions, attention=True)
             assert readings.masses is not None
             details.append(described(asked))
             for index, (order, version) in enumerate(zip(orders, versions, strict=True)):
                 tokens = readings.outputs.tokens[index]
-                mass, _ = read_masses(self.asker, readings.masses[index], tokens, self.read)
-                text = self.asker.answer(tokens)
+                mass, _ = read_masses(self.prompts, readings.masses[index], tokens, self.read)
+                text = self.prompts.answer(tokens)
                 rows.append(
                     {
                         "query": question.id,

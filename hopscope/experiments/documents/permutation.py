@@ -25,7 +25,7 @@ from hopscope.prompting.document_prompts import (
     DEFAULT_ORDERS,
     METRICS,
     VERDICTS,
-    DocumentAsker,
+    DocumentPrompts,
     DocumentReader,
     accuracies,
     described,
@@ -235,17 +235,17 @@ def permute_documents(
         >>> permute_documents(model, questions).accuracy()                   # doctest: +SKIP
     """
     options, named = RunOptions(**run), check_masks(masks, model)
-    asker = DocumentAsker(
+    prompts = DocumentPrompts(
         model, questions, template_for(questions, template), label, max_new_tokens, options.seed
     )
-    asker.check(orders, permuting)
+    prompts.check(orders, permuting)
     settings = {
-        **asker.settings,
+        **prompts.settings,
         "orders": [order_name(order) for order in orders],
         "masks": [mask.name for mask in named],
         "permuting": permuting,
     }
-    permuter = _Permuter(asker, list(product(orders, named, permuting)))
+    permuter = _Permuter(prompts, list(product(orders, named, permuting)))
     return run_in_parts(
         Permutation, model, questions, settings, permuter.tables, options, per_part=PER_PART
     )
@@ -255,30 +255,30 @@ def permute_documents(
 class _Permuter:
     """Asks some questions in all orders, masks and ways."""
 
-    asker: DocumentAsker
+    prompts: DocumentPrompts
     variants: Sequence[tuple[Order, Mask, str]]
 
     def tables(self, questions: QuestionSet) -> Tables:
         """Frame and details of some questions."""
         rows, details = [], []
         for question in questions:
-            asked = self.asker.asked(question)
+            asked = self.prompts.asked(question)
             details.append(described(asked))
             layouts = {
-                (order_name(order), way): self.asker.layout(asked, order, way)  # type: ignore[arg-type]
+                (order_name(order), way): self.prompts.layout(asked, order, way)  # type: ignore[arg-type]
                 for order, _, way in self.variants
             }
             versions = [
                 Version(layouts[order_name(order), way], mask) for order, mask, way in self.variants
             ]
-            outputs = self.asker.read(versions).outputs
+            outputs = self.prompts.read(versions).outputs
             for (order, mask, way), tokens in zip(self.variants, outputs.tokens, strict=True):
                 names = {"order": order_name(order), "mask": mask.name, "permuting": way}
                 rows.append({"query": question.id, **names, **self._scored(question, tokens)})
         return {"frame": pd.DataFrame(rows), "details": pd.DataFrame(details)}
 
     def _scored(self, question: MultiDocQuestion, tokens: Sequence[int]) -> dict[str, Any]:
-        text = self.asker.answer(tokens)
+        text = self.prompts.answer(tokens)
         first = [question.hops[0].answer] if question.hops[0].answer else []
         bridge = bool(scores(text, first)["contained"]) if first else False
         return {"generation": text, **scores(text, question.names), "bridge": bridge}

@@ -408,7 +408,7 @@ def answers_under(
         Columns order, query (its id), generated (the first line), correct.
     """
     mask, encode = mask_of(mask), encoder(model)
-    what = ReadOut(max_new_tokens=MAX_NEW_TOKENS)
+    read_out = ReadOut(max_new_tokens=MAX_NEW_TOKENS)
     rows: list[Mapping[str, Any]] = []
     starts = range(0, len(questions), QUESTIONS_AT_ONCE)
     for start in tqdm(starts, desc=f"ask under {mask.name}", disable=not progress):
@@ -417,7 +417,7 @@ def answers_under(
         versions = [
             Version(lay_out(encode, each, order, template=template), mask) for order, each in asked
         ]
-        tokens = read(model, versions, what).outputs.tokens
+        tokens = read(model, versions, read_out).outputs.tokens
         for (order, each), generated in zip(asked, tokens, strict=True):
             text = first_line(model.decode(generated))
             right = exact_match(text, each.names)

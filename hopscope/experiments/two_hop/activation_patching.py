@@ -22,10 +22,10 @@ from hopscope.errors import UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
 from hopscope.experiments.arguments import ListOf
 from hopscope.experiments.randomness import random_like
-from hopscope.experiments.two_hop.partners import Pair, fingerprint, instead, pair_up
+from hopscope.experiments.two_hop.partners import Pair, fingerprint, pair_up, with_substitution
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.capture import capture
-from hopscope.prompting.query_prompts import Asker, question
+from hopscope.prompting.query_prompts import QueryPrompts, question
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
@@ -211,7 +211,7 @@ def activation_patch(
         "partners": fingerprint(pairs),
     }
     kept = queries.filter(lambda query: query.id in pairs)
-    patcher = _Patcher(Asker.of(model, kept), pairs, options.max_memory, settings)
+    patcher = _Patcher(QueryPrompts.of(model, kept), pairs, options.max_memory, settings)
     return run_in_parts(
         ActivationPatching, model, kept, settings, patcher.tables, options, per_part=PER_PART
     )
@@ -232,7 +232,7 @@ class _Where:
 class _Patcher:
     """Patches one query after the other."""
 
-    asker: Asker
+    prompts: QueryPrompts
     pairs: Mapping[str, Pair]
     max_memory: int | None
     settings: Mapping[str, Any]
@@ -246,20 +246,23 @@ class _Patcher:
         }
 
     def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, dict[str, Any]]:
-        model, pair = self.asker.model, self.pairs[query.id]
-        prompt = self.asker.prompt(query)
+        model, pair = self.prompts.model, self.pairs[query.id]
+        prompt = self.prompts.prompt(query)
         partner = TokenizedPrompt.of(
-            model, instead(self.asker.prompts[query.id], query, e1_label=pair.partner.e1_label)
+            model,
+            with_substitution(
+                self.prompts.by_query[query.id], query, e1_label=pair.partner.e1_label
+            ),
         )
-        what = ReadOut(track=pair.tokens, top_k=1)
-        theirs = sweep(model, partner.ids, [[]], what, clean=self.asker.clean(partner))
+        read_out = ReadOut(track=pair.tokens, top_k=1)
+        theirs = sweep(model, partner.ids, [[]], read_out, clean=self.prompts.clean(partner))
         where, cells = self._cells(query, prompt, partner)
         outputs = sweep(
             model,
             prompt.ids,
             [[], *cells],
-            what,
-            clean=self.asker.clean(prompt),
+            read_out,
+            clean=self.prompts.clean(prompt),
             max_memory=self.max_memory,
         )
         own, other = float(_difference(outputs)[0]), float(_difference(theirs)[0])
@@ -288,8 +291,8 @@ class _Patcher:
         self, query: TwoHopQuery, prompt: TokenizedPrompt, partner: TokenizedPrompt
     ) -> tuple[list[_Where], list[Cell]]:
         sites, positions = self.settings["sites"], self.settings["positions"]
-        store = self.asker.store
-        acts = capture(self.asker.model, [partner.prompt], sites, positions, store=store)
+        store = self.prompts.store
+        acts = capture(self.prompts.model, [partner.prompt], sites, positions, store=store)
         where: list[_Where] = []
         cells: list[Cell] = []
         for site in sites:

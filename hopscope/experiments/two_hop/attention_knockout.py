@@ -21,8 +21,8 @@ from hopscope.errors import UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
 from hopscope.experiments.arguments import AtLeast, Edges, Heads, Layers, ListOf, OneOf
 from hopscope.models.language_model import LanguageModel
-from hopscope.prompting.generation import at_line_end, said, same_answer
-from hopscope.prompting.query_prompts import Asker, question
+from hopscope.prompting.generation import answer_text, same_answer, stop_at_line_end
+from hopscope.prompting.query_prompts import QueryPrompts, question
 from hopscope.prompting.tokenized import SPANS, TokenizedPrompt
 from hopscope.queries.answers import MATCHES, Match, matches
 from hopscope.queries.query_set import QuerySet
@@ -242,7 +242,9 @@ def knockout(
         "one_line": queries.few_shot > 0 if one_line is None else one_line,
         "seed": options.seed,
     }
-    blocker = _Blocker(Asker.of(model, queries, max_new_tokens), options.max_memory, settings)
+    blocker = _Blocker(
+        QueryPrompts.of(model, queries, max_new_tokens), options.max_memory, settings
+    )
     return run_in_parts(
         Knockouts, model, queries, settings, blocker.tables, options, per_part=PER_PART
     )
@@ -262,7 +264,7 @@ class _Edge:
 class _Blocker:
     """Knocks out the edges of one query after the other."""
 
-    asker: Asker
+    prompts: QueryPrompts
     max_memory: int | None
     settings: Mapping[str, Any]
 
@@ -275,10 +277,10 @@ class _Blocker:
         }
 
     def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-        prompt = self.asker.prompt(query)
+        prompt = self.prompts.prompt(query)
         edges = self._edges(query, prompt)
         layers, k = self.settings["layers"], self.settings["window"]
-        last = self.asker.model.n_layers - 1
+        last = self.prompts.model.n_layers - 1
         cells: list[Cell] = [
             [
                 Knockout(
@@ -291,16 +293,16 @@ class _Blocker:
             for edge in edges
             for layer in layers
         ]
-        clean = self.asker.clean(prompt)
+        clean = self.prompts.clean(prompt)
         first = sweep(
-            self.asker.model, prompt.ids, [[]], ReadOut(top_k=1), clean=clean
+            self.prompts.model, prompt.ids, [[]], ReadOut(top_k=1), clean=clean
         ).top_tokens.flatten()
-        what = self._read_out(query, int(first[0]))
+        read_out = self._read_out(query, int(first[0]))
         outputs = sweep(
-            self.asker.model,
+            self.prompts.model,
             prompt.ids,
             [[], *cells],
-            what,
+            read_out,
             clean=clean,
             max_memory=self.max_memory,
         )
@@ -341,11 +343,11 @@ class _Blocker:
         return tuple(sorted(draw.sample(pool, len(keys))))
 
     def _read_out(self, query: TwoHopQuery, predicted: int) -> ReadOut:
-        model, generates = self.asker.model, self.settings["criterion"] == "generation"
+        model, generates = self.prompts.model, self.settings["criterion"] == "generation"
         return ReadOut(
             answer_tokens=model.answer_tokens(query.names("e3")),
             max_new_tokens=self.settings["max_new_tokens"] if generates else 0,
-            stop=at_line_end(model) if self.settings["one_line"] else None,
+            stop=stop_at_line_end(model) if self.settings["one_line"] else None,
             top_k=1,
             track=(predicted,),
         )
@@ -356,7 +358,7 @@ class _Blocker:
         layers, line = self.settings["layers"], self.settings["one_line"]
         texts = self._texts(outputs)
         names, match = query.names("e3"), self.settings["match"]
-        hits = {text: matches(said(text, line), names, match) for text in set(texts)}
+        hits = {text: matches(answer_text(text, line), names, match) for text in set(texts)}
         rank, logprob = outputs.rank.numpy(), outputs.logprob.numpy()
         predicted = outputs.tracked[:, 0].numpy()
         return pd.DataFrame(
@@ -377,8 +379,8 @@ class _Blocker:
 
     def _texts(self, outputs: CellOutputs) -> list[str]:
         if self.settings["criterion"] == "generation":
-            return [self.asker.model.decode(tokens) for tokens in outputs.tokens]
-        return [self.asker.model.decode([token]) for token in outputs.top_tokens[:, 0].tolist()]
+            return [self.prompts.model.decode(tokens) for tokens in outputs.tokens]
+        return [self.prompts.model.decode([token]) for token in outputs.top_tokens[:, 0].tolist()]
 
     def _hit(self, said_it: bool, rank: int) -> bool:
         return bool(rank == 0) if self.settings["criterion"] == "first_token" else said_it

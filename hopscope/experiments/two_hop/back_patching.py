@@ -24,7 +24,7 @@ from hopscope.experiments.arguments import AtLeast, Cells, ListOf, OneOf
 from hopscope.experiments.randomness import random_like
 from hopscope.experiments.two_hop.controls import Donor, choose_donors
 from hopscope.models.language_model import LanguageModel
-from hopscope.prompting.generation import said, until_answered
+from hopscope.prompting.generation import answer_text, stop_when_answered
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.answers import MATCHES, Match, matches
 from hopscope.queries.prompts import Prompt
@@ -397,12 +397,12 @@ class _Patcher:
             cells = [
                 [Patch(b, token, states[a])] for states in vectors.values() for a, b in self.pairs
             ]
-            what = self._read_out(query)
+            read_out = self._read_out(query)
             outputs = sweep(
                 self.model,
                 prompt.ids,
                 [[], *cells],
-                what,
+                read_out,
                 clean=clean,
                 max_memory=self.max_memory,
             )
@@ -423,7 +423,7 @@ class _Patcher:
             answer_tokens=self.model.first_tokens(query.names("e3")),
             also_rank=self.model.first_tokens(query.names("e2")),
             max_new_tokens=self.settings["max_new_tokens"],
-            stop=until_answered(self.model, query.names("e3"), match, line)
+            stop=stop_when_answered(self.model, query.names("e3"), match, line)
             if self.settings["stop_early"]
             else None,
         )
@@ -454,7 +454,7 @@ class _Patcher:
         if self.settings["criterion"] == "first_token":
             return [bool(each == 0) for each in rank]
         names, match, line = query.names("e3"), self.settings["match"], self.settings["one_line"]
-        verdicts = {text: matches(said(text, line), names, match) for text in set(texts)}
+        verdicts = {text: matches(answer_text(text, line), names, match) for text in set(texts)}
         return [verdicts[text] for text in texts]
 
     def _details(

@@ -19,10 +19,10 @@ from hopscope.engine.read_out import CellOutputs, ReadOut
 from hopscope.engine.sweep import sweep
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
 from hopscope.experiments.arguments import Above, AtLeast, ListOf
-from hopscope.experiments.randomness import seeded
+from hopscope.experiments.randomness import generator_for
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.capture import Activations, capture
-from hopscope.prompting.query_prompts import Asker, question
+from hopscope.prompting.query_prompts import QueryPrompts, question
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
@@ -168,7 +168,7 @@ def trace(
         "window": window,
         "seed": options.seed,
     }
-    tracer = _Tracer(Asker.of(model, queries), options.max_memory, settings)
+    tracer = _Tracer(QueryPrompts.of(model, queries), options.max_memory, settings)
     return run_in_parts(
         Tracing, model, queries, settings, tracer.tables, options, per_part=PER_PART
     )
@@ -178,7 +178,7 @@ def trace(
 class _Tracer:
     """Traces one query after the other."""
 
-    asker: Asker
+    prompts: QueryPrompts
     max_memory: int | None
     settings: Mapping[str, Any]
 
@@ -191,16 +191,16 @@ class _Tracer:
         }
 
     def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, dict[str, Any]]:
-        model, prompt = self.asker.model, self.asker.prompt(query)
-        clean = self.asker.clean(prompt)
-        what = ReadOut(answer_tokens=model.answer_tokens(query.names("e3")))
+        model, prompt = self.prompts.model, self.prompts.prompt(query)
+        clean = self.prompts.clean(prompt)
+        read_out = ReadOut(answer_tokens=model.answer_tokens(query.names("e3")))
         where, cells = self._cells(prompt)
         noised = [
             sweep(
                 model,
                 prompt.ids,
                 [[], *cells],
-                what,
+                read_out,
                 base=base,
                 clean=clean,
                 max_memory=self.max_memory,
@@ -208,7 +208,7 @@ class _Tracer:
             for base in self._noise(query, prompt)
         ]
         probability = np.mean([_probability(each) for each in noised], axis=0)
-        unedited = sweep(model, prompt.ids, [[]], what, clean=clean)
+        unedited = sweep(model, prompt.ids, [[]], read_out, clean=clean)
         frame = pd.DataFrame(where, columns=["position", "site", "layer"]).assign(
             query=query.id,
             probability=probability[1:],
@@ -229,13 +229,17 @@ class _Tracer:
         tokens = prompt.tokens("e1")
         asked = range(prompt.n_shared, len(prompt.ids))
         embedded = capture(
-            self.asker.model, [prompt.prompt], ["resid_pre"], list(asked), store=self.asker.store
+            self.prompts.model,
+            [prompt.prompt],
+            ["resid_pre"],
+            list(asked),
+            store=self.prompts.store,
         )
         states = embedded["resid_pre"][0, :, 0]
         spread = self.settings["noise"] * states.float().std()
         bases: list[Cell] = []
         for draw in range(self.settings["draws"]):
-            generator = seeded(self.settings["seed"], query.id, str(draw))
+            generator = generator_for(self.settings["seed"], query.id, str(draw))
             noise = torch.randn(len(tokens), states.shape[-1], generator=generator).to(
                 states.device
             )
@@ -249,13 +253,13 @@ class _Tracer:
 
     def _cells(self, prompt: TokenizedPrompt) -> tuple[list[tuple[str, str, int]], list[Cell]]:
         acts: Activations = capture(
-            self.asker.model,
+            self.prompts.model,
             [prompt.prompt],
             self.settings["sites"],
             self.settings["positions"],
-            store=self.asker.store,
+            store=self.prompts.store,
         )
-        last = self.asker.model.n_layers - 1
+        last = self.prompts.model.n_layers - 1
         where: list[tuple[str, str, int]] = []
         cells: list[Cell] = []
         for site in self.settings["sites"]:

@@ -29,7 +29,7 @@ class Donor:
     same_relation: bool
 
 
-def whole_pool(queries: QuerySet) -> list[TwoHopQuery]:
+def all_candidates(queries: QuerySet) -> list[TwoHopQuery]:
     """A set and the one that it was chosen from, by id."""
     return sorted({q.id: q for q in (*queries.pool, *queries)}.values(), key=lambda q: q.id)
 
@@ -53,7 +53,7 @@ def choose_others(queries: QuerySet, seed: int) -> dict[str, TwoHopQuery]:
     Returns:
         Queries by id of the query that they stand beside; one to which none fits is left out.
     """
-    pool = whole_pool(queries)
+    pool = all_candidates(queries)
     names = {query.id: names_of(query) for query in pool}
     shown = demonstrations_of(queries)
     others: dict[str, TwoHopQuery] = {}

@@ -23,11 +23,11 @@ from hopscope.engine.sweep import sweep
 from hopscope.errors import UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
 from hopscope.experiments.arguments import AtLeast, Layers, ListOf, OneOf
-from hopscope.experiments.randomness import seeded
+from hopscope.experiments.randomness import generator_for
 from hopscope.experiments.two_hop.controls import choose_others, fingerprint
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.token_model import TokenModel
-from hopscope.prompting.query_prompts import Asker, question
+from hopscope.prompting.query_prompts import QueryPrompts, question
 from hopscope.queries.answers import MATCHES, Match, matches
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
@@ -308,7 +308,7 @@ def describe(
         "others": fingerprint(others),
     }
     describer = _Describer(
-        Asker.of(model, queries),
+        QueryPrompts.of(model, queries),
         {name: _Target.of(model, text, max_new_tokens) for name, text in prompts.items()},
         others,
         options.max_memory,
@@ -336,7 +336,7 @@ class _Target:
 class _Describer:
     """Describes the states of some queries at once."""
 
-    asker: Asker
+    prompts: QueryPrompts
     targets: Mapping[str, _Target]
     others: Mapping[str, TwoHopQuery]
     max_memory: int | None
@@ -346,8 +346,8 @@ class _Describer:
         """Frame and details of some queries."""
         vectors, details = {}, []
         for query in queries:
-            prompt = self.asker.prompt(query)
-            clean = self.asker.clean(prompt)
+            prompt = self.prompts.prompt(query)
+            clean = self.prompts.clean(prompt)
             for position in self.settings["positions"]:
                 at = prompt.position(position)
                 vectors[query.id, position] = clean.state(at)
@@ -356,7 +356,7 @@ class _Describer:
                         "query": query.id,
                         "position": position,
                         "question": question(prompt),
-                        "token": self.asker.model.decode([prompt.ids[at]]),
+                        "token": self.prompts.model.decode([prompt.ids[at]]),
                         "source": query.e1_label,
                         "bridge": query.e2_label,
                         "answer": query.e3_label,
@@ -391,18 +391,18 @@ class _Describer:
             for a in sources
             for b in targets
         ]
-        what = ReadOut(
+        read_out = ReadOut(
             max_new_tokens=self.settings["max_new_tokens"], draws=self._draws(vectors, name)
         )
         outputs = sweep(
-            self.asker.model,
+            self.prompts.model,
             target.ids,
             cells,
-            what,
+            read_out,
             clean=target.clean,
             max_memory=self.max_memory,
         )
-        texts = [self.asker.model.decode(tokens) for tokens in outputs.tokens]
+        texts = [self.prompts.model.decode(tokens) for tokens in outputs.tokens]
         keys = [(*key, sample) for key in vectors for sample in samples]
         each = len(sources) * len(targets)
         frames = []
@@ -432,7 +432,7 @@ class _Describer:
         each = samples * len(self.settings["source_layers"]) * len(self.settings["target_layers"])
         drawn = []
         for key in vectors:
-            generator = seeded(self.settings["seed"], name, *key)
+            generator = generator_for(self.settings["seed"], name, *key)
             drawn.append(torch.rand(each, tokens, generator=generator))
         return torch.cat(drawn)
 

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from hopscope.engine.logit_lens import logit_lens
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
-from hopscope.experiments.randomness import seeded
-from hopscope.experiments.two_hop.controls import whole_pool
-from hopscope.experiments.two_hop.partners import Pair, fingerprint, instead, pair_up
+from hopscope.experiments.randomness import generator_for
+from hopscope.experiments.two_hop.controls import all_candidates
+from hopscope.experiments.two_hop.partners import Pair, fingerprint, pair_up, with_substitution
 from hopscope.models.language_model import LanguageModel
 from hopscope.probes import LogitLens
 from hopscope.prompting.capture import capture
-from hopscope.prompting.query_prompts import Asker, question
+from hopscope.prompting.query_prompts import QueryPrompts, question
 from hopscope.queries.prompts import Prompt
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery, relation_only
@@ -163,8 +163,8 @@ def recall(
     relations = _other_relations(queries, options.seed)
     settings = {"seed": options.seed, "partners": fingerprint(pairs), "relations": relations}
     measurer = _Measurer(
-        Asker.of(model, kept),
-        Asker.of(model, kept, form="second_hop"),
+        QueryPrompts.of(model, kept),
+        QueryPrompts.of(model, kept, form="second_hop"),
         logit_lens(model),
         pairs,
         relations,
@@ -175,7 +175,7 @@ def recall(
 def _other_relations(queries: QuerySet, seed: int) -> dict[str, str]:
     """For each query id the template of another first relation, if possible of the same type."""
     known: dict[str, str] = {}
-    for query in whole_pool(queries):
+    for query in all_candidates(queries):
         known.setdefault(query.r1_template, query.e1_type)
     chosen: dict[str, str] = {}
     for query in queries:
@@ -184,7 +184,7 @@ def _other_relations(queries: QuerySet, seed: int) -> dict[str, str]:
         same = [template for template in others if known[template] == query.e1_type]
         pool = same or others
         if pool:
-            draw = torch.randint(len(pool), (), generator=seeded(seed, query.id, "r1"))
+            draw = torch.randint(len(pool), (), generator=generator_for(seed, query.id, "r1"))
             chosen[query.id] = pool[int(draw)]
     return chosen
 
@@ -193,8 +193,8 @@ def _other_relations(queries: QuerySet, seed: int) -> dict[str, str]:
 class _Measurer:
     """Measures some queries at once."""
 
-    asker: Asker
-    second: Asker
+    prompts: QueryPrompts
+    second: QueryPrompts
     lens: LogitLens
     pairs: Mapping[str, Pair]
     relations: Mapping[str, str]
@@ -202,7 +202,7 @@ class _Measurer:
     @torch.no_grad()
     def tables(self, queries: QuerySet) -> Tables:
         """Frame and details of some queries."""
-        own = [self.asker.prompts[query.id] for query in queries]
+        own = [self.prompts.by_query[query.id] for query in queries]
         entrec = self._entrec(own, queries)
         frames = []
         for substitute in SUBSTITUTES:
@@ -226,18 +226,18 @@ class _Measurer:
         return {"frame": Recall.joined(frames), "details": self._details(queries)}
 
     def _substituted(self, query: TwoHopQuery, what: str) -> Prompt | None:
-        prompt = self.asker.prompts[query.id]
+        prompt = self.prompts.by_query[query.id]
         if what == "e1":
             partner = self.pairs[query.id].partner
             if self._token(partner) == self._token(query):
                 return None  # the bridges cannot be told apart by their first tokens
-            return instead(prompt, query, e1_label=partner.e1_label)
+            return with_substitution(prompt, query, e1_label=partner.e1_label)
         template = self.relations.get(query.id)
-        return None if template is None else instead(prompt, query, r1_template=template)
+        return None if template is None else with_substitution(prompt, query, r1_template=template)
 
     def _entrec(self, prompts: Sequence[Prompt], queries: Sequence[TwoHopQuery]) -> list[Tensor]:
         """For each query the log-probability of its bridge's first token at t1, by layer."""
-        model = self.asker.model
+        model = self.prompts.model
         acts = capture(model, prompts, ["resid_post"], ["t1"])["resid_post"][:, 0]
         tokens = [self._token(query) for query in queries]
         return [
@@ -247,20 +247,20 @@ class _Measurer:
 
     def _token(self, query: TwoHopQuery) -> int:
         """The first token of a query's bridge, an article left out."""
-        return self.asker.model.first_tokens([query.e2_label], variants=True)[0]
+        return self.prompts.model.first_tokens([query.e2_label], variants=True)[0]
 
     def _details(self, queries: QuerySet) -> pd.DataFrame:
-        two_hop = self._next_token([self.asker.prompts[query.id] for query in queries])
-        own = [self.second.prompts[query.id] for query in queries]
+        two_hop = self._next_token([self.prompts.by_query[query.id] for query in queries])
+        own = [self.second.by_query[query.id] for query in queries]
         partners = [
-            instead(prompt, query, e2_label=self.pairs[query.id].partner.e2_label)
+            with_substitution(prompt, query, e2_label=self.pairs[query.id].partner.e2_label)
             for prompt, query in zip(own, queries, strict=True)
         ]
         scores = [consistency(two_hop, self._next_token(prompts)) for prompts in (own, partners)]
         rows = [
             {
                 "query": query.id,
-                "prompt": question(self.asker.prompt(query)),
+                "prompt": question(self.prompts.prompt(query)),
                 "bridge": query.e2_label,
                 "partner": self.pairs[query.id].partner.id,
                 "partner_bridge": self.pairs[query.id].partner.e2_label,
@@ -274,7 +274,7 @@ class _Measurer:
 
     def _next_token(self, prompts: Sequence[Prompt]) -> Tensor:
         """Log-probabilities of the next token, shape (prompt, vocabulary)."""
-        model = self.asker.model
+        model = self.prompts.model
         last = capture(model, prompts, ["resid_post"], ["t2"])["resid_post"][:, 0, -1]
         return torch.log_softmax(self.lens(last).float(), dim=-1)
 

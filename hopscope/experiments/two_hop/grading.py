@@ -14,7 +14,7 @@ from hopscope.errors import ResultError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
 from hopscope.experiments.arguments import AtLeast, OneOf
 from hopscope.models.language_model import LanguageModel
-from hopscope.prompting.generation import at_line_end, said
+from hopscope.prompting.generation import answer_text, stop_at_line_end
 from hopscope.prompting.tokenized import TokenizedPrompt, by_prefix
 from hopscope.queries.answers import MATCHES, Match, matches
 from hopscope.queries.query_set import QuerySet
@@ -182,13 +182,15 @@ def _generations(
         for form in FORMS
         for prompt in queries.prompts(form)
     ]
-    what = ReadOut(max_new_tokens=max_new_tokens, stop=at_line_end(model) if one_line else None)
+    read_out = ReadOut(
+        max_new_tokens=max_new_tokens, stop=stop_at_line_end(model) if one_line else None
+    )
     found: dict[tuple[str, Form], tuple[str, str]] = {}
     for group in by_prefix(prompts, BATCH):
         rows = [prompts[index] for index in group]
         shared = store.get(rows[0].ids[: rows[0].n_shared])
         outputs = generate(
-            model, [row.ids for row in rows], what, shared=shared, max_memory=max_memory
+            model, [row.ids for row in rows], read_out, shared=shared, max_memory=max_memory
         )
         for row, tokens in zip(rows, outputs.tokens, strict=True):
             key = row.prompt.query_id, row.prompt.form
@@ -213,7 +215,7 @@ def _verdicts(
                     "form": form,
                     "prompt": prompt,
                     "generation": generation,
-                    "correct": matches(said(generation, one_line), names, match),
+                    "correct": matches(answer_text(generation, one_line), names, match),
                 }
             )
     return pd.DataFrame(rows)

@@ -16,7 +16,7 @@ from hopscope.experiments.arguments import Above
 from hopscope.models.language_model import LanguageModel
 from hopscope.probes import class_of_share, keys_held
 from hopscope.prompting.capture import capture
-from hopscope.prompting.query_prompts import Asker, question
+from hopscope.prompting.query_prompts import QueryPrompts, question
 from hopscope.queries.query_set import QuerySet
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
@@ -110,12 +110,11 @@ def classify_heads(
         >>> classify_heads(model, load_queries("world").sample(50)).by_layer()  # doctest: +SKIP
     """
     options = RunOptions(**run)
-    asker = Asker.of(model, queries)
+    prompts = QueryPrompts.of(model, queries)
     settings = {"mass": mass, "seed": options.seed}
 
     def compute(part: QuerySet) -> Tables:
-        prompts = part.prompts()
-        captured = capture(model, prompts, ("attn_pattern",), ("t2",), store=asker.store)
+        captured = capture(model, part.prompts(), ("attn_pattern",), ("t2",), store=prompts.store)
         patterns = captured["attn_pattern"][:, 0].cpu()
         seen = _keys_seen(model, captured.tokens[:, 0])
         k = keys_held(patterns, mass)
@@ -128,8 +127,8 @@ def classify_heads(
         details = [
             {
                 "query": query.id,
-                "prompt": question(asker.prompt(query)),
-                "n_tokens": len(asker.prompt(query).ids),
+                "prompt": question(prompts.prompt(query)),
+                "n_tokens": len(prompts.prompt(query).ids),
             }
             for query in part
         ]

@@ -45,7 +45,7 @@ def pair_up(model: LanguageModel, queries: QuerySet, seed: int) -> dict[str, Pai
         QueryError: if no query has a partner.
     """
     groups: dict[tuple[str, str, str], list[TwoHopQuery]] = {}
-    for query in controls.whole_pool(queries):
+    for query in controls.all_candidates(queries):
         groups.setdefault(_relations(query), []).append(query)
     shown = controls.demonstrations_of(queries)
     pairs: dict[str, Pair] = {}
@@ -101,7 +101,7 @@ def fingerprint(pairs: Mapping[str, Pair]) -> str:
     return controls.fingerprint({id: pair.partner for id, pair in pairs.items()})
 
 
-def instead(prompt: Prompt, query: TwoHopQuery, **changes: str) -> Prompt:
+def with_substitution(prompt: Prompt, query: TwoHopQuery, **changes: str) -> Prompt:
     """A query's prompt with other labels or templates, after the same demonstrations."""
     demonstrations = prompt.text[: prompt.few_shot]
     return Prompt.of(replace(query, **changes), prompt.form, demonstrations)  # type: ignore[arg-type]

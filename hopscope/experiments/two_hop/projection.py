@@ -22,7 +22,7 @@ from hopscope.experiments.two_hop.controls import choose_others, fingerprint
 from hopscope.models.language_model import LanguageModel
 from hopscope.probes import LogitLens
 from hopscope.prompting.capture import Activations, capture
-from hopscope.prompting.query_prompts import Asker, question
+from hopscope.prompting.query_prompts import QueryPrompts, question
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.result import Result
@@ -205,7 +205,7 @@ def project(
         "seed": options.seed,
         "others": fingerprint(others),
     }
-    projector = _Projector(Asker.of(model, queries), logit_lens(model), others, settings)
+    projector = _Projector(QueryPrompts.of(model, queries), logit_lens(model), others, settings)
     return run_in_parts(
         Projection, model, queries, settings, projector.tables, options, per_part=PER_PART
     )
@@ -215,17 +215,17 @@ def project(
 class _Projector:
     """Projects the states of some queries at once."""
 
-    asker: Asker
+    prompts: QueryPrompts
     lens: LogitLens
     others: Mapping[str, TwoHopQuery]
     settings: Mapping[str, Any]
 
     def tables(self, queries: QuerySet) -> Tables:
         """Frame and details of some queries."""
-        prompts = [self.asker.prompts[query.id] for query in queries]
+        prompts = [self.prompts.by_query[query.id] for query in queries]
         positions = list(dict.fromkeys([*self.settings["positions"], "t2"]))
         sites = list(dict.fromkeys([*self.settings["sites"], "resid_post"]))
-        acts = capture(self.asker.model, prompts, sites, positions, store=self.asker.store)
+        acts = capture(self.prompts.model, prompts, sites, positions, store=self.prompts.store)
         done = [self._query(query, acts, index) for index, query in enumerate(queries)]
         return {
             "frame": Projection.joined([frame for frame, _ in done]),
@@ -236,7 +236,7 @@ class _Projector:
     def _query(
         self, query: TwoHopQuery, acts: Activations, index: int
     ) -> tuple[pd.DataFrame, dict[str, Any]]:
-        model = self.asker.model
+        model = self.prompts.model
         last = acts["resid_post"][index, acts.positions.index("t2"), -1]
         predicted = int(self.lens(last).argmax())
         targets = self._targets(query, predicted)
@@ -258,7 +258,7 @@ class _Projector:
                         }
                     )
                 )
-        prompt = self.asker.prompt(query)
+        prompt = self.prompts.prompt(query)
         other = self.others.get(query.id)
         details = {
             "query": query.id,
@@ -274,7 +274,7 @@ class _Projector:
 
     def _targets(self, query: TwoHopQuery, predicted: int) -> dict[str, tuple[int, ...]]:
         """The tokens that stand for each target; without what the query's own names share."""
-        model, other = self.asker.model, self.others.get(query.id)
+        model, other = self.prompts.model, self.others.get(query.id)
         targets = {
             "e2": model.first_tokens(query.names("e2"), variants=True),
             "e3": model.first_tokens(query.names("e3"), variants=True),

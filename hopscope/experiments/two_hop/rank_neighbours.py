@@ -22,7 +22,7 @@ from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run
 from hopscope.experiments.arguments import ListOf
 from hopscope.models.language_model import LanguageModel
 from hopscope.probes import key_clusters
-from hopscope.prompting.query_prompts import Asker, question
+from hopscope.prompting.query_prompts import QueryPrompts, question
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.result import Result
@@ -156,7 +156,7 @@ def rank_neighbours(
         "seed": options.seed,
         "controls": controls,
     }
-    asker = Asker.of(model, queries)
+    prompts = QueryPrompts.of(model, queries)
     clusters = {"none": unembedding_clusters(model, n_clusters, options.seed)}
     if "shuffled" in controls:
         generator = torch.Generator().manual_seed(options.seed)
@@ -164,11 +164,13 @@ def rank_neighbours(
         clusters["shuffled"] = clusters["none"][order]
 
     def of_query(query: TwoHopQuery) -> tuple[pd.DataFrame, dict[str, object]]:
-        prompt = asker.prompt(query)
-        shared = asker.store.get(prompt.ids[: prompt.n_shared])
+        prompt = prompts.prompt(query)
+        shared = prompts.store.get(prompt.ids[: prompt.n_shared])
         answers = model.first_tokens(query.names("e3"))
-        what = ReadOut(answer_tokens=answers, top_k=ranks)
-        found = generate(model, [prompt.ids], what, shared=shared, max_memory=options.max_memory)
+        read_out = ReadOut(answer_tokens=answers, top_k=ranks)
+        found = generate(
+            model, [prompt.ids], read_out, shared=shared, max_memory=options.max_memory
+        )
         ranked = found.top_tokens[:1]
         right = torch.isin(ranked, torch.tensor(answers))
         tables = []
