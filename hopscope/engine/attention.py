@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, Cache
 
-from hopscope.engine.cache import KeysValues, PassPlan, Prefix, StreamCache
+from hopscope.engine.cache import KeysValues, PassPlan, Prefix, StreamCache, all_before
 from hopscope.engine.hooks import contiguous_rows
 from hopscope.models.language_model import LanguageModel
 
@@ -80,8 +80,8 @@ def shared_prefix_attention(
     assert active is not None, "hopscope's attention function is only used inside `attending`"
     cache, layer, n_queries = active.cache, active.at_layer, query.shape[2]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    shape = n_queries, len(cache.prefix) + key.shape[2]
-    visible = cache.visible(layer, active.plan, shape, sliding_window, query.device)
+    n_keys = len(cache.prefix) + key.shape[2]
+    visible = cache.visible(layer, active.plan, query, n_keys, sliding_window)
     plain = softcap is None and s_aux is None and cache.patterns is None
     if cache.fuses and plain and n_queries > 1:
         return _fused(query, key, value, visible, scale), None
@@ -91,7 +91,7 @@ def shared_prefix_attention(
     if cache.scores is not None:
         cache.scores[layer] = scores.flatten(1, 2)
     if visible is None and n_queries > 1:
-        visible = scores.new_ones((1, 1, *shape), dtype=torch.bool).tril(shape[1] - shape[0])
+        visible = all_before(query, n_keys)
     if visible is not None:
         groups = scores.shape[2] if visible.shape[1] > 1 else 1
         visible = rearrange(visible, "row (kv group) q k -> row kv group q k", group=groups)

@@ -109,33 +109,27 @@ class StreamCache:
         return positions if plan.padding is None else (positions - plan.padding[:, None]).clamp(0)
 
     def visible(
-        self,
-        layer: int,
-        plan: PassPlan,
-        shape: tuple[int, int],
-        window: int | None,
-        device: torch.device,
+        self, layer: int, plan: PassPlan, query: Tensor, n_keys: int, window: int | None
     ) -> Tensor | None:
         """Which keys the queries of a pass see.
 
         Args:
             layer: the block.
             plan: of the pass.
-            shape: number of queries and of keys, the prefix's included.
+            query: shape (row, head, query, head_dim).
+            n_keys: number of keys, the prefix's included.
             window: of sliding attention, in tokens.
-            device: of the result.
 
         Returns:
             Booleans of shape (row or 1, head or 1, query, key), or None where each query sees
             itself and all keys before it.
         """
-        n_queries, n_keys = shape
-        blocked = plan.blocked.get(layer)
+        blocked, device = plan.blocked.get(layer), query.device
         windowed = window is not None and n_keys > window
         if blocked is None and plan.padding is None and not windowed:
             return None
         keys = torch.arange(n_keys, device=device)
-        queries, own = keys[-n_queries:, None], keys >= len(self.prefix)
+        queries, own = keys[-query.shape[2] :, None], keys >= len(self.prefix)
         distance = queries - keys
         seen = distance >= 0
         if plan.padding is not None:
@@ -144,7 +138,7 @@ class StreamCache:
             seen = seen & (~own | (keys >= len(self.prefix) + padding))
         if window is not None:
             seen = seen & (distance < window)
-        seen = seen.expand(1, 1, *shape) if seen.ndim == 2 else seen
+        seen = seen[None, None] if seen.ndim == 2 else seen
         return seen if blocked is None else seen & ~blocked.to(device)
 
     def as_prefix(self, ids: Sequence[int]) -> Prefix:
@@ -156,6 +150,13 @@ class StreamCache:
             parts = [own] if before is None else [before, own]
             layers.append(tuple(torch.cat(both, dim=2) for both in zip(*parts, strict=True)))
         return Prefix((*self.prefix.ids, *ids), tuple(layers))  # type: ignore[arg-type]
+
+
+def all_before(query: Tensor, n_keys: int) -> Tensor:
+    """Each query sees itself and all keys before it: booleans of shape (1, 1, query, key)."""
+    n_queries = query.shape[2]
+    everything = torch.ones(1, 1, n_queries, n_keys, dtype=torch.bool, device=query.device)
+    return everything.tril(n_keys - n_queries)
 
 
 def _behind(past: Tensor, new: Tensor, parents: Tensor | None) -> Tensor:
@@ -222,21 +223,15 @@ class MaskedCache(StreamCache):
         return room[0][:, :, :stop], room[1][:, :, :stop]
 
     def visible(
-        self,
-        layer: int,
-        plan: PassPlan,
-        shape: tuple[int, int],
-        window: int | None,
-        device: torch.device,
+        self, layer: int, plan: PassPlan, query: Tensor, n_keys: int, window: int | None
     ) -> Tensor | None:
         """What the plan says is seen, cut to the window by position ids."""
-        visible = plan.visible[layer]
+        visible, device = plan.visible[layer], query.device
         if window is None:
             return None if visible is None else visible.to(device)
         if visible is None:
-            causal = torch.ones(1, 1, *shape, dtype=torch.bool, device=device)
-            visible = causal.tril(shape[1] - shape[0])
+            visible = all_before(query, n_keys)
         assert plan.positions is not None, "windows are measured by position ids"
         positions = plan.positions.to(device)
-        distance = positions[:, -shape[0] :, None] - positions[:, None, :]
+        distance = positions[:, -query.shape[2] :, None] - positions[:, None, :]
         return visible.to(device) & (distance.abs() < window)[:, None]

@@ -53,6 +53,7 @@ def greedy(
         if read_out.draws is not None:
             draws = read_out.draws[[each[0] for each in cells], step]
             newest = _drawn(logits, np.arange(len(cells)), draws)[:, None]
+        newest = newest.to(model.device)
         chosen = newest[:, 0].tolist()
         tokens = [chosen[row] for row in going]
         goes_on = grow(generated, going, tokens, model.end_tokens, read_out.stop)

@@ -81,10 +81,10 @@ class Patch:
         Raises:
             UsageError: if layer, position, head or vector do not fit.
         """
-        _check_layers([self.layer], model.n_layers)
+        _check("layer", [self.layer], model.n_layers)
         position = _from_start(self.position, n_tokens)
         if self.head is not None:
-            _check_heads([self.head], model.n_heads)
+            _check("head", [self.head], model.n_heads)
         width, name = (
             (model.d_model, "d_model") if self.head is None else (model.head_dim, "head_dim")
         )
@@ -147,8 +147,8 @@ class Knockout:
         Raises:
             UsageError: if layers, tokens or heads do not fit, or no token sees one of the keys.
         """
-        _check_layers(self.layers, model.n_layers)
-        _check_heads(self.heads or (), model.n_heads)
+        _check("layer", self.layers, model.n_layers)
+        _check("head", self.heads or (), model.n_heads)
         placed = replace(
             self,
             queries=[_from_start(each, n_tokens) for each in self.queries],
@@ -162,16 +162,11 @@ class Knockout:
         return placed
 
 
-def _check_layers(layers: Sequence[int], n_layers: int) -> None:
-    for layer in layers:
-        if not 0 <= layer < n_layers:
-            raise UsageError(f"no layer {layer}: the model has layers 0 to {n_layers - 1}")
-
-
-def _check_heads(heads: Sequence[int], n_heads: int) -> None:
-    for head in heads:
-        if not 0 <= head < n_heads:
-            raise UsageError(f"no head {head}: the model has heads 0 to {n_heads - 1}")
+def _check(kind: str, given: Sequence[int], n: int) -> None:
+    """Refuse a layer or head that the model has not."""
+    for index in given:
+        if not 0 <= index < n:
+            raise UsageError(f"no {kind} {index}: the model has {kind}s 0 to {n - 1}")
 
 
 def _from_start(position: int, n_tokens: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -222,16 +222,14 @@ class EncoderBatch:
         return states
 
     @contextmanager
-    def decoding(self, read: Callable[[int, Tensor], None] | None) -> Iterator[None]:
-        """Let the decoder see what it may of the prompts; `read` takes its weights by block."""
+    def decoding(self, read: Callable[[int, Tensor], None], attention: bool) -> Iterator[None]:
+        """Let the decoder see what it may of the prompts, and `read` its weights if asked for."""
         model, added = self.model, self.cross.__getitem__
         layers = range(model.n_layers)
         sublayers = [model.cross_sublayer(layer) for layer in layers]
-        with ExitStack() as stack:
-            stack.enter_context(adding_to_scores(sublayers, added))
-            if read is not None:
-                attentions = [model.cross_attention(layer) for layer in layers]
-                stack.enter_context(reading_weights(attentions, model.n_heads, added, read))
+        attentions = [model.cross_attention(layer) for layer in layers if attention]
+        reading = reading_weights(attentions, model.n_heads, added, read)
+        with adding_to_scores(sublayers, added), reading:
             yield
 
 
@@ -274,6 +272,6 @@ def _decode(
         by_block.append(segment_masses(weights, member))
 
     versions = [row.versions for row in rows]
-    with batch.decoding(take if attention else None):
+    with batch.decoding(take, attention):
         tokens = greedy(model, read_out, outputs, versions, run, run_last=attention)
     return tokens, masses_by_row(masses, tokens, rows)
