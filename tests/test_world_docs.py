@@ -225,7 +225,7 @@ def test_where_names_run_out_pairs_of_them_are_given(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("few")
 def test_more_distractors_than_there_are_facts_is_an_error() -> None:
-    with pytest.raises(QueryError, match=r"only \d+ distractors, not 5000; ask for fewer"):
+    with pytest.raises(QueryError, match=r"only \d+ distractors, not 5000; take fewer"):
         world_docs("real", 5000)
 
 

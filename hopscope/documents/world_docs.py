@@ -114,20 +114,22 @@ def _question(
         if len(facts) < distractors + 2:
             raise QueryError(
                 f"the facts give question {query.id!r} only {len(facts) - 2} distractors, not "
-                f"{distractors}; ask for fewer"
+                f"{distractors}; take fewer"
             )
     renamed = _renamed(facts, rng) if names == "invented" else {}
     order = rng.sample(range(len(facts)), len(facts))
-    write, ask = (_terse_document, _terse_questions) if terse else (_document, _questions)
-    whole, first, second = ask(query, renamed)
+    write_document, write_questions = (
+        (_terse_document, _terse_questions) if terse else (_document, _questions)
+    )
+    two_hop, first, second = write_questions(query, renamed)
     return MultiDocQuestion(
         id=query.id,
-        question=whole[0],
-        answer=whole[1],
-        documents=tuple(write(facts[place], renamed) for place in order),
+        question=two_hop[0],
+        answer=two_hop[1],
+        documents=tuple(write_document(facts[place], renamed) for place in order),
         hops=(Hop(*first, order.index(0)), Hop(*second, order.index(1))),
         aliases=() if renamed else query.e3_aliases,
-        extra={"others": tuple(ask(other, renamed) for other in others)},
+        extra={"others": tuple(write_questions(other, renamed) for other in others)},
     )
 
 

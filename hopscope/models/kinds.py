@@ -74,6 +74,7 @@ def _is_bidirectional(config: dict[str, Any]) -> bool:
 def wrong_class_error(
     config: dict[str, Any], name: str, classes: tuple[ModelClass, ...]
 ) -> ModelError:
+    """Return the error for a model of another class, with what was expected."""
     causal = "decoder-only one, such as Llama, Mistral, Qwen, Gemma, GPT-2, GPT-NeoX or OLMo"
     t5 = f"one of the types {', '.join(T5_TYPES)}, such as T5 or Flan-T5"
     if EncoderDecoder not in classes:

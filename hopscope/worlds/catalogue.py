@@ -68,13 +68,13 @@ WORLDS: Mapping[str, Recipe] = MappingProxyType(
             COVERED,
         ),
         "graph-search": Recipe(
-            "finds the next step to a goal in a graph that stands in its prompt",
+            "finds the next step to a goal in a graph that its prompt lists",
             GraphSearch(),
             Shape(n_blocks=5, n_heads=1, n_positions=40, one_hot=True),
             Schedule(steps=10000, learning_rate=1e-3),
         ),
         "reachability": Recipe(
-            "tells which of two vertices can be reached, after three continuous thoughts",
+            "names which of two vertices can be reached, after three continuous thoughts",
             REACHABILITY,
             THINKING_SHAPE,
             THINKING_SCHEDULE,

@@ -1,15 +1,15 @@
-// What all views are made of: elements, and a model that no kernel stands behind.
+// Helpers of all views: elements, and a model for pages without a kernel.
 
-// SVG's namespace, without an address in the page.
+// The namespace of SVG, read from an element so that the page contains no URL.
 const SVG = (() => {
   const holder = document.createElement("template");
   holder.innerHTML = "<svg></svg>";
   return holder.content.firstChild.namespaceURI;
 })();
 
-// Jupyter's own keys do nothing at an element with this attribute. It looks from the element that
-// has the focus upwards, and takes a key as soon as a shortcut's selector fits: one such as `:focus`
-// fits at once, so what can have the focus carries the attribute itself.
+// Disables Jupyter's shortcuts at an element. Jupyter searches from the focused element upwards and
+// handles a key as soon as the selector of a shortcut matches. Selectors such as `:focus` match at
+// once, so each element that can be focused needs the attribute itself.
 const OWN_KEYS = { "data-lm-suppress-shortcuts": "true" };
 const FIELDS = new Set(["button", "input", "select"]);
 
@@ -37,7 +37,7 @@ function facts(pairs) {
   return list;
 }
 
-// A field with its label; `value` chooses among options of { value, label }.
+// A drop-down field with its label; `value` is the selected one of the options { value, label }.
 function selector(label, options, value, onchange, name = "") {
   const select = make("select", { "aria-label": label, ...(name && { "data-name": name }) });
   for (const each of options) {
@@ -55,7 +55,7 @@ function button(label, onclick) {
   return element;
 }
 
-// Has what views use of anywidget's model.
+// A stand-in with the methods of anywidget's model that views use.
 function standIn(state) {
   const listeners = {};
   return {

@@ -1,4 +1,4 @@
-// A two-hop query typed by hand: its spans, both hops, the logit lens, back-patching as it runs.
+// The prompt explorer: a typed two-hop query, its spans, both hops, logit lens and back-patching.
 
 const PARTS = { e1: "entity", r1: "first hop", r2: "second hop" };
 const FORMS = { first_hop: "first hop", second_hop: "second hop", two_hop: "two hops" };
@@ -8,7 +8,7 @@ function renderExplorer({ model, el }) {
     const input = make("input", { type: "text", "aria-label": label, placeholder: hint, size });
     input.value = model.get("query")[name] ?? "";
     input.addEventListener("keydown", (event) => {
-      event.stopPropagation();  // the notebook's own keys
+      event.stopPropagation();  // not a shortcut of the notebook
       if (event.key === "Enter") ask();
     });
     return input;
@@ -73,7 +73,7 @@ function renderExplorer({ model, el }) {
       make("td", {}, each.correct === null ? "" : each.correct ? "✓" : "✗"))));
   }
 
-  // A grid inside: one view while its axes stay the same, so that what is read stays in place.
+  // An embedded grid. It is kept while its axes are the same, so that the selected cell stays.
   function inside(place, name) {
     let child = null, made = "";
     return () => {

@@ -1,10 +1,10 @@
-// A heatmap whose cells can be pointed at, reached with the arrow keys, and read.
-// `model` is anywidget's, or the stand-in of dom.js.
+// A heatmap whose cells can be selected with the mouse or the arrow keys.
+// `model` is the model of anywidget, or the stand-in of dom.js.
 
 const SHADES = ["#def5e5", "#a9e1bd", "#60ceac", "#3eb4ad", "#3497a9", "#357aa2", "#395d9c",
-  "#413f80", "#382a54", "#251729", "#0b0405"];  // seaborn's mako_r, as in the pictures
+  "#413f80", "#382a54", "#251729", "#0b0405"];  // seaborn's mako_r, as in the figures
 const SIDES = ["#2369bd", "#5b84bd", "#87a0c4", "#afbcd1", "#d9dce5", "#faf5f4", "#ecd3d2",
-  "#dbaba8", "#cc8582", "#bb5e5d", "#a9373b"];  // its vlag, for numbers of both signs
+  "#dbaba8", "#cc8582", "#bb5e5d", "#a9373b"];  // seaborn's vlag, for numbers of both signs
 const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 
 function written(value, kind) {
@@ -15,7 +15,7 @@ function written(value, kind) {
   return value !== 0 && Math.abs(value) < 0.001 ? value.toExponential(1) : value.toFixed(3);
 }
 
-// Where a value stands between pale (0) and dark (1).
+// The shade of a value, from 0 (light) to 1 (dark).
 function shade(value, kind, largest) {
   if (kind === "yes") return value ? 0.72 : 0;
   if (kind === "number") return largest > 0 ? (1 + value / largest) / 2 : 0.5;
@@ -30,7 +30,7 @@ function color(part, shades = SHADES) {
   return `rgb(${a.map((each, i) => Math.round(each + (b[i] - each) * (place - low))).join(",")})`;
 }
 
-// What can be read on a shade: white on dark ones.
+// The text colour on a shade: white on dark shades.
 function inkOn(part, kind) {
   const dark = kind === "number" ? Math.abs(part - 0.5) > 0.3 : part > 0.4;
   return dark ? "#ffffff" : "#111111";
@@ -43,7 +43,7 @@ function renderGrid({ model, el }) {
   const spec = model.get("spec");
   const known = new Map(Object.entries(model.get("slices")));
   const [xs, ys] = [spec.x.values, spec.y.values];
-  let at = null;  // the cell that is read: [column, row], rows counted from the lowest
+  let at = null;  // the selected cell: [column, row], with rows counted from the bottom
   let measure = null;
 
   const title = make("p", { class: "hopscope-title" }, spec.title);
@@ -74,9 +74,9 @@ function renderGrid({ model, el }) {
   controls.append(...spec.choices.filter((each) => each.options.length > 1).map((each) =>
     selector(each.label, each.options, chosen()[each.name],
       (value) => choose(each.name, value), each.name)), shadedBy);
-  let offered = "";  // the measures that can be chosen now
+  let offered = "";  // the measures that are currently offered
 
-  // Fields stay as they are while they are in use, so that none loses the focus.
+  // Fields are not rebuilt while they are in use, so that none loses the focus.
   function drawControls() {
     for (const select of controls.querySelectorAll("select[data-name]")) {
       select.value = chosen()[select.dataset.name];
@@ -92,14 +92,14 @@ function renderGrid({ model, el }) {
       })] : []));
   }
 
-  // At most 420 by 360 pixels of cells, wider ones if there are words in them.
+  // Cells take at most 420 by 360 pixels, or more if they contain words.
   const size = Math.max(4, Math.min(28, 420 / xs.length, 360 / ys.length));
   const wordy = Object.values(model.get("slices")).some((each) => each.inside);
   const [across, up] = wordy ? [Math.max(52, size), Math.max(14, size)] : [size, size];
   const longest = Math.max(...xs.map((each) => (typeof each === "string" ? each.length : 0)));
   const [left, bottom] = [48, 40 + Math.min(90, 6 * longest)];
   const [width, height] = [across * xs.length, up * ys.length];
-  // The names of the axes may be longer than few cells: then they begin where these do.
+  // An axis label that is longer than its cells starts where they start.
   const [overX, overY] = [spec.x.label.length * 6.5 - width, spec.y.label.length * 6.5 - height]
     .map((each) => Math.max(0, each));
   const top = 6 + overY;
@@ -226,7 +226,7 @@ function renderGrid({ model, el }) {
     else move(...firstCell());
   });
 
-  // The first cell that was run, from the lower left on.
+  // The first cell with a value, starting at the lower left.
   function firstCell() {
     const values = slice()?.measures[0]?.values ?? [];
     const index = Math.max(0, values.findIndex((each) => each !== null));

@@ -1,4 +1,4 @@
-// A mask painted on its tokens: drag over cells, or move with the arrow keys and press space.
+// The mask painter: drag over cells, or move with the arrow keys and press space.
 
 const [SEEN, UNSEEN, SELF] = ["#0072b2", "#f0f0f0", "#003f63"];
 const STEP_OF = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
@@ -9,8 +9,8 @@ function renderMask({ model, el }) {
   const tokens = model.get("tokens"), parts = model.get("parts"), n = tokens.length;
   let seen = model.get("seen").map((row) => [...row].map(Number));
   let at = [0, 0];  // query, key
-  let brush = null;  // what the stroke that goes on paints: 1 or 0
-  let start = null;  // the cell that it was at last
+  let brush = null;  // the value that the current stroke paints: 1 or 0
+  let start = null;  // the last cell of the stroke
 
   const size = Math.max(3, Math.min(14, Math.floor(480 / n)));
   const canvas = make("canvas", {
@@ -21,7 +21,7 @@ function renderMask({ model, el }) {
   const ratio = window.devicePixelRatio || 1;
   canvas.width = canvas.height = n * size * ratio;
   canvas.style.width = canvas.style.height = `${n * size}px`;
-  // What is read of a cell names its parts, too.
+  // The description of a cell names the parts of its tokens.
   const names = make("div", { class: "hopscope-parts", "aria-hidden": "true" }, ...parts.map(
     ({ name, start, stop }) => make("div", { style: `height: ${(stop - start) * size}px` }, name)));
   const heads = selector("heads", [{ value: "", label: "all" }, ...numbered(model.get("n_heads"))],
@@ -29,7 +29,7 @@ function renderMask({ model, el }) {
       model.set("heads", value ? value.split(",").map(Number) : []);
       model.save_changes();
     });
-  const several = make("option");  // heads that code has chosen
+  const several = make("option");  // several heads, which only code can choose
   const told = make("div", { class: "hopscope-readout", role: "status", "aria-live": "polite" });
   const answers = make("div", { class: "hopscope-answers" });
   const run = button("Ask under this mask", () => {
@@ -56,7 +56,7 @@ function renderMask({ model, el }) {
     make("div", { class: "hopscope-body" },
       make("div", { class: "hopscope-plot hopscope-named" }, names, canvas), side)));
 
-  // The other end moves along where it must.
+  // The other end moves if the range would be empty.
   function setLayer(end, value) {
     shownLayers = shownLayers.map((each, i) => (i === end ? value
       : end === 0 ? Math.max(each, value) : Math.min(each, value)));
@@ -114,7 +114,7 @@ function renderMask({ model, el }) {
   }
 
   function paint(query, key, value) {
-    if (query !== key) seen[query][key] = value;  // every token sees itself
+    if (query !== key) seen[query][key] = value;  // a token always attends to itself
   }
 
   function paintBlock(query, key, value) {
@@ -135,7 +135,7 @@ function renderMask({ model, el }) {
     return [place(event.clientY - box.top), place(event.clientX - box.left)];
   }
 
-  // The cells on the way from one to another: a quick stroke skips none.
+  // The cells between two cells, so that a quick stroke skips none.
   function* between([a, b], [c, d]) {
     const steps = Math.max(Math.abs(c - a), Math.abs(d - b), 1);
     for (let i = 0; i <= steps; i++) {
