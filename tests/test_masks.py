@@ -475,9 +475,13 @@ def test_flex_attention_takes_a_block_mask(heads: int, n_queries: int, n_keys: i
 @pytest.mark.parametrize(
     ("keep", "implementation", "message"),
     [
-        (some_keep().float(), "sdpa", r"is boolean with shape .*, not torch.float32"),
+        (
+            some_keep().float(),
+            "sdpa",
+            r"expected a boolean keep-mask of shape .*, not torch.float32",
+        ),
         (some_keep().int(), "eager", "not torch.int32"),
-        (some_keep()[0], "sdpa", r"with shape \(2, 5, 9\)"),
+        (some_keep()[0], "sdpa", r"of shape \(2, 5, 9\)"),
         (some_keep() & False, "eager", "a query of this keep-mask sees nothing"),
         (some_keep(), "flash_attention_2", "no mask for the attention implementation 'flash"),
     ],

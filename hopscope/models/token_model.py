@@ -142,7 +142,7 @@ class TokenModel:
             raise UsageError(f"the prompt {text!r} has no token; give some text")
         if self.max_context is not None and len(ids) + room > self.max_context:
             raise UsageError(
-                f"the prompt has {len(ids)} tokens and {room} will be generated, but the "
+                f"the prompt has {len(ids)} tokens and {room} are to be generated, but the "
                 f"context of {self.name} is {self.max_context} tokens: {text[:80]!r}... "
                 "Use fewer demonstrations (with_few_shot) or a shorter prompt."
             )
