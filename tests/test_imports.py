@@ -21,14 +21,14 @@ exec(sys.argv[1])
 print(*(name for name in sys.argv[2:] if name in sys.modules))
 """
 
-# Runs a statement where nothing can be imported but the standard library, hopscope, and what
-# torch has loaded by itself.
+# Runs a statement where nothing can be imported but the standard library, hopscope with what makes
+# its names lazy, and what torch has loaded by itself.
 TORCH_ALONE = """
 import sys
 import torch
 
 allowed = {name.partition(".")[0] for name in sys.modules} | sys.stdlib_module_names
-allowed |= {"hopscope", "leaky"}
+allowed |= {"hopscope", "lazy_loader", "leaky"}
 
 
 class Refusing:

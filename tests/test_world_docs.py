@@ -19,7 +19,7 @@ from hopscope.errors import QueryError
 from hopscope.queries.load import load_queries
 from hopscope.queries.two_hop_query import TwoHopQuery
 
-FACTS = Path(hopscope.documents.world_docs.__file__).parent / "data" / "facts" / "relations.csv"
+FACTS = Path(hopscope.__file__).parent / "data" / "facts" / "relations.csv"
 BOTH = pytest.mark.parametrize("source", ["world-docs", "world-docs-real"])
 
 

@@ -150,7 +150,7 @@ def read_result(path: Path, kinds: Mapping[str, type[Result]]) -> Result:
     if kind is None:
         raise ResultError(
             f"{path} holds a result of kind {run.get('kind')!r}; expected "
-            f"{', '.join(filter(None, kinds))}. A kind that is not among these may come from a "
+            f"{', '.join(sorted(filter(None, kinds)))}. A kind that is not among these may come from a "
             "newer version of hopscope."
         )
     if "n" not in run.get("queries", {}):

@@ -132,7 +132,7 @@ def test_one_line_can_be_chosen(one_line: bool, few_shot: int) -> None:
 
 def test_what_is_said_after_the_line_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a token holds the line's end and more, so that decoding could not stop there."""
-    monkeypatch.setattr("hopscope.experiments.two_hop.grading.at_line_end", lambda _: None)
+    monkeypatch.setattr("hopscope.experiments.two_hop.grading.stop_at_line_end", lambda _: None)
     queries = known_queries().filter(lambda query: query.id == "second-line")
     result = grade(known_model(), queries, one_line=True, progress=False)
     assert generation(result, "second-line").startswith("Wrongville \n Jarn")
@@ -258,7 +258,7 @@ def test_an_empty_set_is_refused() -> None:
 
 
 def test_an_unknown_match_is_told_before_anything_runs(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="unknown match 'exact': choose one of word, substring"):
+    with pytest.raises(UsageError, match="unknown match 'exact': choose from word, substring"):
         grade(known_model(), known_queries(), match="exact", out=tmp_path / "run")  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
 

@@ -27,7 +27,7 @@ from hopscope.experiments.two_hop.stages import STAGES, Stages, combine, stages
 from hopscope.queries.query_set import QuerySet
 
 MODULES = {
-    name: import_module(f"hopscope.experiments.{module}")
+    name: import_module(f"hopscope.experiments.two_hop.{module}")
     for name, module in (
         ("description", "description"),
         ("knockout", "attention_knockout"),
@@ -310,7 +310,7 @@ def test_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("short_target_prompt")
 def test_mistakes_are_told(tmp_path: Path) -> None:
     for step in (0, -1):
-        with pytest.raises(UsageError, match=f"the layer step must be 1 or more, not {step}"):
+        with pytest.raises(UsageError, match=f"layer_step must be 1 or more, not {step}"):
             staged(chosen("early-1"), layer_step=step, out=tmp_path / "run")
     with pytest.raises(QueryError, match="empty query set"):
         staged(chosen(), out=tmp_path / "run")

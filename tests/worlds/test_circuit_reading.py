@@ -131,9 +131,9 @@ def test_the_summary_is_over_seeds(read):
 
 
 def test_a_run_goes_on_after_the_last_finished_world(small, read, tmp_path, monkeypatch):
-    from hopscope.experiments.worlds import circuit
+    from hopscope.experiments.worlds import circuit as circuit_module
 
-    tables = circuit._tables
+    tables = circuit_module._tables
 
     def dying(world, *rest):
         if world.seed == 1:
@@ -141,10 +141,10 @@ def test_a_run_goes_on_after_the_last_finished_world(small, read, tmp_path, monk
         return tables(world, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(circuit, "_tables", dying)
+        patch.setattr(circuit_module, "_tables", dying)
         with pytest.raises(KeyboardInterrupt):
             circuit(small, limit=12, out=tmp_path / "run", progress=False)
-    monkeypatch.setattr(circuit, "_tables", lambda world, *rest: tables(small[1], *rest))
+    monkeypatch.setattr(circuit_module, "_tables", lambda world, *rest: tables(small[1], *rest))
     again = circuit(small, limit=12, out=tmp_path / "run", progress=False)
     pd.testing.assert_frame_equal(again.frame, read.frame)
     loaded = hs.load_result(tmp_path / "run")
@@ -153,7 +153,7 @@ def test_a_run_goes_on_after_the_last_finished_world(small, read, tmp_path, monk
 
 
 def test_it_computes_in_one_thread_and_leaves_them_as_they_were(small, monkeypatch):
-    from hopscope.experiments.worlds import circuit
+    from hopscope.experiments.worlds import circuit as circuit_module
 
     before, during = torch.get_num_threads(), []
 
@@ -161,7 +161,7 @@ def test_it_computes_in_one_thread_and_leaves_them_as_they_were(small, monkeypat
         during.append(torch.get_num_threads())
         raise RuntimeError("midway")
 
-    monkeypatch.setattr(circuit, "_tables", failing)
+    monkeypatch.setattr(circuit_module, "_tables", failing)
     try:
         torch.set_num_threads(2)
         with pytest.raises(RuntimeError, match="midway"):

@@ -49,7 +49,7 @@ def assert_same(a: LanguageModel, b: LanguageModel) -> None:
 def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A named world `tiny`, and a cache of its own, whose folder is returned."""
     monkeypatch.setattr(catalogue, "WORLDS", {**WORLDS, "tiny": TINY})
-    monkeypatch.setattr("hopscope.worlds.world.WORLDS", {**WORLDS, "tiny": TINY})
+    monkeypatch.setattr("hopscope.worlds.load.WORLDS", {**WORLDS, "tiny": TINY})
     monkeypatch.setenv("HOPSCOPE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
