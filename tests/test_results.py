@@ -134,7 +134,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "binary run.json": (overwrite("run.json", b"\xff\xfe\x00\x80"), "run.json is damaged"),
     "a list as run.json": (overwrite("run.json", b"[1]"), "run.json is damaged"),
     "a run of nothing": (overwrite("run.json", b'{"kind": "grading"}'), "run.json is damaged"),
-    "unknown kind": (overwrite("run.json", b'{"kind": "tea"}'), "of kind 'tea'; expected .*grading"),
+    "unknown kind": (
+        overwrite("run.json", b'{"kind": "tea"}'),
+        "of kind 'tea'; expected .*grading",
+    ),
     "no kind": (overwrite("run.json", b"{}"), "of kind None"),
     "half a frame": (truncate("frame-000000.parquet"), "a table in .* is damaged"),
     "empty frame": (overwrite("frame-000000.parquet", b""), "a table in .* is damaged"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -134,6 +134,13 @@ class Result:
         return pd.concat(filled, ignore_index=True)[list(cls.columns)]
 
     @classmethod
+    def gathered(cls, done: Iterable[tuple[pd.DataFrame, Sequence[Mapping[str, Any]]]]) -> Tables:
+        """The tables of several queries, from the frame and the rows of details of each."""
+        frames, details = zip(*done, strict=True)
+        rows = [row for several in details for row in several]
+        return {"frame": cls.joined(frames), "details": pd.DataFrame(rows)}
+
+    @classmethod
     def of(cls, tables: Tables, run: Mapping[str, Any]) -> Self:
         """The result in these tables."""
         return cls(tables["frame"], tables["details"], dict(run))
@@ -150,8 +157,8 @@ def read_result(path: Path, kinds: Mapping[str, type[Result]]) -> Result:
     if kind is None:
         raise ResultError(
             f"{path} holds a result of kind {run.get('kind')!r}; expected "
-            f"{', '.join(sorted(filter(None, kinds)))}. A kind that is not among these may come from a "
-            "newer version of hopscope."
+            f"{', '.join(sorted(filter(None, kinds)))}. A kind that is not among these may come "
+            "from a newer version of hopscope."
         )
     if "n" not in run.get("queries", {}):
         raise DamagedResultError(f"{path / 'run.json'} is damaged: it does not say what was asked")

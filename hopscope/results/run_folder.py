@@ -12,6 +12,7 @@ from hopscope.errors import DamagedResultError, ResultError
 from hopscope.files import replacing
 
 Tables = dict[str, pd.DataFrame]
+TABLES = ("frame", "details")
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -57,15 +58,16 @@ def read_parts(path: Path) -> Tables:
     parts = sorted(int(file.stem.split("-")[1]) for file in path.glob("frame-*.parquet"))
     if not parts:
         raise ResultError(f"{path} has no finished part yet; run the experiment again to go on")
+    tables = [_read_part(path, part) for part in parts]
+    return {name: pd.concat([each[name] for each in tables], ignore_index=True) for name in TABLES}
+
+
+def _read_part(path: Path, part: int) -> Tables:
     try:
-        return {
-            table: pd.concat(
-                [pd.read_parquet(part_path(path, table, part)) for part in parts],
-                ignore_index=True,
-            )
-            for table in ("frame", "details")
-        }
+        return {name: pd.read_parquet(part_path(path, name, part)) for name in TABLES}
     except (OSError, ValueError) as error:
         raise DamagedResultError(
-            f"a table in {path} is damaged: {error}; delete it and run again"
+            f"a table in {path} is damaged: {error}; "
+            f"delete {' and '.join(part_path(path, name, part).name for name in TABLES)}, "
+            "and run again"
         ) from error

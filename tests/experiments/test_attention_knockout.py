@@ -456,7 +456,7 @@ class Plain:
         return len(self.ids(text.rstrip(" ")))
 
     def clean(self, query: TwoHopQuery) -> tuple[PlainOutput, str]:
-        return self.said(query, [])
+        return self.answer_text(query, [])
 
     def answer_text(self, query: TwoHopQuery, cell: Sequence[Knockout]) -> tuple[PlainOutput, str]:
         """Logits of the next token, and the text that counts."""
@@ -518,7 +518,7 @@ def plain_rows(case: Case) -> pd.DataFrame:
             for layer in ASKED_LAYERS:
                 window = range(max(0, layer - case.window), min(3, layer + case.window) + 1)
                 heads = case.heads
-                output, text = plain.said(query, [Knockout(window, asking, keys, heads)])
+                output, text = plain.answer_text(query, [Knockout(window, asking, keys, heads)])
                 said, was = ((t.split("\n")[0] if case.few_shot else t) for t in (text, before))
                 first, ranks = case.criterion == "first_token", output.ranks(answers)
                 found.append(
@@ -695,7 +695,7 @@ def test_known_first_layers() -> None:
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
-    ({"edges": "t2->t1"}, r"give a list of edges such as \['t2->t1'\], not 't2->t1'"),
+    ({"edges": "t2->t1"}, r"give a list of edges such as \['query->key'\], not 't2->t1'"),
     ({"edges": []}, "give a list of edges"),
     ({"edges": ["t2->t3"]}, "'t2->t3' is no edge: write 'query->key', each one of t1, t2, e1"),
     ({"edges": ["t1->t2", "t2"]}, "'t2' is no edge"),
@@ -703,7 +703,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"edges": ["t1 -> e1"]}, "'t1 -> e1' is no edge"),
     ({"controls": ("other",)}, "unknown control 'other': choose from random"),
     ({"controls": "random"}, "give a list of controls with any of random, not 'random'"),
-    ({"window": -1}, "the window must be 0 or more layers on each side, not -1"),
+    ({"window": -1}, "window must be 0 or more, not -1"),
     ({"layers": [0, 6]}, "layers are numbers from 0 to 5; got 6"),
     ({"layers": [-1]}, "layers are numbers from 0 to 5; got -1"),
     ({"layers": []}, "layers are numbers from 0 to 5; got none"),

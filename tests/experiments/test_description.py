@@ -563,7 +563,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"source_layers": [6]}, "layers are numbers from 0 to 5; got 6"),
     ({"source_layers": []}, "layers are numbers from 0 to 5; got none"),
     ({"target_layers": [2, -1]}, "layers are numbers from 0 to 5; got -1"),
-    ({"samples": -1}, r"samples must be 0 \(greedy\) or more, not -1"),
+    ({"samples": -1}, r"samples must be 0 or more, not -1"),
     ({"match": "exact"}, "unknown match 'exact'"),
     ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more, not 0"),
 ]

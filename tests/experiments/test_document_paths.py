@@ -224,10 +224,16 @@ def test_an_edge_may_look_back_in_another_order(llama: LanguageModel) -> None:
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
-    "bare edge": ({"edges": "question->gold 1"}, "edges are a list of 'query->key'"),
-    "no edge": ({"edges": []}, "edges are a list of 'query->key'"),
-    "no arrow": ({"edges": ["question>gold 1"]}, "edges are a list of 'query->key'"),
-    "window": ({"window": -1}, "window must be 0 or more layers, not -1"),
+    "bare edge": (
+        {"edges": "question->gold 1"},
+        "give a list of edges such as .*not 'question->gold 1'",
+    ),
+    "no edge": ({"edges": []}, r"give a list of edges such as .*not \[\]"),
+    "no arrow": (
+        {"edges": ["question>gold 1"]},
+        "'question>gold 1' is no edge: write 'query->key'",
+    ),
+    "window": ({"window": -1}, "window must be 0 or more, not -1"),
     "control": ({"controls": ["random"]}, "unknown control 'random'"),
     "bare control": ({"controls": "distractor"}, "give a list of controls"),
     "layer": ({"layers": [4]}, "layers are numbers from 0 to 3; got 4"),
@@ -269,7 +275,7 @@ def test_the_effect_is_the_mean_over_questions() -> None:
     assert lost.loc[("e", "distractor", 0)].to_list() == [1, 0]
     nats = made().effect("answer_change").set_index(["edge", "control", "layer"])["effect"]
     assert nats["e", "none", 0] == pytest.approx(-1.0)
-    with pytest.raises(UsageError, match="unknown measure 'rank': choose one of changed, lost"):
+    with pytest.raises(UsageError, match="unknown measure 'rank': choose from changed, lost"):
         made().effect("rank")
 
 

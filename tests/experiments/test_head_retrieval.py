@@ -95,7 +95,7 @@ def test_a_stopped_run_goes_on_and_is_read_back(queries, tmp_path, monkeypatch):
 def test_bad_input_is_refused(queries):
     model = loaded("tiny-random-llama")
     for mass in (0, 1.5):
-        with pytest.raises(UsageError, match="share"):
+        with pytest.raises(UsageError, match="mass must be above 0 and at most 1"):
             classify_heads(model, queries, mass=mass)
     with pytest.raises(QueryError, match="empty"):
         classify_heads(model, queries[:0])

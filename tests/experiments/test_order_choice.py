@@ -157,8 +157,8 @@ def test_an_unknown_metric_is_told() -> None:
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
-    "none": ({"k": 0}, "k must be 1 or more shuffles, not 0"),
-    "too many": ({"k": 3}, "'song' has 2 documents, which have only 2 orders; 3 different"),
+    "none": ({"k": 0}, "k must be 1 or more, not 0"),
+    "too many": ({"k": 3}, "'song' has 2 documents, which have only 2 orders, but 3 different"),
     "mask": ({"mask": "diagonal"}, "unknown mask 'diagonal'"),
     "template": ({"template": "poem"}, "unknown template 'poem'"),
 }

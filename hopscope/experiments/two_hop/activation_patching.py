@@ -239,13 +239,9 @@ class _Patcher:
 
     def tables(self, queries: QuerySet) -> Tables:
         """Frame and details of some queries."""
-        done = [self._query(query) for query in queries]
-        return {
-            "frame": ActivationPatching.joined([frame for frame, _ in done]),
-            "details": pd.DataFrame([row for _, row in done]),
-        }
+        return ActivationPatching.gathered(self._query(query) for query in queries)
 
-    def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, dict[str, Any]]:
+    def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
         model, pair = self.prompts.model, self.pairs[query.id]
         prompt = self.prompts.prompt(query)
         partner = TokenizedPrompt.of(
@@ -285,7 +281,7 @@ class _Patcher:
             "partner_logit_diff": other,
             "partner_answers": bool(theirs.top_tokens[0, 0] == pair.tokens[1]),
         }
-        return frame, details
+        return frame, [details]
 
     def _cells(
         self, query: TwoHopQuery, prompt: TokenizedPrompt, partner: TokenizedPrompt

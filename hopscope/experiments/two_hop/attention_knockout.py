@@ -270,11 +270,8 @@ class _Blocker:
 
     def tables(self, queries: QuerySet) -> Tables:
         """Frame and details of some queries."""
-        done = [self._query(query) for query in queries]
-        return {
-            "frame": Knockouts.joined([frame for frame, _ in done]),
-            "details": pd.DataFrame([row for _, rows in done for row in rows], columns=DETAILS),
-        }
+        tables = Knockouts.gathered(self._query(query) for query in queries)
+        return {**tables, "details": tables["details"].reindex(columns=DETAILS)}
 
     def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
         prompt = self.prompts.prompt(query)

@@ -374,11 +374,7 @@ class _Patcher:
 
     def tables(self, queries: QuerySet) -> Tables:
         """Frame and details of some queries."""
-        done = [self._query(query) for query in queries]
-        return {
-            "frame": BackPatching.joined([frame for frame, _ in done]),
-            "details": pd.DataFrame([row for _, rows in done for row in rows]),
-        }
+        return BackPatching.gathered(self._query(query) for query in queries)
 
     def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
         prompt, clean = self._clean(query)

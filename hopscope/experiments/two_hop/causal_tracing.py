@@ -184,13 +184,9 @@ class _Tracer:
 
     def tables(self, queries: QuerySet) -> Tables:
         """Frame and details of some queries."""
-        done = [self._query(query) for query in queries]
-        return {
-            "frame": Tracing.joined([frame for frame, _ in done]),
-            "details": pd.DataFrame([row for _, row in done]),
-        }
+        return Tracing.gathered(self._query(query) for query in queries)
 
-    def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, dict[str, Any]]:
+    def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
         model, prompt = self.prompts.model, self.prompts.prompt(query)
         clean = self.prompts.clean(prompt)
         read_out = ReadOut(answer_tokens=model.answer_tokens(query.names("e3")))
@@ -222,7 +218,7 @@ class _Tracer:
             "clean": float(_probability(unedited)[0]),
             "noised": float(probability[0]),
         }
-        return frame, details
+        return frame, [details]
 
     def _noise(self, query: TwoHopQuery, prompt: TokenizedPrompt) -> list[Cell]:
         """For each draw the noised embeddings of the source entity."""

@@ -226,16 +226,14 @@ class _Projector:
         positions = list(dict.fromkeys([*self.settings["positions"], "t2"]))
         sites = list(dict.fromkeys([*self.settings["sites"], "resid_post"]))
         acts = capture(self.prompts.model, prompts, sites, positions, store=self.prompts.store)
-        done = [self._query(query, acts, index) for index, query in enumerate(queries)]
-        return {
-            "frame": Projection.joined([frame for frame, _ in done]),
-            "details": pd.DataFrame([row for _, row in done]),
-        }
+        return Projection.gathered(
+            self._query(query, acts, index) for index, query in enumerate(queries)
+        )
 
     @torch.no_grad()
     def _query(
         self, query: TwoHopQuery, acts: Activations, index: int
-    ) -> tuple[pd.DataFrame, dict[str, Any]]:
+    ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
         model = self.prompts.model
         last = acts["resid_post"][index, acts.positions.index("t2"), -1]
         predicted = int(self.lens(last).argmax())
@@ -270,7 +268,7 @@ class _Projector:
             "t1": prompt.position("t1"),
             "t2": prompt.position("t2"),
         }
-        return pd.concat(frames, ignore_index=True), details
+        return pd.concat(frames, ignore_index=True), [details]
 
     def _targets(self, query: TwoHopQuery, predicted: int) -> dict[str, tuple[int, ...]]:
         """The tokens that stand for each target; without what the query's own names share."""

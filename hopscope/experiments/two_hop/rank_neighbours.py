@@ -163,7 +163,7 @@ def rank_neighbours(
         order = torch.randperm(len(clusters["none"]), generator=generator)
         clusters["shuffled"] = clusters["none"][order]
 
-    def of_query(query: TwoHopQuery) -> tuple[pd.DataFrame, dict[str, object]]:
+    def of_query(query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, object]]]:
         prompt = prompts.prompt(query)
         shared = prompts.store.get(prompt.ids[: prompt.n_shared])
         answers = model.first_tokens(query.names("e3"))
@@ -184,12 +184,10 @@ def rank_neighbours(
             "answer": query.e3_label,
             "answer_rank": int(found.rank[0]),
         }
-        return pd.concat(tables), details
+        return pd.concat(tables), [details]
 
     def compute(part: QuerySet) -> Tables:
-        done = [of_query(query) for query in part]
-        frame = RankNeighbours.joined([table for table, _ in done])
-        return {"frame": frame, "details": pd.DataFrame([row for _, row in done])}
+        return RankNeighbours.gathered(of_query(query) for query in part)
 
     return run_in_parts(
         RankNeighbours, model, queries, settings, compute, options, per_part=PER_PART
