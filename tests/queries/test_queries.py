@@ -216,7 +216,7 @@ HERE = (  # by file, since the package's own __init__ may bring torch along
 
 @pytest.mark.parametrize(("also", "found"), [("", "[]"), ("; import datasets", "['datasets'")])
 def test_no_model_code_is_imported(also: str, found: str) -> None:
-    path = str(Path(__file__).parents[1] / "hopscope")
+    path = str(Path(__file__).parents[2] / "hopscope")
     program = IMPORTED.format(HERE.format(path=path) + also)
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

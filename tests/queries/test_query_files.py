@@ -16,7 +16,7 @@ from hopscope.errors import QueryError
 from hopscope.queries.load import load_queries
 from hopscope.queries.query_set import QuerySet
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 HOPPING = '''\
 ,id,e1,r1,e2,r2,e3,e1_label,e2_label,e3_label,e1_aliases,e2_aliases,e3_aliases,e1_type,r1_type,\

@@ -17,7 +17,7 @@ import pytest
 Row = dict[str, str]
 Check = Callable[[list[Row]], list[str]]
 
-DATA = Path(__file__).resolve().parents[1] / "hopscope" / "data"
+DATA = Path(__file__).resolve().parents[2] / "hopscope" / "data"
 WORLD = DATA / "world.csv"
 COLUMNS = [
     *("id", "e1", "r1", "e2", "r2", "e3", "e1_label", "e2_label", "e3_label"),

@@ -25,7 +25,7 @@ from hopscope.worlds.tasks.graph_reachability import GraphReachability
 from hopscope.worlds.tasks.graph_search import GraphSearch
 from hopscope.worlds.tasks.two_hop_facts import TwoHopFacts
 
-SCRIPTS = Path(__file__).parents[1] / "figures"
+SCRIPTS = Path(__file__).parents[2] / "figures"
 SHORT = Schedule(steps=10, batch_size=8, warmup_steps=1)
 NARROW = {"n_blocks": 2, "d_model": 16, "n_heads": 2}
 TINY = {

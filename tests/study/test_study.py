@@ -36,7 +36,7 @@ from hopscope.study.presets import PRESETS, Preset, preset
 from hopscope.study.standalone_figures import STANDALONE_FIGURES
 from hopscope.study.study import Study, run_study, study_analyses, study_folder
 
-SCRIPTS = Path(__file__).parents[1] / "figures"
+SCRIPTS = Path(__file__).parents[2] / "figures"
 CELLS = [(a, b) for a in range(5) for b in range(a)]
 FIGURES = ["back_patching", "grading"]
 SMALL = Preset(limit=None, most=2, layer_step=3)
