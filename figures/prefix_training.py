@@ -25,7 +25,7 @@ def draw(result: PrefixTraining) -> Drawn:
     training_plots.mask_gains(paired, by_seed, right, "Each under its own mask,\npaired by seed")
     accuracy = summary.rename(columns={"accuracy": "value"}).assign(measure="accuracy")
     gains = paired.rename(columns={"difference": "value"}).assign(measure="difference")
-    table = pd.concat([accuracy, gains], ignore_index=True)
+    table = pd.concat([accuracy, gains.drop(columns="p_holm")], ignore_index=True)
     return figure, table
 
 

@@ -1,4 +1,4 @@
-"""Tests that the import contracts of pyproject.toml hold, and that they fail where one is broken."""
+"""Tests that the import contracts of pyproject.toml hold, and fail where one is broken."""
 
 from __future__ import annotations
 

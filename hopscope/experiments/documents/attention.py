@@ -38,7 +38,7 @@ from hopscope.prompting.document_prompts import (
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.wording import percent, rows_where
-from hopscope.statistics import intervals
+from hopscope.statistics import holm, intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,8 +101,8 @@ class DocumentAttention(Result):
 
         Returns:
             Columns `order, mask, right, wrong` (how many), `median_right, median_wrong`, `auc`: how
-            often a right answer has a higher peak than a wrong one (1/2: chance), and `p` of the
-            Mann-Whitney test.
+            often a right answer has a higher peak than a wrong one (1/2: chance), `p` of the
+            Mann-Whitney test, and `p_holm`, corrected for the rows of the table.
         """
         rows = []
         for key, group in self.peaks(metric).groupby(["order", "mask"], sort=False):
@@ -110,7 +110,8 @@ class DocumentAttention(Result):
             wrong = group.loc[~group["correct"], "peak"].to_numpy()
             rows.append((*key, *_against(right, wrong)))
         columns = ["order", "mask", "right", "wrong", "median_right", "median_wrong", "auc", "p"]
-        return pd.DataFrame(rows, columns=columns)
+        table = pd.DataFrame(rows, columns=columns)
+        return table.assign(p_holm=holm(table["p"].to_numpy()))
 
     def by_layer(self, metric: str = "contained", seed: int = 0) -> pd.DataFrame:
         """The attention to a document of each hop by block, for right and for wrong answers.
@@ -152,13 +153,16 @@ class DocumentAttention(Result):
 
     def findings(self) -> list[str]:
         sentences = []
-        for row in rows_where(self.compare()):
+        compared = self.compare()
+        corrected = " by Holm" if compared["p"].count() > 1 else ""
+        for row in rows_where(compared):
             sentence = f"in the order {row['order']} {row['right']} answers are right"
             if row["auc"] == row["auc"]:
                 sentence += (
                     f"; their median peak is {row['median_right']:.2f}, that of the "
                     f"{row['wrong']} wrong ones {row['median_wrong']:.2f} (a right one is higher "
-                    f"in {percent(row['auc'])} of the pairs, chance 50 %; p = {row['p']:.2g})"
+                    f"in {percent(row['auc'])} of the pairs, chance 50 %; "
+                    f"p{corrected} = {row['p_holm']:.2g})"
                 )
             sentences.append(f"{sentence}.")
         return sentences

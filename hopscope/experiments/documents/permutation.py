@@ -35,7 +35,7 @@ from hopscope.prompting.document_prompts import (
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.wording import points, row_where, rows_where, verdict, with_interval
-from hopscope.statistics import paired
+from hopscope.statistics import holm, paired
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,8 +90,8 @@ class Permutation(Result):
             seed: of the bootstrap.
 
         Returns:
-            Columns `order, mask, permuting, base, n, difference, low, high, better, worse, p`; `p`
-            of the exact McNemar test.
+            Columns `order, mask, permuting, base, n, difference, low, high, better, worse, p,
+            p_holm`: `p` of the exact McNemar test, and corrected for the rows of the table.
 
         Raises:
             UsageError: if there is no such order.
@@ -130,7 +130,8 @@ class Permutation(Result):
                 named = dict(zip(within, key, strict=True))
                 rows.append({what: name, **named, "base": base, **found})
         columns = [*GROUP, "base", "n", "difference", "low", "high", "better", "worse", "p"]
-        return pd.DataFrame(rows, columns=columns)
+        table = pd.DataFrame(rows, columns=columns)
+        return table.assign(p_holm=holm(table["p"].to_numpy()))
 
     def tables(self) -> dict[str, pd.DataFrame]:
         return {

@@ -34,7 +34,7 @@ from hopscope.results.provenance import provenance
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.runs import run_parts
-from hopscope.statistics import t_interval
+from hopscope.statistics import holm, t_interval
 from hopscope.training.batches import encoder
 from hopscope.training.settings import TrainingSettings
 from hopscope.training.small_models import small_model
@@ -129,7 +129,7 @@ class PrefixTraining(Result):
 
         Returns:
             Columns mask, minus, order, n_seeds, difference (of accuracies), low, high (95 % t
-            interval over seeds), p (two-sided paired t-test).
+            interval over seeds), p (two-sided paired t-test), and p_holm, corrected for the rows.
         """
         own = self.by_seed().query("control == 'none'")
         base, *others = dict.fromkeys(own["mask"])
@@ -143,7 +143,7 @@ class PrefixTraining(Result):
                 p = float(stats.ttest_1samp(differences, 0).pvalue) if spread else float("nan")
                 row = {"mask": mask, "minus": base, "order": order, "n_seeds": len(differences)}
                 rows.append({**row, "difference": mean, "low": low, "high": high, "p": p})
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows).assign(p_holm=holm([row["p"] for row in rows]))
 
 
 def split(questions: QuestionSet, held_out: int, seed: int) -> tuple[QuestionSet, QuestionSet]:

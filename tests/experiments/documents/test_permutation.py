@@ -495,7 +495,7 @@ def test_orders_are_compared_on_the_same_questions() -> None:
     table = made().compare()
     assert list(table.columns) == [
         *("order", "mask", "permuting", "base", "n", "difference", "low", "high"),
-        *("better", "worse", "p"),
+        *("better", "worse", "p", "p_holm"),
     ]
     assert set(table["base"]) == {"forward"}
     causal, block = table.to_dict("records")
@@ -520,6 +520,7 @@ def test_masks_are_compared_on_the_same_questions_and_orders() -> None:
     assert list(table["better"]) == [0, 1]
     assert list(table["worse"]) == [5, 2]
     assert list(table["p"]) == pytest.approx([mcnemar(0, 5), mcnemar(1, 2)])
+    assert list(table["p_holm"]) == pytest.approx([2 * mcnemar(0, 5), mcnemar(1, 2)])
     none = made().compare_masks(metric="exact_match")
     assert set(none["p"]) == {1.0}
     assert set(made().compare_masks("document_block")["mask"]) == {"causal"}
