@@ -17,7 +17,10 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _LONGEST_NAME = 120
 """Bytes of the destination's name that a temporary name repeats; file systems allow 255 in all."""
@@ -60,6 +63,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, with line breaks as they are in `text`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV without its index; numbers have six digits, lines end in a line feed."""
+    with replacing(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -34,7 +34,7 @@ documents, or models that it is given or makes itself."""
 
 
 class RunKeywords(TypedDict, total=False):
-    """The keywords that every analysis takes, as `RunOptions` describes them."""
+    """The keywords that analyses have in common, as `RunOptions` describes them."""
 
     seed: int
     progress: bool
@@ -63,6 +63,8 @@ class RunOptions:
 
 
 RUN_KEYWORDS = tuple(each.name for each in fields(RunOptions))
+WITHOUT_MEMORY = tuple(name for name in RUN_KEYWORDS if name != "max_memory")
+"""The keywords of an analysis that sweeps no cells; the memory of its batches is measured."""
 POSITIONAL = ("seed", "progress")
 """Those that may also be given by position, behind the analysis's own."""
 _DEFAULTS = {each.name: each.default for each in fields(RunOptions)}

@@ -5,6 +5,7 @@
 
 import difflib
 import logging
+import pkgutil
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,9 +45,9 @@ logger = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-RESOLVERS: dict[str, Callable[[str, torch.device | None], tuple[Path, str]]] = {}
-"""Functions that find the folder and the name of a model for a scheme such as `world:`, by scheme.
-The module that defines a scheme registers it here."""
+RESOLVERS = {"world": "hopscope.worlds.load:model_folder"}
+"""By scheme, as in `world:NAME`, the function that finds a model's folder and name. Like entry
+points they are given by their address, and imported when the scheme is used."""
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -234,7 +235,7 @@ class _Reader:
             return self._placed(*build_tiny(x), x)
         scheme = x.partition(":")[0] if isinstance(x, str) else ""
         if scheme in RESOLVERS:
-            folder, name = RESOLVERS[scheme](text, self.device)
+            folder, name = pkgutil.resolve_name(RESOLVERS[scheme])(text, self.device)
             return self._checkpoint(folder, name, "Delete the folder and load it again.")
         if path.is_dir():
             self._check_folder(path)

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hopscope.files import replacing
+from hopscope.files import replacing, write_csv
 from hopscope.plots.style import panels, shared_legend
 
 Drawn = tuple[Figure, pd.DataFrame]
@@ -85,10 +85,10 @@ def save_figure(figure: Figure, numbers: pd.DataFrame, folder: Path, name: str) 
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{suffix}" for suffix in ("png", "svg", "csv")]
     for path in paths:
+        if path.suffix == ".csv":
+            write_csv(path, numbers)
+            continue
+        metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
         with replacing(path) as temporary:
-            if path.suffix == ".csv":
-                numbers.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
-            else:
-                metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-                figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
+            figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
     return paths

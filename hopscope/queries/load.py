@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import pkgutil
 from importlib import resources
 from pathlib import Path
 
@@ -15,9 +15,9 @@ from hopscope.queries.query_set import QuerySet, did_you_mean
 BUNDLED_QUERY_SETS = {"world": 5}
 """The query sets that come with hopscope, each with its default number of demonstrations."""
 BUNDLED = BUNDLED_QUERY_SETS
-RESOLVERS: dict[str, Callable[[str], QuerySet]] = {}
-"""Functions that load the query sets of a scheme such as `world:`, by scheme. The module that
-defines a scheme registers it here."""
+RESOLVERS = {"world": "hopscope.worlds.load:world_queries"}
+"""By scheme, as in `world:NAME`, the function that loads its query sets. Like entry points they
+are given by their address, and imported when the scheme is used."""
 
 
 def load_queries(
@@ -72,7 +72,7 @@ def _load(source: object, split: str | None) -> tuple[QuerySet, int]:
         )
     scheme = source.partition(":")[0] if isinstance(source, str) else ""
     if scheme in RESOLVERS:
-        return RESOLVERS[scheme](str(source)), 0
+        return pkgutil.resolve_name(RESOLVERS[scheme])(source), 0
     path = Path(source)
     if path.is_file():
         return QuerySet.from_pandas(read_table(path), path.stem), 0

@@ -200,11 +200,11 @@ def _of_shard(
     """The parts that one shard computes.
 
     Raises:
-        UsageError: for a shard without a run folder, or with nothing to do.
+        UsageError: for a shard that does not exist, has no run folder, or has nothing to do.
     """
     if shard is not None and out is None:
         raise UsageError("a shard needs a run folder, where the shards come together: give out")
-    index, count = shard or (1, 1)
+    index, count = (1, 1) if shard is None else check_shard(*shard)
     if parts and not parts[index - 1 :: count]:
         raise UsageError(
             f"shard {index}/{count} has nothing to do: there are {len(parts)} parts; use at most "
@@ -253,3 +253,14 @@ def parse_shard(text: str) -> tuple[int, int]:
     if plain is None or not 1 <= int(index) <= int(count):
         raise UsageError(f"{text!r} is not a shard: write i/n with 1 <= i <= n, such as 1/4")
     return int(index), int(count)
+
+
+def check_shard(index: int, count: int) -> tuple[int, int]:
+    """Return a shard, the `index`-th (1 to `count`) of `count`.
+
+    Raises:
+        UsageError: if there is no such shard.
+    """
+    if not 1 <= index <= count:
+        raise UsageError(f"shard {index}/{count} does not exist: give (i, n) with 1 <= i <= n")
+    return index, count

@@ -14,6 +14,7 @@ from typing import TypeVar
 from matplotlib import pyplot as plt
 
 from hopscope.errors import DamagedResultError, ResultError, UsageError
+from hopscope.files import replacing
 from hopscope.plots.figures import Drawn, save_figure
 from hopscope.plots.style import figure_style
 from hopscope.results.result import Result
@@ -157,7 +158,9 @@ def redraw(
                 raise ResultError(f"{root} holds no result for the figure {name}")
             rendered.mkdir(parents=True, exist_ok=True)
             for path in (path for paths in found.values() for path in paths):
-                drawn.append(Path(shutil.copy(path, rendered)))
+                drawn.append(rendered / path.name)
+                with replacing(drawn[-1]) as temporary:
+                    shutil.copy(path, temporary)
     if not drawn:
         raise ResultError(f"{root} holds no result to draw: run `hopscope figures` or `study`")
     return drawn

@@ -20,7 +20,7 @@ from hopscope.display.page import grid_html, page_script
 from hopscope.errors import ResultError
 from hopscope.experiments.analysis import Analysis
 from hopscope.experiments.catalogue import analyses
-from hopscope.files import write_text
+from hopscope.files import write_csv, write_text
 from hopscope.plots.figures import SUBSET_TITLES
 from hopscope.results.run_folder import Tables
 from hopscope.study.figures import draw_figures
@@ -101,10 +101,9 @@ def _write_tables(told: Sequence[Section], folder: Path) -> None:
     """Write each table as a CSV file, and remove those of analyses that are not told any more."""
     _remove_stale(folder, {name for section in told for name in section.tables}, "{}.*.csv")
     folder.mkdir(exist_ok=True)
-    how: dict[str, Any] = {"index": False, "float_format": "%.6g", "lineterminator": "\n"}
     for section in told:
         for name, table in section.tables.items():
-            table.to_csv(folder / f"{name}.csv", **how)
+            write_csv(folder / f"{name}.csv", table)
 
 
 def _remove_stale(folder: Path, kept: set[str], pattern: str) -> None:

@@ -8,8 +8,6 @@ from pathlib import Path
 import torch
 
 from hopscope.errors import ResultError, UsageError
-from hopscope.models import load as models
-from hopscope.queries import load as queries
 from hopscope.queries.query_set import QuerySet
 from hopscope.worlds.catalogue import WORLDS, recipe_of
 from hopscope.worlds.folders import ABOUT, _places, cached_folder, world_name
@@ -104,12 +102,10 @@ def world_queries(reference: str) -> QuerySet:
     return task_queries(name, task, split or "in_distribution")
 
 
-def _model_folder(reference: str, device: torch.device | None) -> tuple[Path, str]:
+def model_folder(reference: str, device: torch.device | None) -> tuple[Path, str]:
     """Return the folder of the model of `world:NAME@SEED`, and its name in results."""
     name, seed, _ = parse_reference(reference)
     return world_folder(name, seed, device=device), world_name(name, seed)
 
 
 parsed = parse_reference
-models.RESOLVERS["world"] = _model_folder
-queries.RESOLVERS["world"] = world_queries

@@ -21,7 +21,13 @@ from hopscope.documents.question_set import QuestionSet
 from hopscope.documents.templates import Template
 from hopscope.engine.read_out import Version
 from hopscope.errors import UsageError
-from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
+from hopscope.experiments.analysis import (
+    WITHOUT_MEMORY,
+    RunKeywords,
+    RunOptions,
+    analysis,
+    run_in_parts,
+)
 from hopscope.experiments.arguments import OneOf, Orders, check_masks
 from hopscope.masks.algebra import Mask
 from hopscope.models.token_model import TokenModel
@@ -205,6 +211,7 @@ def _against(right: np.ndarray, wrong: np.ndarray) -> tuple[Any, ...]:
     asks="documents",
     subsets=("documents",),
     order=110,
+    keywords=WITHOUT_MEMORY,
     accepts={"orders": Orders(), "read": TokensRead(), "metric": OneOf(VERDICTS)},
     in_study=lambda _: {"orders": ("forward", "backward")},
 )

@@ -20,7 +20,14 @@ from hopscope.documents.templates import Template
 from hopscope.engine.edits import Knockout
 from hopscope.engine.masked.reader import ReadBlocked
 from hopscope.errors import QueryError
-from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, limited, run_in_parts
+from hopscope.experiments.analysis import (
+    WITHOUT_MEMORY,
+    RunKeywords,
+    RunOptions,
+    analysis,
+    limited,
+    run_in_parts,
+)
 from hopscope.experiments.arguments import AtLeast, Edges, Layers, ListOf, OneOf
 from hopscope.experiments.randomness import generator_for
 from hopscope.prompting.document_prompts import (
@@ -147,6 +154,7 @@ class MaskedPaths(Result):
     asks="documents",
     subsets=("documents",),
     order=130,
+    keywords=WITHOUT_MEMORY,
     accepts={
         "edges": Edges(),
         "controls": ListOf(CONTROLS, empty=True),

@@ -17,7 +17,13 @@ from hopscope.documents.orders import order_name, shuffles
 from hopscope.documents.question_set import QuestionSet
 from hopscope.documents.templates import Template
 from hopscope.engine.read_out import Version
-from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
+from hopscope.experiments.analysis import (
+    WITHOUT_MEMORY,
+    RunKeywords,
+    RunOptions,
+    analysis,
+    run_in_parts,
+)
 from hopscope.experiments.arguments import AtLeast, OneOf, check_masks
 from hopscope.experiments.documents.attention import TokensRead, peak_of, read_masses
 from hopscope.masks.algebra import Mask
@@ -156,6 +162,7 @@ class OrderChoice(Result):
     asks="documents",
     subsets=("documents",),
     order=120,
+    keywords=WITHOUT_MEMORY,
     accepts={"k": AtLeast(1), "read": TokensRead(), "metric": OneOf(METRICS)},
     in_study=lambda scale: {"k": scale.shuffles},
 )

@@ -18,7 +18,13 @@ from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
 from hopscope.documents.templates import Template
 from hopscope.engine.read_out import Version
 from hopscope.errors import UsageError
-from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
+from hopscope.experiments.analysis import (
+    WITHOUT_MEMORY,
+    RunKeywords,
+    RunOptions,
+    analysis,
+    run_in_parts,
+)
 from hopscope.experiments.arguments import ListOf, OneOf, Orders, check_masks
 from hopscope.masks.algebra import Mask
 from hopscope.prompting.document_prompts import (
@@ -188,6 +194,7 @@ class Permutation(Result):
     asks="documents",
     subsets=("documents",),
     order=100,
+    keywords=WITHOUT_MEMORY,
     accepts={
         "orders": Orders(),
         "permuting": ListOf(get_args(Way), what="way"),

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 from hopscope.engine.logit_lens import logit_lens
-from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
+from hopscope.experiments.analysis import (
+    WITHOUT_MEMORY,
+    RunKeywords,
+    RunOptions,
+    analysis,
+    run_in_parts,
+)
 from hopscope.experiments.randomness import generator_for
 from hopscope.experiments.two_hop.controls import all_candidates
 from hopscope.experiments.two_hop.partners import Pair, fingerprint, pair_up, with_substitution
@@ -134,6 +140,7 @@ class Recall(Result):
     control="another source entity or first relation; another bridge's second hop",
     subsets=("incorrect", "correct"),
     order=80,
+    keywords=WITHOUT_MEMORY,
 )
 def recall(
     model: LanguageModel,

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, ClassVar, Unpack
 import pandas as pd
 import torch
 
-from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
+from hopscope.experiments.analysis import (
+    WITHOUT_MEMORY,
+    RunKeywords,
+    RunOptions,
+    analysis,
+    run_in_parts,
+)
 from hopscope.experiments.arguments import Above
 from hopscope.models.language_model import LanguageModel
 from hopscope.probes import class_of_share, keys_held
@@ -87,6 +93,7 @@ class HeadRetrieval(Result):
     source="Ramsauer et al. 2020, section 3",
     asks="queries",
     order=200,
+    keywords=WITHOUT_MEMORY,
     accepts={"mass": Above(0, 1)},
 )
 def classify_heads(

@@ -194,8 +194,10 @@ def labelled(queries: QuerySet, target: Target, folds: int) -> tuple[QuerySet, T
     """The queries that can be probed, the class of each, and what the classes are called.
 
     Raises:
+        UsageError: for an unknown target.
         QueryError: if fewer than two classes are left.
     """
+    OneOf(TARGETS).checked("target", target, None)
     kept, classes = _usable(queries, target, folds)
     while True:  # what leaves may leave others alone
         fewer, classes = _usable(kept, target, folds)

@@ -16,7 +16,13 @@ from torch import Tensor
 
 from hopscope.engine.logit_lens import logit_lens
 from hopscope.errors import UsageError
-from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
+from hopscope.experiments.analysis import (
+    WITHOUT_MEMORY,
+    RunKeywords,
+    RunOptions,
+    analysis,
+    run_in_parts,
+)
 from hopscope.experiments.arguments import AtLeast, ListOf
 from hopscope.experiments.two_hop.controls import choose_others, fingerprint
 from hopscope.models.language_model import LanguageModel
@@ -170,6 +176,7 @@ class Projection(Result):
     control="another query's bridge and answer",
     subsets=("incorrect", "correct"),
     order=30,
+    keywords=WITHOUT_MEMORY,
     accepts={"positions": ListOf(POSITIONS), "sites": ListOf(SITES), "rank": AtLeast(0)},
 )
 def project(
