@@ -73,8 +73,8 @@ from .queries.query_set import QuerySet as QuerySet
 from .queries.two_hop_query import TwoHopQuery as TwoHopQuery
 from .results.result import Result as Result
 from .results.runs import partial as partial
+from .training.mask_training import train as train
 from .training.settings import TrainingSettings as TrainingSettings
-from .training.train import train as train
 from .views.mask_painter import paint_mask as paint_mask
 from .views.prompt_explorer import explore as explore
 from .worlds.train import train_world as train_world

@@ -18,10 +18,10 @@ worlds_app = typer.Typer(
 def worlds_list(as_json: AsJson = False) -> None:
     """List the worlds, and with which seeds they are at hand."""
     from hopscope.worlds.catalogue import WORLDS
-    from hopscope.worlds.folders import seeds_at_hand
+    from hopscope.worlds.folders import available_seeds
 
     worlds = [
-        {"name": name, "seeds": seeds_at_hand(name), "description": recipe.description}
+        {"name": name, "seeds": available_seeds(name), "description": recipe.description}
         for name, recipe in WORLDS.items()
     ]
     show({"worlds": worlds}, as_json, lambda: table_text(worlds))

@@ -109,7 +109,7 @@ MOVED: Mapping[str, Sequence[str]] = {
         "results.result",
         "statistics",
         "results.run_folder",
-        "results.provenance",
+        "results.run_record",
         "results.runs",
         "files",
         "loading",
@@ -131,7 +131,7 @@ MOVED: Mapping[str, Sequence[str]] = {
     ),
     "tokenized": ("prompting.tokenized",),
     "trainer": ("training.fit", "training.settings"),
-    "training": ("training.train",),
+    "training": ("training.mask_training",),
     "training_batches": ("training.batches",),
     "training_models": ("training.small_models", "training.settings"),
     "training_plots": ("experiments.documents.training_plots",),
@@ -189,8 +189,21 @@ RENAMED: Mapping[str, str] = {
     "seeded": "generator_for",
     "until_answered": "stop_when_answered",
     "whole_pool": "all_candidates",
+    "demonstrations.arrange": "demonstration_order",
+    "documents.BUNDLED": "BUNDLED_QUESTION_SETS",
+    "layouts.SPANS": "SPAN_NAMES",
+    "queries.BUNDLED": "BUNDLED_QUERY_SETS",
+    "rows.Layout": "RowLayout",
+    "trainer.seeded": "torch_seed",
+    "worlds.world.parsed": "parse_reference",
+    "worlds.world.seeds_at_hand": "available_seeds",
+    "masked.Openings": "PrefixCache",
+    "worlds.examples.Batch": "TaskBatch",
+    "worlds.examples.Drawn": "EpochBatches",
+    "worlds.examples.Written": "Example",
+    "worlds.examples.tabulated": "as_batch",
 }
-"""What names of version 0.1 are called today."""
+"""What names of version 0.1 are called today; in one module, or wherever they were."""
 
 
 def old_names(package: str) -> Callable[[str], Any]:
@@ -211,9 +224,10 @@ def install() -> None:
 
 
 def _find(module: str, name: str) -> Any:
-    wanted = RENAMED.get(name, name)
+    earlier = module.removeprefix("hopscope.")
+    wanted = RENAMED.get(f"{earlier}.{name}", RENAMED.get(name, name))
     if not name.startswith("__") and not _is_module(module, name):
-        for home in MOVED[module.removeprefix("hopscope.")]:
+        for home in MOVED[earlier]:
             found = import_module(f"hopscope.{home}")
             if wanted in vars(found):
                 return vars(found)[wanted]

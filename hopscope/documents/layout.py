@@ -25,7 +25,6 @@ Encode = Callable[[str], tuple[Sequence[int], Sequence[tuple[int, int]]]]
 Span = str | Sequence[int]
 SPAN_NAMES = "instruction, documents, document N, gold, gold N, distractors, question, answer, last"
 """The names that `Layout.tokens` accepts."""
-SPANS = SPAN_NAMES
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from hopscope.errors import QueryError
 
 BUNDLED_QUESTION_SETS = {"world-docs": "invented", "world-docs-real": "real"}
 """The question sets that come with hopscope, each with the kind of names in its documents."""
-BUNDLED = BUNDLED_QUESTION_SETS
 
 
 def _is_file(path: Path) -> bool:

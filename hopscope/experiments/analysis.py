@@ -20,9 +20,9 @@ from hopscope.experiments.arguments import Constraint, layers_of
 from hopscope.experiments.registry import REGISTERED
 from hopscope.models.token_model import TokenModel
 from hopscope.queries.query_set import QuerySet
-from hopscope.results.provenance import provenance
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
+from hopscope.results.run_record import provenance
 from hopscope.results.runs import Inputs, run_over
 
 F = TypeVar("F", bound=Callable[..., Any])

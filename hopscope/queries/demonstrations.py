@@ -176,6 +176,3 @@ def _in_turn(lists: Sequence[Sequence[TwoHopQuery]]) -> list[TwoHopQuery]:
 
 def _labels(query: TwoHopQuery) -> set[str]:
     return {query.e1_label, query.e2_label, query.e3_label}
-
-
-arrange = demonstration_order

@@ -14,7 +14,6 @@ from hopscope.queries.query_set import QuerySet, did_you_mean
 
 BUNDLED_QUERY_SETS = {"world": 5}
 """The query sets that come with hopscope, each with its default number of demonstrations."""
-BUNDLED = BUNDLED_QUERY_SETS
 RESOLVERS = {"world": "hopscope.worlds.load:world_queries"}
 """By scheme, as in `world:NAME`, the function that loads its query sets. Like entry points they
 are given by their address, and imported when the scheme is used."""

@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 
 from hopscope.errors import QueryError, ResultError, UsageError
 from hopscope.files import write_json
-from hopscope.results.provenance import Described
 from hopscope.results.result import Result
 from hopscope.results.run_folder import (
     Tables,
@@ -25,6 +24,7 @@ from hopscope.results.run_folder import (
     read_run,
     write_part,
 )
+from hopscope.results.run_record import Described
 
 logger = logging.getLogger(__name__)
 

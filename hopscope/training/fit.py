@@ -227,6 +227,3 @@ def seed_all(device: torch.device, seed: int) -> None:
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
-
-
-seeded = torch_seed

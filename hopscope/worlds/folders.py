@@ -32,6 +32,3 @@ def available_seeds(name: str) -> list[int]:
     files = [file for place in _places(name) for file in place.glob(f"seed-*/{ABOUT}")]
     seeds = {file.parent.name.removeprefix("seed-") for file in files}
     return sorted(int(seed) for seed in seeds if seed.isdecimal())
-
-
-seeds_at_hand = available_seeds

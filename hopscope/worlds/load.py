@@ -106,6 +106,3 @@ def model_folder(reference: str, device: torch.device | None) -> tuple[Path, str
     """Return the folder of the model of `world:NAME@SEED`, and its name in results."""
     name, seed, _ = parse_reference(reference)
     return world_folder(name, seed, device=device), world_name(name, seed)
-
-
-parsed = parse_reference

@@ -18,8 +18,8 @@ from hopscope.errors import HopscopeError, ResultError, UsageError
 from hopscope.experiments.two_hop.back_patching import BackPatching, back_patch
 from hopscope.experiments.two_hop.grading import Grading, grade
 from hopscope.results import result as result_module
-from hopscope.results.provenance import provenance
 from hopscope.results.result import Result
+from hopscope.results.run_record import provenance
 from hopscope.results.runs import parse_shard
 from hopscope.statistics import mean_interval, mean_intervals
 

@@ -24,8 +24,8 @@ from hopscope.experiments.two_hop.back_patching import back_patch
 from hopscope.loading import load_result
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
-from hopscope.results.provenance import provenance
 from hopscope.results.run_folder import Tables
+from hopscope.results.run_record import provenance
 from hopscope.results.runs import run_over
 
 N_PARTS = 6

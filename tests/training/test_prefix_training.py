@@ -40,9 +40,9 @@ from hopscope.training.batches import (
     encoder,
 )
 from hopscope.training.fit import IGNORED
+from hopscope.training.mask_training import train
 from hopscope.training.settings import TrainingSettings
 from hopscope.training.small_models import small_model, word_tokenizer
-from hopscope.training.train import train
 
 TINY = TrainingSettings(
     steps=6, batch_size=4, warmup_steps=2, checkpoint_every=3, n_layers=2, d_model=16, n_heads=2
@@ -454,7 +454,7 @@ def test_fewer_single_hops_are_asked_late(monkeypatch, questions):
         shares.append(hop_share)
         return real(*args, hop_share=hop_share, **kwargs)
 
-    monkeypatch.setattr("hopscope.training.train.drawn_layouts", noting)
+    monkeypatch.setattr("hopscope.training.mask_training.drawn_layouts", noting)
     settings = replace(TINY, hop_share=0.75, late_hop_share=0.0, late=4)
     train(questions, settings=settings, progress=False)
     assert shares == [0.75] * 4 + [0.0] * 2

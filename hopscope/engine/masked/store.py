@@ -265,5 +265,4 @@ def _levels(passes: Sequence[UnitPass]) -> list[list[UnitPass]]:
     return groups
 
 
-Openings = PrefixCache
 """What `PrefixCache` was called in version 0.1."""

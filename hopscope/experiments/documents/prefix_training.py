@@ -30,15 +30,15 @@ from hopscope.masks.named import mask_of
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import load_model
 from hopscope.queries.answers import exact_match, first_line
-from hopscope.results.provenance import provenance
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
+from hopscope.results.run_record import provenance
 from hopscope.results.runs import run_parts
 from hopscope.statistics import holm, t_interval
 from hopscope.training.batches import encoder
+from hopscope.training.mask_training import train
 from hopscope.training.settings import TrainingSettings
 from hopscope.training.small_models import small_model
-from hopscope.training.train import train
 
 logger = logging.getLogger(__name__)
 

@@ -27,9 +27,9 @@ from hopscope.prompting.capture import capture
 from hopscope.queries.answers import normalise
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
-from hopscope.results.provenance import provenance
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
+from hopscope.results.run_record import provenance
 from hopscope.results.runs import run_once
 from hopscope.results.wording import percent, row_where
 from hopscope.statistics import wilson

@@ -22,9 +22,9 @@ from hopscope.experiments.two_hop.attention_knockout import knockout
 from hopscope.experiments.two_hop.back_patching import back_patch
 from hopscope.experiments.two_hop.projection import project
 from hopscope.queries.query_set import QuerySet
-from hopscope.results.provenance import provenance
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
+from hopscope.results.run_record import provenance
 from hopscope.results.runs import run_parts
 from hopscope.statistics import t_interval
 from hopscope.worlds.train import accuracy

@@ -24,9 +24,9 @@ from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
 from hopscope.experiments.worlds.graph_operations import PER_PART, Thresholds, _Search
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.graph_paths import PathSet
-from hopscope.results.provenance import provenance
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
+from hopscope.results.run_record import provenance
 from hopscope.results.runs import run_parts
 from hopscope.statistics import mean_intervals
 

@@ -22,8 +22,8 @@ from hopscope.experiments.analysis import analysis
 from hopscope.experiments.worlds.coverage_cutoffs import cutoffs
 from hopscope.probes import iicg
 from hopscope.prompting.capture import capture
-from hopscope.results.provenance import provenance
 from hopscope.results.result import Result
+from hopscope.results.run_record import provenance
 from hopscope.statistics import mean_intervals
 from hopscope.worlds.tasks.composed_tables import ComposedTables
 from hopscope.worlds.train import answered

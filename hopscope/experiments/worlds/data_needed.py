@@ -19,9 +19,9 @@ from scipy import stats
 
 from hopscope.errors import UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
-from hopscope.results.provenance import device_name, provenance
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
+from hopscope.results.run_record import device_name, provenance
 from hopscope.results.runs import run_parts
 from hopscope.statistics import Exponent
 from hopscope.training.settings import Schedule

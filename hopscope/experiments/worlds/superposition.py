@@ -21,9 +21,9 @@ from hopscope.errors import UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.graph_paths import PathSet, reachable
-from hopscope.results.provenance import provenance
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
+from hopscope.results.run_record import provenance
 from hopscope.results.runs import run_parts
 from hopscope.statistics import t_interval
 from hopscope.worlds.tasks.graph_reachability import GraphReachability, Maze
@@ -161,7 +161,7 @@ def _tables(world: World, limit: int) -> Tables:
     task = world.task
     assert isinstance(task, GraphReachability)
     mazes = task.mazes()[:limit]
-    written = [task.told(maze, task.depth) for maze in mazes]
+    written = [task.example(maze, task.depth) for maze in mazes]
     right = answered(world.model, written, thought_of(task, world.model)).tolist()
     vocabulary = world.model.tokenizer.get_vocab()
     vertices = torch.tensor([vocabulary[vertex] for vertex in task.vertices])
@@ -195,7 +195,7 @@ def _thinking(world: World, task: GraphReachability, mazes: Sequence[Maze]) -> T
     """The states and the attention of the last block, on the CPU."""
     model = world.model
     vocabulary = model.tokenizer.get_vocab()
-    texts = [task.told(maze, task.depth).prompt for maze in mazes]
+    texts = [task.example(maze, task.depth).prompt for maze in mazes]
     ids = torch.tensor([[vocabulary[word] for word in text] for text in texts])
     with _eager(model):
         passed = think(model, ids.to(model.device), thought_of(task, model), attention=True)

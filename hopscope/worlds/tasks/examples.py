@@ -95,6 +95,3 @@ class EpochBatches:
     @cached_property
     def _orders(self) -> dict[int, Tensor]:
         return {}
-
-
-Written, Batch, Drawn, tabulated = Example, TaskBatch, EpochBatches, as_batch
