@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,89 @@ def test_the_reference_names_what_there_is(page: Path) -> None:
         except ModuleNotFoundError:
             module, _, name = path.rpartition(".")
             assert hasattr(importlib.import_module(module), name), path
+
+
+FILLED = "\0"
+"""Stands for what a message fills in, in the texts of the package."""
+PUNCTUATION = " .,:;()"
+"""Does not count at the ends of a fragment."""
+
+
+def package_texts() -> Iterator[str]:
+    """The string constants of the package but its docstrings; each f-string as one text."""
+    for path in (*ROOT.glob("hopscope/**/*.py"), *ROOT.glob("probes/**/*.py")):
+        nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
+        parts = {id(each.value) for each in nodes if isinstance(each, ast.Expr)}
+        for node in nodes:  # an f-string comes before its parts
+            if isinstance(node, ast.JoinedStr):
+                parts |= {id(each) for each in node.values}
+                yield "".join(
+                    str(each.value) if isinstance(each, ast.Constant) else FILLED
+                    for each in node.values
+                )
+            elif id(node) in parts or not isinstance(node, ast.Constant):
+                continue
+            elif isinstance(node.value, str):
+                yield node.value
+
+
+def occurs(fragment: list[str], text: list[str]) -> bool:
+    """Whether words occur in those of a text, at least three of them as they are.
+
+    The first and the last may be the end and the beginning of a word. A word of the text with
+    something filled in stands for any word that fits it.
+    """
+    last = len(fragment) - 1
+    for start in range(len(text) - last):
+        as_they_are = 0
+        for place, word in enumerate(fragment):
+            said = text[start + place]
+            if (
+                word == said
+                or (place == 0 and said.endswith(word))
+                or (place == last and said.startswith(word))
+            ):
+                as_they_are += 1
+            elif FILLED not in said or not re.fullmatch(
+                re.escape(said.strip(PUNCTUATION)).replace(FILLED, ".*"), word
+            ):
+                break
+        else:
+            if as_they_are >= 3:
+                return True
+    return False
+
+
+def stale(page: str, texts: Sequence[str]) -> list[str]:
+    """The quotes in the tables of a page with a fragment of three words that no text has."""
+    cells = re.findall(r"^\| (`.*?) \| ", page, re.MULTILINE)
+    quotes = dict.fromkeys(quote for cell in cells for quote in re.findall(r"`([^`]+)`", cell))
+    words = [text.split() for text in texts]
+    return [
+        quote
+        for quote in quotes
+        for fragment in (part.strip(PUNCTUATION).split() for part in quote.split("…"))
+        if len(fragment) >= 3 and not any(occurs(fragment, each) for each in words)
+    ]
+
+
+def test_the_page_of_errors_quotes_messages_that_there_are() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text("utf-8")
+    texts = list(package_texts())
+    assert page.count("\n| `") > 100
+    assert stale(page, texts) == []
+
+
+@pytest.mark.parametrize(
+    ("message", "reworded"),
+    [
+        ("two paragraphs have the same idx", "two of its paragraphs have the same idx"),
+        ("noise must be above 0", "noise must be 0 or above"),
+        ("… is damaged: …; delete …, and run again", "… is damaged: …; delete …, and go on"),
+        ("fewer than folds=…", "fewer than n_folds=…"),
+    ],
+)
+def test_a_quote_of_a_reworded_message_is_found(message: str, reworded: str) -> None:
+    texts = list(package_texts())
+    assert stale(f"| `{message}` | why | what to do |", texts) == []
+    assert stale(f"| `{reworded}` | why | what to do |", texts) == [reworded]
