@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from hopscope.documents.load import load_questions as load_questions
-from hopscope.experiments.catalogue import import_all
 from hopscope.models.load import load_any as load_any
 from hopscope.models.load import load_encoder_decoder as load_encoder_decoder
 from hopscope.models.load import load_model as load_model
@@ -23,5 +22,4 @@ def load_result(path: str | Path) -> Result:
     Example:
         >>> load_result("runs/mine").summary()  # doctest: +SKIP
     """
-    import_all()  # kinds of results add themselves to `Result.kinds`
     return read_result(Path(path), Result.kinds)

@@ -179,8 +179,7 @@ def _option(entry: Analysis, parameter: inspect.Parameter, text: str) -> _Option
     from hopscope.experiments.arguments import AtLeast, Heads, ListOf
 
     name, default, accepts = parameter.name, parameter.default, entry.accepts.get(parameter.name)
-    help = text.replace("`", "")
-    help = help[:1].upper() + help[1:]
+    help = _help(text, accepts)
     if isinstance(accepts, ListOf) and accepts.empty and len(accepts.known) == 1:
         known = list(accepts.known)
         flag = Annotated[bool, typer.Option(help="Run the control, too.")]
@@ -190,7 +189,7 @@ def _option(entry: Analysis, parameter: inspect.Parameter, text: str) -> _Option
     kinds = _kinds(parameter.annotation)
     if not isinstance(default, str) and kinds & LISTS:
         hint: Any = str if default is not None else str | None
-        help = f"{help.rstrip('.')}; with commas."
+        help = f"{help.rstrip('.').removesuffix('; () for none')}; with commas."
         read = _numbers if isinstance(accepts, Heads) else _listed_or_none
         written = None if default is None else ",".join(default)
         return _Option(name, name, written, Annotated[hint, typer.Option(help=help)], read)
@@ -200,6 +199,17 @@ def _option(entry: Analysis, parameter: inspect.Parameter, text: str) -> _Option
     return _Option(
         name, name, default, Annotated[hint, typer.Option(min=least, help=help)], lambda it: it
     )
+
+
+def _help(text: str, accepts: Any) -> str:
+    """What a docstring says of a parameter, and what it may be where that is not said."""
+    known = tuple(getattr(accepts, "known", ()))
+    if not text.startswith("`"):
+        text = text[:1].upper() + text[1:]
+    help = text.replace("`", "")
+    if any(each not in help for each in known):
+        help = f"{help.rstrip('.')}: {', '.join(known)}."
+    return help
 
 
 def _kinds(hint: Any) -> set[Any]:

@@ -119,7 +119,13 @@ MOVED: Mapping[str, Sequence[str]] = {
     "rows": ("engine.rows",),
     "runs": ("results.runs",),
     "streams": ("engine.attention", "engine.cache", "engine.prefix_store", "engine.support"),
-    "study": ("study.study", "study.presets", "study.figures", "experiments.analysis"),
+    "study": (
+        "study.study",
+        "study.presets",
+        "study.figures",
+        "experiments.analysis",
+        "experiments.documents.permutation",
+    ),
     "style": ("plots.style",),
     "sweep": (
         "engine.sweep",
@@ -223,9 +229,28 @@ def install() -> None:
         sys.meta_path.append(_Finder())
 
 
+def names_in(package: str) -> Callable[[], list[str]]:
+    """The `__dir__` of such a package, for completion: what it has, and what it had."""
+    return partial(_names, package)
+
+
+def _names(module: str) -> list[str]:
+    own = {name for name in vars(sys.modules[module]) if not name.startswith("_")}
+    for home in MOVED[module.removeprefix("hopscope.")]:
+        found = vars(import_module(f"hopscope.{home}"))
+        own |= {
+            name
+            for name, each in found.items()
+            if not name.startswith("_") and getattr(each, "__module__", "") == f"hopscope.{home}"
+        }
+    return sorted(own)
+
+
 def _find(module: str, name: str) -> Any:
     earlier = module.removeprefix("hopscope.")
     wanted = RENAMED.get(f"{earlier}.{name}", RENAMED.get(name, name))
+    if name == "__all__":
+        return _names(module)
     if not name.startswith("__") and not _is_module(module, name):
         for home in MOVED[earlier]:
             found = import_module(f"hopscope.{home}")
@@ -249,3 +274,4 @@ class _Finder(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         vars(module)["__getattr__"] = old_names(module.__name__)
+        vars(module)["__dir__"] = names_in(module.__name__)

@@ -80,9 +80,8 @@ def _taking_beside(init: Callable[..., None]) -> Callable[..., None]:
     @wraps(init)
     def with_old_keyword(self: ReadOut, *args: Any, **given: Any) -> None:
         if "beside" in given:
-            init(self, *args, also_rank=given.pop("beside"), **given)
-        else:
-            init(self, *args, **given)
+            given["also_rank"] = given.pop("beside")
+        init(self, *args, **given)
 
     return with_old_keyword
 

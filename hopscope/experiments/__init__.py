@@ -1,5 +1,5 @@
 """The analyses, one module each."""
 
-from hopscope.compat.old_paths import old_names
+from hopscope.compat.old_paths import names_in, old_names
 
-__getattr__ = old_names(__name__)
+__getattr__, __dir__ = old_names(__name__), names_in(__name__)

@@ -202,7 +202,10 @@ def analysis(command: str | None, *, name: str = "", **described: Any) -> Callab
 
         @functools.wraps(function)
         def called(*args: Any, **given: Any) -> Any:
-            bound = signature.bind(*args, **given)
+            try:
+                bound = signature.bind(*args, **given)
+            except TypeError as error:
+                raise TypeError(f"{function.__name__}() {error}") from None
             bound.apply_defaults()
             model = bound.arguments.get("model")
             return function(**entry.check(bound.arguments, model))

@@ -6,7 +6,6 @@ import importlib
 import pkgutil
 
 from hopscope import experiments
-from hopscope.errors import UsageError
 from hopscope.experiments.analysis import Analysis
 from hopscope.experiments.registry import REGISTERED
 
@@ -26,18 +25,6 @@ def analyses() -> list[Analysis]:
     """All analyses, in their order."""
     import_all()
     return sorted(registered(), key=lambda each: (each.order, each.name))
-
-
-def analysis_named(name: str) -> Analysis:
-    """An analysis by the name of its step and figure.
-
-    Raises:
-        UsageError: if there is none.
-    """
-    known = {each.name: each for each in analyses()}
-    if name not in known:
-        raise UsageError(f"unknown analysis {name!r}: choose from {', '.join(known)}")
-    return known[name]
 
 
 def as_markdown() -> str:

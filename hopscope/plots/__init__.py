@@ -1,5 +1,5 @@
 """The style of the figures and the pieces that they are made of."""
 
-from hopscope.compat.old_paths import old_names
+from hopscope.compat.old_paths import names_in, old_names
 
-__getattr__ = old_names(__name__)
+__getattr__, __dir__ = old_names(__name__), names_in(__name__)

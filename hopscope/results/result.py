@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from hopscope.display.widgets import GridWidget
 
 logger = logging.getLogger(__name__)
+
+IMPORTS_KINDS = "hopscope.experiments.catalogue:import_all"
+"""The function that makes all kinds known, by its address, like an entry point."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -153,12 +157,14 @@ def read_result(path: Path, kinds: Mapping[str, type[Result]]) -> Result:
         ResultError: if there is none, it is damaged, or of another kind.
     """
     run = read_run(path)
-    kind = kinds.get(str(run.get("kind")))
-    if kind is None:
+    name = str(run.get("kind"))
+    if name not in Result.kinds:
+        pkgutil.resolve_name(IMPORTS_KINDS)()
+    if name not in kinds:
+        newer = "" if name in Result.kinds else " It may come from a newer version of hopscope."
         raise ResultError(
             f"{path} holds a result of kind {run.get('kind')!r}; expected "
-            f"{', '.join(sorted(filter(None, kinds)))}. A kind that is not among these may come "
-            "from a newer version of hopscope."
+            f"{', '.join(sorted(filter(None, kinds)))}.{newer}"
         )
     if "n" not in run.get("queries", {}):
         raise DamagedResultError(f"{path / 'run.json'} is damaged: it does not say what was asked")
@@ -166,4 +172,4 @@ def read_result(path: Path, kinds: Mapping[str, type[Result]]) -> Result:
     found, asked = tables["details"]["query"].nunique(), run["queries"]["n"]
     if found < asked:
         logger.warning("%s is not finished: %d of %d queries", path, found, asked)
-    return kind.of(tables, run)
+    return kinds[name].of(tables, run)

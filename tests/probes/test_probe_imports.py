@@ -14,7 +14,7 @@ import torch, torch._dynamo
 
 def loaded():
     names = {name.partition(".")[0] for name in sys.modules}
-    return names - sys.stdlib_module_names - {"hopscope", "torch"}
+    return names - sys.stdlib_module_names - {"hopscope", "torch", "lazy_loader"}
 
 before = loaded()
 from hopscope.probes import LinearProbe, LogitLens, TunedLens, cross_validate, selectivity

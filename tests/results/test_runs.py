@@ -200,7 +200,7 @@ def test_the_frame_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_damaged_part_is_told(tmp_path: Path) -> None:
     run(tmp_path / "run")
     (tmp_path / "run" / "frame-000004.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ResultError, match=r"is damaged.*delete it and run again"):
+    with pytest.raises(ResultError, match=r"damaged.*delete frame-000004.parquet and details-"):
         run(tmp_path / "run")
 
 

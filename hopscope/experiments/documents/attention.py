@@ -236,11 +236,13 @@ def attention_to_documents(
     Args:
         model: a decoder-only model, or a T5-like encoder-decoder.
         questions: the questions.
-        orders: of the documents.
-        masks: names or masks.
+        orders: names, such as `original`, `forward` or `shuffle_0`, or lists of indices.
+        masks: names, such as `causal` or `document_block`, or masks; the model's usual one if None.
         read: the tokens whose attention is read: those of the `answer` as the model generates it
             (its first line), or the `last` one of the prompt, which predicts its first token.
-        template, label, max_new_tokens: as for `permute_documents`.
+        template: `answer_only`, `cot`, `plain` or `chat`; what suits the questions if None.
+        label: the number in front of a document: its displayed `position`, `fixed`, or `none`.
+        max_new_tokens: tokens of an answer; the template's own number if None.
 
     Returns:
         A `DocumentAttention`: `ic()`, `peaks()`, `compare()`, `by_layer()`, `by_head()`.

@@ -195,7 +195,9 @@ def masked_paths(
         order: of the documents.
         window: blocks on each side of the middle one.
         layers: 0-based middles; all if None.
-        template, label, max_new_tokens: as for `permute_documents`.
+        template: `answer_only`, `cot`, `plain` or `chat`; what suits the questions if None.
+        label: the number in front of a document: its displayed `position`, `fixed`, or `none`.
+        max_new_tokens: tokens of an answer; the template's own number if None.
 
     Returns:
         A `MaskedPaths`: `effect()`, `above_chance()`.

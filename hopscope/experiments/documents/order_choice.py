@@ -184,9 +184,11 @@ def best_order(
         model: the model.
         questions: the questions; each needs at least `k` orders.
         k: how many different shuffles.
-        mask: a name or a mask.
+        mask: a name, such as `causal` or `document_block`, or a mask.
         read: whose attention is read; see `attention_to_documents`.
-        template, label, max_new_tokens: as for `permute_documents`.
+        template: `answer_only`, `cot`, `plain` or `chat`; what suits the questions if None.
+        label: the number in front of a document: its displayed `position`, `fixed`, or `none`.
+        max_new_tokens: tokens of an answer; the template's own number if None.
 
     Returns:
         An `OrderChoice`: `summary()` has the choice beside mean, majority vote and oracle.

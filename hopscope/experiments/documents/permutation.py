@@ -222,12 +222,14 @@ def permute_documents(
     Args:
         model: a decoder-only model, or a T5-like encoder-decoder.
         questions: the questions.
-        orders: names or lists of indices; see `hopscope.documents.orders.arrange`.
-        masks: names of `hopscope.masks.MASKS`, or masks. The model's usual one if None: causal,
-            or bidirectional in the encoder of an encoder-decoder.
+        orders: names, such as `original`, `forward`, `backward` or `shuffle_0`, or lists of
+            indices; all names are in `hopscope.documents.orders.arrange`.
+        masks: `causal`, `prefix_bidirectional`, `document_bidirectional`, `document_block` or
+            `document_block_instruction`, or masks; the model's usual one if None: causal, or
+            bidirectional in the encoder of an encoder-decoder.
         permuting: what an order changes: `text` (tokens move), `positions` (only their position
             ids), `mask` (only who sees whom), `positions+mask`.
-        template: of the prompt; `plain` for the bundled sets and `answer_only` for others if None.
+        template: `answer_only`, `cot`, `plain` or `chat`; what suits the questions if None.
         label: the number in front of a document: its displayed `position`, `fixed`, or `none`.
         max_new_tokens: tokens of an answer; the template's own number if None.
 

@@ -218,14 +218,10 @@ def stages(
     folder = None if options.out is None else Path(options.out)
     every = range(0, model.n_layers, layer_step)
 
-    def given(name: str) -> RunKeywords:
+    def given(name: str, sweeps: bool = True) -> RunKeywords:
         out = None if folder is None else folder / name
-        return {
-            "seed": options.seed,
-            "progress": options.progress,
-            "max_memory": options.max_memory,
-            "out": out,
-        }
+        common: RunKeywords = {"seed": options.seed, "progress": options.progress, "out": out}
+        return {**common, "max_memory": options.max_memory} if sweeps else common
 
     described = describe(
         model,
@@ -240,7 +236,7 @@ def stages(
         edges=["t2->t1"],
         **given("knockout"),
     )
-    projected = project(model, queries, **given("projection"))
+    projected = project(model, queries, **given("projection", sweeps=False))
     result = combine(described, knocked, projected)
     if folder is not None:
         result.save(folder / "stages")
