@@ -119,6 +119,18 @@ def test_earlier_names_are_found(module: str) -> None:
         assert not isinstance(getattr(earlier, name), ModuleType), name
 
 
+def test_earlier_packages_complete_their_names() -> None:
+    import hopscope.trainer  # type: ignore[import-not-found]
+
+    import hopscope.masks
+
+    assert {"causal", "document_block", "Mask"} <= set(dir(hopscope.masks))
+    assert {"Schedule", "fit"} <= set(dir(hopscope.trainer))
+    names: dict[str, object] = {}
+    exec("from hopscope.masks import *", names)
+    assert {"causal", "document_block", "Mask"} <= set(names)
+
+
 def test_every_rename_is_of_an_earlier_name() -> None:
     everything = {name for names in NAMES.values() for name in names}
     assert {name.rpartition(".")[2] for name in RENAMED} <= everything | {"Setting"}

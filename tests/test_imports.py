@@ -87,6 +87,28 @@ def test_probes_need_torch_alone(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+RUN = Path(__file__).parent / "data" / "runs-c08e896" / "grading"
+ALONE = {
+    "a world as a model": (
+        "from hopscope.models.load import load_model\n"
+        "assert load_model('world:two-hop-looped', device='cpu').n_layers == 4"
+    ),
+    "a world's questions": (
+        "from hopscope.queries.load import load_queries\n"
+        "assert len(load_queries('world:two-hop-looped')) == 1000"
+    ),
+    "a result of any kind": (
+        f"from hopscope.results.result import Result\nassert Result.load({str(RUN)!r}).n_queries"
+    ),
+}
+
+
+@pytest.mark.parametrize("what", ALONE)
+def test_a_room_needs_no_other_to_be_imported_first(what: str, tmp_path: Path) -> None:
+    done = python(ALONE[what], folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("module", ["transformers", "pandas"])
 def test_it_would_be_seen_if_they_needed_more(module: str, tmp_path: Path) -> None:
     (tmp_path / "leaky.py").write_text(f"import {module}\n")

@@ -281,6 +281,13 @@ def test_a_shard_without_a_folder_is_told() -> None:
         run(None, shard=(1, 2))
 
 
+@pytest.mark.parametrize("shard", [(0, 4), (5, 4), (-1, 2)])
+def test_a_shard_that_does_not_exist_is_told(tmp_path: Path, shard: tuple[int, int]) -> None:
+    with pytest.raises(UsageError, match="does not exist: give"):
+        run(tmp_path / "run", shard=shard)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_shard_with_nothing_to_do_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"shard 7/7 has nothing to do: .* 6 parts"):
         run(tmp_path / "run", shard=(7, 7))

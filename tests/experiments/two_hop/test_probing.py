@@ -181,3 +181,10 @@ def test_a_result_that_is_there_is_not_computed_again(
 def test_bad_input(llama: LanguageModel, wrong: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         probe(llama, queries(), progress=False, **wrong)  # type: ignore[arg-type]
+
+
+def test_what_is_no_argument_is_told_with_the_name_of_the_function(llama: LanguageModel) -> None:
+    with pytest.raises(TypeError, match=r"probe\(\) got an unexpected keyword argument 'depth'"):
+        probe(llama, queries(), depth=2)  # type: ignore[call-arg]
+    with pytest.raises(UsageError, match="unknown target 'e3'"):
+        hs.fit_probe(llama, queries(), target="e3")  # type: ignore[arg-type]
