@@ -187,4 +187,4 @@ def test_what_is_no_argument_is_told_with_the_name_of_the_function(llama: Langua
     with pytest.raises(TypeError, match=r"probe\(\) got an unexpected keyword argument 'depth'"):
         probe(llama, queries(), depth=2)  # type: ignore[call-arg]
     with pytest.raises(UsageError, match="unknown target 'e3'"):
-        hs.fit_probe(llama, queries(), target="e3")  # type: ignore[arg-type]
+        fit_probe(llama, queries(), target="e3")  # type: ignore[arg-type]
