@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hopscope.documents.orders import Order
     from hopscope.documents.question_set import QuestionSet
     from hopscope.models.language_model import LanguageModel
-    from hopscope.prompting.document_prompts import DocumentReader
+    from hopscope.prompting.document_prompts import DocumentModel
     from hopscope.queries.query_set import QuerySet
 
 SUBSETS = ("incorrect", "correct", "all")
@@ -166,7 +166,7 @@ class DocumentOptions(CommonOptions):
     distractors: Distractors = 4
     skip_impossible: SkipImpossible = False
 
-    def load(self, orders: Sequence[Order]) -> tuple[DocumentReader, QuestionSet]:
+    def load(self, orders: Sequence[Order]) -> tuple[DocumentModel, QuestionSet]:
         """The model and the questions, of which those that cannot have the orders may be left out.
 
         Args:

@@ -25,10 +25,10 @@ from hopscope.prompting.document_prompts import (
     DEFAULT_ORDERS,
     METRICS,
     VERDICTS,
+    DocumentModel,
     DocumentPrompts,
-    DocumentReader,
     accuracies,
-    described,
+    question_details,
     scores,
     template_for,
 )
@@ -117,18 +117,18 @@ class Permutation(Result):
         return self._paired("mask", base, ["order", "permuting"], metric, seed)
 
     def _paired(
-        self, what: str, base: str, within: list[str], metric: str, seed: int
+        self, column: str, base: str, within: list[str], metric: str, seed: int
     ) -> pd.DataFrame:
         rows: list[dict[str, Any]] = []
         for key, group in self.frame.groupby(within, sort=False):
-            table = group.pivot(index="query", columns=what, values=metric)
-            for name in dict.fromkeys(group[what]):
+            table = group.pivot(index="query", columns=column, values=metric)
+            for name in dict.fromkeys(group[column]):
                 if name == base or base not in table:
                     continue
                 both = table[[base, name]].dropna()
                 found = paired(both[base].to_numpy(), both[name].to_numpy(), seed)
                 named = dict(zip(within, key, strict=True))
-                rows.append({what: name, **named, "base": base, **found})
+                rows.append({column: name, **named, "base": base, **found})
         columns = [*GROUP, "base", "n", "difference", "low", "high", "better", "worse", "p"]
         table = pd.DataFrame(rows, columns=columns)
         return table.assign(p_holm=holm(table["p"].to_numpy()))
@@ -190,13 +190,13 @@ class Permutation(Result):
     order=100,
     accepts={
         "orders": Orders(),
-        "permuting": ListOf(get_args(Way), what="way"),
+        "permuting": ListOf(get_args(Way), noun="way"),
         "metric": OneOf(METRICS),
     },
     in_study=lambda _: {"masks": STUDIED_MASKS},
 )
 def permute_documents(
-    model: DocumentReader,
+    model: DocumentModel,
     questions: QuestionSet,
     orders: Sequence[Order] = DEFAULT_ORDERS,
     masks: Sequence[str | Mask] | str | Mask | None = None,
@@ -216,8 +216,8 @@ def permute_documents(
         model: a decoder-only model, or a T5-like encoder-decoder.
         questions: the questions.
         orders: names or lists of indices; see `hopscope.documents.orders.arrange`.
-        masks: names of `hopscope.masks.MASKS`, or masks. The model's usual one if None: causal,
-            or bidirectional in the encoder of an encoder-decoder.
+        masks: names of `hopscope.masks.named.MASKS`, or masks. The model's usual one if None:
+            causal, or bidirectional in the encoder of an encoder-decoder.
         permuting: what an order changes: `text` (tokens move), `positions` (only their position
             ids), `mask` (only who sees whom), `positions+mask`.
         template: of the prompt; `plain` for the bundled sets and `answer_only` for others if None.
@@ -263,10 +263,10 @@ class _Permuter:
         """Frame and details of some questions."""
         rows, details = [], []
         for question in questions:
-            asked = self.prompts.asked(question)
-            details.append(described(asked))
+            fitted = self.prompts.fitted_question(question)
+            details.append(question_details(fitted))
             layouts = {
-                (order_name(order), way): self.prompts.layout(asked, order, way)  # type: ignore[arg-type]
+                (order_name(order), way): self.prompts.layout(fitted, order, way)  # type: ignore[arg-type]
                 for order, _, way in self.variants
             }
             versions = [
