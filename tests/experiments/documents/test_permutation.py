@@ -317,6 +317,7 @@ def test_a_question_that_just_fits_keeps_all_its_documents(
     n = len(llama.tokenizer("".join(shown(QUESTION, range(4))))["input_ids"])
     prompts = DocumentPrompts(llama, QUESTIONS, SHORT, max_new_tokens=256 - n)
     assert prompts.fitted_question(QUESTION).question == QUESTION
+    assert prompts.asked(QUESTION) == prompts.fitted_question(QUESTION), "notebooks call it so"
     assert not caplog.text
     less = replace(prompts, max_new_tokens=256 - n + 1).fitted_question(QUESTION)
     assert less.dropped == ("Rome",)
