@@ -95,8 +95,8 @@ def race(model: LanguageModel, questions: QuestionSet, case: str) -> dict[str, A
 def _versions(
     prompts: DocumentPrompts, question: MultiDocQuestion, orders: Sequence[str], mask: hs.Mask
 ) -> list[Version]:
-    asked = FittedQuestion(question, (), ())
-    return [Version(prompts.layout(asked, order), mask) for order in orders]
+    fitted = FittedQuestion(question, (), ())
+    return [Version(prompts.layout(fitted, order), mask) for order in orders]
 
 
 def main(

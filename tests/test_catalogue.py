@@ -29,7 +29,7 @@ from hopscope.experiments.analysis import (
 )
 from hopscope.experiments.arguments import AtLeast, ListOf
 from hopscope.experiments.catalogue import analyses, as_markdown
-from hopscope.experiments.registry import announced
+from hopscope.experiments.registry import list_commands
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.query_set import QuerySet
 from hopscope.results.result import Result
@@ -228,13 +228,13 @@ def test_an_invalid_value_is_told_for_every_parameter(entry: Analysis, name: str
         entry.check({name: invalid(entry.accepts[name])})
 
 
-def test_commands_are_announced_as_they_are_registered() -> None:
-    told = {each.command: each for each in announced()}
+def test_commands_are_listed_as_they_are_registered() -> None:
+    infos = {each.command: each for each in list_commands()}
     registered = {each.command: each for each in analyses() if each.command}
-    assert set(told) == set(registered)
+    assert set(infos) == set(registered)
     for command, entry in registered.items():
-        assert told[command].help == entry.help
-        assert told[command].order == entry.order
+        assert infos[command].help == entry.help
+        assert infos[command].order == entry.order
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/analyses.md"])

@@ -567,7 +567,10 @@ PATCH = ("back-patch", *PLAIN)
 ALL = (*PLAIN, "--subset", "all")
 MISTAKES: dict[str, tuple[tuple[object, ...], str]] = {
     "model": (("grade", "-m", "smolm2-135m", "-q", "plain.csv"), "smollm2-135m"),
-    "model folder": (("grade", "-m", "no/such/folder"), "'no/such/folder' is neither an existing folder"),
+    "model folder": (
+        ("grade", "-m", "no/such/folder"),
+        "'no/such/folder' is neither an existing folder",
+    ),
     "pull": (("models", "pull", "smolm2"), "expected one of smollm2-135m"),
     "query set": (("grade", *TINY, "-q", "wrld"), "did you mean world?"),
     "missing column": (("grade", *TINY, "-q", "missing.csv"), "missing column e3_label"),

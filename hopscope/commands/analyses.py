@@ -21,8 +21,8 @@ from hopscope.commands.options import (
     QueryOptions,
     Step,
     SubsetOptions,
-    listed,
-    taking,
+    split_commas,
+    with_options,
 )
 from hopscope.commands.printing import show_back_patching, show_tables
 from hopscope.errors import UsageError
@@ -45,24 +45,24 @@ class CatalogueGroup(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The analyses in their order, then everything else."""
-        from hopscope.experiments.registry import announced
+        from hopscope.experiments.registry import list_commands
 
-        analyses = [told.command for told in announced()]
+        analyses = [info.command for info in list_commands()]
         return [*analyses, *(name for name in super().list_commands(ctx) if name not in analyses)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A command; that of an analysis knows no more than its help until it is run."""
-        from hopscope.experiments.registry import announced, load_command
+        from hopscope.experiments.registry import list_commands, load_command
 
         written = super().get_command(ctx, cmd_name)
-        there = {told.command: told for told in announced()}
-        if written is not None or cmd_name not in there:
+        known = {info.command: info for info in list_commands()}
+        if written is not None or cmd_name not in known:
             return written
-        told = there[cmd_name]
-        return _Later(cmd_name, told.help, lambda: command_of(load_command(told)))
+        info = known[cmd_name]
+        return LazyCommand(cmd_name, info.help, lambda: command_of(load_command(info)))
 
 
-class _Later(TyperCommand):
+class LazyCommand(TyperCommand):
     """A command that is made when it is run, since that imports torch."""
 
     def __init__(self, name: str, help: str, make: Callable[[], Any]) -> None:
@@ -106,7 +106,7 @@ def command_of(entry: Analysis) -> Any:
     run.__signature__ = inspect.Signature([first, *parameters])  # type: ignore[attr-defined]
     run.__doc__ = f"{entry.help}\n\n{entry.question_with_source}"
     app = typer.Typer(add_completion=False)
-    app.command(entry.command)(taking(options, without, **usual)(run))
+    app.command(entry.command)(with_options(options, without, **usual)(run))
     return typer.main.get_command(app)
 
 
@@ -116,12 +116,12 @@ PARITY = "The paper's own setting, with no demonstrations."
 
 
 def _loaded(entry: Analysis, options: Any, arguments: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The model, and what it is asked."""
+    """The model and its inputs."""
     if entry.asks == "documents":
         return options.load(arguments.get("orders") or [arguments.get("order", "original")])  # type: ignore[no-any-return]
     if entry.asks == "subset":
         return options.load(**{name: arguments[name] for name in entry.grades})  # type: ignore[no-any-return]
-    queries = options.load_queries()  # first, since a mistake in it is told sooner
+    queries = options.load_queries()  # first, so that a mistake is reported before the model loads
     return options.load_model(), queries
 
 
@@ -190,7 +190,7 @@ def _option(entry: Analysis, parameter: inspect.Parameter, text: str) -> _Option
     if not isinstance(default, str) and kinds & LISTS:
         hint: Any = str if default is not None else str | None
         help = f"{help.rstrip('.').removesuffix('; () for none')}; with commas."
-        read = _numbers if isinstance(accepts, Heads) else _listed_or_none
+        read = _numbers if isinstance(accepts, Heads) else _names_or_none
         written = None if default is None else ",".join(default)
         return _Option(name, name, written, Annotated[hint, typer.Option(help=help)], read)
     plain = next((kind for kind in (bool, int, float) if kind in kinds), str)
@@ -218,14 +218,14 @@ def _kinds(hint: Any) -> set[Any]:
     return {get_origin(each) or each for each in members}
 
 
-def _listed_or_none(text: str | None) -> list[str] | None:
-    return None if text is None else listed(text)
+def _names_or_none(text: str | None) -> list[str] | None:
+    return None if text is None else split_commas(text)
 
 
 def _numbers(text: str | None) -> list[int] | None:
     if text is None:
         return None
     try:
-        return [int(each) for each in listed(text)]
+        return [int(each) for each in split_commas(text)]
     except ValueError:
         raise UsageError(f"heads are numbers with commas between, not {text!r}") from None

@@ -1,4 +1,4 @@
-"""Provides the options that commands share, and `taking`, which gives them to a command.
+"""Provides the options that commands share, and `with_options`, which gives them to a command.
 
 A command takes them as its first argument, one object; its own options follow by name.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hopscope.documents.orders import Order
     from hopscope.documents.question_set import QuestionSet
     from hopscope.models.language_model import LanguageModel
-    from hopscope.prompting.document_prompts import DocumentReader
+    from hopscope.prompting.document_prompts import DocumentModel
     from hopscope.queries.query_set import QuerySet
 
 SUBSETS = ("incorrect", "correct", "all")
@@ -37,7 +37,7 @@ Questions = Annotated[
     typer.Option("--questions", "-q", help="world-docs, world-docs-real, a file, or a hub id."),
 ]
 Subset = Annotated[str, typer.Option(help="incorrect or correct (graded first), or all.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Take only so many, drawn by seed.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use a random sample of this many.")]
 Most = Annotated[int | None, typer.Option(min=1, help="Analyse at most so many of the subset.")]
 FewShot = Annotated[
     int | None,
@@ -54,7 +54,7 @@ SkipImpossible = Annotated[
 Tokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens to generate.")]
 Match = Annotated[str, typer.Option(help="word, or substring (the paper's).")]
 Step = Annotated[int, typer.Option("--layer-step", min=1, help="Only every so many layers.")]
-Seed = Annotated[int, typer.Option(help="Seed of all that is drawn.")]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
 Out = Annotated[
     Path | None,
     typer.Option("--out", "-o", help="Run folder; a run that was stopped there goes on."),
@@ -84,7 +84,7 @@ class CommonOptions:
     as_json: AsJson = False
 
     def __post_init__(self) -> None:
-        _ = self.part  # a shard that is none is told before anything is loaded
+        _ = self.part  # report a bad shard before loading anything
 
     @property
     def part(self) -> tuple[int, int] | None:
@@ -124,7 +124,7 @@ class SubsetOptions(QueryOptions):
     """As `QueryOptions`; the queries are graded first, and a subset of them is analysed.
 
     Raises:
-        UsageError: for a subset that is none.
+        UsageError: for an unknown subset.
     """
 
     subset: Subset = "correct"
@@ -166,7 +166,7 @@ class DocumentOptions(CommonOptions):
     distractors: Distractors = 4
     skip_impossible: SkipImpossible = False
 
-    def load(self, orders: Sequence[Order]) -> tuple[DocumentReader, QuestionSet]:
+    def load(self, orders: Sequence[Order]) -> tuple[DocumentModel, QuestionSet]:
         """The model and the questions, of which those that cannot have the orders may be left out.
 
         Args:
@@ -186,12 +186,12 @@ class DocumentOptions(CommonOptions):
 
 FIRST = ("model", "queries", "questions", "subset", "limit", "most", "few_shot")
 LAST = ("seed", "out", "shard", "device", "dtype", "as_json")
-"""What `--help` tells first and last; a command's own options come in between, and then others."""
+"""Options that `--help` lists first and last; a command's own come in between, and then others."""
 Options = TypeVar("Options")
 Command = Callable[Concatenate[Options, ...], None]
 
 
-def taking(
+def with_options(
     options: type[Options], without: Collection[str] = (), **defaults: Any
 ) -> Callable[[Command[Options]], Callable[..., None]]:
     """Give a command the options of a dataclass, which it gets as its first argument.
@@ -205,11 +205,11 @@ def taking(
         A decorator, whose result typer can read.
 
     Raises:
-        TypeError: for a field that there is not.
+        TypeError: for an unknown field.
 
     Example:
         >>> @app.command("patch")                              # doctest: +SKIP
-        ... @taking(Graded, subset="all")
+        ... @with_options(Graded, subset="all")
         ... def patch_command(options: Graded, *, sites: Sites = "z") -> None: ...
     """
     hints = get_type_hints(options, include_extras=True)
@@ -243,6 +243,6 @@ def taking(
     return give
 
 
-def listed(text: str) -> list[str]:
-    """What stands between commas."""
+def split_commas(text: str) -> list[str]:
+    """The names between commas."""
     return [name.strip() for name in text.split(",") if name.strip()]

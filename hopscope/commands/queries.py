@@ -9,24 +9,25 @@ from typing import Annotated, Any
 
 import typer
 
-from hopscope.commands.options import Match, QueryOptions, Step, Tokens, taking
+from hopscope.commands.options import Match, QueryOptions, Step, Tokens, with_options
 from hopscope.commands.printing import records, show, show_tables, table_text
 
 queries_app = typer.Typer()
 
 
 @queries_app.command("grade")
-@taking(QueryOptions)
+@with_options(QueryOptions)
 def grade_command(
     options: QueryOptions, *, match: Match = "word", max_new_tokens: Tokens = 10
 ) -> None:
     """Ask first hop, second hop, two hops and shortcuts: right or wrong."""
     from hopscope.experiments.two_hop.grading import grade
 
-    asked = options.load_queries()  # first, since a mistake in it is told sooner
+    # First, so that a mistake is reported before the model loads.
+    queries = options.load_queries()
     graded = grade(
         options.load_model(),
-        asked,
+        queries,
         match=match,  # type: ignore[arg-type]  # grade checks it
         max_new_tokens=max_new_tokens,
         out=options.out,
@@ -38,7 +39,7 @@ def grade_command(
 
 
 @queries_app.command("probe")
-@taking(QueryOptions, without=["shard"], limit=1000)
+@with_options(QueryOptions, without=["shard"], limit=1000)
 def probe_command(
     options: QueryOptions,
     *,

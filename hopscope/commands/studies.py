@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hopscope.commands.options import Preset, QueryOptions, taking
+from hopscope.commands.options import Preset, QueryOptions, with_options
 from hopscope.commands.printing import show, table_text
 from hopscope.errors import ResultError
 
@@ -20,7 +20,7 @@ studies_app = typer.Typer()
 
 
 @studies_app.command("study")
-@taking(QueryOptions, without=["limit", "out", "shard"])
+@with_options(QueryOptions, without=["limit", "out", "shard"])
 def study_command(
     options: QueryOptions,
     *,
@@ -38,10 +38,10 @@ def study_command(
     size = presets.preset(preset)
     if limit is not None:
         size = replace(size, limit=limit, most=limit, questions=limit)
-    asked, model = options.load_queries(), options.load_model()
-    found = study.run_study(model, asked, out / "runs", size, seed=options.seed)
-    told = report.sections(found)
-    page, findings = report.write(found, out, told), report.sentences(told)
+    queries, model = options.load_queries(), options.load_model()
+    found = study.run_study(model, queries, out / "runs", size, seed=options.seed)
+    sections = report.sections(found)
+    page, findings = report.write(found, out, sections), report.sentences(sections)
     show(
         {"report": str(page), "findings": findings},
         options.as_json,
@@ -50,7 +50,7 @@ def study_command(
 
 
 @studies_app.command("figures")
-@taking(QueryOptions, without=["out", "shard", "as_json"])
+@with_options(QueryOptions, without=["out", "shard", "as_json"])
 def figures_command(
     options: QueryOptions,
     *,
@@ -128,10 +128,10 @@ def _run_and_draw(
     drawn = draw_standalone(names, settings, scripts, pictures, costly=strict)
     others = [name for name in names if name not in STANDALONE_FIGURES]
     if others:
-        asked, model = replace(options, limit=None).load_queries(), options.load_model()
-        folder = study_folder(runs, model, asked, label)
+        queries, model = replace(options, limit=None).load_queries(), options.load_model()
+        folder = study_folder(runs, model, queries, label)
         steps = [each.name for each in study_analyses(others)]
-        found = run_study(model, asked, folder, size, steps, seed=options.seed)
+        found = run_study(model, queries, folder, size, steps, seed=options.seed)
         print(table_text(found.grading.summary(), "%.3f"))
         drawn += draw_figures(scripts, others, folder, pictures, strict=strict)
     return drawn

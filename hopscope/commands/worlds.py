@@ -16,7 +16,7 @@ worlds_app = typer.Typer(
 
 @worlds_app.command("list")
 def worlds_list(as_json: AsJson = False) -> None:
-    """List the worlds, and with which seeds they are at hand."""
+    """List the worlds, with the seeds already trained."""
     from hopscope.worlds.catalogue import WORLDS
     from hopscope.worlds.folders import available_seeds
 

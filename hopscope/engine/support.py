@@ -20,11 +20,11 @@ KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
 def shares_prefixes(model: LanguageModel) -> bool:
-    """Whether the engine can put its own attention function into this family; told once a model.
+    """Whether the engine can put its own attention function into this family.
 
     It can where transformers lets attention be replaced, every layer attends to all earlier tokens
     or to a sliding window of them, and a probe gives the same logits both ways: some families do
-    more to their attention than its arguments say.
+    more to their attention than its arguments say. It is tested once per model.
     """
     if "shares_prefixes" not in model.probed:
         known = set(getattr(model.config, "layer_types", None) or ()) <= KNOWN_LAYERS
@@ -40,7 +40,7 @@ def _doubled_after_first(boundary: int, hidden: Tensor) -> Tensor | None:
 
 @torch.no_grad()
 def agrees_with_plain(model: LanguageModel) -> bool:
-    """Whether rows over a shared prefix give the model's own logits, told by a short probe.
+    """Whether rows over a shared prefix give the model's own logits, tested with a short probe.
 
     Returns:
         False if they differ by more than rounding, or the family cannot be run so.

@@ -19,7 +19,7 @@ from hopscope.errors import UsageError
 from hopscope.masks.algebra import Mask
 from hopscope.masks.named import mask_of
 from hopscope.models.token_model import TokenModel
-from hopscope.prompting.document_prompts import DocumentReader
+from hopscope.prompting.document_prompts import DocumentModel
 
 
 class Constraint(Protocol):
@@ -56,20 +56,20 @@ class ListOf:
 
     Attributes:
         known: the names.
-        what: what one of them is called; the parameter's name without its last letter if empty.
+        noun: what one of them is called; the parameter's name without its last letter if empty.
         empty: whether there may be none.
     """
 
     known: Sequence[str]
-    what: str = ""
+    noun: str = ""
     empty: bool = False
 
     def checked(self, name: str, value: Any, model: TokenModel | None) -> list[str]:
-        what = self.what or name.removesuffix("s")
+        noun = self.noun or name.removesuffix("s")
         if isinstance(value, str) or not (self.empty or len(value)):
             known = ", ".join(self.known)
-            raise UsageError(f"give a list of {what}s with any of {known}, not {value!r}")
-        return [OneOf(self.known).checked(what, each, model) for each in dict.fromkeys(value)]
+            raise UsageError(f"give a list of {noun}s with any of {known}, not {value!r}")
+        return [OneOf(self.known).checked(noun, each, model) for each in dict.fromkeys(value)]
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class Edges:
 
 
 def check_masks(
-    masks: Sequence[str | Mask] | str | Mask | None, model: DocumentReader
+    masks: Sequence[str | Mask] | str | Mask | None, model: DocumentModel
 ) -> list[Mask]:
     """The masks, each once; one alone may be given as it is; the model's usual one if None.
 

@@ -1,4 +1,4 @@
-"""Provides what is registered of analyses, and what can be said of a command before it is imported.
+"""The registry of analyses, and what is known of a command before its module is imported.
 
 Imports nothing that takes time, so that `hopscope --help` is there at once.
 """
@@ -19,8 +19,8 @@ REGISTERED: dict[str, Any] = {}
 """The analyses (`Analysis`) of the modules that are imported, by name."""
 
 
-class Announced(NamedTuple):
-    """What can be told of a command before its module is imported, which takes seconds.
+class CommandInfo(NamedTuple):
+    """What is known of a command before its module is imported, which takes seconds.
 
     Attributes:
         command: of the shell.
@@ -35,30 +35,30 @@ class Announced(NamedTuple):
     module: str
 
 
-def announced() -> list[Announced]:
+def list_commands() -> list[CommandInfo]:
     """The commands of all analyses, in their order; no module of the package is imported."""
-    there = {each.command: each for each in _in_sources()}
+    known = {each.command: each for each in _in_sources()}
     for each in REGISTERED.values():
-        if each.command is not None and each.command not in there:
+        if each.command is not None and each.command not in known:
             module = each.function.__module__
-            there[each.command] = Announced(each.command, each.help, each.order, module)
-    return sorted(there.values(), key=lambda each: (each.order, each.command))
+            known[each.command] = CommandInfo(each.command, each.help, each.order, module)
+    return sorted(known.values(), key=lambda each: (each.order, each.command))
 
 
-def load_command(announced: Announced) -> Any:
+def load_command(info: CommandInfo) -> Any:
     """The `Analysis` of a command."""
-    importlib.import_module(announced.module)
-    return next(each for each in REGISTERED.values() if each.command == announced.command)
+    importlib.import_module(info.module)
+    return next(each for each in REGISTERED.values() if each.command == info.command)
 
 
 @cache
-def _in_sources() -> tuple[Announced, ...]:
+def _in_sources() -> tuple[CommandInfo, ...]:
     """The commands that the modules of the package register, read off their sources."""
     sources = _sources(resources.files(experiments), experiments.__name__)
-    return tuple(told for name, source in sources for told in _in_source(name, source))
+    return tuple(info for name, source in sources for info in _in_source(name, source))
 
 
-def _in_source(module: str, source: str) -> Iterator[Announced]:
+def _in_source(module: str, source: str) -> Iterator[CommandInfo]:
     """The commands that a module registers."""
     for node in ast.parse(source).body if "@analysis(" in source else ():
         for call in getattr(node, "decorator_list", ()):
@@ -67,7 +67,7 @@ def _in_source(module: str, source: str) -> Iterator[Announced]:
                 continue
             order = [each.value for each in call.keywords if each.arg == "order"]
             doc = ast.get_docstring(node) or ""  # type: ignore[arg-type]
-            yield Announced(
+            yield CommandInfo(
                 ast.literal_eval(call.args[0]),
                 doc.partition("\n")[0],
                 ast.literal_eval(order[0]) if order else 1000,

@@ -30,8 +30,8 @@ from hopscope.statistics import mean_intervals, wilson
 
 logger = logging.getLogger(__name__)
 
-DocumentReader = LanguageModel | EncoderDecoder
-"""What reads questions over documents."""
+DocumentModel = LanguageModel | EncoderDecoder
+"""A model that answers questions over documents."""
 VERDICTS = ("contained", "matched", "exact_match")
 METRICS = (*VERDICTS, "f1")
 DEFAULT_ORDERS = ("original", "forward", "backward")
@@ -68,7 +68,7 @@ class DocumentPrompts:
         seed: of shuffled orders.
     """
 
-    model: DocumentReader
+    model: DocumentModel
     questions: QuestionSet
     template: str | Template = "answer_only"
     label: Label = "position"
@@ -123,7 +123,7 @@ class DocumentPrompts:
         before, _, after = str(text).partition(CHAT_SLOT)
         return before, after
 
-    def asked(self, question: MultiDocQuestion) -> FittedQuestion:
+    def fitted_question(self, question: MultiDocQuestion) -> FittedQuestion:
         """A question with as many distractors as fit, the last ones left out first.
 
         Raises:
@@ -132,6 +132,9 @@ class DocumentPrompts:
         if question.id not in self.fitted:
             self.fitted[question.id] = self._fit(question)
         return self.fitted[question.id]
+
+    asked = fitted_question
+    """The older name of `fitted_question`."""
 
     def _fit(self, question: MultiDocQuestion) -> FittedQuestion:
         shown = self.questions.demonstrations(question)
@@ -159,17 +162,17 @@ class DocumentPrompts:
         )
         return FittedQuestion(question.without(dropped), titles, shown)
 
-    def layout(self, asked: FittedQuestion, order: Order, way: Way = "text") -> Layout:
+    def layout(self, fitted: FittedQuestion, order: Order, way: Way = "text") -> Layout:
         """A question's prompt in an order."""
         return lay_out(
             self.encode,
-            asked.question,
+            fitted.question,
             order,
             way=way,
             template=self.form,
             label=self.label,
             seed=self.seed,
-            demonstrations=asked.demonstrations,
+            demonstrations=fitted.demonstrations,
             frame=self.frame,
         )
 
@@ -196,7 +199,7 @@ class DocumentPrompts:
         return _ANSWER.split(text)[-1].strip()
 
     def check(self, orders: Sequence[Order] = ("original",), ways: Sequence[str] = ()) -> None:
-        """Lay out what will be asked, to tell what cannot be before anything runs.
+        """Check the orders of every question, so that a bad one is reported before anything runs.
 
         Raises:
             QueryError: with the question and the reason.
@@ -206,11 +209,11 @@ class DocumentPrompts:
             for order in orders:  # first what no model could be asked
                 arrange(question, order, self.seed)
         for question in self.questions:
-            asked = self.asked(question).question
+            fitted = self.fitted_question(question).question
             for order in orders:
-                shown = arrange(asked, order, self.seed)
+                shown = arrange(fitted, order, self.seed)
                 if "positions" in ways:
-                    check_positions(asked, shown)
+                    check_positions(fitted, shown)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -234,9 +237,9 @@ def scores(text: str, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def described(asked: FittedQuestion) -> dict[str, Any]:
-    """What the details of a result say of a question."""
-    question = asked.question
+def question_details(fitted: FittedQuestion) -> dict[str, Any]:
+    """A question's columns in the details of a result."""
+    question = fitted.question
     return {
         "query": question.id,
         "question": question.question,
@@ -244,15 +247,15 @@ def described(asked: FittedQuestion) -> dict[str, Any]:
         "bridge": question.hops[0].answer,
         "hops": len(question.hops),
         "documents": len(question.documents),
-        "dropped": ", ".join(asked.dropped),
+        "dropped": ", ".join(fitted.dropped),
     }
 
 
 def check_metric(metric: str, known: Sequence[str] = METRICS) -> None:
-    """Refuse a metric that there is not.
+    """Raise for an unknown metric.
 
     Raises:
-        UsageError: with those that there are.
+        UsageError: with the known ones.
     """
     if metric not in known:
         raise UsageError(f"unknown metric {metric!r}: choose one of {', '.join(known)}")

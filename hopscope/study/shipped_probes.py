@@ -1,8 +1,8 @@
 """Trains the probes that come with hopscope, and says how good they are.
 
-    python probes/trained/train.py
+    python -m hopscope.study.shipped_probes
 
-Everything is seeded; the numbers it prints are those of README.md beside it.
+Everything is seeded; the numbers it prints are those of `probes/trained/README.md`.
 """
 
 from __future__ import annotations

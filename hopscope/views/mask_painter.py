@@ -17,7 +17,7 @@ from hopscope.engine.read_out import ReadOut, Version
 from hopscope.errors import HopscopeError, QueryError, UsageError
 from hopscope.masks.algebra import Mask
 from hopscope.masks.named import MASKS, mask_of, painted, switched
-from hopscope.prompting.document_prompts import DocumentPrompts, DocumentReader
+from hopscope.prompting.document_prompts import DocumentModel, DocumentPrompts
 from hopscope.prompting.generation import answer_text
 from hopscope.queries.answers import matches
 
@@ -174,7 +174,7 @@ class MaskPainter(View):
 
 
 def paint_mask(
-    model: DocumentReader,
+    model: DocumentModel,
     questions: QuestionSet | MultiDocQuestion,
     mask: str | Mask = "causal",
     *,
@@ -212,7 +212,9 @@ def paint_mask(
         raise QueryError(f"{questions.name} is an empty question set: there is nothing to paint on")
     initial = _uniform(mask_of(mask))
     prompts = DocumentPrompts(model, questions, template, seed=seed)
-    return MaskPainter(prompts, prompts.layout(prompts.asked(questions[0]), order), initial)
+    return MaskPainter(
+        prompts, prompts.layout(prompts.fitted_question(questions[0]), order), initial
+    )
 
 
 def _uniform(mask: Mask) -> Mask:

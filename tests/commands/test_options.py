@@ -14,8 +14,8 @@ from hopscope.commands.options import (
     DocumentOptions,
     QueryOptions,
     SubsetOptions,
-    listed,
-    taking,
+    split_commas,
+    with_options,
 )
 from hopscope.errors import UsageError
 
@@ -25,7 +25,7 @@ def app_of(given: list[Any], **how: Any) -> typer.Typer:
     app = typer.Typer()
 
     @app.command()
-    @taking(SubsetOptions, **how)
+    @with_options(SubsetOptions, **how)
     def command(
         options: SubsetOptions, *, window: Annotated[int, typer.Option(min=0, help="Layers.")] = 3
     ) -> None:
@@ -59,7 +59,7 @@ def test_own_options_stand_between_those_that_are_shared() -> None:
 
 
 def test_options_of_documents_stand_after_a_commands_own() -> None:
-    @taking(DocumentOptions)
+    @with_options(DocumentOptions)
     def command(options: DocumentOptions, *, orders: str = "forward") -> None: ...
 
     names = list(inspect.signature(command).parameters)
@@ -70,7 +70,7 @@ def test_options_of_documents_stand_after_a_commands_own() -> None:
 @pytest.mark.parametrize("how", [{"without": ["shrad"]}, {"limt": 3}])
 def test_fields_that_there_are_not_are_told(how: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match=r"SubsetOptions has no (shrad|limt)"):
-        taking(SubsetOptions, **how)
+        with_options(SubsetOptions, **how)
 
 
 def test_options_that_a_command_is_without_are_unknown_to_it() -> None:
@@ -97,5 +97,5 @@ def test_a_subset_that_is_none_is_told_before_anything_is_loaded() -> None:
 
 
 def test_commas_with_or_without_blanks() -> None:
-    assert listed("t1, t2,,e1 ") == ["t1", "t2", "e1"]
-    assert listed("") == []
+    assert split_commas("t1, t2,,e1 ") == ["t1", "t2", "e1"]
+    assert split_commas("") == []

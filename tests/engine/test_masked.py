@@ -505,11 +505,11 @@ def test_openings_are_computed_once_for_all_questions_and_give_the_same(
     n_opening = lengths(first[0].layout)[0]
     openings = PrefixCache()
     without = [computed(monkeypatch, model, each) for each in (first, second)]
-    with_openings = [computed(monkeypatch, model, e, openings=openings) for e in (first, second)]
+    with_openings = [computed(monkeypatch, model, e, prefixes=openings) for e in (first, second)]
     assert with_openings == [without[0], without[1] - n_opening]
     assert len(openings.kept) == 1
     for versions in (first, second, variants(model)):
-        outputs = read(model, versions, READ, openings=openings).outputs
+        outputs = read(model, versions, READ, prefixes=openings).outputs
         plain = plain_read(model, versions, READ)
         torch.testing.assert_close(outputs.tracked, plain.tracked, **CLOSE)
         assert outputs.tokens == plain.tokens
@@ -522,7 +522,7 @@ def test_no_more_openings_are_kept_than_were_asked_for(llama: LanguageModel) -> 
         versions = [
             Version(laid(llama, order, template=template), causal()) for order in ([0, 1], [1, 0])
         ]
-        outputs = read(llama, versions, READ, openings=openings).outputs
+        outputs = read(llama, versions, READ, prefixes=openings).outputs
         torch.testing.assert_close(
             outputs.tracked, plain_read(llama, versions, READ).tracked, **CLOSE
         )

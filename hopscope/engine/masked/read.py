@@ -42,7 +42,7 @@ def read(
     read_out: ReadOut,
     *,
     attention: bool = False,
-    openings: PrefixCache | None = None,
+    prefixes: PrefixCache | None = None,
     max_memory: int | None = None,
 ) -> Readings:
     """Read prompts under masks: prefill with the mask, and decode after it, causally.
@@ -55,7 +55,7 @@ def read(
         versions: the prompts; those of one question share the most.
         read_out: what to read.
         attention: also read how much attention goes to each segment.
-        openings: keeps what was computed of instructions and demonstrations from call to call.
+        prefixes: keeps what was computed of instructions and demonstrations from call to call.
         max_memory: bytes that the rows may take; measured if None.
 
     Raises:
@@ -74,11 +74,11 @@ def read(
         same.setdefault(index if attention else prompt.last.key, []).append(index)
     rows = [AnswerRow(prompts[indices[0]], indices) for indices in same.values()]
     store = UnitStore(model, memory_budget(model, max_memory))
-    if openings is not None:
-        store.kept |= openings.kept
+    if prefixes is not None:
+        store.kept |= prefixes.kept
     store.fill(unit_passes(rows, store.kept, keep_tails=not attention))
-    if openings is not None:
-        openings.keep(prompts, store.kept)
+    if prefixes is not None:
+        prefixes.keep(prompts, store.kept)
     return decode_in_batches(
         model,
         rows,

@@ -69,7 +69,7 @@ class DecoderReader:
         self, versions: Sequence[Version], read_out: ReadOut, *, attention: bool = False
     ) -> Readings:
         """See `hopscope.engine.masked.read.read`."""
-        return read(self.model, versions, read_out, attention=attention, openings=self.prefixes)
+        return read(self.model, versions, read_out, attention=attention, prefixes=self.prefixes)
 
     def blocking(self, layout: Layout) -> ReadBlocked:
         """A sweep over the prompt's clean run."""

@@ -41,7 +41,7 @@ class Rotary:
     def of(cls, model: LanguageModel) -> Rotary | None:
         """The embeddings of a model, or None if it has none that keys can be turned by.
 
-        A short probe tells whether turned keys are those that the model computes at the place.
+        A short probe tests whether turned keys are those that the model computes at the place.
         """
         found = cls._read(model)
         if found is None or not found._agrees(model):
@@ -118,7 +118,10 @@ class Rotary:
 
 
 def rotary_of(model: LanguageModel) -> Rotary | None:
-    """How a model's keys are turned to other positions, told once; None if that cannot be done."""
+    """How a model's keys are turned to other positions; None if that cannot be done.
+
+    It is tested once per model.
+    """
     if "rotary" not in model.probed:
         model.probed["rotary"] = Rotary.of(model)
     found: Rotary | None = model.probed["rotary"]

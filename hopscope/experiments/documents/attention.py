@@ -33,11 +33,11 @@ from hopscope.masks.algebra import Mask
 from hopscope.models.token_model import TokenModel
 from hopscope.prompting.document_prompts import (
     VERDICTS,
+    DocumentModel,
     DocumentPrompts,
-    DocumentReader,
     FittedQuestion,
     check_metric,
-    described,
+    question_details,
     scores,
     template_for,
 )
@@ -216,7 +216,7 @@ def _against(right: np.ndarray, wrong: np.ndarray) -> tuple[Any, ...]:
     in_study=lambda _: {"orders": ("forward", "backward")},
 )
 def attention_to_documents(
-    model: DocumentReader,
+    model: DocumentModel,
     questions: QuestionSet,
     orders: Sequence[Order] = ("original",),
     masks: Sequence[str | Mask] | str | Mask | None = None,
@@ -230,8 +230,8 @@ def attention_to_documents(
     """Let the model answer, and read how much attention its answer pays to each document.
 
     Of an encoder-decoder it is the cross-attention of the decoder. Only the rows that are read are
-    computed: prompts are read by a fused attention without
-    weights, and the weights are kept for the answer's tokens alone.
+    computed: prompts are read by a fused attention without weights, and the weights are kept for
+    the answer's tokens alone.
 
     Args:
         model: a decoder-only model, or a T5-like encoder-decoder.
@@ -283,9 +283,9 @@ class _Reader:
         """Frame and details of some questions."""
         frames, details = [], []
         for question in questions:
-            asked = self.prompts.asked(question)
+            fitted = self.prompts.fitted_question(question)
             versions = [
-                Version(self.prompts.layout(asked, order), mask) for order, mask in self.variants
+                Version(self.prompts.layout(fitted, order), mask) for order, mask in self.variants
             ]
             readings = self.prompts.read(versions, attention=True)
             assert readings.masses is not None
@@ -294,12 +294,16 @@ class _Reader:
                 names = {"query": question.id, "order": order_name(order), "mask": mask.name}
                 mass, n_read = read_masses(self.prompts, readings.masses[index], tokens, self.read)
                 frames.append(document_masses(versions[index].layout, mass).assign(**names))
-                details.append({**self._detail(asked, tokens), **names, "tokens_read": n_read})
+                details.append({**self._detail(fitted, tokens), **names, "tokens_read": n_read})
         return {"frame": DocumentAttention.joined(frames), "details": pd.DataFrame(details)}
 
-    def _detail(self, asked: FittedQuestion, tokens: Sequence[int]) -> dict[str, Any]:
+    def _detail(self, fitted: FittedQuestion, tokens: Sequence[int]) -> dict[str, Any]:
         text = self.prompts.answer(tokens)
-        return {**described(asked), "generation": text, **scores(text, asked.question.names)}
+        return {
+            **question_details(fitted),
+            "generation": text,
+            **scores(text, fitted.question.names),
+        }
 
 
 def read_masses(

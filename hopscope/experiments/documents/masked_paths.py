@@ -31,10 +31,10 @@ from hopscope.experiments.analysis import (
 from hopscope.experiments.arguments import AtLeast, Edges, Layers, ListOf, OneOf
 from hopscope.experiments.randomness import generator_for
 from hopscope.prompting.document_prompts import (
+    DocumentModel,
     DocumentPrompts,
-    DocumentReader,
     FittedQuestion,
-    described,
+    question_details,
     scores,
     template_for,
 )
@@ -166,7 +166,7 @@ class MaskedPaths(Result):
     chosen=lambda questions, scale: limited(questions, scale.most, scale.seed),
 )
 def masked_paths(
-    model: DocumentReader,
+    model: DocumentModel,
     questions: QuestionSet,
     edges: Sequence[str] = DEFAULT_EDGES,
     controls: Sequence[str] = CONTROLS,
@@ -244,24 +244,24 @@ class _Blocker:
         """Frame and details of some questions."""
         frames, details = [], []
         for question in questions:
-            asked = self.prompts.asked(question)
-            layout = self.prompts.layout(asked, self.order)
+            fitted = self.prompts.fitted_question(question)
+            layout = self.prompts.layout(fitted, self.order)
             blocking = self.prompts.reader.blocking(layout)
-            texts, logprobs = self._answers(blocking, asked, [None])
+            texts, logprobs = self._answers(blocking, fitted, [None])
             before = texts[0], float(logprobs[0])
             for edge in self.edges:  # each alone, since cells share what comes before their edits
                 cells, names = self._cells(layout, edge)
-                frame = _measured(asked, before, *self._answers(blocking, asked, cells))
+                frame = _measured(fitted, before, *self._answers(blocking, fitted, cells))
                 frames.append(pd.concat([names, frame], axis=1).assign(query=question.id))
-            answered = scores(before[0], asked.question.names)
-            details.append({**described(asked), "generation": before[0], **answered})
+            answered = scores(before[0], fitted.question.names)
+            details.append({**question_details(fitted), "generation": before[0], **answered})
         return {"frame": MaskedPaths.joined(frames), "details": pd.DataFrame(details)}
 
     def _answers(
-        self, blocking: ReadBlocked, asked: FittedQuestion, cells: Sequence[Knockout | None]
+        self, blocking: ReadBlocked, fitted: FittedQuestion, cells: Sequence[Knockout | None]
     ) -> Answers:
         """What is answered in each cell of a prompt."""
-        tokens = self.prompts.model.answer_tokens(asked.question.names)
+        tokens = self.prompts.model.answer_tokens(fitted.question.names)
         outputs = blocking(cells, self.prompts.read_out(tokens))
         return [self.prompts.answer(each) for each in outputs.tokens], outputs.logprob.numpy()
 
@@ -306,10 +306,10 @@ class _Blocker:
 
 
 def _measured(
-    asked: FittedQuestion, before: tuple[str, float], texts: Sequence[str], logprobs: np.ndarray
+    fitted: FittedQuestion, before: tuple[str, float], texts: Sequence[str], logprobs: np.ndarray
 ) -> pd.DataFrame:
     """What each cell does, beside the answer and log-probability of the clean prompt."""
-    names, (clean, logprob) = asked.question.names, before
+    names, (clean, logprob) = fitted.question.names, before
     right = bool(scores(clean, names)["contained"])
     lost = [float(not scores(text, names)["contained"]) if right else np.nan for text in texts]
     return pd.DataFrame(

@@ -30,10 +30,10 @@ from hopscope.masks.algebra import Mask
 from hopscope.prompting.document_prompts import (
     METRICS,
     VERDICTS,
+    DocumentModel,
     DocumentPrompts,
-    DocumentReader,
     check_metric,
-    described,
+    question_details,
     scores,
     template_for,
 )
@@ -91,12 +91,12 @@ class OrderChoice(Result):
         rows = {}
         for query, group in self.frame.groupby("query", sort=False):
             values = group[metric].to_numpy(dtype=float)
-            said = [squashed(text) for text in group["generation"]]
-            common = Counter(said).most_common(1)[0][0]
+            answers = [squashed(text) for text in group["generation"]]
+            common = Counter(answers).most_common(1)[0][0]
             rows[query] = {
                 "mean": values.mean(),
                 "peak": values[int(np.argmax(group["peak"].to_numpy()))],
-                "majority": values[said.index(common)],
+                "majority": values[answers.index(common)],
                 "oracle": values.max(),
             }
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("query")
@@ -167,7 +167,7 @@ class OrderChoice(Result):
     in_study=lambda scale: {"k": scale.shuffles},
 )
 def best_order(
-    model: DocumentReader,
+    model: DocumentModel,
     questions: QuestionSet,
     k: int = 20,
     mask: str | Mask | None = None,
@@ -203,7 +203,7 @@ def best_order(
     )
     prompts.check()
     for question in questions:
-        shuffles(prompts.asked(question).question, k, options.seed)
+        shuffles(prompts.fitted_question(question).question, k, options.seed)
     settings = {**prompts.settings, "k": k, "mask": chosen.name, "read": read}
     chooser = _Chooser(prompts, k, chosen, read)
     return run_in_parts(
@@ -224,12 +224,12 @@ class _Chooser:
         """Frame and details of some questions."""
         rows, details = [], []
         for question in questions:
-            asked = self.prompts.asked(question)
-            orders = shuffles(asked.question, self.k, self.prompts.seed)
-            versions = [Version(self.prompts.layout(asked, each), self.mask) for each in orders]
+            fitted = self.prompts.fitted_question(question)
+            orders = shuffles(fitted.question, self.k, self.prompts.seed)
+            versions = [Version(self.prompts.layout(fitted, each), self.mask) for each in orders]
             readings = self.prompts.read(versions, attention=True)
             assert readings.masses is not None
-            details.append(described(asked))
+            details.append(question_details(fitted))
             for index, (order, version) in enumerate(zip(orders, versions, strict=True)):
                 tokens = readings.outputs.tokens[index]
                 mass, _ = read_masses(self.prompts, readings.masses[index], tokens, self.read)

@@ -31,10 +31,10 @@ from hopscope.prompting.document_prompts import (
     DEFAULT_ORDERS,
     METRICS,
     VERDICTS,
+    DocumentModel,
     DocumentPrompts,
-    DocumentReader,
     accuracies,
-    described,
+    question_details,
     scores,
     template_for,
 )
@@ -123,18 +123,18 @@ class Permutation(Result):
         return self._paired("mask", base, ["order", "permuting"], metric, seed)
 
     def _paired(
-        self, what: str, base: str, within: list[str], metric: str, seed: int
+        self, column: str, base: str, within: list[str], metric: str, seed: int
     ) -> pd.DataFrame:
         rows: list[dict[str, Any]] = []
         for key, group in self.frame.groupby(within, sort=False):
-            table = group.pivot(index="query", columns=what, values=metric)
-            for name in dict.fromkeys(group[what]):
+            table = group.pivot(index="query", columns=column, values=metric)
+            for name in dict.fromkeys(group[column]):
                 if name == base or base not in table:
                     continue
                 both = table[[base, name]].dropna()
                 found = paired(both[base].to_numpy(), both[name].to_numpy(), seed)
                 named = dict(zip(within, key, strict=True))
-                rows.append({what: name, **named, "base": base, **found})
+                rows.append({column: name, **named, "base": base, **found})
         columns = [*GROUP, "base", "n", "difference", "low", "high", "better", "worse", "p"]
         table = pd.DataFrame(rows, columns=columns)
         return table.assign(p_holm=holm(table["p"].to_numpy()))
@@ -197,13 +197,13 @@ class Permutation(Result):
     keywords=WITHOUT_MEMORY,
     accepts={
         "orders": Orders(),
-        "permuting": ListOf(get_args(Way), what="way"),
+        "permuting": ListOf(get_args(Way), noun="way"),
         "metric": OneOf(METRICS),
     },
     in_study=lambda _: {"masks": STUDIED_MASKS},
 )
 def permute_documents(
-    model: DocumentReader,
+    model: DocumentModel,
     questions: QuestionSet,
     orders: Sequence[Order] = DEFAULT_ORDERS,
     masks: Sequence[str | Mask] | str | Mask | None = None,
@@ -272,10 +272,10 @@ class _Permuter:
         """Frame and details of some questions."""
         rows, details = [], []
         for question in questions:
-            asked = self.prompts.asked(question)
-            details.append(described(asked))
+            fitted = self.prompts.fitted_question(question)
+            details.append(question_details(fitted))
             layouts = {
-                (order_name(order), way): self.prompts.layout(asked, order, way)  # type: ignore[arg-type]
+                (order_name(order), way): self.prompts.layout(fitted, order, way)  # type: ignore[arg-type]
                 for order, _, way in self.variants
             }
             versions = [

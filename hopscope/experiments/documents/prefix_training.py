@@ -251,27 +251,19 @@ def compare_masks(
     """
     options = RunOptions(**run)
     out, progress = options.out, options.progress
-    if model is None and settings is None:
-        settings, pretraining = FINETUNING, pretraining or PRETRAINING
-    settings = settings or TrainingSettings()
+    settings, pretraining = _defaults(settings, pretraining, model)
     arms = [mask_of(each) for each in masks]
-    for what, given in (("masks", [arm.name for arm in arms]), ("seeds", list(seeds))):
-        if not given or len(set(given)) < len(given):
-            raise UsageError(f"{what} must be one or more, each once, not {given}")
+    _check_arms(arms, seeds)
     _check_pretraining(pretraining, settings, model)
     questions = many_world_docs(terse=model is None) if questions is None else questions
-    splits = {
-        seed: (trained, _with_names_in_use(held, settings.n_names, seed))
-        for seed in seeds
-        for trained, held in [split(questions, held_out, seed)]
-    }
-    asked = QuestionSet(
+    splits = _splits(questions, held_out, seeds, settings.n_names)
+    held_out_questions = QuestionSet(
         tuple(_of_seed(each, seed) for seed in seeds for each in splits[seed][1]),
         f"{questions.name} (held out)",
     )
     start = None if model is None else load_model(model)
     shown = start or small_model(splits[seeds[0]][0], pretraining or settings, seeds[0])
-    described = {
+    recorded = {
         "masks": [arm.name for arm in arms],
         "seeds": list(seeds),
         "held_out": held_out,
@@ -281,7 +273,7 @@ def compare_masks(
         "training": asdict(settings),
         "pretraining": None if pretraining is None else asdict(pretraining),
     }
-    record = provenance(shown, asked, PrefixTraining.kind, described)
+    record = provenance(shown, held_out_questions, PrefixTraining.kind, recorded)
 
     def compute(number: int) -> Tables:
         seed, base = seeds[number], start
@@ -294,12 +286,40 @@ def compare_masks(
         named = {arm.name: each for arm, each in zip(arms, trained, strict=True)}
         if base is not None:
             named[BASE] = base
-        return _asked(arms, named, held, orders, settings.template, seed, progress)
+        return _answers_table(arms, named, held, orders, settings.template, seed, progress)
 
     tables = run_parts(
         len(seeds), compute, record, out=out, description="seeds", unit="seed", progress=progress
     )
     return PrefixTraining.of(tables, record)
+
+
+def _defaults(
+    settings: TrainingSettings | None,
+    pretraining: TrainingSettings | None,
+    model: LanguageModel | str | None,
+) -> tuple[TrainingSettings, TrainingSettings | None]:
+    """The settings of the arms and of what comes before, where they are not given."""
+    if model is None and settings is None:
+        return FINETUNING, pretraining or PRETRAINING
+    return settings or TrainingSettings(), pretraining
+
+
+def _check_arms(arms: Sequence[Mask], seeds: Sequence[int]) -> None:
+    for name, given in (("masks", [arm.name for arm in arms]), ("seeds", list(seeds))):
+        if not given or len(set(given)) < len(given):
+            raise UsageError(f"{name} must be one or more, each once, not {given}")
+
+
+def _splits(
+    questions: QuestionSet, held_out: int, seeds: Sequence[int], n_names: int
+) -> dict[int, tuple[QuestionSet, QuestionSet]]:
+    """For each seed the questions to train on and the held-out ones, with names in use."""
+    return {
+        seed: (trained, _with_names_in_use(held, n_names, seed))
+        for seed in seeds
+        for trained, held in [split(questions, held_out, seed)]
+    }
 
 
 def _check_pretraining(
@@ -355,7 +375,7 @@ def _trained(
     ]
 
 
-def _asked(
+def _answers_table(
     arms: Sequence[Mask],
     trained: Mapping[str, LanguageModel],
     held: QuestionSet,
@@ -413,12 +433,13 @@ def answers_under(
     starts = range(0, len(questions), QUESTIONS_AT_ONCE)
     for start in tqdm(starts, desc=f"ask under {mask.name}", disable=not progress):
         some = questions[start : start + QUESTIONS_AT_ONCE]
-        asked = [(order, each) for each in some for order in orders]
+        ordered = [(order, each) for each in some for order in orders]
         versions = [
-            Version(lay_out(encode, each, order, template=template), mask) for order, each in asked
+            Version(lay_out(encode, each, order, template=template), mask)
+            for order, each in ordered
         ]
         tokens = read(model, versions, read_out).outputs.tokens
-        for (order, each), generated in zip(asked, tokens, strict=True):
+        for (order, each), generated in zip(ordered, tokens, strict=True):
             text = first_line(model.decode(generated))
             right = exact_match(text, each.names)
             rows.append({"order": order, "query": each.id, "generated": text, "correct": right})

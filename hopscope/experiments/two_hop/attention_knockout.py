@@ -379,8 +379,8 @@ class _Blocker:
             return [self.prompts.model.decode(tokens) for tokens in outputs.tokens]
         return [self.prompts.model.decode([token]) for token in outputs.top_tokens[:, 0].tolist()]
 
-    def _hit(self, said_it: bool, rank: int) -> bool:
-        return bool(rank == 0) if self.settings["criterion"] == "first_token" else said_it
+    def _hit(self, names_answer: bool, rank: int) -> bool:
+        return bool(rank == 0) if self.settings["criterion"] == "first_token" else names_answer
 
     def _details(
         self, query: TwoHopQuery, prompt: TokenizedPrompt, edge: _Edge, outputs: CellOutputs

@@ -63,8 +63,8 @@ def choose_others(queries: QuerySet, seed: int) -> dict[str, TwoHopQuery]:
         candidates.sort(key=lambda other: other.r2_template != query.r2_template)
         for other in candidates:
             labels = (normalise(other.e2_label), normalise(other.e3_label))
-            told = any(label in shown[query.id] for label in labels)
-            if not told and not names[other.id] & names[query.id]:
+            leaked = any(label in shown[query.id] for label in labels)
+            if not leaked and not names[other.id] & names[query.id]:
                 others[query.id] = other
                 break
     return others

@@ -407,22 +407,28 @@ class _Describer:
         each = len(sources) * len(targets)
         frames = []
         for index, (query_id, position, sample) in enumerate(keys):
-            said = texts[index * each : (index + 1) * each]
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "query": query_id,
-                        "prompt": name,
-                        "position": position,
-                        "sample": sample,
-                        "source_layer": [a for a in sources for _ in targets],
-                        "target_layer": [b for _ in sources for b in targets],
-                        **self._named(queries.by_id(query_id), said),
-                        "generation": said,
-                    }
-                )
-            )
+            of_key = texts[index * each : (index + 1) * each]
+            query = queries.by_id(query_id)
+            frames.append(self._frame(query, of_key, name, position, sample))
         return pd.concat(frames, ignore_index=True)
+
+    def _frame(
+        self, query: TwoHopQuery, texts: Sequence[str], prompt: str, position: str, sample: int
+    ) -> pd.DataFrame:
+        """One row a cell: the text it gives, and which entities that names."""
+        sources, targets = self.settings["source_layers"], self.settings["target_layers"]
+        return pd.DataFrame(
+            {
+                "query": query.id,
+                "prompt": prompt,
+                "position": position,
+                "sample": sample,
+                "source_layer": [a for a in sources for _ in targets],
+                "target_layer": [b for _ in sources for b in targets],
+                **self._named(query, texts),
+                "generation": texts,
+            }
+        )
 
     def _draws(self, vectors: Mapping[tuple[str, str], Tensor], name: str) -> Tensor | None:
         """Numbers that depend on nothing but the seed, the query, the prompt and the position."""
@@ -436,19 +442,19 @@ class _Describer:
             drawn.append(torch.rand(each, tokens, generator=generator))
         return torch.cat(drawn)
 
-    def _named(self, query: TwoHopQuery, said: Sequence[str]) -> dict[str, pd.Series[Any]]:
+    def _named(self, query: TwoHopQuery, texts: Sequence[str]) -> dict[str, pd.Series[Any]]:
         """Which entities each text names; missing for the controls of a query without another."""
         match, other = self.settings["match"], self.others.get(query.id)
         names = {entity: query.names(entity) for entity in ENTITIES}  # type: ignore[arg-type]
         if other is not None:
             names |= {"e2_other": other.names("e2"), "e3_other": other.names("e3")}
-        distinct = list(dict.fromkeys(said))
+        distinct = list(dict.fromkeys(texts))
         found: dict[str, pd.Series[Any]] = {}
         for entity in (*ENTITIES, *CONTROLS):
             kind: Any = "bool" if entity in ENTITIES else "boolean"
             if entity in names:
                 verdict = {text: matches(text, names[entity], match) for text in distinct}
-                found[entity] = pd.Series([verdict[text] for text in said], dtype=kind)
+                found[entity] = pd.Series([verdict[text] for text in texts], dtype=kind)
             else:
-                found[entity] = pd.Series([None] * len(said), dtype=kind)
+                found[entity] = pd.Series([None] * len(texts), dtype=kind)
         return found

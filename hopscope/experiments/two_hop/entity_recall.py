@@ -232,9 +232,9 @@ class _Measurer:
                 )
         return {"frame": Recall.joined(frames), "details": self._details(queries)}
 
-    def _substituted(self, query: TwoHopQuery, what: str) -> Prompt | None:
+    def _substituted(self, query: TwoHopQuery, substitute: str) -> Prompt | None:
         prompt = self.prompts.by_query[query.id]
-        if what == "e1":
+        if substitute == "e1":
             partner = self.pairs[query.id].partner
             if self._token(partner) == self._token(query):
                 return None  # the bridges cannot be told apart by their first tokens

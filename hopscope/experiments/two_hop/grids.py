@@ -25,7 +25,7 @@ READ = (
 )
 CELL = ["target_layer", "source_layer"]
 MOST_NAMED = 8
-"""Queries whose names are told in a cell that answers them."""
+"""Queries whose names are shown in a cell that answers them."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ class BackPatchingGrid(_LayerGrid):
 
     @cached_property
     def _groups(self) -> dict[tuple[Any, ...], pd.DataFrame]:
-        """The cells of each position, control and query; old runs lack what is told of bridges."""
+        """The cells of each position, control and query; old runs lack the bridge."""
         frame = self.result.frame.set_index(CELL)
-        told = {
+        probabilities = {
             f"{entity}_probability": np.exp(frame[f"{entity}_logprob"])
             for entity in ("answer", "bridge")
             if f"{entity}_logprob" in frame
         }
-        groups = frame.assign(**told).groupby(["position", "control", "query"], sort=False)
+        groups = frame.assign(**probabilities).groupby(["position", "control", "query"], sort=False)
         return {key: cells for key, cells in groups if isinstance(key, tuple)}
 
     @cached_property
@@ -123,23 +123,23 @@ def _read(cells: pd.DataFrame) -> tuple[Measure, ...]:
 
 
 def _facts(row: pd.Series[Any]) -> list[tuple[str, str]]:
-    """What is told of a query at one position, before anything was patched."""
+    """Facts shown for a query at one position, before anything was patched."""
     facts = [
         ("query", str(row["prompt"])),
         ("bridge", str(row["bridge"])),
         ("answer", str(row["answer"])),
         ("unpatched it says", str(row["clean_generation"])),
-        ("P(answer), rank", _said(row["clean_logprob"], row["clean_rank"])),
+        ("P(answer), rank", _probability_and_rank(row["clean_logprob"], row["clean_rank"])),
     ]
     if "clean_bridge_logprob" in row:
         rank = row["clean_bridge_rank"]
-        facts.append(("P(bridge), rank", _said(row["clean_bridge_logprob"], rank)))
+        facts.append(("P(bridge), rank", _probability_and_rank(row["clean_bridge_logprob"], rank)))
     if row["donor"] is not None and row["donor"] == row["donor"]:
         facts.append(("other state from", str(row["donor"])))
     return facts
 
 
-def _said(logprob: float, rank: float) -> str:
+def _probability_and_rank(logprob: float, rank: float) -> str:
     """A probability and a rank, which parts from before they were read do not have."""
     return "not read" if np.isnan(rank) else f"{np.exp(logprob):.3g}, {int(rank)}"
 
@@ -191,11 +191,11 @@ class DescriptionGrid(_LayerGrid):
         measures = tuple(Measure(name, label, kind) for name, label in entities.items())
         if everything:
             return Slice(means, measures, facts=(("queries", str(cells["query"].nunique())),))
-        said = cells.drop_duplicates(CELL).set_index(CELL)["generation"]
+        generations = cells.drop_duplicates(CELL).set_index(CELL)["generation"]
         row = self.result.details.set_index("query").loc[[chosen["query"]]].iloc[0]
         facts = tuple((name, str(row[name])) for name in ("question", "bridge", "answer"))
         texts = {f"first of {samples} samples" if samples > 1 else "described as": "generation"}
-        return Slice(means.assign(generation=said), measures, texts, facts, marked="e2")
+        return Slice(means.assign(generation=generations), measures, texts, facts, marked="e2")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ middle is often there because its key is near that of a top token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Unpack
 
@@ -162,22 +162,40 @@ def rank_neighbours(
         generator = torch.Generator().manual_seed(options.seed)
         order = torch.randperm(len(clusters["none"]), generator=generator)
         clusters["shuffled"] = clusters["none"][order]
+    ranker = _Ranker(prompts, clusters, top, ranks, options.max_memory)
+    return run_in_parts(
+        RankNeighbours, model, queries, settings, ranker.tables, options, per_part=PER_PART
+    )
 
-    def of_query(query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, object]]]:
-        prompt = prompts.prompt(query)
-        shared = prompts.store.get(prompt.ids[: prompt.n_shared])
+
+@dataclass(frozen=True)
+class _Ranker:
+    """Looks up the ranked next tokens of some queries in the clusters."""
+
+    prompts: QueryPrompts
+    clusters: Mapping[str, torch.Tensor]
+    top: int
+    ranks: int
+    max_memory: int | None
+
+    def tables(self, queries: QuerySet) -> Tables:
+        """Frame and details of some queries."""
+        return RankNeighbours.gathered(self._of_query(query) for query in queries)
+
+    def _of_query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, object]]]:
+        model, prompt = self.prompts.model, self.prompts.prompt(query)
+        shared = self.prompts.store.get(prompt.ids[: prompt.n_shared])
         answers = model.first_tokens(query.names("e3"))
-        read_out = ReadOut(answer_tokens=answers, top_k=ranks)
-        found = generate(
-            model, [prompt.ids], read_out, shared=shared, max_memory=options.max_memory
-        )
+        read_out = ReadOut(answer_tokens=answers, top_k=self.ranks)
+        found = generate(model, [prompt.ids], read_out, shared=shared, max_memory=self.max_memory)
         ranked = found.top_tokens[:1]
         right = torch.isin(ranked, torch.tensor(answers))
+        middle = range(self.top, self.ranks)
         tables = []
-        for control, labels in clusters.items():
-            split = key_clusters(ranked, labels, right, top)
-            middle = {"rank": range(top, ranks), "inside": split.inside[0], "right": split.right[0]}
-            tables.append(pd.DataFrame(middle).assign(query=query.id, control=control))
+        for control, labels in self.clusters.items():
+            split = key_clusters(ranked, labels, right, self.top)
+            columns = {"rank": middle, "inside": split.inside[0], "right": split.right[0]}
+            tables.append(pd.DataFrame(columns).assign(query=query.id, control=control))
         details = {
             "query": query.id,
             "prompt": question(prompt),
@@ -185,13 +203,6 @@ def rank_neighbours(
             "answer_rank": int(found.rank[0]),
         }
         return pd.concat(tables), [details]
-
-    def compute(part: QuerySet) -> Tables:
-        return RankNeighbours.gathered(of_query(query) for query in part)
-
-    return run_in_parts(
-        RankNeighbours, model, queries, settings, compute, options, per_part=PER_PART
-    )
 
 
 def unembedding_clusters(model: LanguageModel, n_clusters: int, seed: int = 0) -> torch.Tensor:

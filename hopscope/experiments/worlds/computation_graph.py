@@ -4,9 +4,9 @@ Transformers Struggle to Learn to Search (Saparov et al. 2024), section 4. Each 
 as holding a set of vertices, at first its own. An operation, attention of a head from one token to
 an earlier one, merges their sets. It is explained if it depends on the word of a vertex that both
 sets have, or on the places of both tokens; and an example is, if edges whose two vertices the last
-token holds in the end lead from start to goal. As a control it is told whether they lead to another
-vertex that is as far away as the goal; where there is none, whether they lead as far between
-vertices that the start does not lead to.
+token holds in the end lead from start to goal. As a control it is checked whether they lead to
+another vertex that is as far away as the goal; where there is none, whether they lead as far
+between vertices that the start does not lead to.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ class ComputationGraph(Result):
             95 % bootstrap intervals over prompts.
         """
         groups = dict(iter(self.details.groupby("group")))
-        told = ["correct", "n_operations", "joined_other"]
+        shares = ["correct", "n_operations", "joined_other"]
         values = [each["joined"].to_numpy(dtype=float) for each in groups.values()]
         rows = [
-            (group, len(each), *each[told].astype(float).mean(), *interval)
+            (group, len(each), *each[shares].astype(float).mean(), *interval)
             for (group, each), interval in zip(
                 groups.items(), mean_intervals(values, seed), strict=True
             )

@@ -56,11 +56,11 @@ def exact_cutoffs(
 
     Its time grows with the square of the number of inputs; it is what `cutoffs` must equal.
     """
-    told = {tuple(inputs[index]): int(answers[index]) for index in examples}
+    answer_of = {tuple(inputs[index]): int(answers[index]) for index in examples}
     everything = [tuple(each) for each in inputs.tolist()]
     links: list[tuple[int, int, int]] = []
     for places in subsets(inputs.shape[1]):
-        evidence = _evidence(told, places)
+        evidence = _evidence(answer_of, places)
         for one, other in combinations(range(len(everything)), 2):
             a, b = everything[one], everything[other]
             rest = [place for place in range(len(a)) if place not in places]
@@ -93,9 +93,9 @@ class _Fragments:
         self.context = np.unique(inputs[:, rest], axis=0, return_inverse=True)[1].ravel()
         n_answers = int(answers.max()) + 1
         row, column = self.fragment[examples], self.context[examples]
-        told = column * n_answers + answers[examples]
+        pair_index = column * n_answers + answers[examples]
         agree, both = (
-            _products(row, which, int(self.fragment.max()) + 1) for which in (told, column)
+            _products(row, which, int(self.fragment.max()) + 1) for which in (pair_index, column)
         )
         contradicted = agree != both
         self.weights = (agree - agree.multiply(contradicted)).tocsr()
@@ -136,11 +136,11 @@ def _reached(edges: Sequence[np.ndarray], n: int, examples: np.ndarray) -> np.nd
 
 
 def _evidence(
-    told: dict[tuple[int, ...], int], places: Sequence[int]
+    answer_of: dict[tuple[int, ...], int], places: Sequence[int]
 ) -> dict[tuple[tuple[int, ...], tuple[int, ...]], int]:
     """For each two fragments how many contexts they share, if all agree."""
     seen: dict[tuple[int, ...], dict[tuple[int, ...], int]] = defaultdict(dict)
-    for each, answer in told.items():
+    for each, answer in answer_of.items():
         rest = tuple(token for place, token in enumerate(each) if place not in places)
         seen[tuple(each[place] for place in places)][rest] = answer
     found = {}

@@ -206,7 +206,7 @@ def data_needed(
 
 @dataclass(frozen=True)
 class _Trainings:
-    """What is trained, as results are told what was asked."""
+    """The trainings, described as a run's inputs."""
 
     tasks: Sequence[ComposedTables]
     name: str = "tables"

@@ -28,7 +28,7 @@ SCORES_AT_ONCE = 2**26
 
 
 OTHER_PLACES = 12
-"""To which a token is moved at most, where its place is told by its position id alone."""
+"""To which a token is moved at most, where its place is given by its position id alone."""
 
 
 ADDED = 1e-3

@@ -316,9 +316,10 @@ def test_a_question_that_just_fits_keeps_all_its_documents(
 ) -> None:
     n = len(llama.tokenizer("".join(shown(QUESTION, range(4))))["input_ids"])
     prompts = DocumentPrompts(llama, QUESTIONS, SHORT, max_new_tokens=256 - n)
-    assert prompts.asked(QUESTION).question == QUESTION
+    assert prompts.fitted_question(QUESTION).question == QUESTION
+    assert prompts.asked(QUESTION) == prompts.fitted_question(QUESTION), "notebooks call it so"
     assert not caplog.text
-    less = replace(prompts, max_new_tokens=256 - n + 1).asked(QUESTION)
+    less = replace(prompts, max_new_tokens=256 - n + 1).fitted_question(QUESTION)
     assert less.dropped == ("Rome",)
     assert less.question == QUESTION.without([2])
 
