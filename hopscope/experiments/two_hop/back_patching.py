@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Unpack, ge
 import numpy as np
 import pandas as pd
 
-from hopscope.engine.clean_run import CleanRun, clean_run
 from hopscope.engine.edits import Patch
-from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.read_out import CellOutputs, ReadOut
 from hopscope.engine.sweep import sweep
 from hopscope.errors import UsageError
@@ -25,9 +23,9 @@ from hopscope.experiments.randomness import random_like
 from hopscope.experiments.two_hop.controls import Donor, choose_donors
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.generation import answer_text, stop_when_answered
+from hopscope.prompting.query_prompts import QueryPrompts, question
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.answers import MATCHES, Match, matches
-from hopscope.queries.prompts import Prompt
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.result import Result
@@ -335,11 +333,12 @@ def back_patch(
         >>> result.success_rate()  # doctest: +SKIP
     """
     options = RunOptions(**run)
+    room = max_new_tokens if criterion == "generation" else 1
     settings = {
         "positions": positions,
         "controls": controls,
         "criterion": criterion,
-        "max_new_tokens": max_new_tokens if criterion == "generation" else 1,
+        "max_new_tokens": room,
         "match": match,
         "cells": "source > target" if cells is None else cells,
         "stop_early": stop_early,
@@ -347,11 +346,9 @@ def back_patch(
         "seed": options.seed,
     }
     patcher = _Patcher(
-        model,
-        {prompt.query_id: prompt for prompt in queries.prompts()},
+        QueryPrompts.of(model, queries, room),
         choose_donors(queries, options.seed) if "other" in controls else {},
         cells_of(range(model.n_layers)) if cells is None else list(cells),
-        PrefixStore(model, most=16),
         options.max_memory,
         settings,
     )
@@ -364,11 +361,9 @@ def back_patch(
 class _Patcher:
     """Back-patches one query after the other; keeps nothing but prefixes between them."""
 
-    model: LanguageModel
-    prompts: Mapping[str, Prompt]
+    prompts: QueryPrompts
     donors: Mapping[str, Donor]
     pairs: Sequence[tuple[int, int]]
-    store: PrefixStore
     max_memory: int | None
     settings: Mapping[str, Any]
 
@@ -377,16 +372,18 @@ class _Patcher:
         return BackPatching.gathered(self._query(query) for query in queries)
 
     def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-        prompt, clean = self._clean(query)
+        prompt = self.prompts.prompt(query)
+        clean = self.prompts.clean(prompt)
         donor = self.donors.get(query.id)
-        lent = None if donor is None else self._clean(donor.query)
+        lent = None if donor is None else self.prompts.prompt(donor.query)
+        lending = None if lent is None else self.prompts.clean(lent)
         frames, details = [], []
         for position in self.settings["positions"]:
             read, _, write = position.partition("->")
             own = clean.state(prompt.position(read))
             vectors = {"none": own}
-            if lent is not None:
-                vectors["other"] = lent[1].state(lent[0].position(read))
+            if lent is not None and lending is not None:
+                vectors["other"] = lending.state(lent.position(read))
             if "random" in self.settings["controls"]:
                 vectors["random"] = random_like(own, self.settings["seed"], query.id, position)
             token = prompt.position(write or read)
@@ -395,7 +392,7 @@ class _Patcher:
             ]
             read_out = self._read_out(query)
             outputs = sweep(
-                self.model,
+                self.prompts.model,
                 prompt.ids,
                 [[], *cells],
                 read_out,
@@ -407,19 +404,13 @@ class _Patcher:
             details.append(self._details(query, prompt, position, frame.iloc[0], donor))
         return pd.concat(frames, ignore_index=True), details
 
-    def _clean(self, query: TwoHopQuery) -> tuple[TokenizedPrompt, CleanRun]:
-        room = self.settings["max_new_tokens"]
-        prompt = TokenizedPrompt.of(self.model, self.prompts[query.id], room)
-        shared = self.store.get(prompt.ids[: prompt.n_shared])
-        return prompt, clean_run(self.model, prompt.ids, shared)
-
     def _read_out(self, query: TwoHopQuery) -> ReadOut:
         match, line = self.settings["match"], self.settings["one_line"]
         return ReadOut(
-            answer_tokens=self.model.first_tokens(query.names("e3")),
-            also_rank=self.model.first_tokens(query.names("e2")),
+            answer_tokens=self.prompts.model.first_tokens(query.names("e3")),
+            also_rank=self.prompts.model.first_tokens(query.names("e2")),
             max_new_tokens=self.settings["max_new_tokens"],
-            stop=stop_when_answered(self.model, query.names("e3"), match, line)
+            stop=stop_when_answered(self.prompts.model, query.names("e3"), match, line)
             if self.settings["stop_early"]
             else None,
         )
@@ -428,7 +419,7 @@ class _Patcher:
         self, query: TwoHopQuery, outputs: CellOutputs, controls: Sequence[str], position: str
     ) -> pd.DataFrame:
         """The rows of one query and position; the first is the clean prompt's."""
-        n, texts = len(self.pairs), [self.model.decode(tokens) for tokens in outputs.tokens]
+        n, texts = len(self.pairs), [self.prompts.model.decode(tokens) for tokens in outputs.tokens]
         rank = outputs.rank.numpy()
         return pd.DataFrame(
             {
@@ -464,7 +455,7 @@ class _Patcher:
         return {
             "query": query.id,
             "position": position,
-            "prompt": prompt.prompt.text[prompt.prompt.few_shot :],
+            "prompt": question(prompt),
             "bridge": query.e2_label,
             "answer": query.e3_label,
             "token": prompt.position(position.partition("->")[0]),
