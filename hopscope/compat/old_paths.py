@@ -192,8 +192,6 @@ RENAMED: Mapping[str, str] = {
     "at_line_end": "stop_at_line_end",
     "described": "question_details",
     "DocumentReader": "DocumentModel",
-    "listed": "split_commas",
-    "taking": "with_options",
     "instead": "with_substitution",
     "said": "answer_text",
     "seeded": "generator_for",

@@ -30,7 +30,7 @@ from hopscope.masks.named import MASKS, causal, knock_out, mask_of, prefix_bidir
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import load_model
 from hopscope.statistics import t_interval
-from hopscope.training import train as training
+from hopscope.training import mask_training as training
 from hopscope.training.batches import (
     answer_logits,
     answer_loss,

@@ -9,7 +9,7 @@ import torch
 
 from hopscope.errors import UsageError
 from hopscope.training.fit import IGNORED
-from hopscope.worlds.tasks.examples import Drawn, Written, tabulated
+from hopscope.worlds.tasks.examples import EpochBatches, Example, as_batch
 from hopscope.worlds.tasks.two_hop_facts import TwoHopFacts, names
 
 SMALL = TwoHopFacts(n_entities=7, n_relations=4, unseen=0.2, held_out=10, atom_repeats=3, seed=5)
@@ -69,20 +69,20 @@ def test_a_pass_sees_every_atom_so_often_and_every_trained_fact_once():
 
 
 def test_orders_differ_from_pass_to_pass_and_from_seed_to_seed():
-    table = tabulated(
-        [Written((str(n),), (str(n),)) for n in range(50)], {str(n): n for n in range(50)}, 50
+    table = as_batch(
+        [Example((str(n),), (str(n),)) for n in range(50)], {str(n): n for n in range(50)}, 50
     )
-    first = Drawn(table, 50, 0)
+    first = EpochBatches(table, 50, 0)
     assert not torch.equal(first(0).ids, first(1).ids)
-    assert not torch.equal(first(0).ids, Drawn(table, 50, 1)(0).ids)
-    together = torch.cat([Drawn(table, 20, 0)(step).ids for step in range(5)])
+    assert not torch.equal(first(0).ids, EpochBatches(table, 50, 1)(0).ids)
+    together = torch.cat([EpochBatches(table, 20, 0)(step).ids for step in range(5)])
     assert torch.equal(together, torch.cat([first(0).ids, first(1).ids]))
-    assert torch.equal(Drawn(table, 120, 0)(0).ids[:100], together)
+    assert torch.equal(EpochBatches(table, 120, 0)(0).ids[:100], together)
 
 
 def test_the_loss_is_on_the_answer_and_the_end():
-    table = tabulated(
-        [Written(("a", "b"), ("c",)), Written(("a",), ("b",))], {"a": 5, "b": 6, "c": 7}, 1
+    table = as_batch(
+        [Example(("a", "b"), ("c",)), Example(("a",), ("b",))], {"a": 5, "b": 6, "c": 7}, 1
     )
     assert table.ids.tolist() == [[5, 6, 7], [5, 6, 1]]
     assert table.targets.tolist() == [[IGNORED, 7, 1], [6, 1, IGNORED]]
