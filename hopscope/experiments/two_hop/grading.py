@@ -15,6 +15,7 @@ from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run
 from hopscope.experiments.arguments import AtLeast, OneOf
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.generation import answer_text, stop_at_line_end
+from hopscope.prompting.query_prompts import question
 from hopscope.prompting.tokenized import TokenizedPrompt, by_prefix
 from hopscope.queries.answers import MATCHES, Match, matches
 from hopscope.queries.query_set import QuerySet
@@ -194,7 +195,7 @@ def _generations(
         )
         for row, tokens in zip(rows, outputs.tokens, strict=True):
             key = row.prompt.query_id, row.prompt.form
-            found[key] = row.prompt.text[row.prompt.few_shot :], model.decode(tokens)
+            found[key] = question(row), model.decode(tokens)
     return found
 
 
