@@ -49,8 +49,9 @@ format: $(VENV)/.developed  ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-readme: $(VENV)/.developed  ## Write the table of analyses into README and docs.
+readme: $(VENV)/.developed  ## Write the table of analyses into README and docs, and the options of their commands.
 	$(BIN)/python -m hopscope.study.readme README.md docs/analyses.md
+	$(BIN)/python -m hopscope.commands.specs
 
 notebooks: $(VENV)/.developed  ## Execute the notebooks in place.
 	$(BIN)/jupytext --quiet --to ipynb --update notebooks/*.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from known import known_model, known_queries
 
 import hopscope as hs
 from hopscope import cli
+from hopscope.commands import specs
 from hopscope.errors import ResultError, UsageError
 from hopscope.experiments import registry
 from hopscope.experiments.analysis import (
@@ -29,7 +31,6 @@ from hopscope.experiments.analysis import (
 )
 from hopscope.experiments.arguments import AtLeast, ListOf
 from hopscope.experiments.catalogue import analyses, as_markdown
-from hopscope.experiments.registry import list_commands
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.query_set import QuerySet
 from hopscope.results.result import Result
@@ -228,13 +229,22 @@ def test_an_invalid_value_is_told_for_every_parameter(entry: Analysis, name: str
         entry.check({name: invalid(entry.accepts[name])})
 
 
-def test_commands_are_listed_as_they_are_registered() -> None:
-    infos = {each.command: each for each in list_commands()}
-    registered = {each.command: each for each in analyses() if each.command}
-    assert set(infos) == set(registered)
-    for command, entry in registered.items():
-        assert infos[command].help == entry.help
-        assert infos[command].order == entry.order
+def test_the_written_commands_are_those_of_the_catalogue() -> None:
+    assert specs.WRITTEN.read_text("utf-8") == specs.as_json(), "run `make readme`"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--quiery", "world"], ["--max-new-tokens", "x"]]
+)
+def test_help_and_mistyped_options_import_no_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys; from hopscope.cli import main\n"
+        "sys.argv = ['hopscope', 'back-patch', *sys.argv[1:]]\n"
+        "try: main()\n"
+        "except SystemExit as stop: print(stop.code, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == f"{0 if arguments == ['--help'] else 2} False"
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/analyses.md"])
