@@ -170,7 +170,7 @@ def _option(entry: Analysis, parameter: inspect.Parameter, text: str) -> OptionS
         listed: Kind = "numbers" if isinstance(accepts, Heads) else "names"
         return OptionSpec(name, name, listed, written, help)
     plain: tuple[tuple[type, Kind], ...] = ((bool, "bool"), (int, "int"), (float, "float"))
-    kind = next((kind for each, kind in plain if each in kinds), "str")
+    kind: Kind = next((name for each, name in plain if each in kinds), "str")
     least = accepts.least if isinstance(accepts, AtLeast) else None
     return OptionSpec(name, name, kind, default, help, least)
 
