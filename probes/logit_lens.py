@@ -13,6 +13,22 @@ from .probe import check_acts, check_labels
 from .probe_files import fill, read_probe, write_probe
 
 
+def rank_among(logits: Tensor, score: Tensor) -> Tensor:
+    """Return the rank of a score among logits, counted from 0.
+
+    Args:
+        logits: shape (..., vocabulary), or one that broadcasts to it.
+        score: the logit that is ranked, shape (...).
+
+    Returns:
+        How many logits are not at or below the score, so that NaN counts as higher. For a score
+        that is NaN or infinite it is the size of the vocabulary, which is no token's rank.
+    """
+    n_tokens = logits.shape[-1]
+    ranks = n_tokens - (logits <= score[..., None]).sum(dim=-1)
+    return torch.where(score.isfinite(), ranks, n_tokens)
+
+
 class LogitLens(nn.Module):
     """Maps hidden states to logits with the final norm and the unembedding of a model.
 
@@ -53,11 +69,11 @@ class LogitLens(nn.Module):
             tokens: token ids of shape (...), or of a shape that broadcasts to it.
 
         Returns:
-            The number of tokens with a higher logit, shape (...).
+            The number of tokens with a higher logit, shape (...). Where the logits are not finite
+            numbers it is the size of the vocabulary, which is no token's rank.
         """
         logits = self(states)
-        ranks: Tensor = (logits > _select_tokens(logits, tokens)).sum(dim=-1)
-        return ranks
+        return rank_among(logits, _select_tokens(logits, tokens)[..., 0])
 
     @torch.no_grad()
     def logprob(self, states: Tensor, tokens: Tensor) -> Tensor:

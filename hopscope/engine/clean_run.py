@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hopscope.engine.attention import extend
 from hopscope.engine.cache import Prefix
+from hopscope.engine.finite import check_states
 from hopscope.engine.hooks import recording, stacked
 from hopscope.engine.support import shares_prefixes
 from hopscope.errors import UsageError
@@ -47,11 +48,18 @@ class CleanRun:
 
 @torch.no_grad()
 def clean_run(model: LanguageModel, ids: Sequence[int], shared: Prefix) -> CleanRun:
-    """Run a prompt that begins with `shared`, and keep its states after that."""
+    """Run a prompt that begins with `shared`, and keep its states after that.
+
+    Raises:
+        ModelError: if the states are not finite numbers.
+    """
     into: dict[str, list[Tensor | None]] = {"resid_post": [None] * model.n_layers}
     with recording(model, ["resid_post"], into):
-        if not shares_prefixes(model):
+        if shares_prefixes(model):
+            prefix, first = extend(model, shared, ids[len(shared) :]), len(shared)
+        else:
             model.hf(input_ids=torch.tensor([list(ids)], device=model.device))
-            return CleanRun(Prefix(), stacked(into["resid_post"], model.device)[0], 0)
-        prefix = extend(model, shared, ids[len(shared) :])
-    return CleanRun(prefix, stacked(into["resid_post"], model.device)[0], len(shared))
+            prefix, first = Prefix(), 0
+    states = stacked(into["resid_post"], model.device)
+    check_states(model, states, [ids])
+    return CleanRun(prefix, states[0], first)

@@ -13,6 +13,8 @@ from hopscope.errors import UsageError
 from hopscope.models.token_model import TokenModel
 
 Tokens = tuple[int, ...]
+NO_TOKEN = -1
+"""What is chosen from logits that are not finite: the text ends."""
 Run = Callable[[Tensor | None], Tensor]
 """A pass over the prompts (None) or each row's newest token, shape (row, 1); its logits."""
 
@@ -41,6 +43,7 @@ def greedy(
     """
     numbers = np.array([cell for each in cells for cell in each])
     of_cell = np.repeat(np.arange(len(cells)), [len(each) for each in cells])
+    firsts = np.array([each[0] for each in cells])
     generated: list[Tokens] = [()] * len(cells)
     going, newest = list(range(len(cells))), None
     for step in range(max(1, read_out.max_new_tokens + run_last)):
@@ -49,13 +52,10 @@ def greedy(
             outputs.read(logits, of_cell, numbers, read_out)
         if not going or step == read_out.max_new_tokens:
             break
-        newest = logits.argmax(dim=-1, keepdim=True)
-        if read_out.draws is not None:
-            draws = read_out.draws[[each[0] for each in cells], step]
-            newest = _drawn(logits, np.arange(len(cells)), draws)[:, None]
-        newest = newest.to(model.device)
-        chosen = newest[:, 0].tolist()
-        tokens = [chosen[row] for row in going]
+        chosen = next_tokens(logits, np.arange(len(cells)), firsts, step, read_out)
+        newest = torch.as_tensor(chosen.clip(min=0), device=model.device)[:, None]
+        tokens = chosen[going].tolist()
+        outputs.finite[numbers[np.isin(of_cell, going) & (chosen[of_cell] == NO_TOKEN)]] = False
         goes_on = grow(generated, going, tokens, model.end_tokens, read_out.stop)
         going = [row for row, goes in zip(going, goes_on, strict=True) if goes]
         if not going and not run_last:
@@ -84,7 +84,7 @@ def grow(
     """
     goes_on, enough = [], dict[Tokens, bool]()
     for cell, token in zip(cells, chosen, strict=True):
-        if token in end:
+        if token == NO_TOKEN or token in end:
             goes_on.append(False)
             continue
         tokens = generated[cell] = (*generated[cell], token)
@@ -111,7 +111,7 @@ def check_draws(read_out: ReadOut, n_cells: int) -> None:
 def next_tokens(
     logits: Tensor, rows: np.ndarray, cells: np.ndarray, step: int, read_out: ReadOut
 ) -> np.ndarray:
-    """The next token of each cell, shape (cell,).
+    """The next token of each cell, shape (cell,); `NO_TOKEN` where the logits are not finite.
 
     Args:
         logits: shape (row, vocabulary).
@@ -120,12 +120,14 @@ def next_tokens(
         step: how many tokens each has generated.
         read_out: says whether tokens are drawn.
     """
+    highest = logits.max(dim=-1)
+    likeliest: np.ndarray = (
+        highest.indices.where(highest.values.isfinite(), NO_TOKEN).cpu().numpy()[rows]
+    )
     if read_out.draws is None:
-        chosen: np.ndarray = logits.argmax(dim=-1).cpu().numpy()[rows]
-    else:
-        draws = read_out.draws[torch.as_tensor(cells), step]
-        chosen = _drawn(logits, rows, draws).cpu().numpy()
-    return chosen
+        return likeliest
+    drawn = _drawn(logits, rows, read_out.draws[torch.as_tensor(cells), step]).cpu().numpy()
+    return np.where(likeliest == NO_TOKEN, NO_TOKEN, drawn)
 
 
 def _drawn(logits: Tensor, rows: np.ndarray, draws: Tensor) -> Tensor:

@@ -55,6 +55,10 @@ class Patch:
         if (self.head is None) == (self.site == "z"):
             raise UsageError("a head goes with site 'z' and with no other: give both or neither")
 
+    def __str__(self) -> str:
+        site = self.site if self.head is None else f"{self.site} of head {self.head}"
+        return f"Patch of {site} in layer {self.layer} at token {self.position}"
+
     @property
     def in_residual(self) -> bool:
         """Whether it replaces the residual stream itself."""

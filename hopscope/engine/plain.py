@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from hopscope.engine.decoding import Run, greedy
 from hopscope.engine.edits import Cell
+from hopscope.engine.finite import check_finite
 from hopscope.engine.hooks import edit, masking
 from hopscope.engine.read_out import CellOutputs, ReadOut, Version
 from hopscope.models.language_model import LanguageModel
@@ -25,9 +26,9 @@ def plain_read(model: LanguageModel, versions: Sequence[Version], read_out: Read
 
     It is what the engine must equal, and what serves families whose attention cannot be replaced.
     """
-    return _one_by_one(
-        model, read_out, (_masked(model, version) for version in versions), len(versions)
-    )
+    runs = (_masked(model, version) for version in versions)
+    outputs = _one_by_one(model, read_out, runs, len(versions))
+    return check_finite(model, outputs, [version.layout.ids for version in versions])
 
 
 @torch.no_grad()

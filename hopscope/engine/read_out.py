@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hopscope.documents.layout import Layout
 from hopscope.masks.algebra import Mask
+from hopscope.probes.logit_lens import rank_among
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ class CellOutputs:
         top_logprobs: their log-probabilities.
         tracked: the log-probabilities of the tokens in `track`.
         also_rank, also_logprob: as `rank` and `logprob`, of the tokens in `ReadOut.also_rank`.
+        finite: whether all logits that were read were finite numbers, up to one that may be -inf.
+            If not, the ranks are the size of the vocabulary, which is no token's rank.
     """
 
     rank: Int[Tensor, " cell"]
@@ -111,6 +114,7 @@ class CellOutputs:
     tracked: Float[Tensor, "cell token"]
     also_rank: Int[Tensor, " cell"]
     also_logprob: Float[Tensor, " cell"]
+    finite: Bool[Tensor, " cell"]
 
     @property
     def beside_rank(self) -> Tensor:
@@ -135,26 +139,37 @@ class CellOutputs:
         k, tokens = read_out.top_k, ((),) * n_cells
         tracked = numbers(len(read_out.track))
         return cls(
-            indices(), numbers(), tokens, indices(k), numbers(k), tracked, indices(), numbers()
+            indices(),
+            numbers(),
+            tokens,
+            indices(k),
+            numbers(k),
+            tracked,
+            indices(),
+            numbers(),
+            torch.ones(n_cells, dtype=torch.bool),
         )
 
     def read(self, logits: Tensor, rows: np.ndarray, cells: np.ndarray, read_out: ReadOut) -> None:
         """Read the logits (rows, vocabulary) into the places of the cells."""
         at, into = torch.as_tensor(rows), torch.as_tensor(cells)
+        finite = is_finite(logits)
+        self.finite[into] &= finite.cpu()[at]
         if not (read_out.answer_tokens or read_out.also_rank or read_out.top_k or read_out.track):
             return
         # A few rows at a time stay in a CPU's cache; a GPU is quicker with all at once.
         pieces = torch.split(logits, len(logits) if logits.is_cuda else 16)
         total = torch.cat([torch.logsumexp(piece.float(), dim=-1) for piece in pieces])
+        total = total.where(finite, torch.nan)
         for wanted, rank, logprob in (
             (read_out.answer_tokens, self.rank, self.logprob),
             (read_out.also_rank, self.also_rank, self.also_logprob),
         ):
             if wanted:
                 best = logits[:, list(wanted)].amax(dim=-1)
-                bests = torch.split(best[:, None], len(pieces[0]))
-                higher = [(p > b).sum(dim=-1) for p, b in zip(pieces, bests, strict=True)]
-                rank[into] = torch.cat(higher).cpu()[at]
+                bests = torch.split(best, len(pieces[0]))
+                ranks = torch.cat([rank_among(p, b) for p, b in zip(pieces, bests, strict=True)])
+                rank[into] = ranks.where(finite, logits.shape[-1]).cpu()[at]
                 logprob[into] = (best.float() - total).cpu()[at]
         if read_out.top_k:
             values, tokens = logits.topk(read_out.top_k, dim=-1)
@@ -163,3 +178,8 @@ class CellOutputs:
         if read_out.track:
             chosen = logits[:, list(read_out.track)].float()
             self.tracked[into] = (chosen - total[:, None]).cpu()[at]
+
+
+def is_finite(logits: Tensor) -> Tensor:
+    """Whether the logits (row, vocabulary) of each row are numbers; -inf may bar some tokens."""
+    return logits.amax(dim=-1).isfinite()

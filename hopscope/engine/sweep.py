@@ -19,8 +19,9 @@ from torch import Tensor
 from hopscope.engine.attention import extend, forward_streams
 from hopscope.engine.cache import PassPlan, Prefix, StreamCache
 from hopscope.engine.clean_run import CleanRun
-from hopscope.engine.decoding import check_draws, next_tokens
+from hopscope.engine.decoding import NO_TOKEN, check_draws, next_tokens
 from hopscope.engine.edits import Cell
+from hopscope.engine.finite import check_finite
 from hopscope.engine.memory import in_chunks, memory_budget, row_bytes
 from hopscope.engine.placed_edits import PlacedEdits, regathering
 from hopscope.engine.plain import plain_generate, plain_sweep
@@ -59,20 +60,22 @@ def sweep(
     Raises:
         UsageError: if an edit does not fit the model or the prompt, or the draws do not fit
             the cells.
+        ModelError: if the logits of an unedited cell, or of all cells, are not finite numbers.
     """
     placed, always = (
         [[each.placed(model, len(ids)) for each in cell] for cell in group]
         for group in (cells, [base])
     )
     check_draws(read_out, len(cells))
+    edited, prompts = [[*always[0], *cell] for cell in placed], [ids] * len(cells)
     if not shares_prefixes(model):
-        return plain_sweep(model, ids, [[*always[0], *cell] for cell in placed], read_out)
+        return check_finite(model, plain_sweep(model, ids, edited, read_out), prompts, edited)
     first = min((each.first for cell in [*placed, *always] for each in cell), default=len(ids) - 1)
     whole = extend(model, Prefix(), ids) if clean is None else clean.prefix
     suffix = torch.tensor([list(ids[first:])], device=model.device)
     start = np.zeros(len(placed), dtype=np.int64)
     swept = SweptCells(model, whole.crop(first), suffix, placed, start, base=always[0])
-    return swept.run(read_out, max_memory)
+    return check_finite(model, swept.run(read_out, max_memory), prompts, edited)
 
 
 @torch.no_grad()
@@ -92,10 +95,13 @@ def generate(
         read_out: what to read.
         shared: the prefix that all begin with.
         max_memory: bytes that the rows may take; measured if None.
+
+    Raises:
+        ModelError: if the logits of a prompt are not finite numbers.
     """
     check_draws(read_out, len(prompts))
     if not shares_prefixes(model):
-        return plain_generate(model, prompts, read_out)
+        return check_finite(model, plain_generate(model, prompts, read_out), prompts)
     prefix = shared or Prefix()
     suffixes: dict[tuple[int, ...], int] = {}
     start = [suffixes.setdefault(tuple(ids[len(prefix) :]), len(suffixes)) for ids in prompts]
@@ -104,9 +110,8 @@ def generate(
     padded = [[*suffix[:1] * (longest - len(suffix)), *suffix] for suffix in suffixes]
     rows = torch.tensor(padded, device=model.device)
     no_edits: list[Cell] = [[] for _ in prompts]
-    return SweptCells(model, prefix, rows, no_edits, np.array(start), padding).run(
-        read_out, max_memory
-    )
+    swept = SweptCells(model, prefix, rows, no_edits, np.array(start), padding)
+    return check_finite(model, swept.run(read_out, max_memory), prompts)
 
 
 @dataclass
@@ -159,6 +164,7 @@ class SweptCells:
         for step in range(read_out.max_new_tokens):
             cells = chunk[layout.alive]
             chosen = next_tokens(logits, layout.read, cells, step, read_out)
+            outputs.finite[cells[chosen == NO_TOKEN]] = False
             histories = histories.grown(chosen, self.model.end_tokens, read_out.stop)
             if not len(histories.alive) or step + 1 == read_out.max_new_tokens:
                 break

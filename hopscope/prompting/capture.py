@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from hopscope.engine.attention import forward_streams
 from hopscope.engine.cache import StreamCache
+from hopscope.engine.finite import check_states
 from hopscope.engine.hooks import recording, stacked
 from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.support import shares_prefixes
@@ -151,6 +152,8 @@ def capture(
     for batch in tqdm(batches, desc="capture", disable=not progress):
         rows, at = [tokenized[i] for i in batch], [where[i] for i in batch]
         states = _batch_states(model, store, rows, at, sites, longest)
+        for each in states.values():
+            check_states(model, each, [row.ids for row in rows])
         for row, index in enumerate(batch):
             found[index] = {site: states[site][row].to(device or model.device) for site in sites}
     tensors: dict[str, Tensor] = {

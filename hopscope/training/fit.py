@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hopscope.errors import ResultError
+from hopscope.errors import ModelError, ResultError
 from hopscope.files import replacing, write_json
 from hopscope.results.run_folder import is_taken
 from hopscope.training.settings import Schedule
@@ -111,6 +111,7 @@ def fit(
 
     Raises:
         ResultError: if the checkpoint is damaged.
+        ModelError: if the loss is not a finite number, as is looked up every 50 steps.
     """
     optimizer = _Optimizer(module, schedule)
     first = 0 if folder is None else optimizer.resume(folder / CHECKPOINT)
@@ -133,13 +134,23 @@ def fit(
                 loss = loss_of(step)
             optimizer.step(loss, schedule.rate(step))
             done = step + 1
-            if done % LOG_EVERY == 0:
+            if done % LOG_EVERY == 0 or done == schedule.steps:
+                _check_loss(loss, done)
                 steps.set_postfix(loss=f"{loss.item():.3f}")
                 logger.debug("step %d: loss %.4f", done, loss.item())
             if folder is not None and done in snapshots:
                 optimizer.save_weights(snapshot_path(folder, done))
             if folder is not None and done % schedule.checkpoint_every == 0:
                 optimizer.save_checkpoint(folder / CHECKPOINT, done)
+
+
+def _check_loss(loss: Tensor, done: int) -> None:
+    """Refuse to train on when the loss is NaN or infinite."""
+    if not bool(loss.isfinite()):
+        raise ModelError(
+            f"the loss is {loss.item()} after {done} steps: lower the learning rate, or train in "
+            "float32"
+        )
 
 
 class _Optimizer:

@@ -37,6 +37,7 @@ from hopscope.errors import HopscopeError, ModelError, QueryError
 from hopscope.experiments.two_hop.back_patching import BackPatching, Criterion, back_patch
 from hopscope.experiments.two_hop.grids import BackPatchingGrid
 from hopscope.models.language_model import LanguageModel
+from hopscope.probes.logit_lens import rank_among
 from hopscope.prompting.capture import capture
 from hopscope.prompting.generation import answer_text, stop_at_line_end
 from hopscope.prompting.query_prompts import QueryPrompts, question
@@ -392,7 +393,7 @@ def _predictions(
     read = {"token": likeliest.indices, "top": likeliest.values.exp()}
     for entity, tokens in first.items():
         best = logprobs[:, list(tokens)].amax(dim=-1)
-        read[f"{entity}_rank"] = (logprobs > best[:, None]).sum(dim=-1)
+        read[f"{entity}_rank"] = rank_among(logprobs, best)
         read[f"{entity}_p"] = best.exp()
     return read
 

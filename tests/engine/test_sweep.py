@@ -583,7 +583,7 @@ def test_old_names_of_what_is_ranked_beside_the_answer_go_on_working(
 def test_shapes_and_types_are_checked_in_tests(llama: LanguageModel) -> None:
     rank, wrong = torch.zeros(2, dtype=torch.long), torch.zeros(3)
     with pytest.raises((TypeCheckError, BeartypeCallHintViolation)):
-        CellOutputs(rank, wrong, (), *[torch.zeros(0, 0)] * 3, rank, torch.zeros(2))
+        CellOutputs(rank, wrong, (), *[torch.zeros(0, 0)] * 3, rank, torch.zeros(2), rank >= 0)
 
 
 ENDINGS = (

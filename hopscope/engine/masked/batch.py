@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hopscope.engine.cache import PassPlan
+from hopscope.engine.finite import check_finite
 from hopscope.engine.masked.prompt import DecodedRow, PromptRow, by_layer
 from hopscope.engine.memory import in_chunks, row_bytes
 from hopscope.engine.read_out import CellOutputs, Readings, ReadOut
@@ -153,9 +154,13 @@ def decode_in_batches(
         budget: bytes that a batch may take.
         attention: whether it also reads attention masses.
         fused: see `row_bytes`.
+
+    Raises:
+        ModelError: if the logits of a version are not finite numbers.
     """
     n_versions = sum(len(row.versions) for row in rows)
     outputs = CellOutputs.empty(n_versions, read_out)
+    prompts: list[Sequence[int]] = [()] * n_versions
     tokens: list[tuple[int, ...]] = [()] * n_versions
     masses: list[Tensor] = [torch.empty(0)] * n_versions
 
@@ -163,9 +168,11 @@ def decode_in_batches(
         for row, generated, read in zip(batch, *decode(batch, outputs), strict=True):
             for version in row.versions:
                 tokens[version], masses[version] = generated, read
+                prompts[version] = row.prompt.layout.ids
 
     in_batches(model, rows, run, budget, n_new=read_out.max_new_tokens, fused=fused)
-    return Readings(replace(outputs, tokens=tuple(tokens)), tuple(masses) if attention else None)
+    outputs = check_finite(model, replace(outputs, tokens=tuple(tokens)), prompts)
+    return Readings(outputs, tuple(masses) if attention else None)
 
 
 def segment_membership(rows: Sequence[PromptRow], n_keys: int) -> Tensor:

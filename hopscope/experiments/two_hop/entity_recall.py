@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from hopscope.engine.finite import check_states
 from hopscope.engine.logit_lens import logit_lens
 from hopscope.experiments.analysis import (
     WITHOUT_MEMORY,
@@ -283,7 +284,9 @@ class _Measurer:
         """Log-probabilities of the next token, shape (prompt, vocabulary)."""
         model = self.prompts.model
         last = capture(model, prompts, ["resid_post"], ["t2"])["resid_post"][:, 0, -1]
-        return torch.log_softmax(self.lens(last).float(), dim=-1)
+        logprobs = torch.log_softmax(self.lens(last).float(), dim=-1)
+        check_states(model, logprobs.amax(dim=-1), [each.text for each in prompts], "logits")
+        return logprobs
 
 
 def consistency(a: Tensor, b: Tensor) -> np.ndarray:

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from hopscope.engine.finite import check_states
 from hopscope.engine.logit_lens import logit_lens
 from hopscope.errors import UsageError
 from hopscope.experiments.analysis import (
@@ -27,6 +28,7 @@ from hopscope.experiments.arguments import AtLeast, ListOf
 from hopscope.experiments.two_hop.controls import choose_others, fingerprint
 from hopscope.models.language_model import LanguageModel
 from hopscope.probes import LogitLens
+from hopscope.probes.logit_lens import rank_among
 from hopscope.prompting.capture import Activations, capture
 from hopscope.prompting.query_prompts import QueryPrompts, question
 from hopscope.queries.query_set import QuerySet
@@ -243,7 +245,9 @@ class _Projector:
     ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
         model = self.prompts.model
         last = acts["resid_post"][index, acts.positions.index("t2"), -1]
-        predicted = int(self.lens(last).argmax())
+        highest = self.lens(last).max(dim=-1)
+        check_states(model, highest.values[None], [self.prompts.prompt(query).ids], "logits")
+        predicted = int(highest.indices)
         targets = self._targets(query, predicted)
         frames = []
         for site in self.settings["sites"]:
@@ -306,5 +310,5 @@ def read_targets(logits: Tensor, targets: Sequence[Sequence[int]]) -> tuple[Tens
     """
     total = torch.logsumexp(logits, dim=-1)
     best = torch.stack([logits[:, list(tokens)].amax(dim=-1) for tokens in targets])
-    ranks = torch.stack([(logits > each[:, None]).sum(dim=-1) for each in best])
+    ranks = rank_among(logits, best)
     return ranks.cpu(), (best - total).cpu()

@@ -17,7 +17,7 @@ from scipy.cluster.vq import kmeans2
 
 from hopscope.engine.read_out import ReadOut
 from hopscope.engine.sweep import generate
-from hopscope.errors import UsageError
+from hopscope.errors import ModelError, UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
 from hopscope.experiments.arguments import ListOf
 from hopscope.models.language_model import LanguageModel
@@ -209,8 +209,13 @@ def unembedding_clusters(model: LanguageModel, n_clusters: int, seed: int = 0) -
     """The cluster of each token by k-means over the unembedding's rows, shape (vocab,).
 
     Rows are scaled to length 1, so that clusters are of directions.
+
+    Raises:
+        ModelError: if the unembedding holds NaN or infinity.
     """
     rows = model.unembedding.get_parameter("weight").detach().float().cpu()
+    if not bool(rows.isfinite().all()):
+        raise ModelError(f"the unembedding of {model.name} is not finite: check its weights")
     rows = torch.nn.functional.normalize(rows, dim=-1)
     rng = np.random.default_rng(seed)
     starts = rows[torch.as_tensor(rng.choice(len(rows), n_clusters, replace=False))]

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from hopscope.engine.attention import forward_streams
 from hopscope.engine.cache import PassPlan, Prefix, StreamCache
+from hopscope.engine.finite import refuse_not_finite
 from hopscope.engine.hooks import rewriting_residual
+from hopscope.engine.read_out import is_finite
 from hopscope.errors import QueryError, UsageError
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.graph_paths import PathPrompt, reachable
@@ -132,6 +134,8 @@ class _Search:
             raise QueryError(f"path prompt {prompt.id!r} has no answer")
         self.answer = answers[0]
         self.clean, self.clean_scores = self._run(_Versions())
+        if not bool(is_finite(self.clean).all()):
+            refuse_not_finite(model, "logits", encoded.ids)
 
     @property
     def tokens(self) -> str:
