@@ -7,7 +7,6 @@ prefix are one matrix product for all rows, so the prefix is never copied per ro
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -20,6 +19,7 @@ from transformers import AttentionInterface, Cache
 
 from hopscope.engine.cache import KeysValues, PassPlan, Prefix, StreamCache, all_before
 from hopscope.engine.hooks import contiguous_rows
+from hopscope.models.interrupts import interrupt_safe
 from hopscope.models.language_model import LanguageModel
 
 ATTENTION_NAME = "hopscope_shared_prefix"
@@ -160,7 +160,7 @@ def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
 AttentionInterface.register(ATTENTION_NAME, shared_prefix_attention)
 
 
-@contextmanager
+@interrupt_safe
 def attending(
     model: LanguageModel, cache: StreamCache, plan: PassPlan | None = None
 ) -> Iterator[Pass]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from hopscope.engine.edits import Edit, Knockout, Patch
 from hopscope.errors import ModelError
 from hopscope.masks.lowering import lower, within_window
+from hopscope.models.interrupts import interrupt_safe
 from hopscope.models.language_model import LanguageModel
 
 Rewrite = Callable[[int, Tensor], Tensor | None]
 Hooks = Iterable[tuple[nn.Module, Callable[..., Any]]]
 
 
-@contextmanager
+@interrupt_safe
 def _before(hooks: Hooks) -> Iterator[None]:
     """Call each hook with the module, its arguments and keyword arguments before it runs."""
     with ExitStack() as stack:
@@ -27,7 +28,7 @@ def _before(hooks: Hooks) -> Iterator[None]:
         yield
 
 
-@contextmanager
+@interrupt_safe
 def _after(hooks: Hooks) -> Iterator[None]:
     """Call each hook with the module, its arguments and its output after it has run."""
     with ExitStack() as stack:
@@ -244,7 +245,7 @@ def _without(mask: Any, blocked: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(blocked, torch.finfo(dtype).min, mask)
 
 
-@contextmanager
+@interrupt_safe
 def edit(model: LanguageModel, edits: Sequence[Edit], n_tokens: int) -> Iterator[None]:
     """Make the same edits in every row of the forward passes that read a whole prompt.
 
@@ -310,7 +311,7 @@ def rewriting(
     return rewriting_output(model.writer(layer, site), rewrite)
 
 
-@contextmanager
+@interrupt_safe
 def recording(
     model: LanguageModel, sites: Sequence[str], into: Mapping[str, list[Tensor | None]]
 ) -> Iterator[None]:

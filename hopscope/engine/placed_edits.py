@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from hopscope.engine.edits import RESIDUAL, Cell, Knockout, Patch
 from hopscope.engine.hooks import rewriting, rewriting_residual
 from hopscope.engine.rows import RowLayout
+from hopscope.models.interrupts import interrupt_safe
 from hopscope.models.language_model import LanguageModel
 
 
@@ -126,7 +127,7 @@ def _blocked(
     return torch.as_tensor(blocked).to(model.device)
 
 
-@contextmanager
+@interrupt_safe
 def regathering(
     model: LanguageModel,
     layout: RowLayout,

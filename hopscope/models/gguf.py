@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from hopscope.errors import ModelError
+from hopscope.models.interrupts import interrupt_safe
 
 SPLITS_DIGITS = frozenset({"smollm", "starcoder", "refact"})
 """Names of GGUF pre-tokenizers that split digits before the byte-level BPE, which is lost when
@@ -98,7 +99,7 @@ def _gguf_pre_tokenizer(path: Path) -> str | None:
     return None if field is None else str(field.contents())
 
 
-@contextmanager
+@interrupt_safe
 def quiet_transformers() -> Iterator[None]:
     """Hides the progress bars of transformers, which would interrupt the bar of the caller.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +13,7 @@ from tqdm.auto import tqdm
 
 from hopscope.errors import QueryError, ResultError, UsageError
 from hopscope.files import write_json
+from hopscope.models.interrupts import interrupt_safe, n_stops
 from hopscope.results.result import Result
 from hopscope.results.run_folder import (
     Tables,
@@ -152,14 +152,21 @@ def _run(
     return joined(kept) if folder is None else read_parts(folder)
 
 
-@contextmanager
+@interrupt_safe
 def _keeping_what_is_done(
     run: Mapping[str, Any], folder: Path | None, kept: Sequence[Tables]
 ) -> Iterator[None]:
-    """When a run is interrupted, keep its finished parts for `partial`."""
+    """When a run is interrupted, keep its finished parts for `partial`.
+
+    An interrupt that a library has turned into an error of its own is an interrupt again.
+    """
+    _interrupted.clear()
+    stopped = n_stops()
     try:
         yield
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if n_stops() == stopped and not isinstance(error, KeyboardInterrupt):
+            raise
         if folder is None:
             tables = joined(kept) if kept else None
         else:
@@ -171,7 +178,9 @@ def _keeping_what_is_done(
         if tables is not None:
             done = tables["details"]["query"].nunique()
             logger.warning("stopped: hopscope.partial() has %d finished; %s", done, again)
-        raise
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise KeyboardInterrupt from error
 
 
 _interrupted: list[tuple[Mapping[str, Any], Tables]] = []

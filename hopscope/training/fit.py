@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from tqdm.auto import tqdm
 
 from hopscope.errors import ModelError, ResultError
 from hopscope.files import replacing, write_json
+from hopscope.models.interrupts import interrupt_safe
 from hopscope.results.run_folder import is_taken
 from hopscope.training.settings import Schedule
 
@@ -223,7 +223,7 @@ def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) 
         save_file(cpu, temporary, metadata=metadata)
 
 
-@contextmanager
+@interrupt_safe
 def torch_seed(device: torch.device, seed: int) -> Iterator[None]:
     """Seed torch on the CPU and one device for a block, and restore the random state after it."""
     devices = [device] if device.type == "cuda" else []

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -35,6 +34,7 @@ from hopscope.engine.read_out import CellOutputs, Readings, ReadOut, Version
 from hopscope.errors import UsageError
 from hopscope.masks.lowering import lower
 from hopscope.models.encoder_decoder import EncoderDecoder
+from hopscope.models.interrupts import interrupt_safe
 
 
 @torch.no_grad()
@@ -221,7 +221,7 @@ class EncoderBatch:
             states: Tensor = model.encoder(input_ids=self.ids).last_hidden_state
         return states
 
-    @contextmanager
+    @interrupt_safe
     def decoding(self, read: Callable[[int, Tensor], None], attention: bool) -> Iterator[None]:
         """Let the decoder see what it may of the prompts, and `read` its weights if asked for."""
         model, added = self.model, self.cross.__getitem__

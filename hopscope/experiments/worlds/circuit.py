@@ -9,7 +9,6 @@ that has only memorised must show none of it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
@@ -21,6 +20,7 @@ from hopscope.experiments.arguments import AtLeast
 from hopscope.experiments.two_hop.attention_knockout import knockout
 from hopscope.experiments.two_hop.back_patching import back_patch
 from hopscope.experiments.two_hop.projection import project
+from hopscope.models.interrupts import interrupt_safe
 from hopscope.queries.query_set import QuerySet
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
@@ -147,7 +147,7 @@ def circuit(
     return Circuit.of(tables, record)
 
 
-@contextmanager
+@interrupt_safe
 def _one_thread() -> Iterator[None]:
     """Let torch compute in one thread while the context is open."""
     before = torch.get_num_threads()

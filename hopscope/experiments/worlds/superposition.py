@@ -9,7 +9,6 @@ state to go on from: all of them are read in one pass.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Unpack
 
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from hopscope.errors import UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
+from hopscope.models.interrupts import interrupt_safe
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.graph_paths import PathSet, reachable
 from hopscope.results.result import Result
@@ -203,7 +203,7 @@ def _thinking(world: World, task: GraphReachability, mazes: Sequence[Maze]) -> T
     return Thinking(passed.logits.cpu(), passed.states.float().cpu(), (last.float().cpu(),))
 
 
-@contextmanager
+@interrupt_safe
 def _eager(model: LanguageModel) -> Iterator[None]:
     """Let the model keep attention weights while the context is open."""
     before = model.config._attn_implementation
