@@ -29,7 +29,8 @@ class LinearProbe(nn.Module):
     could memorise.
 
     Args:
-        n_classes: number of classes; labels run from 0 to n_classes - 1.
+        n_classes: number of classes; labels run from 0 to n_classes - 1. If None, it is the number
+            of names in `classes`, or else `fit` learns it from the labels.
         l2: strength of the L2 penalty on the weights, greater than 0.
         classes: names of the classes, which are saved with the probe; `n_classes` names, or None.
 
@@ -38,7 +39,7 @@ class LinearProbe(nn.Module):
 
     Example:
         >>> acts, labels = torch.randn(20, 3, 8), torch.arange(20) % 2
-        >>> probe = LinearProbe(2, classes=["France", "Japan"]).fit(acts, labels)
+        >>> probe = LinearProbe(classes=["France", "Japan"]).fit(acts, labels)
         >>> probe.logits(acts).shape, probe.predict(acts).shape, probe.score(acts, labels).shape
         (torch.Size([20, 3, 2]), torch.Size([20, 3]), torch.Size([3]))
     """
@@ -48,8 +49,17 @@ class LinearProbe(nn.Module):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, n_classes: int, *, l2: float = 1.0, classes: Sequence[str] | None = None):
+    def __init__(
+        self,
+        n_classes: int | None = None,
+        *,
+        l2: float = 1.0,
+        classes: Sequence[str] | None = None,
+    ):
         super().__init__()
+        self.learns_classes = n_classes is None and classes is None
+        if n_classes is None:
+            n_classes = 2 if classes is None else len(classes)
         if n_classes < 2:
             raise UsageError(f"n_classes={n_classes}; give at least 2 classes")
         if not l2 > 0:
@@ -68,7 +78,8 @@ class LinearProbe(nn.Module):
 
         Args:
             acts: hidden states, shape (n, d_model) or (n, layer, d_model).
-            labels: class of each row, integers of shape (n,); each class occurs at least once.
+            labels: class of each row, integers of shape (n,); each class occurs at least once. A
+                probe that was given no `n_classes` takes the largest label plus 1.
 
         Returns:
             The probe itself.
@@ -80,6 +91,8 @@ class LinearProbe(nn.Module):
         check_acts(acts)
         check_finite(acts)
         check_labels(labels, len(acts))
+        if self.learns_classes:
+            self.n_classes = max(2, int(labels.max()) + 1)
         self._check_classes(labels)
         labels = labels.to(acts.device, torch.long)
         layers = acts.unbind(1) if acts.ndim == 3 else [acts]

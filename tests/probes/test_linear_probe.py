@@ -182,6 +182,23 @@ def test_what_cannot_be_made(arguments: dict[str, Any], says: str) -> None:
         LinearProbe(**arguments)
 
 
+def test_the_number_of_classes_is_learned_from_the_labels(tmp_path: Path) -> None:
+    acts = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    for n_classes in (5, 3):
+        labels = torch.arange(60) % n_classes
+        probe = LinearProbe()
+        fitted = probe.fit(acts, (torch.arange(60) % 4)).fit(acts, labels)
+        assert fitted.n_classes == n_classes
+        assert torch.equal(fitted.weight, LinearProbe(n_classes).fit(acts, labels).weight)
+        fitted.save(tmp_path / "probe")
+        assert LinearProbe.load(tmp_path / "probe").n_classes == n_classes
+    assert LinearProbe(classes=["a", "b", "c"]).n_classes == 3
+    with pytest.raises(UsageError, match="no row has a label of 1"):
+        LinearProbe().fit(acts, labels * 2)
+    with pytest.raises(UsageError, match="no row has a label of 1"):
+        LinearProbe().fit(acts, labels * 0)
+
+
 def test_what_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="call fit"):
         LinearProbe(3).predict(ACTS)
