@@ -32,6 +32,7 @@ from .experiments.two_hop.entity_recall import Recall as Recall
 from .experiments.two_hop.entity_recall import recall as recall
 from .experiments.two_hop.grading import Grading as Grading
 from .experiments.two_hop.grading import grade as grade
+from .experiments.two_hop.grading import grade_until as grade_until
 from .experiments.two_hop.head_retrieval import HeadRetrieval as HeadRetrieval
 from .experiments.two_hop.head_retrieval import classify_heads as classify_heads
 from .experiments.two_hop.probing import Probing as Probing

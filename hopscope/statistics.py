@@ -133,6 +133,22 @@ def wilson(successes: int, n: int) -> tuple[float, float, float]:
     return successes / n, float(interval.low), float(interval.high)
 
 
+def chance_of_more(found: int, n: int, more: int, left: int) -> float:
+    """The chance that there are so many more among those that are left, by what was found so far.
+
+    Beta-binomial, with Jeffreys' prior for the share.
+
+    Args:
+        found: how many there were among the first.
+        n: how many were looked at.
+        more: how many more are needed.
+        left: how many are left to be looked at.
+    """
+    if more <= 0:
+        return 1.0
+    return float(stats.betabinom.sf(more - 1, left, found + 0.5, n - found + 0.5))
+
+
 def t_interval(values: np.ndarray) -> tuple[float, float, float]:
     """Return a mean with its 95 % interval from Student's t distribution.
 

@@ -11,6 +11,7 @@ from scipy import stats
 
 from hopscope.errors import UsageError
 from hopscope.statistics import (
+    chance_of_more,
     holm,
     intervals,
     mean_interval,
@@ -124,3 +125,13 @@ def test_holm_lies_between_the_p_values_and_bonferroni(p_values: list[float]) ->
 def test_holm_refuses_what_is_no_p_value() -> None:
     with pytest.raises(UsageError, match=r"between 0 and 1, not 1\.5"):
         holm([0.5, 1.5])
+
+
+def test_the_chance_of_more_is_that_of_the_beta_binomial() -> None:
+    rng = np.random.default_rng(0)
+    shares = rng.beta(3.5, 7.5, 200_000)  # 3 of 10, with Jeffreys' prior
+    more = rng.binomial(20, shares)
+    assert chance_of_more(3, 10, 6, 20) == pytest.approx((more >= 6).mean(), abs=0.005)
+    assert chance_of_more(3, 10, 0, 20) == 1
+    assert chance_of_more(3, 10, 21, 20) == 0
+    assert chance_of_more(3, 10, 1, 0) == 0

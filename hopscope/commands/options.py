@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, TypeVar, get_type_hints
 
@@ -39,6 +39,12 @@ Questions = Annotated[
 Subset = Annotated[str, typer.Option(help="incorrect or correct (graded first), or all.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use a random sample of this many.")]
 Most = Annotated[int | None, typer.Option(min=1, help="Analyse at most so many of the subset.")]
+Need = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Grade on beyond --limit until a subset has this many; 0 for the limit alone."
+    ),
+]
 FewShot = Annotated[
     int | None,
     typer.Option(
@@ -129,6 +135,7 @@ class SubsetOptions(QueryOptions):
 
     subset: Subset = "correct"
     most: Most = None
+    need: Need = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -143,19 +150,25 @@ class SubsetOptions(QueryOptions):
             max_new_tokens: to generate when graded.
         """
         from hopscope.experiments.analysis import limited
-        from hopscope.experiments.two_hop.grading import grade
+        from hopscope.experiments.two_hop.grading import grade, grade_until
 
-        queries, model = self.load_queries(), self.load_model()
-        if self.subset != "all":
-            graded = grade(
-                model,
-                queries,
-                match=match,  # type: ignore[arg-type]  # grade checks it
-                max_new_tokens=max_new_tokens,
-                out=None if self.out is None else self.out.with_name(f"{self.out.name}.grading"),
-            )
-            queries = graded.incorrect() if self.subset == "incorrect" else graded.correct()
-        return model, limited(queries, self.most, self.seed)
+        if self.subset == "all":
+            queries, model = self.load_queries(), self.load_model()
+            return model, limited(queries, self.most, self.seed)
+        rule: Any = {"match": match, "max_new_tokens": max_new_tokens}
+        if self.limit is None or not self.need:
+            queries, model = self.load_queries(), self.load_model()
+            graded = grade(model, queries, out=self._beside("grading"), **rule)
+        else:
+            queries, model = replace(self, limit=None).load_queries(), self.load_model()
+            need, out = {self.subset: self.need}, self._beside("graded")
+            graded = grade_until(model, queries, need, self.limit, seed=self.seed, out=out, **rule)
+        chosen = graded.incorrect() if self.subset == "incorrect" else graded.correct()
+        return model, limited(chosen, self.most, self.seed)
+
+    def _beside(self, name: str) -> Path | None:
+        """A run folder beside `out`; None if there is none."""
+        return None if self.out is None else self.out.with_name(f"{self.out.name}.{name}")
 
 
 @dataclass(frozen=True)
@@ -184,7 +197,7 @@ class DocumentOptions(CommonOptions):
         return load_any(self.model, device=self.device, dtype=self.dtype), questions
 
 
-FIRST = ("model", "queries", "questions", "subset", "limit", "most", "few_shot")
+FIRST = ("model", "queries", "questions", "subset", "limit", "need", "most", "few_shot")
 LAST = ("seed", "out", "shard", "device", "dtype", "as_json")
 """Options that `--help` lists first and last; a command's own come in between, and then others."""
 Options = TypeVar("Options")

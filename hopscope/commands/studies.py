@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hopscope.commands.options import Preset, QueryOptions, with_options
+from hopscope.commands.options import Need, Preset, QueryOptions, with_options
 from hopscope.commands.printing import show, table_text
 from hopscope.errors import ResultError
 
@@ -28,6 +28,7 @@ def study_command(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Grade this many, and analyse all of them that fit.")
     ] = None,
+    need: Need = 16,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of the report; a stopped study goes on.")
     ] = Path("study"),
@@ -35,9 +36,9 @@ def study_command(
     """Grade, run every analysis, and write figures, tables and a page that says what was found."""
     from hopscope.study import presets, report, study
 
-    size = presets.preset(preset)
+    size = replace(presets.preset(preset), need=need)
     if limit is not None:
-        size = replace(size, limit=limit, most=limit, questions=limit)
+        size = replace(size, limit=limit, most=max(limit, need), questions=limit)
     queries, model = options.load_queries(), options.load_model()
     found = study.run_study(model, queries, out / "runs", size, seed=options.seed)
     sections = report.sections(found)

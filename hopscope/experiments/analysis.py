@@ -23,7 +23,7 @@ from hopscope.queries.query_set import QuerySet
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import provenance
-from hopscope.results.runs import Inputs, run_over
+from hopscope.results.runs import Inputs, Until, run_over
 
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R", bound=Result)
@@ -272,6 +272,7 @@ def run_in_parts(
     options: RunOptions,
     *,
     per_part: int,
+    until: Until | None = None,
 ) -> R:
     """Compute the tables of all inputs, part by part, and make a result of them.
 
@@ -283,6 +284,7 @@ def run_in_parts(
         compute: gives the tables of some of the inputs; must not depend on which others there are.
         options: where the run folder is, which shard is computed, and whether a bar is shown.
         per_part: inputs in a part.
+        until: looks at the tables after each part, and may end the run.
     """
     run = provenance(model, inputs, kind.kind, settings)
     tables = run_over(
@@ -293,5 +295,6 @@ def run_in_parts(
         out=options.out,
         shard=options.shard,
         progress=options.progress,
+        until=until,
     )
     return kind.of(tables, run)

@@ -32,6 +32,10 @@ SAME = ("kind", "settings", "model", "queries")
 """What two runs must share to be one."""
 
 
+Until = Callable[[Tables], str | None]
+"""Looks at the tables of the parts so far: None ends the run, a text is shown in its bar."""
+
+
 class Inputs(Described, Protocol):
     """What is analysed: a sequence of queries, questions or prompts with a name."""
 
@@ -47,6 +51,7 @@ def run_over(
     out: str | Path | None = None,
     shard: tuple[int, int] | None = None,
     progress: bool = True,
+    until: Until | None = None,
 ) -> Tables:
     """Compute the tables of all inputs, part by part.
 
@@ -58,6 +63,7 @@ def run_over(
         out: run folder; parts that are there already are not computed again.
         shard: (i, n): only every n-th part, from the i-th (1 to n) on; needs `out`.
         progress: show a progress bar.
+        until: looks at the tables after each part, and ends the run or says what the bar shows.
 
     Returns:
         The tables of all finished parts.
@@ -78,7 +84,7 @@ def run_over(
     def part(start: int) -> Tables:
         return compute(inputs[start : start + per_part])
 
-    return _run(sizes, part, run, out, shard, description, "query", progress)
+    return _run(sizes, part, run, out, shard, description, "query", progress, until)
 
 
 def run_parts(
@@ -133,6 +139,7 @@ def _run(
     description: str,
     unit: str,
     progress: bool,
+    until: Until | None = None,
 ) -> Tables:
     """Compute the parts of one shard that are not there yet; `sizes` are those of all parts."""
     parts = _of_shard(list(sizes), shard, out)
@@ -149,6 +156,11 @@ def _run(
             elif not part_path(folder, "frame", part).exists():
                 write_part(folder, part, compute(part))
             bar.update(sizes[part])
+            if until is not None:
+                shown = until(joined(kept) if folder is None else read_parts(folder))
+                if shown is None:
+                    break
+                bar.set_postfix_str(shown)
     return joined(kept) if folder is None else read_parts(folder)
 
 

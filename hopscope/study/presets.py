@@ -18,6 +18,7 @@ class Preset:
         questions: questions over documents that are asked.
         shuffles: orders of their documents among which one is chosen.
         of_world: questions of each split of a world.
+        need: queries of each subset, for which more than `limit` are graded if they are there.
     """
 
     limit: int | None
@@ -26,6 +27,7 @@ class Preset:
     questions: int = 500
     shuffles: int = 20
     of_world: int = 1000
+    need: int = 0
 
 
 PRESETS = {

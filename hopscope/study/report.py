@@ -43,6 +43,7 @@ class Section:
         tables: by name; each is a CSV file, too.
         views: HTML of interactive grids.
         image: a picture as base64 where there is no figure script, or None.
+        ran: whether there is a result; if not, the page lists it at its end.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Section:
     tables: Tables = field(default_factory=dict)
     views: list[str] = field(default_factory=list)
     image: str | None = None
+    ran: bool = True
 
 
 def write(study: Study, out: Path, told: Sequence[Section] | None = None) -> Path:
@@ -88,7 +90,9 @@ def write(study: Study, out: Path, told: Sequence[Section] | None = None) -> Pat
                 "tables": {name: _html(table) for name, table in section.tables.items()},
             }
             for section in told
+            if section.ran
         ],
+        not_run=[section for section in told if not section.ran],
         provenance=_provenance(study),
         script=page_script() if any(section.views for section in told) else "",
     )
@@ -156,7 +160,9 @@ def _section(entry: Analysis, results: Mapping[str, Any], left_out: Mapping[str,
         which = SUBSET_TITLES[subset] if subset == "documents" else f"queries graded {subset}"
         said.append(f"Not run on {which}: {reason}.")
     image = None if _has_script(name) or not results else picture_of(next(iter(results.values())))
-    return Section(name, entry.title, entry.question_with_source, said, tables, views, image)
+    return Section(
+        name, entry.title, entry.question_with_source, said, tables, views, image, bool(results)
+    )
 
 
 NO_SCRIPTS = '<p class="note">With scripts, every cell can be read here.</p>'
@@ -195,7 +201,7 @@ def _subtitle(study: Study) -> str:
     model = run["model"]
     return (
         f"{model['n_layers']} layers, {model['family']}, {model['dtype']} on {model['device']}; "
-        f"{run['queries']['n']} queries of “{run['queries']['name']}”, {shots}."
+        f"{study.grading.n_queries} queries of “{run['queries']['name']}”, {shots}."
     )
 
 
@@ -204,7 +210,7 @@ def _provenance(study: Study) -> dict[str, str]:
     return {
         "model": run["model"]["name"],
         "weights sha256": run["model"]["sha256"],
-        "queries": f"{run['queries']['name']} ({run['queries']['n']})",
+        "queries": f"{run['queries']['name']} ({study.grading.n_queries})",
         "queries sha256": run["queries"]["sha256"],
         **{name: str(version) for name, version in run["versions"].items() if version},
     }

@@ -14,10 +14,11 @@ from hopscope.documents.question_set import QuestionSet
 from hopscope.errors import ModelError, QueryError
 from hopscope.experiments.analysis import Analysis, Scale, limited
 from hopscope.experiments.catalogue import analyses
-from hopscope.experiments.two_hop.grading import Grading, grade
+from hopscope.experiments.two_hop.grading import SUBSETS, Grading, grade, grade_until
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.query_set import QuerySet
 from hopscope.results.result import Result
+from hopscope.results.run_folder import is_run, read_run
 from hopscope.study.presets import Preset
 
 logger = logging.getLogger(__name__)
@@ -79,9 +80,7 @@ def run_study(
 
     An analysis that finds no query is left out, and a warning says so.
     """
-    graded = grade(
-        model, limited(queries, size.limit, seed), out=folder / "grading", progress=progress
-    )
+    graded = _graded(model, queries, size, seed, out=folder / "grading", progress=progress)
     task = _Task(model, queries, graded, folder, size, seed, progress)
     results: dict[str, Result] = {}
     left_out: dict[str, str] = {}
@@ -93,6 +92,17 @@ def run_study(
             logger.warning("%s is left out: %s", name, error)
             left_out[name] = str(error)
     return Study(graded, results, left_out, folder)
+
+
+def _graded(
+    model: LanguageModel, queries: QuerySet, size: Preset, seed: int, **run: Any
+) -> Grading:
+    """The grading of as many queries as are wanted and needed; one without a need goes on so."""
+    begun = is_run(run["out"]) and "need" not in read_run(run["out"])["settings"]
+    if begun or not size.need or size.limit is None:
+        return grade(model, limited(queries, size.limit, seed), **run)
+    need = dict.fromkeys(SUBSETS, size.need)
+    return grade_until(model, queries, need, size.limit, seed=seed, **run)
 
 
 def _chosen(steps: Sequence[str] | None) -> Iterator[tuple[Analysis, str]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import random
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
@@ -10,7 +13,7 @@ import pandas as pd
 from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.read_out import ReadOut
 from hopscope.engine.sweep import generate
-from hopscope.errors import ResultError
+from hopscope.errors import QueryError, ResultError, UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
 from hopscope.experiments.arguments import AtLeast, OneOf
 from hopscope.models.language_model import LanguageModel
@@ -22,14 +25,20 @@ from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import FORMS, Form
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
+from hopscope.results.runs import Until
 from hopscope.results.wording import rows_where, with_interval
-from hopscope.statistics import wilson
+from hopscope.statistics import chance_of_more, wilson
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+logger = logging.getLogger(__name__)
+
 PER_PART = 128
 BATCH = 128
+LEAST_CHANCE = 0.5
+"""Of finding enough queries, below which no more are graded."""
+SUBSETS = ("correct", "incorrect")
 SHORTCUTS: tuple[Form, ...] = ("entity_shortcut", "relation_shortcut")
 
 
@@ -59,32 +68,42 @@ class Grading(Result):
 
     def correct(self, queries: QuerySet | None = None) -> QuerySet:
         """The queries with first hop and composition right and no shortcut right."""
-        table = self.verdicts()
-        return self._chosen(table["first_hop"] & table["two_hop"], table, queries)
+        return self._chosen("correct", queries)
 
     def incorrect(self, queries: QuerySet | None = None) -> QuerySet:
         """The queries with both hops right, the composition wrong, and no shortcut right."""
-        table = self.verdicts()
-        hops = table["first_hop"] & table["second_hop"]
-        return self._chosen(hops & ~table["two_hop"], table, queries)
+        return self._chosen("incorrect", queries)
 
-    def _chosen(
-        self, chosen: pd.Series[bool], table: pd.DataFrame, queries: QuerySet | None
-    ) -> QuerySet:
+    def counts(self) -> dict[str, int]:
+        """How many queries are `graded`, `correct` and `incorrect`."""
+        table = self.verdicts()
+        of_subset = {name: int(those.sum()) for name, those in self._subsets(table).items()}
+        return {"graded": len(table), **of_subset}
+
+    @staticmethod
+    def _subsets(table: pd.DataFrame) -> dict[str, pd.Series[bool]]:
+        """Which queries are of each subset, by verdicts."""
+        shortcut = table[list(SHORTCUTS)].any(axis=1)
+        hops = table["first_hop"] & table["second_hop"]
+        return {
+            "correct": table["first_hop"] & table["two_hop"] & ~shortcut,
+            "incorrect": hops & ~table["two_hop"] & ~shortcut,
+        }
+
+    def _chosen(self, subset: str, queries: QuerySet | None) -> QuerySet:
         source = self.queries if queries is None else queries
         if source is None:
             raise ResultError("a loaded grading needs its queries: pass the query set it graded")
-        kept = set(table.index[chosen & ~table[list(SHORTCUTS)].any(axis=1)])
+        chosen = self._subsets(self.verdicts())[subset]
+        kept = set(chosen.index[chosen])
         return source.filter(lambda query: query.id in kept)
 
     def summary(self) -> pd.DataFrame:
         """Share right for each form and share in each subset, with Wilson 95 % intervals."""
         table = self.verdicts()
-        no_shortcut = ~table[list(SHORTCUTS)].any(axis=1)
-        hops = table["first_hop"] & table["second_hop"]
-        table["both_hops"] = hops
-        table["correct"] = table["first_hop"] & table["two_hop"] & no_shortcut
-        table["incorrect"] = hops & ~table["two_hop"] & no_shortcut
+        subsets = self._subsets(table)
+        table["both_hops"] = table["first_hop"] & table["second_hop"]
+        table = table.assign(**subsets)
         rows = []
         for name in table.columns:
             right, n = int(table[name].sum()), len(table)
@@ -156,16 +175,112 @@ def grade(
     Example:
         >>> wrong = grade(model, load_queries("world").sample(200)).incorrect()  # doctest: +SKIP
     """
-    options = RunOptions(**run)
     line = queries.few_shot > 0 if one_line is None else one_line
     settings = {"match": match, "max_new_tokens": max_new_tokens, "one_line": line}
+    return _grade(model, queries, settings, RunOptions(**run), PER_PART)
+
+
+def grade_until(
+    model: LanguageModel,
+    queries: QuerySet,
+    need: Mapping[str, int],
+    at_least: int = PER_PART,
+    *,
+    match: Match = "word",
+    max_new_tokens: int = 10,
+    one_line: bool | None = None,
+    **run: Unpack[RunKeywords],
+) -> Grading:
+    """Grade queries until there are enough of each subset, or these can hardly be found.
+
+    Args:
+        model: the model.
+        queries: what is asked at most; a sample of `at_least` comes first, then the others.
+        need: how many there shall be of the subsets `correct` and `incorrect`.
+        at_least: how many are graded in any case.
+        match, max_new_tokens, one_line: as for `grade`.
+        **run: `seed`, of the sample and the order of the others, `progress`, `max_memory`, `out`.
+
+    Returns:
+        A `Grading` of the queries that were graded. The progress bar shows how many of each subset
+        were found, and the chance that the queries that are left have the others; below 50 % no
+        more are graded, with a warning.
+
+    Raises:
+        UsageError: for an unknown subset or rule, a shard, an empty set, or a prompt that does
+            not fit.
+
+    Example:
+        >>> graded = grade_until(model, load_queries("world"), {"incorrect": 16})  # doctest: +SKIP
+    """
+    options = RunOptions(**run)
+    OneOf(MATCHES).checked("match", match, model)
+    for subset in need:
+        OneOf(SUBSETS).checked("subset", subset, model)
+    if options.shard is not None:
+        raise UsageError("grading until there are enough has no shards: grade all with grade()")
+    if not len(queries):
+        raise QueryError(f"{queries.name} is an empty query set: nothing to grade")
+    ordered = _sample_first(queries, min(at_least, len(queries)), options.seed)
+    line = queries.few_shot > 0 if one_line is None else one_line
+    settings = {
+        "match": match,
+        "max_new_tokens": max_new_tokens,
+        "one_line": line,
+        "need": dict(need),
+        "at_least": at_least,
+    }
+
+    def until(tables: Tables) -> str | None:
+        found = Grading.of(tables, {}).counts()
+        n, left = found["graded"], len(queries) - found["graded"]
+        chance = min(chance_of_more(found[s], n, need[s] - found[s], left) for s in need)
+        shown = ", ".join(f"{found[subset]} of {need[subset]} {subset}" for subset in need)
+        if n < at_least or LEAST_CHANCE <= chance < 1:
+            return f"{shown}, chance {chance:.0%}"
+        if chance < LEAST_CHANCE:
+            logger.warning(
+                "%d queries are graded, with %s; the chance that the other %d have the rest is "
+                "%.0f %%, so that no more are graded",
+                n,
+                shown,
+                left,
+                100 * chance,
+            )
+        return None
+
+    per_part = min(PER_PART, max(at_least, 32))
+    return _grade(model, ordered, settings, options, per_part, until)
+
+
+def _sample_first(queries: QuerySet, n: int, seed: int) -> QuerySet:
+    """All queries, those of `queries.sample(n, seed)` first, and then the others by chance."""
+    first = list(queries.sample(n, seed))
+    chosen = {query.id for query in first}
+    others = [query for query in queries if query.id not in chosen]
+    random.Random(seed).shuffle(others)
+    return replace(queries, queries=(*first, *others))
+
+
+def _grade(
+    model: LanguageModel,
+    queries: QuerySet,
+    settings: Mapping[str, Any],
+    options: RunOptions,
+    per_part: int,
+    until: Until | None = None,
+) -> Grading:
+    """Grade queries, part by part."""
+    match, n_new, line = (settings[name] for name in ("match", "max_new_tokens", "one_line"))
     store = PrefixStore(model, most=64)
 
     def compute(part: QuerySet) -> Tables:
-        generations = _generations(model, part, store, max_new_tokens, line, options.max_memory)
+        generations = _generations(model, part, store, n_new, line, options.max_memory)
         return {"frame": _verdicts(part, generations, match, line), "details": _answers(part)}
 
-    graded = run_in_parts(Grading, model, queries, settings, compute, options, per_part=PER_PART)
+    graded = run_in_parts(
+        Grading, model, queries, settings, compute, options, per_part=per_part, until=until
+    )
     return replace(graded, queries=queries)
 
 

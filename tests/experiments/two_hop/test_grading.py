@@ -25,7 +25,8 @@ from matplotlib.patches import Rectangle
 
 import hopscope as hs
 from hopscope.errors import QueryError, ResultError, UsageError
-from hopscope.experiments.two_hop.grading import Grading, grade
+from hopscope.experiments.two_hop import grading
+from hopscope.experiments.two_hop.grading import Grading, grade, grade_until
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import FORMS, TwoHopQuery
@@ -275,3 +276,42 @@ def test_a_prompt_must_leave_room_for_the_answer() -> None:
     grade(known_model(), QuerySet((fits,)), max_new_tokens=room, progress=False)
     with pytest.raises(UsageError, match=f"{room + 1} are to be generated"):
         grade(known_model(), QuerySet((fits,)), max_new_tokens=room + 1, progress=False)
+
+
+def test_grading_goes_on_until_a_subset_has_enough(tmp_path: Path) -> None:
+    model, queries = known_model(), known_queries()
+    whole = grade(model, queries, progress=False)
+    n = len(whole.incorrect())
+    assert n >= 2
+    found = grade_until(model, queries, {"incorrect": n}, 1, out=tmp_path / "run", progress=False)
+    assert len(found.incorrect()) == n
+    both = found.frame.merge(whole.frame, on=["query", "form"])
+    assert (both["correct_x"] == both["correct_y"]).all()
+    again = grade_until(model, queries, {"incorrect": n}, 1, out=tmp_path / "run", progress=False)
+    pd.testing.assert_frame_equal(again.frame, found.frame)
+
+
+def test_grading_stops_at_the_part_that_has_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grading, "PER_PART", 2)
+    model, queries = known_model(), known_queries()
+    few = grade_until(model, queries, {"correct": 1}, 1, progress=False)
+    assert few.counts()["correct"] >= 1
+    assert few.n_queries < len(queries)
+    assert few.frame["query"].iloc[0] == queries.sample(1, 0)[0].id
+
+
+def test_grading_ends_where_enough_can_hardly_be_found(caplog: pytest.LogCaptureFixture) -> None:
+    model, queries = known_model(), known_queries()
+    found = grade_until(model, queries, {"incorrect": 10_000}, 1, progress=False)
+    assert found.n_queries == len(queries)
+    assert "so that no more are graded" in caplog.text
+
+
+def test_what_grading_until_cannot_do_is_refused() -> None:
+    model, queries = known_model(), known_queries()
+    with pytest.raises(UsageError, match="unknown subset 'wrong'"):
+        grade_until(model, queries, {"wrong": 1}, progress=False)
+    with pytest.raises(UsageError, match="no shards"):
+        grade_until(model, queries, {"correct": 1}, shard=(1, 2), progress=False)
+    with pytest.raises(UsageError, match="empty query set"):
+        grade_until(model, queries.filter(lambda _: False), {"correct": 1}, progress=False)
