@@ -1,5 +1,13 @@
 """The one family of exceptions that hopscope raises for a user's mistake or a failed step."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
+
 
 class HopscopeError(Exception):
     """Base of every error of hopscope; its message says what was given, expected, and to do."""
@@ -27,3 +35,37 @@ class ResultError(HopscopeError):
 
 class DamagedResultError(ResultError):
     """A saved result whose files cannot be read, or do not belong together."""
+
+
+def one_of(kind: str, name: T, known: Iterable[str], error: type[UsageError] = UsageError) -> T:
+    """Return a name that is one of those that are known.
+
+    Args:
+        kind: what the name is of, such as `mask`.
+        name: what was given.
+        known: the names that it may be.
+        error: the class of the error.
+
+    Raises:
+        UsageError: or `error`: with all known names, and those that are spelled alike.
+
+    Example:
+        >>> one_of("mask", "causal", ["causal", "document_block"])
+        'causal'
+    """
+    known = list(known)
+    if name not in known:
+        choices = f"choose one of {', '.join(known)}{did_you_mean(str(name), known)}"
+        raise error(f"unknown {kind} {name!r}: {choices}")
+    return name
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error message that suggests similar names, or an empty string.
+
+    Example:
+        >>> did_you_mean("wrold", ["world", "facts"])
+        '; did you mean world?'
+    """
+    similar = difflib.get_close_matches(name, list(known), n=3)
+    return f"; did you mean {' or '.join(similar)}?" if similar else ""

@@ -137,7 +137,7 @@ def test_its_command_checks_before_anything_is_loaded(
 ) -> None:
     code, text = shell(capsys, "toy-lengths", "-m", "no-such-model", "--units", "words")
     assert code == 2
-    assert "unknown unit 'words': choose from tokens, letters" in text
+    assert "unknown unit 'words': choose one of tokens, letters" in text
 
 
 def test_its_command_runs_it(
@@ -204,7 +204,6 @@ INVALID: dict[str, Any] = {
     "Orders": [],
     "Edges": ["no edge"],
     "TargetPrompts": ["no such prompt"],
-    "TokensRead": "none",
 }
 
 

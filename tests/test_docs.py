@@ -38,7 +38,7 @@ def test_an_analysis_of_ones_own_is_written_in_a_few_lines(
         assert result.frame.dtypes.astype(str).to_dict() == result.columns
         assert list(result.tables()["mean"]) == ["control", "layer", "n", "margin", "low", "high"]
         assert type(hs.load_result(tmp_path / "run")) is type(result)
-        with pytest.raises(hs.HopscopeError, match="unknown position 't9': choose from t1, t2"):
+        with pytest.raises(hs.HopscopeError, match="unknown position 't9': choose one of t1, t2"):
             margins(model, queries, position="t9")
         assert registry.REGISTERED["margins"].command == "margins"
     finally:
@@ -73,7 +73,10 @@ PUNCTUATION = " .,:;()"
 
 
 def package_texts() -> Iterator[str]:
-    """The string constants of the package but its docstrings; each f-string as one text."""
+    """The string constants of the package but its docstrings; each f-string as one text.
+
+    What `one_of` says of a kind of name is one, too.
+    """
     for path in (*ROOT.glob("hopscope/**/*.py"), *ROOT.glob("probes/**/*.py")):
         nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
         parts = {id(each.value) for each in nodes if isinstance(each, ast.Expr)}
@@ -84,6 +87,9 @@ def package_texts() -> Iterator[str]:
                     str(each.value) if isinstance(each, ast.Constant) else FILLED
                     for each in node.values
                 )
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "one_of":
+                kind = node.args[0]
+                yield f"unknown {kind.value if isinstance(kind, ast.Constant) else FILLED}"
             elif id(node) in parts or not isinstance(node, ast.Constant):
                 continue
             elif isinstance(node.value, str):

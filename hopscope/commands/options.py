@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, TypeVar, get_type
 import typer
 
 from hopscope.commands.printing import AsJson
-from hopscope.errors import UsageError
+from hopscope.errors import one_of
 
 if TYPE_CHECKING:
     from hopscope.documents.orders import Order
@@ -139,8 +139,7 @@ class SubsetOptions(QueryOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.subset not in SUBSETS:
-            raise UsageError(f"unknown subset {self.subset!r}: choose {', '.join(SUBSETS)}")
+        one_of("subset", self.subset, SUBSETS)
 
     def load(self, match: str = "word", max_new_tokens: int = 10) -> tuple[LanguageModel, QuerySet]:
         """The model and the subset, graded into a folder beside `out`.

@@ -13,7 +13,7 @@ from hopscope.documents.layout import Encode, Label, Layout, Way
 from hopscope.documents.orders import Order, arrange
 from hopscope.documents.question_set import MultiDocQuestion
 from hopscope.documents.templates import Template, template_of
-from hopscope.errors import QueryError, UsageError
+from hopscope.errors import QueryError, UsageError, one_of
 
 
 def lay_out(
@@ -62,12 +62,8 @@ def lay_out(
         >>> layout = lay_out(encode, question, "forward", way="mask")   # doctest: +SKIP
         >>> layout.tokens("gold 1")                                     # doctest: +SKIP
     """
-    if way not in get_args(Way):
-        raise UsageError(
-            f"unknown way to permute {way!r}: choose one of {', '.join(get_args(Way))}"
-        )
-    if label not in get_args(Label):
-        raise UsageError(f"unknown label {label!r}: choose one of {', '.join(get_args(Label))}")
+    one_of("way to permute", way, get_args(Way))
+    one_of("label", label, get_args(Label))
     if turns and answer is None:
         raise UsageError("turns stand behind an answer, and there is none: pass answer= as well")
     form = template_of(template)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hopscope.documents.question_set import QuestionSet
-from hopscope.errors import QueryError
+from hopscope.errors import QueryError, did_you_mean
 
 BUNDLED_QUESTION_SETS = {"world-docs": "invented", "world-docs-real": "real"}
 """The question sets that come with hopscope, each with the kind of names in its documents."""
@@ -68,10 +67,8 @@ def load_questions(
         return from_rows(read_rows(path), path.stem)
     if isinstance(source, str) and source.count("/") == 1 and not path.suffix:
         return from_rows(list(read_hub(source, split, "validation")), source)
-    near = difflib.get_close_matches(str(source), list(BUNDLED_QUESTION_SETS), n=2)
-    meant = f"; did you mean {' or '.join(near)}?" if near else ""
     raise QueryError(
         f"no question set {str(source)!r}: it is neither a bundled set "
         f"({', '.join(BUNDLED_QUESTION_SETS)}) nor a file that exists nor a hub id "
-        f"(owner/name){meant}"
+        f"(owner/name){did_you_mean(str(source), BUNDLED_QUESTION_SETS)}"
     )

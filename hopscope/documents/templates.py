@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from hopscope.errors import UsageError
+from hopscope.errors import one_of
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,4 @@ def template_of(template: str | Template) -> Template:
     """
     if isinstance(template, Template):
         return template
-    if template not in TEMPLATES:
-        raise UsageError(f"unknown template {template!r}: choose one of {', '.join(TEMPLATES)}")
-    return TEMPLATES[template]
+    return TEMPLATES[one_of("template", template, TEMPLATES)]

@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 
 from hopscope.documents.question_set import Document, Hop, MultiDocQuestion, QuestionSet
-from hopscope.errors import QueryError
+from hopscope.errors import QueryError, one_of
 from hopscope.queries.load import load_queries
 from hopscope.queries.two_hop_query import TwoHopQuery, lowered
 
@@ -77,8 +77,7 @@ def world_docs(
     Raises:
         QueryError: for other `names`, or if the facts do not give enough distractors.
     """
-    if names not in ("invented", "real"):
-        raise QueryError(f"unknown names {names!r}: choose invented or real")
+    one_of("names", names, ("invented", "real"), QueryError)
     if distractors < 0:
         raise QueryError(f"distractors must be 0 or more, not {distractors}")
     queries = load_queries("world", few_shot=0)

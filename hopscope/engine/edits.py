@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import Tensor
 
-from hopscope.errors import UsageError
+from hopscope.errors import UsageError, one_of
 
 if TYPE_CHECKING:
     from hopscope.models.language_model import LanguageModel
@@ -43,10 +43,7 @@ class Patch:
     head: int | None = None
 
     def __post_init__(self) -> None:
-        if self.site not in get_args(PatchSite):
-            raise UsageError(
-                f"unknown site {self.site!r}: expected one of {', '.join(get_args(PatchSite))}"
-            )
+        one_of("site", self.site, get_args(PatchSite))
         if self.vector.ndim != 1:
             raise UsageError(
                 "a patch takes one vector of shape (d_model,), or (head_dim,) for site 'z', not "

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from hopscope.documents.orders import Order, order_name
 from hopscope.engine.edits import Knockout
 from hopscope.engine.masked.reader import reader_of
-from hopscope.errors import UsageError
+from hopscope.errors import UsageError, one_of
 from hopscope.masks.algebra import Mask
 from hopscope.masks.named import mask_of
 from hopscope.models.token_model import TokenModel
@@ -45,9 +45,7 @@ class OneOf:
     known: Sequence[str]
 
     def checked(self, name: str, value: Any, model: TokenModel | None) -> str:
-        if value not in self.known:
-            raise UsageError(f"unknown {name} {value!r}: choose from {', '.join(self.known)}")
-        return str(value)
+        return str(one_of(name, value, self.known))
 
 
 @dataclass(frozen=True)

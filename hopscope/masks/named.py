@@ -13,7 +13,7 @@ from torch import Tensor
 from hopscope.documents.lay_out import with_order
 from hopscope.documents.layout import Layout, Span
 from hopscope.documents.orders import Order, arrange, order_name
-from hopscope.errors import UsageError
+from hopscope.errors import UsageError, one_of
 from hopscope.masks.algebra import Mask, _Rule, _same_segment, _Scope, _segments, _Switched
 
 
@@ -238,6 +238,4 @@ def mask_of(mask: str | Mask) -> Mask:
     """
     if isinstance(mask, Mask):
         return mask
-    if mask not in MASKS:
-        raise UsageError(f"unknown mask {mask!r}: choose one of {', '.join(MASKS)}")
-    return MASKS[mask]()
+    return MASKS[one_of("mask", mask, MASKS)]()

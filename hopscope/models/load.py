@@ -3,7 +3,6 @@
 `load_encoder_decoder` does the same for T5-like models, and `load_any` for both.
 """
 
-import difflib
 import logging
 import pkgutil
 import re
@@ -23,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hopscope.errors import ModelError, UnknownModelError, UsageError
+from hopscope.errors import ModelError, UnknownModelError, UsageError, did_you_mean
 from hopscope.models.encoder_decoder import EncoderDecoder
 from hopscope.models.gguf import read_gguf
 from hopscope.models.kinds import (
@@ -349,11 +348,9 @@ def _unknown(text: str, classes: tuple[ModelClass, ...]) -> UnknownModelError:
             f"{text!r} is neither an existing folder or file nor a hub id 'org/name'; check the "
             f"path, or use one of the names {', '.join(known)}"
         )
-    near = difflib.get_close_matches(text, known, n=3)
-    meant = f" Did you mean {' or '.join(near)}?" if near else ""
     return UnknownModelError(
-        f"unknown model {text!r}.{meant} Known names: {', '.join(known)}. Also accepted: a hub id "
-        "'org/name', a folder with safetensors, a .gguf file, or a loaded model."
+        f"unknown model {text!r}: choose one of {', '.join(known)}, or give a hub id 'org/name', a "
+        f"folder with safetensors, a .gguf file, or a loaded model{did_you_mean(text, known)}"
     )
 
 

@@ -27,7 +27,7 @@ from transformers import (
     T5Config,
 )
 
-from hopscope.errors import UnknownModelError
+from hopscope.errors import UnknownModelError, one_of
 
 VOCAB_SIZE = 512
 MAX_POSITIONS = 256
@@ -253,12 +253,8 @@ def build_tiny(name: str, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTok
         (4, 512)
     """
     known = {**_FAMILIES, **_ENCODER_DECODERS}
-    if name not in known:
-        raise UnknownModelError(
-            f"no tiny model is called {name!r}; expected one of {', '.join(known)}"
-        )
+    config_class, settings = known[one_of("tiny model", name, known, UnknownModelError)]
     tokenizer = _build_tokenizer(name)
-    config_class, settings = known[name]
     auto: Any = AutoModelForSeq2SeqLM if name in _ENCODER_DECODERS else AutoModelForCausalLM
     config = config_class(
         **settings,

@@ -31,7 +31,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from hopscope.errors import ModelError, UnknownModelError
+from hopscope.errors import ModelError, UnknownModelError, one_of
 from hopscope.files import publish_folder, replacing, temporary_folder, write_json
 from hopscope.models.gguf import quiet_transformers, read_gguf
 
@@ -143,11 +143,7 @@ def pull(name: str, *, progress: bool = True, force: bool = False) -> Path:
 
 
 def _entry(name: str) -> ZooEntry:
-    if name not in _entries():
-        raise UnknownModelError(
-            f"no model of the zoo is called {name!r}; expected one of {', '.join(_entries())}"
-        )
-    return _entries()[name]
+    return _entries()[one_of("model of the zoo", name, _entries(), UnknownModelError)]
 
 
 def _pull(entry: ZooEntry, final: Path, progress: bool, force: bool) -> None:

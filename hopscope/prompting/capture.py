@@ -17,7 +17,7 @@ from hopscope.engine.finite import check_states
 from hopscope.engine.hooks import recording, stacked
 from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.support import shares_prefixes
-from hopscope.errors import ModelError, UsageError
+from hopscope.errors import ModelError, UsageError, one_of
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.tokenized import TokenizedPrompt, by_shape
 from hopscope.queries.prompts import Prompt
@@ -132,11 +132,10 @@ def capture(
     Raises:
         UsageError: for an unknown site, no prompt, or a prompt without such a position.
     """
-    unknown = set(sites) - set(SITES)
-    if unknown or not sites:
-        raise UsageError(f"unknown sites {sorted(unknown)}: choose from {', '.join(SITES)}")
-    if not prompts or not positions:
-        raise UsageError("nothing to capture: give at least one prompt and one position")
+    for site in sites:
+        one_of("site", site, SITES)
+    if not sites or not prompts or not positions:
+        raise UsageError("nothing to capture: give at least one site, prompt and position")
     if not shares_prefixes(model):
         raise ModelError(f"capture needs a family with replaceable attention, not {model!r}")
     tokenized = [TokenizedPrompt.of(model, prompt) for prompt in prompts]

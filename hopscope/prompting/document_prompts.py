@@ -21,7 +21,7 @@ from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
 from hopscope.documents.templates import CHAT_SLOT, Template, template_of
 from hopscope.engine.masked.reader import Reader, reader_of
 from hopscope.engine.read_out import Readings, ReadOut, Version
-from hopscope.errors import QueryError, UsageError
+from hopscope.errors import QueryError, UsageError, one_of
 from hopscope.models.encoder_decoder import EncoderDecoder
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.generation import check_tokens, stop_at_line_end
@@ -75,6 +75,39 @@ class DocumentPrompts:
     max_new_tokens: int | None = None
     seed: int = 0
     fitted: dict[str, FittedQuestion] = field(init=False, default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        model: DocumentModel,
+        questions: QuestionSet,
+        template: str | Template | None,
+        label: Label,
+        max_new_tokens: int | None,
+        seed: int,
+        orders: Sequence[Order] = ("original",),
+        ways: Sequence[str] = (),
+    ) -> DocumentPrompts:
+        """The prompts of all questions, checked in some orders before anything runs.
+
+        Args:
+            model: as the attribute, like the next ones.
+            questions: the questions.
+            template: what suits the questions if None.
+            label: the numbers in front of the documents.
+            max_new_tokens: tokens of an answer.
+            seed: of shuffled orders.
+            orders: those that are asked in.
+            ways: what the orders change.
+
+        Raises:
+            QueryError: for an order that a question cannot have, or one that does not fit.
+            UsageError: for a label or template that cannot be.
+        """
+        chosen = template_for(questions, template)
+        prompts = cls(model, questions, chosen, label, max_new_tokens, seed)
+        prompts.check(orders, ways)
+        return prompts
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
@@ -252,13 +285,8 @@ def question_details(fitted: FittedQuestion) -> dict[str, Any]:
 
 
 def check_metric(metric: str, known: Sequence[str] = METRICS) -> None:
-    """Raise for an unknown metric.
-
-    Raises:
-        UsageError: with the known ones.
-    """
-    if metric not in known:
-        raise UsageError(f"unknown metric {metric!r}: choose one of {', '.join(known)}")
+    """Raise a `UsageError` for an unknown metric."""
+    one_of("metric", metric, known)
 
 
 def accuracies(frame: pd.DataFrame, by: Sequence[str], metric: str, seed: int = 0) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hopscope.errors import QueryError
+from hopscope.errors import QueryError, one_of
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.prompts import Prompt, token_position, token_span
 
@@ -69,8 +69,7 @@ class TokenizedPrompt:
         Raises:
             QueryError: for another name, or a prompt without that part.
         """
-        if name not in SPANS:
-            raise QueryError(f"unknown span {name!r}: choose one of {', '.join(SPANS)}")
+        one_of("span", name, SPANS, QueryError)
         last = len(self.ids) - 1
         if name in ("t1", "t2"):
             return (self.position(name),)

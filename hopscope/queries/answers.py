@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from hopscope.errors import UsageError
+from hopscope.errors import UsageError, one_of
 
 Match = Literal["word", "substring"]
 MATCHES: tuple[Match, ...] = ("word", "substring")
@@ -207,8 +207,7 @@ def _find_word(text: str, names: tuple[str, ...], *, closed: bool = False) -> st
 
 def _checked(names: Iterable[str], match: str) -> tuple[str, ...]:
     """Check the arguments that all matching functions share, and return the names as a tuple."""
-    if match not in MATCHES:
-        raise UsageError(f"unknown match {match!r}: choose one of {', '.join(MATCHES)}")
+    one_of("match", match, MATCHES)
     if isinstance(names, str):
         raise UsageError(
             f"names must be a sequence of names, not the single string {names!r}; put it in a list"

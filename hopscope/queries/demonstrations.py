@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import zip_longest
 
-from hopscope.errors import QueryError
+from hopscope.errors import QueryError, one_of
 from hopscope.queries.answers import normalise
 from hopscope.queries.two_hop_query import FORMS, Form, TwoHopQuery
 
@@ -115,9 +115,7 @@ class Demonstrations:
 
     def text(self, query: TwoHopQuery, form: Form) -> str:
         """Return the demonstrations of a query as text, one per line, for a prompt of one form."""
-        if form not in FORMS:
-            raise QueryError(f"unknown prompt form {form!r}: choose one of {', '.join(FORMS)}")
-        demonstration_form = DEMONSTRATION_FORMS[form]
+        demonstration_form = DEMONSTRATION_FORMS[one_of("prompt form", form, FORMS, QueryError)]
         return "".join(demonstration_line(each, demonstration_form) for each in self.of(query))
 
     def _candidate(self, index: int) -> _Candidate:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from hopscope.errors import QueryError
+from hopscope.errors import QueryError, did_you_mean
 from hopscope.queries.formats import SUFFIXES, read_hub, read_table
-from hopscope.queries.query_set import QuerySet, did_you_mean
+from hopscope.queries.query_set import QuerySet
 
 BUNDLED_QUERY_SETS = {"world": 5}
 """The query sets that come with hopscope, each with its default number of demonstrations."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import random
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, overload
 
 import pandas as pd
 
-from hopscope.errors import QueryError
+from hopscope.errors import QueryError, did_you_mean, one_of
 from hopscope.queries.demonstrations import Demonstrations
 from hopscope.queries.formats import from_frame, to_frame, write_csv
 from hopscope.queries.prompts import Prompt, token_position, token_span
@@ -218,8 +217,7 @@ class QuerySet(Sequence[TwoHopQuery]):
         Raises:
             QueryError: for an unknown form, or if the pool has too few demonstrations for a query.
         """
-        if form not in FORMS:
-            raise QueryError(f"unknown prompt form {form!r}: choose one of {', '.join(FORMS)}")
+        one_of("prompt form", form, FORMS, QueryError)
         if form not in self._prompts:
             chooser = self._demonstrations if self.few_shot else None
             self._prompts[form] = tuple(
@@ -266,14 +264,3 @@ def _value(query: TwoHopQuery, field: str) -> object:
         value: object = getattr(query, field)
         return value
     return query.extra.get(field)
-
-
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """Return the end of an error message that suggests similar names, or an empty string.
-
-    Example:
-        >>> did_you_mean("wrold", ["world", "facts"])
-        '; did you mean world?'
-    """
-    similar = difflib.get_close_matches(name, known, n=3)
-    return f"; did you mean {' or '.join(similar)}?" if similar else ""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from hopscope.errors import QueryError
+from hopscope.errors import QueryError, one_of
 
 Form = Literal["two_hop", "first_hop", "second_hop", "entity_shortcut", "relation_shortcut"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -148,8 +148,7 @@ class TwoHopQuery:
         Raises:
             QueryError: for anything but `e1`, `e2` or `e3`.
         """
-        if entity not in ("e1", "e2", "e3"):
-            raise QueryError(f"unknown entity {entity!r}: choose one of e1, e2, e3")
+        one_of("entity", entity, ("e1", "e2", "e3"), QueryError)
         aliases = getattr(self, f"{entity}_aliases")
         usable = (name for name in aliases if isinstance(name, str) and name.strip())
         return tuple(dict.fromkeys((getattr(self, f"{entity}_label"), *usable)))
@@ -184,6 +183,7 @@ class TwoHopQuery:
         Raises:
             QueryError: for an unknown form.
         """
+        one_of("prompt form", form, FORMS, QueryError)
         if form == "first_hop":
             text, spans = self._first_hop_phrase(self.r1_template)
             text += self.r1_ending
@@ -194,13 +194,11 @@ class TwoHopQuery:
             spans = {name: (start + a, start + b) for name, (a, b) in inner.items()}
         elif form == "relation_shortcut":
             text, spans = self._second(self._inner(relation_only(self.r1_template))), {}
-        elif form in ("second_hop", "entity_shortcut"):
+        else:
             entity = "e2" if form == "second_hop" else "e1"
             label = getattr(self, f"{entity}_label")
             start = self.r2_template.index(_SLOT)
             text, spans = self._second(label), {entity: (start, start + len(label))}
-        else:
-            raise QueryError(f"unknown prompt form {form!r}: choose one of {', '.join(FORMS)}")
         return text, spans | {"t2": (0, len(text))}
 
     def _inner(self, phrase: str) -> str:

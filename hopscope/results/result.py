@@ -83,6 +83,36 @@ class Result:
         """How many queries, or whatever `details` has, the result is of."""
         return int(self.details["query"].nunique())
 
+    def in_run(self, column: str, value: Any = None, table: pd.DataFrame | None = None) -> Any:
+        """A value that a column has; the first one if None.
+
+        Args:
+            column: a column of the table.
+            value: what was asked for.
+            table: where it is looked for; `frame` if None.
+
+        Raises:
+            UsageError: with the values that there are.
+        """
+        there = list(dict.fromkeys((self.frame if table is None else table)[column]))
+        if value is not None and value not in there:
+            raise UsageError(f"no {column} {value!r}: the run has {', '.join(map(str, there))}")
+        return there[0] if value is None else value
+
+    def rows_with(self, table: pd.DataFrame, **where: Any) -> pd.DataFrame:
+        """The rows of a table that have a value in each of some columns.
+
+        Args:
+            table: `frame`, or one that is made of it.
+            **where: the value of each column; the first one there if None.
+
+        Raises:
+            UsageError: with the values that there are.
+        """
+        for column, value in where.items():
+            table = table[table[column] == self.in_run(column, value, table)]
+        return table
+
     def tables(self) -> dict[str, pd.DataFrame]:
         """The numbers by name: what a report shows, and what its CSV files hold."""
         return {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hopscope.errors import UsageError
+from hopscope.errors import one_of
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,4 @@ def preset(name: str) -> Preset:
     Raises:
         UsageError: if there is none.
     """
-    if name not in PRESETS:
-        raise UsageError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
+    return PRESETS[one_of("preset", name, PRESETS)]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from hopscope.compat.old_paths import old_names
-from hopscope.errors import UsageError
+from hopscope.errors import one_of
 from hopscope.training.settings import Schedule
 from hopscope.worlds.recipe import Recipe
 from hopscope.worlds.small_model import Shape
@@ -95,9 +95,7 @@ def recipe_of(name: str) -> Recipe:
     Raises:
         UsageError: for an unknown name.
     """
-    if name not in WORLDS:
-        raise UsageError(f"no world {name!r}: choose one of {', '.join(WORLDS)}")
-    return WORLDS[name]
+    return WORLDS[one_of("world", name, WORLDS)]
 
 
 __getattr__ = old_names(__name__)

@@ -315,14 +315,14 @@ def test_a_model_goes_to_cuda(folder: Path) -> None:
     ("given", "near"), [("smollm-135m", "smollm2-135m"), ("tiny-random-lama", LLAMA)]
 )
 def test_unknown_name_tells_the_near_ones(given: str, near: str) -> None:
-    with pytest.raises(UnknownModelError, match=f"Did you mean {near}"):
+    with pytest.raises(UnknownModelError, match=f"did you mean {near}"):
         load_model(given)
 
 
 def test_unknown_name_with_nothing_near() -> None:
     with pytest.raises(UnknownModelError) as caught:
         load_model("zzz")
-    assert "Did you mean" not in str(caught.value)
+    assert "did you mean" not in str(caught.value)
     for name in ("smollm2-135m", "gemma3-270m", *TINY_FAMILIES):
         assert name in str(caught.value)
 

@@ -305,10 +305,10 @@ def test_captured_states_can_be_used_in_training(llama: LanguageModel) -> None:
 @pytest.mark.parametrize(
     ("prompts", "sites", "positions", "message"),
     [
-        ([TEXT], ["resid_mid"], ["t2"], "unknown sites.*'resid_mid'.*resid_pre, resid_post"),
-        ([TEXT], [], ["t2"], "choose from resid_pre"),
-        ([], ["resid_post"], ["t2"], "at least one prompt"),
-        ([TEXT], ["resid_post"], [], "one position"),
+        ([TEXT], ["resid_mid"], ["t2"], "unknown site 'resid_mid'.*resid_pre, resid_post"),
+        ([TEXT], [], ["t2"], "at least one site"),
+        ([], ["resid_post"], ["t2"], "site, prompt"),
+        ([TEXT], ["resid_post"], [], "prompt and position"),
         ([TEXT], ["resid_post"], ["t1"], "t1"),
         ([TEXT], ["resid_post"], [99], "no token 99"),
         (["Kyoto", ""], ["resid_post"], ["t2"], "no token"),

@@ -216,8 +216,7 @@ def over_documents(tmp_path_factory: pytest.TempPathFactory) -> Study:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hopscope.study.study.grade", lambda *_, **__: graded)
         patch.setattr("hopscope.study.study.load_questions", lambda *_, **__: given)
-        for module in ("permutation", "attention", "order_choice", "masked_paths"):
-            patch.setattr(f"hopscope.experiments.documents.{module}.template_for", lambda *_: FORM)
+        patch.setattr("hopscope.prompting.document_prompts.template_for", lambda *_: FORM)
         return run_study(first_model(), asked, folder, size, DOCUMENT_STEPS, progress=False)
 
 

@@ -20,7 +20,6 @@ from hopscope.documents.orders import Order, order_name
 from hopscope.documents.question_set import QuestionSet
 from hopscope.documents.templates import Template
 from hopscope.engine.read_out import Version
-from hopscope.errors import UsageError
 from hopscope.experiments.analysis import (
     WITHOUT_MEMORY,
     RunKeywords,
@@ -30,7 +29,6 @@ from hopscope.experiments.analysis import (
 )
 from hopscope.experiments.arguments import OneOf, Orders, check_masks
 from hopscope.masks.algebra import Mask
-from hopscope.models.token_model import TokenModel
 from hopscope.prompting.document_prompts import (
     VERDICTS,
     DocumentModel,
@@ -39,7 +37,6 @@ from hopscope.prompting.document_prompts import (
     check_metric,
     question_details,
     scores,
-    template_for,
 )
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
@@ -180,17 +177,6 @@ class DocumentAttention(Result):
         return plots.peak_strips(self.peaks(), self.compare(), ax)
 
 
-@dataclass(frozen=True)
-class TokensRead:
-    """Whose attention is read: that of the answer's tokens, or of the prompt's last."""
-
-    def checked(self, name: str, value: str, model: TokenModel | None) -> str:
-        """One of the two."""
-        if value not in READ:
-            raise UsageError(f"cannot read {value!r}: choose {' or '.join(READ)}")
-        return value
-
-
 def _against(right: np.ndarray, wrong: np.ndarray) -> tuple[Any, ...]:
     unknown = float("nan")
     middle = [float(np.median(each)) if len(each) else unknown for each in (right, wrong)]
@@ -212,7 +198,7 @@ def _against(right: np.ndarray, wrong: np.ndarray) -> tuple[Any, ...]:
     subsets=("documents",),
     order=110,
     keywords=WITHOUT_MEMORY,
-    accepts={"orders": Orders(), "read": TokensRead(), "metric": OneOf(VERDICTS)},
+    accepts={"orders": Orders(), "read": OneOf(READ), "metric": OneOf(VERDICTS)},
     in_study=lambda _: {"orders": ("forward", "backward")},
 )
 def attention_to_documents(
@@ -255,10 +241,9 @@ def attention_to_documents(
         >>> attention_to_documents(model, questions, ["forward"]).compare()   # doctest: +SKIP
     """
     options, named = RunOptions(**run), check_masks(masks, model)
-    prompts = DocumentPrompts(
-        model, questions, template_for(questions, template), label, max_new_tokens, options.seed
+    prompts = DocumentPrompts.of(
+        model, questions, template, label, max_new_tokens, options.seed, orders=orders
     )
-    prompts.check(orders)
     settings = {
         **prompts.settings,
         "orders": [order_name(order) for order in orders],

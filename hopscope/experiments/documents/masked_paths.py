@@ -36,7 +36,6 @@ from hopscope.prompting.document_prompts import (
     FittedQuestion,
     question_details,
     scores,
-    template_for,
 )
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
@@ -207,10 +206,9 @@ def masked_paths(
         UsageError: for a bad argument.
     """
     options = RunOptions(**run)
-    prompts = DocumentPrompts(
-        model, questions, template_for(questions, template), label, max_new_tokens, options.seed
+    prompts = DocumentPrompts.of(
+        model, questions, template, label, max_new_tokens, options.seed, orders=[order]
     )
-    prompts.check([order])
     settings = {
         **prompts.settings,
         "edges": edges,

@@ -25,7 +25,7 @@ from hopscope.experiments.analysis import (
     run_in_parts,
 )
 from hopscope.experiments.arguments import AtLeast, OneOf, check_masks
-from hopscope.experiments.documents.attention import TokensRead, peak_of, read_masses
+from hopscope.experiments.documents.attention import READ, peak_of, read_masses
 from hopscope.masks.algebra import Mask
 from hopscope.prompting.document_prompts import (
     METRICS,
@@ -35,7 +35,6 @@ from hopscope.prompting.document_prompts import (
     check_metric,
     question_details,
     scores,
-    template_for,
 )
 from hopscope.queries.answers import squashed
 from hopscope.results.result import Result
@@ -163,7 +162,7 @@ class OrderChoice(Result):
     subsets=("documents",),
     order=120,
     keywords=WITHOUT_MEMORY,
-    accepts={"k": AtLeast(1), "read": TokensRead(), "metric": OneOf(METRICS)},
+    accepts={"k": AtLeast(1), "read": OneOf(READ), "metric": OneOf(METRICS)},
     in_study=lambda scale: {"k": scale.shuffles},
 )
 def best_order(
@@ -198,10 +197,7 @@ def best_order(
         UsageError: for a bad argument.
     """
     options, chosen = RunOptions(**run), check_masks(mask, model)[0]
-    prompts = DocumentPrompts(
-        model, questions, template_for(questions, template), label, max_new_tokens, options.seed
-    )
-    prompts.check()
+    prompts = DocumentPrompts.of(model, questions, template, label, max_new_tokens, options.seed)
     for question in questions:
         shuffles(prompts.fitted_question(question).question, k, options.seed)
     settings = {**prompts.settings, "k": k, "mask": chosen.name, "read": read}

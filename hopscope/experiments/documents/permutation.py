@@ -17,7 +17,6 @@ from hopscope.documents.orders import Order, order_name
 from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
 from hopscope.documents.templates import Template
 from hopscope.engine.read_out import Version
-from hopscope.errors import UsageError
 from hopscope.experiments.analysis import (
     WITHOUT_MEMORY,
     RunKeywords,
@@ -36,7 +35,6 @@ from hopscope.prompting.document_prompts import (
     accuracies,
     question_details,
     scores,
-    template_for,
 )
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
@@ -102,10 +100,6 @@ class Permutation(Result):
         Raises:
             UsageError: if there is no such order.
         """
-        orders = list(dict.fromkeys(self.frame["order"]))
-        base = orders[0] if base is None else base
-        if base not in orders:
-            raise UsageError(f"no order {base!r} to compare with: there is {', '.join(orders)}")
         return self._paired("order", base, ["mask", "permuting"], metric, seed)
 
     def compare_masks(
@@ -116,15 +110,12 @@ class Permutation(Result):
         Raises:
             UsageError: if there is no such mask.
         """
-        masks = list(dict.fromkeys(self.frame["mask"]))
-        base = masks[0] if base is None else base
-        if base not in masks:
-            raise UsageError(f"no mask {base!r} to compare with: there is {', '.join(masks)}")
         return self._paired("mask", base, ["order", "permuting"], metric, seed)
 
     def _paired(
-        self, column: str, base: str, within: list[str], metric: str, seed: int
+        self, column: str, base: str | None, within: list[str], metric: str, seed: int
     ) -> pd.DataFrame:
+        base = self.in_run(column, base)
         rows: list[dict[str, Any]] = []
         for key, group in self.frame.groupby(within, sort=False):
             table = group.pivot(index="query", columns=column, values=metric)
@@ -245,10 +236,9 @@ def permute_documents(
         >>> permute_documents(model, questions).accuracy()                   # doctest: +SKIP
     """
     options, named = RunOptions(**run), check_masks(masks, model)
-    prompts = DocumentPrompts(
-        model, questions, template_for(questions, template), label, max_new_tokens, options.seed
+    prompts = DocumentPrompts.of(
+        model, questions, template, label, max_new_tokens, options.seed, orders, permuting
     )
-    prompts.check(orders, permuting)
     settings = {
         **prompts.settings,
         "orders": [order_name(order) for order in orders],

@@ -17,7 +17,6 @@ import pandas as pd
 from hopscope.engine.edits import Cell, Knockout
 from hopscope.engine.read_out import CellOutputs, ReadOut
 from hopscope.engine.sweep import sweep
-from hopscope.errors import UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
 from hopscope.experiments.arguments import AtLeast, Edges, Heads, Layers, ListOf, OneOf
 from hopscope.models.language_model import LanguageModel
@@ -118,11 +117,7 @@ class Knockouts(Result):
 
         It is the middle of a window of layers, of which the last may be the one that bites.
         """
-        rows = self.frame[(self.frame["edge"] == edge) & (self.frame["control"] == "none")]
-        if rows.empty:
-            raise UsageError(
-                f"no edge {edge!r}: the run has {', '.join(self.frame['edge'].unique())}"
-            )
+        rows = self.rows_with(self.frame, edge=edge, control="none")
         bites = rows["layer"].where(rows["changed"].astype(bool))
         return bites.groupby(rows["query"], sort=False).min()
 

@@ -132,15 +132,7 @@ class BackPatching(Result):
 
     def heatmap(self, position: str | None = None, control: str = "none") -> pd.DataFrame:
         """Share of queries that have the answer in each cell; rows target, columns source layer."""
-        chosen = self.frame[
-            (self.frame["position"] == self._position(position))
-            & (self.frame["control"] == control)
-        ]
-        if chosen.empty:
-            raise UsageError(
-                f"no cells with control {control!r}: the run has "
-                f"{', '.join(sorted(self.frame['control'].unique()))}"
-            )
+        chosen = self.rows_with(self.frame, position=position, control=control)
         return chosen.pivot_table(
             index="target_layer", columns="source_layer", values="hit", aggfunc="mean"
         )
@@ -159,7 +151,7 @@ class BackPatching(Result):
         """
         cells = self.frame[self.frame["control"] == "none"]
         if position is not None:
-            cells = cells[cells["position"] == self._position(position)]
+            cells = self.rows_with(cells, position=position)
         half = cells["query"].isin(self.choosing_half(seed))
         where = ["position", "source_layer", "target_layer"]
         scores = cells[half].groupby(where)[["hit", "answer_logprob"]].mean()
@@ -196,7 +188,7 @@ class BackPatching(Result):
             counts, on=["query", "position"]
         )
         if position is not None:
-            table = table[table["position"] == self._position(position)]
+            table = self.rows_with(table, position=position)
         table = table.sort_values(["hit", "cells"], ascending=False, kind="stable").head(n)
         names = {"clean_generation": "before", "generation": "after"}
         columns = "query position prompt bridge answer before after source_layer target_layer cells"
@@ -232,14 +224,8 @@ class BackPatching(Result):
         """Draw the source × target heatmap of one position."""
         from hopscope.plots import heatmaps
 
-        where = self._position(position)
+        where = self.in_run("position", position)
         return heatmaps.layer_heatmap(self.heatmap(where, control), ax, title=f"{where}, {control}")
-
-    def _position(self, position: str | None) -> str:
-        there = list(self.frame["position"].unique())
-        if position is not None and position not in there:
-            raise UsageError(f"no position {position!r}: the run has {', '.join(there)}")
-        return str(there[0] if position is None else position)
 
 
 def cells_of(layers: Iterable[int]) -> list[tuple[int, int]]:

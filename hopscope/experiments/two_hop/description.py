@@ -20,7 +20,7 @@ from hopscope.engine.clean_run import CleanRun, clean_run
 from hopscope.engine.edits import Cell, Patch
 from hopscope.engine.read_out import ReadOut
 from hopscope.engine.sweep import sweep
-from hopscope.errors import UsageError
+from hopscope.errors import UsageError, one_of
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
 from hopscope.experiments.arguments import AtLeast, Layers, ListOf, OneOf
 from hopscope.experiments.randomness import generator_for
@@ -132,19 +132,15 @@ class Description(Result):
         self, entity: str, position: str = "t1", prompt: str | None = None
     ) -> pd.Series[float]:
         """For each query the first source layer that is described as an entity; NaN if none."""
-        first = self._first()
-        chosen = self._chosen(first, position, prompt)
-        if entity not in set(chosen["entity"]):
-            raise UsageError(f"no entity {entity!r}: choose from {', '.join(ENTITIES)}")
-        return chosen[chosen["entity"] == entity].set_index("query")["first_layer"]
+        chosen = self.rows_with(self._first(), position=position, prompt=prompt, entity=entity)
+        return chosen.set_index("query")["first_layer"]
 
     def heatmap(
         self, entity: str = "e2", position: str = "t1", prompt: str | None = None
     ) -> pd.DataFrame:
         """Share of texts that name an entity; rows target, columns source layer."""
-        chosen = self._chosen(self.frame, position, prompt)
-        if entity not in (*ENTITIES, *CONTROLS):
-            raise UsageError(f"no entity {entity!r}: choose from {', '.join(ENTITIES)}")
+        one_of("entity", entity, (*ENTITIES, *CONTROLS))
+        chosen = self.rows_with(self.frame, position=position, prompt=prompt)
         return chosen.pivot_table(
             index="target_layer", columns="source_layer", values=entity, aggfunc="mean"
         )
@@ -210,17 +206,6 @@ class Description(Result):
             first = table[known].groupby(keys, sort=False)["first_layer"].min().reset_index()
             tables.append(first.assign(entity=entity))
         return pd.concat(tables, ignore_index=True)
-
-    def _chosen(self, table: pd.DataFrame, position: str, prompt: str | None) -> pd.DataFrame:
-        prompts = list(dict.fromkeys(self.frame["prompt"]))
-        for what, given, known in (
-            ("position", position, list(dict.fromkeys(self.frame["position"]))),
-            ("prompt", prompt or prompts[0], prompts),
-        ):
-            if given not in known:
-                raise UsageError(f"no {what} {given!r}: the run has {', '.join(known)}")
-            table = table[table[what] == given]
-        return table
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from hopscope.engine.finite import check_states
 from hopscope.engine.logit_lens import logit_lens
-from hopscope.errors import UsageError
 from hopscope.experiments.analysis import (
     WITHOUT_MEMORY,
     RunKeywords,
@@ -116,12 +115,8 @@ class Projection(Result):
         self, target: str, position: str = "t2", site: str = "mlp_out", rank: int = 0
     ) -> pd.Series[float]:
         """For each query the first layer where a target is resolved; NaN if never."""
-        table = self.resolved(rank)
-        for column, value in (("target", target), ("position", position), ("site", site)):
-            if value not in set(table[column]):
-                known = ", ".join(dict.fromkeys(table[column]))
-                raise UsageError(f"no {column} {value!r}: the run has {known}")
-            table = table[table[column] == value]
+        chosen = {"target": target, "position": position, "site": site}
+        table = self.rows_with(self.resolved(rank), **chosen)
         return table.set_index("query")["first_layer"]
 
     def tables(self) -> dict[str, pd.DataFrame]:

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hopscope.errors import UsageError
+from hopscope.errors import UsageError, one_of
 from hopscope.experiments.analysis import analysis
 from hopscope.experiments.worlds.coverage_cutoffs import cutoffs
 from hopscope.probes import iicg
@@ -75,8 +75,7 @@ class Coverage(Result):
         Raises:
             UsageError: for another.
         """
-        if grouping not in GROUPINGS:
-            raise UsageError(f"unknown grouping {grouping!r}: choose {', '.join(GROUPINGS)}")
+        one_of("grouping", grouping, GROUPINGS)
         chosen = self.frame.query("measure == 'iicg' and cutoff == -1 and grouping == @grouping")
         return chosen.pivot_table(index="layer", columns="position", values="value")
 

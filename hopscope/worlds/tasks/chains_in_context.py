@@ -15,7 +15,7 @@ import torch
 
 from hopscope.documents.question_set import Document, Hop, MultiDocQuestion, QuestionSet
 from hopscope.documents.templates import Template
-from hopscope.errors import UsageError
+from hopscope.errors import UsageError, one_of
 from hopscope.queries.graph_paths import PathPrompt
 from hopscope.training.fit import IGNORED
 from hopscope.training.settings import check_not_negative, check_positive, check_shares, share_at
@@ -77,9 +77,7 @@ class ChainsInContext:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.order not in get_args(PairOrder):
-            known = ", ".join(get_args(PairOrder))
-            raise UsageError(f"unknown order {self.order!r}: choose one of {known}")
+        one_of("order", self.order, get_args(PairOrder))
         if not 0 < self.fewest <= self.most or 3 * self.most > self.n_nodes:
             raise UsageError(
                 f"{self.fewest} to {self.most} chains of 3 nodes do not fit into {self.n_nodes} "

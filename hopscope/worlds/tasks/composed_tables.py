@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
-from hopscope.errors import UsageError
+from hopscope.errors import UsageError, one_of
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.worlds.tasks.examples import EpochBatches, Example, TaskBatch, as_batch
@@ -54,9 +54,7 @@ class ComposedTables:
     n_bridges: int | None = None
 
     def __post_init__(self) -> None:
-        if self.structure not in get_args(Structure):
-            known = ", ".join(get_args(Structure))
-            raise UsageError(f"unknown structure {self.structure!r}: choose one of {known}")
+        one_of("structure", self.structure, get_args(Structure))
         if self.n_tokens < 2 or not 0 < self.n_examples < self.n_tokens**self.n_places:
             raise UsageError(
                 f"{self.n_tokens} tokens give {self.n_tokens**self.n_places} inputs, of which "

@@ -287,7 +287,7 @@ def test_only_what_is_right_or_wrong_has_peaks() -> None:
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
-    "read": ({"read": "first"}, "cannot read 'first': choose answer or last"),
+    "read": ({"read": "first"}, "unknown read 'first': choose one of answer, last"),
     "order": ({"orders": ["sideways"]}, "unknown order 'sideways'"),
     "bare order": ({"orders": "forward"}, "give a list of orders"),
     "mask": ({"masks": "diagonal"}, "unknown mask 'diagonal'"),

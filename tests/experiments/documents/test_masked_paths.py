@@ -275,7 +275,7 @@ def test_the_effect_is_the_mean_over_questions() -> None:
     assert lost.loc[("e", "distractor", 0)].to_list() == [1, 0]
     nats = made().effect("answer_change").set_index(["edge", "control", "layer"])["effect"]
     assert nats["e", "none", 0] == pytest.approx(-1.0)
-    with pytest.raises(UsageError, match="unknown measure 'rank': choose from changed, lost"):
+    with pytest.raises(UsageError, match="unknown measure 'rank': choose one of changed, lost"):
         made().effect("rank")
 
 

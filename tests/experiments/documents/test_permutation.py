@@ -535,9 +535,9 @@ def test_unfinished_questions_are_not_compared() -> None:
 
 
 def test_what_there_is_not_is_told() -> None:
-    with pytest.raises(UsageError, match="no order 'gold' to compare with: there is forward, back"):
+    with pytest.raises(UsageError, match="no order 'gold': the run has forward, back"):
         made().compare("gold")
-    with pytest.raises(UsageError, match="no mask 'gold' to compare with: there is causal, docu"):
+    with pytest.raises(UsageError, match="no mask 'gold': the run has causal, docu"):
         made().compare_masks("gold")
     with pytest.raises(UsageError, match="unknown metric 'bleu': choose one of contained, matched"):
         made().accuracy("bleu")

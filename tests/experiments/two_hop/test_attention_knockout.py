@@ -701,7 +701,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"edges": ["t1->t2", "t2"]}, "'t2' is no edge"),
     ({"edges": ["t2->t1->e1"]}, "'t2->t1->e1' is no edge"),
     ({"edges": ["t1 -> e1"]}, "'t1 -> e1' is no edge"),
-    ({"controls": ("other",)}, "unknown control 'other': choose from random"),
+    ({"controls": ("other",)}, "unknown control 'other': choose one of random"),
     ({"controls": "random"}, "give a list of controls with any of random, not 'random'"),
     ({"window": -1}, "window must be 0 or more, not -1"),
     ({"layers": [0, 6]}, "layers are numbers from 0 to 5; got 6"),
@@ -710,7 +710,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"heads": [0, 3]}, "no head 3: the model has heads 0 to 2"),
     ({"heads": [-1]}, "no head -1: the model has heads 0 to 2"),
     ({"heads": []}, "a knockout without heads blocks nothing"),
-    ({"criterion": "rank"}, "unknown criterion 'rank': choose from generation, first_token"),
+    ({"criterion": "rank"}, "unknown criterion 'rank': choose one of generation, first_token"),
     ({"match": "exact"}, "unknown match 'exact'"),
     ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more, not 0"),
 ]
@@ -734,7 +734,9 @@ def test_an_empty_set_is_refused() -> None:
 
 
 def test_an_unknown_measure_or_edge_is_told() -> None:
-    with pytest.raises(UsageError, match="unknown measure 'hit': choose from changed, prediction"):
+    with pytest.raises(
+        UsageError, match="unknown measure 'hit': choose one of changed, prediction"
+    ):
         made(BY_HAND).effect("hit")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no edge 't1->e1': the run has t2->t1, t2->e1"):
         made(BY_HAND).first_layers("t1->e1")

@@ -259,7 +259,7 @@ def test_an_empty_set_is_refused() -> None:
 
 
 def test_an_unknown_match_is_told_before_anything_runs(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="unknown match 'exact': choose from word, substring"):
+    with pytest.raises(UsageError, match="unknown match 'exact': choose one of word, substring"):
         grade(known_model(), known_queries(), match="exact", out=tmp_path / "run")  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
 

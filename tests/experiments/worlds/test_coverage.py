@@ -103,7 +103,9 @@ def test_iicg_is_over_pairs_of_states(world, read, grouping):
         )
         assert row["value"].item() == pytest.approx(within - between, abs=1e-4)
     assert read.iicg(grouping).shape == (2, 3)
-    with pytest.raises(UsageError, match="choose bridge, bridge and x2, bridge among equal x2"):
+    with pytest.raises(
+        UsageError, match="choose one of bridge, bridge and x2, bridge among equal x2"
+    ):
         read.iicg("x2")
 
 
