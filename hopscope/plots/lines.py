@@ -73,7 +73,7 @@ def layer_axis(ax: Axes, x: str, y: str, title: str) -> None:
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
 
 
-def share_axis(ax: Axes) -> None:
-    """Show shares from 0 to 1 in per cent on the y axis."""
-    ax.set_ylim(-0.02, 1.02)
+def share_axis(ax: Axes, low: float = -0.02, high: float = 1.02) -> None:
+    """Show shares from 0 to 1 in per cent on the y axis, which runs from `low` to `high`."""
+    ax.set_ylim(low, high)
     ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))

@@ -146,6 +146,21 @@ def errors_of(table: pd.DataFrame, value: str) -> np.ndarray:
     return errors
 
 
+def bars(ax: Axes, places: Any, rows: pd.DataFrame, value: str, width: float, **look: Any) -> None:
+    """Draw bars with the intervals from `low` to `high`.
+
+    Args:
+        ax: where to draw.
+        places: of the bars, one a row.
+        rows: the numbers.
+        value: the column of the bars' heights.
+        width: of a bar.
+        **look: further arguments of `Axes.bar`.
+    """
+    errors = errors_of(rows, value)
+    ax.bar(places, rows[value], width, yerr=errors, error_kw=ERROR_BARS, **look)
+
+
 def size_of(ax: Axes) -> tuple[float, float]:
     """Return width and height of axes in inches, before the layout of the figure."""
     box, dpi = ax.get_window_extent(), ax.figure.dpi

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from hopscope.plots.lines import share_axis
 from hopscope.plots.style import (
     BLACK,
     COLORS,
-    ERROR_BARS,
     GREY,
     TEXT,
     axes_or_new,
+    bars,
     errors_of,
     legend_below,
 )
@@ -26,7 +26,6 @@ def mask_arms(
     by_seed: pd.DataFrame,
     ax: Axes | None = None,
     title: str = "",
-    chance: float | None = None,
 ) -> Axes:
     """Held-out accuracy by order of the documents, one bar an arm, one dot a seed.
 
@@ -39,30 +38,19 @@ def mask_arms(
         by_seed: `PrefixTraining.by_seed()`.
         ax: where to draw.
         title: of the axes.
-        chance: accuracy of a guess, drawn as a line if given.
     """
     ax = axes_or_new(ax, 2.7)
     base = summary[summary["control"] == "base"]
     orders = list(dict.fromkeys(summary["order"]))
     arms = list(dict.fromkeys(summary.loc[summary["control"] == "none", "mask"]))
-    bars = [(arm, read) for arm in arms for read in _own_first(arm, arms)]
-    width = 0.84 / len(bars)
-    for index, (arm, read) in enumerate(bars):
+    shown = [(arm, read) for arm in arms for read in _own_first(arm, arms)]
+    width = 0.84 / len(shown)
+    for index, (arm, read) in enumerate(shown):
         color = COLORS[arms.index(arm) % len(COLORS)]
-        places = np.arange(len(orders)) + (index - (len(bars) - 1) / 2) * width
-        own = read == arm
+        places = np.arange(len(orders)) + (index - (len(shown) - 1) / 2) * width
         rows = _of_bar(summary, arm, read).set_index("order").reindex(orders)
-        ax.bar(
-            places,
-            rows["accuracy"],
-            width * 0.9,
-            yerr=errors_of(rows, "accuracy"),
-            color=color if own else GREY,
-            alpha=0.85,
-            edgecolor=color,
-            linewidth=1.2,
-            error_kw=ERROR_BARS,
-        )
+        look = {"color": color if read == arm else GREY, "edgecolor": color, "linewidth": 1.2}
+        bars(ax, places, rows, "accuracy", width * 0.9, alpha=0.85, **look)
         if len(base):
             level = base[base["read_under"] == read].set_index("order").reindex(orders)
             ends = places - width * 0.45, places + width * 0.45
@@ -72,13 +60,11 @@ def mask_arms(
             dots = seeds.loc[seeds["order"] == order, "accuracy"].to_numpy()
             spread = place + np.linspace(-0.22, 0.22, len(dots)) * width
             ax.plot(spread, dots, "o", ms=3.2, color="white", mec=BLACK, mew=0.8, zorder=3)
-    if chance is not None:
-        ax.axhline(chance, color=TEXT, lw=0.8, ls=":")
     ax.set_xticks(range(len(orders)), orders)
-    ax.set(ylim=(0, 1.02), xlabel="order of the gold documents", title=title)
+    ax.set(xlabel="order of the gold documents", title=title)
     ax.set_ylabel("held-out questions answered")
-    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
-    legend_below(ax, handles=_handles(arms, chance, len(base) > 0))
+    share_axis(ax, 0)
+    legend_below(ax, handles=_handles(arms, len(base) > 0))
     return ax
 
 
@@ -127,7 +113,7 @@ def _of_bar(table: pd.DataFrame, arm: str, read: str) -> pd.DataFrame:
     return table[(table["mask"] == arm) & (table["read_under"] == read)]
 
 
-def _handles(arms: list[str], chance: float | None, base: bool) -> list[Patch | Line2D]:
+def _handles(arms: list[str], base: bool) -> list[Patch | Line2D]:
     handles: list[Patch | Line2D] = [
         Patch(color=COLORS[index % len(COLORS)], label=f"trained {arm.replace('_', ' ')}")
         for index, arm in enumerate(arms)
@@ -137,6 +123,4 @@ def _handles(arms: list[str], chance: float | None, base: bool) -> list[Patch | 
         handles.append(grey)
     if base:
         handles.append(Line2D([], [], color=BLACK, lw=1.6, label="before fine-tuning"))
-    if chance is not None:
-        handles.append(Line2D([], [], color=TEXT, lw=0.8, ls=":", label="a name by chance"))
     return handles

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from hopscope.plots.style import BLUE, ERROR_BARS, GREY, axes_or_new, errors_of, legend_below
+from hopscope.plots.lines import layer_axis, share_axis
+from hopscope.plots.style import BLUE, GREY, axes_or_new, bars, errors_of, legend_below
 
 CLUSTERS = {
     "none": (BLUE, "k-means of the unembedding"),
@@ -32,10 +32,9 @@ def class_bars(by_layer: pd.DataFrame, ax: Axes | None = None, title: str = "") 
         heights = by_layer[name].to_numpy()
         ax.bar(by_layer.index, heights, 0.92, bottom, color=color, label=f"{name} ({share})")
         bottom += heights
-    ax.set(xlabel="layer", ylabel="heads", title=title, ylim=(0, 1))
+    layer_axis(ax, "layer", "heads", title)
+    share_axis(ax, 0, 1)
     ax.set_xlim(by_layer.index.min() - 0.6, by_layer.index.max() + 0.6)
-    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
-    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     handles, names = ax.get_legend_handles_labels()
     ax.legend(
         handles[::-1],
@@ -86,9 +85,8 @@ def drawn_bars(drawn: pd.DataFrame, ax: Axes | None = None, title: str = "") -> 
     ax = axes_or_new(ax, 2.2)
     rows = drawn.set_index("control").reindex(list(CLUSTERS))
     colors = [color for color, _ in CLUSTERS.values()]
-    errors = errors_of(rows, "share")
-    ax.bar(range(len(rows)), rows["share"], 0.7, yerr=errors, color=colors, error_kw=ERROR_BARS)
+    bars(ax, range(len(rows)), rows, "share", 0.7, color=colors)
     ax.set_xticks(range(len(rows)), ["k-\nmeans", "shuf-\nfled"])
-    ax.set(ylim=(0, 1), ylabel="middle ranks near the top", title=title)
-    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    ax.set(ylabel="middle ranks near the top", title=title)
+    share_axis(ax, 0, 1)
     return ax

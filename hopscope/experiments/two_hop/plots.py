@@ -24,6 +24,7 @@ from hopscope.plots.style import (
     VERMILION,
     axes_or_new,
     bar_look,
+    bars,
     color_of_each,
     errors_of,
     legend_below,
@@ -56,20 +57,12 @@ def success_bars(rates: pd.DataFrame, ax: Axes | None = None, title: str = "") -
     controls = [name for name in CONTROLS if name in set(rates["control"])]
     width = 0.8 / len(controls)
     for index, control in enumerate(controls):
-        bars = rates[rates["control"] == control].set_index("position").reindex(positions)
+        rows = rates[rates["control"] == control].set_index("position").reindex(positions)
         places = np.arange(len(positions)) + (index - (len(controls) - 1) / 2) * width
-        ax.bar(
-            places,
-            bars["rate"],
-            width * 0.92,
-            yerr=errors_of(bars, "rate"),
-            **bar_look(CONTROLS[control]),
-            error_kw=ERROR_BARS,
-        )
+        bars(ax, places, rows, "rate", width * 0.92, **bar_look(CONTROLS[control]))
     ax.set_xticks(range(len(positions)), positions)
-    ax.set(ylim=(0, 1), xlabel="patched position", ylabel="queries with the answer in any cell")
-    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
-    ax.set_title(title)
+    ax.set(xlabel="patched position", ylabel="queries with the answer in any cell", title=title)
+    share_axis(ax, 0, 1)
     return ax
 
 
@@ -84,24 +77,17 @@ def described_bars(described: pd.DataFrame, ax: Axes | None = None, title: str =
     ax = axes_or_new(ax, 2.4)
     wanted = [("e2", "t1"), ("e2", "t2"), ("e3", "t1"), ("e3", "t2")]
     there = set(zip(described["entity"], described["position"], strict=True))
-    bars = [each for each in wanted if each in there]
+    named = [each for each in wanted if each in there]
     for offset, other, look in (
         (-0.2, "", CONTROLS["none"]._replace(label="own entity")),
         (0.2, "_other", CONTROLS["other"]._replace(label="another query's entity")),
     ):
         table = described.drop_duplicates(["entity", "position"]).set_index(["entity", "position"])
-        rows = table.reindex([(f"{entity}{other}", position) for entity, position in bars])
-        ax.bar(
-            np.arange(len(bars)) + offset,
-            rows["share"],
-            0.37,
-            yerr=errors_of(rows, "share"),
-            **bar_look(look),
-            error_kw=ERROR_BARS,
-        )
-    ax.set_xticks(range(len(bars)), [f"{entity}\nat {position}" for entity, position in bars])
-    ax.set(ylim=(0, 1), ylabel="queries, in any cell", title=title)
-    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+        rows = table.reindex([(f"{entity}{other}", position) for entity, position in named])
+        bars(ax, np.arange(len(named)) + offset, rows, "share", 0.37, **bar_look(look))
+    ax.set_xticks(range(len(named)), [f"{entity}\nat {position}" for entity, position in named])
+    ax.set(ylabel="queries, in any cell", title=title)
+    share_axis(ax, 0, 1)
     return ax
 
 
@@ -192,12 +178,12 @@ def stage_axis(
     return ax
 
 
-def _spread(layers: np.ndarray, width: float = 0.34) -> np.ndarray:
+def _spread(layers: np.ndarray) -> np.ndarray:
     """Offsets that set apart dots of the same layer."""
     offsets = np.zeros(len(layers))
     for layer in np.unique(layers):
         same = np.flatnonzero(layers == layer)
-        step = min(0.09, width / max(len(same), 1))
+        step = min(0.09, 0.34 / len(same))
         offsets[same] = (np.arange(len(same)) - (len(same) - 1) / 2) * 2 * step
     return offsets
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from hopscope.plots.lines import share_axis
 from hopscope.plots.style import GREY, color_of_each, panels
 
 SPLIT_LABELS = {
@@ -90,7 +91,7 @@ def _points(table: pd.DataFrame, by: str, labels: dict[str, str], colors: Colors
             at = place + shift
             ax.hlines(values.mean(), at - 0.11, at + 0.11, color=color, lw=2)
     ax.set_xticks(range(len(there)), [labels[kind] for kind in there])
-    _shares(ax)
+    share_axis(ax, -0.03, 1.03)
 
 
 def _lines(table: pd.DataFrame, by: str, styles: dict[str, str], colors: Colors, ax: Axes) -> None:
@@ -104,14 +105,9 @@ def _lines(table: pd.DataFrame, by: str, styles: dict[str, str], colors: Colors,
             ax.plot(wide.index, wide, ls=style, color=color, lw=0.7, alpha=0.45)
             ax.plot(wide.index, wide.mean(axis=1), ls=style, color=color, lw=2)
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    _shares(ax)
+    share_axis(ax, -0.03, 1.03)
 
 
 def _styles(ax: Axes, styles: dict[str, str]) -> None:
     handles = [Line2D([], [], color=GREY, ls=style, label=name) for name, style in styles.items()]
     ax.legend(handles=handles, loc="best")
-
-
-def _shares(ax: Axes) -> None:
-    ax.set_ylim(-0.03, 1.03)
-    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 
 from hopscope.experiments.worlds.coverage import GROUPINGS
+from hopscope.plots.lines import share_axis
 from hopscope.plots.style import BLUE, GREEN, GREY, VERMILION, axes_or_new, legend_below
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ def _accuracy_lines(table: pd.DataFrame, x: str, y: str, by: str, ax: Axes) -> N
     for kind, color in zip(kinds, sns.color_palette("mako_r", len(kinds) + 1)[1:], strict=True):
         rows = table[table[by] == kind].sort_values(x)
         ax.plot(rows[x], rows[y], color=color, marker="o", ms=4, label=str(kind))
-    ax.set(ylabel="held-out inputs right", ylim=(-0.03, 1.03))
-    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    ax.set_ylabel("held-out inputs right")
+    share_axis(ax, -0.03, 1.03)
 
 
 def _plain_log(axis: Axis) -> None:

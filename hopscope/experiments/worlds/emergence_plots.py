@@ -11,6 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from hopscope.plots.lines import share_axis
 from hopscope.plots.style import (
     BLACK,
     BLUE,
@@ -126,8 +127,8 @@ def circuit_curves(frame: pd.DataFrame) -> Figure:
         _curve(patched[patched["control"] == control], axes[2], label, color, style)
     axes[2].set(title="1st hop unseen, r1 back-patched", ylabel="questions right")
     for ax in axes:
-        ax.set(xlabel="step of the training", ylim=(-0.03, 1.03))
-        ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+        ax.set_xlabel("step of the training")
+        share_axis(ax, -0.03, 1.03)
         legend_below(ax)
     axes[1].yaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
     return figure

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from hopscope.plots.lines import layer_axis, share_axis
 from hopscope.plots.style import (
     BLUE,
     GREY,
@@ -85,14 +85,13 @@ def operations(
     return ax
 
 
-def explained_lines(table: pd.DataFrame, ax: Axes | None = None, group: str = "lookahead") -> Axes:
-    """The share of right and of explained prompts by group, for each model.
+def explained_lines(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """The share of right and of explained prompts by lookahead, for each model.
 
     Args:
         table: rows of `ComputationGraph.explained()`, with a column `model`; the first is the
             trained one.
         ax: where to draw.
-        group: what prompts are grouped by.
     """
     ax = axes_or_new(ax, 2.4)
     colors = color_of_each(table["model"]) | {"untrained": GREY}
@@ -104,9 +103,8 @@ def explained_lines(table: pd.DataFrame, ax: Axes | None = None, group: str = "l
         ax.errorbar(
             rows["group"], rows["explained"], errors, color=color, marker="o", ms=4, label=model
         )
-    ax.set(xlabel=group, ylabel="prompts", ylim=(-0.03, 1.03))
-    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    layer_axis(ax, "lookahead", "prompts", "")
+    share_axis(ax, -0.03, 1.03)
     handles, _ = ax.get_legend_handles_labels()
     styles = [
         Line2D([], [], color="black", marker="o", ms=4, label="explained"),
@@ -165,6 +163,5 @@ def thought_lines(summary: pd.DataFrame, measure: str, ax: Axes | None = None) -
             lw=1.4,
             label=VERTEX_LABELS[kind],
         )
-    ax.set(ylabel=MEASURE_LABELS[measure])
-    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    layer_axis(ax, "", MEASURE_LABELS[measure], "")
     return ax

@@ -584,7 +584,7 @@ def test_an_empty_set_is_refused() -> None:
 def test_an_unknown_entity_position_or_prompt_is_told() -> None:
     result = made()
     for ask in (result.heatmap, result.first_layers):
-        with pytest.raises(UsageError, match="entity 'e4': .* e1, e2, e3"):
+        with pytest.raises(UsageError, match=r"entity 'e4': .* e1, e2, e3"):
             ask("e4")
         with pytest.raises(UsageError, match="no position 'e1': the run has t1, t2"):
             ask("e2", "e1")
