@@ -55,18 +55,15 @@ def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, floa
     return float(values.mean()), float(interval.low), float(interval.high)
 
 
-def mean_intervals(
-    groups: Sequence[np.ndarray], seed: int = 0, n_resamples: int = 9999
-) -> list[tuple[float, float, float]]:
+def mean_intervals(groups: Sequence[np.ndarray], seed: int = 0) -> list[tuple[float, float, float]]:
     """Return the means of many groups with their 95 % percentile bootstrap intervals.
 
-    Faster than `mean_interval` for each: groups of the same size share their resamples, so that
-    one matrix product gives a resampled mean of all of them.
+    Faster than `mean_interval` for each: groups of the same size share their 9,999 resamples, so
+    that one matrix product gives a resampled mean of all of them.
 
     Args:
         groups: for each group one number per query, shape (query,).
         seed: seed of the resampling.
-        n_resamples: number of resamples.
 
     Returns:
         Mean, low and high of each group, with NaN as in `mean_interval`.
@@ -75,7 +72,7 @@ def mean_intervals(
     for size in sorted({len(group) for group in groups if len(group) > 1}):
         members = [index for index, group in enumerate(groups) if len(group) == size]
         rng = np.random.default_rng(seed)
-        counts = rng.multinomial(size, np.full(size, 1 / size), size=n_resamples)
+        counts = rng.multinomial(size, np.full(size, 1 / size), size=9999)
         means = counts @ np.stack([groups[index] for index in members], axis=1) / size
         lows, highs = np.percentile(means, [2.5, 97.5], axis=0)
         for index, low, high in zip(members, lows, highs, strict=True):
@@ -167,6 +164,27 @@ def t_interval(values: np.ndarray) -> tuple[float, float, float]:
     mean = float(values.mean())
     half_width = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
     return mean, mean - half_width, mean + half_width
+
+
+def t_intervals(table: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
+    """Return the mean of a column over seeds for each group of rows, with 95 % t intervals.
+
+    Args:
+        table: one row for each seed and group, with the columns `seed` and `n`.
+        by: the columns whose values define a group; they may be missing.
+        value: the column to average.
+
+    Returns:
+        A table with the columns `by`, `n_seeds`, `n` (the sum over seeds), `value`, `low`, `high`,
+        one row per group, in the order in which the groups first appear. The intervals are not cut
+        to [0, 1].
+    """
+    groups = table.groupby(list(by), sort=False, dropna=False)
+    rows = [
+        (*key, rows["seed"].nunique(), rows["n"].sum(), *t_interval(rows[value].to_numpy()))
+        for key, rows in groups
+    ]
+    return pd.DataFrame(rows, columns=[*by, "n_seeds", "n", value, "low", "high"])
 
 
 def paired(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, Any]:

@@ -217,8 +217,13 @@ def _is_in(query: TwoHopQuery, subset: str) -> bool:
 def test_back_patch_prints_tables(hopscope: Command, csv: Path) -> None:
     done = hopscope("back-patch", *TINY, "-q", csv, "--positions", "t2", "--controls", "other")
     assert done.code == 0
-    assert done.out.splitlines()[0].split() == ["position", "control", "n", "rate", "low", "high"]
-    assert "best cell, chosen on one half and scored on the other:" in done.out
+    lines = done.out.splitlines()
+    assert lines[0] == "success rate"
+    assert lines[1].split() == ["position", "control", "n", "rate", "low", "high"]
+    assert "above chance" in lines
+    assert (
+        "best cell: The cell that did best on one half of the queries, and its rate on" in done.out
+    )
 
 
 def test_what_is_unknown_is_null(hopscope: Command, csv: Path) -> None:
@@ -571,7 +576,7 @@ MISTAKES: dict[str, tuple[tuple[object, ...], str]] = {
         ("grade", "-m", "no/such/folder"),
         "'no/such/folder' is neither an existing folder",
     ),
-    "pull": (("models", "pull", "smolm2"), "expected one of smollm2-135m"),
+    "pull": (("models", "pull", "smolm2"), "choose one of smollm2-135m"),
     "query set": (("grade", *TINY, "-q", "wrld"), "did you mean world?"),
     "missing column": (("grade", *TINY, "-q", "missing.csv"), "missing column e3_label"),
     "aliases": (("grade", *TINY, "-q", "aliases.csv"), "row 2 below the header: column e3_aliases"),
@@ -636,7 +641,7 @@ MISTAKES: dict[str, tuple[tuple[object, ...], str]] = {
     "questions in csv": (("permute", *PLAIN), "plain.csv: expected a file that ends in .jsonl"),
     "attended order": (("attention", *WORLD_DOCS, "--orders", "up"), "unknown order 'up'"),
     "attended mask": (("attention", *WORLD_DOCS, "--masks", "x"), "unknown mask 'x'"),
-    "whose attention": (("attention", *WORLD_DOCS, "--read", "first"), "cannot read 'first'"),
+    "whose attention": (("attention", *WORLD_DOCS, "--read", "first"), "unknown read 'first'"),
     "study preset": (("study", *PLAIN, "--preset", "full", "-o", "run"), "unknown preset"),
     "limit": (("grade", *PLAIN, "--limit", 0), "--limit"),
     "option": (("grade", "--colour", "red"), "No such option"),

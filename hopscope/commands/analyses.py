@@ -24,7 +24,7 @@ from hopscope.commands.options import (
     split_commas,
     with_options,
 )
-from hopscope.commands.printing import show_back_patching, show_tables
+from hopscope.commands.printing import show_tables
 from hopscope.commands.specs import CommandSpec, OptionSpec, list_specs
 from hopscope.errors import UsageError
 from hopscope.experiments.registry import REGISTERED
@@ -41,8 +41,6 @@ OPTIONS: Mapping[str, type[CommonOptions]] = {
 TYPES = {"bool": bool, "control": bool, "int": int, "float": float}
 """The types of options that are no text."""
 PARITY = "The paper's own setting, with no demonstrations."
-SHOWN = {"back-patch": show_back_patching}
-"""The commands that print more than tables."""
 
 
 class CatalogueGroup(TyperGroup):
@@ -80,10 +78,7 @@ def command_of(spec: CommandSpec) -> Any:
         arguments |= entry.at_layers(model, given.get("layer_step", 1))
         common = {k: v for k, v in options.settings().items() if k in entry.keywords}
         result = entry.function(model, inputs, **arguments, **common)
-        if entry.command in SHOWN:
-            SHOWN[entry.command](result, options.seed, options.as_json)
-        else:
-            show_tables(result, result.printed(seed=options.seed, **shown), options.as_json)
+        show_tables(result, result.printed(seed=options.seed, **shown), options.as_json)
 
     parameters = [
         _keyword(each.name, each.default, _hint(each)) for each in (*spec.own, *spec.printed)

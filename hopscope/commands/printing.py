@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +12,6 @@ import typer
 if TYPE_CHECKING:
     import pandas as pd
 
-    from hopscope.experiments.two_hop.back_patching import BackPatching
     from hopscope.results.result import Result
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
@@ -22,17 +22,29 @@ def show(found: Mapping[str, Any], as_json: bool, text: Callable[[], str]) -> No
     print(json.dumps(_without_nan(found), ensure_ascii=False) if as_json else text())
 
 
-def show_tables(result: Result, tables: Mapping[str, pd.DataFrame], as_json: bool) -> None:
-    """Print named tables; as JSON with the run's provenance."""
+def show_tables(result: Result, found: Mapping[str, Any], as_json: bool) -> None:
+    """Print what a result gives by name; as JSON with the run's provenance.
 
-    def text() -> str:
-        return "\n\n".join(
-            f"{name.replace('_', ' ')}\n{table_text(table, '%.3f')}"
-            for name, table in tables.items()
-        )
+    Args:
+        result: of an analysis.
+        found: tables; named tuples, each a row whose docstring says what it is; None for nothing.
+        as_json: whether it is one JSON object.
+    """
+    plain = {
+        name: records(each) if hasattr(each, "to_json") else each and each._asdict()
+        for name, each in found.items()
+    }
+    show({**plain, "run": result.run}, as_json, lambda: "\n\n".join(_texts(found)))
 
-    found = {name: records(table) for name, table in tables.items()}
-    show({**found, "run": result.run}, as_json, text)
+
+def _texts(found: Mapping[str, Any]) -> Iterator[str]:
+    """What was found as tables with headings."""
+    for name, each in found.items():
+        heading = name.replace("_", " ")
+        if hasattr(each, "_asdict"):
+            yield f"{heading}: {inspect.getdoc(each)}\n{table_text([each._asdict()], '%.3f')}"
+        elif each is not None:
+            yield f"{heading}\n{table_text(each, '%.3f')}"
 
 
 def table_text(table: pd.DataFrame | list[dict[str, Any]], number: str | None = None) -> str:
@@ -67,20 +79,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(each) for each in value]
     return None if isinstance(value, float) and value != value else value
-
-
-def show_back_patching(result: BackPatching, seed: int, as_json: bool) -> None:
-    """Print the rates, and the best single cell with its rate on the other half of the queries."""
-    best = result.best_cell(seed=seed)._asdict() if result.n_queries > 1 else None
-    printed = result.printed(seed)
-    tables = {name: records(table) for name, table in printed.items()}
-
-    def text() -> str:
-        lines = [table_text(printed["success_rate"], "%.3f")]
-        if best is not None:
-            shown = {k: f"{v:.3f}" if isinstance(v, float) else str(v) for k, v in best.items()}
-            lines += ["", "best cell, chosen on one half and scored on the other:"]
-            lines += [", ".join(f"{name} {value}" for name, value in shown.items())]
-        return "\n".join(lines)
-
-    show({**tables, "best_cell": best, "run": result.run}, as_json, text)

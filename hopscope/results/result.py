@@ -117,8 +117,8 @@ class Result:
         """The numbers by name: what a report shows, and what its CSV files hold."""
         return {}
 
-    def printed(self, seed: int = 0) -> Mapping[str, pd.DataFrame]:
-        """The tables that a terminal and `--json` show, by name.
+    def printed(self, seed: int = 0) -> Mapping[str, Any]:
+        """The tables (or named tuples, each a row) that a terminal and `--json` show, by name.
 
         Args:
             seed: of the bootstrap.

@@ -98,8 +98,7 @@ class MaskedPaths(Result):
         """
         keys = ["query", "edge", "layer"]
         wide = self.frame.pivot(index=keys, columns="control", values=measure).astype(float)
-        if not {"none", "distractor"} <= set(wide.columns):
-            return pd.DataFrame(columns=["edge", "layer", "n", "difference", "low", "high"])
+        wide = wide.reindex(columns=["none", "distractor"])
         wide["difference"] = wide["none"] - wide["distractor"]
         return intervals(wide.reset_index(), keys[1:], "difference", "difference", seed)
 

@@ -34,7 +34,7 @@ from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import provenance
 from hopscope.results.runs import run_parts
-from hopscope.statistics import holm, t_interval
+from hopscope.statistics import holm, t_interval, t_intervals
 from hopscope.training.batches import encoder
 from hopscope.training.mask_training import train
 from hopscope.training.settings import TrainingSettings
@@ -111,12 +111,9 @@ class PrefixTraining(Result):
             high.
         """
         keys = ["mask", "read_under", "control", "order"]
-        rows = []
-        for _, group in self.by_seed().groupby(keys, sort=False):
-            mean, low, high = t_interval(group["accuracy"].to_numpy())
-            row = {**group.iloc[0][keys], "n_seeds": len(group), "n_queries": group["n"].iloc[0]}
-            rows.append({**row, "accuracy": mean, "low": low, "high": high})
-        return pd.DataFrame(rows)
+        table = t_intervals(self.by_seed(), keys, "accuracy")
+        table["n"] //= table["n_seeds"]
+        return table.rename(columns={"n": "n_queries"})
 
     def tables(self) -> dict[str, pd.DataFrame]:
         return {"summary": self.summary(), "paired": self.paired()}

@@ -107,8 +107,7 @@ class Knockouts(Result):
         """
         keys = ["query", "edge", "control"]
         shares = self.frame.groupby(keys, sort=False)["changed"].mean().unstack("control")
-        if "random" not in shares:
-            return pd.DataFrame(columns=["edge", "n", "difference", "low", "high"])
+        shares = shares.reindex(columns=["none", "random"])
         table = (shares["none"] - shares["random"]).rename("gain").reset_index()
         return intervals(table, ["edge"], "gain", "difference", seed)
 

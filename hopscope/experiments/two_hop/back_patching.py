@@ -195,10 +195,12 @@ class BackPatching(Result):
         return table.rename(columns=names)[columns.split()].reset_index(drop=True)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        return dict(self.printed())
+        return {"success_rate": self.success_rate(), "above_chance": self.above_chance()}
 
-    def printed(self, seed: int = 0) -> dict[str, pd.DataFrame]:
-        return {"success_rate": self.success_rate(seed), "above_chance": self.above_chance(seed)}
+    def printed(self, seed: int = 0) -> dict[str, Any]:
+        best = self.best_cell(seed=seed) if self.n_queries > 1 else None
+        rates, gains = self.success_rate(seed), self.above_chance(seed)
+        return {"success_rate": rates, "above_chance": gains, "best_cell": best}
 
     def findings(self) -> list[str]:
         rates, gains = self.success_rate(), self.above_chance()

@@ -108,14 +108,12 @@ class Description(Result):
         found = first.assign(found=first["first_layer"].notna().astype(float)).pivot_table(
             index=["prompt", "position", "query"], columns="entity", values="found", sort=False
         )
-        tables = []
-        for entity in ("e2", "e3"):
-            if f"{entity}_other" in found:
-                gain = (found[entity] - found[f"{entity}_other"]).rename("gain").reset_index()
-                tables.append(gain.assign(entity=entity))
+        found = found.reindex(columns=[*ENTITIES, *CONTROLS])
+        tables = [
+            (found[each] - found[f"{each}_other"]).rename("gain").reset_index().assign(entity=each)
+            for each in ("e2", "e3")
+        ]
         keys = ["prompt", "position", "entity"]
-        if not tables:
-            return pd.DataFrame(columns=[*keys, "n", "difference", "low", "high"])
         return intervals(pd.concat(tables), keys, "gain", "difference", seed)
 
     def shares(self) -> pd.DataFrame:

@@ -26,7 +26,7 @@ from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import provenance
 from hopscope.results.runs import run_parts
-from hopscope.statistics import t_interval
+from hopscope.statistics import t_intervals
 from hopscope.worlds.train import accuracy
 from hopscope.worlds.world import World, check_distinct
 
@@ -69,13 +69,7 @@ class Circuit(Result):
             Columns world, measure, split, control, layer, n_seeds, n (questions of all seeds),
             value, low, high. The interval is not cut to [0, 1].
         """
-        rows = []
-        for keys, group in self.frame.groupby(KEYS, sort=False, dropna=False):
-            value, low, high = t_interval(group["value"].to_numpy())
-            counts = {"n_seeds": group["seed"].nunique(), "n": group["n"].sum()}
-            row = dict(zip(KEYS, keys, strict=True)) | counts
-            rows.append({**row, "value": value, "low": low, "high": high})
-        return pd.DataFrame(rows)
+        return t_intervals(self.frame, KEYS, "value")
 
     def tables(self) -> dict[str, pd.DataFrame]:
         return {"summary": self.summary()}

@@ -28,7 +28,7 @@ from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import provenance
 from hopscope.results.runs import run_parts
-from hopscope.statistics import mean_intervals
+from hopscope.statistics import intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,17 +61,12 @@ class ComputationGraph(Result):
             (share in which another vertex is joined, see `joined_other`), explained, low, high:
             95 % bootstrap intervals over prompts.
         """
-        groups = dict(iter(self.details.groupby("group")))
-        shares = ["correct", "n_operations", "joined_other"]
-        values = [each["joined"].to_numpy(dtype=float) for each in groups.values()]
-        rows = [
-            (group, len(each), *each[shares].astype(float).mean(), *interval)
-            for (group, each), interval in zip(
-                groups.items(), mean_intervals(values, seed), strict=True
-            )
-        ]
-        names = ["group", "n", "correct", "operations", "other", "explained", "low", "high"]
-        return pd.DataFrame(rows, columns=names)
+        names = {"correct": "correct", "n_operations": "operations", "joined_other": "other"}
+        table = self.details.sort_values("group", kind="stable")
+        joined = intervals(table, ["group"], "joined", "explained", seed)
+        means = table.astype(dict.fromkeys(names, float)).groupby("group")[list(names)].mean()
+        found = joined.merge(means.rename(columns=names).reset_index(), on="group")
+        return found[["group", "n", *names.values(), "explained", "low", "high"]]
 
     def tables(self) -> dict[str, pd.DataFrame]:
         return {"explained": self.explained()}

@@ -24,7 +24,7 @@ from hopscope.probes import iicg
 from hopscope.prompting.capture import capture
 from hopscope.results.result import Result
 from hopscope.results.run_record import provenance
-from hopscope.statistics import mean_intervals
+from hopscope.statistics import intervals
 from hopscope.worlds.tasks.composed_tables import ComposedTables
 from hopscope.worlds.train import answered
 from hopscope.worlds.world import World
@@ -52,13 +52,8 @@ class Coverage(Result):
         Returns:
             Columns cutoff, n, accuracy, low, high: 95 % bootstrap intervals over inputs.
         """
-        groups = dict(iter(self.details.groupby("cutoff")["right"]))
-        found = mean_intervals([each.to_numpy(dtype=float) for each in groups.values()], seed)
-        rows = [
-            (cutoff, len(each), *interval)
-            for (cutoff, each), interval in zip(groups.items(), found, strict=True)
-        ]
-        return pd.DataFrame(rows, columns=["cutoff", "n", "accuracy", "low", "high"])
+        table = self.details.sort_values("cutoff", kind="stable")
+        return intervals(table, ["cutoff"], "right", "accuracy", seed)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         return {"accuracy": self.accuracy(), "iicg": self.iicg().reset_index()}

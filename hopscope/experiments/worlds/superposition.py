@@ -25,7 +25,7 @@ from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import provenance
 from hopscope.results.runs import run_parts
-from hopscope.statistics import t_interval
+from hopscope.statistics import t_intervals
 from hopscope.worlds.tasks.graph_reachability import GraphReachability, Maze
 from hopscope.worlds.thoughts import Thinking, think
 from hopscope.worlds.train import answered, thought_of
@@ -77,14 +77,7 @@ class Superposition(Result):
             value, low, high.
         """
         by_seed = self.frame.groupby([*KEYS, "seed"], sort=False)["value"]
-        means = by_seed.agg(["mean", "size"]).reset_index()
-        rows = []
-        for keys, group in means.groupby(KEYS, sort=False):
-            value, low, high = t_interval(group["mean"].to_numpy())
-            row = dict(zip(KEYS, keys, strict=True))
-            counts = {"n_seeds": len(group), "n": int(group["size"].sum())}
-            rows.append({**row, **counts, "value": value, "low": low, "high": high})
-        return pd.DataFrame(rows)
+        return t_intervals(by_seed.agg(value="mean", n="size").reset_index(), KEYS, "value")
 
     def tables(self) -> dict[str, pd.DataFrame]:
         return {"summary": self.summary()}
