@@ -105,6 +105,23 @@ def intervals(
     return pd.DataFrame(rows, columns=[*by, "n", name, "low", "high"])
 
 
+def first_layer_shares(first: pd.DataFrame, by: Sequence[str], seed: int = 0) -> pd.DataFrame:
+    """Return how many queries have a first layer, and how early it is, for each group of rows.
+
+    Args:
+        first: one row for each query and group; its column `first_layer` is NaN if there is none.
+        by: the columns whose values define a group.
+        seed: seed of the bootstrap.
+
+    Returns:
+        A table with the columns `by`, `n`, `share`, `low`, `high`, `mean_first_layer`.
+    """
+    table = first.assign(found=first["first_layer"].notna())
+    shares = intervals(table, by, "found", "share", seed)
+    means = first.groupby(list(by), sort=False)["first_layer"].mean()
+    return shares.merge(means.rename("mean_first_layer").reset_index(), on=list(by))
+
+
 def wilson(successes: int, n: int) -> tuple[float, float, float]:
     """Return a share with its 95 % Wilson score interval (Wilson 1927).
 

@@ -588,7 +588,7 @@ MISTAKES: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "empty subset": (PATCH, "is an empty query set"),
     "few-shot": (("grade", *PLAIN, "--few-shot", 9), "9 demonstrations were asked for"),
-    "shard": ((*PATCH, "--shard", "3/2", "-o", "run"), "'3/2' is not a shard"),
+    "shard": ((*PATCH, "--shard", "3/2", "-o", "run"), "shard 3/2 does not exist"),
     "shard without out": ((*PATCH, "--subset", "all", "--shard", "1/2"), "needs a run folder"),
     "position": ((*PATCH, "--positions", "t1,t3"), "unknown position 't3'"),
     "control": ((*PATCH, "--controls", "none"), "unknown control 'none'"),
@@ -732,7 +732,7 @@ def test_an_interrupted_command_goes_on(
 
     whole = hopscope(*asked).out
     with monkeypatch.context() as patch:
-        patch.setattr("hopscope.experiments.two_hop.back_patching.sweep", interrupted)
+        patch.setattr("hopscope.prompting.query_prompts.sweep", interrupted)
         assert hopscope(*asked, "-o", "run").code != 0
     assert 0 < len(list(Path("run").glob("frame-*.parquet"))) < 4
     assert hopscope(*asked, "-o", "run").out == whole

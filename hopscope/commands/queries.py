@@ -58,14 +58,14 @@ def probe_command(
     from hopscope.experiments.two_hop.probing import fit_probe, labelled, probe, sample_entities
 
     everything = replace(options, limit=None).load_queries()
-    asked = labelled(everything, target, folds)[0]  # type: ignore[arg-type]
+    chosen = labelled(everything, target, folds)[0]  # type: ignore[arg-type]
     if options.limit is not None:
-        asked = sample_entities(asked, options.limit, options.seed)
+        chosen = sample_entities(chosen, options.limit, options.seed)
     model = options.load_model()
     layers = range(0, model.n_layers, layer_step)
-    asked_for: dict[str, Any] = {"position": position, "layers": layers, "folds": folds}
-    result = probe(model, asked, target, seed=options.seed, out=options.out, **asked_for)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"position": position, "layers": layers, "folds": folds}
+    result = probe(model, chosen, target, seed=options.seed, out=options.out, **settings)  # type: ignore[arg-type]
     show_tables(result, {"selectivity": result.selectivity()}, options.as_json)
     if save is not None:
-        fitted = fit_probe(model, asked, target, **asked_for)  # type: ignore[arg-type]
+        fitted = fit_probe(model, chosen, target, **settings)  # type: ignore[arg-type]
         print(fitted.save(save), file=sys.stderr)

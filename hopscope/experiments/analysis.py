@@ -23,7 +23,7 @@ from hopscope.queries.query_set import QuerySet
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import provenance
-from hopscope.results.runs import Inputs, Until, run_over
+from hopscope.results.runs import Inputs, Until, run_over, run_parts
 
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R", bound=Result)
@@ -296,5 +296,37 @@ def run_in_parts(
         shard=options.shard,
         progress=options.progress,
         until=until,
+    )
+    return kind.of(tables, run)
+
+
+def run_numbered(
+    kind: type[R],
+    n: int,
+    compute: Callable[[int], Tables],
+    run: Mapping[str, Any],
+    options: RunOptions,
+    *,
+    unit: str,
+) -> R:
+    """Compute the tables of numbered parts, such as worlds or seeds, and make a result of them.
+
+    Args:
+        kind: of the result.
+        n: how many parts there are.
+        compute: gives the tables of a part, numbered from 0.
+        run: the run's record.
+        options: where the run folder is, which shard is computed, and whether a bar is shown.
+        unit: what a part is, for the bar.
+    """
+    tables = run_parts(
+        n,
+        compute,
+        run,
+        out=options.out,
+        shard=options.shard,
+        description=f"{unit}s",
+        unit=unit,
+        progress=options.progress,
     )
     return kind.of(tables, run)

@@ -8,7 +8,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 
-from hopscope.plots.style import GREY, color_of_each
+from hopscope.plots.style import GREY, axes_or_new, color_of_each, legend_below
 
 
 def edge_lines(ax: Axes, effect: pd.DataFrame, control: str, label: str) -> None:
@@ -31,6 +31,26 @@ def edge_lines(ax: Axes, effect: pd.DataFrame, control: str, label: str) -> None
         layer_line(ax, rows, "effect", color, "-", edge.replace("->", " → "))
     if (effect["control"] == control).any():
         ax.plot([], [], ":", color=GREY, marker="o", ms=2.2, mfc="none", label=label)
+
+
+def edge_effects(
+    effect: pd.DataFrame, ax: Axes | None, title: str, control: str, label: str, measure: str
+) -> Axes:
+    """Draw `edge_lines` on labelled axes.
+
+    Args:
+        effect, control, label: as of `edge_lines`.
+        ax: where to draw.
+        title: of the axes.
+        measure: what the effect is, for the axis; it is a share unless that ends in `nats`.
+    """
+    ax = axes_or_new(ax, 2.6)
+    edge_lines(ax, effect, control, label)
+    layer_axis(ax, "layer (middle of the window)", measure, title)
+    if not measure.endswith("nats"):
+        share_axis(ax)
+    legend_below(ax)
+    return ax
 
 
 def layer_line(

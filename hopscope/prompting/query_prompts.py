@@ -5,11 +5,14 @@ Imports what runs a prompt; the experiments import it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hopscope.engine.clean_run import CleanRun, clean_run
+from hopscope.engine.edits import Cell
 from hopscope.engine.prefix_store import PrefixStore
+from hopscope.engine.read_out import CellOutputs, ReadOut
+from hopscope.engine.sweep import sweep
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.prompts import Prompt
@@ -25,11 +28,13 @@ class QueryPrompts:
         model: the model.
         by_query: the prompt of each query id.
         room: how many tokens are generated after a prompt.
+        max_memory: bytes that the rows of a sweep may take; measured if None.
     """
 
     model: LanguageModel
     by_query: Mapping[str, Prompt]
     room: int = 0
+    max_memory: int | None = None
     store: PrefixStore = field(init=False)
 
     def __post_init__(self) -> None:
@@ -37,10 +42,16 @@ class QueryPrompts:
 
     @classmethod
     def of(
-        cls, model: LanguageModel, queries: QuerySet, room: int = 0, form: Form = "two_hop"
+        cls,
+        model: LanguageModel,
+        queries: QuerySet,
+        room: int = 0,
+        form: Form = "two_hop",
+        max_memory: int | None = None,
     ) -> QueryPrompts:
         """One form of the queries' prompts, as the model reads them."""
-        return cls(model, {prompt.query_id: prompt for prompt in queries.prompts(form)}, room)
+        by_query = {prompt.query_id: prompt for prompt in queries.prompts(form)}
+        return cls(model, by_query, room, max_memory)
 
     def prompt(self, query: TwoHopQuery) -> TokenizedPrompt:
         """A query's prompt as tokens."""
@@ -48,7 +59,19 @@ class QueryPrompts:
 
     def clean(self, prompt: TokenizedPrompt) -> CleanRun:
         """The unedited run over a prompt."""
-        return clean_run(self.model, prompt.ids, self.store.get(prompt.ids[: prompt.n_shared]))
+        return clean_run(self.model, prompt.ids, self.store.get(prompt.shared))
+
+    def sweep(
+        self,
+        ids: Sequence[int],
+        cells: Sequence[Cell],
+        read_out: ReadOut,
+        clean: CleanRun,
+        base: Cell = (),
+    ) -> CellOutputs:
+        """Many edited versions of one prompt; the arguments are those of `engine.sweep.sweep`."""
+        memory = self.max_memory
+        return sweep(self.model, ids, cells, read_out, base=base, clean=clean, max_memory=memory)
 
 
 def question(prompt: TokenizedPrompt) -> str:

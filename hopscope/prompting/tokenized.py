@@ -46,6 +46,11 @@ class TokenizedPrompt:
             inside += 1
         return inside if self.prompt.few_shot else 0
 
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """The tokens of the demonstrations."""
+        return self.ids[: self.n_shared]
+
     def position(self, name: str | int) -> int:
         """The index of a token: the last one of a named span, or a number as in a list.
 
@@ -102,7 +107,7 @@ def by_prefix(prompts: Sequence[TokenizedPrompt], most: int) -> list[list[int]]:
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids)):
-        groups.setdefault(prompts[index].ids[: prompts[index].n_shared], []).append(index)
+        groups.setdefault(prompts[index].shared, []).append(index)
     return [
         group[start : start + most]
         for group in groups.values()
@@ -118,6 +123,5 @@ def by_shape(prompts: Sequence[TokenizedPrompt]) -> list[list[int]]:
     """
     groups: dict[tuple[tuple[int, ...], int], list[int]] = {}
     for index, prompt in enumerate(prompts):
-        shape = (prompt.ids[: prompt.n_shared], len(prompt.ids))
-        groups.setdefault(shape, []).append(index)
+        groups.setdefault((prompt.shared, len(prompt.ids)), []).append(index)
     return list(groups.values())

@@ -97,8 +97,9 @@ def load_objects(folder: Path) -> dict[tuple[str, str], str]:
     return objects
 
 
-def load_facts(folder: Path = DATA / "facts") -> Facts:
-    """Read the whole folder; a fact about an unknown entity or relation is a ValueError."""
+def load_facts() -> Facts:
+    """Read the folder of facts; a fact about an unknown entity or relation is a ValueError."""
+    folder = DATA / "facts"
     entities, relations = load_entities(folder), load_relations(folder)
     objects = load_objects(folder)
     for (subject, relation), target in objects.items():

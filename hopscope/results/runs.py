@@ -267,13 +267,12 @@ def parse_shard(text: str) -> tuple[int, int]:
     """Read a shard `i/n`: every n-th query, from the i-th (1 to n) on.
 
     Raises:
-        UsageError: if it is not of that form.
+        UsageError: if it is not of that form, or there is no such shard.
     """
-    index, _, count = text.partition("/")
-    plain = re.fullmatch(r"[0-9]+/[0-9]+", text)
-    if plain is None or not 1 <= int(index) <= int(count):
+    plain = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    if plain is None:
         raise UsageError(f"{text!r} is not a shard: write i/n with 1 <= i <= n, such as 1/4")
-    return int(index), int(count)
+    return check_shard(int(plain[1]), int(plain[2]))
 
 
 def check_shard(index: int, count: int) -> tuple[int, int]:
@@ -283,5 +282,5 @@ def check_shard(index: int, count: int) -> tuple[int, int]:
         UsageError: if there is no such shard.
     """
     if not 1 <= index <= count:
-        raise UsageError(f"shard {index}/{count} does not exist: give (i, n) with 1 <= i <= n")
+        raise UsageError(f"shard {index}/{count} does not exist: give i/n with 1 <= i <= n")
     return index, count

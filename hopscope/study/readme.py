@@ -13,12 +13,6 @@ MARKED = re.compile(r"(?<=<!-- analyses -->\n).*?(?=\n<!-- /analyses -->)", re.D
 """What stands between the marks of a page."""
 
 
-def table_in(page: str) -> str | None:
-    """The table of analyses in a page; None if no place is marked."""
-    found = MARKED.search(page)
-    return None if found is None else found[0]
-
-
 def main(*pages: str) -> None:
     """Write the table into pages."""
     table = as_markdown()

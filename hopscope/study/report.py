@@ -56,22 +56,22 @@ class Section:
     ran: bool = True
 
 
-def write(study: Study, out: Path, told: Sequence[Section] | None = None) -> Path:
+def write(study: Study, out: Path, shown: Sequence[Section] | None = None) -> Path:
     """Write `figures/`, `tables/` and `index.html` into a folder; the same study, the same bytes.
 
     Args:
         study: what was run.
         out: the folder.
-        told: its `sections`; they are made if None.
+        shown: its `sections`; they are made if None.
 
     Returns:
         The page.
     """
     out.mkdir(parents=True, exist_ok=True)
-    told = sections(study) if told is None else told
-    drawn = {section.name: _figure(section.name, study.folder, out) for section in told}
+    shown = sections(study) if shown is None else shown
+    drawn = {section.name: _figure(section.name, study.folder, out) for section in shown}
     _remove_stale(out / "figures", {name for name, image in drawn.items() if image}, "{}.*")
-    _write_tables(told, out / "tables")
+    _write_tables(shown, out / "tables")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("hopscope.study", "."),
         autoescape=True,
@@ -89,23 +89,23 @@ def write(study: Study, out: Path, told: Sequence[Section] | None = None) -> Pat
                 "image": drawn[section.name] or section.image,
                 "tables": {name: _html(table) for name, table in section.tables.items()},
             }
-            for section in told
+            for section in shown
             if section.ran
         ],
         not_run=[section for section in told if not section.ran],
         provenance=_provenance(study),
-        script=page_script() if any(section.views for section in told) else "",
+        script=page_script() if any(section.views for section in shown) else "",
     )
     page = out / "index.html"
     write_text(page, text)
     return page
 
 
-def _write_tables(told: Sequence[Section], folder: Path) -> None:
-    """Write each table as a CSV file, and remove those of analyses that are not told any more."""
-    _remove_stale(folder, {name for section in told for name in section.tables}, "{}.*.csv")
+def _write_tables(shown: Sequence[Section], folder: Path) -> None:
+    """Write each table as a CSV file, and remove those of analyses that are not among them."""
+    _remove_stale(folder, {name for section in shown for name in section.tables}, "{}.*.csv")
     folder.mkdir(exist_ok=True)
-    for section in told:
+    for section in shown:
         for name, table in section.tables.items():
             write_csv(folder / f"{name}.csv", table)
 
@@ -118,20 +118,20 @@ def _remove_stale(folder: Path, kept: set[str], pattern: str) -> None:
                 path.unlink()
 
 
-def sentences(told: Sequence[Section]) -> list[str]:
+def sentences(shown: Sequence[Section]) -> list[str]:
     """All sentences of the report, in its order."""
-    return [sentence for section in told for sentence in section.findings]
+    return [sentence for section in shown for sentence in section.findings]
 
 
 def sections(study: Study) -> list[Section]:
     """What the study says, analysis by analysis."""
     results: dict[str, Any] = {"grading": study.grading, **study.results}
-    told = []
+    shown = []
     for entry in analyses():
         here, missing = _of(entry.name, results), _of(entry.name, study.left_out)
         if here or missing:
-            told.append(_section(entry, here, missing))
-    return told
+            shown.append(_section(entry, here, missing))
+    return shown
 
 
 def _of(name: str, found: Mapping[str, T]) -> dict[str, T]:
@@ -142,7 +142,7 @@ def _of(name: str, found: Mapping[str, T]) -> dict[str, T]:
 
 def _section(entry: Analysis, results: Mapping[str, Any], left_out: Mapping[str, str]) -> Section:
     name = entry.name
-    said: list[str] = []
+    findings: list[str] = []
     tables: Tables = {}
     views: list[str] = []
     for subset, result in results.items():
@@ -153,16 +153,15 @@ def _section(entry: Analysis, results: Mapping[str, Any], left_out: Mapping[str,
         lead = SUBSET_TITLES.get(subset)
         if lead is not None and own:
             own[0] = f"{lead} (n = {result.n_queries}): {own[0]}"
-        said += [sentence[0].upper() + sentence[1:] for sentence in own]
+        findings += [sentence[0].upper() + sentence[1:] for sentence in own]
         suffix = f".{subset}" if subset else ""
         tables |= {f"{name}{suffix}.{what}": table for what, table in found.items()}
     for subset, reason in left_out.items():
         which = SUBSET_TITLES[subset] if subset == "documents" else f"queries graded {subset}"
-        said.append(f"Not run on {which}: {reason}.")
+        findings.append(f"Not run on {which}: {reason}.")
     image = None if _has_script(name) or not results else picture_of(next(iter(results.values())))
-    return Section(
-        name, entry.title, entry.question_with_source, said, tables, views, image, bool(results)
-    )
+    asked, ran = entry.question_with_source, bool(results)
+    return Section(name, entry.title, asked, findings, tables, views, image, ran)
 
 
 NO_SCRIPTS = '<p class="note">With scripts, every cell can be read here.</p>'

@@ -159,7 +159,7 @@ class PromptExplorer(View):
         prompt, line = prompts.prompt(single[0]), single.few_shot > 0
         stop = stop_at_line_end(self._model) if line else None
         read_out = ReadOut(max_new_tokens=NEW_TOKENS, stop=stop)
-        shared = self._store.get(prompt.ids[: prompt.n_shared])
+        shared = self._store.get(prompt.shared)
         outputs = generate(self._model, [prompt.ids], read_out, shared=shared)
         return question(prompt), answer_text(self._model.decode(outputs.tokens[0]), line).strip()
 

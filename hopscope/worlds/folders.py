@@ -18,10 +18,10 @@ def world_name(name: str, seed: int) -> str:
 
 def cached_folder(name: str, seed: int) -> Path:
     """Return the cache folder of a world that does not come with hopscope."""
-    return _places(name)[-1] / f"seed-{seed}"
+    return places_of(name)[-1] / f"seed-{seed}"
 
 
-def _places(name: str) -> tuple[Path, Path]:
+def places_of(name: str) -> tuple[Path, Path]:
     """Return the folders that may hold the seeds of a world: in the package and in the cache."""
     shipped = Path(str(resources.files("hopscope.data")))
     return shipped / "worlds" / name, cache_dir() / "worlds" / name
@@ -29,6 +29,6 @@ def _places(name: str) -> tuple[Path, Path]:
 
 def available_seeds(name: str) -> list[int]:
     """Return the seeds of a world that are already trained, in ascending order."""
-    files = [file for place in _places(name) for file in place.glob(f"seed-*/{ABOUT}")]
+    files = [file for place in places_of(name) for file in place.glob(f"seed-*/{ABOUT}")]
     seeds = {file.parent.name.removeprefix("seed-") for file in files}
     return sorted(int(seed) for seed in seeds if seed.isdecimal())

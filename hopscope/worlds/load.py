@@ -10,7 +10,7 @@ import torch
 from hopscope.errors import ResultError, UsageError
 from hopscope.queries.query_set import QuerySet
 from hopscope.worlds.catalogue import WORLDS, recipe_of
-from hopscope.worlds.folders import ABOUT, _places, cached_folder, world_name
+from hopscope.worlds.folders import ABOUT, cached_folder, places_of, world_name
 from hopscope.worlds.recipe import Recipe
 from hopscope.worlds.world import World, read_record, read_world, task_queries
 
@@ -48,7 +48,7 @@ def world_folder(name: str, seed: int = 0, *, device: str | torch.device | None 
         ResultError: if the world in the cache was trained with another recipe.
     """
     recipe = recipe_of(name).seeded(seed)
-    for place in _places(name):
+    for place in places_of(name):
         folder = place / f"seed-{seed}"
         if not (folder / ABOUT).is_file():
             continue

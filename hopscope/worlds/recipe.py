@@ -72,8 +72,8 @@ class Recipe:
         }
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any], description: str = "") -> Recipe:
-        """Convert the output of `as_json` back to a recipe.
+    def from_json(cls, record: Mapping[str, Any]) -> Recipe:
+        """Convert the output of `as_json` back to a recipe, without its description.
 
         Raises:
             KeyError, TypeError: if the record has another form.
@@ -81,7 +81,7 @@ class Recipe:
         settings = dict(record["task"])
         task = TASKS[settings.pop("kind")](**settings)
         shape, schedule = Shape(**record["shape"]), Schedule(**record["schedule"])
-        return cls(description, task, shape, schedule)
+        return cls("", task, shape, schedule)
 
 
 def facts_digest(task: Task) -> str:

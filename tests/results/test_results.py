@@ -265,9 +265,9 @@ WRONG_SHARDS = ("", "1", "0/2", "3/2", "a/b", "1/", "/2", "-1/2", "1/2/3", "1.5/
 
 @pytest.mark.parametrize("text", WRONG_SHARDS)
 def test_a_wrong_shard_is_told(text: str) -> None:
-    with pytest.raises(UsageError, match="is not a shard: write i/n with 1 <= i <= n") as caught:
+    with pytest.raises(UsageError, match="i/n with 1 <= i <= n") as caught:
         parse_shard(text)
-    assert repr(text) in str(caught.value)
+    assert text in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["²/3", "1/²"])

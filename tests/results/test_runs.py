@@ -304,7 +304,7 @@ def test_back_patching_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             raise MemoryError
         return real(*args, **kwargs)
 
-    monkeypatch.setattr("hopscope.experiments.two_hop.back_patching.sweep", failing)
+    monkeypatch.setattr("hopscope.prompting.query_prompts.sweep", failing)
     with pytest.raises(MemoryError):
         back_patch(known_model(), queries, out=tmp_path / "run", **settings)
     assert 0 < len(parts(tmp_path / "run")) < len(parts(tmp_path / "whole"))

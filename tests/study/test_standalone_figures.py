@@ -79,7 +79,7 @@ def setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settings:
     monkeypatch.setattr("hopscope.worlds.WORLDS", worlds)
     monkeypatch.setattr("hopscope.worlds.load.WORLDS", worlds)
     empty = tmp_path / "none"
-    monkeypatch.setattr("hopscope.worlds.load._places", lambda name: (empty, empty / name))
+    monkeypatch.setattr("hopscope.worlds.load.places_of", lambda name: (empty, empty / name))
     monkeypatch.setattr(standalone_figures, "SEEDS", (0, 1))
     monkeypatch.setattr(standalone_figures, "SNAPSHOTS", (0, 5, 10))
     monkeypatch.setattr(standalone_figures, "HEADS", ("tiny-random-gpt2", "tiny-random-llama"))

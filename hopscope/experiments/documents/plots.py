@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from hopscope.plots.lines import edge_lines, layer_axis, layer_line, share_axis
+from hopscope.plots.lines import edge_effects, layer_axis, layer_line
 from hopscope.plots.style import (
     BLACK,
     BLUE,
@@ -180,15 +180,9 @@ def path_lines(
         title: of the axes.
         measure: which measure it is of.
     """
-    ax = axes_or_new(ax, 2.6)
-    edge_lines(ax, effect, "distractor", "to a distractor instead")
     names = {
         "changed": "answers that change",
         "lost": "right answers that are lost",
         "answer_change": "change of log P(answer), nats",
     }
-    layer_axis(ax, "layer (middle of the window)", names[measure], title)
-    if measure != "answer_change":
-        share_axis(ax)
-    legend_below(ax)
-    return ax
+    return edge_effects(effect, ax, title, "distractor", "to a distractor instead", names[measure])

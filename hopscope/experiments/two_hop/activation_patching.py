@@ -17,7 +17,6 @@ from torch import Tensor
 
 from hopscope.engine.edits import Cell, Patch
 from hopscope.engine.read_out import CellOutputs, ReadOut
-from hopscope.engine.sweep import sweep
 from hopscope.errors import UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
 from hopscope.experiments.arguments import ListOf
@@ -211,7 +210,8 @@ def activation_patch(
         "partners": fingerprint(pairs),
     }
     kept = queries.filter(lambda query: query.id in pairs)
-    patcher = _Patcher(QueryPrompts.of(model, kept), pairs, options.max_memory, settings)
+    prompts = QueryPrompts.of(model, kept, max_memory=options.max_memory)
+    patcher = _Patcher(prompts, pairs, settings)
     return run_in_parts(
         ActivationPatching, model, kept, settings, patcher.tables, options, per_part=PER_PART
     )
@@ -234,7 +234,6 @@ class _Patcher:
 
     prompts: QueryPrompts
     pairs: Mapping[str, Pair]
-    max_memory: int | None
     settings: Mapping[str, Any]
 
     def tables(self, queries: QuerySet) -> Tables:
@@ -244,23 +243,13 @@ class _Patcher:
     def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
         model, pair = self.prompts.model, self.pairs[query.id]
         prompt = self.prompts.prompt(query)
-        partner = TokenizedPrompt.of(
-            model,
-            with_substitution(
-                self.prompts.by_query[query.id], query, e1_label=pair.partner.e1_label
-            ),
-        )
+        changed = with_substitution(prompt.prompt, query, e1_label=pair.partner.e1_label)
+        partner = TokenizedPrompt.of(model, changed)
         read_out = ReadOut(track=pair.tokens, top_k=1)
-        theirs = sweep(model, partner.ids, [[]], read_out, clean=self.prompts.clean(partner))
+        theirs = self.prompts.sweep(partner.ids, [[]], read_out, self.prompts.clean(partner))
         where, cells = self._cells(query, prompt, partner)
-        outputs = sweep(
-            model,
-            prompt.ids,
-            [[], *cells],
-            read_out,
-            clean=self.prompts.clean(prompt),
-            max_memory=self.max_memory,
-        )
+        clean = self.prompts.clean(prompt)
+        outputs = self.prompts.sweep(prompt.ids, [[], *cells], read_out, clean)
         own, other = float(_difference(outputs)[0]), float(_difference(theirs)[0])
         difference = _difference(outputs)[1:]
         span = own - other

@@ -16,7 +16,6 @@ import pandas as pd
 
 from hopscope.engine.edits import Cell, Knockout
 from hopscope.engine.read_out import CellOutputs, ReadOut
-from hopscope.engine.sweep import sweep
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
 from hopscope.experiments.arguments import AtLeast, Edges, Heads, Layers, ListOf, OneOf
 from hopscope.models.language_model import LanguageModel
@@ -236,9 +235,8 @@ def knockout(
         "one_line": queries.few_shot > 0 if one_line is None else one_line,
         "seed": options.seed,
     }
-    blocker = _Blocker(
-        QueryPrompts.of(model, queries, max_new_tokens), options.max_memory, settings
-    )
+    prompts = QueryPrompts.of(model, queries, max_new_tokens, max_memory=options.max_memory)
+    blocker = _Blocker(prompts, settings)
     return run_in_parts(
         Knockouts, model, queries, settings, blocker.tables, options, per_part=PER_PART
     )
@@ -259,7 +257,6 @@ class _Blocker:
     """Knocks out the edges of one query after the other."""
 
     prompts: QueryPrompts
-    max_memory: int | None
     settings: Mapping[str, Any]
 
     def tables(self, queries: QuerySet) -> Tables:
@@ -272,31 +269,16 @@ class _Blocker:
         edges = self._edges(query, prompt)
         layers, k = self.settings["layers"], self.settings["window"]
         last = self.prompts.model.n_layers - 1
+        windows = [range(max(0, layer - k), min(last, layer + k) + 1) for layer in layers]
         cells: list[Cell] = [
-            [
-                Knockout(
-                    range(max(0, layer - k), min(last, layer + k) + 1),
-                    edge.queries,
-                    edge.keys,
-                    self.settings["heads"],
-                )
-            ]
+            [Knockout(window, edge.queries, edge.keys, self.settings["heads"])]
             for edge in edges
-            for layer in layers
+            for window in windows
         ]
         clean = self.prompts.clean(prompt)
-        first = sweep(
-            self.prompts.model, prompt.ids, [[]], ReadOut(top_k=1), clean=clean
-        ).top_tokens.flatten()
+        first = self.prompts.sweep(prompt.ids, [[]], ReadOut(top_k=1), clean).top_tokens.flatten()
         read_out = self._read_out(query, int(first[0]))
-        outputs = sweep(
-            self.prompts.model,
-            prompt.ids,
-            [[], *cells],
-            read_out,
-            clean=clean,
-            max_memory=self.max_memory,
-        )
+        outputs = self.prompts.sweep(prompt.ids, [[], *cells], read_out, clean)
         frame = self._frame(query, edges, outputs)
         rows = [self._details(query, prompt, edge, outputs) for edge in edges]
         return frame, rows or [{"query": query.id, "prompt": question(prompt)}]

@@ -15,7 +15,6 @@ import pandas as pd
 
 from hopscope.engine.edits import Patch
 from hopscope.engine.read_out import CellOutputs, ReadOut
-from hopscope.engine.sweep import sweep
 from hopscope.errors import UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
 from hopscope.experiments.arguments import AtLeast, Cells, ListOf, OneOf
@@ -334,10 +333,9 @@ def back_patch(
         "seed": options.seed,
     }
     patcher = _Patcher(
-        QueryPrompts.of(model, queries, room),
+        QueryPrompts.of(model, queries, room, max_memory=options.max_memory),
         choose_donors(queries, options.seed) if "other" in controls else {},
         cells_of(range(model.n_layers)) if cells is None else list(cells),
-        options.max_memory,
         settings,
     )
     return run_in_parts(
@@ -352,7 +350,6 @@ class _Patcher:
     prompts: QueryPrompts
     donors: Mapping[str, Donor]
     pairs: Sequence[tuple[int, int]]
-    max_memory: int | None
     settings: Mapping[str, Any]
 
     def tables(self, queries: QuerySet) -> Tables:
@@ -378,15 +375,7 @@ class _Patcher:
             cells = [
                 [Patch(b, token, states[a])] for states in vectors.values() for a, b in self.pairs
             ]
-            read_out = self._read_out(query)
-            outputs = sweep(
-                self.prompts.model,
-                prompt.ids,
-                [[], *cells],
-                read_out,
-                clean=clean,
-                max_memory=self.max_memory,
-            )
+            outputs = self.prompts.sweep(prompt.ids, [[], *cells], self._read_out(query), clean)
             frame = self._frame(query, outputs, list(vectors), position)
             frames.append(frame.iloc[1:])
             details.append(self._details(query, prompt, position, frame.iloc[0], donor))

@@ -16,12 +16,11 @@ import torch
 
 from hopscope.engine.edits import Cell, Patch
 from hopscope.engine.read_out import CellOutputs, ReadOut
-from hopscope.engine.sweep import sweep
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
 from hopscope.experiments.arguments import Above, AtLeast, ListOf
 from hopscope.experiments.randomness import generator_for
 from hopscope.models.language_model import LanguageModel
-from hopscope.prompting.capture import Activations, capture
+from hopscope.prompting.capture import capture
 from hopscope.prompting.query_prompts import QueryPrompts, question
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.query_set import QuerySet
@@ -168,7 +167,8 @@ def trace(
         "window": window,
         "seed": options.seed,
     }
-    tracer = _Tracer(QueryPrompts.of(model, queries), options.max_memory, settings)
+    prompts = QueryPrompts.of(model, queries, max_memory=options.max_memory)
+    tracer = _Tracer(prompts, settings)
     return run_in_parts(
         Tracing, model, queries, settings, tracer.tables, options, per_part=PER_PART
     )
@@ -179,7 +179,6 @@ class _Tracer:
     """Traces one query after the other."""
 
     prompts: QueryPrompts
-    max_memory: int | None
     settings: Mapping[str, Any]
 
     def tables(self, queries: QuerySet) -> Tables:
@@ -192,19 +191,11 @@ class _Tracer:
         read_out = ReadOut(answer_tokens=model.answer_tokens(query.names("e3")))
         where, cells = self._cells(prompt)
         noised = [
-            sweep(
-                model,
-                prompt.ids,
-                [[], *cells],
-                read_out,
-                base=base,
-                clean=clean,
-                max_memory=self.max_memory,
-            )
+            self.prompts.sweep(prompt.ids, [[], *cells], read_out, clean, base)
             for base in self._noise(query, prompt)
         ]
         probability = np.mean([_probability(each) for each in noised], axis=0)
-        unedited = sweep(model, prompt.ids, [[]], read_out, clean=clean)
+        unedited = self.prompts.sweep(prompt.ids, [[]], read_out, clean)
         frame = pd.DataFrame(where, columns=["position", "site", "layer"]).assign(
             query=query.id,
             probability=probability[1:],
@@ -223,44 +214,34 @@ class _Tracer:
     def _noise(self, query: TwoHopQuery, prompt: TokenizedPrompt) -> list[Cell]:
         """For each draw the noised embeddings of the source entity."""
         tokens = prompt.tokens("e1")
-        asked = range(prompt.n_shared, len(prompt.ids))
-        embedded = capture(
-            self.prompts.model,
-            [prompt.prompt],
-            ["resid_pre"],
-            list(asked),
-            store=self.prompts.store,
-        )
-        states = embedded["resid_pre"][0, :, 0]
+        first, store = prompt.n_shared, self.prompts.store
+        own = range(first, len(prompt.ids))
+        acts = capture(self.prompts.model, [prompt.prompt], ["resid_pre"], own, store=store)
+        states = acts["resid_pre"][0, :, 0]
         spread = self.settings["noise"] * states.float().std()
         bases: list[Cell] = []
         for draw in range(self.settings["draws"]):
             generator = generator_for(self.settings["seed"], query.id, str(draw))
-            noise = torch.randn(len(tokens), states.shape[-1], generator=generator).to(
-                states.device
-            )
+            drawn = torch.randn(len(tokens), states.shape[-1], generator=generator)
+            noise = spread * drawn.to(states.device)
             bases.append(
                 [
-                    Patch(0, at, states[at - asked.start] + spread * each, "resid_pre")
+                    Patch(0, at, states[at - first] + each, "resid_pre")
                     for at, each in zip(tokens, noise, strict=True)
                 ]
             )
         return bases
 
     def _cells(self, prompt: TokenizedPrompt) -> tuple[list[tuple[str, str, int]], list[Cell]]:
-        acts: Activations = capture(
-            self.prompts.model,
-            [prompt.prompt],
-            self.settings["sites"],
-            self.settings["positions"],
-            store=self.prompts.store,
-        )
-        last = self.prompts.model.n_layers - 1
+        model, store = self.prompts.model, self.prompts.store
+        sites, positions = self.settings["sites"], self.settings["positions"]
+        acts = capture(model, [prompt.prompt], sites, positions, store=store)
+        last = model.n_layers - 1
         where: list[tuple[str, str, int]] = []
         cells: list[Cell] = []
-        for site in self.settings["sites"]:
+        for site in sites:
             k = 0 if site == "resid_post" else self.settings["window"]
-            for place, position in enumerate(self.settings["positions"]):
+            for place, position in enumerate(positions):
                 states, at = acts[site][0, place], prompt.position(position)
                 for layer in range(last + 1):
                     window = range(max(0, layer - k), min(last, layer + k) + 1)

@@ -19,7 +19,6 @@ from hopscope.engine.cache import Prefix
 from hopscope.engine.clean_run import CleanRun, clean_run
 from hopscope.engine.edits import Cell, Patch
 from hopscope.engine.read_out import ReadOut
-from hopscope.engine.sweep import sweep
 from hopscope.errors import UsageError, one_of
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
 from hopscope.experiments.arguments import AtLeast, Layers, ListOf, OneOf
@@ -34,7 +33,7 @@ from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.wording import layer_in_words, percent, row_where, verdict, with_interval
-from hopscope.statistics import intervals
+from hopscope.statistics import first_layer_shares, intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,13 +88,7 @@ class Description(Result):
             Columns `prompt, position, entity, n, share, low, high, mean_first_layer`, the mean
             over queries of the first source layer of a hit.
         """
-        keys = ["prompt", "position", "entity"]
-        first = self._first()
-        shares = intervals(
-            first.assign(found=first["first_layer"].notna()), keys, "found", "share", seed
-        )
-        means = first.groupby(keys, sort=False)["first_layer"].mean()
-        return shares.merge(means.rename("mean_first_layer").reset_index(), on=keys)
+        return first_layer_shares(self._first(), ["prompt", "position", "entity"], seed)
 
     def above_chance(self, seed: int = 0) -> pd.DataFrame:
         """How much oftener the query's own entity is named than another one's, query by query.
@@ -291,10 +284,9 @@ def describe(
         "others": fingerprint(others),
     }
     describer = _Describer(
-        QueryPrompts.of(model, queries),
+        QueryPrompts.of(model, queries, max_memory=options.max_memory),
         {name: _Target.of(model, text, max_new_tokens) for name, text in prompts.items()},
         others,
-        options.max_memory,
         settings,
     )
     return run_in_parts(
@@ -322,7 +314,6 @@ class _Describer:
     prompts: QueryPrompts
     targets: Mapping[str, _Target]
     others: Mapping[str, TwoHopQuery]
-    max_memory: int | None
     settings: Mapping[str, Any]
 
     def tables(self, queries: QuerySet) -> Tables:
@@ -349,10 +340,7 @@ class _Describer:
         frames = [
             self._described(queries, vectors, name, target) for name, target in self.targets.items()
         ]
-        return {
-            "frame": Description.joined(frames),
-            "details": pd.DataFrame(details),
-        }
+        return {"frame": Description.joined(frames), "details": pd.DataFrame(details)}
 
     def _other(self, query_id: str) -> str | None:
         other = self.others.get(query_id)
@@ -377,14 +365,7 @@ class _Describer:
         read_out = ReadOut(
             max_new_tokens=self.settings["max_new_tokens"], draws=self._draws(vectors, name)
         )
-        outputs = sweep(
-            self.prompts.model,
-            target.ids,
-            cells,
-            read_out,
-            clean=target.clean,
-            max_memory=self.max_memory,
-        )
+        outputs = self.prompts.sweep(target.ids, cells, read_out, target.clean)
         texts = [self.prompts.model.decode(tokens) for tokens in outputs.tokens]
         keys = [(*key, sample) for key in vectors for sample in samples]
         each = len(sources) * len(targets)

@@ -304,7 +304,7 @@ def _generations(
     found: dict[tuple[str, Form], tuple[str, str]] = {}
     for group in by_prefix(prompts, BATCH):
         rows = [prompts[index] for index in group]
-        shared = store.get(rows[0].ids[: rows[0].n_shared])
+        shared = store.get(rows[0].shared)
         outputs = generate(
             model, [row.ids for row in rows], read_out, shared=shared, max_memory=max_memory
         )

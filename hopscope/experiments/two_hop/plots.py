@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from hopscope.plots.lines import edge_lines, layer_axis, layer_line, share_axis
+from hopscope.plots.lines import edge_effects, layer_axis, layer_line, share_axis
 from hopscope.plots.style import (
     BLACK,
     BLUE,
@@ -107,13 +107,7 @@ def knockout_lines(
         "prediction_change": "change of log P(prediction), nats",
         "answer_change": "change of log P(answer), nats",
     }
-    ax = axes_or_new(ax, 2.6)
-    edge_lines(ax, effect, "random", "as many random edges")
-    layer_axis(ax, "layer (middle of the window)", names[measure], title)
-    if measure == "changed":
-        share_axis(ax)
-    legend_below(ax)
-    return ax
+    return edge_effects(effect, ax, title, "random", "as many random edges", names[measure])
 
 
 TARGET_STYLES = {

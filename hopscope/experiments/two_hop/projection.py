@@ -35,7 +35,7 @@ from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.wording import SITE_LABELS, percent, row_where, with_interval
-from hopscope.statistics import intervals
+from hopscope.statistics import first_layer_shares, intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,12 +92,7 @@ class Projection(Result):
         Returns:
             Columns `position, site, target, n, share, low, high, mean_first_layer`.
         """
-        keys = ["position", "site", "target"]
-        first = self.resolved(rank)
-        table = first.assign(found=first["first_layer"].notna())
-        shares = intervals(table, keys, "found", "share", seed)
-        means = first.groupby(keys, sort=False)["first_layer"].mean()
-        return shares.merge(means.rename("mean_first_layer").reset_index(), on=keys)
+        return first_layer_shares(self.resolved(rank), ["position", "site", "target"], seed)
 
     def by_layer(self, rank: int = 0, seed: int = 0) -> pd.DataFrame:
         """Share of queries in which a target is resolved, and its mean log-probability, by layer.

@@ -184,7 +184,7 @@ class _Ranker:
 
     def _of_query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, object]]]:
         model, prompt = self.prompts.model, self.prompts.prompt(query)
-        shared = self.prompts.store.get(prompt.ids[: prompt.n_shared])
+        shared = self.prompts.store.get(prompt.shared)
         answers = model.first_tokens(query.names("e3"))
         read_out = ReadOut(answer_tokens=answers, top_k=self.ranks)
         found = generate(model, [prompt.ids], read_out, shared=shared, max_memory=self.max_memory)

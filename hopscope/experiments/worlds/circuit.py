@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 import pandas as pd
 import torch
 
-from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_numbered
 from hopscope.experiments.arguments import AtLeast
 from hopscope.experiments.two_hop.attention_knockout import knockout
 from hopscope.experiments.two_hop.back_patching import back_patch
@@ -25,7 +25,6 @@ from hopscope.queries.query_set import QuerySet
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import provenance
-from hopscope.results.runs import run_parts
 from hopscope.statistics import t_intervals
 from hopscope.worlds.train import accuracy
 from hopscope.worlds.world import World, check_distinct
@@ -116,8 +115,8 @@ def circuit(
     """
     options = RunOptions(**run)
     check_distinct(worlds)
-    asked = [_sampled(world, limit, options.seed) for world in worlds]
-    everything = QuerySet(tuple(_renamed(worlds, asked)), "worlds")
+    sampled = [_sampled(world, limit, options.seed) for world in worlds]
+    everything = QuerySet(tuple(_renamed(worlds, sampled)), "worlds")
     settings = {
         "worlds": [[world.name, world.seed, world.model.fingerprint] for world in worlds],
         "limit": limit,
@@ -127,18 +126,9 @@ def circuit(
 
     def compute(number: int) -> Tables:
         with _one_thread():
-            return _tables(worlds[number], asked[number], options.seed)
+            return _tables(worlds[number], sampled[number], options.seed)
 
-    tables = run_parts(
-        len(worlds),
-        compute,
-        record,
-        out=options.out,
-        description="circuit",
-        unit="world",
-        progress=options.progress,
-    )
-    return Circuit.of(tables, record)
+    return run_numbered(Circuit, len(worlds), compute, record, options, unit="world")
 
 
 @interrupt_safe
@@ -157,9 +147,9 @@ def _sampled(world: World, limit: int, seed: int) -> dict[str, QuerySet]:
     return {split: each.sample(min(limit, len(each)), seed) for split, each in splits.items()}
 
 
-def _renamed(worlds: Sequence[World], asked: Sequence[dict[str, QuerySet]]) -> Iterator[Any]:
+def _renamed(worlds: Sequence[World], sampled: Sequence[dict[str, QuerySet]]) -> Iterator[Any]:
     """All questions, with ids that tell worlds apart."""
-    for world, splits in zip(worlds, asked, strict=True):
+    for world, splits in zip(worlds, sampled, strict=True):
         for split, queries in splits.items():
             for query in queries:
                 yield replace(query, id=_id(world, split, query.id))
@@ -169,11 +159,12 @@ def _id(world: World, split: str, query: str) -> str:
     return f"{world.name}@{world.seed}.{split}.{query}"
 
 
-def _tables(world: World, asked: dict[str, QuerySet], seed: int) -> Tables:
+def _tables(world: World, sampled: dict[str, QuerySet], seed: int) -> Tables:
     """What one world shows."""
-    frames = [_accuracy(world), *(_patched(world, asked[split], split, seed) for split in PATCHED)]
-    frames.append(_knocked_out(world, asked["in_distribution"]))
-    frames += [_bridge(world, asked[split], split) for split in READ]
+    frames = [_accuracy(world)]
+    frames += [_patched(world, sampled[split], split, seed) for split in PATCHED]
+    frames.append(_knocked_out(world, sampled["in_distribution"]))
+    frames += [_bridge(world, sampled[split], split) for split in READ]
     frame = pd.concat(frames, ignore_index=True).assign(world=world.name, seed=world.seed)
     details = pd.DataFrame(
         {
@@ -185,7 +176,7 @@ def _tables(world: World, asked: dict[str, QuerySet], seed: int) -> Tables:
             "bridge": query.e2_label,
             "answer": query.e3_label,
         }
-        for split, queries in asked.items()
+        for split, queries in sampled.items()
         for query in queries
     )
     return {"frame": frame.reindex(columns=COLUMNS), "details": details}

@@ -20,14 +20,18 @@ import torch
 
 from hopscope.engine.support import shares_prefixes
 from hopscope.errors import ModelError, QueryError, UsageError
-from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
-from hopscope.experiments.worlds.graph_operations import PER_PART, Thresholds, _Search
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_numbered
+from hopscope.experiments.worlds.graph_operations import (
+    PER_PART,
+    TYPES,
+    OperationSearch,
+    Thresholds,
+)
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.graph_paths import PathSet
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import provenance
-from hopscope.results.runs import run_parts
 from hopscope.statistics import intervals
 
 if TYPE_CHECKING:
@@ -52,6 +56,7 @@ class ComputationGraph(Result):
     """
 
     kind: ClassVar[str] = "computation_graph"
+    columns: ClassVar = TYPES
 
     def explained(self, seed: int = 0) -> pd.DataFrame:
         """The share of prompts whose merged set joins start and goal, by group.
@@ -144,19 +149,8 @@ def computation_graph(
 
     def compute(part: int) -> Tables:
         chosen = prompts[part * PER_PART : (part + 1) * PER_PART]
-        found = [_Search(model, each, thresholds).tables() for each in chosen]
-        frames = [frame for frame, _ in found]
-        details = pd.DataFrame([row for _, row in found])
-        return {"frame": pd.concat(frames, ignore_index=True), "details": details}
+        found = (OperationSearch(model, each, thresholds).tables() for each in chosen)
+        return ComputationGraph.gathered((frame, [row]) for frame, row in found)
 
     n_parts = -(-len(prompts) // PER_PART)
-    tables = run_parts(
-        n_parts,
-        compute,
-        record,
-        out=options.out,
-        description="graphs",
-        unit="part",
-        progress=options.progress,
-    )
-    return ComputationGraph.of(tables, record)
+    return run_numbered(ComputationGraph, n_parts, compute, record, options, unit="part")

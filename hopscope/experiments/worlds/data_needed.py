@@ -18,11 +18,10 @@ import torch
 from scipy import stats
 
 from hopscope.errors import UsageError
-from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_numbered
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import device_name, provenance
-from hopscope.results.runs import run_parts
 from hopscope.statistics import Exponent
 from hopscope.training.settings import Schedule
 from hopscope.worlds.catalogue import COVERED, WORLDS
@@ -191,17 +190,7 @@ def data_needed(
     def compute(number: int) -> Tables:
         return _trained(tasks[number], shape, schedule, device)
 
-    tables = run_parts(
-        len(tasks),
-        compute,
-        record,
-        out=options.out,
-        shard=options.shard,
-        description="trainings",
-        unit="training",
-        progress=options.progress,
-    )
-    return DataNeeded.of(tables, record)
+    return run_numbered(DataNeeded, len(tasks), compute, record, options, unit="training")
 
 
 @dataclass(frozen=True)

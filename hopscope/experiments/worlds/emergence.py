@@ -14,12 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hopscope.errors import ResultError, UsageError
-from hopscope.experiments.analysis import RunKeywords, RunOptions
+from hopscope.experiments.analysis import RunKeywords, RunOptions, run_numbered
 from hopscope.experiments.analysis import analysis as register
 from hopscope.models.load import load_model
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.runs import run_parts
 from hopscope.training.fit import snapshot_path
 from hopscope.worlds.recipe import Recipe
 from hopscope.worlds.small_model import learn, untied, untrained
@@ -201,16 +200,7 @@ def over_checkpoints(
         return {"frame": frame, "details": last.details if final else last.details.iloc[:0]}
 
     record = _run_of(last, steps)
-    tables = run_parts(
-        len(steps),
-        compute,
-        record,
-        out=options.out,
-        description="steps",
-        unit="step",
-        progress=options.progress,
-    )
-    return Emergence.of(tables, record)
+    return run_numbered(Emergence, len(steps), compute, record, options, unit="step")
 
 
 def _run_of(last: Result, steps: Sequence[int]) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class _Passed(NamedTuple):
     """The scores of the operations that were asked for."""
 
 
-class _Search:
+class OperationSearch:
     """The operations of one prompt."""
 
     def __init__(self, model: LanguageModel, prompt: PathPrompt, thresholds: Thresholds) -> None:
@@ -364,15 +364,10 @@ def _at(
 
 
 TYPES = {
-    "query": str,
-    "layer": int,
-    "head": int,
-    "to_token": int,
-    "from_token": int,
-    "logit_drop": float,
-    "score_drop": float,
-    "words": str,
-    "places": str,
-    "explained": bool,
+    "query": "str",
+    **dict.fromkeys(("layer", "head", "to_token", "from_token"), "int64"),
+    **dict.fromkeys(("logit_drop", "score_drop"), "float64"),
+    **dict.fromkeys(("words", "places"), "str"),
+    "explained": "bool",
 }
 """The columns of the frame; a prompt without operations has them, too."""

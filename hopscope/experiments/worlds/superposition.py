@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from hopscope.errors import UsageError
-from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_numbered
 from hopscope.models.interrupts import interrupt_safe
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.graph_paths import PathSet, reachable
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import provenance
-from hopscope.results.runs import run_parts
 from hopscope.statistics import t_intervals
 from hopscope.worlds.tasks.graph_reachability import GraphReachability, Maze
 from hopscope.worlds.thoughts import Thinking, think
@@ -119,30 +118,21 @@ def superposition(
     """
     options = RunOptions(**run)
     check_distinct(worlds)
-    asked = []
+    everything = []
     for world in worlds:
         if not isinstance(world.task, GraphReachability):
             raise UsageError(f"{world.name} has no thoughts; take a world such as 'reachability'")
         of_world = world.task.path_prompts()[:limit]
-        asked += [replace(each, id=_id(world, each.id)) for each in of_world]
+        everything += [replace(each, id=_id(world, each.id)) for each in of_world]
     models = [[world.name, world.seed, world.model.fingerprint] for world in worlds]
     settings = {"worlds": models, "limit": limit}
-    prompts = PathSet(tuple(asked), "worlds")
+    prompts = PathSet(tuple(everything), "worlds")
     record = provenance(worlds[0].model, prompts, Superposition.kind, settings)
 
     def compute(number: int) -> Tables:
         return _tables(worlds[number], limit)
 
-    tables = run_parts(
-        len(worlds),
-        compute,
-        record,
-        out=options.out,
-        description="worlds",
-        unit="world",
-        progress=options.progress,
-    )
-    return Superposition.of(tables, record)
+    return run_numbered(Superposition, len(worlds), compute, record, options, unit="world")
 
 
 def _id(world: World, query: str) -> str:

@@ -24,6 +24,7 @@ from hopscope.errors import QueryError, ResultError, UsageError
 from hopscope.experiments.randomness import random_like
 from hopscope.experiments.two_hop import activation_patching
 from hopscope.experiments.two_hop.activation_patching import ActivationPatching, activation_patch
+from hopscope.prompting import query_prompts
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
 
@@ -175,13 +176,13 @@ def test_controls_can_be_left_out() -> None:
 def recorded_cells(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[Cell]:
     """The cells that are swept for the first of two queries, without the unpatched one."""
     given: list[Sequence[Cell]] = []
-    sweep = activation_patching.sweep
+    sweep = query_prompts.sweep
 
     def recording(model: Any, ids: Any, cells: Sequence[Cell], *rest: Any, **more: Any) -> Any:
         given.append(cells)
         return sweep(model, ids, cells, *rest, **more)
 
-    monkeypatch.setattr(activation_patching, "sweep", recording)
+    monkeypatch.setattr(query_prompts, "sweep", recording)
     patched(chosen(EARLY), sites=SITES, **settings)
     partner, own = given[:2]
     assert list(partner) == [[]]

@@ -21,8 +21,8 @@ import hopscope as hs
 from hopscope.engine.edits import Cell, Patch
 from hopscope.errors import QueryError, ResultError, UsageError
 from hopscope.experiments.randomness import generator_for
-from hopscope.experiments.two_hop import causal_tracing
 from hopscope.experiments.two_hop.causal_tracing import Tracing, trace
+from hopscope.prompting import query_prompts
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
 
@@ -277,7 +277,7 @@ def test_noise_depends_on_the_seed_and_the_query_alone() -> None:
 def noise_of(queries: QuerySet, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[Cell]:
     """The noise of each query and draw."""
     bases: list[Cell] = []
-    sweep = causal_tracing.sweep
+    sweep = query_prompts.sweep
 
     def recording(*given: Any, base: Cell = (), **more: Any) -> Any:
         if base:
@@ -285,7 +285,7 @@ def noise_of(queries: QuerySet, monkeypatch: pytest.MonkeyPatch, **settings: Any
         return sweep(*given, base=base, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(causal_tracing, "sweep", recording)
+        patch.setattr(query_prompts, "sweep", recording)
         traced(queries, sites=["mlp_out"], positions=["t2"], **settings)
     return bases
 

@@ -295,8 +295,7 @@ def test_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             staged(queries, layer_step=2, out=out)
     assert sorted(path.name for path in out.iterdir()) == list(MODULES)
     with monkeypatch.context() as done:
-        for name in ("description", "knockout"):
-            done.setattr(MODULES[name], "sweep", refuse)
+        done.setattr("hopscope.prompting.query_prompts.sweep", refuse)
         result = staged(queries, layer_step=2, out=out)
         done.setattr(MODULES["projection"], "capture", refuse)
         again = staged(queries, layer_step=2, out=out)

@@ -16,8 +16,8 @@ from hopscope.experiments.worlds.computation_graph import ComputationGraph, comp
 from hopscope.experiments.worlds.graph_operations import (
     OTHER_PLACES,
     Operation,
+    OperationSearch,
     Thresholds,
-    _Search,
     _Versions,
 )
 from hopscope.loading import load_result
@@ -48,7 +48,7 @@ def all_operations(model: LanguageModel, n: int) -> list[Operation]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_operation_is_left_out_as_by_a_hook_of_its_own(family):
     model = loaded(f"tiny-random-{family}")
-    search = _Search(model, PROMPT, Thresholds())
+    search = OperationSearch(model, PROMPT, Thresholds())
     ids = search.ids.tolist()
     for each in all_operations(model, len(ids))[::7]:
         passed = search._passes(_Versions(without=[each]), [])
@@ -62,7 +62,7 @@ def test_an_operation_is_left_out_as_by_a_hook_of_its_own(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_are_what_the_attention_weights_are_the_softmax_of(family):
     model = loaded(f"tiny-random-{family}")
-    search = _Search(model, PROMPT, Thresholds())
+    search = OperationSearch(model, PROMPT, Thresholds())
     weights = capture(model, [PROMPT.text], ("attn_pattern",), range(search.n))["attn_pattern"]
     every = all_operations(model, search.n)
     diagonal = [
@@ -84,7 +84,7 @@ def test_scores_are_what_the_attention_weights_are_the_softmax_of(family):
 def test_importance_is_what_a_plain_loop_finds(family):
     model = loaded(f"tiny-random-{family}")
     limits = Thresholds(logit=0.02, score=1e9)
-    search = _Search(model, PROMPT, limits)
+    search = OperationSearch(model, PROMPT, limits)
     ids = search.ids.tolist()
     clean = plain_logits(model, ids, [])[search.answer]
     drops, read = {}, {len(ids) - 1}
@@ -107,8 +107,8 @@ def test_importance_is_what_a_plain_loop_finds(family):
 
 def test_an_operation_may_matter_by_the_scores_of_later_blocks_alone():
     model = loaded("tiny-random-gpt2")
-    by_logit = _Search(model, PROMPT, Thresholds(logit=0.02, score=1e9))._important()
-    by_both = _Search(model, PROMPT, Thresholds(logit=0.02, score=1e-4))._important()
+    by_logit = OperationSearch(model, PROMPT, Thresholds(logit=0.02, score=1e9))._important()
+    by_both = OperationSearch(model, PROMPT, Thresholds(logit=0.02, score=1e-4))._important()
     assert set(by_logit) < set(by_both)
     more = set(by_both) - set(by_logit)
     assert all(by_both[each][1] > 1e-4 for each in more)
@@ -119,7 +119,7 @@ def test_an_operation_may_matter_by_the_scores_of_later_blocks_alone():
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_word_is_taken_away_as_the_mean_of_the_others(family):
     model = loaded(f"tiny-random-{family}")
-    search = _Search(model, PROMPT, Thresholds())
+    search = OperationSearch(model, PROMPT, Thresholds())
     words, places = search._starts()
     ids = search.ids
     embedded = model.hf.get_input_embeddings().weight
@@ -142,7 +142,7 @@ def merged(
     prompt: PathPrompt, steps: list[tuple[Operation, list[int], list[int]]]
 ) -> tuple[int, bool, bool]:
     """How many operations are explained, and whether the start is joined to goal and another."""
-    search = _Search(loaded("tiny-random-gpt2"), prompt, Thresholds())
+    search = OperationSearch(loaded("tiny-random-gpt2"), prompt, Thresholds())
     words = {each: of_words for each, of_words, _ in steps}
     places = {each: of_places for each, _, of_places in steps}
     explained, held = search._merged(list(words), words, places)
@@ -154,7 +154,7 @@ def test_sets_merge_where_a_vertex_is_shared_or_a_place_is_looked_up():
     # Edges a b, b c and a f: c is the goal, and nothing else is two steps away from a.
     edges = ((0, 1), (2, 3), (4, 5))
     prompt = replace(PROMPT, text="a b b c a f a", edges=edges, start=6, goal=3)
-    search = _Search(loaded("tiny-random-gpt2"), prompt, Thresholds())
+    search = OperationSearch(loaded("tiny-random-gpt2"), prompt, Thresholds())
     assert search.words == ["a", "b", "b", "c", "a", "f", "a"], "a token a letter"
     # Each second vertex takes over its first by place; b meets b; a meets a at the end.
     first = [(Operation(0, 0, 1, 0), [], [0, 1]), (Operation(0, 0, 3, 2), [], [2, 3])]
@@ -203,7 +203,7 @@ def test_where_no_vertex_is_as_far_away_the_control_is_a_way_elsewhere():
 def test_tokens_of_rotary_models_are_moved_as_by_position_ids(family):
     model = loaded(f"tiny-random-{family}")
     text = " ".join(["the bridge of a city"] * 4)
-    search = _Search(model, replace(PROMPT, text=text), Thresholds(dependence=1e-4))
+    search = OperationSearch(model, replace(PROMPT, text=text), Thresholds(dependence=1e-4))
     n = search.n
     assert n - 1 > OTHER_PLACES, "not all other places are taken"
     operations = [each for each in all_operations(model, n) if each.to == n - 1][::5]
@@ -236,7 +236,7 @@ def test_tokens_of_rotary_models_are_moved_as_by_position_ids(family):
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_dependences_are_falls_of_scores_when_a_word_or_place_is_replaced(family):
     model = loaded(f"tiny-random-{family}")
-    search = _Search(model, PROMPT, Thresholds(dependence=0.003))
+    search = OperationSearch(model, PROMPT, Thresholds(dependence=0.003))
     operations = [each for each in all_operations(model, search.n) if each.layer < 2][::9]
     words, places = search._dependences(operations)
     away = dict(zip(("words", "places"), search._starts(), strict=True))
@@ -288,7 +288,7 @@ def test_the_tables_the_plot_and_the_run_folder(tmp_path):
     assert result.details["n_operations"].sum() == len(result.frame)
     assert result.details["n_explained"].sum() == result.frame["explained"].sum()
     ax = result.plot("3")
-    tokens = _Search(model, PROMPT, limits).tokens.split(" ")
+    tokens = OperationSearch(model, PROMPT, limits).tokens.split(" ")
     assert [label.get_text() for label in ax.get_xticklabels()] == tokens
     with pytest.raises(UsageError, match="no query 'x'"):
         result.plot("x")
