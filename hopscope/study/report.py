@@ -92,7 +92,7 @@ def write(study: Study, out: Path, shown: Sequence[Section] | None = None) -> Pa
             for section in shown
             if section.ran
         ],
-        not_run=[section for section in told if not section.ran],
+        not_run=[section for section in shown if not section.ran],
         provenance=_provenance(study),
         script=page_script() if any(section.views for section in shown) else "",
     )
