@@ -29,6 +29,7 @@ from hopscope.models.zoo import zoo
 from hopscope.queries.answers import matches
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
+from hopscope.study import study
 
 SCRIPTS = Path(__file__).parents[1] / "figures"
 COMMANDS = (
@@ -457,7 +458,7 @@ def test_attention_prints_one_object(hopscope: Command, musique: Path) -> None:
 
 
 def test_a_study_writes_its_page(hopscope: Command, csv: Path) -> None:
-    done = hopscope("study", *TINY, "-q", csv, "--limit", 4, "--json", "-o", "told")
+    done = hopscope("study", *TINY, "-q", csv, "--limit", 4, "--need", 0, "--json", "-o", "told")
     assert done.code == 0, done.err
     found = json.loads(done.out)
     assert found["report"] == "told/index.html"
@@ -484,6 +485,17 @@ def test_figures_from_end_to_end(
     kinds = ["back_patching.correct", "back_patching.incorrect", "grading"]
     assert sorted(path.name for path in folder.iterdir()) == kinds
     assert hs.load_result(folder / "grading").run["queries"]["n"] == 6
+
+
+def test_a_picture_is_drawn_before_the_next_analysis_runs(
+    hopscope: Command, figures: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study._Task, "inputs", stopped)
+    assert hopscope(*figures, "grading", "back_patching", "--limit", 6).code == 130
+    assert (tmp_path / "drawn" / "grading.png").is_file()
 
 
 def test_figures_that_are_there_are_drawn_again(

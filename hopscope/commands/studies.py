@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -132,7 +133,15 @@ def _run_and_draw(
         queries, model = replace(options, limit=None).load_queries(), options.load_model()
         folder = study_folder(runs, model, queries, label)
         steps = [each.name for each in study_analyses(others)]
-        found = run_study(model, queries, folder, size, steps, seed=options.seed)
+
+        def draw(name: str) -> None:
+            if name in others:  # each picture as soon as it can be drawn
+                with suppress(ResultError):
+                    drawn.extend(draw_figures(scripts, [name], folder, pictures))
+                    others.remove(name)
+
+        found = run_study(model, queries, folder, size, steps, seed=options.seed, finished=draw)
         print(table_text(found.grading.summary(), "%.3f"))
-        drawn += draw_figures(scripts, others, folder, pictures, strict=strict)
+        if others and (strict or not drawn):
+            drawn += draw_figures(scripts, others, folder, pictures, strict=strict)
     return drawn

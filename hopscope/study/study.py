@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ def run_study(
     *,
     seed: int = 0,
     progress: bool = True,
+    finished: Callable[[str], None] | None = None,
 ) -> Study:
     """Grade, and run analyses on what was graded, into `folder`; finished parts are kept.
 
@@ -77,6 +78,7 @@ def run_study(
             where these do.
         seed: of everything that is drawn at random.
         progress: show progress bars.
+        finished: called with the name of each analysis when all its results are there.
 
     An analysis that finds no query is left out, and a warning says so.
     """
@@ -84,13 +86,17 @@ def run_study(
     task = _Task(model, queries, graded, folder, size, seed, progress)
     results: dict[str, Result] = {}
     left_out: dict[str, str] = {}
-    for entry, subset in _chosen(steps):
-        name = f"{entry.name}.{subset}"
-        try:
-            results[name] = task.run(entry, subset, results)
-        except (QueryError, ModelError) as error:
-            logger.warning("%s is left out: %s", name, error)
-            left_out[name] = str(error)
+    told = finished or (lambda _: None)
+    told("grading")
+    for entry in _chosen(steps):
+        for subset in entry.subsets:
+            name = f"{entry.name}.{subset}"
+            try:
+                results[name] = task.run(entry, subset, results)
+            except (QueryError, ModelError) as error:
+                logger.warning("%s is left out: %s", name, error)
+                left_out[name] = str(error)
+        told(entry.name)
     return Study(graded, results, left_out, folder)
 
 
@@ -105,11 +111,13 @@ def _graded(
     return grade_until(model, queries, need, size.limit, seed=seed, **run)
 
 
-def _chosen(steps: Sequence[str] | None) -> Iterator[tuple[Analysis, str]]:
-    """The analyses that are run, each with the subsets that it is run on."""
-    for entry in study_analyses():
-        if steps is None or set(entry.parts or (entry.name,)) <= set(steps):
-            yield from ((entry, subset) for subset in entry.subsets)
+def _chosen(steps: Sequence[str] | None) -> list[Analysis]:
+    """The analyses that are run."""
+    return [
+        entry
+        for entry in study_analyses()
+        if steps is None or set(entry.parts or (entry.name,)) <= set(steps)
+    ]
 
 
 @dataclass(frozen=True)
