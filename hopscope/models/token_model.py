@@ -149,8 +149,14 @@ class TokenModel:
         return Encoded(text, ids, tuple((int(a), int(b)) for a, b in row["offset_mapping"]))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids, without special tokens."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        """Return the text of token ids, without special tokens.
+
+        Spaces stay as they are: a text is not changed by the tokens that follow it.
+        """
+        text = self.tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(text)
 
     @cached_property
     def end_tokens(self) -> frozenset[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from hopscope.engine.read_out import Stop
@@ -9,6 +10,9 @@ from hopscope.errors import UsageError
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.token_model import TokenModel
 from hopscope.queries.answers import Match, decided, first_line
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+"""How tokenizers with byte fallback write a single byte."""
 
 
 def check_tokens(max_new_tokens: int) -> None:
@@ -42,10 +46,20 @@ def stop_when_answered(
     names = tuple(names)
 
     def stop(tokens: tuple[int, ...]) -> bool:
-        text = model.decode(tokens)
-        return (one_line and "\n" in text) or decided(text, names, match)
+        text, lasting = model.decode(tokens), _without_last_bytes(model, tokens)
+        if one_line and "\n" in text:
+            return True
+        return decided(text if lasting == tokens else model.decode(lasting), names, match)
 
     return stop
+
+
+def _without_last_bytes(model: TokenModel, tokens: tuple[int, ...]) -> tuple[int, ...]:
+    """Drop single bytes at the end: what they stand for depends on the bytes that follow."""
+    end = len(tokens)
+    while end and _BYTE.fullmatch(str(model.tokenizer.convert_ids_to_tokens(tokens[end - 1]))):
+        end -= 1
+    return tokens[:end]
 
 
 def same_answer(a: str, b: str, one_line: bool) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import re
 import string
 import unicodedata
@@ -38,6 +40,12 @@ _RUNNING_TEXT = (
     "to too two up us was we what when where who why you your then than there here with"
 )
 _ENGLISH = frozenset(_RUNNING_TEXT.split())
+
+_GROUP = r"[, ']\d{3}(?!\d)"
+"""What continues a number whose thousands are set apart: "10" is not in "10,000" or "10 000"."""
+_GROUPED = re.compile(r"(?<!\d)\d{1,3}(?:[, ']\d{3})+(?!\d)")
+_PIECES = re.compile(r"\d+|(?P<mark>(?<=\d)[.,:](?=\d)|^[.-](?=\d))|.", re.DOTALL)
+"""Numbers, the marks inside and before them, and other characters."""
 
 
 @lru_cache(maxsize=4096)
@@ -100,38 +108,65 @@ def _marks() -> str:
 
 
 def _bounded(pattern: str, name: str) -> str:
-    """Add word boundaries to a pattern, at the ends of the name whose script has them."""
+    """Add boundaries to a pattern: of words, at the ends whose script has them, and of numbers."""
     marks = _marks()
     unspaced = re.compile(f"[{_UNSPACED}]")
-    before = "" if unspaced.match(name[0]) else rf"(?<![^\W_])(?<![{marks}])"
-    after = "" if unspaced.match(name[-1]) else r"(?![^\W_])"
+    symbol = _is_symbol(name)
+    free_before = unspaced.match(name[0]) or (symbol and not name[0].isalnum())
+    free_after = unspaced.match(name[-1]) or (symbol and not name[-1].isalnum())
+    before = "" if free_before else rf"(?<![^\W_])(?<![{marks}])"
+    after = "" if free_after else r"(?![^\W_])"
+    if number := re.match(r"\d+", name):
+        before += r"(?<!\d[.:])(?<!(?<![^\W_])-)"  # the 5 of "2.5", "12:5" and "-5"
+        if len(number[0]) % 3 == 0:
+            before += "".join(rf"(?<!(?<!\d)\d{{{n}}}[, '])" for n in (1, 2, 3))
+    if name[-1].isdecimal():
+        after += r"(?![.:]\d)"
     return f"{before}{pattern}{after}(?![{marks}])"
 
 
-def _loose(character: str, dots_optional: bool) -> str:
-    """Return the pattern of one character of a name, lenient about punctuation."""
-    if character == "-":
+def _number(digits: str) -> str:
+    """Return the pattern of a number, whose thousands may be set apart."""
+    if len(digits) <= 3:
+        return f"{digits}(?!{_GROUP})"
+    grouped = re.sub(r"(?<=\d)(?=(?:\d{3})+$)", "[, ']", digits)
+    return f"(?:{digits}|{grouped}(?!{_GROUP}))"
+
+
+def _loose(piece: str, dots_optional: bool) -> str:
+    """Return the pattern of a piece of a name: strict about numbers, lenient about punctuation."""
+    if piece.isdecimal():
+        return _number(piece)
+    if piece == "-":
         return "[ -]"
-    if character == " ":  # "Washington D.C." is also "Washington, D.C."
+    if piece == " ":  # "Washington D.C." is also "Washington, D.C."
         return "[.,]?[ -]"
-    if character in ',"':
-        return f"{character}?"
-    if character == ".":
+    if piece in ',"':
+        return f"{piece}?"
+    if piece == ".":
         return r"(?:\.|(?!\.)) ?" if dots_optional else r"\. ?"
-    if character == "&":
+    if piece == "&":
         return "(?:&|and)"
-    return re.escape(character)
+    return re.escape(piece)
 
 
 def _pattern(name: str) -> str:
     """Return the pattern of a folded name: lenient about punctuation, strict at word boundaries."""
-    body = name.removesuffix(".")
+    body = name.removesuffix(".") or name
     dots_optional = sum(map(str.isalnum, name)) > 2 and name.replace(".", "") not in _ENGLISH
-    pattern = "".join(_loose(character, dots_optional) for character in body)
+    pattern = "".join(
+        re.escape(piece["mark"]) if piece["mark"] else _loose(piece[0], dots_optional)
+        for piece in _PIECES.finditer(_GROUPED.sub(lambda n: re.sub(r"\D", "", n[0]), body))
+    )
     pattern = pattern.replace(" ?[.,]?[ -]", "[ -]?")
     if body != name:  # "U.S" is "U.S.", but the start of "U.S.A" is not
         pattern += r"(?:\.|(?!\.))"
     return _bounded(pattern, name)
+
+
+def _is_symbol(name: str) -> bool:
+    """Return whether a name is a single letter, digit or sign."""
+    return sum(map(str.isalnum, name)) < 2 and not re.search(f"[{_UNSPACED}]", name)
 
 
 def _without_article(name: str) -> str:
@@ -154,41 +189,50 @@ class _Spelling(NamedTuple):
     word: str
     """The longest word of the name; a text without it need not be searched."""
     pattern: re.Pattern[str]
+    open_end: re.Pattern[str]
+    """What behind the name may still become a part of it."""
 
     @classmethod
     def of(cls, name: str, folded: str) -> _Spelling:
         """Compile a name by its folded spelling."""
-        word = max(re.findall(r"[^\W_]+", folded), key=len)
-        return cls(name, word, re.compile(_pattern(folded)))
+        words = re.findall(r"[^\W\d_]+|\d{1,3}(?!\d)", folded)
+        open_end = r"[.:]?|[, ']\d{0,3}" if folded[-1].isdecimal() else ""
+        longest = max(words, key=len, default="")
+        return cls(name, longest, re.compile(_pattern(folded)), re.compile(open_end))
 
     def found(self, text: str, *, closed: bool) -> bool:
         """Return whether a folded text contains the name.
 
-        With ``closed``, the name must be followed by at least one more character.
+        With ``closed``, it must contain the name however the text continues.
         """
         if self.word not in text:
             return False
         match = self.pattern.search(text)
-        while match and closed and match.end() == len(text):
+        while match and closed and self.open_end.fullmatch(text, match.end()):
             match = self.pattern.search(text, match.start() + 1)
         return match is not None
 
 
 @lru_cache(maxsize=8192)
 def _spellings(names: tuple[str, ...]) -> tuple[tuple[_Spelling, ...], tuple[_Spelling, ...]]:
-    """Compile the usable names of an entity: names matched in any case, and codes."""
+    """Compile the usable names of an entity: names matched in any case, and codes.
+
+    A single letter, digit or sign is a usable name only of an entity that has no other.
+    """
     anycase: dict[str, str] = {}
     codes: dict[str, str] = {}
+    symbols: dict[str, str] = {}
     for name in names:
-        if not isinstance(name, str):
-            continue
         plain = _without_article(_fold(name, case=False).strip())
-        if sum(map(str.isalnum, plain)) < 2 and not re.search(f"[{_UNSPACED}]", plain):
-            continue
-        if _is_code(plain):
+        if _is_symbol(plain):
+            if any(unicodedata.category(each)[0] in "LNS" for each in plain):
+                symbols.setdefault(plain, name)
+        elif _is_code(plain):
             codes.setdefault(plain.upper() if plain.islower() else plain, name)
         else:
             anycase.setdefault(_without_article(normalise(name)), name)
+    if not anycase and not codes:
+        codes = symbols
     return (
         tuple(_Spelling.of(name, folded) for folded, name in anycase.items()),
         tuple(_Spelling.of(name, folded) for folded, name in codes.items()),
@@ -205,20 +249,46 @@ def _find_word(text: str, names: tuple[str, ...], *, closed: bool = False) -> st
     return None
 
 
-def _checked(names: Iterable[str], match: str) -> tuple[str, ...]:
-    """Check the arguments that all matching functions share, and return the names as a tuple."""
+def name_text(name: object) -> str | None:
+    """Return a name as text: 1984 and 1984.0 are "1984"; None for what is no name, such as NaN.
+
+    Example:
+        >>> name_text("Paris"), name_text(1984.0), name_text(None)
+        ('Paris', '1984', None)
+    """
+    if isinstance(name, str):
+        return name
+    if isinstance(name, bool) or not isinstance(name, numbers.Real) or not math.isfinite(name):
+        return None
+    return str(int(name)) if name == int(name) else str(name)
+
+
+def _checked(names: Iterable[object], match: str = "word") -> tuple[str, ...]:
+    """Check the arguments that all matching functions share, and return the names as texts."""
     one_of("match", match, MATCHES)
     if isinstance(names, str):
         raise UsageError(
             f"names must be a sequence of names, not the single string {names!r}; put it in a list"
         )
-    return tuple(names)
+    return tuple(text for text in map(name_text, names) if text is not None)
 
 
-def _find_substring(text: str, names: tuple[str, ...]) -> str | None:
-    lowered = text.lower()
-    usable = (name for name in names if isinstance(name, str) and len(name) > 1)
-    return next((name for name in usable if name.lower() in lowered), None)
+def _find_substring(text: str, names: tuple[str, ...], *, closed: bool = False) -> str | None:
+    """Return the first name that occurs anywhere in a text, or None.
+
+    A name of one character is looked for as a word, and only if there is no other. With
+    ``closed``, the text must contain the name however it continues.
+    """
+    usable = [name for name in names if len(name) > 1]
+    if not usable:
+        return _find_word(text, names, closed=closed)
+    lowered = _lowered(text.strip() if closed else text)
+    return next((name for name in usable if _lowered(name) in lowered), None)
+
+
+def _lowered(text: str) -> str:
+    """Return a text in lower case, in which a letter does not depend on those that follow it."""
+    return text.lower().replace("ς", "σ")
 
 
 def find_answer(text: str, names: Iterable[str], match: Match = "word") -> str | None:
@@ -226,14 +296,17 @@ def find_answer(text: str, names: Iterable[str], match: Match = "word") -> str |
 
     Args:
         text: a generated text.
-        names: the label and aliases of an entity. Entries that are not strings, or have fewer
-            than two letters or digits (one for Chinese, Japanese, Korean), are ignored.
+        names: the label and aliases of an entity. Numbers count as they are written, other entries
+            that are not strings are ignored. A name with fewer than two letters or digits (one for
+            Chinese, Japanese, Korean) is used only if there is no longer one, and must match in
+            case: "Ω", "7", "C++".
         match: "word" compares normalised names at word boundaries. A leading "the" and inner
             commas, full stops, hyphens and quotes are optional. A name of two letters, or one in
             capitals that is also an English word ("CAN"), must match in case: "US" is not in
-            "told us". Scripts without spaces need no boundary. "substring" is the rule of
-            Hopping Too Late (Biran et al. 2024): a name of at least two characters occurs
-            anywhere in the text, in any case.
+            "told us". Scripts without spaces need no boundary. A number must be the whole number:
+            "25" is not in "-25", "2.25", "25:10" or "25,000", and "1000" is also "1,000" and
+            "1 000". "substring" is the rule of Hopping Too Late (Biran et al. 2024): a name of at
+            least two characters occurs anywhere in the text, in any case.
 
     Raises:
         UsageError: for an unknown ``match``, or a bare string as ``names``.
@@ -261,8 +334,10 @@ def matches(text: str, names: Iterable[str], match: Match = "word") -> bool:
 def decided(text: str, names: Iterable[str], match: Match = "word") -> bool:
     """Return whether `matches` is true of ``text`` however it continues, so that decoding can stop.
 
-    With "word", a name must be followed by a character that cannot extend it ("Niger" may still
-    become "Nigeria"). A trailing U+FFFD, which stands for an incomplete character, does not count.
+    With "word", a name must be followed by what cannot extend it ("Niger" may still become
+    "Nigeria", and "10," become "10,000"). A trailing U+FFFD, which stands for an incomplete
+    character, does not count, and with "substring" neither does space at the ends, which is no
+    part of an answer.
 
     Example:
         >>> decided(" Niger", ("Niger",)), decided(" Niger.", ("Niger",))
@@ -271,7 +346,7 @@ def decided(text: str, names: Iterable[str], match: Match = "word") -> bool:
     names = _checked(names, match)
     text = text.rstrip("\ufffd")
     if match == "substring":
-        return _find_substring(text, names) is not None
+        return _find_substring(text, names, closed=True) is not None
     return _find_word(text, names, closed=True) is not None
 
 
@@ -293,7 +368,7 @@ def contains(text: str, names: Iterable[str]) -> bool:
     a name without any letter or digit never matches.
     """
     within = squashed(text)
-    return any(name and name in within for name in map(squashed, _checked(names, "word")))
+    return any(name and name in within for name in map(squashed, _checked(names)))
 
 
 def _squad_words(text: str) -> list[str]:
@@ -306,13 +381,13 @@ def _squad_words(text: str) -> list[str]:
 def exact_match(text: str, names: Iterable[str]) -> bool:
     """Return whether a text equals a name up to case, punctuation and articles (SQuAD)."""
     words = _squad_words(text)
-    return bool(words) and any(words == _squad_words(name) for name in _checked(names, "word"))
+    return bool(words) and any(words == _squad_words(name) for name in _checked(names))
 
 
 def f1_score(text: str, names: Iterable[str]) -> float:
     """Return the highest word F1 of a text against one of the names (SQuAD), from 0 to 1."""
     words = _squad_words(text)
-    return max((_f1(words, _squad_words(name)) for name in _checked(names, "word")), default=0.0)
+    return max((_f1(words, _squad_words(name)) for name in _checked(names)), default=0.0)
 
 
 def _f1(words: list[str], reference: list[str]) -> float:

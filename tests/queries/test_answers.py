@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hopscope.errors import UsageError
 from hopscope.queries.answers import (
     MATCHES,
+    Match,
     contains,
     decided,
     exact_match,
@@ -82,7 +84,7 @@ WORD_CASES = [
     ("Guinea–Bissau", "Guinea-Bissau", True),
     ("Weird Al Yankovic", '"Weird Al" Yankovic', True),
     ("Simon and Garfunkel", "Simon & Garfunkel", True),
-    ("C++", "C++", False),  # one letter is too little to go by
+    ("C++", "C++", True),
     ("What (film) is", "What (film)", True),
     # the article
     ("The Netherlands", "Netherlands", True),
@@ -106,11 +108,70 @@ WORD_CASES = [
     ("New\u00a0York", "New York", True),
     ("New\n York", "New York", True),
     ("Straße", "Strasse", True),
+    # numbers are whole numbers
+    ("25 C", "-25", False),
+    ("it is 25", "-25", False),
+    ("-25 C", "-25", True),
+    ("−25 °C", "-25", True),
+    ("-25 C", "25", False),
+    ("from 20-25", "25", True),
+    ("from 20-25", "-25", False),
+    ("1,000 men", "1000", True),
+    ("1000 men", "1,000", True),
+    ("1 000 men", "1000", True),
+    ("1\u202f000 men", "1,000", True),
+    ("10'000'000", "10000000", True),
+    ("1,0000", "1000", False),
+    ("10,000", "10", False),
+    ("10 000", "10", False),
+    ("10,000", "000", False),
+    ("1,234,567", "234", False),
+    ("1,234,567", "1,234", False),
+    ("1,234,567", "1234", False),
+    ("10, 000", "10", True),
+    ("in 1984,300 men", "1984", True),
+    ("in 1984 300 men", "1984", True),
+    ("in 1984 300 men", "300", True),
+    ("10 men", "10", True),
+    ("10,men", "10", True),
+    ("10:30", "10", False),
+    ("10:30", "30", False),
+    ("10:30", "10:30", True),
+    ("10:305", "10:30", False),
+    ("10.5", "10", False),
+    ("10.5", "5", False),
+    ("105", "10.5", False),
+    ("10. 5 men", "10.5", False),
+    ("10.", "10", True),
+    ("1.2.3", "1.2", False),
+    ("1.2.3", "1.2.3", True),
+    ("Python 3.11", "Python 3.1", False),
+    ("Python 3.11.", "Python 3.11", True),
+    ("125", "12,5", False),
+    ("10th", "10", False),
+    ("Louis XIV", "Louis XI", False),
+    ("Louis XIV", "Louis XIV", True),
+    ("20000 Leagues", "20,000 Leagues", True),
+    ("1984-05-03", "1984", True),
+    ("Boeing 737-800", "Boeing 737", True),
+    ("٢٥ درجة", "٢٥", True),
+    # a name of one letter, digit or sign, where there is no longer one
+    ("x", "x", True),
+    ("X", "x", False),
+    ("xy", "x", False),
+    ("in Ω.", "Ω", True),
+    ("in Ωs", "Ω", False),
+    ("in \u2126", "Ω", True),
+    ("7 men", "7", True),
+    ("17 men", "7", False),
+    ("7.5 men", "7", False),
+    ("25°C", "°C", True),
+    ("5€", "€", True),
+    ("flag 🇬🇧", "🇬🇧", True),
     # names that cannot be used
-    ("x", "x", False),
     ("anything", "", False),
     ("anything ...", "...", False),
-    ("flag 🇬🇧", "🇬🇧", False),
+    ("anything ...", ".", False),
 ]
 
 SUBSTRING_CASES = [
@@ -119,7 +180,11 @@ SUBSTRING_CASES = [
     ("Sao Paulo", "São Paulo", False),
     ("The NETHERLANDS", "netherlands", True),
     ("Netherlands", "The Netherlands", False),
-    ("x", "x", False),
+    ("x", "x", True),  # of one character, a word
+    ("xy", "x", False),
+    ("in Ω.", "Ω", True),
+    ("ΟΔΟΣ", "οδος", True),
+    ("ΟΔΟΣΑ", "οδος", True),
     ("anything", "", False),
 ]
 
@@ -142,11 +207,31 @@ def test_the_matched_name_is_returned_as_it_was_given() -> None:
     assert find_answer("it told us", names, "substring") == "US"
 
 
-def test_entries_that_are_no_text_are_ignored() -> None:
-    names = (None, 7, "Paris", "")
+def test_entries_that_are_no_names_are_ignored() -> None:
+    names = (None, float("nan"), True, "Paris", "")
     for match in MATCHES:
         assert find_answer("Paris.", names, match) == "Paris"  # type: ignore[arg-type]
-        assert find_answer("None 7", names, match) is None  # type: ignore[arg-type]
+        assert find_answer("None True nan", names, match) is None  # type: ignore[arg-type]
+    assert not contains("None True nan", names)  # type: ignore[arg-type]
+    assert not exact_match("nan", names)  # type: ignore[arg-type]
+
+
+def test_numbers_are_names_as_they_are_written() -> None:
+    names = ("Orwell", 1984, np.int64(2001), 7.0, 2.5)
+    for match in MATCHES:
+        for text in ("in 1984.", "in 2001.", "in 2.5"):
+            assert matches(text, names, match), text  # type: ignore[arg-type]
+        assert not matches("in 1985", names, match)  # type: ignore[arg-type]
+        assert matches("7 men", (7.0,), match)  # type: ignore[arg-type]
+    assert contains("year 1984!", names)  # type: ignore[arg-type]
+    assert exact_match("2001", names)  # type: ignore[arg-type]
+    assert f1_score("the 1984", names) == 1  # type: ignore[arg-type]
+
+
+def test_names_of_one_letter_count_only_where_there_is_no_longer_one() -> None:
+    for match in MATCHES:
+        assert not matches("M", ("Miriam", "M"), match)
+        assert matches("M", ("M", "x"), match)
 
 
 def test_unknown_match_and_bare_string_are_refused() -> None:
@@ -219,6 +304,17 @@ def test_first_line(text: str, expected: str) -> None:
         ("Niger and Niger", "Niger", True),
         ("US", "US", False),
         ("US,", "US", True),
+        ("10", "10", False),
+        ("10,", "10", False),
+        ("10,00", "10", False),
+        ("10, ", "10", True),
+        ("10:", "10", False),
+        ("10.", "10", False),
+        ("10 ", "10", False),
+        ("10 m", "10", True),
+        ("10-", "10", True),
+        ("Ω", "Ω", False),
+        ("Ω ", "Ω", True),
     ],
 )
 def test_decided_in_word_mode(text: str, name: str, expected: bool) -> None:
@@ -228,37 +324,77 @@ def test_decided_in_word_mode(text: str, name: str, expected: bool) -> None:
 def test_decided_in_substring_mode_needs_nothing_after_the_name() -> None:
     assert decided("Niger", ("Niger",), "substring")
     assert not decided("Nige", ("Niger",), "substring")
+    assert not decided("Niger ", ("Niger ",), "substring"), "a line may end there"
+    assert decided("Niger is", ("Niger ",), "substring")
 
 
 NAMES = ("Niger", "U.S.", "US", "São Paulo", "The Who", "日本", "か", "Washington, D.C.", "A & B")
-PIECES = st.sampled_from(
-    [
-        *NAMES,
-        "ia",
-        "n",
-        " ",
-        ".",
-        ",",
-        "A",
-        "\u0301",
-        "\u3099",
-        "\n",
-        "-",
-        "the ",
-        "'",
-        "\ufffd",
-        "s",
-    ]
+NUMBERS = (
+    *(
+        "10",
+        "-25",
+        "1,000",
+        "1000",
+        "1984",
+        "12345678",
+        "007",
+        "7",
+        "2.5",
+        "12,5",
+        ".5",
+        "½",
+        "10²",
+    ),
+    *(
+        "10:30",
+        "3:16",
+        "1914-18",
+        "May 5, 2019",
+        "5.12.2019",
+        "v1.2.3",
+        "No. 5.",
+        "$3",
+        "2CV",
+        "76ers",
+    ),
+    *("Louis XI", "Henry V", "I", "Ω", "C++", "°C", "€", "🇬🇧", "٢٥", "ΟΔΟΣ", "Guinea-Bissau"),
+    *("Côte d'Ivoire", "Hawai‘i", "O'Neill's", " Rome ", "20,000 Leagues"),
+)
+PIECES = st.sampled_from([*NAMES, "ia", "n", "A", "\u0301", "\u3099", "\n", "the ", "\ufffd", "s"])
+MARKS = st.sampled_from(list(" .,:;'’-–−/%°²½\u00a0\u202f\u200b\t\r\n()"))
+PARTS = st.one_of(
+    PIECES, MARKS, st.sampled_from(NUMBERS), st.sampled_from(list("0123456789")), st.characters()
 )
 
 
-@given(st.lists(PIECES, max_size=6), st.lists(PIECES, max_size=4), st.sampled_from(NAMES))
-def test_what_is_decided_stays_true_whatever_follows(
-    begun: list[str], rest: list[str], name: str
+@given(
+    st.lists(PARTS, max_size=6),
+    st.lists(PARTS, max_size=5),
+    st.sampled_from(NAMES + NUMBERS),
+    st.sampled_from(MATCHES),
+)
+@settings(max_examples=2000)
+def test_what_is_decided_is_the_verdict_of_the_whole_text(
+    begun: list[str], rest: list[str], name: str, match: Match
 ) -> None:
+    """Also of its first line, which is what counts as an answer."""
     text = "".join(begun)
-    if decided(text, (name,)):
-        assert matches(text.rstrip("\ufffd") + "".join(rest), (name,))
+    if decided(text, (name,), match):
+        whole = text.rstrip("\ufffd") + "".join(rest)
+        assert matches(whole, (name,), match)
+        assert "\n" in text or matches(first_line(whole), (name,), match)
+
+
+@given(st.lists(MARKS | st.sampled_from("0123456789")), st.sampled_from(NUMBERS))
+@settings(max_examples=2000)
+def test_what_is_decided_of_a_number_is_the_verdict_of_the_whole_text(
+    rest: list[str], name: str
+) -> None:
+    """Token by token behind the name, as it is decoded."""
+    whole = f"it is {name}{''.join(rest)}"
+    for end in range(len("it is "), len(whole)):
+        if decided(whole[:end], (name,)):
+            assert matches(whole, (name,)), whole[:end]
 
 
 @given(st.lists(PIECES, max_size=6), st.sampled_from(NAMES))
