@@ -173,33 +173,73 @@ class TokenModel:
 
         Names that begin with an article are left out unless all do, because "the euro" and
         "the yen" have the same first token.
+
+        Raises:
+            UsageError: if no name can be told by its first token; see `first_tokens`.
         """
         names = tuple(names)
         without_article = [name for name in names if not _ARTICLE.match(name.strip())]
         return self.first_tokens(without_article or names)
 
-    def first_tokens(self, names: Iterable[str], variants: bool = False) -> tuple[int, ...]:
+    def first_tokens(
+        self, names: Iterable[str], variants: bool = False, required: bool = True
+    ) -> tuple[int, ...]:
         """Return the first token of each name when it follows a prompt and one space.
+
+        A name whose first token tells nothing of it is left out: a space by itself, with which
+        every number begins for some tokenizers, or the token of unknown words.
 
         Args:
             names: the names.
             variants: whether to include the first tokens of the name without the space and in
                 lower case; a leading article is then dropped.
+            required: whether to refuse names none of which can be told by its first token;
+                otherwise there are no tokens for them.
 
         Returns:
             Token ids without repeats, in the order of the names.
+
+        Raises:
+            UsageError: if `required`, and there are names but no tokens that tell them.
         """
+        names = [name for name in (name.strip() for name in names) if name]
         tokens: dict[int, None] = {}
-        for name in filter(None, (name.strip() for name in names)):
-            spellings = [f" {name}"]
+        for name in names:
+            spellings = [name]
             if variants:
                 plain = _ARTICLE.sub("", name)
-                spellings = [f" {plain}", plain, f" {plain.lower()}", plain.lower()]
+                spellings = list(dict.fromkeys((plain, plain.lower())))
             for spelling in spellings:
-                ids = self.tokenizer(spelling, add_special_tokens=False)["input_ids"]
-                if ids:
-                    tokens[ids[0]] = None
-        return tuple(tokens)
+                tokens[self._first_token(spelling)] = None
+                if variants:
+                    tokens[self._first_token(spelling, space=False)] = None
+        found = tuple(token for token in tokens if token >= 0)
+        if required and names and not found:
+            raise UsageError(
+                f"{self.name} cannot tell {' or '.join(map(repr, names[:3]))} by its first token, "
+                "a space or the unknown token, with which others begin, too: leave the query "
+                "out, or add an alias that begins otherwise"
+            )
+        return found
+
+    def _first_token(self, name: str, space: bool = True) -> int:
+        """Return the first token of a name that continues a text, or -1 if it tells nothing.
+
+        What stands in front of it matters: alone, a text may begin with a space that the tokenizer
+        adds. It is the name itself, or a line break where no space stands between.
+        """
+        before = name if space else "\n"
+        alone, text = self._tokens(before), self._tokens(f"{before}{' ' * space}{name}")
+        if not space and text[: len(alone)] != alone:  # the tokenizer reads line breaks as spaces
+            alone, text = [], self._tokens(name)
+        rest = text[len(alone) :]
+        tells = rest and text[: len(alone)] == alone and rest[0] != self.tokenizer.unk_token_id
+        return rest[0] if tells and self.tokenizer.decode(rest[:1]).strip() else -1
+
+    def _tokens(self, text: str) -> list[int]:
+        """Return the tokens of a text, without special ones."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
 
 def plain_modules(module: PreTrainedModel) -> PreTrainedModel:

@@ -337,7 +337,7 @@ class LensGrid:
         states = capture(model, [prompt], positions=list(shown))["resid_post"][0]
         lens = logit_lens(model)
         first: dict[str, Sequence[int]] = {
-            entity: model.first_tokens(query.names(entity)) for entity in ENTITIES
+            entity: model.first_tokens(query.names(entity), required=False) for entity in ENTITIES
         }
         # One token at a time: with a large vocabulary, all logits would take gigabytes.
         by_token = [_predictions(lens(state).float(), first) for state in states]
@@ -386,12 +386,16 @@ def _predictions(
 
     Args:
         logits: logits of the states of one token.
-        first: first tokens of the names of each entity.
+        first: first tokens of the names of each entity; one without any is not ranked (NaN).
     """
     logprobs = torch.log_softmax(logits, dim=-1)
     likeliest = logprobs.max(dim=-1)
     read = {"token": likeliest.indices, "top": likeliest.values.exp()}
     for entity, tokens in first.items():
+        if not tokens:
+            nowhere = torch.full_like(likeliest.values, torch.nan)
+            read |= {f"{entity}_rank": nowhere, f"{entity}_p": nowhere}
+            continue
         best = logprobs[:, list(tokens)].amax(dim=-1)
         read[f"{entity}_rank"] = rank_among(logprobs, best)
         read[f"{entity}_p"] = best.exp()

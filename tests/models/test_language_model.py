@@ -163,24 +163,33 @@ def test_the_first_tokens_of_a_names_variants(
     llama: LanguageModel, name: str, spellings: tuple[str, ...]
 ) -> None:
     expected = dict.fromkeys(first_token(llama, spelling) for spelling in spellings)
-    assert llama.first_tokens([name], variants=True) == tuple(expected)
+    telling = tuple(token for token in expected if llama.decode([token]).strip())
+    assert llama.first_tokens([name], variants=True) == telling
 
 
 def test_a_variants_article_is_left_out_at_the_beginning_alone(
     llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    tokenizer = llama.tokenizer
+    tokens = llama._tokens
 
-    def reading(text: str, **settings: Any) -> Any:
+    def reading(text: str) -> list[int]:
         asked.append(text)
-        return tokenizer(text, **settings)
+        return tokens(text)
 
-    monkeypatch.setattr(llama, "tokenizer", reading)
-    for name in ("Costa Rica", "the Lord of the Rings", "The A Team"):
+    monkeypatch.setattr(llama, "_tokens", reading)
+    names = {
+        "Costa Rica": "Costa Rica",
+        "the Lord of the Rings": "Lord of the Rings",
+        "The A Team": "A Team",
+    }
+    for name, plain in names.items():
+        asked.clear()
         llama.first_tokens([name], variants=True)
-    plain = [text for text in asked if text.startswith(" ") and text != text.lower()]
-    assert plain == [" Costa Rica", " Lord of the Rings", " A Team"]
+        assert {text.removeprefix("\n") for text in asked} == {
+            *("", plain, f"{plain} {plain}"),
+            *(plain.lower(), f"{plain.lower()} {plain.lower()}"),
+        }
 
 
 def test_variants_of_several_names(llama: LanguageModel) -> None:
@@ -497,6 +506,6 @@ def test_a_model_that_is_not_causal_is_refused(kind: Any, config: Any, name: str
 
 
 def test_answers_are_told_by_names_without_an_article(llama: LanguageModel) -> None:
-    assert llama.answer_tokens(["the euro", "Euro"]) == llama.first_tokens(["Euro"])
+    assert llama.answer_tokens(["the Paris", "Rome"]) == llama.first_tokens(["Rome"])
     assert llama.answer_tokens(["the yen"]) == llama.first_tokens(["the yen"])  # nothing better
     assert llama.answer_tokens(["Theodore", "A Coruña"]) == llama.first_tokens(["Theodore"])

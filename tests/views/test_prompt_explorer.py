@@ -24,21 +24,21 @@ TEXT = "The spouse of [the performer of [Imagine]] is"
 @pytest.fixture(scope="module")
 def explorer(llama: LanguageModel) -> PromptExplorer:
     made = explore(llama, load_queries("world", few_shot=2))
-    made.ask(TEXT, "John Lennon", "Yoko Ono")
+    made.ask(TEXT, "John Lennon", "Tokyo")
     return made
 
 
 def test_a_query_is_read_from_its_brackets() -> None:
-    query = parse_query(TEXT, "John Lennon", "Yoko Ono")
+    query = parse_query(TEXT, "John Lennon", "Tokyo")
     assert query.two_hop() == "The spouse of the performer of Imagine is"
     assert query.first_hop() == "The performer of Imagine is"
     assert query.second_hop() == "The spouse of John Lennon is"
     other = parse_query("[[Oslo]'s country]'s capital is called")
     assert other.two_hop() == "Oslo's country's capital is called"
     assert other.e2_label == "?"
-    named = parse_query(TEXT, "John Lennon | Lennon|", " Yoko Ono ")
+    named = parse_query(TEXT, "John Lennon | Lennon|", " Tokyo ")
     assert named.names("e2") == ("John Lennon", "Lennon")
-    assert named.names("e3") == ("Yoko Ono",)
+    assert named.names("e3") == ("Tokyo",)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_hops_are_asked_as_grading_asks_them(
     explorer: PromptExplorer, llama: LanguageModel
 ) -> None:
     pool = load_queries("world", few_shot=2)
-    query = parse_query(TEXT, "John Lennon", "Yoko Ono")
+    query = parse_query(TEXT, "John Lennon", "Tokyo")
     graded = grade(llama, replace(pool, queries=(query,)), progress=False).frame.set_index("form")
     assert [each["form"] for each in explorer.answers] == ["first_hop", "second_hop", "two_hop"]
     for each in explorer.answers:
@@ -117,7 +117,7 @@ def test_the_lens_is_the_models_own_unembedding(
         logprobs = torch.log_softmax(llama.hf.lm_head(normed).float(), -1)
     place = layer * n + token
     told = {each["name"]: each["values"][place] for each in state["measures"]}
-    for entity, name in (("e2", "John Lennon"), ("e3", "Yoko Ono")):
+    for entity, name in (("e2", "John Lennon"), ("e3", "Tokyo")):
         best = logprobs[list(llama.first_tokens((name,)))].max()
         assert told[f"{entity}_p"] == pytest.approx(float(best.exp()), rel=1e-2)
         assert told[f"{entity}_rank"] == int((logprobs > best).sum())
@@ -126,7 +126,7 @@ def test_the_lens_is_the_models_own_unembedding(
 
 def _prompt(llama: LanguageModel) -> str:
     pool = load_queries("world", few_shot=2)
-    query = parse_query(TEXT, "John Lennon", "Yoko Ono")
+    query = parse_query(TEXT, "John Lennon", "Tokyo")
     return replace(pool, queries=(query,)).prompts()[0].text
 
 
@@ -134,7 +134,7 @@ def test_back_patching_is_that_of_the_experiment(
     explorer: PromptExplorer, llama: LanguageModel
 ) -> None:
     pool = load_queries("world", few_shot=2)
-    query = parse_query(TEXT, "John Lennon", "Yoko Ono")
+    query = parse_query(TEXT, "John Lennon", "Tokyo")
     plain = back_patch(llama, replace(pool, queries=(query,)), controls=("random",), progress=False)
     assert explorer.result is not None
     keys = ["position", "source_layer", "target_layer", "control"]
@@ -161,7 +161,7 @@ def test_the_lens_is_the_first_picture_where_it_needs_no_answers(
     made = explore(llama, load_queries("world", few_shot=0), layer_step=2)
     seen: list[str] = []
     made.observe(lambda change: seen.append(change["name"]), ["answers", "lens", "patches"])
-    made.ask(TEXT, bridge, "Yoko Ono")
+    made.ask(TEXT, bridge, "Tokyo")
     assert [*dict.fromkeys(seen)] == [
         *(["lens", "answers"] if bridge else ["answers", "lens"]),
         "patches",
@@ -177,7 +177,7 @@ def test_a_model_without_a_lens_is_back_patched_and_says_why(
 
     monkeypatch.setattr(prompt_explorer.LensGrid, "of", none)
     made = explore(llama, load_queries("world", few_shot=0), layer_step=2)
-    result = made.ask(TEXT, bridge, "Yoko Ono")
+    result = made.ask(TEXT, bridge, "Tokyo")
     assert made.result is result
     assert made.status.endswith("; no lens: its states cannot be read")
     assert (made.lens, made.tokens) == ({}, [])
@@ -196,7 +196,7 @@ def test_an_interrupt_leaves_what_was_finished_and_no_hooks(
     """As the stop button does it: in the middle of a forward pass."""
     monkeypatch.setattr(prompt_explorer, "AT_ONCE", 2)
     made = explore(llama, load_queries("world", few_shot=0))
-    whole = made.ask(TEXT, "John Lennon", "Yoko Ono")
+    whole = made.ask(TEXT, "John Lennon", "Tokyo")
     block = type(llama.hf.model.layers[0])
     forward, passes = block.forward, []
 
@@ -208,7 +208,7 @@ def test_an_interrupt_leaves_what_was_finished_and_no_hooks(
 
     monkeypatch.setattr(block, "forward", stopping)
     hooks = sum(len(each._forward_hooks) for each in llama.hf.modules())
-    query = {"text": TEXT, "bridge": "John Lennon", "answer": "Yoko Ono"}
+    query = {"text": TEXT, "bridge": "John Lennon", "answer": "Tokyo"}
     stop_at = 0
     made._handle_custom_msg({"type": "ask", "query": query}, [])
     stop_at, passes[:] = len(passes) - 3, []

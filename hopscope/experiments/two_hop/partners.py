@@ -80,7 +80,8 @@ def _partner(
     shown: str,
 ) -> Pair | None:
     """A partner of which nothing stands in the query's demonstrations, `shown`."""
-    names, token = controls.names_of(query), model.first_tokens([query.e3_label])
+    names = controls.names_of(query)
+    token = model.first_tokens([query.e3_label], required=False)
     source = normalise(query.e1_label)
     pool = [
         other
@@ -88,10 +89,11 @@ def _partner(
         if not controls.names_of(other) & names and normalise(other.e1_label) != source
     ]
     random.Random(f"{seed} {query.id}").shuffle(pool)
-    for other in pool:
-        theirs = model.first_tokens([other.e3_label])
+    for other in pool if token else ():
+        theirs = model.first_tokens([other.e3_label], required=False)
         labels = (other.e1_label, other.e2_label, other.e3_label)
-        if token[:1] != theirs[:1] and not any(normalise(label) in shown for label in labels):
+        tells = theirs and theirs[0] != token[0]
+        if tells and not any(normalise(label) in shown for label in labels):
             return Pair(query, other, (token[0], theirs[0]))
     return None
 

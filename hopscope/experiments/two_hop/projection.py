@@ -281,7 +281,7 @@ class _Projector:
         }
         if other is not None:
             for entity in ("e2", "e3"):
-                tokens = model.first_tokens(other.names(entity), variants=True)
+                tokens = model.first_tokens(other.names(entity), variants=True, required=False)
                 others = tuple(token for token in tokens if token not in targets[entity])
                 if others:
                     targets[f"{entity}_other"] = others

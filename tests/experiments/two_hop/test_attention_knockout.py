@@ -471,7 +471,8 @@ class Plain:
 
     def first_tokens(self, query: TwoHopQuery) -> list[int]:
         names = [f" {name}" for name in query.names("e3")]
-        return [self.tokenizer(n, add_special_tokens=False)["input_ids"][0] for n in names]
+        ids = [self.tokenizer(n, add_special_tokens=False)["input_ids"][0] for n in names]
+        return [each for each in ids if self.tokenizer.decode([each]).strip()]
 
 
 CASES = (

@@ -283,7 +283,8 @@ class Plain:
 
     def first_tokens(self, query: TwoHopQuery, entity: Literal["e2", "e3"]) -> list[int]:
         names = [f" {name}" for name in query.names(entity)]
-        return [self.tokenizer(n, add_special_tokens=False)["input_ids"][0] for n in names]
+        ids = [self.tokenizer(n, add_special_tokens=False)["input_ids"][0] for n in names]
+        return [each for each in ids if self.tokenizer.decode([each]).strip()]
 
 
 def plain_rows(case: Case, result: BackPatching) -> Iterator[tuple[Any, ...]]:

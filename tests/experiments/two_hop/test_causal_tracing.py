@@ -192,7 +192,7 @@ class Plain:
         self.start = self.text.rindex(self.query.e1_label)
         self.ids = self.tokens(self.text)
         answers = [self.tokens(f" {name}", special=False)[0] for name in self.query.names("e3")]
-        self.answers = answers
+        self.answers = [each for each in answers if self.tokenizer.decode([each]).strip()]
         self.noised = [self.noise(case, draw) for draw in range(DRAWS)]
 
     def tokens(self, text: str, special: bool = True) -> list[int]:

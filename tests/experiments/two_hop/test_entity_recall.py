@@ -441,8 +441,8 @@ def test_questions_that_no_substitute_tells_apart_have_no_row() -> None:
             r2_template="The spouse of {}",
         )
         for song, bridge, answer in (
-            ("Imagine", "John Lennon", "Yoko Ono"),
-            ("Nixon", "the John Adams", "Deborah"),
+            ("Imagine", "John Lennon", "Rome"),
+            ("Nixon", "the John Adams", "Paris"),
         )
     ]
     result = recall(loaded("tiny-random-llama"), QuerySet(tuple(asked)), progress=False)

@@ -258,7 +258,8 @@ class Plain:
         plain = [name.removeprefix("the ").removeprefix("The ") for name in names]
         cases = [each for name in plain for each in (name, name.lower())]
         spellings = [space + each for each in cases for space in ("", " ")]
-        return {self.tokenizer(s, add_special_tokens=False)["input_ids"][0] for s in spellings}
+        ids = {self.tokenizer(s, add_special_tokens=False)["input_ids"][0] for s in spellings}
+        return {each for each in ids if self.tokenizer.decode([each]).strip()}
 
     def targets(self, other: TwoHopQuery | None) -> dict[str, set[int]]:
         query = self.query

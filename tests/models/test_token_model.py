@@ -1,0 +1,136 @@
+"""The first tokens of names, for tokenizers that write spaces in different ways."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
+from tokenizers.models import BPE, WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from hopscope.errors import UsageError
+from hopscope.models.token_model import TokenModel
+
+CORPUS = [
+    "The capital of the country of the Louvre is Paris",
+    "It is in Tokyo, said Thomas Mann in 1984",
+    "the Eiffel Tower Zürich São Paulo Łódź 東京 Москва",
+] * 4
+
+
+def trained(
+    model: Any, trainer: Any, decoder: Any, normalizer: Any = None, pre_tokenizer: Any = None
+) -> Any:
+    """A tokenizer of these parts, trained on a few words."""
+    tokenizer = Tokenizer(model)
+    tokenizer.decoder = decoder
+    corpus = CORPUS
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    if pre_tokenizer is not None:
+        tokenizer.pre_tokenizer = pre_tokenizer
+    else:  # words are merged, and not what lies across them
+        corpus = [f" {word}" for line in CORPUS for word in line.split()]
+        tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.train_from_iterator(corpus, trainer)
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+def bpe(**parts: Any) -> Any:
+    special = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, show_progress=False)
+    decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
+    return trained(BPE(byte_fallback=True, unk_token="<unk>"), trainer, decoder, **parts)
+
+
+def byte_level(*first: Any, **settings: Any) -> Any:
+    decoder = decoders.ByteLevel()
+    last = pre_tokenizers.ByteLevel(**settings)
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<unk>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    return trained(BPE(), trainer, decoder, pre_tokenizer=pre_tokenizers.Sequence([*first, last]))
+
+
+PREPENDED = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+SPACES = {
+    "prepended": lambda: bpe(normalizer=PREPENDED),
+    "replaced": lambda: bpe(normalizer=normalizers.Replace(" ", "▁")),
+    "metaspace always": lambda: bpe(
+        pre_tokenizer=pre_tokenizers.Metaspace(prepend_scheme="always")
+    ),
+    "metaspace first": lambda: bpe(pre_tokenizer=pre_tokenizers.Metaspace(prepend_scheme="first")),
+    "metaspace never": lambda: bpe(pre_tokenizer=pre_tokenizers.Metaspace(prepend_scheme="never")),
+    "byte level": lambda: byte_level(add_prefix_space=False),
+    "byte level with a space": lambda: byte_level(add_prefix_space=True),
+    "single digits": lambda: byte_level(
+        pre_tokenizers.Digits(individual_digits=True), add_prefix_space=False
+    ),
+}
+
+
+@cache
+def spaced(kind: str) -> TokenModel:
+    """A model of which only the tokenizer is asked."""
+    made: Any = TokenModel.__new__(TokenModel)
+    made.tokenizer, made.name = SPACES[kind](), kind
+    return made  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", SPACES)
+@pytest.mark.parametrize("prompt", ["The capital of the Louvre is", "Tokyo is in", "It"])
+def test_a_first_token_is_that_of_the_name_behind_a_prompt(kind: str, prompt: str) -> None:
+    model = spaced(kind)
+    names = ["Paris", "Tokyo", "Thomas Mann", "the Louvre"]
+    ids = model.tokenizer(prompt)["input_ids"]
+    after = [model.tokenizer(f"{prompt} {name}")["input_ids"][len(ids)] for name in names]
+    assert model.first_tokens(names) == tuple(after)
+    assert len(set(after)) == 4, "each tells its name"
+    assert all(model.decode([token]).strip() for token in after)
+    assert model.answer_tokens(names) == tuple(after[:3])
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_variants_are_with_a_space_and_without(kind: str) -> None:
+    model = spaced(kind)
+    found = model.first_tokens(["the Louvre"], variants=True)
+    assert found[0] == model.first_tokens(["Louvre"])[0]
+    words = [model.tokenizer.convert_ids_to_tokens(token).strip("▁Ġ") for token in found]
+    assert words[0] == "Louvre"
+    assert all(words), "no space alone"
+
+
+@pytest.mark.parametrize("kind", ["prepended", "single digits"])
+def test_names_that_no_first_token_tells_are_refused(kind: str) -> None:
+    """Where a space stands by itself, as in front of single digits, it is the first of many."""
+    model = spaced(kind)
+    name = {"prepended": "Ωmega", "single digits": "1984"}[kind]
+    n_before = len(model.tokenizer("Paris")["input_ids"])
+    after = model.tokenizer(f"Paris {name}")["input_ids"][n_before]
+    assert model.tokenizer.convert_ids_to_tokens(after) in ("▁", "Ġ")
+    assert model.first_tokens([name, "Paris"]) == model.first_tokens(["Paris"])
+    assert model.first_tokens([name], required=False) == ()
+    assert model.first_tokens([name], variants=True)
+    with pytest.raises(UsageError, match=f"cannot tell '{name}' by its first token"):
+        model.first_tokens([name])
+    with pytest.raises(UsageError, match="leave the query out"):
+        model.answer_tokens([name, f"the {name}"][:1])
+
+
+def test_words_that_a_tokenizer_does_not_know_are_refused() -> None:
+    vocabulary = {"<unk>": 0, "Paris": 1}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    model: Any = TokenModel.__new__(TokenModel)
+    model.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    model.name = "words"
+    assert model.first_tokens(["Paris", "Rome"]) == (1,)
+    with pytest.raises(UsageError, match="cannot tell 'Rome'"):
+        model.first_tokens(["Rome"])
