@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, overload
 
 from hopscope.errors import QueryError
+from hopscope.queries.answers import name_text
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,9 @@ class Hop:
     answer: str
     document: int
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "answer", name_text(self.answer) or "")
+
 
 @dataclass(frozen=True)
 class MultiDocQuestion:
@@ -50,18 +54,18 @@ class MultiDocQuestion:
     Args:
         id: identifier, unique in its set.
         question: the text of the question.
-        answer: the answer.
+        answer: the answer; empty if it is unknown, as in the test part of a data set.
         documents: all documents, in their original order.
         hops: the reasoning steps, each with its gold document; in the order of the chain if
-            `ordered` is True.
+            `ordered` is True. Without an answer, they may be unknown, too.
         aliases: other names of the answer.
         ordered: whether the order of the hops is known, which HotpotQA does not always state.
         numbers: number of each document: its index before other documents were dropped.
         extra: other fields of the row.
 
     Raises:
-        QueryError: if the question, the answer or a document is empty, if there is no hop, or if
-            a hop refers to a document that does not exist.
+        QueryError: if the question or a document is empty, if there is an answer and no hop, or
+            if a hop refers to a document that does not exist.
     """
 
     id: str
@@ -79,10 +83,13 @@ class MultiDocQuestion:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.numbers) != len(self.documents):  # replace() has set other documents
             object.__setattr__(self, "numbers", tuple(range(len(self.documents))))
-        for name in ("question", "answer"):
-            if not getattr(self, name).strip():
-                raise QueryError(f"question {self.id!r} has an empty {name}")
-        if not self.hops:
+        answer = name_text(self.answer) or ""
+        object.__setattr__(self, "answer", answer if answer.strip() else "")
+        if not self.question.strip():
+            raise QueryError(f"question {self.id!r} has an empty question")
+        if not self.hops and not self.answer:
+            object.__setattr__(self, "ordered", False)
+        elif not self.hops:
             raise QueryError(f"question {self.id!r} has no hop; give one for each gold document")
         for index, document in enumerate(self.documents):
             if not document.text.strip():
@@ -103,13 +110,17 @@ class MultiDocQuestion:
 
     @property
     def distractors(self) -> tuple[int, ...]:
-        """Indices of the documents that are not gold, in their original order."""
-        return tuple(each for each in range(len(self.documents)) if each not in self.gold)
+        """Indices of the documents that are not gold, in their original order.
+
+        There are none if it is unknown which documents are gold.
+        """
+        gold = set(self.gold)
+        return tuple(each for each in range(len(self.documents)) if gold and each not in gold)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The answer and its aliases."""
-        return (self.answer, *self.aliases)
+        """The answer and its aliases; numbers as text."""
+        return tuple(name for name in map(name_text, (self.answer, *self.aliases)) if name)
 
     @property
     def mentioned(self) -> frozenset[str]:
@@ -241,7 +252,7 @@ class QuestionSet(Sequence[MultiDocQuestion]):
         """
         names, chosen = question.mentioned, list[MultiDocQuestion]()
         for candidate, mentioned in self._candidates if self.few_shot else ():
-            if candidate.id != question.id and not names & mentioned:
+            if candidate.id != question.id and candidate.answer and names.isdisjoint(mentioned):
                 chosen.append(candidate)
                 names |= mentioned
             if len(chosen) == self.few_shot:

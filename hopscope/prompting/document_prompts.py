@@ -87,6 +87,7 @@ class DocumentPrompts:
         seed: int,
         orders: Sequence[Order] = ("original",),
         ways: Sequence[str] = (),
+        scored: bool = True,
     ) -> DocumentPrompts:
         """The prompts of all questions, checked in some orders before anything runs.
 
@@ -99,14 +100,16 @@ class DocumentPrompts:
             seed: of shuffled orders.
             orders: those that are asked in.
             ways: what the orders change.
+            scored: whether what is answered is compared with the right answer.
 
         Raises:
-            QueryError: for an order that a question cannot have, or one that does not fit.
+            QueryError: for an order that a question cannot have, one that does not fit, or one
+                without the answer that is needed.
             UsageError: for a label or template that cannot be.
         """
         chosen = template_for(questions, template)
         prompts = cls(model, questions, chosen, label, max_new_tokens, seed)
-        prompts.check(orders, ways)
+        prompts.check(orders, ways, scored=scored)
         return prompts
 
     def __post_init__(self) -> None:
@@ -231,14 +234,30 @@ class DocumentPrompts:
             return first_line(text)
         return _ANSWER.split(text)[-1].strip()
 
-    def check(self, orders: Sequence[Order] = ("original",), ways: Sequence[str] = ()) -> None:
+    def check(
+        self,
+        orders: Sequence[Order] = ("original",),
+        ways: Sequence[str] = (),
+        *,
+        scored: bool = True,
+    ) -> None:
         """Check the orders of every question, so that a bad one is reported before anything runs.
+
+        Args:
+            orders: the orders.
+            ways: what they change.
+            scored: whether what is answered is compared with the right answer.
 
         Raises:
             QueryError: with the question and the reason.
             UsageError: for a label or template that cannot be.
         """
         for question in self.questions:
+            if scored and not question.answer:
+                raise QueryError(
+                    f"question {question.id!r} has no answer with which to compare what the model "
+                    "answers; leave it out (questions.filter(lambda q: q.answer))"
+                )
             for order in orders:  # first what no model could be asked
                 arrange(question, order, self.seed)
         for question in self.questions:
@@ -261,7 +280,9 @@ class DocumentPrompts:
 
 
 def scores(text: str, names: Sequence[str]) -> dict[str, Any]:
-    """The metrics of an answer."""
+    """The metrics of an answer; None for all of them if the right one is unknown."""
+    if not names:
+        return dict.fromkeys(METRICS)
     return {
         "contained": contains(text, names),
         "matched": matches(text, names),
@@ -277,7 +298,7 @@ def question_details(fitted: FittedQuestion) -> dict[str, Any]:
         "query": question.id,
         "question": question.question,
         "answer": question.answer,
-        "bridge": question.hops[0].answer,
+        "bridge": question.hops[0].answer if question.hops else "",
         "hops": len(question.hops),
         "documents": len(question.documents),
         "dropped": ", ".join(fitted.dropped),

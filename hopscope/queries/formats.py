@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import csv
 import json
 import logging
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ import pandas as pd
 
 from hopscope.errors import QueryError
 from hopscope.files import replacing
+from hopscope.queries.answers import name_text
 from hopscope.queries.two_hop_query import TwoHopQuery
 
 if TYPE_CHECKING:
@@ -57,13 +60,44 @@ def read_table(path: Path) -> pd.DataFrame:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
         if path.suffix == ".jsonl":
-            lines = path.read_text(encoding="utf-8").splitlines()
-            return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
+            return pd.DataFrame(read_json_lines(path))
         if path.suffix == ".csv":
             return _read_csv(path)
     except (ValueError, OSError) as error:  # includes parse errors of pandas, json and pyarrow
         raise QueryError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
     raise QueryError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """Read the values of a file with one JSON value a line.
+
+    Raises:
+        ValueError: if a line is none, or has two fields of one name.
+    """
+    # Not splitlines(), which also divides at characters that JSON allows within a text.
+    lines = path.read_text("utf-8-sig").split("\n")
+    return [parse_json(line) for line in lines if line.strip()]
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON in which no object has two fields of one name.
+
+    Raises:
+        ValueError: if it is none.
+    """
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        refuse_repeats([name for name, _ in pairs])
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=distinct)
+
+
+def refuse_repeats(names: Sequence[str]) -> None:
+    """Raise ValueError if two columns or fields have the same name: which is meant is unknown."""
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"several of its columns are called {repeated[0]!r}; rename or drop one")
 
 
 def read_hub(id: str, split: str | None, usual: str) -> datasets.Dataset:
@@ -97,6 +131,8 @@ def read_hub(id: str, split: str | None, usual: str) -> datasets.Dataset:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     """Read a CSV: known columns as text, other columns with the type of their values."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        refuse_repeats([name for name in next(csv.reader(file), []) if name])
     text = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
     if not isinstance(text.index, pd.RangeIndex):
         raise ValueError("its rows have more fields than its header")
@@ -172,6 +208,10 @@ def from_frame(frame: pd.DataFrame, name: str) -> tuple[TwoHopQuery, ...]:
             message gives its number.
     """
     columns = [str(column) for column in frame.columns]
+    try:
+        refuse_repeats(columns)
+    except ValueError as error:
+        raise QueryError(f"{name}: {error}") from error
     read = _reader(columns, name)
     if frame.empty:
         raise QueryError(f"{name} holds no queries: the table has a header but no rows")
@@ -226,7 +266,9 @@ def _text(value: object) -> str:
 
 
 def parse_aliases(value: object, column: str) -> tuple[str, ...]:
-    """Read aliases from a list or from the text of a Python or JSON list; nested lists are joined.
+    """Read aliases from a list or from the text of one; nested lists are joined.
+
+    The text is that of a Python or JSON list, or of a numpy array, which has no commas.
 
     Args:
         value: the cell.
@@ -235,28 +277,62 @@ def parse_aliases(value: object, column: str) -> tuple[str, ...]:
     Raises:
         QueryError: if the cell is none of these.
     """
-    parsed = value
-    if isinstance(value, str):
-        try:
-            parsed = ast.literal_eval(value) if value.strip() else []
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            try:
-                parsed = json.loads(value)
-            except (ValueError, RecursionError):
-                parsed = value
+    parsed = _parsed_list(value) if isinstance(value, str) else value
     if parsed is None:
         return ()
-    if not isinstance(parsed, list | tuple):
+    aliases = _flat(parsed)
+    if not isinstance(parsed, list | tuple) or not all(map(_is_alias, aliases)):
         shown = repr(value) if len(repr(value)) < 80 else repr(value)[:76] + " ..."
         raise QueryError(
             f"column {column}: cannot read the aliases {shown}; expected a list such as "
             "['Paris', 'City of Light'], or []"
         )
-    return tuple(alias for part in parsed for alias in _flat(part))
+    return aliases
+
+
+def _parsed_list(text: str) -> object:
+    """Parse the text of a list; any other text is returned as it is."""
+    if not text.strip():
+        return []
+    try:
+        return ast.literal_eval(_with_commas(text))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+
+
+_ITEM = re.compile(
+    r"""[uU]?(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|[\[\](),]|[^\s\[\](),'"]+""", re.DOTALL
+)
+
+
+def _with_commas(text: str) -> str:
+    """Put commas between the items of a numpy array: Python would join texts without them.
+
+    Raises:
+        ValueError: if two items touch, so that it is unknown whether they are one.
+    """
+    parts, before = [""], None
+    for item in _ITEM.finditer(text):
+        apart = before and before[0] not in ("[", "(", ",") and item[0] not in ("]", ")", ",")
+        if apart and before and before.end() == item.start():
+            raise ValueError("two items touch")
+        parts += [","] * bool(apart) + [text[before.end() if before else 0 : item.end()]]
+        before = item
+    return "".join([*parts, text[before.end() if before else 0 :]])
+
+
+def _is_alias(value: object) -> bool:
+    """Return whether a value is a name, or stands for a missing one."""
+    return isinstance(value, str) or _plain(value) is None or name_text(value) is not None
 
 
 def _flat(part: Any) -> tuple[Any, ...]:
-    """Return the elements of nested lists in order."""
+    """Return the elements of nested lists and arrays in order."""
+    if hasattr(part, "tolist"):
+        part = part.tolist()
     if isinstance(part, list | tuple):
         return tuple(alias for inner in part for alias in _flat(inner))
     return (part,)

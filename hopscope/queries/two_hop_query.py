@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from hopscope.errors import QueryError, one_of
+from hopscope.queries.answers import name_text
 
 Form = Literal["two_hop", "first_hop", "second_hop", "entity_shortcut", "relation_shortcut"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -143,14 +144,14 @@ class TwoHopQuery:
                 )
 
     def names(self, entity: Literal["e1", "e2", "e3"]) -> tuple[str, ...]:
-        """Return the label of an entity, followed by its non-empty aliases.
+        """Return the label of an entity, followed by its non-empty aliases; numbers as text.
 
         Raises:
             QueryError: for anything but `e1`, `e2` or `e3`.
         """
         one_of("entity", entity, ("e1", "e2", "e3"), QueryError)
         aliases = getattr(self, f"{entity}_aliases")
-        usable = (name for name in aliases if isinstance(name, str) and name.strip())
+        usable = (name for name in map(name_text, aliases) if name and name.strip())
         return tuple(dict.fromkeys((getattr(self, f"{entity}_label"), *usable)))
 
     def two_hop(self) -> str:

@@ -103,7 +103,7 @@ class MaskPainter(View):
         answer = {
             "mask": mask.name + (f" ({self.changed} changed)" if self.changed else ""),
             "says": text.strip(),
-            "correct": matches(text, question.names),
+            "correct": matches(text, question.names) if question.answer else None,
             "probability": float(outputs.logprob[0].exp()),
             "rank": int(outputs.rank[0]),
         }

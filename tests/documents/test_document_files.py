@@ -8,14 +8,17 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from multidoc import MUSIQUE
 
 from hopscope.documents.formats import from_rows, read_rows
 from hopscope.documents.load import load_questions
+from hopscope.documents.orders import arrange
 from hopscope.documents.question_set import Document
 from hopscope.errors import QueryError
+from hopscope.prompting.document_prompts import scores
 
 Row = dict[str, Any]
 
@@ -156,7 +159,10 @@ BROKEN = [
     ({"answer": " "}, "has an empty answer"),
     ({"question": ""}, "has an empty question"),
     ({"question": None}, "damaged"),
-    ({"answer": 7}, "damaged"),
+    ({"answer": True}, "answer is True; expected a text or a number"),
+    ({"answer": ["Paris"]}, "answer is .'Paris'.; expected a text or a number"),
+    ({"answerable": "maybe"}, "answerable is 'maybe'; expected true or false"),
+    ({"answer_aliases": "Paname"}, "column answer_aliases: cannot read the aliases 'Paname'"),
 ]
 
 
@@ -171,8 +177,11 @@ def test_a_row_of_musique_that_makes_no_question_is_told_with_its_number(
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (without(MUSIQUE_ROW, "answer"), "missing field answer of the MuSiQue form"),
-        (without(MUSIQUE_ROW, "answer", "question"), "missing fields question, answer of the MuS"),
+        (without(MUSIQUE_ROW, "question"), "missing field question of the MuSiQue form"),
+        (
+            without(MUSIQUE_ROW, "question_decomposition", "question"),
+            "missing fields question_decomposition, question of the MuS",
+        ),
         (without(HOTPOT_ROW, "supporting_facts"), "missing field supporting_facts of the Hotpot"),
         ({}, "found no fields"),
         ({"text": "x"}, "found text"),
@@ -396,3 +405,137 @@ def test_a_damaged_file_is_told_by_its_name(
     path.write_bytes(content)
     with pytest.raises(QueryError, match=message):
         load_questions(path)
+
+
+@pytest.mark.parametrize(
+    ("stated", "kept"),
+    [
+        *((each, True) for each in (True, "True", "true", 1, None, float("nan"), np.True_)),
+        *((each, False) for each in (False, "False", " false", 0, np.False_)),
+    ],
+)
+def test_answerable_may_be_written_as_text(stated: object, kept: bool) -> None:
+    first = changed(MUSIQUE_ROW, id="first")
+    questions = load_questions([first, changed(MUSIQUE_ROW, answerable=stated)])
+    assert len(questions) == 1 + kept
+
+
+def test_answers_and_aliases_may_be_numbers() -> None:
+    row = changed(MUSIQUE_ROW, answer=1984, answer_aliases=[84, "MCMLXXXIV", None, 2.5])
+    row["question_decomposition"][1]["answer"] = 1984
+    (question,) = load_questions([row])
+    assert question.answer == question.hops[1].answer == "1984"
+    assert question.names == ("1984", "84", "MCMLXXXIV", "2.5")
+    found = scores("in 1984", question.names)
+    assert found["contained"]
+    assert found["matched"]
+    assert found["f1"] == pytest.approx(2 / 3)
+    hotpot = changed(HOTPOT_ROW, answer=7)
+    hotpot["context"][0][1].append("It has 7 gates.")
+    hotpot["context"][2][1].append("It has 17 floors and 700 steps.")
+    (question,) = load_questions([hotpot])
+    assert (titles(question), question.ordered) == (["Eiffel Tower", "France"], True)
+
+
+BRIDGE = (
+    # the answer, what the first and the second gold document say, the order of the hops
+    ("USA", "He was born in the USA.", "His school is in Jerusalem.", (1, 0)),
+    ("USA", "His school is in Jerusalem.", "He was born in the USA.", (0, 1)),
+    ("Niger", "It lies in Nigeria.", "Niger is a country.", (0, 1)),
+    ("10", "It has 10,000 men.", "It has 10 men.", (0, 1)),
+    ("São Paulo", "Not there.", "She lives in Sao Paulo.", (0, 1)),
+    ("US", "He told us so.", "A school in the US.", (0, 1)),
+    ("Niger", "Niger and Nigeria.", "The Niger.", None),
+    ("no", "There is no tower.", "Another.", None),
+    ("Yes", "Another.", "Yes is a band.", None),
+)
+
+
+@pytest.mark.parametrize(("answer", "first", "second", "order"), BRIDGE)
+def test_the_last_hop_names_the_answer_as_words(
+    answer: str, first: str, second: str, order: tuple[int, int] | None
+) -> None:
+    row = changed(
+        HOTPOT_ROW,
+        answer=answer,
+        context=[["First", [first]], ["Second", [second]]],
+        supporting_facts=[["First", 0], ["Second", 0]],
+    )
+    (question,) = load_questions([row])
+    assert question.ordered == (order is not None)
+    assert question.gold == (order or (0, 1))
+
+
+def test_a_gold_title_of_two_documents_is_refused() -> None:
+    row = deepcopy(HOTPOT_ROW)
+    row["context"].insert(0, ["France", ["Another France."]])
+    with pytest.raises(QueryError, match="row 1: several documents have the title 'France'"):
+        load_questions([row])
+    row = deepcopy(HOTPOT_ROW)
+    row["context"] += [["Kyoto", ["Another Kyoto."]]]
+    assert len(load_questions([row])[0].documents) == 4, "that is no gold document"
+
+
+def test_a_file_may_begin_with_a_byte_order_mark_and_hold_line_separators(tmp_path: Path) -> None:
+    row = changed(MUSIQUE_ROW, question="Who\u2028is\x85it\u2029?")
+    for name, text in {
+        "a.jsonl": json.dumps(row, ensure_ascii=False) + "\r\n\r\n",
+        "a.json": json.dumps([row], ensure_ascii=False),
+    }.items():
+        (tmp_path / name).write_text(text, "utf-8-sig")
+        (question,) = load_questions(tmp_path / name)
+        assert question.question == row["question"]
+
+
+def test_two_fields_of_one_name_are_refused(tmp_path: Path) -> None:
+    text = json.dumps(MUSIQUE_ROW).replace('"answer": "Paris"', '"answer": "x", "answer": "y"', 1)
+    for name in ("a.jsonl", "a.json"):
+        (tmp_path / name).write_text(text if name == "a.jsonl" else f"[{text}]")
+        with pytest.raises(QueryError, match=f"{name} cannot be read as .*'answer'"):
+            load_questions(tmp_path / name)
+
+
+TEST_ROWS = {
+    "MuSiQue": without(
+        MUSIQUE_ROW, "answer", "answer_aliases", "answerable", "question_decomposition"
+    ),
+    "MuSiQue with hops": without(MUSIQUE_ROW, "answer", "answer_aliases"),
+    "MuSiQue with nulls": changed(
+        MUSIQUE_ROW, answer=None, answer_aliases=None, question_decomposition=None
+    ),
+    "HotpotQA": without(HOTPOT_ROW, "answer", "supporting_facts", "type"),
+    "HotpotQA with gold documents": without(HOTPOT_ROW, "answer"),
+}
+
+
+@pytest.mark.parametrize("kind", TEST_ROWS)
+def test_a_test_part_without_answers_can_be_ordered(kind: str) -> None:
+    (question,) = load_questions([TEST_ROWS[kind]])
+    assert (question.answer, question.names) == ("", ())
+    assert arrange(question, "original") == (0, 1, 2)
+    assert sorted(arrange(question, "shuffle_1")) == [0, 1, 2]
+    assert arrange(question, [2, 0]) == (2, 0)
+    known = kind in ("MuSiQue with hops",)
+    assert question.ordered == known
+    if known:
+        assert question.gold == (2, 1)
+    else:
+        with pytest.raises(QueryError, match="the order of its hops is not known"):
+            arrange(question, "forward")
+    if "gold" not in kind and not known:
+        assert question.gold == question.distractors == (), "which is which is unknown"
+
+
+def test_rows_of_one_id_with_different_paragraphs_are_told_apart(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As in the full set of MuSiQue: an answerable question and one that is not."""
+    first = without(MUSIQUE_ROW, "answer", "answerable", "question_decomposition")
+    other = changed(first, paragraphs=first["paragraphs"][:2])
+    questions = load_questions([first, other, changed(other, id="x")])
+    assert [each.id for each in questions] == ["2hop__1_2", "2hop__1_2 (2)", "x"]
+    assert "1 ids are those of several questions" in caplog.text
+    with pytest.raises(QueryError, match="two questions have the id '2hop__1_2'"):
+        load_questions([first, first])
+    pair = [MUSIQUE_ROW, changed(other, answerable="False")]
+    assert [each.id for each in load_questions(pair)] == ["2hop__1_2"]

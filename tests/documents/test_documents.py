@@ -58,11 +58,20 @@ def test_titles_and_answers_are_mentioned_but_no_empty_name() -> None:
     assert "" not in replace(unnamed, documents=(Document("", "a"),) * 4).mentioned
 
 
+def test_an_answer_may_be_unknown_and_with_it_the_hops() -> None:
+    unknown = replace(QUESTION, id="unknown", answer=" ", hops=())
+    assert (unknown.answer, unknown.gold, unknown.distractors) == ("", (), ())
+    assert not unknown.ordered
+    assert replace(QUESTION, answer="").gold == QUESTION.gold
+    shown = QuestionSet((QUESTION, unknown), few_shot=1)
+    with pytest.raises(QueryError, match="only 0 others"):
+        shown.demonstrations(replace(QUESTION, id="other"))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"question": "  "}, "'tower' has an empty question"),
-        ({"answer": ""}, "'tower' has an empty answer"),
         ({"hops": ()}, "has no hop"),
         ({"hops": (Hop("", "", 4),)}, "hop 1 names document 4, .* documents 0 to 3"),
         ({"hops": (Hop("", "", 0), Hop("", "", -1))}, "hop 2 names document -1"),

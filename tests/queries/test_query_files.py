@@ -9,10 +9,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hopscope.errors import QueryError
+from hopscope.queries.formats import parse_aliases
 from hopscope.queries.load import load_queries
 from hopscope.queries.query_set import QuerySet
 
@@ -249,7 +253,13 @@ def test_missing_columns_are_named_with_those_found(hopping: Path, tmp_path: Pat
         load_queries(facts_csv(tmp_path / "facts.csv", facts))
 
 
-@pytest.mark.parametrize("value", ["['a'", "a, b", "7", "{'a': 1}", "__import__('os')", "nan"])
+NO_ALIASES = (
+    *("['a'", "a, b", "7", "{'a': 1}", "__import__('os')", "nan"),
+    *("[b'x']", "['it''s']", "['a' ... 'b']", "[True]", "[{}]", "[nan 'x']"),
+)
+
+
+@pytest.mark.parametrize("value", NO_ALIASES)
 def test_unreadable_aliases_are_named_by_row_and_column(value: str, hopping: Path) -> None:
     with pytest.raises(QueryError, match=r"hopping, row 2 below the header: column e3_aliases"):
         load_queries(changed(hopping, "e3_aliases", value))
@@ -341,3 +351,62 @@ def test_json_lines_with_lists(tmp_path: Path) -> None:
     query = load_queries(tmp_path / "q.jsonl")[0]
     assert query.e3_aliases == ("a", "b")
     assert query.extra == {"note": "x"}
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("['Ono Yoko' 'Yoko']", ("Ono Yoko", "Yoko")),
+        ("['Ono Yoko'\n 'Yoko'\n \"O'Neill\"]", ("Ono Yoko", "Yoko", "O'Neill")),
+        ("[['a b' 'c']\n ['d' 'e']]", ("a b", "c", "d", "e")),
+        ("[1984 'x']", (1984, "x")),
+        ("[1984, 'x', -2.5]", (1984, "x", -2.5)),
+        ("['a, b' 'c]' '[d']", ("a, b", "c]", "[d")),
+        ("[u'Paris', u'x']", ("Paris", "x")),
+        ("[]", ()),
+    ],
+)
+def test_aliases_that_numpy_wrote_are_told_apart(
+    value: str, found: tuple[object, ...], hopping: Path
+) -> None:
+    query = load_queries(changed(hopping, "e3_aliases", value))[1]
+    assert query.e3_aliases == found
+    names = [str(alias) for alias in found]
+    assert query.names("e3") == tuple(dict.fromkeys([query.e3_label, *names]))
+
+
+@given(
+    st.lists(st.text(st.sampled_from("ab'\"\\, []\n1é"), min_size=1) | st.integers(), max_size=5)
+)
+def test_aliases_are_read_as_python_json_and_numpy_write_them(aliases: list[str | int]) -> None:
+    array = np.array(aliases, dtype=object)
+    for text in (repr(aliases), str(array), json.dumps(aliases)):
+        assert parse_aliases(text, "c") == tuple(aliases), text
+    assert parse_aliases([array, *aliases], "c") == (*aliases, *aliases)
+
+
+def test_two_columns_of_one_name_are_refused(hopping: Path, tmp_path: Path) -> None:
+    frame = load_queries(hopping).to_pandas()
+    twice = pd.concat([frame, frame[["e3_label"]]], axis=1)
+    with pytest.raises(QueryError, match="several of its columns are called 'e3_label'"):
+        load_queries(twice)
+    with pytest.raises(QueryError, match="called 'note'"):
+        load_queries(pd.concat([frame.assign(note=1), frame.assign(note=2)[["note"]]], axis=1))
+    twice.to_csv(tmp_path / "twice.csv", index=False)
+    row = json.dumps(frame.iloc[0].to_dict(), default=str)
+    (tmp_path / "twice.jsonl").write_text(row[:-1] + ', "e3_label": "x"}')
+    for name in ("twice.csv", "twice.jsonl"):
+        with pytest.raises(QueryError, match=f"{name} cannot be read as .*'e3_label'"):
+            load_queries(tmp_path / name)
+
+
+def test_rows_may_begin_with_a_byte_order_mark_and_hold_line_separators(
+    hopping: Path, tmp_path: Path
+) -> None:
+    frame = load_queries(hopping).to_pandas().astype(object)
+    frame.loc[0, "note"] = "a\u2028b\x85c\u2029d"
+    rows = [json.dumps(row, ensure_ascii=False, default=str) for row in frame.to_dict("records")]
+    (tmp_path / "rows.jsonl").write_text("\r\n".join(rows), "utf-8-sig")
+    queries = load_queries(tmp_path / "rows.jsonl")
+    assert len(queries) == len(frame)
+    assert queries[0].extra["note"] == "a\u2028b\x85c\u2029d"

@@ -85,6 +85,8 @@ class DocumentAttention(Result):
     def peaks(self, metric: str = "contained") -> pd.DataFrame:
         """The largest IC of each version, of which document, and whether the answer is right.
 
+        Of a question without a known answer, `correct` is None.
+
         Returns:
             Columns `query, order, mask, peak, document, hop, correct`.
 
@@ -109,8 +111,10 @@ class DocumentAttention(Result):
         """
         rows = []
         for key, group in self.peaks(metric).groupby(["order", "mask"], sort=False):
-            right = group.loc[group["correct"], "peak"].to_numpy()
-            wrong = group.loc[~group["correct"], "peak"].to_numpy()
+            right, wrong = (
+                group.loc[group["correct"] == verdict, "peak"].to_numpy()
+                for verdict in (True, False)
+            )
             rows.append((*key, *_against(right, wrong)))
         columns = ["order", "mask", "right", "wrong", "median_right", "median_wrong", "auc", "p"]
         table = pd.DataFrame(rows, columns=columns)
@@ -159,6 +163,8 @@ class DocumentAttention(Result):
         compared = self.compare()
         corrected = " by Holm" if compared["p"].count() > 1 else ""
         for row in rows_where(compared):
+            if not row["right"] + row["wrong"]:  # no answer is known
+                continue
             sentence = f"in the order {row['order']} {row['right']} answers are right"
             if row["auc"] == row["auc"]:
                 sentence += (
@@ -242,7 +248,14 @@ def attention_to_documents(
     """
     options, named = RunOptions(**run), check_masks(masks, model)
     prompts = DocumentPrompts.of(
-        model, questions, template, label, max_new_tokens, options.seed, orders=orders
+        model,
+        questions,
+        template,
+        label,
+        max_new_tokens,
+        options.seed,
+        orders=orders,
+        scored=False,
     )
     settings = {
         **prompts.settings,

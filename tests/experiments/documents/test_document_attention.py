@@ -316,3 +316,25 @@ def test_it_is_saved_and_comes_together_of_shards(
         pd.testing.assert_frame_equal(result.frame, whole.frame, atol=1e-6)
     assert list(whole.details["query"]) == ["tower", "song"]
     assert whole.run["settings"]["read"] == "answer"
+
+
+def test_attention_needs_no_answers(llama: LanguageModel, tmp_path: Path) -> None:
+    """Verdicts are unknown; the masses are those of the same questions with answers."""
+    unknown = [replace(each, answer="", aliases=()) for each in QUESTIONS]
+    result = attended(llama, QuestionSet(tuple(unknown), "made"), out=tmp_path / "run")
+    answered = attended(llama, QUESTIONS)
+    assert result.frame["mass"].tolist() == answered.frame["mass"].tolist()
+    for metric in ("contained", "matched", "exact_match", "f1"):
+        assert result.details[metric].isna().all()
+    assert result.peaks()["correct"].isna().all()
+    assert (result.compare()[["right", "wrong"]] == 0).all(axis=None)
+    assert result.by_layer().empty
+    assert len(result.by_head()) == len(answered.by_head())
+    result.tables()
+    assert hs.load_result(tmp_path / "run").details["contained"].isna().all()
+    mixed = QuestionSet((unknown[0], OTHER), "made")
+    assert attended(llama, mixed).compare()[["right", "wrong"]].sum(axis=None) == len(
+        result.compare()
+    )
+    nowhere = QuestionSet((replace(unknown[0], hops=()),), "made")
+    assert (attended(llama, nowhere).frame["hop"] == 0).all()

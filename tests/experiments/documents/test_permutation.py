@@ -541,3 +541,9 @@ def test_what_there_is_not_is_told() -> None:
         made().compare_masks("gold")
     with pytest.raises(UsageError, match="unknown metric 'bleu': choose one of contained, matched"):
         made().accuracy("bleu")
+
+
+def test_answers_that_cannot_be_compared_are_refused(llama: LanguageModel) -> None:
+    unknown = replace(QUESTION, answer="")
+    with pytest.raises(QueryError, match="'tower' has no answer with which to compare"):
+        permuted(llama, QuestionSet((unknown,), "made"))
