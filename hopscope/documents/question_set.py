@@ -235,11 +235,23 @@ class QuestionSet(Sequence[MultiDocQuestion]):
         return replace(self, few_shot=k, few_shot_seed=seed)
 
     @cached_property
-    def _candidates(self) -> list[tuple[MultiDocQuestion, frozenset[str]]]:
-        """Candidates for demonstrations in shuffled order, each with the names it mentions."""
+    def _shuffled(self) -> list[MultiDocQuestion]:
+        """Candidates for demonstrations."""
         shuffled = list(self.pool)
         random.Random(self.few_shot_seed).shuffle(shuffled)
-        return [(short, short.mentioned) for short in map(_shortened, shuffled)]
+        return shuffled
+
+    @cached_property
+    def _candidates(self) -> list[tuple[MultiDocQuestion, frozenset[str]]]:
+        """The first of them, as far as they were needed, each with the names it mentions."""
+        return []
+
+    def _all_candidates(self) -> Iterator[tuple[MultiDocQuestion, frozenset[str]]]:
+        for number, question in enumerate(self._shuffled):
+            if number == len(self._candidates):
+                short = _shortened(question)
+                self._candidates.append((short, short.mentioned))
+            yield self._candidates[number]
 
     def demonstrations(self, question: MultiDocQuestion) -> tuple[MultiDocQuestion, ...]:
         """Return the demonstrations for a question, each with at most two distractors.
@@ -251,7 +263,7 @@ class QuestionSet(Sequence[MultiDocQuestion]):
             QueryError: if the pool has too few such questions.
         """
         names, chosen = question.mentioned, list[MultiDocQuestion]()
-        for candidate, mentioned in self._candidates if self.few_shot else ():
+        for candidate, mentioned in self._all_candidates() if self.few_shot else ():
             if candidate.id != question.id and candidate.answer and names.isdisjoint(mentioned):
                 chosen.append(candidate)
                 names |= mentioned

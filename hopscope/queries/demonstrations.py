@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import zip_longest
+from itertools import islice
 
 from hopscope.errors import QueryError, one_of
 from hopscope.queries.answers import normalise
@@ -24,6 +24,7 @@ DEMONSTRATION_FORMS: Mapping[Form, Form] = {
 with the same demonstrations share a token prefix."""
 _COMMON = 0.02
 """An entity is common in a pool if it occurs in more than this share of the queries."""
+_FIRST_BLOCK = 64
 _UNSPACED = re.compile("[\u0e00-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af]")
 
 
@@ -67,6 +68,50 @@ class _Candidate:
         self.text = "".join(_words(demonstration_line(query, form)) for form in sorted(forms))
 
 
+class _Block:
+    """Consecutive candidates, with the places at which a name, a word or an id stands in them."""
+
+    def __init__(self, queries: Sequence[TwoHopQuery]) -> None:
+        self.candidates = [_Candidate(query) for query in queries]
+        self._at: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for place, candidate in enumerate(self.candidates):
+            words = set(f"{candidate.text}{candidate.labels}".split())
+            self._at["query", candidate.query.id].append(place)
+            for kind, values in (("name", candidate.names), ("id", candidate.ids), ("word", words)):
+                for value in values:
+                    self._at[kind, value].append(place)
+
+    def without(
+        self,
+        query_id: str,
+        names: frozenset[str],
+        in_templates: frozenset[str],
+        ids: frozenset[str],
+    ) -> Iterator[TwoHopQuery]:
+        """The candidates that are not the query itself, and mention none of its entities."""
+        keys = [("query", query_id), *(("id", id) for id in ids)]
+        keys += [("name", name) for name in names - in_templates]
+        mentions = {place for key in keys for place in self._at.get(key, ())}
+        for name in names:
+            mentions.update(self._mentioning(name, name in in_templates))
+        for place, candidate in enumerate(self.candidates):
+            if place not in mentions:
+                yield candidate.query
+
+    def _mentioning(self, name: str, in_labels: bool) -> Sequence[int]:
+        """The places of the candidates whose text, or only whose labels, contain a name."""
+        key = ("labels" if in_labels else "text", name)
+        if key not in self._at:
+            places: Sequence[int] = range(len(self.candidates))
+            if not _UNSPACED.search(name):
+                words = name.split()
+                places = min((self._at.get(("word", word), ()) for word in words), key=len)
+            self._at[key] = [
+                place for place in places if _occurs(name, getattr(self.candidates[place], key[0]))
+            ]
+        return self._at[key]
+
+
 class Demonstrations:
     """Chooses k demonstrations for each query from a pool.
 
@@ -83,7 +128,7 @@ class Demonstrations:
     def __init__(self, pool: Sequence[TwoHopQuery], k: int, seed: int) -> None:
         self.k = k
         self._order = demonstration_order(pool, seed)
-        self._candidates: dict[int, _Candidate] = {}
+        self._blocks: list[_Block] = []
 
     def of(self, query: TwoHopQuery) -> tuple[TwoHopQuery, ...]:
         """Return the demonstrations of a query.
@@ -98,13 +143,12 @@ class Demonstrations:
         names, ids = _names(query), _ids(query)
         frame = _words(f"{query.r1_template} is {query.r2_template} is".replace("{}", " "))
         in_templates = frozenset(name for name in names if name in frame)
-        chosen: list[TwoHopQuery] = []
-        for index in range(len(self._order)):
-            if len(chosen) == self.k:
-                break
-            candidate = self._candidate(index)
-            if not _mentions(candidate, query.id, names, in_templates, ids):
-                chosen.append(candidate.query)
+        fitting = (
+            each
+            for block in self._all_blocks()
+            for each in block.without(query.id, names, in_templates, ids)
+        )
+        chosen = list(islice(fitting, self.k))
         if len(chosen) < self.k:
             raise QueryError(
                 f"query {query.id!r}: only {len(chosen)} of {len(self._order)} queries can "
@@ -118,28 +162,15 @@ class Demonstrations:
         demonstration_form = DEMONSTRATION_FORMS[one_of("prompt form", form, FORMS, QueryError)]
         return "".join(demonstration_line(each, demonstration_form) for each in self.of(query))
 
-    def _candidate(self, index: int) -> _Candidate:
-        if index not in self._candidates:
-            self._candidates[index] = _Candidate(self._order[index])
-        return self._candidates[index]
-
-
-def _mentions(
-    candidate: _Candidate,
-    query_id: str,
-    names: frozenset[str],
-    in_templates: frozenset[str],
-    ids: frozenset[str],
-) -> bool:
-    """Return whether a candidate is the query itself, or mentions one of its entities."""
-    if candidate.query.id == query_id or candidate.ids & ids:
-        return True
-    if candidate.names & (names - in_templates):
-        return True
-    return any(
-        _occurs(name, candidate.labels if name in in_templates else candidate.text)
-        for name in names
-    )
+    def _all_blocks(self) -> Iterator[_Block]:
+        """The candidates in their order, in blocks of growing size that are made when needed."""
+        number = start = 0
+        while start < len(self._order):
+            end = start + (_FIRST_BLOCK << number)
+            if number == len(self._blocks):
+                self._blocks.append(_Block(self._order[start:end]))
+            yield self._blocks[number]
+            number, start = number + 1, end
 
 
 def demonstration_order(pool: Sequence[TwoHopQuery], seed: int) -> tuple[TwoHopQuery, ...]:
@@ -169,7 +200,13 @@ def demonstration_order(pool: Sequence[TwoHopQuery], seed: int) -> tuple[TwoHopQ
 
 def _in_turn(lists: Sequence[Sequence[TwoHopQuery]]) -> list[TwoHopQuery]:
     """Return the first element of each list, then the second of each, and so on."""
-    return [each for column in zip_longest(*lists) for each in column if each is not None]
+    found: list[TwoHopQuery] = []
+    longer, column = [each for each in lists if each], 0
+    while longer:
+        found += [each[column] for each in longer]
+        column += 1
+        longer = [each for each in longer if len(each) > column]
+    return found
 
 
 def _labels(query: TwoHopQuery) -> set[str]:

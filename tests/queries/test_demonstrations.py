@@ -7,6 +7,7 @@ import re
 import time
 import unicodedata
 from collections import Counter
+from typing import Literal
 
 import pytest
 
@@ -14,7 +15,7 @@ from hopscope.errors import QueryError
 from hopscope.queries.demonstrations import Demonstrations, demonstration_order
 from hopscope.queries.load import load_queries
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import FORMS, TwoHopQuery
+from hopscope.queries.two_hop_query import FORMS, Form, TwoHopQuery
 
 RELATIONS = ["capital", "currency", "largest city", "national anthem"]
 
@@ -172,3 +173,65 @@ def test_it_takes_a_moment_and_then_none(world: QuerySet) -> None:
     fresh.prompts()
     assert first < 10
     assert time.perf_counter() - start - first < 0.1
+
+
+def words_of(query: TwoHopQuery, form: Form) -> str:
+    answer = query.e2_label if form == "first_hop" else query.e3_label
+    return folded_words(f"{query.compose(form)[0]} {answer}")
+
+
+def first_that_fit(pool: QuerySet, query: TwoHopQuery, k: int, seed: int) -> list[str]:
+    """The rule, written out: the ids of the first k of the order that mention no entity."""
+    own = folded_words(f"{query.r1_template} is {query.r2_template} is".replace("{}", " "))
+    entities: tuple[Literal["e1", "e2", "e3"], ...] = ("e1", "e2", "e3")
+    spelled = {folded_words(name) for entity in entities for name in query.names(entity)}
+    spelled = {name for name in spelled if len(name.replace(" ", "")) > 1}
+    chosen = []
+    for other in demonstration_order(pool, seed):
+        text = "".join(words_of(other, form) for form in ("two_hop", "first_hop", "second_hop"))
+        labels = "".join(folded_words(getattr(other, f"{e}_label")) for e in entities)
+        theirs = {folded_words(name) for entity in entities for name in other.names(entity)}
+        ids = {query.e1, query.e2, query.e3} & {other.e1, other.e2, other.e3} - {""}
+        mentions = [name in (labels if name in own else text) for name in spelled]
+        shared = theirs & {name for name in spelled if name not in own}
+        if other.id != query.id and not ids and not shared and not any(mentions):
+            chosen.append(other.id)
+    return chosen[:k]
+
+
+@pytest.mark.parametrize(("k", "seed"), [(3, 0), (20, 1), (100, 2)])
+def test_they_are_the_first_that_fit_however_far_one_looks(
+    world: QuerySet, k: int, seed: int
+) -> None:
+    pool = world.sample(250, seed)
+    chooser = Demonstrations(pool, k, seed)
+    for query in pool.sample(15, seed):
+        assert [each.id for each in chooser.of(query)] == first_that_fit(pool, query, k, seed)
+
+
+def test_the_names_of_scripts_without_spaces_count_anywhere() -> None:
+    about = dataclasses.replace(invented(1), e3_label="日本", e3_aliases=("東京都",))
+    near = [dataclasses.replace(invented(n), e2_label="新東京都庁") for n in range(2, 80)]
+    pool = QuerySet((about, *near, invented(100), invented(101)))
+    chosen = Demonstrations(pool, 2, 0).of(about)
+    assert {each.id for each in chosen} == {"capital 100", "capital 101"}
+
+
+@pytest.mark.parametrize("kind", ["one answer", "templates of their own"])
+def test_demonstrations_from_a_large_pool_take_a_moment(kind: str) -> None:
+    """All but a few have the answer of the query, or each second one a template of its own."""
+
+    def changed(number: int) -> TwoHopQuery:
+        query = invented(number)
+        if kind == "one answer":
+            return query if number % 900 == 0 else dataclasses.replace(query, e3_label="Europe")
+        own = f"The country number {number} of {{}}"
+        return query if number % 2 else dataclasses.replace(query, r1_template=own)
+
+    pool = [changed(number) for number in range(6000)]
+    chooser = Demonstrations(pool, 6, 0)
+    assert len(chooser.of(pool[1])) == 6
+    start = time.process_time()
+    for query in pool[2:1502]:
+        chooser.of(query)
+    assert time.process_time() - start < 5

@@ -6,8 +6,10 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from hopscope.queries.answers import normalise
 from hopscope.queries.query_set import QuerySet
@@ -55,16 +57,16 @@ def choose_others(queries: QuerySet, seed: int) -> dict[str, TwoHopQuery]:
     """
     pool = all_candidates(queries)
     names = {query.id: names_of(query) for query in pool}
+    labels = {q.id: (normalise(q.e2_label), normalise(q.e3_label)) for q in pool}
     shown = demonstrations_of(queries)
     others: dict[str, TwoHopQuery] = {}
     for query in queries:
         candidates = list(pool)
         random.Random(f"{seed} {query.id}").shuffle(candidates)
-        candidates.sort(key=lambda other: other.r2_template != query.r2_template)
-        for other in candidates:
-            labels = (normalise(other.e2_label), normalise(other.e3_label))
-            leaked = any(label in shown[query.id] for label in labels)
-            if not leaked and not names[other.id] & names[query.id]:
+        alike = [each for each in candidates if each.r2_template == query.r2_template]
+        for other in chain(alike, candidates):
+            leaked = any(label in shown[query.id] for label in labels[other.id])
+            if not leaked and names[other.id].isdisjoint(names[query.id]):
                 others[query.id] = other
                 break
     return others
@@ -79,23 +81,58 @@ def fingerprint(others: Mapping[str, TwoHopQuery]) -> str:
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
+class _Lenders:
+    """Queries by id, of which those are counted and found whose answers share no given name."""
+
+    def __init__(
+        self, queries: Sequence[TwoHopQuery], answers: Mapping[str, frozenset[str]]
+    ) -> None:
+        self._queries = queries
+        self._with_name: dict[str, list[int]] = {}
+        for place, query in enumerate(queries):
+            for name in answers[query.id]:
+                self._with_name.setdefault(name, []).append(place)
+        self._sharing: dict[frozenset[str], list[int]] = {}
+
+    def count(self, answer: frozenset[str]) -> int:
+        """How many share no name with an answer."""
+        return len(self._queries) - len(self._shared(answer))
+
+    def at(self, number: int, answer: frozenset[str]) -> TwoHopQuery:
+        """One of those that share no name with an answer, by its number among them."""
+        shared = self._shared(answer)
+        skipped = bisect_right(range(len(shared)), number, key=lambda i: shared[i] - i)
+        return self._queries[number + skipped]
+
+    def _shared(self, answer: frozenset[str]) -> list[int]:
+        """The places of those that share a name with an answer, in their order."""
+        if answer not in self._sharing:
+            places = {place for name in answer for place in self._with_name.get(name, ())}
+            self._sharing[answer] = sorted(places)
+        return self._sharing[answer]
+
+
 def choose_donors(queries: QuerySet, seed: int) -> dict[str, Donor]:
     """For each query another one with another answer, of the same second relation if possible.
 
     Returns:
         Donors by query id; a query to which none fits is left out, and a warning says so.
     """
-    answers = {query.id: {normalise(name) for name in query.names("e3")} for query in queries}
+    ordered = sorted(queries, key=lambda query: query.id)
+    answers = {q.id: frozenset(normalise(name) for name in q.names("e3")) for q in ordered}
+    everyone = _Lenders(ordered, answers)
+    by_relation: dict[tuple[str, str], list[TwoHopQuery]] = {}
+    for query in ordered:
+        by_relation.setdefault((query.r2, query.r2_template), []).append(query)
+    groups = {relation: _Lenders(group, answers) for relation, group in by_relation.items()}
     donors: dict[str, Donor] = {}
     for query in queries:
-        others = [
-            o for o in sorted(queries, key=lambda q: q.id) if not answers[o.id] & answers[query.id]
-        ]
-        same = [o for o in others if (o.r2, o.r2_template) == (query.r2, query.r2_template)]
-        pool = same or others
-        if pool:
-            chosen = random.Random(f"{seed} {query.id}").choice(pool)
-            donors[query.id] = Donor(chosen, same_relation=bool(same))
+        alike = groups[query.r2, query.r2_template]
+        same = alike.count(answers[query.id]) > 0
+        lenders = alike if same else everyone
+        if n := lenders.count(answers[query.id]):
+            place = random.Random(f"{seed} {query.id}").choice(range(n))
+            donors[query.id] = Donor(lenders.at(place, answers[query.id]), same_relation=same)
     missing = len(queries) - len(donors)
     strange = sum(not donor.same_relation for donor in donors.values())
     if missing:

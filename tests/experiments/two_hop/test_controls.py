@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+import random
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hopscope.experiments.randomness import random_like
 from hopscope.experiments.two_hop.controls import choose_donors, choose_others, fingerprint
+from hopscope.queries.answers import normalise
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
 
@@ -244,3 +249,46 @@ def test_random_vectors_are_the_same_on_a_gpu() -> None:
     on_gpu = random_like(STATES.cuda(), 0, "q")
     assert on_gpu.device.type == "cuda"
     torch.testing.assert_close(on_gpu.cpu(), random_like(STATES, 0, "q"))
+
+
+def drawn_one_by_one(queries: QuerySet, seed: int) -> dict[str, str]:
+    """The rule, written out: one of the queries with another answer, drawn by seed and id."""
+    found = {}
+    for each in queries:
+        names = {normalise(name) for name in each.names("e3")}
+        others = [
+            other
+            for other in sorted(queries, key=lambda other: other.id)
+            if not names & {normalise(name) for name in other.names("e3")}
+        ]
+        same = [other for other in others if other.r2 == each.r2]
+        if others:
+            found[each.id] = random.Random(f"{seed} {each.id}").choice(same or others).id
+    return found
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("ABCD"), st.sampled_from("xyz"), st.lists(st.sampled_from("ABCDE"))
+        ),
+        max_size=12,
+    ),
+    st.integers(0, 5),
+)
+def test_donors_are_those_that_one_by_one_would_be_drawn(
+    rows: list[tuple[str, str, list[str]]], seed: int
+) -> None:
+    queries = [
+        query(f"{number * 7 % 13}", f"answer {answer}", relation, [f"answer {a}" for a in aliases])
+        for number, (answer, relation, aliases) in enumerate(rows)
+    ]
+    asked = QuerySet(tuple(queries))
+    assert donors(asked, seed) == drawn_one_by_one(asked, seed)
+
+
+def test_donors_of_many_queries_take_a_moment() -> None:
+    asked = QuerySet(tuple(query(f"{n}", f"{n % 50}", f"{n % 3}") for n in range(8000)))
+    start = time.process_time()
+    assert len(donors(asked)) == 8000
+    assert time.process_time() - start < 5
