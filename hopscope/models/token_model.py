@@ -233,8 +233,9 @@ class TokenModel:
         if not space and text[: len(alone)] != alone:  # the tokenizer reads line breaks as spaces
             alone, text = [], self._tokens(name)
         rest = text[len(alone) :]
-        tells = rest and text[: len(alone)] == alone and rest[0] != self.tokenizer.unk_token_id
-        return rest[0] if tells and self.tokenizer.decode(rest[:1]).strip() else -1
+        if not rest or text[: len(alone)] != alone or rest[0] == self.tokenizer.unk_token_id:
+            return -1
+        return rest[0] if str(self.tokenizer.decode(rest[:1])).strip() else -1
 
     def _tokens(self, text: str) -> list[int]:
         """Return the tokens of a text, without special ones."""

@@ -260,7 +260,9 @@ def name_text(name: object) -> str | None:
         return name
     if isinstance(name, bool) or not isinstance(name, numbers.Real) or not math.isfinite(name):
         return None
-    return str(int(name)) if name == int(name) else str(name)
+    if isinstance(name, numbers.Integral):
+        return str(int(name))
+    return str(int(float(name))) if float(name).is_integer() else str(name)
 
 
 def _checked(names: Iterable[object], match: str = "word") -> tuple[str, ...]:
