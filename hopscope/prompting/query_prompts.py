@@ -5,7 +5,8 @@ Imports what runs a prompt; the experiments import it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hopscope.engine.clean_run import CleanRun, clean_run
@@ -13,11 +14,14 @@ from hopscope.engine.edits import Cell
 from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.read_out import CellOutputs, ReadOut
 from hopscope.engine.sweep import sweep
+from hopscope.errors import QueryError
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.prompts import Prompt
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import Form, TwoHopQuery
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,44 @@ class QueryPrompts:
         """Many edited versions of one prompt; the arguments are those of `engine.sweep.sweep`."""
         memory = self.max_memory
         return sweep(self.model, ids, cells, read_out, base=base, clean=clean, max_memory=memory)
+
+
+def with_first_tokens(
+    model: LanguageModel,
+    queries: QuerySet,
+    names_of: Callable[[TwoHopQuery], Iterable[Sequence[str]]],
+    variants: bool = False,
+) -> QuerySet:
+    """The queries that a model can tell by first tokens; the others are left out, with a warning.
+
+    Args:
+        model: the model.
+        queries: the queries.
+        names_of: gives the names of each entity whose first tokens are read.
+        variants: see `TokenModel.first_tokens`.
+
+    Raises:
+        QueryError: if there are queries, but none of this kind.
+    """
+    kept = queries.filter(
+        lambda query: all(
+            model.first_tokens(names, variants, required=False) for names in names_of(query)
+        )
+    )
+    left_out = [query.id for query in queries if query.id not in {each.id for each in kept}]
+    if left_out and not len(kept):
+        raise QueryError(
+            f"{model.name} tells no query of {queries.name} by first tokens: its tokenizer begins "
+            "their names with a space by itself, or with the unknown token"
+        )
+    if left_out:
+        logger.warning(
+            "%d of %d queries have names that no first token tells: they are left out, such as %s",
+            len(left_out),
+            len(queries),
+            left_out[0],
+        )
+    return kept
 
 
 def question(prompt: TokenizedPrompt) -> str:

@@ -20,7 +20,7 @@ from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run
 from hopscope.experiments.arguments import AtLeast, Edges, Heads, Layers, ListOf, OneOf
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.generation import answer_text, same_answer, stop_at_line_end
-from hopscope.prompting.query_prompts import QueryPrompts, question
+from hopscope.prompting.query_prompts import QueryPrompts, question, with_first_tokens
 from hopscope.prompting.tokenized import SPANS, TokenizedPrompt
 from hopscope.queries.answers import MATCHES, Match, matches
 from hopscope.queries.query_set import QuerySet
@@ -235,6 +235,7 @@ def knockout(
         "one_line": queries.few_shot > 0 if one_line is None else one_line,
         "seed": options.seed,
     }
+    queries = with_first_tokens(model, queries, lambda query: [query.names("e3")])
     prompts = QueryPrompts.of(model, queries, max_new_tokens, max_memory=options.max_memory)
     blocker = _Blocker(prompts, settings)
     return run_in_parts(

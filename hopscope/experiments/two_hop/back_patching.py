@@ -22,7 +22,7 @@ from hopscope.experiments.randomness import random_like
 from hopscope.experiments.two_hop.controls import Donor, choose_donors
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.generation import answer_text, stop_when_answered
-from hopscope.prompting.query_prompts import QueryPrompts, question
+from hopscope.prompting.query_prompts import QueryPrompts, question, with_first_tokens
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.answers import MATCHES, Match, matches
 from hopscope.queries.query_set import QuerySet
@@ -320,6 +320,9 @@ def back_patch(
         >>> result.success_rate()  # doctest: +SKIP
     """
     options = RunOptions(**run)
+    queries = with_first_tokens(
+        model, queries, lambda query: [query.names("e2"), query.names("e3")]
+    )
     room = max_new_tokens if criterion == "generation" else 1
     settings = {
         "positions": positions,

@@ -21,7 +21,7 @@ from hopscope.experiments.arguments import Above, AtLeast, ListOf
 from hopscope.experiments.randomness import generator_for
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.capture import capture
-from hopscope.prompting.query_prompts import QueryPrompts, question
+from hopscope.prompting.query_prompts import QueryPrompts, question, with_first_tokens
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
@@ -159,6 +159,7 @@ def trace(
         >>> trace(model, graded.correct()).plot()  # doctest: +SKIP
     """
     options = RunOptions(**run)
+    queries = with_first_tokens(model, queries, lambda query: [query.names("e3")])
     settings = {
         "positions": positions,
         "sites": sites,

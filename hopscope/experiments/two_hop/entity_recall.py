@@ -30,7 +30,7 @@ from hopscope.experiments.two_hop.partners import Pair, fingerprint, pair_up, wi
 from hopscope.models.language_model import LanguageModel
 from hopscope.probes import LogitLens
 from hopscope.prompting.capture import capture
-from hopscope.prompting.query_prompts import QueryPrompts, question
+from hopscope.prompting.query_prompts import QueryPrompts, question, with_first_tokens
 from hopscope.queries.prompts import Prompt
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery, relation_only
@@ -166,6 +166,7 @@ def recall(
         >>> recall(model, graded.correct()).summary()  # doctest: +SKIP
     """
     options = RunOptions(**run)
+    queries = with_first_tokens(model, queries, lambda query: [[query.e2_label]], variants=True)
     pairs = pair_up(model, queries, options.seed)
     kept = queries.filter(lambda query: query.id in pairs)
     relations = _other_relations(queries, options.seed)
@@ -255,7 +256,8 @@ class _Measurer:
 
     def _token(self, query: TwoHopQuery) -> int:
         """The first token of a query's bridge, an article left out."""
-        return self.prompts.model.first_tokens([query.e2_label], variants=True)[0]
+        tokens = self.prompts.model.first_tokens([query.e2_label], variants=True, required=False)
+        return tokens[0] if tokens else -1
 
     def _details(self, queries: QuerySet) -> pd.DataFrame:
         two_hop = self._next_token([self.prompts.by_query[query.id] for query in queries])

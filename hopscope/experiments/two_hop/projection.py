@@ -29,7 +29,7 @@ from hopscope.models.language_model import LanguageModel
 from hopscope.probes import LogitLens
 from hopscope.probes.logit_lens import rank_among
 from hopscope.prompting.capture import Activations, capture
-from hopscope.prompting.query_prompts import QueryPrompts, question
+from hopscope.prompting.query_prompts import QueryPrompts, question, with_first_tokens
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.result import Result
@@ -197,6 +197,9 @@ def project(
         >>> project(model, graded.correct()).summary()  # doctest: +SKIP
     """
     options = RunOptions(**run)
+    queries = with_first_tokens(
+        model, queries, lambda query: [query.names("e2"), query.names("e3")], variants=True
+    )
     others = choose_others(queries, options.seed)
     settings = {
         "positions": positions,

@@ -22,7 +22,7 @@ from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run
 from hopscope.experiments.arguments import ListOf
 from hopscope.models.language_model import LanguageModel
 from hopscope.probes import key_clusters
-from hopscope.prompting.query_prompts import QueryPrompts, question
+from hopscope.prompting.query_prompts import QueryPrompts, question, with_first_tokens
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.result import Result
@@ -156,6 +156,7 @@ def rank_neighbours(
         "seed": options.seed,
         "controls": controls,
     }
+    queries = with_first_tokens(model, queries, lambda query: [query.names("e3")])
     prompts = QueryPrompts.of(model, queries)
     clusters = {"none": unembedding_clusters(model, n_clusters, options.seed)}
     if "shuffled" in controls:
