@@ -196,7 +196,7 @@ def forward_streams(
         than it begins with.
     """
     with attending(model, cache, plan) as active, contiguous_rows(model):
-        output = model.hf(
+        output = model.forward(
             input_ids=ids,
             position_ids=cache.positions(ids.shape[1], active.plan, ids.device),
             use_cache=True,

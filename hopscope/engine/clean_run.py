@@ -58,7 +58,7 @@ def clean_run(model: LanguageModel, ids: Sequence[int], shared: Prefix) -> Clean
         if shares_prefixes(model):
             prefix, first = extend(model, shared, ids[len(shared) :]), len(shared)
         else:
-            model.hf(input_ids=torch.tensor([list(ids)], device=model.device))
+            model.forward(input_ids=torch.tensor([list(ids)], device=model.device))
             prefix, first = Prefix(), 0
     states = stacked(into["resid_post"], model.device)
     check_states(model, states, [ids])

@@ -78,7 +78,7 @@ def _masked(model: LanguageModel, version: Version) -> Run:
         at = positions[:, -ids.shape[1] :]
         past = {model.cache_argument: cache}
         with masking(model, keeps, positions):
-            output = model.hf(input_ids=ids, position_ids=at, use_cache=True, **past)
+            output = model.forward(input_ids=ids, position_ids=at, use_cache=True, **past)
         return output.logits[:, -1]  # type: ignore[no-any-return]
 
     return run
@@ -91,7 +91,7 @@ def _edited(model: LanguageModel, ids: Sequence[int], cell: Cell) -> Run:
     def run(newest: Tensor | None) -> Tensor:
         row = torch.tensor([list(ids)], device=model.device) if newest is None else newest
         with edit(model, cell, len(ids)) if newest is None else nullcontext():
-            output = model.hf(input_ids=row, use_cache=True, **past)
+            output = model.forward(input_ids=row, use_cache=True, **past)
         past[model.cache_argument] = getattr(output, model.cache_argument)
         return output.logits[:, -1]  # type: ignore[no-any-return]
 

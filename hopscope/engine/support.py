@@ -49,7 +49,7 @@ def agrees_with_plain(model: LanguageModel) -> bool:
     ids = [1 + 7 * index % (model.vocab_size - 1) for index in range(n_tokens)]  # 0 may be padding
     half = n_tokens // 2
     row = torch.tensor([ids[half:]], device=model.device)
-    plain = model.hf(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1].float()
+    plain = model.forward(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1].float()
     try:
         prefix = extend(model, Prefix(), ids[:half])
         cache = StreamCache(prefix, model.n_layers)

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hopscope.errors import UsageError
+from hopscope.models.evaluation import evaluating
 
 _ARTICLE = re.compile(r"^(?:the|a|an) (?=\S)", re.IGNORECASE)
 
@@ -124,6 +125,18 @@ class TokenModel:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+    def forward(self, **inputs: Any) -> Any:
+        """Run the Hugging Face model in evaluation mode; each pass of the engine is one such call.
+
+        Args:
+            inputs: keyword arguments of its forward pass.
+
+        Returns:
+            Its output object, such as one with `logits`.
+        """
+        with evaluating(self.hf):
+            return self.hf(**inputs)
 
     def encode(self, text: str, room: int = 0) -> Encoded:
         """Tokenise a prompt, with the special tokens that the model expects.

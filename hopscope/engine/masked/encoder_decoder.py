@@ -34,6 +34,7 @@ from hopscope.engine.read_out import CellOutputs, Readings, ReadOut, Version
 from hopscope.errors import UsageError
 from hopscope.masks.lowering import lower
 from hopscope.models.encoder_decoder import EncoderDecoder
+from hopscope.models.evaluation import evaluating
 from hopscope.models.interrupts import interrupt_safe
 
 
@@ -217,7 +218,7 @@ class EncoderBatch:
         """What the encoder makes of the prompts, shape (row, token, d_model)."""
         model = self.model
         sublayers = [model.encoder_sublayer(layer) for layer in range(model.n_encoder_layers)]
-        with adding_to_scores(sublayers, self.encoder_scores):
+        with adding_to_scores(sublayers, self.encoder_scores), evaluating(model.encoder):
             states: Tensor = model.encoder(input_ids=self.ids).last_hidden_state
         return states
 
@@ -257,7 +258,7 @@ def _decode(
 
     def run(newest: Tensor | None) -> Tensor:
         by_block.clear()
-        output = model.hf(
+        output = model.forward(
             encoder_outputs=encoded,
             decoder_input_ids=start if newest is None else newest,
             use_cache=True,

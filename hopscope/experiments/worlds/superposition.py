@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hopscope.errors import UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_numbered
+from hopscope.models.evaluation import evaluating
 from hopscope.models.interrupts import interrupt_safe
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.graph_paths import PathSet, reachable
@@ -180,7 +181,7 @@ def _thinking(world: World, task: GraphReachability, mazes: Sequence[Maze]) -> T
     vocabulary = model.tokenizer.get_vocab()
     texts = [task.example(maze, task.depth).prompt for maze in mazes]
     ids = torch.tensor([[vocabulary[word] for word in text] for text in texts])
-    with _eager(model):
+    with _eager(model), evaluating(model.hf):
         passed = think(model, ids.to(model.device), thought_of(task, model), attention=True)
     last = passed.attention[-1].sum(dim=1)  # over heads
     return Thinking(passed.logits.cpu(), passed.states.float().cpu(), (last.float().cpu(),))

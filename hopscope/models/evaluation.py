@@ -1,0 +1,53 @@
+"""Provides evaluating(): a model that computes as in evaluation, however it is set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+PLAIN_OUTPUTS: Mapping[str, bool] = MappingProxyType(
+    {
+        "return_dict": True,
+        "output_attentions": False,
+        "_output_attentions": False,  # what the property of that name keeps
+        "output_hidden_states": False,
+        "output_router_logits": False,
+    }
+)
+"""The settings of a configuration that say in which form a forward pass returns what it computes,
+with the values that give logits and nothing more."""
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Let a model compute as in evaluation while the context is open, and set it back afterwards.
+
+    No module drops out activations, and forward passes return objects with logits alone, whatever
+    `module.train()` and the configuration ask for.
+
+    Args:
+        module: the model. Its modules and their configurations are changed in place meanwhile.
+    """
+    modules = list(module.modules())
+    training = [each for each in modules if each.training]
+    held = (vars(each).get("config") for each in modules)
+    configs = {id(each): vars(each) for each in held if isinstance(each, PreTrainedConfig)}
+    asked = [
+        (settings, {name: settings[name] for name in PLAIN_OUTPUTS if name in settings})
+        for settings in configs.values()
+    ]
+    try:
+        for each in training:
+            each.training = False
+        for settings, kept in asked:
+            settings.update({name: PLAIN_OUTPUTS[name] for name in kept})
+        yield
+    finally:
+        for settings, kept in asked:
+            settings.update(kept)
+        for each in training:
+            each.training = True
