@@ -37,6 +37,7 @@ class EncoderDecoder(TokenModel):
     """
 
     relative = True
+    keeps_end = True
 
     def __init__(
         self,

@@ -23,11 +23,19 @@ _ARTICLE = re.compile(r"^(?:the|a|an) (?=\S)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Encoded:
-    """A tokenised text: token ids, and the half-open character range of each token."""
+    """A tokenised text.
+
+    Attributes:
+        text: the text.
+        ids: its token ids, with the special ones that the model expects.
+        offsets: the half-open character range of each token; it is empty for special tokens.
+        special: number of special tokens that were put before the text.
+    """
 
     text: str
     ids: tuple[int, ...]
     offsets: tuple[tuple[int, int], ...]
+    special: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -44,8 +52,12 @@ class TokenModel:
         wrapped: the object that the user passed, if it was a wrapper around `hf`.
 
     Attributes:
+        keeps_end: whether special tokens that the tokenizer puts behind a text (an end-of-text
+            token) belong to a prompt. If not they are dropped, since nothing follows them.
         probed: properties of the model that were found by a short run, by name; a cache.
     """
+
+    keeps_end = False
 
     def __init__(
         self,
@@ -146,20 +158,62 @@ class TokenModel:
             room: number of tokens that will be generated after the prompt.
 
         Raises:
-            UsageError: if the prompt has no token, or does not fit into the context together
-                with `room` further tokens.
+            UsageError: if the prompt has no token, or one that the model does not know, or does not
+                fit into the context together with `room` further tokens.
         """
-        row = self.tokenizer(text, return_offsets_mapping=True)
-        ids = tuple(row["input_ids"])
-        if not ids:
+        encoded = self.tokenize(text)
+        if not encoded.ids:
             raise UsageError(f"the prompt {text!r} has no token; give some text")
-        if self.max_context is not None and len(ids) + room > self.max_context:
+        if self.max_context is not None and len(encoded) + room > self.max_context:
             raise UsageError(
-                f"the prompt has {len(ids)} tokens and {room} are to be generated, but the "
+                f"the prompt has {len(encoded)} tokens and {room} are to be generated, but the "
                 f"context of {self.name} is {self.max_context} tokens: {text[:80]!r}... "
                 "Use fewer demonstrations (with_few_shot) or a shorter prompt."
             )
-        return Encoded(text, ids, tuple((int(a), int(b)) for a, b in row["offset_mapping"]))
+        return encoded
+
+    def tokenize(self, text: str, special: bool = True) -> Encoded:
+        """Tokenise a text of any length.
+
+        A tokenizer may leave white space out of the character ranges. A token of nothing but white
+        space is given its range nevertheless.
+
+        Args:
+            text: the text.
+            special: whether to add the special tokens that the model expects.
+
+        Raises:
+            UsageError: if the model does not know one of the tokens.
+        """
+        row = self.tokenizer(
+            text,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+            add_special_tokens=special,
+        )
+        added = "".join(map(str, row["special_tokens_mask"])) if special else ""
+        n = len(row["input_ids"]) - (0 if self.keeps_end else len(added) - len(added.rstrip("1")))
+        offsets: list[tuple[int, int]] = []
+        for start, end in row["offset_mapping"][:n]:
+            before = offsets[-1][1] if offsets else 0
+            offsets.append((min(start, before) if start == end else start, end))
+        ids = self._known(row["input_ids"][:n])
+        return Encoded(text, ids, tuple(offsets), len(added) - len(added.lstrip("1")))
+
+    def _known(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Return token ids that the model knows.
+
+        Raises:
+            UsageError: if it does not know one of them.
+        """
+        unknown = [token for token in ids if token >= self.vocab_size]
+        if unknown:
+            raise UsageError(
+                f"the tokenizer gives {self.tokenizer.convert_ids_to_tokens(unknown[0])!r} the id "
+                f"{unknown[0]}, but {self.name} knows {self.vocab_size} tokens: pass the model's "
+                "own tokenizer, or leave that token out of the text"
+            )
+        return tuple(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens.
@@ -248,7 +302,9 @@ class TokenModel:
         rest = text[len(alone) :]
         if not rest or text[: len(alone)] != alone or rest[0] == self.tokenizer.unk_token_id:
             return -1
-        return rest[0] if str(self.tokenizer.decode(rest[:1])).strip() else -1
+        if not str(self.tokenizer.decode(rest[:1])).strip():
+            return -1
+        return self._known(rest[:1])[0]
 
     def _tokens(self, text: str) -> list[int]:
         """Return the tokens of a text, without special ones."""

@@ -133,10 +133,8 @@ class DocumentPrompts:
 
     def encode(self, text: str) -> tuple[Sequence[int], Sequence[tuple[int, int]]]:
         """The tokens of a text and their character ranges; a chat template brings its own."""
-        row = self.model.tokenizer(
-            text, return_offsets_mapping=True, add_special_tokens=not self.form.chat
-        )
-        return row["input_ids"], row["offset_mapping"]
+        encoded = self.model.tokenize(text, special=not self.form.chat)
+        return encoded.ids, encoded.offsets
 
     @cached_property
     def frame(self) -> tuple[str, str]:

@@ -20,11 +20,13 @@ class TokenizedPrompt:
         prompt: the prompt.
         ids: its tokens, special ones included.
         offsets: the character range of each token.
+        special: number of special tokens before the text, which belong to no part of it.
     """
 
     prompt: Prompt
     ids: tuple[int, ...]
     offsets: tuple[tuple[int, int], ...]
+    special: int = 0
 
     @classmethod
     def of(cls, model: LanguageModel, prompt: Prompt | str, room: int = 0) -> TokenizedPrompt:
@@ -36,7 +38,7 @@ class TokenizedPrompt:
         if isinstance(prompt, str):
             prompt = Prompt(prompt, query_id="", form="two_hop", spans={"t2": (0, len(prompt))})
         encoded = model.encode(prompt.text, room)
-        return cls(prompt, encoded.ids, encoded.offsets)
+        return cls(prompt, encoded.ids, encoded.offsets, encoded.special)
 
     @property
     def n_shared(self) -> int:
@@ -87,8 +89,7 @@ class TokenizedPrompt:
             return tuple(entity)
         if name == "r1":
             return tuple(index for index in hop if index not in entity)
-        special = sum(1 for start, end in self.offsets if start == end)
-        start = max(self.n_shared, special)
+        start = max(self.n_shared, self.special)
         return tuple(index for index in range(start, last) if index not in hop)
 
     def _span(self, name: str) -> range:

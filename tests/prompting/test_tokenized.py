@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 from conftest import loaded
+from tokenizers import processors
 
+from hopscope.documents.load import load_questions
 from hopscope.errors import QueryError, UsageError
+from hopscope.models.encoder_decoder import EncoderDecoder
 from hopscope.models.language_model import LanguageModel
+from hopscope.models.tiny import build_tiny
+from hopscope.prompting.document_prompts import DocumentPrompts
 from hopscope.prompting.tokenized import SPANS, TokenizedPrompt, by_shape
 from hopscope.queries.prompts import Prompt
 from hopscope.queries.two_hop_query import TwoHopQuery
@@ -198,3 +205,76 @@ def test_prompts_of_one_shape(llama: LanguageModel) -> None:
         assert len({shape[i] for i in group}) == 1
     assert len(groups) == len(set(shape))
     assert by_shape([]) == []
+
+
+SPACED = TwoHopQuery(
+    id="3",
+    e1_label="the Eiffel  Tower",
+    e2_label="France",
+    e3_label="Paris",
+    r1_template="The country where\n\n {} is located",
+    r2_template="The  capital of {}",
+)
+"""White space is a token of its own in it."""
+
+
+@pytest.mark.parametrize("demonstrations", [*DEMONSTRATIONS, "\n\n"])
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_tokenizer_that_trims_offsets(bos: bool, demonstrations: str) -> None:
+    """It gives tokens of white space an empty range, as it does special tokens."""
+    hf, tokenizer = build_tiny("tiny-random-llama")
+    start = [("<bos>", tokenizer.convert_tokens_to_ids("<bos>"))] if bos else []
+    template = processors.TemplateProcessing(
+        single="<bos> $A" if bos else "$A", special_tokens=start
+    )
+    prompts = []
+    for trims in (False, True):
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.backend_tokenizer.post_processor = processors.Sequence(
+            [processors.ByteLevel(trim_offsets=trims), template]
+        )
+        model = LanguageModel(hf, tokenizer, "trims")
+        prompts.append(
+            TokenizedPrompt.of(model, Prompt.of(SPACED, demonstrations=demonstrations))
+        )
+    whole, trimmed = prompts
+    ranges = tokenizer(trimmed.prompt.text, return_offsets_mapping=True)["offset_mapping"]
+    assert sum(a == b for a, b in ranges) > bos, "white space has an empty range"
+    assert (trimmed.ids, trimmed.special) == (whole.ids, int(bos)) == (whole.ids, whole.special)
+    for name in SPANS:
+        assert trimmed.tokens(name) == whole.tokens(name), name
+    assert trimmed.n_shared == whole.n_shared
+
+
+@pytest.mark.parametrize("text", ["The capital of Japan is", "Japan<eos>", "a<eos> b<bos>"])
+def test_a_tokenizer_that_appends_the_end_of_text(text: str) -> None:
+    """What it puts behind a prompt is dropped; what the text says is not."""
+    hf, tokenizer = build_tiny("tiny-random-mistral")
+    expected = loaded("tiny-random-mistral").encode(text)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>",
+        special_tokens=[(each, tokenizer.convert_tokens_to_ids(each)) for each in ("<bos>", "<eos>")],
+    )
+    model = LanguageModel(hf, tokenizer, "appends")
+    assert tokenizer(text)["input_ids"][-1] == tokenizer.eos_token_id
+    assert model.encode(text) == expected
+    documents = DocumentPrompts(model, load_questions("world-docs"), template="plain")
+    assert documents.encode(text) == (expected.ids, expected.offsets)
+
+
+def test_an_encoder_decoder_reads_the_end_of_text() -> None:
+    hf, tokenizer = build_tiny("tiny-random-t5")
+    encoded = EncoderDecoder(hf, tokenizer, "t5").encode("The capital of Japan is")
+    assert encoded.ids[-1] == tokenizer.eos_token_id
+    assert encoded.special == 0
+
+
+def test_a_token_that_the_model_does_not_know(llama: LanguageModel) -> None:
+    tokenizer = copy.deepcopy(llama.tokenizer)
+    tokenizer.add_tokens(["Kyoto"])
+    model = LanguageModel(llama.hf, tokenizer, "llama")
+    assert TokenizedPrompt.of(model, "The capital of Japan is").ids
+    message = r"'Kyoto' the id 512, but llama knows 512 tokens: pass the model's own tokenizer"
+    for read in (model.encode, model.tokenize, lambda text: model.first_tokens([text])):
+        with pytest.raises(UsageError, match=message):
+            read("Kyoto")
