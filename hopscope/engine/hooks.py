@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from transformers import Cache
 
 from hopscope.engine.edits import Edit, Knockout, Patch
 from hopscope.errors import ModelError
@@ -95,10 +97,34 @@ def contiguous_rows(model: LanguageModel) -> AbstractContextManager[None]:
     return rewriting_input(model.unembedding, Tensor.contiguous)
 
 
+@contextmanager
+def _beginning(model: LanguageModel) -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether the pass that runs begins with a text's first token."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caches = [each for each in (*args, *kwargs.values()) if isinstance(each, Cache)]
+        beginning[0] = not any(each.get_seq_length() for each in caches)
+
+    beginning = [True]
+    with _before([(model.stack, hook)]):
+        yield lambda: beginning[0]
+
+
 def blocking_attention(
-    attention: nn.Module, knockouts: Sequence[Knockout], n_heads: int, n_tokens: int
+    attention: nn.Module,
+    knockouts: Sequence[Knockout],
+    n_heads: int,
+    n_tokens: int,
+    begins: Callable[[], bool] = lambda: True,
 ) -> AbstractContextManager[None]:
     """Block edges of one attention module, whatever form its mask has, in passes over a prompt.
+
+    Args:
+        attention: the module.
+        knockouts: the edges.
+        n_heads: its number of heads.
+        n_tokens: length of the prompt. A pass over more tokens reads the prompt and what follows.
+        begins: says whether the pass that runs begins with the prompt's first token.
 
     Raises:
         ModelError: when it runs, if the attention implementation takes no mask of its own.
@@ -106,11 +132,13 @@ def blocking_attention(
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
-        if hidden.shape[1] != n_tokens:
+        after = hidden.shape[1] - n_tokens
+        if after < 0 or not begins():
             return None
         if "attention_mask" not in kwargs:
             raise ModelError(f"{type(attention).__name__} is given no attention mask to change")
         blocked = blocked_edges(knockouts, n_heads, n_tokens).to(hidden.device)
+        blocked = functional.pad(blocked, (0, after, 0, after))
         mask = kwargs["attention_mask"]
         config = getattr(attention, "config", None)
         if mask is None and getattr(config, "_attn_implementation", "sdpa") in ("sdpa", "eager"):
@@ -249,8 +277,9 @@ def _without(mask: Any, blocked: Tensor, dtype: torch.dtype) -> Tensor:
 def edit(model: LanguageModel, edits: Sequence[Edit], n_tokens: int) -> Iterator[None]:
     """Make the same edits in every row of the forward passes that read a whole prompt.
 
-    A pass over fewer tokens than the prompt has (a decoding step) is left as it is, so
-    `model.hf.generate` may run inside.
+    A pass may read more after the prompt, such as an answer. One that goes on from a key-value
+    cache (a decoding step), or has fewer tokens than the prompt, is left as it is. So
+    `model.hf.generate` may run inside, with a cache or without.
 
     Args:
         model: the model.
@@ -269,7 +298,7 @@ def edit(model: LanguageModel, edits: Sequence[Edit], n_tokens: int) -> Iterator
     knockouts = [each for each in placed if isinstance(each, Knockout)]
 
     def replaced(hidden: Tensor, chosen: Sequence[Patch]) -> Tensor | None:
-        if not chosen or hidden.shape[1] != n_tokens:
+        if not chosen or hidden.shape[1] < n_tokens or not begins():
             return None
         hidden = hidden.clone()
         for patch in chosen:
@@ -283,6 +312,7 @@ def edit(model: LanguageModel, edits: Sequence[Edit], n_tokens: int) -> Iterator
         return lambda hidden: replaced(hidden, [patch])
 
     with ExitStack() as stack:
+        begins = stack.enter_context(_beginning(model))
         stack.enter_context(rewriting_residual(model, residual))
         for patch in patches:
             if not patch.in_residual:
@@ -290,7 +320,9 @@ def edit(model: LanguageModel, edits: Sequence[Edit], n_tokens: int) -> Iterator
         for layer in sorted({layer for knockout in knockouts for layer in knockout.layers}):
             chosen = [knockout for knockout in knockouts if layer in knockout.layers]
             attention = model.attention(layer)
-            stack.enter_context(blocking_attention(attention, chosen, model.n_heads, n_tokens))
+            stack.enter_context(
+                blocking_attention(attention, chosen, model.n_heads, n_tokens, begins)
+            )
         yield
 
 

@@ -28,6 +28,8 @@ from hopscope.engine.hooks import (
     rewriting_residual,
     stacked,
 )
+from hopscope.engine.read_out import ReadOut
+from hopscope.engine.sweep import sweep
 from hopscope.errors import ModelError, UsageError
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.tiny import SLIDING_WINDOW
@@ -82,6 +84,34 @@ def test_generate_runs_inside_an_edit(tiny_model: LanguageModel, site: PatchSite
         said = generated(tiny_model.hf, ids, torch.ones_like(ids), 8)
     expected = plain_output(tiny_model.hf, ids[0].tolist(), cell, max_new_tokens=8)
     assert said == [expected.tokens]
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_generate_runs_inside_an_edit_of_one_token(
+    tiny_model: LanguageModel, site: PatchSite
+) -> None:
+    """A decoding step has as many tokens as the prompt; it is left as it is."""
+    ids, vector = tokens(tiny_model)[:, :1], states(tiny_model.hf, tokens(tiny_model)[0].tolist())
+    cell = [Patch(1, 0, vector[2, -1], site)]
+    with edit(tiny_model, cell, 1):
+        said = generated(tiny_model.hf, ids, torch.ones_like(ids), 6)
+    plain = plain_output(tiny_model.hf, ids[0].tolist(), cell, max_new_tokens=6)
+    swept = sweep(tiny_model, ids[0].tolist(), [cell], ReadOut((5,), max_new_tokens=6))
+    assert said == [plain.tokens] == list(swept.tokens)
+
+
+@pytest.mark.parametrize("site", [*SITES, "knockout"])
+def test_an_edit_holds_where_a_pass_reads_on(tiny_model: LanguageModel, site: Any) -> None:
+    """Without a cache, each step reads the prompt again, and what was generated after it."""
+    ids = tokens(tiny_model)
+    n, cell = ids.shape[1], [Knockout([0, 2], [ids.shape[1] - 1], [0, 2])]
+    if site != "knockout":
+        cell = patches(tiny_model, site)
+    whole = plain_output(tiny_model.hf, ids[0].tolist(), cell, max_new_tokens=5)
+    longer = torch.cat([ids, torch.tensor([whole.tokens[:4]])], dim=1)
+    with torch.no_grad(), edit(tiny_model, cell, n):
+        said = tiny_model.hf(input_ids=longer, use_cache=False).logits[0, n - 1 :].argmax(-1)
+    assert tuple(said.tolist()) == whole.tokens
 
 
 def test_the_later_of_two_patches_at_one_place_holds(llama: LanguageModel) -> None:

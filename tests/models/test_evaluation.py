@@ -104,7 +104,8 @@ def test_an_encoder_decoder_in_training_mode() -> None:
         stack.config.return_dict = False
     found = reader_of(model).read(versions, READ_OUT).outputs
     assert torch.equal(found.logprob, expected.logprob)
-    assert hf.training and hf.encoder.training
+    assert hf.training
+    assert hf.encoder.training
 
 
 def test_an_error_sets_a_model_back() -> None:
@@ -118,6 +119,7 @@ def test_an_error_sets_a_model_back() -> None:
             assert hf.config.return_dict
             raise RuntimeError
 
-    pytest.raises(RuntimeError, fail)
+    with pytest.raises(RuntimeError):
+        fail()
     assert all(module.training for module in hf.modules())
     assert not hf.config.return_dict

@@ -234,9 +234,7 @@ def test_a_tokenizer_that_trims_offsets(bos: bool, demonstrations: str) -> None:
             [processors.ByteLevel(trim_offsets=trims), template]
         )
         model = LanguageModel(hf, tokenizer, "trims")
-        prompts.append(
-            TokenizedPrompt.of(model, Prompt.of(SPACED, demonstrations=demonstrations))
-        )
+        prompts.append(TokenizedPrompt.of(model, Prompt.of(SPACED, demonstrations=demonstrations)))
     whole, trimmed = prompts
     ranges = tokenizer(trimmed.prompt.text, return_offsets_mapping=True)["offset_mapping"]
     assert sum(a == b for a, b in ranges) > bos, "white space has an empty range"
@@ -253,7 +251,9 @@ def test_a_tokenizer_that_appends_the_end_of_text(text: str) -> None:
     expected = loaded("tiny-random-mistral").encode(text)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A <eos>",
-        special_tokens=[(each, tokenizer.convert_tokens_to_ids(each)) for each in ("<bos>", "<eos>")],
+        special_tokens=[
+            (each, tokenizer.convert_tokens_to_ids(each)) for each in ("<bos>", "<eos>")
+        ],
     )
     model = LanguageModel(hf, tokenizer, "appends")
     assert tokenizer(text)["input_ids"][-1] == tokenizer.eos_token_id
