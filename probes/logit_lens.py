@@ -143,7 +143,7 @@ class LogitLens(nn.Module):
         for parameter in self.unembedding.parameters():
             # Offloaded weights are on the device "meta" until their hook loads them.
             if parameter.is_floating_point() and not parameter.is_meta:
-                return states.to(parameter)
+                return states.to(parameter.device, parameter.dtype)
         return states
 
     def _score(self, acts: Tensor, labels: Tensor, batch_size: int) -> Tensor:

@@ -68,8 +68,8 @@ def load_model(
             model (`"tiny-random-llama"`); a world (`"world:two-hop-looped"`, seed 0, or
             `"world:two-hop-looped@1"`; trained on first use unless it comes with hopscope); a hub
             id (`"org/name"`); a folder with safetensors; a `.gguf` file; a `PreTrainedModel`; a
-            TransformerLens `TransformerBridge`; an nnsight model; or a `LanguageModel`, which is
-            returned as it is.
+            TransformerLens `TransformerBridge`; an nnsight model; a peft model, whose active
+            adapters count; or a `LanguageModel`, which is returned as it is.
         device: Device of the model. By default a model that is loaded here is put on CUDA if
             available and on the CPU otherwise, and a model that is already loaded is not moved.
         dtype: Such as `torch.bfloat16`, `"bfloat16"`, or `"auto"` for the dtype of the checkpoint.

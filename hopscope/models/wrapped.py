@@ -24,24 +24,27 @@ def unwrap(x: object, tokenizer: PreTrainedTokenizerBase | None) -> LoadedParts:
     """Return the Hugging Face model, the tokenizer and the default name of a loaded model.
 
     Args:
-        x: a `PreTrainedModel`, a TransformerLens bridge, or an nnsight model.
+        x: a `PreTrainedModel`, a TransformerLens bridge, an nnsight model, or a peft model.
         tokenizer: the tokenizer to use instead of the model's own.
 
     Raises:
-        ModelError: if `x` is none of these, or if its tokenizer cannot be found.
+        ModelError: if `x` is none of these, if it learned a prompt, or if its tokenizer cannot be
+            found.
     """
     if _comes_from(x, "transformer_lens"):
         hf = getattr(x, "original_model", None)
         own_tokenizer = tokenizer or _without_added_bos(getattr(x, "tokenizer", None))
     elif _comes_from(x, "nnsight"):
         hf, own_tokenizer = _unwrap_nnsight(x)
+    elif _comes_from(x, "peft"):
+        hf, own_tokenizer = _unwrap_peft(x), None
     else:
         hf, own_tokenizer = x, None
     if not isinstance(hf, PreTrainedModel):
         raise ModelError(
             f"cannot use a {type(x).__module__}.{type(x).__name__} as a model; expected a name, a "
-            "path, a PreTrainedModel, a TransformerBridge, or an nnsight model of a transformers "
-            "model"
+            "path, a PreTrainedModel, a TransformerBridge, or an nnsight or peft model of a "
+            "transformers model"
         )
     origin = str(getattr(hf.config, "_name_or_path", "") or "")
     tokenizer = tokenizer or own_tokenizer or _tokenizer_of(hf, origin)
@@ -55,6 +58,20 @@ def _unwrap_nnsight(x: Any) -> tuple[Any, Any]:
     if not getattr(x, "dispatched", True):
         x.dispatch()
     return x._module, getattr(x, "tokenizer", None)
+
+
+def _unwrap_peft(x: Any) -> Any:
+    """Return the model that holds the adapters, which act in it as long as they are active.
+
+    Raises:
+        ModelError: if what was learned is no adapter in the model, but stands before each prompt.
+    """
+    if any(getattr(each, "is_prompt_learning", False) for each in x.peft_config.values()):
+        raise ModelError(
+            f"this {type(x).__name__} learned a prompt, which stands before each text and would be "
+            "missing here; expected adapters in the model itself, such as LoRA"
+        )
+    return x.get_base_model()
 
 
 def _without_added_bos(tokenizer: Any) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
-from einops import einsum, rearrange
+from einops import rearrange
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -19,6 +19,7 @@ from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.support import shares_prefixes
 from hopscope.errors import ModelError, UsageError, one_of
 from hopscope.models.language_model import LanguageModel
+from hopscope.models.linear import without_bias
 from hopscope.prompting.tokenized import TokenizedPrompt, by_shape
 from hopscope.queries.prompts import Prompt
 
@@ -196,16 +197,12 @@ def _batch_states(
 
 def _head_outputs(model: LanguageModel, inputs: Tensor) -> Tensor:
     """Each head's share of the output projection: (..., layer, head, d_model)."""
-    split = rearrange(inputs, "... layer (head d) -> ... layer head d", head=model.n_heads)
+    split = rearrange(inputs, "... layer (head d) -> ... layer d head", head=model.n_heads)
     outputs = []
     for layer in range(model.n_layers):
-        weight = model.head_projection(layer).get_parameter("weight").to(inputs.device)
-        if type(model.head_projection(layer)).__name__ != "Conv1D":
-            weight = weight.T
-        per_head = rearrange(weight, "(head d) d_model -> head d d_model", head=model.n_heads)
-        outputs.append(
-            einsum(split[..., layer, :, :], per_head, "q p head d, head d m -> q p head m")
-        )
+        alone = torch.diag_embed(split[..., layer, :, :])  # one head at a time, the others 0
+        heads = rearrange(alone, "... d head other -> ... head (other d)")
+        outputs.append(without_bias(model.head_projection(layer), heads))
     return torch.stack(outputs, dim=2)
 
 

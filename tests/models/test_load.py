@@ -527,3 +527,24 @@ def test_import_is_light() -> None:
 
 def test_import_test_can_fail() -> None:
     assert heavy_imports("import hopscope.models, gguf") == "['gguf']"
+
+
+def test_a_peft_model() -> None:
+    peft = pytest.importorskip("peft")
+    hf, tokenizer = build_tiny(LLAMA)
+    ids = tokenizer(PROMPTS[0], return_tensors="pt").input_ids
+    plain = logits(hf, ids)
+    wrapped = peft.get_peft_model(hf, peft.LoraConfig(r=4, init_lora_weights=False))
+    model = load_model(wrapped, tokenizer=tokenizer)
+    assert model.wrapped is wrapped
+    assert torch.equal(logits(model.hf, ids), wrapped(ids).logits)
+    assert not torch.allclose(logits(model.hf, ids), plain, atol=0.01)
+
+
+def test_a_learned_prompt_is_refused() -> None:
+    peft = pytest.importorskip("peft")
+    hf, tokenizer = build_tiny(LLAMA)
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    wrapped = peft.get_peft_model(hf, config)
+    with pytest.raises(ModelError, match="learned a prompt, which stands before each text"):
+        load_model(wrapped, tokenizer=tokenizer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -12,9 +12,13 @@ import torch
 from conftest import loaded
 from plain import decoder_layers, site_states, states, writer
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from hopscope.engine.edits import Patch
+from hopscope.engine.hooks import edit
 from hopscope.errors import ModelError, UsageError
 from hopscope.models.language_model import LanguageModel
+from hopscope.models.tiny import build_tiny
 from hopscope.prompting.capture import SITES, Activations, Site, capture
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.prompts import Prompt
@@ -123,6 +127,74 @@ def test_each_head_is_what_the_projection_makes_of_it_alone(tiny_model: Language
         alone[..., own] = inputs[0][..., own]
         expected = (module(alone) - nothing)[0]
         assert close(found["attn_head_out"][0, :, layer, head], expected)
+
+
+class Int8(torch.Tensor):
+    """A weight that is kept in 8 bits, and of which nothing but its product is there."""
+
+    @staticmethod
+    def __new__(cls, data: Tensor, scale: Tensor) -> Int8:
+        return Tensor._make_wrapper_subclass(cls, data.shape, dtype=scale.dtype)  # type: ignore[attr-defined,no-any-return]
+
+    def __init__(self, data: Tensor, scale: Tensor) -> None:
+        self.data8, self.scale = data, scale
+
+    def __tensor_flatten__(self) -> tuple[list[str], dict[str, Any]]:
+        return ["data8", "scale"], {}
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.linear:
+            hidden, weight, bias = args
+            return nn.functional.linear(hidden, weight.data8 * weight.scale, bias)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return args[0]
+        raise NotImplementedError(func)
+
+
+def quantised(hf: PreTrainedModel) -> PreTrainedModel:
+    """The model with output projections in 8 bits."""
+    for layer in decoder_layers(hf):
+        module = layer.self_attn.o_proj
+        scale = module.weight.abs().amax(dim=1, keepdim=True) / 127
+        data = (module.weight / scale).round().to(torch.int8)
+        module.weight = nn.Parameter(Int8(data, scale), requires_grad=False)
+    return hf
+
+
+def adapted(hf: PreTrainedModel) -> PreTrainedModel:
+    """The model with LoRA on its output projections, which changes much."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["o_proj"], lora_dropout=0.5)
+    peft.inject_adapter_in_model(config, hf)
+    for name, each in hf.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(each, std=0.5)
+    return hf.train()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("wrapped", [quantised, adapted])
+def test_heads_of_a_projection_that_is_no_plain_matrix(
+    wrapped: Callable[[PreTrainedModel], PreTrainedModel],
+) -> None:
+    hf, tokenizer = build_tiny("tiny-random-mistral")
+    model = LanguageModel(wrapped(hf), tokenizer, "wrapped")
+    found = capture(model, [TEXT], ["attn_head_out", "attn_out"], [3, -1])
+    assert close(found["attn_head_out"].sum(dim=3), found["attn_out"])
+    plain = capture(loaded("tiny-random-mistral"), [TEXT], ["attn_head_out"], [3, -1])
+    assert not torch.allclose(found["attn_head_out"], plain["attn_head_out"], atol=1e-3)
+
+
+def test_heads_inside_an_edit(llama: LanguageModel) -> None:
+    """The edit is made in the pass, and not again where the heads are read."""
+    ids, vector = llama.encode(TEXT).ids, torch.linspace(-1, 1, llama.head_dim)
+    with edit(llama, [Patch(1, -1, vector, "z", head=2)], len(ids)):
+        found = capture(llama, [TEXT], ["attn_head_out", "attn_out"], range(len(ids)))
+    assert close(found["attn_head_out"].sum(dim=3), found["attn_out"])
 
 
 @pytest.mark.parametrize("demonstrations", ["", DEMONSTRATIONS], ids=["zero-shot", "few-shot"])

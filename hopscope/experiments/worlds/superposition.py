@@ -21,6 +21,7 @@ from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run
 from hopscope.models.evaluation import evaluating
 from hopscope.models.interrupts import interrupt_safe
 from hopscope.models.language_model import LanguageModel
+from hopscope.models.linear import without_bias
 from hopscope.queries.graph_paths import PathSet, reachable
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
@@ -227,8 +228,8 @@ def _of_maze(
 
 
 def _unembeddings(model: LanguageModel) -> Tensor:
-    weight: Tensor = model.hf.get_output_embeddings().weight  # type: ignore[no-untyped-call]
-    return weight.detach().float().cpu()
+    basis = torch.eye(model.d_model, dtype=model.dtype, device=model.device)
+    return without_bias(model.unembedding, basis).T.float().cpu()
 
 
 def _kind(step: int | None, vertex: str, maze: Maze, thought: int) -> str:
