@@ -35,6 +35,7 @@ from hopscope.models.kinds import (
     wrong_class_error,
 )
 from hopscope.models.language_model import LanguageModel
+from hopscope.models.offload import check_numbers
 from hopscope.models.tiny import TINY_ENCODER_DECODERS, TINY_FAMILIES, build_tiny
 from hopscope.models.token_model import TokenModel
 from hopscope.models.wrapped import unwrap
@@ -205,6 +206,8 @@ def _load(
         wrapped = None if hf is x else x
     check_class(hf.config.to_dict(), default_name, classes)
     _check_fast(tokenizer, default_name)
+    for weight, tensor in hf.named_parameters():
+        check_numbers(hf, weight, tensor)
     hf.eval()  # type: ignore[no-untyped-call]
     hf.requires_grad_(False)
     return hf, tokenizer, name or default_name, wrapped
@@ -391,11 +394,23 @@ def _move(
 
 
 def _to(hf: PreTrainedModel, device: torch.device | None, dtype: torch.dtype | str | None) -> None:
-    """Move and convert a model in place; None and the dtype `"auto"` change nothing."""
+    """Move and convert a model in place; None and the dtype `"auto"` change nothing.
+
+    Buffers that no checkpoint has, such as rotary frequencies, keep their dtype, as they do when a
+    checkpoint is read in a dtype: positions would be rounded with them.
+    """
     if device is not None:
         torch.nn.Module.to(hf, device=device)
     if isinstance(dtype, torch.dtype):
+        computed = [
+            (module, name, module.get_buffer(name))
+            for module in hf.modules()
+            for name in module._non_persistent_buffers_set
+            if module._buffers.get(name) is not None
+        ]
         torch.nn.Module.to(hf, dtype=dtype)
+        for module, name, buffer in computed:
+            module._buffers[name] = buffer
 
 
 def device_of(device: str | torch.device | None) -> torch.device:
@@ -412,6 +427,8 @@ def device_of(device: str | torch.device | None) -> torch.device:
         raise UsageError(
             f"unknown device {device!r}; expected 'cpu', 'cuda' or such as 'cuda:1'"
         ) from error
+    if chosen.type == "meta":
+        raise UsageError("on the device 'meta' a model has no numbers; use 'cpu' or 'cuda'")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise UsageError(
             f"device {str(device)!r} is not available: there are {torch.cuda.device_count()} CUDA "

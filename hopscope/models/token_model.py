@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import re
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hopscope.errors import UsageError
 from hopscope.models.evaluation import evaluating
+from hopscope.models.fingerprint import setup_of, weights_digest, weights_state
+from hopscope.models.offload import device_of_module
 
 _ARTICLE = re.compile(r"^(?:the|a|an) (?=\S)", re.IGNORECASE)
 
@@ -71,6 +72,7 @@ class TokenModel:
         self.name = name
         self.wrapped = wrapped
         self.probed: dict[str, Any] = {}
+        self._fingerprint: tuple[object, str] | None = None
         self.config = self.hf.config.get_text_config()
 
     def __repr__(self) -> str:
@@ -115,7 +117,7 @@ class TokenModel:
     @property
     def device(self) -> torch.device:
         """The device of the embeddings, to which token ids are moved."""
-        return next(self.hf.get_input_embeddings().parameters()).device
+        return device_of_module(self.hf.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -128,15 +130,21 @@ class TokenModel:
         parameters = inspect.signature(type(self.hf).forward).parameters
         return "cache" if "cache" in parameters else "past_key_values"
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """sha256 over the names, types, shapes and bytes of all parameters."""
-        digest = hashlib.sha256()
-        for name, parameter in sorted(self.hf.named_parameters()):
-            tensor = parameter.detach().to("cpu").contiguous()
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        """sha256 over the names, types, shapes and bytes of all parameters.
+
+        It is computed anew if a parameter was changed or replaced.
+        """
+        state = weights_state(self.hf)
+        if self._fingerprint is None or self._fingerprint[0] != state:
+            self._fingerprint = state, weights_digest(self.hf)
+        return self._fingerprint[1]
+
+    @property
+    def setup(self) -> dict[str, Any]:
+        """What makes the outputs besides the parameters; see `hopscope.models.fingerprint`."""
+        return setup_of(self.hf, self.tokenizer, self.end_tokens)
 
     def forward(self, **inputs: Any) -> Any:
         """Run the Hugging Face model in evaluation mode; each pass of the engine is one such call.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -44,8 +44,17 @@ def provenance(
     queries: Described,
     kind: str,
     settings: Mapping[str, Any],
+    also: Sequence[TokenModel] = (),
 ) -> dict[str, Any]:
-    """What a result must carry so that it can be made again."""
+    """What a result must carry so that it can be made again.
+
+    Args:
+        model: the model.
+        queries: what it was asked.
+        kind: the kind of result.
+        settings: of the analysis.
+        also: further models, if it is an analysis of several.
+    """
     record = {
         "kind": kind,
         "settings": dict(settings),
@@ -53,6 +62,8 @@ def provenance(
             "name": model.name,
             "family": model.hf.config.model_type,
             "sha256": model.fingerprint,
+            "setup": model.setup,
+            **({"setups": [each.setup for each in also]} if also else {}),
             "n_layers": model.n_layers,
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": device_name(model.device),
@@ -74,6 +85,49 @@ def provenance(
     }
     as_saved: dict[str, Any] = json.loads(json.dumps(record))
     return as_saved
+
+
+SAME = ("kind", "settings", "model", "queries")
+"""What two runs must share to be one."""
+
+LATER = ("setup", "setups")
+"""Parts of a model's description that records of earlier versions lack."""
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Where a run differs from the one that a folder holds, if they are not the same.
+
+    The device may differ, since a run can go on elsewhere. Of a record of an earlier version, or
+    one whose `setup` has another rule, it counts what it says.
+
+    Args:
+        before: the record of the folder.
+        now: the record of the run.
+
+    Returns:
+        The name of the first part that differs, and both values; None if there is none.
+    """
+    models = [dict(each.get("model") or {}) for each in (before, now)]
+    rules = [model.get("setup", {}).get("rule") for model in models]
+    for model in models:
+        model.pop("device", None)
+        for name in LATER if rules[0] != rules[1] else ():
+            model.pop(name, None)
+    pairs = [{**each, "model": model} for each, model in zip((before, now), models, strict=True)]
+    return next(
+        filter(None, (_first(key, *(each.get(key) for each in pairs)) for key in SAME)), None
+    )
+
+
+def _first(name: str, before: Any, now: Any) -> tuple[str, Any, Any] | None:
+    """The first part in which two values differ, with its name."""
+    if before == now:
+        return None
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = dict.fromkeys([*before, *now])
+        inner = (_first(f"{name} {key}", before.get(key), now.get(key)) for key in keys)
+        return next(filter(None, inner), (name, before, now))
+    return name, before, now
 
 
 def device_name(device: torch.device) -> str:

@@ -24,12 +24,10 @@ from hopscope.results.run_folder import (
     read_run,
     write_part,
 )
-from hopscope.results.run_record import Described
+from hopscope.results.run_record import SAME as SAME
+from hopscope.results.run_record import Described, difference
 
 logger = logging.getLogger(__name__)
-
-SAME = ("kind", "settings", "model", "queries")
-"""What two runs must share to be one."""
 
 
 Until = Callable[[Tables], str | None]
@@ -246,12 +244,11 @@ def open_run(path: Path, run: Mapping[str, Any]) -> Path:
         ResultError: if the folder holds something else.
     """
     if is_run(path):
-        before = read_run(path)
-        differing = [key for key in SAME if before.get(key) != run.get(key)]
-        if differing:
-            key = differing[0]
+        differing = difference(read_run(path), run)
+        if differing is not None:
+            name, before, now = differing
             raise ResultError(
-                f"{path} holds another run: its {key} is {before.get(key)}, not {run.get(key)}. "
+                f"{path} holds another run: its {name} is {before}, not {now}. "
                 "Choose another folder, or delete this one."
             )
         logger.info("going on with %s", path)

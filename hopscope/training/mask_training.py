@@ -8,6 +8,7 @@ prefix helps a model that is trained with it (Huang et al. 2025, Masking in Mult
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def train(
     start = small_model(questions, settings, seed) if model is None else load_model(model)
     folder = None if out is None else Path(out)
     if folder is not None:
-        open_training(folder, _recipe(start, questions, mask, settings, seed))
+        recipe = _recipe(start, questions, mask, settings, seed)
+        open_training(folder, recipe, lambda record: _upgrade_record(record, recipe))
         if (folder / WEIGHTS).is_file():
             return load_model(folder, start.device, start.dtype, name=start.name)
     hf = copy.deepcopy(start.hf)
@@ -117,6 +119,13 @@ def _recipe(
         "mask": mask.name,
         "settings": {k: v for k, v in asdict(settings).items() if k != "checkpoint_every"},
         "seed": seed,
-        "start": {"name": start.name, "sha256": start.fingerprint},
+        "start": {"name": start.name, "sha256": start.fingerprint, "setup": start.setup},
         "questions": {"name": questions.name, "sha256": questions.fingerprint},
     }
+
+
+def _upgrade_record(record: dict[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record; that of an earlier version says nothing of its model but its weights."""
+    if record.get("start", {}).get("setup", {}).get("rule") == recipe["start"]["setup"]["rule"]:
+        return record
+    return {**record, "start": {**record["start"], "setup": recipe["start"]["setup"]}}

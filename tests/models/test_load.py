@@ -292,7 +292,7 @@ def test_device_map(folder: Path) -> None:
             call()
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta"])
 def test_unusable_device(device: str) -> None:
     with pytest.raises(UsageError, match=device):
         load_model(LLAMA, device=device)
@@ -548,3 +548,17 @@ def test_a_learned_prompt_is_refused() -> None:
     wrapped = peft.get_peft_model(hf, config)
     with pytest.raises(ModelError, match="learned a prompt, which stands before each text"):
         load_model(wrapped, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("loaded_before", [False, True])
+def test_a_dtype_leaves_rotary_frequencies(folder: Path, loaded_before: bool) -> None:
+    """As transformers does, which reads them in float32 whatever the dtype."""
+    hf, tokenizer = build_tiny(LLAMA)
+    read = load_model(folder, "cpu", "bfloat16")
+    x = hf if loaded_before else LLAMA
+    moved = load_model(x, "cpu", "bfloat16", tokenizer=tokenizer)
+    for model in (read, moved):
+        assert model.dtype == torch.bfloat16
+        assert {each.dtype for each in model.hf.buffers()} == {torch.float32}
+    ids = torch.tensor([[5 + each % 500 for each in range(200)]])
+    assert torch.equal(logits(moved.hf, ids), logits(read.hf, ids))

@@ -122,7 +122,8 @@ def circuit(
         "limit": limit,
         "seed": options.seed,
     }
-    record = provenance(worlds[0].model, everything, Circuit.kind, settings)
+    first, *others = [world.model for world in worlds]
+    record = provenance(first, everything, Circuit.kind, settings, others)
 
     def compute(number: int) -> Tables:
         with _one_thread():

@@ -129,7 +129,8 @@ def superposition(
     models = [[world.name, world.seed, world.model.fingerprint] for world in worlds]
     settings = {"worlds": models, "limit": limit}
     prompts = PathSet(tuple(everything), "worlds")
-    record = provenance(worlds[0].model, prompts, Superposition.kind, settings)
+    first, *others = [world.model for world in worlds]
+    record = provenance(first, prompts, Superposition.kind, settings, others)
 
     def compute(number: int) -> Tables:
         return _tables(worlds[number], limit)
