@@ -25,6 +25,10 @@ class UnknownModelError(ModelError, UsageError):
     """A model name that nothing answers to."""
 
 
+class UntrustedModelError(ModelError, UsageError):
+    """A model that could run code of its own when it is read, which the call does not allow."""
+
+
 class QueryError(UsageError):
     """A query, a query set or a prompt that cannot be used."""
 

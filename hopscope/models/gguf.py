@@ -21,6 +21,7 @@ from transformers import (
 
 from hopscope.errors import ModelError
 from hopscope.models.interrupts import interrupt_safe
+from hopscope.models.kinds import check_complete
 
 SPLITS_DIGITS = frozenset({"smollm", "starcoder", "refact"})
 """Names of GGUF pre-tokenizers that split digits before the byte-level BPE, which is lost when
@@ -48,7 +49,10 @@ def read_gguf(
         dense["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
         tokenizer = AutoTokenizer.from_pretrained(**place)
-        model = AutoModelForCausalLM.from_pretrained(**place, dtype=dtype, **dense)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            **place, dtype=dtype, output_loading_info=True, **dense
+        )
+        check_complete({**report, "unexpected_keys": ()})  # a GGUF file has tensors of its own
     except (ValueError, OSError, KeyError, NotImplementedError, RuntimeError) as error:
         raise ModelError(
             f"cannot read {path} as a GGUF model: {error}. Expected a complete GGUF file of an "

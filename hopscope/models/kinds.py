@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,7 +13,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from hopscope.errors import ModelError
+from hopscope.errors import ModelError, UntrustedModelError
 from hopscope.models.encoder_decoder import T5_TYPES, EncoderDecoder
 from hopscope.models.language_model import LanguageModel
 
@@ -23,9 +24,9 @@ ModelClass = type[LanguageModel] | type[EncoderDecoder]
 
 
 def check_remote_code(config: dict[str, Any], name: str, trusted: bool) -> None:
-    """Raise a ModelError if a checkpoint needs its own Python code and that is not trusted."""
+    """Raise an error if a checkpoint needs its own Python code and that is not trusted."""
     if config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING and not trusted:
-        raise ModelError(
+        raise UntrustedModelError(
             f"{name} (model_type {config.get('model_type')!r}) is not part of transformers and "
             f"needs Python code from its checkpoint ({json.dumps(config['auto_map'])}). Read that "
             "code first; if you trust it, pass trust_remote_code=True."
@@ -58,6 +59,30 @@ def check_class(config: dict[str, Any], name: str, classes: tuple[ModelClass, ..
         fits = LanguageModel in classes and not _is_bidirectional(config)
     if not fits:
         raise wrong_class_error(config, name, classes)
+
+
+def check_complete(report: Mapping[str, Iterable[str]]) -> None:
+    """Check that a checkpoint filled a model, and was used up.
+
+    Args:
+        report: what `from_pretrained` says of the names that did not fit, `missing_keys` and
+            `unexpected_keys`.
+
+    Raises:
+        ValueError: if there are such names.
+    """
+    missing, unexpected = (sorted(report[f"{kind}_keys"]) for kind in ("missing", "unexpected"))
+    if missing:
+        raise ValueError(
+            f"{len(missing)} parameters are missing from the weights, such as {missing[0]}; "
+            "they would be random"
+        )
+    if unexpected:
+        raise ValueError(
+            f"{len(unexpected)} weights have no place in the model that the configuration "
+            f"describes, such as {unexpected[0]}; they would be left out. If that is meant, load "
+            "the model with transformers, and give the loaded model"
+        )
 
 
 def is_t5(config: dict[str, Any]) -> bool:

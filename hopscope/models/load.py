@@ -22,13 +22,20 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hopscope.errors import ModelError, UnknownModelError, UsageError, did_you_mean
+from hopscope.errors import (
+    ModelError,
+    UnknownModelError,
+    UntrustedModelError,
+    UsageError,
+    did_you_mean,
+)
 from hopscope.models.encoder_decoder import EncoderDecoder
 from hopscope.models.gguf import read_gguf
 from hopscope.models.kinds import (
     LoadedParts,
     ModelClass,
     check_class,
+    check_complete,
     check_model_type,
     check_remote_code,
     is_t5,
@@ -88,8 +95,8 @@ def load_model(
 
     Raises:
         UnknownModelError: If `x` is neither a known name nor an existing hub id, folder or file.
-        ModelError: If the model cannot be fetched or read, needs code that is not trusted, or is
-            not a causal language model.
+        UntrustedModelError: If it needs code that is not trusted, or has pickled weights only.
+        ModelError: If the model cannot be fetched or read, or is not a causal language model.
         UsageError: If `device` or `dtype` cannot be used.
 
     Example:
@@ -127,8 +134,8 @@ def load_encoder_decoder(
 
     Raises:
         UnknownModelError: If `x` is neither a known name nor an existing hub id, folder or file.
-        ModelError: If the model cannot be fetched or read, needs code that is not trusted, or is
-            not T5-like.
+        UntrustedModelError: If it needs code that is not trusted, or has pickled weights only.
+        ModelError: If the model cannot be fetched or read, or is not T5-like.
         UsageError: If `device` or `dtype` cannot be used.
 
     Example:
@@ -164,8 +171,8 @@ def load_any(
 
     Raises:
         UnknownModelError: If `x` is neither a known name nor an existing hub id, folder or file.
-        ModelError: If the model cannot be fetched or read, needs code that is not trusted, or is
-            of neither kind.
+        UntrustedModelError: If it needs code that is not trusted, or has pickled weights only.
+        ModelError: If the model cannot be fetched or read, or is of neither kind.
         UsageError: If `device` or `dtype` cannot be used.
     """
     if isinstance(x, (LanguageModel, EncoderDecoder)):
@@ -288,7 +295,7 @@ class _Reader:
                 f"{folder} has a config.json but no weights; expected {' or '.join(SAFE_WEIGHTS)}"
             )
         if not self.allow_pickle:
-            raise ModelError(_pickle_refusal(f"{folder} ({', '.join(pickled)})"))
+            raise _pickle_refusal(f"{folder} ({', '.join(pickled)})")
 
     def _checkpoint(self, place: str | Path, name: str, advice: str) -> LoadedParts:
         """Load a folder or a hub id; a failure becomes a ModelError that ends in `advice`."""
@@ -310,7 +317,7 @@ class _Reader:
         return hf, tokenizer, name
 
     def _weights(self, auto: Any, place: str | Path) -> PreTrainedModel:
-        """Load the weights; a ValueError if some parameters are missing from the checkpoint."""
+        """Load the weights; a ValueError if some are missing, or have no place in the model."""
         hf, report = auto.from_pretrained(
             str(place),
             dtype=self.dtype,
@@ -319,12 +326,7 @@ class _Reader:
             trust_remote_code=self.trust_remote_code,
             output_loading_info=True,
         )
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise ValueError(
-                f"{len(missing)} parameters are missing from the weights, such as {missing[0]}; "
-                "they would be random"
-            )
+        check_complete(report)
         if self.device_map is None:
             _to(hf, self.device, None)
         return hf  # type: ignore[no-any-return]
@@ -338,7 +340,7 @@ class _Reader:
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             reason = str(error).strip() or type(error).__name__
             if not self.allow_pickle and "safetensors" in reason and "appear to have" in reason:
-                raise ModelError(_pickle_refusal(str(place))) from error
+                raise _pickle_refusal(str(place)) from error
             raise ModelError(f"cannot read the {part} of {place}: {reason}\n{advice}") from error
 
 
@@ -368,8 +370,8 @@ def _hub_advice(hub_id: str) -> str:
     )
 
 
-def _pickle_refusal(where: str) -> str:
-    return (
+def _pickle_refusal(where: str) -> UntrustedModelError:
+    return UntrustedModelError(
         f"{where} has only pickled weights, and a pickle can run any code when it is read. Convert "
         "them to safetensors, or pass allow_pickle=True if you trust their source."
     )

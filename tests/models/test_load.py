@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, PreTrainedModel, T5Config
 
-from hopscope.errors import ModelError, UnknownModelError, UsageError
+from hopscope.errors import ModelError, UnknownModelError, UntrustedModelError, UsageError
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import _dtype, device_of, load_model
 from hopscope.models.tiny import SLIDING_WINDOW, TINY_FAMILIES, build_tiny
@@ -371,7 +371,7 @@ def test_pickled_weights_only_on_demand(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     torch.save(weights, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="allow_pickle=True"):
+    with pytest.raises(UntrustedModelError, match="allow_pickle=True"):
         load_model(folder)
     assert same_as_built(load_model(folder, device="cpu", allow_pickle=True), LLAMA)
 
@@ -381,7 +381,7 @@ def test_pickled_weights_beside_other_safetensors(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     torch.save(weights, folder / "pytorch_model.bin")
     (folder / "model.safetensors").rename(folder / "adapter.safetensors")
-    with pytest.raises(ModelError, match="allow_pickle=True"):
+    with pytest.raises(UntrustedModelError, match="allow_pickle=True"):
         load_model(folder)
 
 
@@ -396,7 +396,7 @@ def test_hub_models_are_asked_for_safetensors_alone(
         raise OSError("x does not appear to have a file named model.safetensors or ...")
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", refuse)
-    with pytest.raises(ModelError, match="pickle can run any code"):
+    with pytest.raises(UntrustedModelError, match="pickle can run any code"):
         load_model(folder)
     with pytest.raises(ModelError, match="does not appear"):
         load_model(folder, allow_pickle=True)
@@ -469,7 +469,7 @@ def test_remote_code_only_on_demand(
     }
     (folder / "config.json").write_text(json.dumps(config))
     # hopscope's own words: transformers' refusal stands behind it and must not be what is tested.
-    with pytest.raises(ModelError, match=r"Read that code first.*trust_remote_code=True"):
+    with pytest.raises(UntrustedModelError, match=r"Read that code first.*trust_remote_code=True"):
         load_model(folder)
     assert not marker.exists()
     model = load_model(folder, device="cpu", trust_remote_code=True)
@@ -562,3 +562,27 @@ def test_a_dtype_leaves_rotary_frequencies(folder: Path, loaded_before: bool) ->
         assert {each.dtype for each in model.hf.buffers()} == {torch.float32}
     ids = torch.tensor([[5 + each % 500 for each in range(200)]])
     assert torch.equal(logits(moved.hf, ids), logits(read.hf, ids))
+
+
+@pytest.mark.parametrize(
+    ("family", "setting", "value", "n", "such_as"),
+    [
+        (LLAMA, "num_hidden_layers", 2, 18, r"model\.layers\.2\.input_layernorm\.weight"),
+        ("tiny-random-gpt2", "n_layer", 1, 33, r"transformer\.h\.1\."),
+        ("tiny-random-qwen3", "model_type", "llama", 8, r"model\.layers\.0\.self_attn\.k_norm"),
+    ],
+)
+def test_weights_without_a_place_are_refused(
+    tmp_path: Path, family: str, setting: str, value: object, n: int, such_as: str
+) -> None:
+    folder = save(family, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    changed = {**config, setting: value} | (
+        {"layer_types": None} if "layer_types" in config else {}
+    )
+    (folder / "config.json").write_text(json.dumps(changed))
+    message = (
+        rf"{n} weights have no place in the model .* such as {such_as}.*they would be left out"
+    )
+    with pytest.raises(ModelError, match=message):
+        load_model(folder, "cpu")
