@@ -19,7 +19,13 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from hopscope.engine.edits import Cell, Knockout, Patch
 
-LAYERS = ("model.layers", "transformer.h", "gpt_neox.layers", "transformer.blocks")
+LAYERS = (
+    "model.layers",
+    "model.language_model.layers",
+    "transformer.h",
+    "gpt_neox.layers",
+    "transformer.blocks",
+)
 POST_NORMS = {"attn_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"}
 WRITERS = {
     "gpt2": {"attn_out": "attn", "mlp_out": "mlp"},

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
@@ -46,7 +47,8 @@ def check_model_type(config: dict[str, Any], name: str, classes: tuple[ModelClas
             f"{name} has a config.json whose model_type is {model_type!r}, which this version of "
             f"transformers does not know; expected {expected}"
         )
-    if not is_t5(config) and model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    causal = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or reads_images(config)
+    if not is_t5(config) and not causal:
         raise wrong_class_error(config, name, classes)
     check_class(config, name, classes)
 
@@ -59,6 +61,17 @@ def check_class(config: dict[str, Any], name: str, classes: tuple[ModelClass, ..
         fits = LanguageModel in classes and not _is_bidirectional(config)
     if not fits:
         raise wrong_class_error(config, name, classes)
+
+
+def reads_images(config: dict[str, Any]) -> bool:
+    """Return whether a configuration is that of a text decoder together with a vision tower.
+
+    Some types have the decoder alone, too; then it counts which of the two was saved.
+    """
+    model_type, saved = config.get("model_type"), config.get("architectures") or ()
+    whole = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(model_type)
+    decoder = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
+    return whole is not None and (decoder is None or (whole != decoder and whole in saved))
 
 
 def check_complete(report: Mapping[str, Iterable[str]]) -> None:

@@ -116,13 +116,16 @@ class LanguageModel(TokenModel):
 
 
 def _find_layers(hf: PreTrainedModel, n_layers: int) -> tuple[nn.Module, tuple[nn.Module, ...]]:
-    """Return the module that holds the list of blocks, and the blocks."""
+    """Return the module that holds the list of blocks, and the blocks.
+
+    They are looked for in the text decoder first: a multimodal model has towers with blocks, too.
+    """
     if getattr(hf.config, "is_encoder_decoder", False):
         raise ModelError(
             f"{hf.config.model_type} is an encoder-decoder, not a causal language model; "
             "use load_encoder_decoder or a decoder-only model"
         )
-    for parent in hf.modules():
+    for parent in (*hf.get_decoder().modules(), *hf.modules()):
         for child in parent.children():
             if isinstance(child, nn.ModuleList) and len(child) == n_layers:
                 return parent, tuple(child)

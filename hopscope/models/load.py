@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedConfig,
@@ -39,6 +40,7 @@ from hopscope.models.kinds import (
     check_model_type,
     check_remote_code,
     is_t5,
+    reads_images,
     wrong_class_error,
 )
 from hopscope.models.language_model import LanguageModel
@@ -304,7 +306,8 @@ class _Reader:
         )
         check_remote_code(config, name, self.trust_remote_code)
         check_model_type(config, name, self.classes)
-        auto = AutoModelForSeq2SeqLM if is_t5(config) else AutoModelForCausalLM
+        auto = AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM
+        auto = AutoModelForSeq2SeqLM if is_t5(config) else auto
         hf = self._read(lambda: self._weights(auto, place), "weights", place, advice)
         tokenizer = self.tokenizer or self._read(
             lambda: AutoTokenizer.from_pretrained(
