@@ -49,7 +49,8 @@ def read_gguf(
         dense["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
         tokenizer = AutoTokenizer.from_pretrained(**place)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        auto: Any = AutoModelForCausalLM
+        model, report = auto.from_pretrained(
             **place, dtype=dtype, output_loading_info=True, **dense
         )
         check_complete({**report, "unexpected_keys": ()})  # a GGUF file has tensors of its own
@@ -59,7 +60,7 @@ def read_gguf(
             "architecture that transformers can dequantise."
         ) from error
     _forget_quantisation(model)
-    model.eval()  # type: ignore[no-untyped-call]
+    model.eval()
     return model, _plain_tokenizer(tokenizer, path)
 
 

@@ -68,7 +68,7 @@ def reads_images(config: dict[str, Any]) -> bool:
 
     Some types have the decoder alone, too; then it counts which of the two was saved.
     """
-    model_type, saved = config.get("model_type"), config.get("architectures") or ()
+    model_type, saved = str(config.get("model_type")), config.get("architectures") or ()
     whole = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(model_type)
     decoder = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
     return whole is not None and (decoder is None or (whole != decoder and whole in saved))

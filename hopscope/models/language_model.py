@@ -125,7 +125,8 @@ def _find_layers(hf: PreTrainedModel, n_layers: int) -> tuple[nn.Module, tuple[n
             f"{hf.config.model_type} is an encoder-decoder, not a causal language model; "
             "use load_encoder_decoder or a decoder-only model"
         )
-    for parent in (*hf.get_decoder().modules(), *hf.modules()):
+    decoder: nn.Module = hf.get_decoder()  # type: ignore[no-untyped-call]
+    for parent in (*decoder.modules(), *hf.modules()):
         for child in parent.children():
             if isinstance(child, nn.ModuleList) and len(child) == n_layers:
                 return parent, tuple(child)

@@ -306,7 +306,7 @@ class _Reader:
         )
         check_remote_code(config, name, self.trust_remote_code)
         check_model_type(config, name, self.classes)
-        auto = AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM
+        auto: Any = AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM
         auto = AutoModelForSeq2SeqLM if is_t5(config) else auto
         hf = self._read(lambda: self._weights(auto, place), "weights", place, advice)
         tokenizer = self.tokenizer or self._read(
