@@ -29,9 +29,6 @@ NO_NUMBERS = frozenset(
 EXACT = frozenset({"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"})
 """Attention implementations that differ by rounding alone."""
 
-LOAD_STATE = frozenset({"training", "_is_hf_initialized"})
-"""Attributes of a module that say how it was loaded, not what it computes."""
-
 
 def weights_digest(hf: PreTrainedModel) -> str:
     """Return the sha256 over the names, types, shapes and bytes of all parameters."""
@@ -40,6 +37,17 @@ def weights_digest(hf: PreTrainedModel) -> str:
     return _digest_of_tensors(
         hf, [(n, each) for n, each in named if not each.is_meta or n not in tied]
     )
+
+
+def buffers_digest(hf: PreTrainedModel) -> str:
+    """Return the sha256 over tensors that are saved with a model but are no parameters."""
+    parameters = {id(each) for each in hf.parameters()}
+    saved = sorted(
+        (name, each)
+        for name, each in hf.state_dict(keep_vars=True).items()
+        if isinstance(each, Tensor) and id(each) not in parameters
+    )
+    return _digest_of_tensors(hf, saved)
 
 
 def weights_state(hf: PreTrainedModel) -> tuple[tuple[int, int], ...]:
@@ -55,11 +63,20 @@ def weights_state(hf: PreTrainedModel) -> tuple[tuple[int, int], ...]:
 
 
 def setup_of(
-    hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end_tokens: Iterable[int]
+    hf: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    end_tokens: Iterable[int],
+    buffers: str,
 ) -> dict[str, Any]:
     """Describe what makes a model's outputs besides its parameters, as JSON.
 
     The device, and how the model was loaded, are no part of it.
+
+    Args:
+        hf: the model.
+        tokenizer: its tokenizer.
+        end_tokens: the tokens that end a generation.
+        buffers: what `buffers_digest` returns.
 
     Returns:
         `rule`: the version of this description; `config`, `tokenizer`, `modules`: a sha256 of the
@@ -69,11 +86,12 @@ def setup_of(
     """
     config = hf.config.get_text_config()
     attention = config._attn_implementation
+    types = sorted((name, str(each.dtype)) for name, each in hf.named_buffers())
     return {
         "rule": SETUP_RULE,
         "config": _digest([hf.config.model_type, _own_settings(config)]),
         "tokenizer": _digest(_tokenizer_state(tokenizer)),
-        "modules": _digest([_buffers(hf), [*_foreign_modules(hf)]]),
+        "modules": _digest([buffers, types, [*_foreign_modules(hf)]]),
         "attention": None if attention in EXACT else attention,
         "end_tokens": sorted(end_tokens),
     }
@@ -100,28 +118,18 @@ def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     return [fixed, cleans, tokenizer.chat_template]
 
 
-def _buffers(hf: PreTrainedModel) -> list[Any]:
-    """Return the types of all buffers, and a digest of tensors that are saved but no parameters."""
-    parameters = {id(each) for each in hf.parameters()}
-    saved = sorted(
-        (name, each)
-        for name, each in hf.state_dict(keep_vars=True).items()
-        if isinstance(each, Tensor) and id(each) not in parameters
-    )
-    types = sorted((name, str(each.dtype)) for name, each in hf.named_buffers())
-    return [types, _digest_of_tensors(hf, saved)]
-
-
 def _foreign_modules(hf: PreTrainedModel) -> Iterator[Any]:
-    """Yield the class and the plain attributes of modules that torch and transformers lack."""
+    """Yield the class of each module that is not of torch or transformers.
+
+    Of adapters also how they act (which are active, their scaling): that is in plain attributes.
+    Modules of other libraries note there what they have done so far.
+    """
     for name, module in hf.named_modules():
-        if type(module).__module__.partition(".")[0] not in ("torch", "transformers"):
-            attributes = {
-                key: value
-                for key, value in vars(module).items()
-                if key not in LOAD_STATE and _is_plain(value)
-            }
-            yield [name, type(module).__qualname__, attributes]
+        library = type(module).__module__.partition(".")[0]
+        if library not in ("torch", "transformers"):
+            plain = {key: value for key, value in vars(module).items() if _is_plain(value)}
+            acts = {key: value for key, value in plain.items() if key != "training"}
+            yield [name, type(module).__qualname__, acts if library == "peft" else {}]
 
 
 def _is_plain(value: Any) -> bool:

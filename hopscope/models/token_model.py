@@ -16,7 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hopscope.errors import UsageError
 from hopscope.models.evaluation import evaluating
-from hopscope.models.fingerprint import setup_of, weights_digest, weights_state
+from hopscope.models.fingerprint import (
+    buffers_digest,
+    setup_of,
+    weights_digest,
+    weights_state,
+)
 from hopscope.models.offload import device_of_module
 
 _ARTICLE = re.compile(r"^(?:the|a|an) (?=\S)", re.IGNORECASE)
@@ -72,7 +77,7 @@ class TokenModel:
         self.name = name
         self.wrapped = wrapped
         self.probed: dict[str, Any] = {}
-        self._fingerprint: tuple[object, str] | None = None
+        self._digests: tuple[object, str, str] | None = None
         self.config = self.hf.config.get_text_config()
 
     def __repr__(self) -> str:
@@ -132,19 +137,20 @@ class TokenModel:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the names, types, shapes and bytes of all parameters.
-
-        It is computed anew if a parameter was changed or replaced.
-        """
-        state = weights_state(self.hf)
-        if self._fingerprint is None or self._fingerprint[0] != state:
-            self._fingerprint = state, weights_digest(self.hf)
-        return self._fingerprint[1]
+        """sha256 over the names, types, shapes and bytes of all parameters."""
+        return self._tensors()[0]
 
     @property
     def setup(self) -> dict[str, Any]:
         """What makes the outputs besides the parameters; see `hopscope.models.fingerprint`."""
-        return setup_of(self.hf, self.tokenizer, self.end_tokens)
+        return setup_of(self.hf, self.tokenizer, self.end_tokens, self._tensors()[1])
+
+    def _tensors(self) -> tuple[str, str]:
+        """The digests of parameters and buffers, anew if a parameter was changed or replaced."""
+        state = weights_state(self.hf)
+        if self._digests is None or self._digests[0] != state:
+            self._digests = state, weights_digest(self.hf), buffers_digest(self.hf)
+        return self._digests[1:]
 
     def forward(self, **inputs: Any) -> Any:
         """Run the Hugging Face model in evaluation mode; each pass of the engine is one such call.
