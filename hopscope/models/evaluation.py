@@ -23,6 +23,28 @@ with the values that give logits and nothing more."""
 
 
 @contextmanager
+def plain_outputs(module: nn.Module) -> Iterator[None]:
+    """Let a model return objects with logits alone while the context is open.
+
+    Args:
+        module: the model. The configurations of its modules are changed in place meanwhile.
+    """
+    held = (vars(each).get("config") for each in module.modules())
+    configs = {id(each): vars(each) for each in held if isinstance(each, PreTrainedConfig)}
+    asked = [
+        (settings, {name: settings[name] for name in PLAIN_OUTPUTS if name in settings})
+        for settings in configs.values()
+    ]
+    try:
+        for settings, kept in asked:
+            settings.update({name: PLAIN_OUTPUTS[name] for name in kept})
+        yield
+    finally:
+        for settings, kept in asked:
+            settings.update(kept)
+
+
+@contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Let a model compute as in evaluation while the context is open, and set it back afterwards.
 
@@ -32,22 +54,12 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     Args:
         module: the model. Its modules and their configurations are changed in place meanwhile.
     """
-    modules = list(module.modules())
-    training = [each for each in modules if each.training]
-    held = (vars(each).get("config") for each in modules)
-    configs = {id(each): vars(each) for each in held if isinstance(each, PreTrainedConfig)}
-    asked = [
-        (settings, {name: settings[name] for name in PLAIN_OUTPUTS if name in settings})
-        for settings in configs.values()
-    ]
+    training = [each for each in module.modules() if each.training]
     try:
         for each in training:
             each.training = False
-        for settings, kept in asked:
-            settings.update({name: PLAIN_OUTPUTS[name] for name in kept})
-        yield
+        with plain_outputs(module):
+            yield
     finally:
-        for settings, kept in asked:
-            settings.update(kept)
         for each in training:
             each.training = True

@@ -25,6 +25,7 @@ from hopscope.engine.hooks import giving_masks
 from hopscope.errors import UsageError
 from hopscope.masks.algebra import Mask
 from hopscope.masks.lowering import lower, within_window
+from hopscope.models.evaluation import plain_outputs
 from hopscope.models.language_model import LanguageModel
 from hopscope.training.fit import IGNORED
 
@@ -247,7 +248,7 @@ def _padded(keeps: Sequence[Tensor], longest: int) -> Tensor:
 
 def answer_logits(model: LanguageModel, batch: Batch) -> Float[Tensor, "row kept vocab"]:
     """Return the logits at the last `batch.n_kept` positions of each row."""
-    with giving_masks(model, batch.masks):
+    with giving_masks(model, batch.masks), plain_outputs(model.hf):
         output = model.hf(
             input_ids=batch.ids,
             position_ids=batch.positions,

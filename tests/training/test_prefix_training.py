@@ -159,6 +159,8 @@ def test_batches_are_right_in_other_families(family, questions):
     plain = model.hf(input_ids=torch.tensor([layouts[1].ids])).logits[0, -1]
     ours = answer_logits(model, batch_of(model, layouts, causal()))[1, -1]
     torch.testing.assert_close(ours, plain, atol=1e-3, rtol=1e-3)
+    model.hf.config.return_dict = False
+    assert torch.equal(answer_logits(model, batch_of(model, layouts, masks)), together)
 
 
 def test_the_loss_is_that_of_the_answers_and_their_ends(small, questions):
