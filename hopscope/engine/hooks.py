@@ -97,7 +97,7 @@ def contiguous_rows(model: LanguageModel) -> AbstractContextManager[None]:
     return rewriting_input(model.unembedding, Tensor.contiguous)
 
 
-@contextmanager
+@interrupt_safe
 def _beginning(model: LanguageModel) -> Iterator[Callable[[], bool]]:
     """Gives a function that says whether the pass that runs begins with a text's first token."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from types import MappingProxyType
 
 from torch import nn
 from transformers import PreTrainedConfig
+
+from hopscope.models.interrupts import interrupt_safe
 
 PLAIN_OUTPUTS: Mapping[str, bool] = MappingProxyType(
     {
@@ -22,7 +23,7 @@ PLAIN_OUTPUTS: Mapping[str, bool] = MappingProxyType(
 with the values that give logits and nothing more."""
 
 
-@contextmanager
+@interrupt_safe
 def plain_outputs(module: nn.Module) -> Iterator[None]:
     """Let a model return objects with logits alone while the context is open.
 
@@ -44,7 +45,7 @@ def plain_outputs(module: nn.Module) -> Iterator[None]:
             settings.update(kept)
 
 
-@contextmanager
+@interrupt_safe
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Let a model compute as in evaluation while the context is open, and set it back afterwards.
 
