@@ -114,8 +114,7 @@ def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     """
     state = str(tokenizer.backend_tokenizer.to_str())
     fixed = state[max(state.find('"added_tokens"'), 0) :]
-    cleans = getattr(tokenizer, "clean_up_tokenization_spaces", None)
-    return [fixed, cleans, tokenizer.chat_template]
+    return [fixed, tokenizer.chat_template]
 
 
 def _foreign_modules(hf: PreTrainedModel) -> Iterator[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -81,6 +82,7 @@ def spaced(kind: str) -> TokenModel:
     """A model of which only the tokenizer is asked."""
     made: Any = TokenModel.__new__(TokenModel)
     made.tokenizer, made.name = SPACES[kind](), kind
+    made.config = SimpleNamespace(vocab_size=len(made.tokenizer))
     return made  # type: ignore[no-any-return]
 
 
@@ -131,6 +133,7 @@ def test_words_that_a_tokenizer_does_not_know_are_refused() -> None:
     model: Any = TokenModel.__new__(TokenModel)
     model.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
     model.name = "words"
+    model.config = SimpleNamespace(vocab_size=len(model.tokenizer))
     assert model.first_tokens(["Paris", "Rome"]) == (1,)
     with pytest.raises(UsageError, match="cannot tell 'Rome'"):
         model.first_tokens(["Rome"])

@@ -275,6 +275,6 @@ def test_a_token_that_the_model_does_not_know(llama: LanguageModel) -> None:
     model = LanguageModel(llama.hf, tokenizer, "llama")
     assert TokenizedPrompt.of(model, "The capital of Japan is").ids
     message = r"'Kyoto' the id 512, but llama knows 512 tokens: pass the model's own tokenizer"
-    for read in (model.encode, model.tokenize, lambda text: model.first_tokens([text])):
+    for read in (model.encode, model.tokenize):
         with pytest.raises(UsageError, match=message):
             read("Kyoto")
