@@ -113,6 +113,7 @@ class Analysis:
         grades: the parameters that also hold when queries are graded for it.
         parts: the analyses whose results `combine` puts together, in a study.
         combine: makes a result of those of `parts`.
+        cost: how long a query takes in a quick study, in units of grading one; 0 if unknown.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Analysis:
     grades: Sequence[str] = ()
     parts: tuple[str, ...] = ()
     combine: Callable[..., Result] | None = None
+    cost: float = 0
 
     @property
     def question_with_source(self) -> str:

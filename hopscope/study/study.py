@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
+
+from tqdm.auto import tqdm
 
 from hopscope.documents.load import load_questions
 from hopscope.documents.question_set import QuestionSet
@@ -82,12 +87,15 @@ def run_study(
 
     An analysis that finds no query is left out, and a warning says so.
     """
+    begun = monotonic()
     graded = _graded(model, queries, size, seed, out=folder / "grading", progress=progress)
     task = _Task(model, queries, graded, folder, size, seed, progress)
+    clock = _Clock(task, (monotonic() - begun) / graded.n_queries, _chosen(steps))
     results: dict[str, Result] = {}
     left_out: dict[str, str] = {}
     told = finished or (lambda _: None)
     told("grading")
+    clock.tell("grading")
     for entry in _chosen(steps):
         for subset in entry.subsets:
             name = f"{entry.name}.{subset}"
@@ -97,6 +105,7 @@ def run_study(
                 logger.warning("%s is left out: %s", name, error)
                 left_out[name] = str(error)
         told(entry.name)
+        clock.tell(entry.name)
     return Study(graded, results, left_out, folder)
 
 
@@ -186,6 +195,39 @@ class _Task:
                 "another model"
             )
         return limited(chosen, self.size.most, self.seed)
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Says how much of a study is done, and about how long the rest takes.
+
+    Attributes:
+        task: the study.
+        unit: seconds that grading a query took.
+        entries: the analyses that are run.
+    """
+
+    task: _Task
+    unit: float
+    entries: Sequence[Analysis]
+
+    def tell(self, name: str) -> None:
+        """Say, beside the progress bars, what comes after an analysis."""
+        names = ["grading", *(each.name for each in self.entries)]
+        done = names.index(name) + 1
+        if self.task.progress and done < len(names):
+            left = sum(self.unit * each.cost * self._n(each) for each in self.entries[done - 1 :])
+            about = f"; about {math.ceil(left / 60)} min left" if left > 1 else ""
+            text = f"{done} of {len(names)} analyses are done, next is {names[done]}{about}"
+            tqdm.write(text, file=sys.stderr)
+
+    def _n(self, entry: Analysis) -> int:
+        """How many queries an analysis takes."""
+        if entry.asks == "documents":
+            return self.task.size.questions
+        counts, most = self.task.graded.counts(), self.task.size.most
+        sizes = (counts.get(subset, 0) for subset in entry.subsets)
+        return sum(size if most is None else min(size, most) for size in sizes)
 
 
 def study_folder(runs: Path, model: LanguageModel, queries: QuerySet, label: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -381,3 +382,18 @@ def test_a_result_of_another_kind_is_told(tmp_path: Path) -> None:
     made_grading(RIGHT).save(runs / "back_patching.correct")
     with pytest.raises(ResultError, match=r"back_patching\.correct"):
         draw_figures(SCRIPTS, ["back_patching"], runs, tmp_path / "rendered")
+
+
+def test_a_study_says_what_comes_next_and_how_long_the_rest_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = iter([0.0, 120.0])
+    monkeypatch.setattr("hopscope.study.study.monotonic", lambda: next(times))
+    queries = known_queries()
+    found = run_study(known_model(), queries, tmp_path, SMALL, ["back_patching", "recall"])
+    lines = [line for line in capsys.readouterr().err.splitlines() if "analyses are done" in line]
+    n = sum(min(2, size) for size in list(found.grading.counts().values())[1:])
+    minutes = math.ceil(120 / len(queries) * 16 * n / 60)
+    first = "1 of 3 analyses are done, next is back_patching"
+    assert lines[0].endswith(f"{first}; about {minutes} min left")
+    assert lines[1].endswith("2 of 3 analyses are done, next is recall")
