@@ -129,7 +129,7 @@ def test_a_new_analysis_is_a_command(toy: Analysis, capsys: pytest.CaptureFixtur
     assert "How long are the prompts? (nowhere, 2026)" in text
     for option in ("--units", "--least", "--subset", "--out", "--shard", "--json"):
         assert option in text
-    assert "Any of tokens, letters; with commas." in text
+    assert "Any of tokens, letters; separated by commas." in text
 
 
 def test_its_command_checks_before_anything_is_loaded(

@@ -32,7 +32,7 @@ def models_list(as_json: AsJson = False) -> None:
 @models_app.command("pull")
 def models_pull(
     name: Annotated[str, typer.Argument(help="A name of `hopscope models list`.")],
-    force: Annotated[bool, typer.Option(help="Fetch it again.")] = False,
+    force: Annotated[bool, typer.Option(help="Download it again.")] = False,
 ) -> None:
     """Fetch a model of the zoo into the cache."""
     from hopscope.models.zoo import pull

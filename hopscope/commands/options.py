@@ -37,36 +37,47 @@ Questions = Annotated[
     typer.Option("--questions", "-q", help="world-docs, world-docs-real, a file, or a hub id."),
 ]
 Subset = Annotated[str, typer.Option(help="incorrect or correct (graded first), or all.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use a random sample of this many.")]
-Most = Annotated[int | None, typer.Option(min=1, help="Analyse at most so many of the subset.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use a random sample of this size.")]
+Most = Annotated[
+    int | None, typer.Option(min=1, help="Analyse at most this many queries of the subset.")
+]
 Need = Annotated[
     int,
     typer.Option(
-        min=0, help="Grade on beyond --limit until a subset has this many; 0 for the limit alone."
+        min=0,
+        help="Keep grading beyond --limit until the subset has so many queries; 0: stop there.",
     ),
 ]
 FewShot = Annotated[
     int | None,
     typer.Option(
-        "--few-shot", min=0, help="Demonstrations in a prompt; the set's own if not given."
+        "--few-shot",
+        min=0,
+        help="Demonstrations per prompt; by default the number of the query set.",
     ),
 ]
 Distractors = Annotated[
     int, typer.Option(min=0, help="Documents beside the gold ones, in the bundled sets.")
 ]
 SkipImpossible = Annotated[
-    bool, typer.Option(help="Leave out questions that cannot have one of the orders.")
+    bool, typer.Option(help="Skip questions whose documents cannot be put into one of the orders.")
 ]
 Tokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens to generate.")]
 Match = Annotated[str, typer.Option(help="word, or substring (the paper's).")]
-Step = Annotated[int, typer.Option("--layer-step", min=1, help="Only every so many layers.")]
+Step = Annotated[int, typer.Option("--layer-step", min=1, help="Use only every n-th layer.")]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", "-o", help="Run folder; a run that was stopped there goes on."),
+    typer.Option(
+        "--out", "-o", help="Run folder; if it holds an interrupted run, that is continued."
+    ),
 ]
-Shard = Annotated[str | None, typer.Option(help="i/n: only every n-th part of the queries.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU if there is one.")]
+Shard = Annotated[
+    str | None, typer.Option(help="i/n: compute only the i-th of n shares of the queries.")
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")
+]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, ...")]
 Preset = Annotated[str, typer.Option("--preset", help="quick (minutes) or paper (everything).")]
 

@@ -45,10 +45,10 @@ def probe_command(
     *,
     target: Annotated[str, typer.Option(help="e2 (the bridge) or e2_type.")] = "e2",
     position: Annotated[str, typer.Option(help="t1, t2 or e1.")] = "t1",
-    folds: Annotated[int, typer.Option(min=2, help="Of the cross-validation.")] = 5,
+    folds: Annotated[int, typer.Option(min=2, help="Number of folds of the cross-validation.")] = 5,
     layer_step: Step = 1,
     save: Annotated[
-        Path | None, typer.Option(help="Fit a probe on all of them, and write it here.")
+        Path | None, typer.Option(help="Also fit a probe on all queries, and save it to this file.")
     ] = None,
 ) -> None:
     """Read the bridge off t1 with a linear probe, beside a control task.

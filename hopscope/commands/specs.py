@@ -119,7 +119,7 @@ def spec_of(entry: Analysis) -> CommandSpec:
     printed = inspect.signature(entry.result.printed, eval_str=True).parameters.values()
     return CommandSpec(
         str(entry.command),
-        entry.help,
+        entry.help.replace("`", ""),
         entry.question_with_source,
         entry.order,
         entry.function.__module__,
@@ -160,12 +160,12 @@ def _option(entry: Analysis, parameter: inspect.Parameter, text: str) -> OptionS
             name.removesuffix("s"),
             "control",
             bool(default),
-            "Run the control, too.",
+            "Also run the control.",
             control=known,
         )
     kinds = _kinds(parameter.annotation)
     if not isinstance(default, str) and kinds & LISTS:
-        help = f"{help.rstrip('.').removesuffix('; () for none')}; with commas."
+        help = f"{help.rstrip('.').removesuffix('; () for none')}; separated by commas."
         written = None if default is None else ",".join(default)
         listed: Kind = "numbers" if isinstance(accepts, Heads) else "names"
         return OptionSpec(name, name, listed, written, help)
@@ -180,7 +180,7 @@ def _help(text: str, accepts: Any) -> str:
     known = tuple(getattr(accepts, "known", ()))
     if not text.startswith("`"):
         text = text[:1].upper() + text[1:]
-    help = text.replace("`", "")
+    help = text.replace("`", "").replace("if None", "by default")
     if any(each not in help for each in known):
         help = f"{help.rstrip('.')}: {', '.join(known)}."
     return help

@@ -27,11 +27,17 @@ def study_command(
     *,
     preset: Preset = "quick",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Grade this many, and analyse all of them that fit.")
+        int | None,
+        typer.Option(
+            min=1, help="Grade this many queries, and analyse every one that falls into a subset."
+        ),
     ] = None,
     need: Need = 16,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder of the report; a stopped study goes on.")
+        Path,
+        typer.Option(
+            "--out", "-o", help="Folder of the report; an interrupted study is continued."
+        ),
     ] = Path("study"),
 ) -> None:
     """Grade, run every analysis, and write figures, tables and a page that says what was found."""
@@ -60,21 +66,22 @@ def figures_command(
         list[str] | None, typer.Argument(help="Figures to draw; all if none is named.")
     ] = None,
     preset: Preset = "quick",
-    runs: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("runs"),
+    runs: Annotated[Path, typer.Option(help="Folder in which results are kept.")] = Path("runs"),
     scripts: Annotated[Path, typer.Option(help="Folder of figure scripts.")] = Path("figures"),
     rendered: Annotated[
         Path | None, typer.Option(help="Where pictures go; `rendered` in the scripts' folder.")
     ] = None,
     from_runs: Annotated[
         Path | None,
-        typer.Option("--from", help="Draw what lies in this folder of runs; no model is run."),
+        typer.Option("--from", help="Draw the results in this folder without running a model."),
     ] = None,
     check: Annotated[
-        bool, typer.Option(help="Draw nothing; say which numbers moved, and fail if any did.")
+        bool,
+        typer.Option(help="Draw nothing; report the numbers that changed, and fail if any did."),
     ] = False,
     tolerance: Annotated[
         float,
-        typer.Option(min=0, help="How far numbers may move, as a part of them."),
+        typer.Option(min=0, help="Relative tolerance of --check."),
     ] = 1e-3,
 ) -> None:
     """Run what the figures need, unless it is there, and draw them.

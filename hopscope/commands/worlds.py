@@ -30,17 +30,19 @@ def worlds_list(as_json: AsJson = False) -> None:
 @worlds_app.command("train")
 def worlds_train(
     name: Annotated[str, typer.Argument(help="A name of `hopscope worlds list`.")],
-    seed: Annotated[int, typer.Option(min=0, help="Of facts, weights and batches.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of facts, weights and batches.")] = 0,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder; a stopped run goes on. The cache by default."),
+        typer.Option(
+            "--out", "-o", help="Folder; an interrupted run is continued. By default in the cache."
+        ),
     ] = None,
     snapshots: Annotated[
-        int | None, typer.Option(min=1, help="Keep the weights every so many steps.")
+        int | None, typer.Option(min=1, help="Save the weights after every so many steps.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU if any.")] = None,
     threads: Annotated[
-        int, typer.Option(min=1, help="Of the CPU; one is fastest for models this small.")
+        int, typer.Option(min=1, help="CPU threads; one is fastest for models this small.")
     ] = 1,
     as_json: AsJson = False,
 ) -> None:

@@ -219,7 +219,7 @@ def attention_to_documents(
     max_new_tokens: int | None = None,
     **run: Unpack[RunKeywords],
 ) -> DocumentAttention:
-    """Let the model answer, and read how much attention its answer pays to each document.
+    """Measure how much attention the model's answer pays to each document.
 
     Of an encoder-decoder it is the cross-attention of the decoder. Only the rows that are read are
     computed: prompts are read by a fused attention without weights, and the weights are kept for

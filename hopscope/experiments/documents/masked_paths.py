@@ -190,7 +190,7 @@ def masked_paths(
             that looks ahead in this order does nothing and is an error.
         controls: `distractor` also blocks the edge to another document that comes before the same
             query: the one whose length is nearest.
-        order: of the documents.
+        order: the order of the documents.
         window: blocks on each side of the middle one.
         layers: 0-based middles; all if None.
         template: `answer_only`, `cot`, `plain` or `chat`; what suits the questions if None.

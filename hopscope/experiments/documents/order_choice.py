@@ -177,12 +177,12 @@ def best_order(
     max_new_tokens: int | None = None,
     **run: Unpack[RunKeywords],
 ) -> OrderChoice:
-    """Answer in `k` seeded shuffles, and choose by the peak of attention.
+    """Answer under `k` shuffled orders, and choose one by the peak of attention.
 
     Args:
         model: the model.
         questions: the questions; each needs at least `k` orders.
-        k: how many different shuffles.
+        k: how many shuffled orders to try.
         mask: a name, such as `causal` or `document_block`, or a mask.
         read: whose attention is read; see `attention_to_documents`.
         template: `answer_only`, `cot`, `plain` or `chat`; what suits the questions if None.

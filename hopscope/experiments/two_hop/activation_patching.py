@@ -163,7 +163,7 @@ def _found_at(position: str, own: pd.DataFrame, random: pd.DataFrame) -> str:
 @analysis(
     "patch",
     title="Activation patching",
-    question="Which states of the same question about another entity bring that one's answer?",
+    question="Which states of the same question about another entity bring its answer along?",
     source="Vig et al. 2020; Zhang and Nanda 2023",
     control="a random vector of the same norm",
     subsets=("correct",),
@@ -182,7 +182,7 @@ def activation_patch(
     controls: Sequence[str] = CONTROLS,
     **run: Unpack[RunKeywords],
 ) -> ActivationPatching:
-    """Put one state of r2(r1(e1′)) into r2(r1(e1)), at the same named position, for every layer.
+    """Patch one state of r2(r1(e1′)) into r2(r1(e1)) at the same named position, layer by layer.
 
     The partner has the same relations, another bridge and another answer.
 

@@ -210,7 +210,7 @@ def knockout(
         window: layers on each side of the middle one.
         layers: the middles; all if None.
         heads: only these heads; all if None.
-        criterion: `generation`: what is said is the generated text; `first_token`: it is the
+        criterion: `generation`: the answer is the generated text; `first_token`: it is the
             likeliest next token, nothing more is generated.
         max_new_tokens: how many tokens to generate.
         match: how an answer is recognised: as whole words, or (the paper) as a substring.

@@ -137,7 +137,7 @@ def trace(
     window: int = 2,
     **run: Unpack[RunKeywords],
 ) -> Tracing:
-    """Noise the embeddings of the source entity, and put back clean states one by one.
+    """Corrupt the source entity's embeddings with noise, and restore clean states one by one.
 
     Where the first-hop phrase ends with the source entity, t1 is its last token, so that a state
     put back there in an early layer undoes part of the noise itself.

@@ -246,7 +246,7 @@ def describe(
     match: Match = "word",
     **run: Unpack[RunKeywords],
 ) -> Description:
-    """Let the model describe its own states: put them into a prompt that asks what `x` is.
+    """Patch hidden states into a prompt that asks what `x` is, and let the model describe them.
 
     For each query, position and cell: the clean `resid_post[source]` replaces the output of block
     `target` at the last token of the target prompt while that is read; then the model goes on.

@@ -162,8 +162,8 @@ def probe(
         target: what is read: the bridge itself (`e2`) or its type (`e2_type`).
         position: `t1`, `t2`, or `e1`.
         layers: blocks whose outputs are probed; all if None.
-        folds: of the cross-validation.
-        l2: penalty of the probes.
+        folds: number of folds of the cross-validation.
+        l2: strength of the L2 penalty of the probes.
 
     Raises:
         UsageError: for an unknown target, position or layer, or too few queries.

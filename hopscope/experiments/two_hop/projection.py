@@ -178,7 +178,7 @@ def project(
     sites: Sequence[str] = SITES,
     **run: Unpack[RunKeywords],
 ) -> Projection:
-    """Read what each block's attention, MLP and residual stream say of the bridge and the answer.
+    """Project attention, MLP and residual stream onto the vocabulary: ranks of bridge and answer.
 
     The output of a sublayer goes through the final norm, once, and the unembedding. A target's
     tokens are the first ones of its label and aliases, with and without a space before, also in

@@ -126,12 +126,12 @@ def rank_neighbours(
     controls: Sequence[str] = CONTROLS,
     **run: Unpack[RunKeywords],
 ) -> RankNeighbours:
-    """Cluster the unembedding's rows, and look where the middle-ranked next tokens lie.
+    """Cluster the rows of the unembedding, and find the clusters of the middle-ranked next tokens.
 
     Args:
         model: the model.
         queries: usually graded ones, right or wrong.
-        n_clusters: of k-means over the rows, each scaled to length 1.
+        n_clusters: number of clusters of k-means over the rows, each scaled to length 1.
         top: ranks that are the top; those after them, up to `ranks`, are the middle.
         ranks: how many ranks are looked at.
         controls: `shuffled`, or () for none.
