@@ -6,8 +6,9 @@ prefix are one matrix product for all rows, so the prefix is never copied per ro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AttentionInterface, Cache
+from transformers import AttentionInterface, AttentionMaskInterface, Cache
+from transformers.masking_utils import causal_mask_function
 
-from hopscope.engine.cache import KeysValues, PassPlan, Prefix, StreamCache, all_before
+from hopscope.engine.cache import KeysValues, PassPlan, Prefix, Sees, StreamCache, all_before
 from hopscope.engine.hooks import contiguous_rows
 from hopscope.models.interrupts import interrupt_safe
 from hopscope.models.language_model import LanguageModel
@@ -59,33 +61,60 @@ class Pass(Cache):
 _active: ContextVar[Pass | None] = ContextVar("hopscope_pass", default=None)
 
 
+@dataclass(frozen=True)
+class LayerMask:
+    """What a model's own mask says of a layer, in place of the tensor that a model makes of it.
+
+    Attributes:
+        sees: see `Sees`; None where a query sees itself and all keys before it.
+    """
+
+    sees: Sees | None
+
+
+def layer_mask(
+    *,
+    mask_function: Callable[..., Any] = causal_mask_function,
+    use_vmap: bool = False,
+    **_: Any,
+) -> LayerMask:
+    """What transformers calls to build a layer's mask, with the rule by which it would build it.
+
+    Raises:
+        NotImplementedError: for a rule that cannot be asked about many tokens at once.
+    """
+    if use_vmap:
+        raise NotImplementedError("this mask's rule takes one query and one key at a time")
+    return LayerMask(None if mask_function is causal_mask_function else mask_function)
+
+
 def shared_prefix_attention(
     module: nn.Module,
     query: Float[Tensor, "row head query head_dim"],
     key: Float[Tensor, "row kv_head own head_dim"],
-    value: Float[Tensor, "row kv_head own head_dim"],
-    attention_mask: Tensor | None,
+    value: Float[Tensor, "row kv_head own value_dim"],
+    attention_mask: Any,
     scaling: float | None = None,
-    sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **_: Any,
-) -> tuple[Float[Tensor, "row query head head_dim"], Tensor | None]:
+) -> tuple[Float[Tensor, "row query head value_dim"], Tensor | None]:
     """Attention of each row to the shared prefix and to its own tokens.
 
-    The signature is that of transformers' attention functions; its mask is not used, since the
-    cache says what a token sees.
+    The signature is that of transformers' attention functions. Its mask is the `LayerMask` of the
+    layer, which knows of windows and chunks; the cache knows which tokens there are.
     """
     active = _active.get()
     assert active is not None, "hopscope's attention function is only used inside `attending`"
+    assert isinstance(attention_mask, LayerMask), "this family makes masks of its own"
     cache, layer, n_queries = active.cache, active.at_layer, query.shape[2]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     n_keys = len(cache.prefix) + key.shape[2]
-    visible = cache.visible(layer, active.plan, query, n_keys, sliding_window)
+    visible = cache.visible(layer, active.plan, query, n_keys, attention_mask.sees)
     plain = softcap is None and s_aux is None and cache.patterns is None
     if cache.fuses and plain and n_queries > 1:
         return _fused(query, key, value, visible, scale), None
-    scores = _scores(cache, layer, query, key) * scale
+    scores = _scores(cache, layer, query * scale, key)  # no product that overflows in float16
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if cache.scores is not None:
@@ -158,6 +187,7 @@ def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
 
 
 AttentionInterface.register(ATTENTION_NAME, shared_prefix_attention)
+AttentionMaskInterface.register(ATTENTION_NAME, layer_mask)
 
 
 @interrupt_safe

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 KeysValues = tuple[Tensor, Tensor]
+Sees = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Whether a query sees a key: of row, head, query and key (positions) that broadcast, booleans."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class PassPlan:
         visible: for each block the keys that each query sees: booleans of shape (row, head or 1,
             query, key), or None where it is causal. Only for a `MaskedCache`.
         positions: the position ids of the tokens, shape (row, token); for a `MaskedCache` those
-            of all keys, by which sliding windows are measured. None where they just follow.
+            of all keys, by which windows are measured. None where they just follow.
     """
 
     parents: Sequence[Tensor | None] = ()
@@ -109,7 +111,7 @@ class StreamCache:
         return positions if plan.padding is None else (positions - plan.padding[:, None]).clamp(0)
 
     def visible(
-        self, layer: int, plan: PassPlan, query: Tensor, n_keys: int, window: int | None
+        self, layer: int, plan: PassPlan, query: Tensor, n_keys: int, sees: Sees | None
     ) -> Tensor | None:
         """Which keys the queries of a pass see.
 
@@ -118,27 +120,26 @@ class StreamCache:
             plan: of the pass.
             query: shape (row, head, query, head_dim).
             n_keys: number of keys, the prefix's included.
-            window: of sliding attention, in tokens.
+            sees: the rule of the layer's own mask; None where each query sees all keys before it.
 
         Returns:
             Booleans of shape (row or 1, head or 1, query, key), or None where each query sees
             itself and all keys before it.
         """
         blocked, device = plan.blocked.get(layer), query.device
-        windowed = window is not None and n_keys > window
-        if blocked is None and plan.padding is None and not windowed:
+        if blocked is None and plan.padding is None and sees is None:
             return None
         keys = torch.arange(n_keys, device=device)
-        queries, own = keys[-query.shape[2] :, None], keys >= len(self.prefix)
-        distance = queries - keys
-        seen = distance >= 0
+        own = keys >= len(self.prefix)
+        seen = all_before(query, n_keys)
+        positions = keys[None]
         if plan.padding is not None:
-            padding = plan.padding.to(device)[:, None, None, None]
-            distance = distance - padding * ~own  # padding lies between a row and the prefix
-            seen = seen & (~own | (keys >= len(self.prefix) + padding))
-        if window is not None:
-            seen = seen & (distance < window)
-        seen = seen[None, None] if seen.ndim == 2 else seen
+            padding = plan.padding.to(device)[:, None]
+            positions = keys - padding * own  # padding lies between a row and the prefix
+            padded = own & (keys < len(self.prefix) + padding)
+            seen = seen & ~padded[:, None, None]
+        if sees is not None:
+            seen = seen & by_rule(sees, positions, query.shape[2])
         return seen if blocked is None else seen & ~blocked.to(device)
 
     def as_prefix(self, ids: Sequence[int]) -> Prefix:
@@ -157,6 +158,22 @@ def all_before(query: Tensor, n_keys: int) -> Tensor:
     n_queries = query.shape[2]
     everything = torch.ones(1, 1, n_queries, n_keys, dtype=torch.bool, device=query.device)
     return everything.tril(n_keys - n_queries)
+
+
+def by_rule(sees: Sees, positions: Tensor, n_queries: int) -> Tensor:
+    """Which keys a layer's own mask lets queries see that may lie before or after them.
+
+    Args:
+        sees: the rule, of a query and a key that does not come after it.
+        positions: of the keys, shape (row, key); the queries are the last of them.
+        n_queries: number of queries.
+
+    Returns:
+        Booleans of shape (row, 1, query, key).
+    """
+    keys, queries = positions[:, None, None], positions[:, None, -n_queries:, None]
+    nothing = torch.zeros_like(keys[:1, :, :, :1])
+    return sees(nothing, nothing, torch.maximum(queries, keys), torch.minimum(queries, keys))
 
 
 def _behind(past: Tensor, new: Tensor, parents: Tensor | None) -> Tensor:
@@ -223,15 +240,13 @@ class MaskedCache(StreamCache):
         return room[0][:, :, :stop], room[1][:, :, :stop]
 
     def visible(
-        self, layer: int, plan: PassPlan, query: Tensor, n_keys: int, window: int | None
+        self, layer: int, plan: PassPlan, query: Tensor, n_keys: int, sees: Sees | None
     ) -> Tensor | None:
-        """What the plan says is seen, cut to the window by position ids."""
+        """What the plan says is seen, cut by the layer's own mask, which goes by position ids."""
         visible, device = plan.visible[layer], query.device
-        if window is None:
+        if sees is None:
             return None if visible is None else visible.to(device)
         if visible is None:
             visible = all_before(query, n_keys)
-        assert plan.positions is not None, "windows are measured by position ids"
-        positions = plan.positions.to(device)
-        distance = positions[:, -query.shape[2] :, None] - positions[:, None, :]
-        return visible.to(device) & (distance.abs() < window)[:, None]
+        assert plan.positions is not None, "a layer's own mask goes by position ids"
+        return visible.to(device) & by_rule(sees, plan.positions.to(device), query.shape[2])

@@ -55,7 +55,7 @@ def clean_run(model: LanguageModel, ids: Sequence[int], shared: Prefix) -> Clean
     """
     into: dict[str, list[Tensor | None]] = {"resid_post": [None] * model.n_layers}
     with recording(model, ["resid_post"], into):
-        if shares_prefixes(model):
+        if shares_prefixes(model, len(ids)):
             prefix, first = extend(model, shared, ids[len(shared) :]), len(shared)
         else:
             model.forward(input_ids=torch.tensor([list(ids)], device=model.device))

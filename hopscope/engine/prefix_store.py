@@ -25,7 +25,7 @@ class PrefixStore:
 
     def get(self, ids: tuple[int, ...]) -> Prefix:
         """The prefix of these tokens."""
-        if not ids or not shares_prefixes(self.model):
+        if not ids or not shares_prefixes(self.model, len(ids)):
             return Prefix()
         if ids not in self._kept:
             if len(self._kept) >= self.most:

@@ -68,7 +68,7 @@ def sweep(
     )
     check_draws(read_out, len(cells))
     edited, prompts = [[*always[0], *cell] for cell in placed], [ids] * len(cells)
-    if not shares_prefixes(model):
+    if not shares_prefixes(model, len(ids) + read_out.max_new_tokens):
         return check_finite(model, plain_sweep(model, ids, edited, read_out), prompts, edited)
     first = min((each.first for cell in [*placed, *always] for each in cell), default=len(ids) - 1)
     whole = extend(model, Prefix(), ids) if clean is None else clean.prefix
@@ -100,7 +100,8 @@ def generate(
         ModelError: if the logits of a prompt are not finite numbers.
     """
     check_draws(read_out, len(prompts))
-    if not shares_prefixes(model):
+    longest = max(map(len, prompts), default=0) + read_out.max_new_tokens
+    if not shares_prefixes(model, longest):
         return check_finite(model, plain_generate(model, prompts, read_out), prompts)
     prefix = shared or Prefix()
     suffixes: dict[tuple[int, ...], int] = {}

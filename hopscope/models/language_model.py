@@ -26,6 +26,8 @@ WRITERS = {
 }
 """Names of the norms that write to the residual stream, in families that normalise the output of a
 sublayer."""
+PLAIN_LAYERS = ("full_attention", "sliding_attention", "attention", "hybrid")
+"""The values of `layer_types` whose attention is causal, within a window or not."""
 PROJECTION_NAMES = ("o_proj", "c_proj", "dense", "out_proj", "wo")
 
 
@@ -96,8 +98,17 @@ class LanguageModel(TokenModel):
         return self.attention(layer) if site == "attn_out" else self.mlp(layer)
 
     def window(self, layer: int) -> int | None:
-        """The sliding window of block `layer` in tokens; None for full attention."""
+        """The sliding window of block `layer` in tokens; None for full attention.
+
+        Raises:
+            ModelError: if the block's attention is neither full nor that of a sliding window.
+        """
         types = getattr(self.config, "layer_types", None)
+        if types and types[layer] not in PLAIN_LAYERS:
+            raise ModelError(
+                f"block {layer} of {self.name} has {types[layer].replace('_', ' ')}, which the "
+                "masks here do not describe: choose a model with full or sliding attention"
+            )
         sliding = types[layer] == "sliding_attention" if types else True
         window = getattr(self.config, "sliding_window", None)
         return int(window) if sliding and window is not None else None

@@ -137,9 +137,12 @@ def capture(
         one_of("site", site, SITES)
     if not sites or not prompts or not positions:
         raise UsageError("nothing to capture: give at least one site, prompt and position")
-    if not shares_prefixes(model):
-        raise ModelError(f"capture needs a family with replaceable attention, not {model!r}")
     tokenized = [TokenizedPrompt.of(model, prompt) for prompt in prompts]
+    if not shares_prefixes(model, max(len(prompt.ids) for prompt in tokenized)):
+        raise ModelError(
+            f"capture needs a family with replaceable attention, not {model!r}, and prompts no "
+            "longer than the length from which its positions change"
+        )
     where = [[prompt.position(name) for name in positions] for prompt in tokenized]
     longest = max(len(prompt.ids) for prompt in tokenized)
     store = PrefixStore(model) if store is None else store

@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.masking_utils import sliding_window_causal_mask_function
 
 from hopscope.engine.attention import (
     ATTENTION_NAME,
+    LayerMask,
     Pass,
     attending,
     extend,
@@ -95,14 +97,18 @@ class Attention:
                 query,
                 key,
                 value,
-                None,
+                masked(self.window),
                 scaling=self.scaling,
-                sliding_window=self.window,
                 softcap=self.softcap,
                 s_aux=self.sink_logits(),
             )
         assert cache.patterns is not None
         return output, cache.patterns[0]
+
+
+def masked(window: int | None) -> LayerMask:
+    """A layer's mask as transformers has it built."""
+    return LayerMask(None if window is None else sliding_window_causal_mask_function(window))
 
 
 def every_attention() -> Iterator[Attention]:
@@ -130,7 +136,7 @@ def test_attention_keeps_the_dtype(llama: LanguageModel, dtype: torch.dtype) -> 
     with attending(llama, cache) as active:
         key, value = active.update(keys[:, :, 4:], values[:, :, 4:], 0)
         output, _ = shared_prefix_attention(
-            nn.Identity(), query, key, value, None, sliding_window=5, softcap=1.5, s_aux=sinks
+            nn.Identity(), query, key, value, masked(5), softcap=1.5, s_aux=sinks
         )
     assert output.dtype == dtype
     assert output.isfinite().all()

@@ -64,7 +64,8 @@ def read(
             for drawn tokens.
     """
     _check(model, versions, read_out)
-    if not shares_prefixes(model):
+    longest = 1 + max((max(version.layout.positions) for version in versions), default=0)
+    if not shares_prefixes(model, longest + read_out.max_new_tokens):
         if attention:
             raise ModelError(f"{model.name} does not let its attention be read here")
         return Readings(plain_read(model, versions, read_out))

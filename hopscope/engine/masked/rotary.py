@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from hopscope.engine.attention import forward_streams
 from hopscope.engine.cache import PassPlan, Prefix, StreamCache
+from hopscope.engine.support import FIXED_ROTATIONS
 from hopscope.models.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
 
-FIXED = ("default", "linear", "llama3", "yarn", "proportional")
-"""Kinds of rotary embeddings whose frequencies do not depend on the length of the prompt."""
 PROBE_TOKENS = 12
 SHIFT = 17
 
@@ -53,9 +52,11 @@ class Rotary:
         module = getattr(model.stack, "rotary_emb", None)
         kinds = getattr(module, "rope_type", None)
         known = set(kinds.values()) if isinstance(kinds, dict) else {kinds}
-        if not isinstance(module, nn.Module) or not known <= set(FIXED):
+        if not isinstance(module, nn.Module) or not known <= FIXED_ROTATIONS:
             return None
         types = getattr(model.config, "layer_types", None) or [""] * model.n_layers
+        if "chunked_attention" in types:
+            return None  # who sees whom depends on where they stand, not on how far apart
         frequencies = []
         for kind in types:
             own = getattr(module, f"{kind}_inv_freq", getattr(module, "inv_freq", None))
