@@ -37,8 +37,8 @@ if not __package__:
 
 import hopscope as hs
 from benchmarks.subjects import load_average, machine, timed
+from hopscope.engine.editing import recording
 from hopscope.engine.edits import Cell
-from hopscope.engine.hooks import recording
 from hopscope.engine.logit_lens import logit_lens
 from hopscope.engine.read_out import CellOutputs, ReadOut
 from hopscope.engine.sweep import sweep

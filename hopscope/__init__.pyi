@@ -2,9 +2,9 @@
 
 from .documents.question_set import MultiDocQuestion as MultiDocQuestion
 from .documents.question_set import QuestionSet as QuestionSet
+from .engine.editing import edit as edit
 from .engine.edits import Knockout as Knockout
 from .engine.edits import Patch as Patch
-from .engine.hooks import edit as edit
 from .engine.logit_lens import logit_lens as logit_lens
 from .engine.read_out import ReadOut as ReadOut
 from .errors import HopscopeError as HopscopeError

@@ -40,6 +40,7 @@ class LogitLens(nn.Module):
         norm: the final norm.
         unembedding: the map from normalised states to logits.
         softcap: soft cap of the logits, in families that have one (Gemma 2).
+        scale: by what logits are multiplied, before any cap (Cohere, Granite).
 
     Example:
         >>> lens = LogitLens(nn.LayerNorm(4), nn.Linear(4, 10, bias=False))
@@ -47,15 +48,23 @@ class LogitLens(nn.Module):
         torch.Size([2, 3, 10])
     """
 
-    def __init__(self, norm: nn.Module, unembedding: nn.Module, softcap: float | None = None):
+    def __init__(
+        self,
+        norm: nn.Module,
+        unembedding: nn.Module,
+        softcap: float | None = None,
+        scale: float = 1.0,
+    ):
         super().__init__()
         self.norm = norm
         self.unembedding = unembedding
         self.softcap = softcap
+        self.scale = scale
 
     def forward(self, states: Tensor) -> Tensor:
         """Return logits of shape (..., vocabulary) for states of shape (..., d_model)."""
         logits: Tensor = self.unembedding(self.norm(self._to_unembedding(states)))
+        logits = logits if self.scale == 1 else logits * self.scale
         if self.softcap is None:
             return logits
         return torch.tanh(logits / self.softcap) * self.softcap
@@ -106,7 +115,7 @@ class LogitLens(nn.Module):
         return scores if acts.ndim == 3 else scores[0]
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> Path:
-        """Write norm, unembedding and softcap, so that states can be read without the model.
+        """Write norm, unembedding, softcap and scale, so that states can be read without the model.
 
         Args:
             path: the file, in safetensors format.
@@ -118,7 +127,8 @@ class LogitLens(nn.Module):
         Raises:
             UsageError: if a number overflows in the dtype, or if the path is a folder.
         """
-        return write_probe(path, "LogitLens", self.state_dict(), {"softcap": self.softcap}, dtype)
+        settings = {"softcap": self.softcap, "scale": self.scale}
+        return write_probe(path, "LogitLens", self.state_dict(), settings, dtype)
 
     @classmethod
     def load(cls, path: str | Path, norm: nn.Module, unembedding: nn.Module) -> Self:
@@ -133,8 +143,9 @@ class LogitLens(nn.Module):
         Raises:
             ResultError: if the file does not exist, is damaged, or does not fit the modules.
         """
-        tensors, settings = read_probe(path, "LogitLens", ("softcap",))
-        lens = cls(copy.deepcopy(norm), copy.deepcopy(unembedding), settings["softcap"])
+        tensors, settings = read_probe(path, "LogitLens", ("softcap",), {"scale": 1.0})
+        copies = copy.deepcopy(norm), copy.deepcopy(unembedding)
+        lens = cls(*copies, settings["softcap"], settings["scale"])
         fill(lens, tensors, path)
         return lens
 

@@ -57,7 +57,7 @@ def write_probe(
 
 
 def read_probe(
-    path: str | Path, kind: str, settings: Collection[str]
+    path: str | Path, kind: str, settings: Collection[str], added: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the tensors and the settings of a probe.
 
@@ -65,6 +65,7 @@ def read_probe(
         path: the file.
         kind: name of the probe's class.
         settings: names of the settings that the file must have.
+        added: settings of later versions, with their values in files of earlier ones.
 
     Returns:
         Tensors on the CPU in the dtype of the file, and the settings.
@@ -96,7 +97,7 @@ def read_probe(
             f"{path} holds a {metadata.get('kind')}, not a {kind}; "
             f"load it with {metadata.get('kind')}.load"
         )
-    return tensors, _settings(path, metadata, settings)
+    return tensors, _settings(path, metadata, settings, added or {})
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
@@ -112,14 +113,16 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> 
 
 
 def _settings(
-    path: str | Path, metadata: Mapping[str, str], names: Collection[str]
+    path: str | Path, metadata: Mapping[str, str], names: Collection[str], added: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the settings in the metadata of a file, after a check of their names."""
     try:
         settings = dict(json.loads(metadata["settings"]))
     except (KeyError, TypeError, ValueError):
         settings = {}
-    if settings.keys() != set(names):
+    settings = {**added, **settings}
+    names = {*names, *added}
+    if settings.keys() != names:
         raise ResultError(
             f"{path} is damaged: its settings are {sorted(settings)}, expected {sorted(names)}; "
             "fit the probe and save it again"

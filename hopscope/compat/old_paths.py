@@ -85,7 +85,7 @@ MOVED: Mapping[str, Sequence[str]] = {
     "figure_runs": ("study.standalone_figures",),
     "findings": ("results.wording",),
     "graph_plots": ("experiments.worlds.graph_plots",),
-    "hooks": ("engine.hooks",),
+    "hooks": ("engine.hooks", "engine.editing"),
     "interop": ("prompting.transformer_lens_cache", "models.transformer_lens"),
     "layouts": ("documents.layout", "documents.lay_out", "documents.templates"),
     "masked": (

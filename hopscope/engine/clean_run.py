@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hopscope.engine.attention import extend
 from hopscope.engine.cache import Prefix
+from hopscope.engine.editing import recording, stacked
 from hopscope.engine.finite import check_states
-from hopscope.engine.hooks import recording, stacked
 from hopscope.engine.support import shares_prefixes
 from hopscope.errors import UsageError
 from hopscope.models.language_model import LanguageModel

@@ -1,8 +1,8 @@
-"""Provides edit(), and all hooks by which the engine reads and changes a forward pass."""
+"""Provides the hooks by which the engine reads and changes a forward pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Cache
 
-from hopscope.engine.edits import Edit, Knockout, Patch
+from hopscope.engine.edits import Knockout
 from hopscope.errors import ModelError
 from hopscope.masks.lowering import lower, within_window
 from hopscope.models.interrupts import interrupt_safe
@@ -39,6 +39,13 @@ def _after(hooks: Hooks) -> Iterator[None]:
         yield
 
 
+def _with_first(args: tuple[Any, ...], kwargs: dict[str, Any], first: Tensor) -> Any:
+    """The arguments of a module with another first one, in place or by keyword."""
+    if args:
+        return (first, *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": first}
+
+
 def rewriting_residual(model: LanguageModel, rewrite: Rewrite) -> AbstractContextManager[None]:
     """Pass the residual stream through `rewrite(boundary, hidden)` at each boundary.
 
@@ -49,16 +56,23 @@ def rewriting_residual(model: LanguageModel, rewrite: Rewrite) -> AbstractContex
     def at(boundary: int) -> Callable[..., Any]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             changed = rewrite(boundary, args[0] if args else kwargs["hidden_states"])
-            if changed is None:
-                return None
-            if args:
-                return (changed, *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": changed}
+            return None if changed is None else _with_first(args, kwargs, changed)
 
         return hook
 
     modules = (*model.layers, model.final_norm)
     return _before((module, at(boundary)) for boundary, module in enumerate(modules))
+
+
+def reading_outputs(
+    modules: Iterable[nn.Module], read: Callable[[nn.Module, Any], None]
+) -> AbstractContextManager[None]:
+    """Call `read` with each module that runs and its output (the first of a tuple)."""
+
+    def hook(module: nn.Module, _: tuple[Any, ...], output: Any) -> None:
+        read(module, output[0] if isinstance(output, tuple) else output)
+
+    return _after((module, hook) for module in modules)
 
 
 def rewriting_output(
@@ -81,8 +95,8 @@ def rewriting_input(
     """Pass the first input of a module through `rewrite`; None leaves it."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        changed = rewrite(args[0])
-        return None if changed is None else ((changed, *args[1:]), kwargs)
+        changed = rewrite(args[0] if args else kwargs["hidden_states"])
+        return None if changed is None else _with_first(args, kwargs, changed)
 
     return _before([(module, hook)])
 
@@ -98,7 +112,7 @@ def contiguous_rows(model: LanguageModel) -> AbstractContextManager[None]:
 
 
 @interrupt_safe
-def _beginning(model: LanguageModel) -> Iterator[Callable[[], bool]]:
+def beginning(model: LanguageModel) -> Iterator[Callable[[], bool]]:
     """Gives a function that says whether the pass that runs begins with a text's first token."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -142,8 +156,8 @@ def blocking_attention(
         mask = kwargs["attention_mask"]
         config = getattr(attention, "config", None)
         if mask is None and getattr(config, "_attn_implementation", "sdpa") in ("sdpa", "eager"):
-            mask = ~torch.ones_like(blocked[:1]).triu(1)[None]
-        mask = _without(mask, blocked, hidden.dtype)
+            mask = torch.ones_like(blocked[:1]).tril()[None]
+        mask = _without(mask, blocked)
         return args, {**kwargs, "attention_mask": mask}
 
     return _before([(attention, hook)])
@@ -261,126 +275,12 @@ def blocked_edges(knockouts: Sequence[Knockout], n_heads: int, n_tokens: int) ->
     return blocked
 
 
-def _without(mask: Any, blocked: Tensor, dtype: torch.dtype) -> Tensor:
-    """An attention mask (booleans to keep, or floats to add) with less to see."""
+def _without(mask: Any, blocked: Tensor) -> Tensor:
+    """An attention mask (booleans, or floats to add) with less to see."""
     if not isinstance(mask, Tensor) or mask.ndim != 4:
         raise ModelError(
             "knockouts need an attention implementation that takes a 4-D mask; load the model "
             "with attn_implementation='sdpa' or 'eager'"
         )
-    if mask.dtype == torch.bool:
-        return mask & ~blocked
-    return torch.where(blocked, torch.finfo(dtype).min, mask)
-
-
-@interrupt_safe
-def edit(model: LanguageModel, edits: Sequence[Edit], n_tokens: int) -> Iterator[None]:
-    """Make the same edits in every row of the forward passes that read a whole prompt.
-
-    A pass may read more after the prompt, such as an answer. One that goes on from a key-value
-    cache (a decoding step), or has fewer tokens than the prompt, is left as it is. So
-    `model.hf.generate` may run inside, with a cache or without.
-
-    Args:
-        model: the model.
-        edits: patches and knockouts; of two patches in one place the later one counts.
-        n_tokens: length of the prompt in tokens, padding included.
-
-    Raises:
-        UsageError: if an edit does not fit the model or the prompt.
-
-    Example:
-        >>> with edit(model, [Patch(3, -1, vector)], n_tokens=ids.shape[1]):  # doctest: +SKIP
-        ...     logits = model.hf(input_ids=ids).logits
-    """
-    placed = [each.placed(model, n_tokens) for each in edits]
-    patches = [each for each in placed if isinstance(each, Patch)]
-    knockouts = [each for each in placed if isinstance(each, Knockout)]
-
-    def replaced(hidden: Tensor, chosen: Sequence[Patch]) -> Tensor | None:
-        if not chosen or hidden.shape[1] < n_tokens or not begins():
-            return None
-        hidden = hidden.clone()
-        for patch in chosen:
-            hidden[:, patch.position, _part(patch)] = patch.vector.to(hidden)
-        return hidden
-
-    def residual(boundary: int, hidden: Tensor) -> Tensor | None:
-        return replaced(hidden, [p for p in patches if p.in_residual and p.boundary == boundary])
-
-    def sublayer(patch: Patch) -> Callable[[Tensor], Tensor | None]:
-        return lambda hidden: replaced(hidden, [patch])
-
-    with ExitStack() as stack:
-        begins = stack.enter_context(_beginning(model))
-        stack.enter_context(rewriting_residual(model, residual))
-        for patch in patches:
-            if not patch.in_residual:
-                stack.enter_context(rewriting(model, patch.site, patch.layer, sublayer(patch)))
-        for layer in sorted({layer for knockout in knockouts for layer in knockout.layers}):
-            chosen = [knockout for knockout in knockouts if layer in knockout.layers]
-            attention = model.attention(layer)
-            stack.enter_context(
-                blocking_attention(attention, chosen, model.n_heads, n_tokens, begins)
-            )
-        yield
-
-
-def _part(patch: Patch) -> slice:
-    """The components that a patch replaces in the vector at its place."""
-    if patch.head is None:
-        return slice(None)
-    width = patch.vector.shape[0]
-    return slice(patch.head * width, (patch.head + 1) * width)
-
-
-def rewriting(
-    model: LanguageModel, site: str, layer: int, rewrite: Callable[[Tensor], Tensor | None]
-) -> AbstractContextManager[None]:
-    """Pass what a sublayer writes, or the heads' outputs (`z`), through `rewrite`."""
-    if site == "z":
-        return rewriting_input(model.head_projection(layer), rewrite)
-    return rewriting_output(model.writer(layer, site), rewrite)
-
-
-@interrupt_safe
-def recording(
-    model: LanguageModel, sites: Sequence[str], into: Mapping[str, list[Tensor | None]]
-) -> Iterator[None]:
-    """Keep the named states of a forward pass.
-
-    Args:
-        model: the model.
-        sites: any of `resid_pre`, `resid_post`, `attn_out`, `mlp_out`, `head_input`.
-        into: for each site a list with one place a block, filled with (rows, tokens, width).
-    """
-
-    def residual(boundary: int, hidden: Tensor) -> None:
-        if "resid_pre" in sites and boundary < model.n_layers:
-            into["resid_pre"][boundary] = hidden
-        if "resid_post" in sites and boundary > 0:
-            into["resid_post"][boundary - 1] = hidden
-
-    def keep(site: str, layer: int) -> Callable[[Tensor], None]:
-        def read(hidden: Tensor) -> None:
-            into[site][layer] = hidden
-
-        return read
-
-    with ExitStack() as stack:
-        if {"resid_pre", "resid_post"} & set(sites):
-            stack.enter_context(rewriting_residual(model, residual))
-        for layer in range(model.n_layers):
-            for site in {"attn_out", "mlp_out"} & set(sites):
-                stack.enter_context(rewriting_output(model.writer(layer, site), keep(site, layer)))
-            if "head_input" in sites:
-                projection = model.head_projection(layer)
-                stack.enter_context(rewriting_input(projection, keep("head_input", layer)))
-        yield
-
-
-def stacked(states: Sequence[Tensor | None], device: torch.device | str | None = None) -> Tensor:
-    """The states of all blocks as one tensor with a layer axis behind the tokens."""
-    found = [state for state in states if state is not None]
-    assert len(found) == len(states), "a block did not run"
-    return torch.stack([state.to(device or found[0].device) for state in found], dim=2)
+    # A blocked edge looks as one to the future does, whichever sign the family gives to a mask.
+    return torch.where(blocked, mask[..., :1, 1:2], mask)

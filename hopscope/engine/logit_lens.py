@@ -2,22 +2,63 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
+from hopscope.engine.hooks import rewriting_residual
 from hopscope.errors import ModelError
 from hopscope.models.language_model import LanguageModel
 from hopscope.probes import LogitLens
+
+PROBE_TOKENS = 8
 
 
 def logit_lens(model: LanguageModel) -> LogitLens:
     """The logit lens of a model: its own final norm and unembedding.
 
+    A short probe, made once a model, tests that the lens of the last block's states gives the
+    model's own logits, and finds the number by which a family scales them (Cohere, Granite).
+
     Raises:
-        ModelError: if the family scales its logits (Granite, Cohere), which the lens does not.
+        ModelError: if something else stands between the last block and the logits.
     """
-    for name in ("logits_scaling", "logit_scale"):
-        if getattr(model.config, name, None) not in (None, 1.0):
-            raise ModelError(
-                f"{model.name} scales its logits ({name}), which the logit lens does not do: its "
-                "probabilities would be wrong"
-            )
     softcap = getattr(model.config, "final_logit_softcapping", None)
-    return LogitLens(model.final_norm, model.unembedding, softcap)
+    if "lens scale" not in model.probed:
+        model.probed["lens scale"] = _scale(model, softcap)
+    if model.probed["lens scale"] is None:
+        raise ModelError(
+            f"the logit lens does not hold in {model.name} ({model.config.model_type}): the final "
+            "norm and the unembedding of the last block's states are not the model's logits"
+        )
+    return LogitLens(model.final_norm, model.unembedding, softcap, model.probed["lens scale"])
+
+
+@torch.no_grad()
+def _scale(model: LanguageModel, softcap: float | None) -> float | None:
+    """By what the lens's logits are multiplied to be the model's; None if nothing makes them so."""
+    n_tokens = min(PROBE_TOKENS, model.max_context or PROBE_TOKENS)
+    ids = [1 + 17 * index % (model.vocab_size - 1) for index in range(n_tokens)]
+    states: list[Tensor] = []
+
+    def keep(boundary: int, hidden: Tensor) -> None:
+        if boundary == model.n_layers:
+            states.append(hidden.clone())
+
+    with rewriting_residual(model, keep):
+        logits = model.hf(input_ids=torch.tensor([ids], device=model.device)).logits.double()
+    if len(states) != 1:
+        return None
+    plain = LogitLens(model.final_norm, model.unembedding)(states[0]).double()
+    if plain.shape != logits.shape:
+        return None
+    uncapped, free = logits, torch.ones_like(logits)
+    if softcap is not None:
+        uncapped = torch.atanh((logits / softcap).clamp(-0.99, 0.99)) * softcap
+        free = ((logits / softcap).abs() < 0.99).double()
+    found = float((uncapped * plain * free).sum() / (plain * plain * free).sum())
+    tolerance = max(1e-4, 8 * torch.finfo(model.dtype).eps) * logits.abs().max()
+    for scale in (1.0, found):
+        lens = LogitLens(model.final_norm, model.unembedding, softcap, scale)(states[0])
+        if bool((lens.double() - logits).abs().max() <= tolerance):
+            return scale
+    return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +12,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from hopscope.engine.editing import SiteRewrite, rewriting
 from hopscope.engine.edits import RESIDUAL, Cell, Knockout, Patch
-from hopscope.engine.hooks import rewriting, rewriting_residual
+from hopscope.engine.hooks import rewriting_residual
 from hopscope.engine.rows import RowLayout
 from hopscope.models.interrupts import interrupt_safe
 from hopscope.models.language_model import LanguageModel
@@ -62,10 +63,15 @@ class PlacedEdits:
         }
         return cls(patches, blocked)
 
-    def make(self, place: tuple[str, int], hidden: Tensor, first_own: int) -> Tensor:
-        """Put the vectors of one place into `hidden` (row, token, width); own rows come last."""
+    def make(
+        self, place: tuple[str, int], hidden: Tensor, first_own: int, scale: float = 1.0
+    ) -> Tensor:
+        """Put the vectors of one place into `hidden` (row, token, width); own rows come last.
+
+        `scale` is by what the states are multiplied behind the place.
+        """
         for gathered in self.patches[place]:
-            gathered.put(hidden, first_own)
+            gathered.put(hidden, first_own, scale)
         return hidden
 
 
@@ -91,8 +97,8 @@ class GatheredPatches:
             torch.stack([patch.vector.to(device) for _, patch in found]),
         )
 
-    def put(self, hidden: Tensor, first_own: int) -> None:
-        tokens, vectors = self.tokens.to(hidden.device), self.vectors.to(hidden)
+    def put(self, hidden: Tensor, first_own: int, scale: float = 1.0) -> None:
+        tokens, vectors = self.tokens.to(hidden.device), self.vectors.to(hidden) / scale
         rows: Tensor | slice = slice(None)
         if self.rows is not None:
             rows = self.rows.to(hidden.device) + first_own
@@ -152,8 +158,10 @@ def regathering(
         hidden = hidden if entry is not None else hidden.clone()
         return edits.make((RESIDUAL, boundary), hidden, layout.shared[boundary])
 
-    def in_sublayer(place: tuple[str, int]) -> Callable[[Tensor], Tensor]:
-        return lambda hidden: edits.make(place, hidden.clone(), layout.shared[place[1]])
+    def in_sublayer(place: tuple[str, int]) -> SiteRewrite:
+        return lambda hidden, scale: edits.make(
+            place, hidden.clone(), layout.shared[place[1]], scale
+        )
 
     with ExitStack() as stack:
         stack.enter_context(rewriting_residual(model, at_boundary))

@@ -13,9 +13,10 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from hopscope.engine.decoding import Run, greedy
+from hopscope.engine.editing import edit
 from hopscope.engine.edits import Cell
 from hopscope.engine.finite import check_finite
-from hopscope.engine.hooks import edit, masking
+from hopscope.engine.hooks import masking
 from hopscope.engine.read_out import CellOutputs, ReadOut, Version
 from hopscope.models.language_model import LanguageModel
 

@@ -20,6 +20,7 @@ from hopscope.engine.attention import extend, forward_streams
 from hopscope.engine.cache import PassPlan, Prefix, StreamCache
 from hopscope.engine.clean_run import CleanRun
 from hopscope.engine.decoding import NO_TOKEN, check_draws, next_tokens
+from hopscope.engine.editing import check_edits
 from hopscope.engine.edits import Cell
 from hopscope.engine.finite import check_finite
 from hopscope.engine.memory import in_chunks, memory_budget, row_bytes
@@ -68,6 +69,7 @@ def sweep(
     )
     check_draws(read_out, len(cells))
     edited, prompts = [[*always[0], *cell] for cell in placed], [ids] * len(cells)
+    check_edits(model, [each for cell in [*placed, *always] for each in cell])
     if not shares_prefixes(model, len(ids) + read_out.max_new_tokens):
         return check_finite(model, plain_sweep(model, ids, edited, read_out), prompts, edited)
     first = min((each.first for cell in [*placed, *always] for each in cell), default=len(ids) - 1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hopscope.errors import ModelError, UsageError
+from hopscope.errors import ModelError
 from hopscope.models.token_model import Encoded as Encoded
 from hopscope.models.token_model import TokenModel
 from hopscope.models.token_model import plain_modules as plain_modules
@@ -20,12 +20,6 @@ if TYPE_CHECKING:
 ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention", "attn_module")
 MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "mlp_module")
 NORM_NAMES = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
-WRITERS = {
-    "attn_out": "post_attention_layernorm",
-    "mlp_out": "post_feedforward_layernorm",
-}
-"""Names of the norms that write to the residual stream, in families that normalise the output of a
-sublayer."""
 PLAIN_LAYERS = ("full_attention", "sliding_attention", "attention", "hybrid")
 """The values of `layer_types` whose attention is causal, within a window or not."""
 PROJECTION_NAMES = ("o_proj", "c_proj", "dense", "out_proj", "wo")
@@ -76,26 +70,6 @@ class LanguageModel(TokenModel):
     def head_projection(self, layer: int) -> nn.Module:
         """The linear map from the concatenated heads of block `layer` to the residual stream."""
         return _child(self.attention(layer), PROJECTION_NAMES, "attention output projection")
-
-    def writer(self, layer: int, site: str) -> nn.Module:
-        """Return the module whose output block `layer` adds to the residual stream at `site`.
-
-        Families that normalise the output of a sublayer (Gemma 2 and 3, OLMo 2) add the normalised
-        output, so that for them it is a norm.
-
-        Args:
-            layer: 0-based index of the block.
-            site: `attn_out` or `mlp_out`.
-
-        Raises:
-            UsageError: for another site.
-        """
-        if site not in WRITERS:
-            raise UsageError(f"no module writes {site!r}: expected 'attn_out' or 'mlp_out'")
-        block = self.layers[layer]
-        if hasattr(block, "post_feedforward_layernorm"):
-            return _child(block, [WRITERS[site]], f"norm of {site}")
-        return self.attention(layer) if site == "attn_out" else self.mlp(layer)
 
     def window(self, layer: int) -> int | None:
         """The sliding window of block `layer` in tokens; None for full attention.

@@ -105,7 +105,8 @@ class TokenModel:
     @property
     def head_dim(self) -> int:
         """Width of one head's output."""
-        stated = getattr(self.config, "head_dim", None)
+        names = ("v_head_dim", "head_dim")  # latent attention has values of another width
+        stated = next(filter(None, (getattr(self.config, name, None) for name in names)), None)
         return int(stated or self.d_model // self.n_heads)
 
     @property

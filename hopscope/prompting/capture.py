@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 
 from hopscope.engine.attention import forward_streams
 from hopscope.engine.cache import StreamCache
+from hopscope.engine.editing import recording, stacked
 from hopscope.engine.finite import check_states
-from hopscope.engine.hooks import recording, stacked
 from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.support import shares_prefixes
 from hopscope.errors import ModelError, UsageError, one_of

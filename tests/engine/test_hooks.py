@@ -18,15 +18,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import flash_attention_mask
 
+from hopscope.engine.editing import edit, recording, stacked
 from hopscope.engine.edits import Edit, Knockout, Patch, PatchSite
 from hopscope.engine.hooks import (
     blocking_attention,
-    edit,
-    recording,
     rewriting_input,
     rewriting_output,
     rewriting_residual,
-    stacked,
 )
 from hopscope.engine.read_out import ReadOut
 from hopscope.engine.sweep import sweep

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import hopscope as hs
 from hopscope.engine.edits import Cell, Edit, Knockout, Patch, PatchSite
 from hopscope.engine.read_out import CellOutputs, ReadOut
+from hopscope.engine.sublayers import writer_of
 from hopscope.engine.support import shares_prefixes
 from hopscope.engine.sweep import sweep
 from hopscope.errors import ModelError, UsageError
@@ -72,7 +73,8 @@ def test_the_parts_of_every_block(tiny_model: LanguageModel) -> None:
         assert "attention" in type(attention).__name__.lower()
         assert "mlp" in type(mlp).__name__.lower()
         assert tiny_model.head_projection(layer) in set(attention.modules())
-        parts = {attention, mlp, *(tiny_model.writer(layer, s) for s in ("attn_out", "mlp_out"))}
+        parts = {attention, mlp}
+        parts |= {writer_of(tiny_model, layer, site).module for site in ("attn_out", "mlp_out")}
         assert parts <= inside
         assert not parts & seen
         seen |= parts
@@ -80,7 +82,7 @@ def test_the_parts_of_every_block(tiny_model: LanguageModel) -> None:
 
 def test_only_sublayers_write(llama: LanguageModel) -> None:
     with pytest.raises(UsageError, match=r"'resid_post': expected 'attn_out' or 'mlp_out'"):
-        llama.writer(0, "resid_post")
+        writer_of(llama, 0, "resid_post")
 
 
 def fingerprint(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> str:
@@ -396,6 +398,7 @@ AS_ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "Qwen2Config",
         {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
     ),
+    "llama4, chunks": ("Llama4TextConfig", {**EXPERTS, **CHUNKED}),
     "gpt2, scaled by layer": ("GPT2Config", {"scale_attn_by_inverse_layer_idx": True}),
 }
 ONE_BY_ONE: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -407,7 +410,6 @@ ONE_BY_ONE: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "GPTNeoConfig",
         {"attention_types": [[["global", "local"], 2]], "num_layers": 4, "window_size": 8},
     ),
-    "llama4, chunks": ("Llama4TextConfig", {**EXPERTS, **CHUNKED}),
 }
 OWN_ATTENTION: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "diffllama, values halved": ("DiffLlamaConfig", {}),

@@ -1,0 +1,349 @@
+"""Provides edit(), and the hooks that read and change the sites of a model's blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from hopscope.engine.edits import Edit, Knockout, Patch
+from hopscope.engine.hooks import (
+    beginning,
+    blocking_attention,
+    reading_outputs,
+    rewriting_input,
+    rewriting_output,
+    rewriting_residual,
+)
+from hopscope.engine.sublayers import writer_of
+from hopscope.errors import ModelError
+from hopscope.models.language_model import LanguageModel
+
+SiteRewrite = Callable[[Tensor, float], Tensor | None]
+"""Takes the states of a site and the number by which they are multiplied on their way."""
+
+
+@contextmanager
+def edit(model: LanguageModel, edits: Sequence[Edit], n_tokens: int) -> Iterator[None]:
+    """Make the same edits in every row of the forward passes that read a whole prompt.
+
+    A pass may read more after the prompt, such as an answer. One that goes on from a key-value
+    cache (a decoding step), or has fewer tokens than the prompt, is left as it is. So
+    `model.hf.generate` may run inside, with a cache or without.
+
+    Args:
+        model: the model.
+        edits: patches and knockouts; of two patches in one place the later one counts.
+        n_tokens: length of the prompt in tokens, padding included.
+
+    Raises:
+        UsageError: if an edit does not fit the model or the prompt.
+        ModelError: if an edit does not do in this family what it says, or was never made though
+            the prompt was read.
+
+    Example:
+        >>> with edit(model, [Patch(3, -1, vector)], n_tokens=ids.shape[1]):  # doctest: +SKIP
+        ...     logits = model.hf(input_ids=ids).logits
+    """
+    placed = [each.placed(model, n_tokens) for each in edits]
+    check_edits(model, placed)
+    with _making(model, placed, n_tokens):
+        yield
+
+
+@contextmanager
+def _making(model: LanguageModel, placed: Sequence[Edit], n_tokens: int) -> Iterator[None]:
+    """Make edits that have been placed and checked."""
+    patches = [each for each in placed if isinstance(each, Patch)]
+    knockouts = [each for each in placed if isinstance(each, Knockout)]
+    made, read = set[int](), False
+
+    def reads(hidden: Tensor) -> bool:
+        return hidden.shape[1] >= n_tokens and begins()
+
+    def replaced(hidden: Tensor, chosen: Sequence[Patch], scale: float = 1.0) -> Tensor | None:
+        if not chosen or not reads(hidden):
+            return None
+        hidden = hidden.clone()
+        for patch in chosen:
+            hidden[:, patch.position, _part(patch)] = patch.vector.to(hidden) / scale
+            made.add(id(patch))
+        return hidden
+
+    def residual(boundary: int, hidden: Tensor) -> Tensor | None:
+        nonlocal read
+        read = read or (boundary == model.n_layers and reads(hidden))
+        return replaced(hidden, [p for p in patches if p.in_residual and p.boundary == boundary])
+
+    def sublayer(patch: Patch) -> SiteRewrite:
+        return lambda hidden, scale: replaced(hidden, [patch], scale)
+
+    with ExitStack() as stack:
+        begins = stack.enter_context(beginning(model))
+        stack.enter_context(rewriting_residual(model, residual))
+        for patch in patches:
+            if not patch.in_residual:
+                stack.enter_context(rewriting(model, patch.site, patch.layer, sublayer(patch)))
+        for layer in sorted({layer for knockout in knockouts for layer in knockout.layers}):
+            chosen = [knockout for knockout in knockouts if layer in knockout.layers]
+            attention = model.attention(layer)
+            stack.enter_context(
+                blocking_attention(attention, chosen, model.n_heads, n_tokens, begins)
+            )
+        yield
+    for patch in patches if read else ():
+        if id(patch) not in made:
+            raise ModelError(
+                f"the patch of {patch.site} in block {patch.layer} was never made in "
+                f"{model.name} ({model.config.model_type}): the module that it changes did not run"
+            )
+
+
+def _part(patch: Patch) -> slice:
+    """The components that a patch replaces in the vector at its place."""
+    if patch.head is None:
+        return slice(None)
+    width = patch.vector.shape[0]
+    return slice(patch.head * width, (patch.head + 1) * width)
+
+
+@contextmanager
+def rewriting(model: LanguageModel, site: str, layer: int, rewrite: SiteRewrite) -> Iterator[None]:
+    """Pass what a sublayer writes, or the heads' outputs (`z`), through `rewrite`.
+
+    What a sublayer writes is given in the shape of the residual stream: (rows, tokens, width).
+    """
+    if site == "z":
+        with rewriting_input(model.head_projection(layer), lambda hidden: rewrite(hidden, 1.0)):
+            yield
+        return
+    writer, shapes = writer_of(model, layer, site), list[torch.Size]()
+
+    def note(hidden: Tensor) -> None:
+        shapes[:] = [hidden.shape]
+
+    def in_shape(output: Tensor) -> Tensor | None:
+        changed = rewrite(output.view(shapes[0]), writer.scale)
+        return None if changed is None else changed.view(output.shape)
+
+    with _stream_into(model.layers[layer], note), rewriting_output(writer.module, in_shape):
+        yield
+
+
+def _stream_into(block: nn.Module, read: Callable[[Tensor], None]) -> AbstractContextManager[None]:
+    """Call `read` with the residual stream that a block is given."""
+    return rewriting_input(block, read)
+
+
+@contextmanager
+def recording(
+    model: LanguageModel, sites: Sequence[str], into: Mapping[str, list[Tensor | None]]
+) -> Iterator[None]:
+    """Keep the named states of a forward pass.
+
+    Args:
+        model: the model.
+        sites: any of `resid_pre`, `resid_post`, `attn_out`, `mlp_out`, `head_input`.
+        into: for each site a list with one place a block, filled with (rows, tokens, width).
+
+    Raises:
+        ModelError: if the family has no such site.
+    """
+
+    def residual(boundary: int, hidden: Tensor) -> None:
+        if "resid_pre" in sites and boundary < model.n_layers:
+            into["resid_pre"][boundary] = hidden
+        if "resid_post" in sites and boundary > 0:
+            into["resid_post"][boundary - 1] = hidden
+
+    def keep(site: str, layer: int) -> SiteRewrite:
+        def read(hidden: Tensor, scale: float) -> None:
+            # A copy: some families add to the output of a sublayer in place.
+            into[site][layer] = hidden.clone() if scale == 1 else hidden * scale
+
+        return read
+
+    def keep_input(layer: int) -> Callable[[Tensor], None]:
+        def read(hidden: Tensor) -> None:
+            into["head_input"][layer] = hidden
+
+        return read
+
+    for site in {"attn_out", "mlp_out"} & set(sites):
+        writer_of(model, 0, site)  # found before any hook is set
+    with ExitStack() as stack:
+        if {"resid_pre", "resid_post"} & set(sites):
+            stack.enter_context(rewriting_residual(model, residual))
+        for layer in range(model.n_layers):
+            for site in {"attn_out", "mlp_out"} & set(sites):
+                stack.enter_context(rewriting(model, site, layer, keep(site, layer)))
+            if "head_input" in sites:
+                projection = model.head_projection(layer)
+                stack.enter_context(rewriting_input(projection, keep_input(layer)))
+        yield
+
+
+def stacked(states: Sequence[Tensor | None], device: torch.device | str | None = None) -> Tensor:
+    """The states of all blocks as one tensor with a layer axis behind the tokens."""
+    found = [state for state in states if state is not None]
+    assert len(found) == len(states), "a block did not run"
+    return torch.stack([state.to(device or found[0].device) for state in found], dim=2)
+
+
+def check_edits(model: LanguageModel, edits: Sequence[Edit]) -> None:
+    """Refuse kinds of edits that do not do in a family what they say.
+
+    Each kind is tried once a model, when it is first made.
+
+    Raises:
+        ModelError: names the kind and the family.
+    """
+    for each in edits:
+        if isinstance(each, Knockout):
+            _require(model, "knockouts", _knockouts_hold)
+        elif each.in_residual:
+            _require(model, "patches of the residual stream", _residual_patches_hold)
+        else:
+            what = f"patches of {each.site}"
+            hold = _head_patches_hold if each.site == "z" else _sublayer_patches_hold
+            _require(model, what, hold)
+
+
+def _require(model: LanguageModel, what: str, holds: Callable[[LanguageModel], bool]) -> None:
+    if what not in model.probed:
+        try:
+            model.probed[what] = holds(model)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError):  # what it is given has another shape or type
+            model.probed[what] = False
+    if not model.probed[what]:
+        raise ModelError(
+            f"{what} do not hold in {model.name} ({model.config.model_type}): tried on a short "
+            "prompt they change something else, or nothing; choose another kind of edit or model"
+        )
+
+
+TRIED_TOKENS = 6
+
+
+@torch.no_grad()
+def _tried(model: LanguageModel, shift: int = 0) -> tuple[Tensor, list[Tensor], Tensor]:
+    """A short prompt (1, token), the residual stream before each block and behind all, logits."""
+    numbers = range(shift, shift + TRIED_TOKENS)
+    ids = torch.tensor([[1 + 13 * i % (model.vocab_size - 1) for i in numbers]])
+    ids, states = ids.to(model.device), list[Tensor]()
+
+    def keep(_: int, hidden: Tensor) -> None:
+        states.append(hidden.clone())
+
+    with rewriting_residual(model, keep):
+        logits: Tensor = model.hf(input_ids=ids).logits
+    return ids, states, logits
+
+
+@torch.no_grad()
+def _knockouts_hold(model: LanguageModel) -> bool:
+    """Whether a token no longer takes from another, and still from the others, in every block.
+
+    Each block is given the same states, in one row with those of the blocked token replaced, in
+    another with those of the one before it: only the second may show behind it.
+    """
+    ids, states, _ = _tried(model)
+    key, n_rows = TRIED_TOKENS - 3, 3
+    queries = range(key + 1, TRIED_TOKENS)
+    knockout = Knockout(range(model.n_layers), queries, [key])
+    given = [each.repeat(n_rows, 1, 1) for each in states]
+    for hidden in given:
+        hidden[1, key] = hidden[1, key - 2]
+        hidden[2, key - 1] = hidden[2, key - 2]
+
+    def differences(edits: Sequence[Edit]) -> tuple[Tensor, Tensor]:
+        """By block how much the rows differ from the first, and the size of what is compared."""
+        outputs: dict[nn.Module, Tensor] = {}
+
+        def keep(module: nn.Module, output: Tensor) -> None:
+            outputs[module] = output.reshape(n_rows, TRIED_TOKENS, -1)[:, key + 1 :].float().cpu()
+
+        modules = [model.attention(layer) for layer in range(model.n_layers)]
+        with (
+            rewriting_residual(model, lambda boundary, _: given[boundary]),
+            _making(model, edits, TRIED_TOKENS),
+            reading_outputs(modules, keep),
+        ):
+            model.hf(input_ids=ids.repeat(n_rows, 1))
+        found = torch.stack([outputs[module] for module in modules])
+        return (found[:, 1:] - found[:, :1]).abs().amax(dim=(2, 3)), found.abs().amax(dim=(1, 2, 3))
+
+    free, size = differences([])
+    cut, _ = differences([knockout])
+    rounding = 4 * torch.finfo(model.dtype).eps * size
+    silent = bool((cut[:, 0] <= 0.01 * free[:, 0] + rounding).all())
+    others = bool(((cut[:, 1] > 0) | (free[:, 1] <= rounding)).all())
+    return silent and others and bool((free[:, 0] > rounding).any())
+
+
+@torch.no_grad()
+def _residual_patches_hold(model: LanguageModel) -> bool:
+    """Whether what follows a block depends on nothing but the residual stream behind it.
+
+    Another prompt is given the states of the first before every block: all else must agree.
+    """
+    _, states, logits = _tried(model)
+    other, _, _ = _tried(model, shift=TRIED_TOKENS)
+    found: list[Tensor] = []
+
+    def reset(boundary: int, hidden: Tensor) -> Tensor:
+        found.append(hidden.clone())
+        return states[boundary]
+
+    with rewriting_residual(model, reset):
+        given = model.hf(input_ids=other).logits
+    pairs = zip([*found[1:], given], [*states[1:], logits], strict=True)
+    return all(_same(a, b, model.dtype) for a, b in pairs)
+
+
+@torch.no_grad()
+def _sublayer_patches_hold(model: LanguageModel) -> bool:
+    """Whether what is written in place of both sublayers' outputs is what a block adds."""
+    writer_of(model, 0, "attn_out")  # found before the hooks below are set
+    ids, states, _ = _tried(model)
+    scale = states[0].float().std().item()
+    generator = torch.Generator().manual_seed(0)
+    written = scale * torch.randn(2, model.d_model, generator=generator)
+    found: list[Tensor] = []
+
+    def reset(boundary: int, hidden: Tensor) -> Tensor:
+        found.append(hidden[:, -1].clone())
+        return states[boundary]
+
+    patches: list[Edit] = []
+    for layer in range(model.n_layers):
+        patches += [
+            Patch(layer, TRIED_TOKENS - 1, vector, site)
+            for site, vector in zip(("attn_out", "mlp_out"), written, strict=True)  # type: ignore[arg-type]
+        ]
+    with rewriting_residual(model, reset), _making(model, patches, TRIED_TOKENS):
+        model.hf(input_ids=ids)
+    expected = [each[:, -1] + written.sum(dim=0).to(each) for each in states[:-1]]
+    return all(_same(a, b, model.dtype) for a, b in zip(found[1:], expected, strict=True))
+
+
+@torch.no_grad()
+def _head_patches_hold(model: LanguageModel) -> bool:
+    """Whether each block's output projection runs on the heads side by side, and is written."""
+    ids, _, _ = _tried(model)
+    into: dict[str, list[Tensor | None]] = {"head_input": [None] * model.n_layers}
+    with recording(model, ["head_input"], into):
+        model.hf(input_ids=ids)
+    width = model.n_heads * model.head_dim
+    return all(each is not None and each.shape[-1] == width for each in into["head_input"])
+
+
+def _same(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
+    """Whether two tensors are the same to the rounding of a few sums."""
+    a, b = a.float().cpu(), b.float().cpu()
+    tolerance = max(1e-4, 8 * torch.finfo(dtype).eps)
+    return bool((a - b).abs().max() <= tolerance * b.abs().max())

@@ -1,0 +1,150 @@
+"""Provides writer_of(): the module by which a block's attention or MLP writes to the stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hopscope.engine.hooks import reading_outputs, rewriting_residual
+from hopscope.errors import ModelError, UsageError
+from hopscope.models.language_model import LanguageModel
+
+SITES = ("attn_out", "mlp_out")
+PROBE_TOKENS = 12
+
+
+@dataclass(frozen=True, eq=False)
+class Writer:
+    """A module whose output, times a number, is what a block adds to the residual stream.
+
+    Attributes:
+        module: the sublayer itself, or the norm behind it.
+        scale: the number, such as Granite's residual multiplier.
+    """
+
+    module: nn.Module
+    scale: float
+
+
+def writer_of(model: LanguageModel, layer: int, site: str) -> Writer:
+    """What writes a sublayer's part to the residual stream.
+
+    It is found once a model by a short probe: the two modules of a block whose outputs add up to
+    what the block changes, such as the norms behind the sublayers of Gemma 2 and OLMo 2.
+
+    Args:
+        model: the model.
+        layer: 0-based index of the block.
+        site: `attn_out` or `mlp_out`.
+
+    Raises:
+        UsageError: for another site.
+        ModelError: if no two modules of the block add up so.
+    """
+    if site not in SITES:
+        raise UsageError(f"no module writes {site!r}: expected 'attn_out' or 'mlp_out'")
+    if "writers" not in model.probed:
+        model.probed["writers"] = find_writers(model)
+    found: dict[str, Writer] | None = model.probed["writers"][layer]
+    if found is None:
+        raise ModelError(
+            f"{site} cannot be read or changed in {model.name} ({model.config.model_type}): what "
+            f"block {layer} adds to the residual stream is not the sum of what its attention and "
+            "its MLP give; use resid_pre and resid_post"
+        )
+    return found[site]
+
+
+@torch.no_grad()
+def find_writers(model: LanguageModel) -> list[dict[str, Writer] | None]:
+    """For each block the modules that write to the residual stream, or None if none add up."""
+    n_tokens = min(PROBE_TOKENS, model.max_context or PROBE_TOKENS)
+    ids = [1 + 11 * index % (model.vocab_size - 1) for index in range(n_tokens)]
+    stream: list[Tensor] = []
+    calls: list[list[tuple[nn.Module, Tensor]]] = [[] for _ in model.layers]
+
+    def keep(_: int, hidden: Tensor) -> None:
+        stream.append(hidden.clone())
+
+    with ExitStack() as stack:
+        stack.enter_context(rewriting_residual(model, keep))
+        for layer, block in enumerate(model.layers):
+            parts = [part for part in block.modules() if part is not block]
+
+            def note(module: nn.Module, output: Any, layer: int = layer) -> None:
+                like = stream[-1]
+                if isinstance(output, Tensor) and output.numel() == like.numel():
+                    calls[layer].append((module, output.reshape(like.shape).clone()))
+
+            stack.enter_context(reading_outputs(parts, note))
+        model.hf(input_ids=torch.tensor([ids], device=model.device))
+    if len(stream) != model.n_layers + 1:
+        return [None] * model.n_layers
+    return [
+        _fitting(model, layer, stream[layer], stream[layer + 1], calls[layer])
+        for layer in range(model.n_layers)
+    ]
+
+
+def _fitting(
+    model: LanguageModel,
+    layer: int,
+    before: Tensor,
+    after: Tensor,
+    calls: Sequence[tuple[nn.Module, Tensor]],
+) -> dict[str, Writer] | None:
+    """The pair of a block's modules that add up best, if they do to rounding."""
+    attention, mlp = model.attention(layer), model.mlp(layer)
+    pairs = list(
+        product(
+            _candidates(model.layers[layer], attention, mlp, calls),
+            _candidates(model.layers[layer], mlp, attention, calls),
+        )
+    )
+    for scaled in (False, True):
+        fits = [(*_fit(before, after, a[1], m[1], scaled), a[0], m[0]) for a, m in pairs]
+        error, scales, *modules = min(fits, key=lambda fit: fit[0], default=(1.0, (), None, None))
+        if error <= 4 * torch.finfo(model.dtype).eps:
+            return {
+                site: Writer(module, scale)
+                for site, module, scale in zip(SITES, modules, scales, strict=True)
+            }
+    return None
+
+
+def _candidates(
+    block: nn.Module,
+    sublayer: nn.Module,
+    other: nn.Module,
+    calls: Sequence[tuple[nn.Module, Tensor]],
+) -> Iterator[tuple[nn.Module, Tensor]]:
+    """A sublayer, what runs behind it in its block, and what lies within it; with their outputs."""
+    children, within = set(block.children()) - {other}, set(sublayer.modules())
+    called = [module for module, _ in calls]
+    last = max((i for i, module in enumerate(called) if module in within), default=len(called))
+    yield from (call for call in calls if call[0] is sublayer)
+    yield from (call for call in calls[last + 1 :] if call[0] in children - {sublayer})
+    yield from (call for call in calls if call[0] in within - {sublayer})
+
+
+def _fit(
+    before: Tensor, after: Tensor, attention: Tensor, mlp: Tensor, scaled: bool
+) -> tuple[float, tuple[float, float]]:
+    """How far two outputs are from adding up, as a share of what is added, and their scales."""
+    pre, post, a, m = (each.double().cpu().flatten() for each in (before, after, attention, mlp))
+    scales = torch.ones(2, dtype=torch.double)
+    if scaled:
+        scales = torch.linalg.lstsq(torch.stack([a, m], dim=1), (post - pre)[:, None]).solution[
+            :, 0
+        ]
+    a, m = scales[0] * a, scales[1] * m
+    size = pre.abs() + post.abs() + a.abs() + m.abs()
+    error = float(((post - pre - a - m).abs() / size.clamp(min=1e-30)).max())
+    usable = error == error and bool((scales.abs() > 1e-3).all())
+    return (error if usable else float("inf")), (float(scales[0]), float(scales[1]))
