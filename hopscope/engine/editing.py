@@ -202,16 +202,26 @@ def check_edits(model: LanguageModel, edits: Sequence[Edit]) -> None:
     """
     for each in edits:
         if isinstance(each, Knockout):
-            _require(model, "knockouts", _knockouts_hold)
+            require(model, "knockouts", _knockouts_hold)
         elif each.in_residual:
-            _require(model, "patches of the residual stream", _residual_patches_hold)
+            require(model, "patches of the residual stream", _residual_patches_hold)
         else:
             what = f"patches of {each.site}"
             hold = _head_patches_hold if each.site == "z" else _sublayer_patches_hold
-            _require(model, what, hold)
+            require(model, what, hold)
 
 
-def _require(model: LanguageModel, what: str, holds: Callable[[LanguageModel], bool]) -> None:
+def require(model: LanguageModel, what: str, holds: Callable[[LanguageModel], bool]) -> None:
+    """Try something once a model, and refuse it where it does not hold.
+
+    Args:
+        model: the model.
+        what: its name in the message, in the plural.
+        holds: tries it on a short prompt.
+
+    Raises:
+        ModelError: if it does not hold.
+    """
     if what not in model.probed:
         try:
             model.probed[what] = holds(model)
@@ -222,7 +232,7 @@ def _require(model: LanguageModel, what: str, holds: Callable[[LanguageModel], b
     if not model.probed[what]:
         raise ModelError(
             f"{what} do not hold in {model.name} ({model.config.model_type}): tried on a short "
-            "prompt they change something else, or nothing; choose another kind of edit or model"
+            "prompt they change something else, or nothing; choose something else, or another model"
         )
 
 
@@ -230,7 +240,7 @@ TRIED_TOKENS = 6
 
 
 @torch.no_grad()
-def _tried(model: LanguageModel, shift: int = 0) -> tuple[Tensor, list[Tensor], Tensor]:
+def tried(model: LanguageModel, shift: int = 0) -> tuple[Tensor, list[Tensor], Tensor]:
     """A short prompt (1, token), the residual stream before each block and behind all, logits."""
     numbers = range(shift, shift + TRIED_TOKENS)
     ids = torch.tensor([[1 + 13 * i % (model.vocab_size - 1) for i in numbers]])
@@ -251,7 +261,7 @@ def _knockouts_hold(model: LanguageModel) -> bool:
     Each block is given the same states, in one row with those of the blocked token replaced, in
     another with those of the one before it: only the second may show behind it.
     """
-    ids, states, _ = _tried(model)
+    ids, states, _ = tried(model)
     key, n_rows = TRIED_TOKENS - 3, 3
     queries = range(key + 1, TRIED_TOKENS)
     knockout = Knockout(range(model.n_layers), queries, [key])
@@ -291,8 +301,8 @@ def _residual_patches_hold(model: LanguageModel) -> bool:
 
     Another prompt is given the states of the first before every block: all else must agree.
     """
-    _, states, logits = _tried(model)
-    other, _, _ = _tried(model, shift=TRIED_TOKENS)
+    _, states, logits = tried(model)
+    other, _, _ = tried(model, shift=TRIED_TOKENS)
     found: list[Tensor] = []
 
     def reset(boundary: int, hidden: Tensor) -> Tensor:
@@ -302,14 +312,14 @@ def _residual_patches_hold(model: LanguageModel) -> bool:
     with rewriting_residual(model, reset):
         given = model.hf(input_ids=other).logits
     pairs = zip([*found[1:], given], [*states[1:], logits], strict=True)
-    return all(_same(a, b, model.dtype) for a, b in pairs)
+    return all(same(a, b, model.dtype) for a, b in pairs)
 
 
 @torch.no_grad()
 def _sublayer_patches_hold(model: LanguageModel) -> bool:
     """Whether what is written in place of both sublayers' outputs is what a block adds."""
     writer_of(model, 0, "attn_out")  # found before the hooks below are set
-    ids, states, _ = _tried(model)
+    ids, states, _ = tried(model)
     scale = states[0].float().std().item()
     generator = torch.Generator().manual_seed(0)
     written = scale * torch.randn(2, model.d_model, generator=generator)
@@ -328,13 +338,13 @@ def _sublayer_patches_hold(model: LanguageModel) -> bool:
     with rewriting_residual(model, reset), _making(model, patches, TRIED_TOKENS):
         model.hf(input_ids=ids)
     expected = [each[:, -1] + written.sum(dim=0).to(each) for each in states[:-1]]
-    return all(_same(a, b, model.dtype) for a, b in zip(found[1:], expected, strict=True))
+    return all(same(a, b, model.dtype) for a, b in zip(found[1:], expected, strict=True))
 
 
 @torch.no_grad()
 def _head_patches_hold(model: LanguageModel) -> bool:
     """Whether each block's output projection runs on the heads side by side, and is written."""
-    ids, _, _ = _tried(model)
+    ids, _, _ = tried(model)
     into: dict[str, list[Tensor | None]] = {"head_input": [None] * model.n_layers}
     with recording(model, ["head_input"], into):
         model.hf(input_ids=ids)
@@ -342,7 +352,7 @@ def _head_patches_hold(model: LanguageModel) -> bool:
     return all(each is not None and each.shape[-1] == width for each in into["head_input"])
 
 
-def _same(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
+def same(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
     """Whether two tensors are the same to the rounding of a few sums."""
     a, b = a.float().cpu(), b.float().cpu()
     tolerance = max(1e-4, 8 * torch.finfo(dtype).eps)

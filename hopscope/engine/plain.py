@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from hopscope.engine.decoding import Run, greedy
-from hopscope.engine.editing import edit
+from hopscope.engine.editing import edit, require, same, tried
 from hopscope.engine.edits import Cell
 from hopscope.engine.finite import check_finite
 from hopscope.engine.hooks import masking
@@ -26,7 +26,11 @@ def plain_read(model: LanguageModel, versions: Sequence[Version], read_out: Read
     """The same as `read`, one masked forward of the whole prompt for each version.
 
     It is what the engine must equal, and what serves families whose attention cannot be replaced.
+
+    Raises:
+        ModelError: if the family does not take its masks as others do.
     """
+    require(model, "masks", _masks_hold)
     runs = (_masked(model, version) for version in versions)
     outputs = _one_by_one(model, read_out, runs, len(versions))
     return check_finite(model, outputs, [version.layout.ids for version in versions])
@@ -61,6 +65,21 @@ def _one_by_one(
     numbered = enumerate(runs)
     tokens = [greedy(model, read_out, outputs, [[i]], run)[0] for i, run in numbered]
     return replace(outputs, tokens=tuple(tokens))
+
+
+def _masks_hold(model: LanguageModel) -> bool:
+    """Whether a causal mask of ours changes nothing, and one that hides all else changes it."""
+    ids, _, logits = tried(model)
+    positions = torch.arange(ids.shape[1], device=model.device)[None]
+    seen = torch.ones(1, ids.shape[1], ids.shape[1], dtype=torch.bool)
+
+    def under(keep: Tensor) -> Tensor:
+        with masking(model, [keep] * model.n_layers, positions):
+            output = model.hf(input_ids=ids, position_ids=positions)
+        return output.logits  # type: ignore[no-any-return]
+
+    causal, alone = under(seen.tril()), under(seen.tril().triu())
+    return same(causal, logits, model.dtype) and not same(alone, logits, model.dtype)
 
 
 def _masked(model: LanguageModel, version: Version) -> Run:
