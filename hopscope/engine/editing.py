@@ -329,12 +329,10 @@ def _sublayer_patches_hold(model: LanguageModel) -> bool:
         found.append(hidden[:, -1].clone())
         return states[boundary]
 
-    patches: list[Edit] = []
+    last, patches = TRIED_TOKENS - 1, list[Edit]()
     for layer in range(model.n_layers):
-        patches += [
-            Patch(layer, TRIED_TOKENS - 1, vector, site)
-            for site, vector in zip(("attn_out", "mlp_out"), written, strict=True)  # type: ignore[arg-type]
-        ]
+        patches.append(Patch(layer, last, written[0], "attn_out"))
+        patches.append(Patch(layer, last, written[1], "mlp_out"))
     with rewriting_residual(model, reset), _making(model, patches, TRIED_TOKENS):
         model.hf(input_ids=ids)
     expected = [each[:, -1] + written.sum(dim=0).to(each) for each in states[:-1]]

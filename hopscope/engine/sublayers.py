@@ -108,13 +108,11 @@ def _fitting(
         )
     )
     for scaled in (False, True):
-        fits = [(*_fit(before, after, a[1], m[1], scaled), a[0], m[0]) for a, m in pairs]
-        error, scales, *modules = min(fits, key=lambda fit: fit[0], default=(1.0, (), None, None))
-        if error <= 4 * torch.finfo(model.dtype).eps:
-            return {
-                site: Writer(module, scale)
-                for site, module, scale in zip(SITES, modules, scales, strict=True)
-            }
+        fits = [(_fit(before, after, a[1], m[1], scaled), a[0], m[0]) for a, m in pairs]
+        for (error, scales), *modules in sorted(fits, key=lambda fit: fit[0][0])[:1]:
+            if error <= 4 * torch.finfo(model.dtype).eps:
+                written = zip(SITES, modules, scales, strict=True)
+                return {site: Writer(module, scale) for site, module, scale in written}
     return None
 
 

@@ -61,7 +61,9 @@ def position_limit(model: LanguageModel) -> int | None:
 def _rotations(module: nn.Module) -> set[str]:
     """The kinds of rotary embeddings that a module computes; none if it computes none."""
     kinds = getattr(module, "rope_type", None)
-    return set(kinds.values()) if isinstance(kinds, dict) else {kinds} - {None}  # type: ignore[arg-type]
+    if isinstance(kinds, dict):
+        return set(kinds.values())
+    return set() if kinds is None else {str(kinds)}
 
 
 def _original_length(module: nn.Module) -> int:
