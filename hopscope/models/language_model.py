@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention", "attn_module")
 MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "mlp_module")
 NORM_NAMES = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
+WRITERS = {
+    "attn_out": "post_attention_layernorm",
+    "mlp_out": "post_feedforward_layernorm",
+}
+"""By what version 0.1 found the norms behind sublayers; `engine.sublayers` tries them out now."""
 PLAIN_LAYERS = ("full_attention", "sliding_attention", "attention", "hybrid")
 """The values of `layer_types` whose attention is causal, within a window or not."""
 PROJECTION_NAMES = ("o_proj", "c_proj", "dense", "out_proj", "wo")
