@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,14 @@ from hopscope.engine.hooks import (
 )
 from hopscope.engine.sublayers import writer_of
 from hopscope.errors import ModelError
+from hopscope.models.interrupts import interrupt_safe
 from hopscope.models.language_model import LanguageModel
 
 SiteRewrite = Callable[[Tensor, float], Tensor | None]
 """Takes the states of a site and the number by which they are multiplied on their way."""
 
 
-@contextmanager
+@interrupt_safe
 def edit(model: LanguageModel, edits: Sequence[Edit], n_tokens: int) -> Iterator[None]:
     """Make the same edits in every row of the forward passes that read a whole prompt.
 
@@ -53,7 +54,7 @@ def edit(model: LanguageModel, edits: Sequence[Edit], n_tokens: int) -> Iterator
         yield
 
 
-@contextmanager
+@interrupt_safe
 def _making(model: LanguageModel, placed: Sequence[Edit], n_tokens: int) -> Iterator[None]:
     """Make edits that have been placed and checked."""
     patches = [each for each in placed if isinstance(each, Patch)]
@@ -109,7 +110,7 @@ def _part(patch: Patch) -> slice:
     return slice(patch.head * width, (patch.head + 1) * width)
 
 
-@contextmanager
+@interrupt_safe
 def rewriting(model: LanguageModel, site: str, layer: int, rewrite: SiteRewrite) -> Iterator[None]:
     """Pass what a sublayer writes, or the heads' outputs (`z`), through `rewrite`.
 
@@ -137,7 +138,7 @@ def _stream_into(block: nn.Module, read: Callable[[Tensor], None]) -> AbstractCo
     return rewriting_input(block, read)
 
 
-@contextmanager
+@interrupt_safe
 def recording(
     model: LanguageModel, sites: Sequence[str], into: Mapping[str, list[Tensor | None]]
 ) -> Iterator[None]:
@@ -223,6 +224,8 @@ def require(model: LanguageModel, what: str, holds: Callable[[LanguageModel], bo
         ModelError: if it does not hold.
     """
     if what not in model.probed:
+        if not tried(model)[2].isfinite().all():
+            return  # what is not a number is told of where it is read
         try:
             model.probed[what] = holds(model)
         except torch.OutOfMemoryError:
