@@ -253,7 +253,7 @@ def tried(model: LanguageModel, shift: int = 0) -> tuple[Tensor, list[Tensor], T
         states.append(hidden.clone())
 
     with rewriting_residual(model, keep):
-        logits: Tensor = model.hf(input_ids=ids).logits
+        logits: Tensor = model.forward(input_ids=ids).logits
     return ids, states, logits
 
 
@@ -286,7 +286,7 @@ def _knockouts_hold(model: LanguageModel) -> bool:
             _making(model, edits, TRIED_TOKENS),
             reading_outputs(modules, keep),
         ):
-            model.hf(input_ids=ids.repeat(n_rows, 1))
+            model.forward(input_ids=ids.repeat(n_rows, 1))
         found = torch.stack([outputs[module] for module in modules])
         return (found[:, 1:] - found[:, :1]).abs().amax(dim=(2, 3)), found.abs().amax(dim=(1, 2, 3))
 
@@ -313,7 +313,7 @@ def _residual_patches_hold(model: LanguageModel) -> bool:
         return states[boundary]
 
     with rewriting_residual(model, reset):
-        given = model.hf(input_ids=other).logits
+        given = model.forward(input_ids=other).logits
     pairs = zip([*found[1:], given], [*states[1:], logits], strict=True)
     return all(same(a, b, model.dtype) for a, b in pairs)
 
@@ -337,7 +337,7 @@ def _sublayer_patches_hold(model: LanguageModel) -> bool:
         patches.append(Patch(layer, last, written[0], "attn_out"))
         patches.append(Patch(layer, last, written[1], "mlp_out"))
     with rewriting_residual(model, reset), _making(model, patches, TRIED_TOKENS):
-        model.hf(input_ids=ids)
+        model.forward(input_ids=ids)
     expected = [each[:, -1] + written.sum(dim=0).to(each) for each in states[:-1]]
     return all(same(a, b, model.dtype) for a, b in zip(found[1:], expected, strict=True))
 
@@ -348,7 +348,7 @@ def _head_patches_hold(model: LanguageModel) -> bool:
     ids, _, _ = tried(model)
     into: dict[str, list[Tensor | None]] = {"head_input": [None] * model.n_layers}
     with recording(model, ["head_input"], into):
-        model.hf(input_ids=ids)
+        model.forward(input_ids=ids)
     width = model.n_heads * model.head_dim
     return all(each is not None and each.shape[-1] == width for each in into["head_input"])
 

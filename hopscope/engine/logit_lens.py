@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hopscope.engine.finite import refuse_not_finite
 from hopscope.engine.hooks import rewriting_residual
 from hopscope.errors import ModelError
 from hopscope.models.language_model import LanguageModel
@@ -20,7 +21,8 @@ def logit_lens(model: LanguageModel) -> LogitLens:
     model's own logits, and finds the number by which a family scales them (Cohere, Granite).
 
     Raises:
-        ModelError: if something else stands between the last block and the logits.
+        ModelError: if something else stands between the last block and the logits, or they are
+            not finite numbers.
     """
     softcap = getattr(model.config, "final_logit_softcapping", None)
     if "lens scale" not in model.probed:
@@ -45,7 +47,9 @@ def _scale(model: LanguageModel, softcap: float | None) -> float | None:
             states.append(hidden.clone())
 
     with rewriting_residual(model, keep):
-        logits = model.hf(input_ids=torch.tensor([ids], device=model.device)).logits.double()
+        logits = model.forward(input_ids=torch.tensor([ids], device=model.device)).logits.double()
+    if not logits.isfinite().all():
+        refuse_not_finite(model, "logits", ids)
     if len(states) != 1:
         return None
     plain = LogitLens(model.final_norm, model.unembedding)(states[0]).double()

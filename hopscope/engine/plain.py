@@ -75,7 +75,7 @@ def _masks_hold(model: LanguageModel) -> bool:
 
     def under(keep: Tensor) -> Tensor:
         with masking(model, [keep] * model.n_layers, positions):
-            output = model.hf(input_ids=ids, position_ids=positions)
+            output = model.forward(input_ids=ids, position_ids=positions)
         return output.logits  # type: ignore[no-any-return]
 
     causal, alone = under(seen.tril()), under(seen.tril().triu())

@@ -83,7 +83,7 @@ def find_writers(model: LanguageModel) -> list[dict[str, Writer] | None]:
                     calls[layer].append((module, output.reshape(like.shape).clone()))
 
             stack.enter_context(reading_outputs(parts, note))
-        model.hf(input_ids=torch.tensor([ids], device=model.device))
+        model.forward(input_ids=torch.tensor([ids], device=model.device))
     if len(stream) != model.n_layers + 1:
         return [None] * model.n_layers
     return [

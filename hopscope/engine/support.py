@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hopscope.engine.attention import extend, forward_streams
 from hopscope.engine.cache import Prefix, StreamCache
+from hopscope.engine.finite import refuse_not_finite
 from hopscope.engine.hooks import rewriting_residual
 from hopscope.models.language_model import LanguageModel
 
@@ -86,12 +87,17 @@ def agrees_with_plain(model: LanguageModel) -> bool:
 
     Returns:
         False if they differ by more than rounding, or the family cannot be run so.
+
+    Raises:
+        ModelError: if the model's own logits are not finite numbers.
     """
     n_tokens = _probe_tokens(model)
     ids = [1 + 7 * index % (model.vocab_size - 1) for index in range(n_tokens)]  # 0 may be padding
     half = n_tokens // 2
     row = torch.tensor([ids[half:]], device=model.device)
     plain = model.forward(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1].float()
+    if not plain.isfinite().all():
+        refuse_not_finite(model, "logits", ids)
     try:
         prefix = extend(model, Prefix(), ids[:half])
         cache = StreamCache(prefix, model.n_layers)
@@ -101,7 +107,7 @@ def agrees_with_plain(model: LanguageModel) -> bool:
         logger.warning("%s cannot share prefixes: its cells run one by one", model.name)
         return False
     tolerance = plain.std() * (0.01 if model.dtype == torch.float32 else 0.5)
-    if not bool((shared - plain).abs().max() <= tolerance):  # nor if they are no numbers
+    if not bool((shared - plain).abs().max() <= tolerance):  # no number is not near one
         logger.warning("%s has attention of its own: its cells run one by one", model.name)
         return False
     return True

@@ -22,6 +22,7 @@ from hopscope.models.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
 
+FIXED = FIXED_ROTATIONS
 PROBE_TOKENS = 12
 SHIFT = 17
 
@@ -52,7 +53,7 @@ class Rotary:
         module = getattr(model.stack, "rotary_emb", None)
         kinds = getattr(module, "rope_type", None)
         known = set(kinds.values()) if isinstance(kinds, dict) else {kinds}
-        if not isinstance(module, nn.Module) or not known <= FIXED_ROTATIONS:
+        if not isinstance(module, nn.Module) or not known <= FIXED:
             return None
         types = getattr(model.config, "layer_types", None) or [""] * model.n_layers
         if "chunked_attention" in types:
