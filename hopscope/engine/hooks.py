@@ -117,11 +117,11 @@ def beginning(model: LanguageModel) -> Iterator[Callable[[], bool]]:
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         caches = [each for each in (*args, *kwargs.values()) if isinstance(each, Cache)]
-        beginning[0] = not any(each.get_seq_length() for each in caches)
+        first[0] = not any(each.get_seq_length() for each in caches)
 
-    beginning = [True]
+    first = [True]
     with _before([(model.stack, hook)]):
-        yield lambda: beginning[0]
+        yield lambda: first[0]
 
 
 def blocking_attention(

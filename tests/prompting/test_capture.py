@@ -15,8 +15,8 @@ from quantised import quantised
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hopscope.engine.edits import Patch
 from hopscope.engine.editing import edit
+from hopscope.engine.edits import Patch
 from hopscope.errors import ModelError, UsageError
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.tiny import build_tiny
