@@ -76,10 +76,8 @@ def read(
     rows = [AnswerRow(prompts[indices[0]], indices) for indices in same.values()]
     store = UnitStore(model, memory_budget(model, max_memory))
     if prefixes is not None:
-        store.kept |= prefixes.kept
+        prefixes.give(store, prompts)
     store.fill(unit_passes(rows, store.kept, keep_tails=not attention))
-    if prefixes is not None:
-        prefixes.keep(prompts, store.kept)
     return decode_in_batches(
         model,
         rows,

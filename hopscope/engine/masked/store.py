@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -104,26 +104,37 @@ class StoredUnit:
 class PrefixCache:
     """The keys and values of what prompts begin with: instructions, demonstrations.
 
+    Each is computed in a pass of its own, so that its numbers, to the last bit, do not depend on
+    which other prompts were read, or are read with it.
+
     Attributes:
-        most: how many are kept; the oldest goes first.
+        most: how many are kept from call to call; the oldest goes first.
     """
 
     most: int = 16
     kept: dict[bytes, StoredUnit] = field(default_factory=dict)
 
-    def keep(self, prompts: Sequence[DividedPrompt], computed: Mapping[bytes, StoredUnit]) -> None:
-        """Keep what each prompt begins with."""
+    def give(self, store: UnitStore, prompts: Sequence[DividedPrompt]) -> None:
+        """Put what each prompt begins with into a store; what is not kept is computed."""
         for prompt in prompts:
-            n_first = prompt.layout.segments[0][1]
-            first = next((unit for unit in prompt.needed if unit.tokens[0] == 0), None)
-            if first is None or first.seen or len(first.tokens) != n_first:
+            first = _opening(prompt)
+            if first is None or first.key in store.kept:
                 continue
-            if first.key in computed and first.key not in self.kept:
-                own = computed[first.key]
-                layers = [(keys.clone(), values.clone()) for keys, values in own.layers]
-                self.kept[first.key] = StoredUnit(own.base, layers)
+            if first.key not in self.kept:
+                alone = UnitStore(store.model, store.budget)
+                alone.fill([UnitPass(prompt, [first])])
+                self.kept |= alone.kept
+            store.kept[first.key] = self.kept[first.key]
         while len(self.kept) > self.most:
             del self.kept[next(iter(self.kept))]
+
+
+def _opening(prompt: DividedPrompt) -> Unit | None:
+    """The first segment of a prompt, if it is needed and sees nothing else."""
+    first = next((unit for unit in prompt.needed if unit.tokens[0] == 0), None)
+    if first is None or first.seen or first.base:
+        return None
+    return first if len(first.tokens) == prompt.layout.segments[0][1] else None
 
 
 @dataclass

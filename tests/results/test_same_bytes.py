@@ -1,0 +1,62 @@
+"""Tests that a part's bytes depend on its queries alone: whole, in shards, or after a stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hopscope as hs
+from hopscope.results import runs
+
+ANALYSES: dict[str, Callable[..., Any]] = {
+    "attention": hs.attention_to_documents,
+    "permute": hs.permute_documents,
+    "best-order": lambda *given, **more: hs.best_order(*given, k=2, **more),
+    "masked-paths": hs.masked_paths,
+}
+CASES = [(analysis, "tiny-random-qwen2") for analysis in ANALYSES] + [
+    ("attention", "tiny-random-t5")
+]
+
+
+def parts(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
+
+
+@pytest.mark.parametrize(("analysis", "name"), CASES)
+def test_analyses_over_documents_give_equal_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, analysis: str, name: str
+) -> None:
+    """Each question has demonstrations of its own, so prompts begin alike only now and then."""
+    model = hs.load_any(name, device="cpu")
+    n = 6 if analysis == "masked-paths" else 16
+    questions = hs.load_questions("world-docs", distractors=2).with_few_shot(2, 0)[:n]
+
+    def run(folder: str, **more: Any) -> None:
+        given = {"max_new_tokens": 4, "progress": False, "out": tmp_path / folder, **more}
+        ANALYSES[analysis](model, questions, **given)
+
+    run("whole")
+    whole = parts(tmp_path / "whole")
+    n_parts = len(whole) // 2
+    for index in range(n_parts, 0, -1):
+        run("shards", shard=(index, n_parts))
+    assert parts(tmp_path / "shards") == whole
+
+    written = []
+
+    def stopping(*given: Any) -> None:
+        runs_write_part(*given)
+        written.append(given)
+        if len(written) == n_parts // 2:
+            raise KeyboardInterrupt
+
+    runs_write_part = runs.write_part
+    monkeypatch.setattr(runs, "write_part", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run("stopped")
+    run("stopped")
+    assert parts(tmp_path / "stopped") == whole
