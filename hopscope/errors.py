@@ -73,3 +73,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     similar = difflib.get_close_matches(name, list(known), n=3)
     return f"; did you mean {' or '.join(similar)}?" if similar else ""
+
+
+class TakenError(ResultError, UsageError):
+    """A place for a result that holds something else: another run, or files of other things."""
+
+
+class WriteError(HopscopeError, OSError):
+    """A file that cannot be written, because the disk is full, say."""
+
+
+class PlaceError(WriteError, UsageError):
+    """A place that nothing can be written to: below a file, read-only, or of an unusable name."""

@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pandas as pd
 
-from hopscope.errors import DamagedResultError, ResultError, UsageError
+from hopscope.errors import DamagedResultError, ResultError, TakenError, UsageError
 from hopscope.files import replacing_folder, write_json
-from hopscope.results.run_folder import Tables, is_run, read_parts, read_run, write_part
+from hopscope.results.run_folder import (
+    RECORD,
+    Tables,
+    is_of_run,
+    is_taken,
+    read_parts,
+    read_run,
+    write_part,
+)
 
 if TYPE_CHECKING:
     from hopscope.display.grid import Grid
@@ -136,15 +144,19 @@ class Result:
     def save(self, path: str | Path) -> Path:
         """Write the result as a run folder, replacing one that is there; never half of it.
 
+        Files beside those of the run stay in the folder. Of several that are saved to one place
+        at once, one is there in the end.
+
         Raises:
-            ResultError: if the path is something else than a run folder.
+            TakenError: if the path is something else than a run folder.
+            PlaceError, WriteError: if it cannot be written.
         """
         path = Path(path)
-        if path.is_file() or (path.exists() and not is_run(path) and any(path.iterdir())):
-            raise ResultError(f"{path} is not a run folder of hopscope; choose another place")
-        with replacing_folder(path) as temporary:
+        if is_taken(path, RECORD):
+            raise TakenError(f"{path} is not a run folder of hopscope; choose another place")
+        with replacing_folder(path, is_of_run) as temporary:
             write_part(temporary, 0, {"frame": self.frame, "details": self.details})
-            write_json(temporary / "run.json", {**self.run, "kind": self.kind})
+            write_json(temporary / RECORD, {**self.run, "kind": self.kind})
         return path
 
     @classmethod

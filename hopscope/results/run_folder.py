@@ -3,41 +3,63 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet
 
 from hopscope.errors import DamagedResultError, ResultError
-from hopscope.files import replacing
+from hopscope.files import is_temporary, replacing
+
+logger = logging.getLogger(__name__)
 
 Tables = dict[str, pd.DataFrame]
 TABLES = ("frame", "details")
+RECORD = "run.json"
+_PART = re.compile(rf"({'|'.join(TABLES)})-([0-9]{{6,}})\.parquet")
 
 
 def read_run(path: Path) -> dict[str, Any]:
     """The `run.json` of a run folder."""
     try:
-        run = json.loads((path / "run.json").read_text("utf-8"))
+        run = json.loads((path / RECORD).read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ResultError(f"{path} is not a run folder: it has no run.json") from None
-    except ValueError as error:
-        raise DamagedResultError(f"{path / 'run.json'} is damaged: {error}") from None
+    except OSError as error:
+        raise ResultError(f"{path / RECORD} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedResultError(f"{path / RECORD} is damaged: {error}") from None
     if not isinstance(run, dict):
-        raise DamagedResultError(f"{path / 'run.json'} is damaged: it holds no object")
+        raise DamagedResultError(f"{path / RECORD} is damaged: it holds no object")
     return run
 
 
 def is_run(path: Path) -> bool:
     """Whether a folder is a run folder."""
-    return (path / "run.json").is_file()
+    return (path / RECORD).is_file()
 
 
 def is_taken(path: Path, record: str) -> bool:
-    """Whether a place holds anything but what a kill may have left before its record was there."""
-    if not path.is_dir():
+    """Whether a place without a record holds anything but what a kill may have left there."""
+    try:
+        names = os.listdir(path)
+    except FileNotFoundError:
+        return False
+    except NotADirectoryError:
         return path.exists()
-    return any(not file.name.startswith(f".{record}.") for file in path.iterdir())
+    strange = [each for each in names if not is_temporary(each) and f".{record}." not in each]
+    return bool(strange) and record not in names and not (path / record).is_file()
+
+
+def is_of_run(name: str) -> bool:
+    """Whether a file of a run folder is the run's own, by its name."""
+    return name == RECORD or is_temporary(name) or _PART.fullmatch(name) is not None
 
 
 def part_path(path: Path, table: str, part: int) -> Path:
@@ -53,21 +75,61 @@ def write_part(path: Path, part: int, tables: Tables) -> None:
             tables[table].to_parquet(temporary, index=False)
 
 
-def read_parts(path: Path) -> Tables:
-    """All parts of each table, in the order of the queries."""
-    parts = sorted(int(file.stem.split("-")[1]) for file in path.glob("frame-*.parquet"))
+def has_part(path: Path, part: int) -> bool:
+    """Whether a part is there; a damaged one is told, and is as one that is not.
+
+    A file that was cut off has lost its end, which says what is in it; no more is read here.
+    """
+    files = [part_path(path, table, part) for table in TABLES]
+    if not files[0].exists():
+        return False
+    try:
+        for file in files:
+            parquet.read_metadata(file)
+    except PermissionError:
+        return True  # which is told when it is read
+    except (OSError, pa.ArrowException) as error:
+        logger.warning("part %d of %s is damaged and is computed again: %s", part, path, error)
+        return False
+    return True
+
+
+def read_parts(path: Path, known: Collection[int] | None = None) -> Tables:
+    """All parts of each table, in the order of the queries.
+
+    Args:
+        path: the run folder.
+        known: the numbers of the parts that there can be; any if None. Others are told, and left
+            out.
+
+    Raises:
+        ResultError: if there is none, or one cannot be read.
+        DamagedResultError: if a file is damaged or missing.
+    """
+    parts, strange = [], []
+    for file in sorted(path.glob("frame-*")):
+        found = _PART.fullmatch(file.name)
+        if found is not None and (known is None or int(found[2]) in known):
+            parts.append(int(found[2]))
+        else:
+            strange.append(file.name)
+    if strange:
+        logger.warning("%s holds files that are no parts of it: %s", path, ", ".join(strange))
     if not parts:
         raise ResultError(f"{path} has no finished part yet; run the experiment again to go on")
-    tables = [_read_part(path, part) for part in parts]
+    tables = [_read_part(path, part) for part in sorted(parts)]
     return {name: pd.concat([each[name] for each in tables], ignore_index=True) for name in TABLES}
 
 
 def _read_part(path: Path, part: int) -> Tables:
+    files = {name: part_path(path, name, part) for name in TABLES}
     try:
-        return {name: pd.read_parquet(part_path(path, name, part)) for name in TABLES}
+        return {name: pd.read_parquet(file.open("rb")) for name, file in files.items()}
+    except PermissionError as error:
+        raise ResultError(f"{error.filename} cannot be read: {error.strerror}") from error
     except (OSError, ValueError) as error:
         raise DamagedResultError(
             f"a table in {path} is damaged: {error}; "
-            f"delete {' and '.join(part_path(path, name, part).name for name in TABLES)}, "
+            f"delete {' and '.join(file.name for file in files.values())}, "
             "and run again"
         ) from error

@@ -11,15 +11,16 @@ from typing import Any, Protocol
 import pandas as pd
 from tqdm.auto import tqdm
 
-from hopscope.errors import QueryError, ResultError, UsageError
-from hopscope.files import write_json
+from hopscope.errors import QueryError, ResultError, TakenError, UsageError
+from hopscope.files import check_place, clear_leftovers, make_folder, write_json_once
 from hopscope.models.interrupts import interrupt_safe, n_stops
 from hopscope.results.result import Result
 from hopscope.results.run_folder import (
+    RECORD,
     Tables,
+    has_part,
     is_run,
     is_taken,
-    part_path,
     read_parts,
     read_run,
     write_part,
@@ -68,7 +69,7 @@ def run_over(
 
     Raises:
         QueryError: if there is no input.
-        ResultError: if `out` holds another run.
+        TakenError: if `out` holds another run.
         UsageError: for a shard without a folder, or with nothing to do.
     """
     if not len(inputs):
@@ -106,7 +107,7 @@ def run_parts(
         run, out, shard, progress: as for `run_over`.
 
     Raises:
-        ResultError: if `out` holds another run.
+        TakenError: if `out` holds another run.
         UsageError: for a shard without a folder, or with nothing to do.
     """
     sizes = dict.fromkeys(range(n), 1)
@@ -123,7 +124,7 @@ def run_once(
         run, out: as for `run_over`.
 
     Raises:
-        ResultError: if `out` holds another run.
+        TakenError: if `out` holds another run.
     """
     return _run({0: 1}, lambda _: compute(), run, out, None, "", "part", progress=False)
 
@@ -141,7 +142,8 @@ def _run(
 ) -> Tables:
     """Compute the parts of one shard that are not there yet; `sizes` are those of all parts."""
     parts = _of_shard(list(sizes), shard, out)
-    folder = None if out is None else open_run(Path(out), run)
+    folder = None if out is None else Path(out)
+    there = set() if folder is None else _finished(folder, parts, run)
     kept: list[Tables] = []
     total = sum(sizes[part] for part in parts)
     with (
@@ -151,15 +153,31 @@ def _run(
         for part in parts:
             if folder is None:
                 kept.append(compute(part))
-            elif not part_path(folder, "frame", part).exists():
-                write_part(folder, part, compute(part))
+            elif part not in there:
+                tables = compute(part)
+                write_part(open_run(folder, run), part, tables)
             bar.update(sizes[part])
             if until is not None:
-                shown = until(joined(kept) if folder is None else read_parts(folder))
+                shown = until(joined(kept) if folder is None else read_parts(folder, sizes))
                 if shown is None:
                     break
                 bar.set_postfix_str(shown)
-    return joined(kept) if folder is None else read_parts(folder)
+    return joined(kept) if folder is None else read_parts(folder, sizes)
+
+
+def _finished(folder: Path, parts: Sequence[int], run: Mapping[str, Any]) -> set[int]:
+    """The parts that need not be computed; that the others can be written is checked.
+
+    Raises:
+        TakenError: if the folder holds something else.
+        PlaceError: if it cannot be written to.
+    """
+    check_run(folder, run)
+    there = {part for part in parts if has_part(folder, part)}
+    if len(there) < len(parts):
+        check_place(folder)
+        clear_leftovers(folder)
+    return there
 
 
 @interrupt_safe
@@ -237,26 +255,37 @@ def joined(parts: Sequence[Tables]) -> Tables:
     return {name: pd.concat([part[name] for part in parts], ignore_index=True) for name in parts[0]}
 
 
+def check_run(path: Path, run: Mapping[str, Any]) -> None:
+    """Check that a place is free, or holds a run that asks the same; nothing is written.
+
+    Raises:
+        TakenError: if it holds something else.
+    """
+    if is_taken(path, RECORD):
+        raise TakenError(f"{path} is there and is not a run folder; choose another place")
+    if not is_run(path):
+        return
+    differing = difference(read_run(path), run)
+    if differing is not None:
+        name, before, now = differing
+        raise TakenError(
+            f"{path} holds another run: its {name} is {before}, not {now}. "
+            "Choose another folder, or delete this one."
+        )
+    logger.info("going on with %s", path)
+
+
 def open_run(path: Path, run: Mapping[str, Any]) -> Path:
     """Make a run folder, or go on with one that asks the same.
 
     Raises:
-        ResultError: if the folder holds something else.
+        TakenError: if the folder holds something else.
+        PlaceError, WriteError: if it cannot be made.
     """
-    if is_run(path):
-        differing = difference(read_run(path), run)
-        if differing is not None:
-            name, before, now = differing
-            raise ResultError(
-                f"{path} holds another run: its {name} is {before}, not {now}. "
-                "Choose another folder, or delete this one."
-            )
-        logger.info("going on with %s", path)
-        return path
-    if is_taken(path, "run.json"):
-        raise ResultError(f"{path} is there and is not a run folder; choose another place")
-    path.mkdir(parents=True, exist_ok=True)
-    write_json(path / "run.json", run)
+    check_run(path, run)
+    if not is_run(path):
+        write_json_once(make_folder(path) / RECORD, run)
+        check_run(path, run)  # another process may have been first
     return path
 
 

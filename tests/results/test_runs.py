@@ -186,22 +186,59 @@ def test_a_kill_before_anything_is_written_is_no_other_run(tmp_path: Path) -> No
 
 def test_the_frame_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
-    replaced = os.replace
 
-    def noting(source: Path, target: Path) -> None:
-        written.append(Path(target).name)
-        replaced(source, target)
+    def noting(name: str) -> None:
+        real = getattr(os, name)
 
-    monkeypatch.setattr(os, "replace", noting)
+        def noted(source: Path, target: Path) -> None:
+            written.append(Path(target).name)
+            real(source, target)
+
+        monkeypatch.setattr(os, name, noted)
+
+    noting("link")
+    noting("replace")
     run(tmp_path / "run", queries=known_queries()[:2])
     assert written == ["run.json", "details-000000.parquet", "frame-000000.parquet"]
 
 
-def test_a_damaged_part_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("table", ["frame", "details"])
+@pytest.mark.parametrize("damage", ["half", "empty", "missing"])
+def test_a_damaged_part_is_told_and_computed_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, table: str, damage: str
+) -> None:
     run(tmp_path / "run")
-    (tmp_path / "run" / "frame-000004.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ResultError, match=r"damaged.*delete frame-000004.parquet and details-"):
-        run(tmp_path / "run")
+    whole = parts(tmp_path / "run")
+    name = f"{table}-000004.parquet"
+    file = tmp_path / "run" / name
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(whole[name][: len(whole[name]) // 2 if damage == "half" else 0])
+    again = Compute()
+    run(tmp_path / "run", again)
+    assert again.asked == [query.id for query in known_queries()][4:6]
+    assert parts(tmp_path / "run") == whole
+    assert ("part 4 of" in caplog.text) == (name != "frame-000004.parquet" or damage != "missing")
+
+
+def test_what_is_no_part_is_told_and_not_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = run(tmp_path / "run")
+    content = (tmp_path / "run" / "frame-000002.parquet").read_bytes()
+    for name in ("frame-000002 copy.parquet", "frame-000012.parquet", "details-000012.parquet"):
+        (tmp_path / "run" / name).write_bytes(content)
+    pd.testing.assert_frame_equal(run(tmp_path / "run")["frame"], whole["frame"])
+    assert "no parts of it: frame-000002 copy.parquet, frame-000012.parquet" in caplog.text
+
+
+def test_a_run_that_is_refused_at_its_start_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for name in ("there", "new", "deep/er"):
+        with pytest.raises(UsageError):
+            run(tmp_path / name, Compute("early-1", UsageError))
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["there"]
 
 
 def changed_runs() -> Iterator[tuple[str, dict[str, Any]]]:

@@ -32,7 +32,7 @@ def test_analyses_over_documents_give_equal_bytes(
 ) -> None:
     """Each question has demonstrations of its own, so prompts begin alike only now and then."""
     model = hs.load_any(name, device="cpu")
-    n = 6 if analysis == "masked-paths" else 16
+    n = 6 if analysis == "masked-paths" else 12
     questions = hs.load_questions("world-docs", distractors=2).with_few_shot(2, 0)[:n]
 
     def run(folder: str, **more: Any) -> None:
