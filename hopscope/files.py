@@ -177,8 +177,8 @@ def writing(path: Path) -> Iterator[None]:
     except WriteError:
         raise
     except _write_errors() as error:
-        told = getattr(error, "strerror", None) or str(error)
         number = getattr(error, "errno", None)
+        told = str(error) if number is None else os.strerror(number)
         if number is None or number in _OF_MACHINE:
             raise WriteError(
                 f"cannot write {path}: {told}. Free some space or mend the disk, and run the same "

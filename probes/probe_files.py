@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hopscope.errors import HopscopeError, ResultError, UsageError
-from hopscope.files import replacing
+from hopscope.files import make_folder, replacing
 
 FORMAT = "hopscope.probe/1"
 
@@ -40,6 +40,7 @@ def write_probe(
 
     Raises:
         UsageError: if a number overflows in the dtype, or if the path is a folder.
+        PlaceError, WriteError: if the file cannot be written.
     """
     path = Path(path)
     if path.is_dir():
@@ -50,7 +51,7 @@ def write_probe(
         for name, tensor in tensors.items()
     }
     _, save_file = _safetensors()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with replacing(path) as temporary:
         save_file(cast, temporary, metadata)
     return path

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, TypeVar, get_type
 import typer
 
 from hopscope.commands.printing import AsJson
-from hopscope.errors import one_of
+from hopscope.errors import TakenError, UsageError, one_of
+from hopscope.files import check_place
 
 if TYPE_CHECKING:
     from hopscope.documents.orders import Order
@@ -66,10 +68,42 @@ Tokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens to 
 Match = Annotated[str, typer.Option(help="word, or substring (the paper's).")]
 Step = Annotated[int, typer.Option("--layer-step", min=1, help="Use only every n-th layer.")]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
+
+
+def folder_option(path: Path | None) -> Path | None:
+    """Check an option that names a folder to write to, before anything is loaded."""
+    if path is not None:
+        check_place(path)
+    return path
+
+
+def file_option(path: Path | None) -> Path | None:
+    """Check an option that names a file to write, before anything is loaded."""
+    if path is not None and os.path.isdir(path):
+        raise UsageError(f"{path} is a folder; give the name of a file in it")
+    if path is not None:
+        check_place(path.parent)
+    return path
+
+
+def run_option(path: Path | None) -> Path | None:
+    """Check an option that names a run folder; a run that is there may be finished."""
+    from hopscope.results.run_folder import RECORD, is_run, is_taken
+
+    if path is None or is_run(path):
+        return path
+    if is_taken(path, RECORD):
+        raise TakenError(f"{path} is there and is not a run folder; choose another place")
+    return folder_option(path)
+
+
 Out = Annotated[
     Path | None,
     typer.Option(
-        "--out", "-o", help="Run folder; if it holds an interrupted run, that is continued."
+        "--out",
+        "-o",
+        help="Run folder; if it holds an interrupted run, that is continued.",
+        callback=run_option,
     ),
 ]
 Shard = Annotated[

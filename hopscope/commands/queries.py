@@ -9,7 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from hopscope.commands.options import Match, QueryOptions, Step, Tokens, with_options
+from hopscope.commands.options import (
+    Match,
+    QueryOptions,
+    Step,
+    Tokens,
+    file_option,
+    with_options,
+)
 from hopscope.commands.printing import records, show, show_tables, table_text
 
 queries_app = typer.Typer()
@@ -48,7 +55,10 @@ def probe_command(
     folds: Annotated[int, typer.Option(min=2, help="Number of folds of the cross-validation.")] = 5,
     layer_step: Step = 1,
     save: Annotated[
-        Path | None, typer.Option(help="Also fit a probe on all queries, and save it to this file.")
+        Path | None,
+        typer.Option(
+            help="Also fit a probe on all queries, and save it to this file.", callback=file_option
+        ),
     ] = None,
 ) -> None:
     """Read the bridge off t1 with a linear probe, beside a control task.

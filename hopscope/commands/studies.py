@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hopscope.commands.options import Need, Preset, QueryOptions, with_options
+from hopscope.commands.options import Need, Preset, QueryOptions, folder_option, with_options
 from hopscope.commands.printing import show, table_text
 from hopscope.errors import ResultError
+from hopscope.files import check_place
 
 if TYPE_CHECKING:
     from hopscope.study.presets import Preset as Size
@@ -36,7 +37,10 @@ def study_command(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", "-o", help="Folder of the report; an interrupted study is continued."
+            "--out",
+            "-o",
+            help="Folder of the report; an interrupted study is continued.",
+            callback=folder_option,
         ),
     ] = Path("study"),
 ) -> None:
@@ -96,6 +100,8 @@ def figures_command(
     size = preset_named(preset)
     chosen = list(study_figures.figure_scripts(scripts, names or []))
     committed, strict = rendered or scripts / "rendered", bool(names)
+    for place in [*([] if check else [committed]), *([] if from_runs else [runs])]:
+        check_place(place)
     label = f"{preset}-seed-{options.seed}"
     if options.limit is not None:
         size = replace(size, limit=options.limit, of_world=min(options.limit, size.of_world))

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hopscope.commands.options import folder_option
 from hopscope.commands.printing import AsJson, show, table_text
 
 worlds_app = typer.Typer(
@@ -34,7 +35,10 @@ def worlds_train(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="Folder; an interrupted run is continued. By default in the cache."
+            "--out",
+            "-o",
+            help="Folder; an interrupted run is continued. By default in the cache.",
+            callback=folder_option,
         ),
     ] = None,
     snapshots: Annotated[

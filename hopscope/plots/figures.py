@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hopscope.files import replacing, write_csv
+from hopscope.files import make_folder, replacing, write_csv
 from hopscope.plots.style import panels, shared_legend
 
 Drawn = tuple[Figure, pd.DataFrame]
@@ -82,7 +82,7 @@ def save_figure(figure: Figure, numbers: pd.DataFrame, folder: Path, name: str) 
     Returns:
         The three files.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     paths = [folder / f"{name}.{suffix}" for suffix in ("png", "svg", "csv")]
     for path in paths:
         if path.suffix == ".csv":

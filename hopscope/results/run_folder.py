@@ -42,19 +42,19 @@ def read_run(path: Path) -> dict[str, Any]:
 
 def is_run(path: Path) -> bool:
     """Whether a folder is a run folder."""
-    return (path / RECORD).is_file()
+    return os.path.isfile(path / RECORD)
 
 
 def is_taken(path: Path, record: str) -> bool:
     """Whether a place without a record holds anything but what a kill may have left there."""
     try:
         names = os.listdir(path)
-    except FileNotFoundError:
-        return False
     except NotADirectoryError:
-        return path.exists()
+        return os.path.exists(path)
+    except OSError:  # nothing is there, or it cannot be read, which writing will tell
+        return False
     strange = [each for each in names if not is_temporary(each) and f".{record}." not in each]
-    return bool(strange) and record not in names and not (path / record).is_file()
+    return bool(strange) and record not in names and not os.path.isfile(path / record)
 
 
 def is_of_run(name: str) -> bool:

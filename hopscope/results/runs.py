@@ -83,7 +83,7 @@ def run_over(
     def part(start: int) -> Tables:
         return compute(inputs[start : start + per_part])
 
-    return _run(sizes, part, run, out, shard, description, "query", progress, until)
+    return _run(sizes, part, run, out, shard, description, "query", progress=progress, until=until)
 
 
 def run_parts(
@@ -101,7 +101,7 @@ def run_parts(
 
     Args:
         n: how many.
-        compute: gives the tables of a part, numbered from 0.
+        compute: gives the tables of a part, numbered from 0; may write into `out`, too.
         description: of the progress bar.
         unit: what a part is.
         run, out, shard, progress: as for `run_over`.
@@ -111,7 +111,7 @@ def run_parts(
         UsageError: for a shard without a folder, or with nothing to do.
     """
     sizes = dict.fromkeys(range(n), 1)
-    return _run(sizes, compute, run, out, shard, description, unit, progress)
+    return _run(sizes, compute, run, out, shard, description, unit, progress=progress, at_once=True)
 
 
 def run_once(
@@ -137,13 +137,21 @@ def _run(
     shard: tuple[int, int] | None,
     description: str,
     unit: str,
+    *,
     progress: bool,
     until: Until | None = None,
+    at_once: bool = False,
 ) -> Tables:
-    """Compute the parts of one shard that are not there yet; `sizes` are those of all parts."""
+    """Compute the parts of one shard that are not there yet; `sizes` are those of all parts.
+
+    The folder is made with the first part, so that a run that is refused leaves nothing; or
+    `at_once`, where `compute` may write into it, too.
+    """
     parts = _of_shard(list(sizes), shard, out)
     folder = None if out is None else Path(out)
     there = set() if folder is None else _finished(folder, parts, run)
+    if at_once and folder is not None and len(there) < len(parts):
+        open_run(folder, run)
     kept: list[Tables] = []
     total = sum(sizes[part] for part in parts)
     with (

@@ -14,7 +14,7 @@ from typing import TypeVar
 from matplotlib import pyplot as plt
 
 from hopscope.errors import DamagedResultError, ResultError, UsageError
-from hopscope.files import replacing
+from hopscope.files import make_folder, replacing
 from hopscope.plots.figures import Drawn, save_figure
 from hopscope.plots.style import figure_style
 from hopscope.results.result import Result
@@ -156,7 +156,7 @@ def redraw(
                 )
             if strict and not found:
                 raise ResultError(f"{root} holds no result for the figure {name}")
-            rendered.mkdir(parents=True, exist_ok=True)
+            make_folder(rendered)
             for path in (path for paths in found.values() for path in paths):
                 drawn.append(rendered / path.name)
                 with replacing(drawn[-1]) as temporary:

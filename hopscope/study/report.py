@@ -20,7 +20,7 @@ from hopscope.display.page import grid_html, page_script
 from hopscope.errors import ResultError
 from hopscope.experiments.analysis import Analysis
 from hopscope.experiments.catalogue import analyses
-from hopscope.files import write_csv, write_text
+from hopscope.files import make_folder, write_csv, write_text
 from hopscope.plots.figures import SUBSET_TITLES
 from hopscope.results.run_folder import Tables
 from hopscope.study.figures import draw_figures
@@ -67,7 +67,7 @@ def write(study: Study, out: Path, shown: Sequence[Section] | None = None) -> Pa
     Returns:
         The page.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     shown = sections(study) if shown is None else shown
     drawn = {section.name: _figure(section.name, study.folder, out) for section in shown}
     _remove_stale(out / "figures", {name for name, image in drawn.items() if image}, "{}.*")
@@ -104,7 +104,7 @@ def write(study: Study, out: Path, shown: Sequence[Section] | None = None) -> Pa
 def _write_tables(shown: Sequence[Section], folder: Path) -> None:
     """Write each table as a CSV file, and remove those of analyses that are not among them."""
     _remove_stale(folder, {name for section in shown for name in section.tables}, "{}.*.csv")
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     for section in shown:
         for name, table in section.tables.items():
             write_csv(folder / f"{name}.csv", table)

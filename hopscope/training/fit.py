@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hopscope.errors import ModelError, ResultError
-from hopscope.files import replacing, write_json
+from hopscope.errors import ModelError, ResultError, TakenError
+from hopscope.files import clear_leftovers, make_folder, replacing, write_json
 from hopscope.models.interrupts import interrupt_safe
 from hopscope.results.run_folder import is_taken
 from hopscope.training.settings import Schedule
@@ -53,15 +53,16 @@ def open_training(
         upgrade: converts a recipe that an earlier version wrote to the current form.
 
     Raises:
-        ResultError: if `folder` holds another run or other files, or if its record is damaged.
+        TakenError: if `folder` holds another run or other files.
+        PlaceError: if there can be no such folder.
+        ResultError: if its record is damaged.
     """
     recipe = json.loads(json.dumps(recipe))
     record = folder / RECORD
     if not record.is_file():
         if is_taken(folder, RECORD):
-            raise ResultError(f"{folder} exists but holds no training run; choose another place")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(record, recipe)
+            raise TakenError(f"{folder} exists but holds no training run; choose another place")
+        write_json(make_folder(folder) / RECORD, recipe)
         return
     try:
         recorded = json.loads(json.dumps(upgrade(json.loads(record.read_text("utf-8")))))
@@ -72,10 +73,11 @@ def open_training(
         ) from None
     if differing:
         key = differing[0]
-        raise ResultError(
+        raise TakenError(
             f"{folder} holds another training run: its {key} is {recorded.get(key)}, not "
             f"{recipe[key]}. Choose another folder, or delete this one."
         )
+    clear_leftovers(folder)
 
 
 def snapshot_path(folder: Path, step: int) -> Path:

@@ -24,7 +24,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.models.llama import LlamaForCausalLM
 
-from hopscope.errors import ModelError, UnknownModelError
+from hopscope.errors import ModelError, PlaceError, UnknownModelError
 from hopscope.models import zoo as zoo_module
 from hopscope.models.load import load_model
 from hopscope.models.tiny import build_tiny
@@ -393,7 +393,7 @@ def test_a_cache_that_cannot_be_written(
 ) -> None:
     (tmp_path / "occupied").write_text("a file")
     monkeypatch.setenv("HOPSCOPE_CACHE", str(tmp_path / "occupied"))
-    with pytest.raises(ModelError, match="HOPSCOPE_CACHE"):
+    with pytest.raises(PlaceError, match="HOPSCOPE_CACHE"):
         pull(NAME, progress=False)
 
 
