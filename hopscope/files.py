@@ -119,8 +119,18 @@ def _remove(path: Path, new: Path, is_own: Callable[[str], bool] | None) -> None
         return
     for entry in [] if is_own is None or path.suffix != ".old" else sorted(path.iterdir()):
         if not is_own(entry.name) and not os.path.lexists(new / entry.name):
-            os.replace(entry, new / entry.name)
+            _move_into(entry, new)
     shutil.rmtree(path, ignore_errors=True)
+
+
+def _move_into(entry: Path, folder: Path) -> None:
+    """Move a file into a folder that others may just be replacing."""
+    for _ in range(_ATTEMPTS):
+        with suppress(FileNotFoundError):
+            os.replace(entry, folder / entry.name)
+            return
+        time.sleep(0.001)
+    raise PlaceError(f"{entry} cannot be moved into {folder}, which is not there any more")
 
 
 def make_folder(path: Path) -> Path:
@@ -153,6 +163,8 @@ def check_place(path: Path) -> None:
         there = path
         while not os.path.lexists(there) and there != there.parent:
             there = there.parent
+        for folder in (there, path.parent):
+            clear_leftovers(folder, "trial")
         trial = temporary_path(there / "trial")
         try:
             trial.mkdir()
