@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from hopscope import files
+from hopscope.errors import HopscopeError, PlaceError, UsageError, WriteError
 from hopscope.files import (
+    check_place,
+    clear_leftovers,
     filling_folder,
+    make_folder,
     publish_folder,
     replacing,
     replacing_folder,
     temporary_folder,
     temporary_path,
     write_json,
+    write_json_once,
     write_text,
 )
 
@@ -149,3 +161,131 @@ def test_filling_a_folder_moves_the_named_file_last(
             (temporary / name).write_text(name)
     assert moved == ["a", "c", "b"]
     assert names(tmp_path) == ["a", "b", "c", "kept"]
+
+
+@pytest.fixture
+def dead_process() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def left_by(path: Path, process: int, host: str | None = None, age: float = 0) -> Path:
+    """What a killed writer of `path` has left."""
+    name = temporary_path(path).name.replace(f".{os.getpid()}.", f".{process}.")
+    left = path.with_name(name if host is None else name.replace(files._host(), host))
+    left.write_text("half")
+    os.utime(left, (time.time() - age,) * 2)
+    return left
+
+
+def test_what_dead_writers_left_is_cleared_and_of_living_ones_nothing(
+    tmp_path: Path, dead_process: int
+) -> None:
+    path, day = tmp_path / "table", 24 * 60 * 60
+    kept = [
+        left_by(path, os.getpid()),
+        left_by(path, os.getpid(), age=9 * day),
+        left_by(path, 1, age=9 * day),
+        left_by(path, dead_process, host="another-host"),
+        left_by(path, dead_process, host="another-host", age=day - 100),
+    ]
+    for name in (".bashrc", ".table.tmp", ".nfs0000.1.tmp", "table.host.1.0a0b0c0d.tmp"):
+        kept.append(tmp_path / name)
+        kept[-1].write_text("mine")
+    left_by(path, dead_process)
+    left_by(path, dead_process, host="another-host", age=day + 100)
+    folder = tmp_path / temporary_path(path).name.replace(f".{os.getpid()}.", f".{dead_process}.")
+    folder.mkdir()
+    (folder / "inside").touch()
+    clear_leftovers(tmp_path)
+    assert names(tmp_path) == sorted(each.name for each in kept)
+
+
+def test_what_is_to_be_another_file_is_left_to_its_writer(
+    tmp_path: Path, dead_process: int
+) -> None:
+    left = [left_by(tmp_path / name, dead_process) for name in ("run", "other")]
+    with temporary_folder(tmp_path / "run"):
+        assert [each.exists() for each in left] == [False, True]
+    make_folder(tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_was_put_aside_is_put_back(tmp_path: Path, dead_process: int) -> None:
+    name = temporary_path(tmp_path / "run").name.replace(f".{os.getpid()}.", f".{dead_process}.")
+    aside = (tmp_path / name).with_suffix(".old")
+    for content in ("first", "second"):
+        aside.mkdir()
+        (aside / content).touch()
+        clear_leftovers(tmp_path)
+    assert names(tmp_path / "run") == ["first"]
+    assert names(tmp_path) == [aside.name, "run"]
+    clear_leftovers(tmp_path, "run", is_own=lambda name: name == "first")
+    assert names(tmp_path) == ["run"]
+    assert names(tmp_path / "run") == ["first", "second"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_full_disk_is_one_message(tmp_path: Path, code: int) -> None:
+    (tmp_path / "table").write_text("old")
+
+    def full() -> None:
+        with replacing(tmp_path / "table") as temporary:
+            temporary.write_text("ne")
+            raise OSError(code, "Error writing bytes to file")
+
+    with pytest.raises(WriteError, match=rf"cannot write .*table: {os.strerror(code)}") as caught:
+        full()
+    assert isinstance(caught.value, HopscopeError)
+    assert not isinstance(caught.value, UsageError)  # exit code 1
+    assert (tmp_path / "table").read_text() == "old"
+    assert names(tmp_path) == ["table"]
+
+
+def test_a_failure_of_safetensors_is_the_same_message(tmp_path: Path) -> None:
+    with (
+        pytest.raises(HopscopeError, match=r"cannot write .*weights"),
+        replacing(tmp_path / "weights") as temporary,
+    ):
+        save_file({"a": torch.zeros(1)}, temporary / "below" / "nothing")
+
+
+def test_places_that_can_be_are_left_as_they_were(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for name in (".", "there", "new", "new/and/deep", "there/../other"):
+        check_place(tmp_path / name)
+    assert names(tmp_path) == ["there"]
+    assert names(tmp_path / "there") == []
+
+
+def test_places_that_cannot_be_are_a_users_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    for name in ("file", "file/below", "x" * 300, f"new/{'x' * 300}"):
+        for make in (check_place, make_folder):
+            if make is check_place or not name.startswith("new"):
+                with pytest.raises(PlaceError, match=r"cannot write .*Choose another place"):
+                    make(tmp_path / name)
+    monkeypatch.setattr(os, "mkdir", lambda *_, **__: os.open("/proc/nothing/here", os.O_RDONLY))
+    with pytest.raises(UsageError, match="No such file or directory"):
+        check_place(tmp_path / "new")
+    assert names(tmp_path) == ["file"]
+
+
+def test_of_two_that_write_json_once_the_first_prevails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for content in (1, 2):
+        write_json_once(tmp_path / "run.json", {"a": content})
+    assert json.loads((tmp_path / "run.json").read_text()) == {"a": 1}
+
+    def unsupported(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(os, "link", unsupported)
+    write_json_once(tmp_path / "other.json", {"a": 3})
+    assert json.loads((tmp_path / "other.json").read_text()) == {"a": 3}
+    assert names(tmp_path) == ["other.json", "run.json"]

@@ -81,7 +81,7 @@ def has_part(path: Path, part: int) -> bool:
     A file that was cut off has lost its end, which says what is in it; no more is read here.
     """
     files = [part_path(path, table, part) for table in TABLES]
-    if not files[0].exists():
+    if not os.path.exists(files[0]):
         return False
     try:
         for file in files:

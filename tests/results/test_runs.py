@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from known import known_model, known_queries
 
 import hopscope as hs
 from hopscope.engine import sweep
-from hopscope.errors import QueryError, ResultError, UsageError
+from hopscope.errors import PlaceError, QueryError, ResultError, UsageError, WriteError
 from hopscope.experiments.two_hop.back_patching import back_patch
 from hopscope.loading import load_result
 from hopscope.queries.query_set import QuerySet
@@ -182,6 +183,53 @@ def test_a_kill_before_anything_is_written_is_no_other_run(tmp_path: Path) -> No
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".run.json.4711").write_text('{"kind"')
     assert len(run(tmp_path / "run")["frame"]) == 12
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_part_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "whole")
+    write, left = pd.DataFrame.to_parquet, iter(range(5))
+
+    def full(self: pd.DataFrame, path: Path, **more: Any) -> None:
+        write(self, path, **more)
+        if next(left, None) is None:
+            Path(path).write_bytes(Path(path).read_bytes()[:100])
+            raise OSError(errno.ENOSPC, "Error writing bytes to file. Detail: [errno 28]")
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
+    with pytest.raises(WriteError, match=r"frame-000004.parquet: No space left.*run the same"):
+        run(tmp_path / "run")
+    monkeypatch.undo()
+    again = Compute()
+    run(tmp_path / "run", again)
+    assert again.asked == [query.id for query in known_queries()][4:]
+    assert parts(tmp_path / "run") == parts(tmp_path / "whole")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        *parts(tmp_path / "whole"),
+        "run.json",
+    }
+
+
+def test_a_run_that_cannot_be_written_is_told_before_it_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    run(tmp_path / "whole")
+    run(tmp_path / "half", shard=(1, 2))
+    compute = Compute()
+    for name in ("file/below", "x" * 300):
+        with pytest.raises(PlaceError, match="Choose another place"):
+            run(tmp_path / name, compute)
+
+    def read_only(path: Path, *_: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(os, "mkdir", read_only)
+    with pytest.raises(PlaceError, match="Read-only"):
+        run(tmp_path / "half", compute)
+    run(tmp_path / "whole", compute)  # nothing is to be written
+    assert compute.asked == []
 
 
 def test_the_frame_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
