@@ -117,9 +117,11 @@ def _remove(path: Path, new: Path, is_own: Callable[[str], bool] | None) -> None
     if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
         return
-    for entry in [] if is_own is None or path.suffix != ".old" else sorted(path.iterdir()):
-        if not is_own(entry.name) and not os.path.lexists(new / entry.name):
-            _move_into(entry, new)
+    if is_own is not None and path.suffix == ".old":
+        others = [each for each in sorted(path.iterdir()) if not is_own(each.name)]
+        for each in others:
+            if not os.path.lexists(new / each.name):
+                _move_into(each, new)
     shutil.rmtree(path, ignore_errors=True)
 
 

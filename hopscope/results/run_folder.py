@@ -7,11 +7,12 @@ import logging
 import os
 import re
 from collections.abc import Collection
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
+import pyarrow as pa  # type: ignore[import-untyped]
 from pyarrow import parquet
 
 from hopscope.errors import DamagedResultError, ResultError
@@ -124,7 +125,7 @@ def read_parts(path: Path, known: Collection[int] | None = None) -> Tables:
 def _read_part(path: Path, part: int) -> Tables:
     files = {name: part_path(path, name, part) for name in TABLES}
     try:
-        return {name: pd.read_parquet(file.open("rb")) for name, file in files.items()}
+        return {name: pd.read_parquet(BytesIO(each.read_bytes())) for name, each in files.items()}
     except PermissionError as error:
         raise ResultError(f"{error.filename} cannot be read: {error.strerror}") from error
     except (OSError, ValueError) as error:

@@ -270,6 +270,28 @@ def test_a_damaged_part_is_told_and_computed_again(
     assert ("part 4 of" in caplog.text) == (name != "frame-000004.parquet" or damage != "missing")
 
 
+def test_what_may_not_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "run")
+
+    def forbidden(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    with pytest.raises(ResultError, match=r"frame-000000.parquet cannot be read: Permission"):
+        load_result(tmp_path / "run")
+
+
+def test_a_folder_in_the_place_of_a_part_is_told(tmp_path: Path) -> None:
+    run(tmp_path / "run", shard=(1, 6))
+    (tmp_path / "run" / "frame-000002.parquet").mkdir()
+    with pytest.raises(ResultError, match=r"a table in .* is damaged: .*Is a directory"):
+        load_result(tmp_path / "run")
+    with pytest.raises(PlaceError, match=r"cannot write .*frame-000002.parquet: Is a directory"):
+        run(tmp_path / "run")
+
+
 def test_what_is_no_part_is_told_and_not_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
