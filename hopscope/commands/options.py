@@ -87,12 +87,15 @@ def file_option(path: Path | None) -> Path | None:
 
 
 def run_option(path: Path | None) -> Path | None:
-    """Check an option that names a run folder; a run that is there may be finished."""
+    """Check an option that names a run folder, or one of several runs.
+
+    A run that is there may be finished, and its folder be read-only.
+    """
     from hopscope.results.run_folder import RECORD, is_run, is_taken
 
     if path is None or is_run(path):
         return path
-    if is_taken(path, RECORD):
+    if is_taken(path, RECORD) and not any(path.glob(f"*/{RECORD}")):
         raise TakenError(f"{path} is there and is not a run folder; choose another place")
     return folder_option(path)
 
