@@ -191,7 +191,7 @@ def test_of_two_runs_that_start_at_once_in_one_place_one_is_refused(tmp_path: Pa
             try:
                 run_over(queries, Compute(), asked, out=place, **more)
             except ResultError as error:
-                os._exit(3 if "its settings.match is" in str(error) else 4)
+                os._exit(3 if "its settings match is" in str(error) else 4)
 
         children = [forked(partial(run, number)) for number in range(2)]
         assert sorted(ended(child) for child in children) == [0, 3]
