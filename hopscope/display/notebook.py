@@ -6,12 +6,12 @@ import base64
 import html
 import inspect
 import io
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
 
+from hopscope.display.front_end import in_notebook
 from hopscope.display.grid import Grid
 from hopscope.errors import HopscopeError
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from hopscope.display.widgets import GridWidget
 
 Bundle = Mapping[str, Any]
-WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 class Shown(Protocol):
@@ -33,29 +32,20 @@ class Shown(Protocol):
     def view(self) -> GridWidget: ...
 
 
-def in_notebook() -> bool:
-    """Return whether the code runs in a Jupyter kernel, which may be able to display widgets."""
-    ipython = sys.modules.get("IPython")
-    shell = None if ipython is None else ipython.get_ipython()
-    return getattr(shell, "kernel", None) is not None
-
-
 def bundle_of(result: Shown) -> Bundle:
-    """Return the MIME bundle of a result: its widget if it has a grid, and its image.
+    """Return the MIME bundle of a result: its view if it has a grid, its image, or its first rows.
 
-    A front end shows the richest form that it supports: JupyterLab the widget, GitHub and nbconvert
-    the image. A result without an image shows the first rows of its table.
+    A front end shows the richest form that it supports: JupyterLab the view while there is a
+    kernel, and the image in its place afterwards; GitHub and nbconvert the image.
     """
     bundle: dict[str, Any] = {"text/plain": repr(result)}
     if in_notebook() and result.grid() is not None:
         data, _ = result.view()._repr_mimebundle_()
-        bundle |= {key: data[key] for key in (WIDGET, "image/png") if key in data}
-    elif (picture := picture_of(result)) is not None:
-        bundle["image/png"] = picture
-    if "image/png" not in bundle:
-        table = result.frame.head(10).to_html(index=False)
-        bundle["text/html"] = f"<p>{html.escape(repr(result))}</p>{table}"
-    return bundle
+        return {**data, **bundle}
+    if (picture := picture_of(result)) is not None:
+        return {**bundle, "image/png": picture}
+    table = result.frame.head(10).to_html(index=False)
+    return {**bundle, "text/html": f"<p>{html.escape(repr(result))}</p>{table}"}
 
 
 def picture_of(result: Shown) -> str | None:

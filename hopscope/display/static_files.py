@@ -11,5 +11,6 @@ def static(name: str) -> str:
 
 
 def module(*scripts: str, render: str) -> str:
-    """Return scripts as one JavaScript module for anywidget, which calls the function `render`."""
-    return "".join(map(static, scripts)) + f"export default {{ render: {render} }};\n"
+    """Return a view as a JavaScript module for anywidget: scripts, one with a function `render`."""
+    parts = map(static, ("dom.js", "outputs.js", *scripts))
+    return "".join(parts) + f"export default inOutputs({render});\n"

@@ -6,22 +6,45 @@ same JavaScript.
 
 from __future__ import annotations
 
+import html
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 import anywidget
 import traitlets
+from IPython.display import display, update_display
 
+from hopscope.display.front_end import WIDGET, creates_views, in_notebook
 from hopscope.display.grid import Grid, first_choice, key_of, slice_json, spec_of
 from hopscope.display.static_files import module, static
 from hopscope.errors import UsageError
 
 
 class View(anywidget.AnyWidget):
-    """A widget with an image for front ends that cannot display widgets."""
+    """A widget whose output holds a picture, so that it can be read where no kernel answers.
+
+    The output is HTML with the picture. While there is a kernel, the model finds the output by
+    `place` and shows the view there (`outputs.js`). A front end that creates views itself gets the
+    MIME type of widgets, too.
+
+    Attributes:
+        place: name of the outputs that show this view.
+    """
+
+    place = traitlets.Unicode().tag(sync=True)
+
+    @traitlets.default("place")
+    def _new_place(self) -> str:
+        return uuid.uuid4().hex
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+    @property
+    def caption(self) -> str:
+        """What the view shows, in words."""
+        return repr(self)
 
     def picture(self) -> str | None:
         """Return the image as PNG in base64; None if there is nothing to draw."""
@@ -29,8 +52,27 @@ class View(anywidget.AnyWidget):
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         bundle: Any = super()._repr_mimebundle_(**kwargs) or {}
         data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
-        picture = self.picture()
+        if not creates_views():
+            data = {mime: each for mime, each in data.items() if mime != WIDGET}
+        name, picture = html.escape(self.caption), self.picture()
+        inside = (
+            f'<img alt="{name}" src="data:image/png;base64,{picture}">'
+            if picture
+            else f"<p>{name} is shown where its cell is run.</p>"
+        )
+        data["text/html"] = f'<div data-hopscope-view="{self.place}">{inside}</div>'
         return {**data, **({"image/png": picture} if picture else {})}, metadata
+
+    def _ipython_display_(self) -> None:
+        """Display the view under a name, so that `renew_outputs` reaches its outputs."""
+        data, metadata = self._repr_mimebundle_()
+        display(data, metadata=metadata, raw=True, display_id=self.place)
+
+    def renew_outputs(self) -> None:
+        """Replace the picture in the outputs, which a notebook that is saved from now on shows."""
+        if in_notebook():
+            data, metadata = self._repr_mimebundle_()
+            update_display(data, metadata=metadata, raw=True, display_id=self.place)
 
 
 class GridWidget(View):
@@ -41,7 +83,7 @@ class GridWidget(View):
             `view.chosen = {**view.chosen, "query": id}`.
     """
 
-    _esm = module("dom.js", "grid.js", render="renderGrid")
+    _esm = module("grid.js", render="renderGrid")
     _css = static("view.css")
     spec = traitlets.Dict().tag(sync=True)
     slices = traitlets.Dict().tag(sync=True)
@@ -58,6 +100,10 @@ class GridWidget(View):
         """
         self._grid, self._picture = grid, picture
         super().__init__(spec=spec_of(grid), chosen=first_choice(grid), **kwargs)
+
+    @property
+    def caption(self) -> str:
+        return str(self.spec["title"])
 
     def picture(self) -> str | None:
         """Return the image of the whole result, regardless of the choices."""

@@ -37,7 +37,7 @@ class MaskPainter(View):
         prompt: the tokenised question and documents.
     """
 
-    _esm = module("dom.js", "grid.js", "mask.js", render="renderMask")
+    _esm = module("grid.js", "mask.js", render="renderMask")
     _css = static("view.css")
     title = traitlets.Unicode().tag(sync=True)
     tokens: traitlets.List[Any] = traitlets.List().tag(sync=True)
@@ -92,6 +92,10 @@ class MaskPainter(View):
     def _all_layers(self) -> list[int]:
         return [0, self.n_layers - 1]
 
+    @property
+    def caption(self) -> str:
+        return self.title
+
     def ask(self) -> dict[str, Any]:
         """Let the model answer under the current mask; the answer is put first in `answers`."""
         mask, question, model = self.mask, self.prompt.question, self._prompts.model
@@ -108,6 +112,7 @@ class MaskPainter(View):
             "rank": int(outputs.rank[0]),
         }
         self.answers = [answer, *self.answers]
+        self.renew_outputs()
         return answer
 
     def picture(self) -> str:

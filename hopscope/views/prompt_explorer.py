@@ -77,7 +77,7 @@ class PromptExplorer(View):
             generated so far; None while there are none.
     """
 
-    _esm = module("dom.js", "grid.js", "explorer.js", render="renderExplorer")
+    _esm = module("grid.js", "explorer.js", render="renderExplorer")
     _css = static("view.css")
     query = traitlets.Dict().tag(sync=True)
     examples: traitlets.List[Any] = traitlets.List().tag(sync=True)
@@ -114,6 +114,12 @@ class PromptExplorer(View):
         Raises:
             QueryError: if the brackets are missing.
         """
+        try:
+            return self._analyse(text, bridge, answer)
+        finally:
+            self.renew_outputs()
+
+    def _analyse(self, text: str, bridge: str, answer: str) -> BackPatching:
         self.query = {"text": text, "bridge": bridge, "answer": answer}
         self.result = None
         self.answers, self.tokens, self.lens, self.patches = [], [], {}, {}

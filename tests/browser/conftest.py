@@ -130,13 +130,31 @@ def run_notebook(jupyter: tuple[str, Path], page: Page, request: Any) -> RunNote
 def open_and_run(page: Page, address: str, name: str, place: str = LAB) -> Page:
     """Open a notebook at a place and run all of its cells."""
     page.goto(f"{address}{place}/{name}?token=hopscope&reset")
+    wait_for_kernel(page)
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
+    return page
+
+
+def wait_for_kernel(page: Page) -> None:
+    """Wait until a notebook is shown and its kernel has nothing to do."""
     page.wait_for_selector(".jp-Notebook .jp-Cell")
     page.wait_for_function(
         "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status"
         " === 'idle'"
     )
-    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
-    return page
+
+
+def save_and_open_again(page: Page, *, end_kernel: bool) -> None:
+    """Save the notebook, end its kernel or leave it, and load the page again."""
+    page.evaluate(
+        """async (endKernel) => {
+            await window.jupyterapp.commands.execute('docmanager:save');
+            if (endKernel) await window.jupyterapp.shell.currentWidget.sessionContext.shutdown();
+        }""",
+        end_kernel,
+    )
+    page.reload()
+    wait_for_kernel(page)
 
 
 def output_of(page: Page, cell: int) -> Locator:

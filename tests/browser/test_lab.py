@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Page, expect
 
-from browser.conftest import LAB, NOTEBOOK, output_of, run_cell
+from browser.conftest import LAB, NOTEBOOK, output_of, run_cell, save_and_open_again
 
 RunNotebook = Callable[..., Page]
 QUICK = "import torch; torch.set_num_threads(1); import hopscope as hs"
@@ -157,3 +157,49 @@ explorer
     expect(patches.locator(".hopscope-readout")).to_contain_text("says")
     run_cell(page, 1)
     expect(output_of(page, 1)).to_contain_text("BackPatching")
+
+
+@pytest.mark.parametrize("place", [LAB, NOTEBOOK])
+def test_a_notebook_that_is_opened_again_shows_its_views_or_pictures(
+    run_notebook: RunNotebook, place: str
+) -> None:
+    page = run_notebook(
+        BACK_PATCH,
+        "view = result.view(); view",
+        """
+questions = hs.load_questions("world-docs", distractors=1).with_few_shot(0)
+painter = hs.paint_mask(hs.load_model("tiny-random-llama"), questions)
+explorer = hs.explore(hs.load_model("tiny-random-llama"))
+explorer
+""",
+        "painter",
+        "painter",
+        place=place,
+    )
+    for cell in (0, 1):
+        expect(output_of(page, cell).locator(".hopscope-cell").first).to_be_visible()
+    for cell in (3, 4):
+        expect(output_of(page, cell).locator("canvas")).to_be_visible()
+    text = output_of(page, 2).get_by_label("query", exact=True)
+    text.fill("The spouse of [the performer of [Imagine]] is")
+    text.press("Enter")
+    expect(output_of(page, 2).get_by_text("done; .result has the back-patching")).to_be_visible()
+    expect(text).to_be_focused()
+    page.wait_for_function(
+        """() => window.jupyterapp.shell.currentWidget.content.widgets[2].model.outputs.get(0)
+            .data['image/png'] !== undefined"""
+    )
+    expect(text).to_be_focused()
+
+    save_and_open_again(page, end_kernel=False)
+    output_of(page, 1).get_by_label("state").select_option("random")
+    expect(output_of(page, 1).locator(".hopscope-cell").first).to_be_visible()
+    expect(output_of(page, 2).locator(".hopscope-hops tr")).to_have_count(3)
+
+    save_and_open_again(page, end_kernel=True)
+    for cell in range(5):
+        picture = output_of(page, cell).locator("img")
+        expect(picture).to_be_visible()
+        assert picture.evaluate("(image) => image.complete && image.naturalWidth") > 300
+    expect(page.get_by_text("Error displaying widget")).to_have_count(0)
+    expect(page.locator(".hopscope-view")).to_have_count(0)

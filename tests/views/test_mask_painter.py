@@ -58,6 +58,15 @@ def test_it_answers_under_what_is_painted(painter: MaskPainter, llama: LanguageM
     assert painter.answers[0]["probability"] != pytest.approx(painter.answers[1]["probability"])
 
 
+def test_an_answer_renews_the_picture_in_the_outputs(
+    painter: MaskPainter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renewed: list[int] = []
+    monkeypatch.setattr(painter, "renew_outputs", lambda: renewed.append(len(painter.answers)))
+    send(painter, type="ask")
+    assert renewed == [1]
+
+
 def test_what_is_painted_holds_in_its_layers_alone(
     painter: MaskPainter, llama: LanguageModel
 ) -> None:
