@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from browser.conftest import LAB, NOTEBOOK, output_of, run_cell, save_and_open_again
+from browser.contrast import hard_to_read, is_dark
 
 RunNotebook = Callable[..., Page]
 QUICK = "import torch; torch.set_num_threads(1); import hopscope as hs"
@@ -203,3 +204,38 @@ explorer
         assert picture.evaluate("(image) => image.complete && image.naturalWidth") > 300
     expect(page.get_by_text("Error displaying widget")).to_have_count(0)
     expect(page.locator(".hopscope-view")).to_have_count(0)
+
+
+def test_views_take_the_colours_of_the_theme(run_notebook: RunNotebook) -> None:
+    page = run_notebook(
+        BACK_PATCH,
+        f"""
+{QUICK}
+painter = hs.paint_mask(
+    hs.load_model("tiny-random-llama"),
+    hs.load_questions("world-docs", distractors=1).with_few_shot(0),
+)
+painter.ask()
+painter
+""",
+        """
+explorer = hs.explore(hs.load_model("tiny-random-llama"))
+explorer.ask("The spouse of [the performer of [Imagine]] is")
+explorer
+""",
+    )
+    output_of(page, 0).locator(".hopscope-cell").first.hover()
+    expect(output_of(page, 2).locator(".hopscope-hops tr")).to_have_count(3)
+    for theme, dark in (("JupyterLab Light", False), ("JupyterLab Dark", True)):
+        page.evaluate(
+            "(theme) => window.jupyterapp.commands.execute('apputils:change-theme', { theme })",
+            theme,
+        )
+        page.wait_for_function(
+            "(light) => document.body.dataset.jpThemeLight === String(light)", arg=not dark
+        )
+        for cell in range(3):
+            view = output_of(page, cell).locator(".hopscope-view").first
+            expect(view).to_be_visible()
+            assert is_dark(view) == dark
+            assert not hard_to_read(view)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
+import jinja2
 import pytest
 from known import made_back_patching
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
+from browser.contrast import hard_to_read, is_dark
 from hopscope.display.page import grid_html, page_script
 from hopscope.experiments.two_hop.back_patching import BackPatching
+from hopscope.study.report import Section
 
 ODD = "b<!--<script></script>"
 """What ends a script, or hides its end."""
@@ -118,3 +122,32 @@ def test_a_page_without_scripts_shows_the_picture(browser, result, tmp_path: Pat
     page.goto((tmp_path / "index.html").as_uri())
     expect(page.get_by_text("a picture")).to_be_visible()
     context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_report_takes_the_colours_that_the_reader_prefers(
+    browser: Browser, result: BackPatching, tmp_path: Path, scheme: Literal["light", "dark"]
+) -> None:
+    grid = result.grid()
+    assert grid is not None
+    section = Section("patch", "A section", "What?", ["Found."], views=[grid_html(grid, "")])
+    template = jinja2.Environment(loader=jinja2.PackageLoader("hopscope.study", ".")).get_template(
+        "report.html.j2"
+    )
+    text = template.render(
+        model="a model",
+        queries="queries",
+        subtitle="of four layers",
+        sections=[{**vars(section), "tables": {"numbers": "<table><tr><td>1</td></tr></table>"}}],
+        provenance={"model": "a model"},
+        script=page_script(),
+    )
+    (tmp_path / "index.html").write_text(text, "utf-8")
+    page = browser.new_context(color_scheme=scheme).new_page()
+    page.goto((tmp_path / "index.html").as_uri())
+    page.locator("summary").click()
+    page.locator("[data-column='1'][data-row='1']").hover()
+    for part in ("body", ".hopscope-view"):
+        assert is_dark(page.locator(part)) == (scheme == "dark")
+    assert not hard_to_read(page.locator("body"))
+    page.context.close()
