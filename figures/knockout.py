@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from hopscope.experiments.two_hop import plots
 from hopscope.experiments.two_hop.attention_knockout import Knockouts, Measure
+from hopscope.experiments.two_hop.plots import KNOCKOUT_LABELS
 from hopscope.plots import figures
 from hopscope.plots.figures import Drawn
-from hopscope.plots.style import panels, shared_legend
+from hopscope.plots.lines import edge_legend, edge_panels
+from hopscope.plots.style import parts
 from hopscope.study.figures import by_subset, figure_script, main
 
 MEASURES: tuple[Measure, ...] = ("changed", "prediction_change")
@@ -20,14 +21,15 @@ MEASURES: tuple[Measure, ...] = ("changed", "prediction_change")
 def draw(results: Mapping[str, Knockouts]) -> Drawn:
     """Draw the figure, and give the numbers that it shows."""
     first = next(iter(results.values()))
-    figure, axes = panels(len(results), 2, 2.2 * len(results) + 0.5)
+    figure, places = parts(len(results), 3.1 * len(results) + 0.5)
     numbers = []
-    for row, (subset, result) in zip(axes, results.items(), strict=True):
-        for ax, measure in zip(row, MEASURES, strict=True):
-            effect = result.effect(measure)
-            plots.knockout_lines(effect, ax, figures.panel_title(result, subset), measure)
-            numbers.append(effect.assign(subset=subset, measure=measure))
-    shared_legend(figure, axes)
+    for place, (subset, result) in zip(places, results.items(), strict=True):
+        effects: dict[str, pd.DataFrame] = {each: result.effect(each) for each in MEASURES}
+        control = "as many random edges from the same token"
+        edge_panels(place, effects, KNOCKOUT_LABELS, "random", control)
+        place.suptitle(figures.panel_title(result, subset))
+        numbers += [each.assign(subset=subset, measure=name) for name, each in effects.items()]
+    edge_legend(figure)
     window = 2 * first.run["settings"]["window"] + 1
     figure.suptitle(figures.title_of(first, f"Attention knockout in {window} layers"))
     table = pd.concat(numbers, ignore_index=True)

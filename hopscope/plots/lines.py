@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure, FigureBase
+from matplotlib.lines import Line2D
 
-from hopscope.plots.style import GREY, axes_or_new, color_of_each, legend_below
+from hopscope.plots.style import BLACK, FAINT, GREY, axes_or_new, color_of_each, legend_below
 
 
 def edge_lines(ax: Axes, effect: pd.DataFrame, control: str, label: str) -> None:
@@ -51,6 +56,60 @@ def edge_effects(
         share_axis(ax)
     legend_below(ax)
     return ax
+
+
+OWN_EDGE = "this edge blocked"
+"""Label of the line of an edge, where it has axes of its own."""
+
+
+def edge_panels(
+    figure: FigureBase,
+    effects: Mapping[str, pd.DataFrame],
+    labels: Mapping[str, str],
+    control: str,
+    label: str,
+) -> np.ndarray:
+    """Draw the effect of each knocked-out edge beside its own control, in axes of its own.
+
+    Args:
+        figure: the figure, or the part of one, that gets the axes.
+        effects: of each measure, columns `edge`, `control`, `layer`, `n`, `effect`, `low` and
+            `high`.
+        labels: label of the y axis, by measure; it is a share unless that ends in `nats`.
+        control: the value of `control` to draw besides `none`.
+        label: label of the control in `edge_legend`.
+
+    Returns:
+        The axes, shape (measure, edge). Rows share the y axis.
+    """
+    first = next(iter(effects.values()))
+    colors, queries = color_of_each(first["edge"]), first.groupby("edge")["n"].max()
+    shape = len(effects), len(colors)
+    axes: np.ndarray = figure.subplots(*shape, sharex=True, sharey="row", squeeze=False)
+    for row, (measure, effect) in zip(axes, effects.items(), strict=True):
+        for ax, (edge, color) in zip(row, colors.items(), strict=True):
+            rows = effect[effect["edge"] == edge]
+            ax.axhline(0, color=FAINT, lw=0.6, zorder=0)
+            layer_line(ax, rows[rows["control"] == control], "effect", GREY, "--", label)
+            layer_line(ax, rows[rows["control"] == "none"], "effect", color, "-", OWN_EDGE)
+            ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=True))
+        row[0].set_ylabel(textwrap.fill(labels[measure], 19))
+        if not labels[measure].endswith("nats"):
+            share_axis(row[0])
+    space = " " if len(colors) <= 4 else "\n"
+    for ax, edge in zip(axes[0], colors, strict=True):
+        ax.set_title(f"{edge.replace('->', ' → ')}{space}(n = {queries[edge]})")
+    figure.supxlabel("layer (middle of the window)", fontsize=mpl.rcParams["axes.labelsize"])
+    return axes
+
+
+def edge_legend(figure: Figure) -> None:
+    """Explain the lines of `edge_panels` below a figure."""
+    found = {name for ax in figure.axes for name in ax.get_legend_handles_labels()[1]}
+    names = [OWN_EDGE, *sorted(found - {OWN_EDGE})]
+    own = Line2D([], [], color=BLACK, lw=1.2)
+    controls = [Line2D([], [], color=GREY, ls="--", lw=1.2) for _ in names[1:]]
+    figure.legend([own, *controls], names, loc="outside lower center", ncols=len(names))
 
 
 def layer_line(

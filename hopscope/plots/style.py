@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.font_manager import FontProperties
 from matplotlib.transforms import ScaledTranslation
 
@@ -113,6 +113,21 @@ def panels(
     factor = text_size() / TEXT_SIZE
     size = width * factor, height * factor
     return plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **kwargs)
+
+
+def parts(rows: int, height: float) -> tuple[Figure, list[SubFigure]]:
+    """Create a figure as wide as a page, of parts below each other that have titles of their own.
+
+    Args:
+        rows: number of parts.
+        height: height of the figure, in inches; sizes scale as in `panels`.
+
+    Returns:
+        The figure and its parts.
+    """
+    factor = text_size() / TEXT_SIZE
+    figure = plt.figure(figsize=(PAGE * factor, height * factor), layout="constrained")
+    return figure, list(figure.subfigures(rows, 1, squeeze=False)[:, 0])
 
 
 def axes_or_new(ax: Axes | None, height: float = 2.4, width: float = COLUMN) -> Axes:

@@ -21,6 +21,8 @@ from matplotlib.patches import Rectangle
 
 from hopscope.experiments.two_hop import plots
 from hopscope.plots import figures, heatmaps, style
+from hopscope.plots.lines import OWN_EDGE, edge_legend, edge_panels
+from hopscope.plots.style import parts
 
 RATES = pd.DataFrame(
     [
@@ -219,6 +221,41 @@ def test_knockout_lines() -> None:
     assert ax.get_ylabel() == "queries whose answer changes"
     assert ax.get_title() == "here"
     assert "nats" in plots.knockout_lines(table, measure="answer_change").get_ylabel()
+
+
+def test_each_edge_is_beside_its_own_control() -> None:
+    edges, controls = ["t2->t1", "t2->r1", "t1->e1"], ["none", "random"]
+    table = over_layers("effect", edge=edges, control=controls).assign(n=12)
+    table.loc[table["edge"] == "t1->e1", "n"] = 5
+    effects = {"changed": table, "answer_change": table.assign(effect=-table["effect"])}
+    figure, (part,) = parts(1, 3)
+    axes = edge_panels(part, effects, plots.KNOCKOUT_LABELS, "random", "random edges")
+    assert axes.shape == (2, 3)
+    for row, effect in zip(axes, effects.values(), strict=True):
+        for ax, edge in zip(row, edges, strict=True):
+            drawn = lines(ax)
+            assert drawn[OWN_EDGE] == values(effect, "effect", edge=edge, control="none")
+            assert drawn["random edges"] == values(effect, "effect", edge=edge, control="random")
+            assert len(ax.collections) == 2  # the bands of both
+    assert [ax.get_title() for ax in axes[0]] == [
+        "t2 → t1 (n = 12)",
+        "t2 → r1 (n = 12)",
+        "t1 → e1 (n = 5)",
+    ]
+    assert [ax.get_ylabel().split("\n") for ax in axes[:, 0]] == [
+        ["queries whose", "answer changes"],
+        ["change of log", "P(answer), nats"],
+    ]
+    edge_legend(figure)
+    assert [each.get_text() for each in figure.legends[0].get_texts()] == [OWN_EDGE, "random edges"]
+
+
+def test_edges_without_a_control_have_none_in_the_legend() -> None:
+    table = over_layers("effect", edge=["t2->t1"], control=["none"]).assign(n=3)
+    figure, (part,) = parts(1, 3)
+    edge_panels(part, {"changed": table}, plots.KNOCKOUT_LABELS, "random", "random edges")
+    edge_legend(figure)
+    assert [each.get_text() for each in figure.legends[0].get_texts()] == [OWN_EDGE]
 
 
 def test_projection_lines() -> None:

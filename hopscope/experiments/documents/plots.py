@@ -169,6 +169,14 @@ def strategy_points(summary: pd.DataFrame, ax: Axes | None = None, title: str = 
     return ax
 
 
+PATH_LABELS = {
+    "changed": "answers that change",
+    "lost": "right answers that are lost",
+    "answer_change": "change of log P(answer), nats",
+}
+"""What each measure of a masked path is, with its unit."""
+
+
 def path_lines(
     effect: pd.DataFrame, ax: Axes | None = None, title: str = "", measure: str = "changed"
 ) -> Axes:
@@ -180,9 +188,6 @@ def path_lines(
         title: of the axes.
         measure: which measure it is of.
     """
-    names = {
-        "changed": "answers that change",
-        "lost": "right answers that are lost",
-        "answer_change": "change of log P(answer), nats",
-    }
-    return edge_effects(effect, ax, title, "distractor", "to a distractor instead", names[measure])
+    return edge_effects(
+        effect, ax, title, "distractor", "to a distractor instead", PATH_LABELS[measure]
+    )

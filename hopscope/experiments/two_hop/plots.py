@@ -91,6 +91,14 @@ def described_bars(described: pd.DataFrame, ax: Axes | None = None, title: str =
     return ax
 
 
+KNOCKOUT_LABELS = {
+    "changed": "queries whose answer changes",
+    "prediction_change": "change of log P(prediction), nats",
+    "answer_change": "change of log P(answer), nats",
+}
+"""What each measure of a knockout is, with its unit."""
+
+
 def knockout_lines(
     effect: pd.DataFrame, ax: Axes | None = None, title: str = "", measure: str = "changed"
 ) -> Axes:
@@ -102,12 +110,9 @@ def knockout_lines(
         title: of the axes.
         measure: what the effect is, for the axis.
     """
-    names = {
-        "changed": "queries whose answer changes",
-        "prediction_change": "change of log P(prediction), nats",
-        "answer_change": "change of log P(answer), nats",
-    }
-    return edge_effects(effect, ax, title, "random", "as many random edges", names[measure])
+    return edge_effects(
+        effect, ax, title, "random", "as many random edges", KNOCKOUT_LABELS[measure]
+    )
 
 
 TARGET_STYLES = {
