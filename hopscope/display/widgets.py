@@ -15,10 +15,10 @@ import anywidget
 import traitlets
 from IPython.display import display, update_display
 
-from hopscope.display.front_end import WIDGET, creates_views, in_notebook
 from hopscope.display.grid import Grid, first_choice, key_of, slice_json, spec_of
 from hopscope.display.static_files import module, static
 from hopscope.errors import UsageError
+from hopscope.front_end import WIDGET, creates_views, in_notebook
 
 
 class View(anywidget.AnyWidget):
@@ -66,13 +66,17 @@ class View(anywidget.AnyWidget):
     def _ipython_display_(self) -> None:
         """Display the view under a name, so that `renew_outputs` reaches its outputs."""
         data, metadata = self._repr_mimebundle_()
-        display(data, metadata=metadata, raw=True, display_id=self.place)
+        display(  # type: ignore[no-untyped-call]
+            data, metadata=metadata, raw=True, display_id=self.place
+        )
 
     def renew_outputs(self) -> None:
         """Replace the picture in the outputs, which a notebook that is saved from now on shows."""
         if in_notebook():
             data, metadata = self._repr_mimebundle_()
-            update_display(data, metadata=metadata, raw=True, display_id=self.place)
+            update_display(  # type: ignore[no-untyped-call]
+                data, metadata=metadata, raw=True, display_id=self.place
+            )
 
 
 class GridWidget(View):

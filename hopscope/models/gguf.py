@@ -22,6 +22,7 @@ from transformers import (
 from hopscope.errors import ModelError
 from hopscope.models.interrupts import interrupt_safe
 from hopscope.models.kinds import check_complete
+from hopscope.models.text_bars import text_bars
 
 SPLITS_DIGITS = frozenset({"smollm", "starcoder", "refact"})
 """Names of GGUF pre-tokenizers that split digits before the byte-level BPE, which is lost when
@@ -50,9 +51,10 @@ def read_gguf(
     try:
         tokenizer = AutoTokenizer.from_pretrained(**place)
         auto: Any = AutoModelForCausalLM
-        model, report = auto.from_pretrained(
-            **place, dtype=dtype, output_loading_info=True, **dense
-        )
+        with text_bars():
+            model, report = auto.from_pretrained(
+                **place, dtype=dtype, output_loading_info=True, **dense
+            )
         check_complete({**report, "unexpected_keys": ()})  # a GGUF file has tensors of its own
     except (ValueError, OSError, KeyError, NotImplementedError, RuntimeError) as error:
         raise ModelError(

@@ -45,6 +45,7 @@ from hopscope.models.kinds import (
 )
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.offload import check_numbers
+from hopscope.models.text_bars import text_bars
 from hopscope.models.tiny import TINY_ENCODER_DECODERS, TINY_FAMILIES, build_tiny
 from hopscope.models.token_model import TokenModel
 from hopscope.models.wrapped import unwrap
@@ -321,14 +322,15 @@ class _Reader:
 
     def _weights(self, auto: Any, place: str | Path) -> PreTrainedModel:
         """Load the weights; a ValueError if some are missing, or have no place in the model."""
-        hf, report = auto.from_pretrained(
-            str(place),
-            dtype=self.dtype,
-            device_map=self.device_map,
-            use_safetensors=None if self.allow_pickle else True,
-            trust_remote_code=self.trust_remote_code,
-            output_loading_info=True,
-        )
+        with text_bars():
+            hf, report = auto.from_pretrained(
+                str(place),
+                dtype=self.dtype,
+                device_map=self.device_map,
+                use_safetensors=None if self.allow_pickle else True,
+                trust_remote_code=self.trust_remote_code,
+                output_loading_info=True,
+            )
         check_complete(report)
         if self.device_map is None:
             _to(hf, self.device, None)

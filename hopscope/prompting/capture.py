@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from einops import rearrange
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from hopscope.engine.attention import forward_streams
 from hopscope.engine.cache import StreamCache
@@ -18,6 +17,7 @@ from hopscope.engine.finite import check_states
 from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.support import shares_prefixes
 from hopscope.errors import ModelError, UsageError, one_of
+from hopscope.front_end import ProgressBar
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.linear import without_bias
 from hopscope.prompting.tokenized import TokenizedPrompt, by_shape
@@ -152,7 +152,7 @@ def capture(
         for group in by_shape(tokenized)
         for start in range(0, len(group), batch_size)
     ]
-    for batch in tqdm(batches, desc="capture", disable=not progress):
+    for batch in ProgressBar(batches, desc="capture", disable=not progress):
         rows, at = [tokenized[i] for i in batch], [where[i] for i in batch]
         states = _batch_states(model, store, rows, at, sites, longest)
         for each in states.values():

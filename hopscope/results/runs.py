@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from hopscope.errors import QueryError, ResultError, TakenError, UsageError
 from hopscope.files import check_place, clear_leftovers, make_folder, write_json_once
+from hopscope.front_end import ProgressBar
 from hopscope.models.interrupts import interrupt_safe, n_stops
 from hopscope.results.result import Result
 from hopscope.results.run_folder import (
@@ -156,7 +156,7 @@ def _run(
     total = sum(sizes[part] for part in parts)
     with (
         _keeping_what_is_done(run, folder, kept),
-        tqdm(total=total, desc=description, unit=unit, disable=not progress) as bar,
+        ProgressBar(total=total, desc=description, unit=unit, disable=not progress) as bar,
     ):
         for part in parts:
             if folder is None:

@@ -17,10 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from hopscope.errors import ModelError, ResultError, TakenError
 from hopscope.files import clear_leftovers, make_folder, replacing, write_json
+from hopscope.front_end import ProgressBar
 from hopscope.models.interrupts import interrupt_safe
 from hopscope.results.run_folder import is_taken
 from hopscope.training.settings import Schedule
@@ -119,7 +119,7 @@ def fit(
     first = 0 if folder is None else optimizer.resume(folder / CHECKPOINT)
     device = next(iter(optimizer.parameters.values())).device
     module.train()
-    steps = tqdm(
+    steps = ProgressBar(
         range(first, schedule.steps),
         desc=description,
         unit="step",

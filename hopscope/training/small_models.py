@@ -19,6 +19,7 @@ from hopscope.errors import ModelError
 from hopscope.files import filling_folder
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import load_model
+from hopscope.models.text_bars import text_bars
 from hopscope.training.fit import WEIGHTS, torch_seed
 from hopscope.training.settings import TrainingSettings
 
@@ -170,6 +171,6 @@ def save_model(model: LanguageModel, folder: Path) -> None:
 
     The weights are put in place last, so that a folder that has them is complete.
     """
-    with filling_folder(folder, last=WEIGHTS) as temporary:
+    with filling_folder(folder, last=WEIGHTS) as temporary, text_bars():
         model.hf.save_pretrained(temporary, max_shard_size="1000GB")
         model.tokenizer.save_pretrained(temporary)

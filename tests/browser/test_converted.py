@@ -18,6 +18,9 @@ CELLS = (
 import sys
 sys.path.insert(0, {tests!r})
 from known import made_back_patching
+from hopscope.front_end import ProgressBar
+for _ in ProgressBar(range(3)):
+    pass
 result = made_back_patching({{("a", "t1", "none"): {{(1, 0)}}}}, [(1, 0), (2, 1)])
 result
 """,
@@ -44,6 +47,7 @@ def test_a_converted_notebook_shows_pictures(page: Page, with_state: bool, tmp_p
     text, _ = HTMLExporter(**told_options()).from_notebook_node(made)
     (tmp_path / "index.html").write_text(text, "utf-8")
     page.goto((tmp_path / "index.html").as_uri(), wait_until="networkidle")
+    expect(page.locator(".jp-OutputArea-output").first).to_contain_text("100%")
     pictures = page.locator(".jp-OutputArea-output img")
     expect(pictures).to_have_count(2)
     for each in pictures.all():

@@ -165,7 +165,7 @@ def test_a_notebook_that_is_opened_again_shows_its_views_or_pictures(
     run_notebook: RunNotebook, place: str
 ) -> None:
     page = run_notebook(
-        BACK_PATCH,
+        BACK_PATCH.replace("progress=False", "progress=True"),
         "view = result.view(); view",
         """
 questions = hs.load_questions("world-docs", distractors=1).with_few_shot(0)
@@ -198,6 +198,7 @@ explorer
     expect(output_of(page, 2).locator(".hopscope-hops tr")).to_have_count(3)
 
     save_and_open_again(page, end_kernel=True)
+    expect(output_of(page, 0).first).to_contain_text("100%")
     for cell in range(5):
         picture = output_of(page, cell).locator("img")
         expect(picture).to_be_visible()

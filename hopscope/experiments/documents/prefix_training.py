@@ -16,7 +16,6 @@ from typing import Any, ClassVar, Unpack
 
 import pandas as pd
 from scipy import stats
-from tqdm.auto import tqdm
 
 from hopscope.documents.lay_out import lay_out
 from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
@@ -25,6 +24,7 @@ from hopscope.engine.masked.read import read
 from hopscope.engine.read_out import ReadOut, Version
 from hopscope.errors import UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
+from hopscope.front_end import ProgressBar
 from hopscope.masks.algebra import Mask
 from hopscope.masks.named import mask_of
 from hopscope.models.language_model import LanguageModel
@@ -428,7 +428,7 @@ def answers_under(
     read_out = ReadOut(max_new_tokens=MAX_NEW_TOKENS)
     rows: list[Mapping[str, Any]] = []
     starts = range(0, len(questions), QUESTIONS_AT_ONCE)
-    for start in tqdm(starts, desc=f"ask under {mask.name}", disable=not progress):
+    for start in ProgressBar(starts, desc=f"ask under {mask.name}", disable=not progress):
         some = questions[start : start + QUESTIONS_AT_ONCE]
         ordered = [(order, each) for each in some for order in orders]
         versions = [
