@@ -162,6 +162,18 @@ def output_of(page: Page, cell: int) -> Locator:
     return page.locator(".jp-Notebook .jp-CodeCell").nth(cell).locator(".jp-OutputArea-output")
 
 
+def run_cell_until(page: Page, cell: int, text: str) -> None:
+    """Run one cell again until it prints a text: Jupyter keeps back changes of a busy kernel."""
+    for _ in range(20):
+        run_cell(page, cell)
+        try:
+            expect(output_of(page, cell)).to_contain_text(text, timeout=3000)
+        except AssertionError:
+            continue
+        return
+    expect(output_of(page, cell)).to_contain_text(text, timeout=1)
+
+
 def run_cell(page: Page, cell: int) -> None:
     """Run one cell again, counted from 0."""
     page.evaluate(

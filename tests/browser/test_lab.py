@@ -7,10 +7,12 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Page, expect
 
-from browser.conftest import LAB, NOTEBOOK, output_of, run_cell, save_and_open_again
+from browser.conftest import LAB, NOTEBOOK, output_of, run_cell, run_cell_until, save_and_open_again
 from browser.contrast import hard_to_read, is_dark
 
 RunNotebook = Callable[..., Page]
+NAMES = {"bridge": "John Lennon", "answer": "Canada"}
+"""The tokenizer of the tiny model tells both by a first token that is no space by itself."""
 QUICK = "import torch; torch.set_num_threads(1); import hopscope as hs"
 BACK_PATCH = f"""
 {QUICK}
@@ -88,25 +90,17 @@ painter
     n = changed.inner_text()
     shown.get_by_role("button", name="Ask under this mask").click()
     expect(shown.locator(".hopscope-answers")).to_contain_text(f"painted on causal ({n} changed)")
-    run_cell(page, 1)
-    expect(output_of(page, 1)).to_contain_text(f"{n} painted on causal 1")
+    run_cell_until(page, 1, f"{n} painted on causal 1")
     first, last = (shown.get_by_label(label) for label in ("from layer", "to layer"))
     first.select_option("1")
     expect(last).to_have_value("3")
-    run_cell(page, 1)
-    expect(output_of(page, 1)).to_contain_text(
-        "switched(painted on causal, layers 1,2,3, else causal)"
-    )
+    run_cell_until(page, 1, "switched(painted on causal, layers 1,2,3, else causal)")
     last.select_option("0")
     expect(first).to_have_value("0")
-    run_cell(page, 1)  # Jupyter keeps a change back while the kernel has one
-    expect(output_of(page, 1)).to_contain_text("layers 0, else causal")
+    run_cell_until(page, 1, "layers 0, else causal")
     heads = shown.get_by_label("heads")
     heads.select_option("2")
-    run_cell(page, 1)
-    expect(output_of(page, 1)).to_contain_text(
-        "switched(painted on causal, layers 0, heads 2, else causal)"
-    )
+    run_cell_until(page, 1, "switched(painted on causal, layers 0, heads 2, else causal)")
     run_cell(page, 2)
     expect(heads).to_have_value("1,3")
     heads.focus()
@@ -147,6 +141,8 @@ explorer
     text.press("Enter")
     expect(shown.locator(".hopscope-error")).to_contain_text("in brackets")
     text.fill("The spouse of [the performer of [Imagine]] is")
+    for name, value in NAMES.items():
+        shown.get_by_label(name, exact=True).fill(value)
     shown.get_by_role("button", name="Ask").click()
     expect(shown.locator(".hopscope-hops tr")).to_have_count(3)
     expect(shown.locator(".hopscope-tokens > .hopscope-e1")).to_contain_text("t1")
@@ -183,6 +179,8 @@ explorer
         expect(output_of(page, cell).locator("canvas")).to_be_visible()
     text = output_of(page, 2).get_by_label("query", exact=True)
     text.fill("The spouse of [the performer of [Imagine]] is")
+    for name, value in NAMES.items():
+        output_of(page, 2).get_by_label(name, exact=True).fill(value)
     text.press("Enter")
     expect(output_of(page, 2).get_by_text("done; .result has the back-patching")).to_be_visible()
     expect(text).to_be_focused()
@@ -221,7 +219,7 @@ painter
 """,
         """
 explorer = hs.explore(hs.load_model("tiny-random-llama"))
-explorer.ask("The spouse of [the performer of [Imagine]] is")
+explorer.ask("The spouse of [the performer of [Imagine]] is", "John Lennon", "Canada")
 explorer
 """,
     )
