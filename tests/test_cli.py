@@ -673,30 +673,41 @@ def test_a_mistake_exits_with_2(hopscope: Command, name: str) -> None:
     assert not Path("run").exists()
 
 
-@pytest.mark.parametrize("damage", ["frame", "run.json", "other settings"])
-def test_a_damaged_run_folder_exits_with_1(hopscope: Command, csv: Path, damage: str) -> None:
-    asked: tuple[object, ...] = ("grade", *TINY, "-q", csv, "-o", "run")
+def test_a_damaged_part_is_computed_again(hopscope: Command, csv: Path) -> None:
+    asked = ("grade", *TINY, "-q", csv, "-o", "run")
+    whole = hopscope(*asked)
+    before = Path("run/frame-000000.parquet").read_bytes()
+    Path("run/frame-000000.parquet").write_bytes(b"PAR1 and no more")
+    again = hopscope(*asked)
+    assert (again.code, again.out) == (0, whole.out)
+    assert Path("run/frame-000000.parquet").read_bytes() == before
+
+
+def test_a_damaged_record_exits_with_1(hopscope: Command, csv: Path) -> None:
+    asked = ("grade", *TINY, "-q", csv, "-o", "run")
     assert hopscope(*asked).code == 0
-    if damage == "frame":
-        Path("run/frame-000000.parquet").write_bytes(b"PAR1 and no more")
-    elif damage == "run.json":
-        Path("run/run.json").write_text("{")
-    else:
-        asked = (*asked, "--match", "substring")
+    Path("run/run.json").write_text("{")
     done = hopscope(*asked)
     assert done.code == 1
-    expected = "holds another run: its settings" if damage == "other settings" else "is damaged"
-    assert expected in done.err
-    assert done.err.splitlines()[-1].startswith(("hopscope: ", "Choose"))
+    assert "is damaged" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_another_run_in_the_folder_exits_with_2(hopscope: Command, csv: Path) -> None:
+    asked = ("grade", *TINY, "-q", csv, "-o", "run")
+    assert hopscope(*asked).code == 0
+    done = hopscope(*asked, "--match", "substring")
+    assert done.code == 2
+    assert "holds another run: its settings match is word, not substring" in done.err
     assert "Traceback" not in done.err
     assert done.out == ""
 
 
-def test_a_foreign_folder_exits_with_1(hopscope: Command, csv: Path) -> None:
+def test_a_foreign_folder_exits_with_2(hopscope: Command, csv: Path) -> None:
     Path("thesis").mkdir()
     Path("thesis/thesis.tex").write_text("ten years of work")
     done = hopscope("grade", *TINY, "-q", csv, "-o", "thesis")
-    assert done.code == 1
+    assert done.code == 2
     assert "hopscope: thesis is there and is not a run folder" in done.err
     assert [path.name for path in Path("thesis").iterdir()] == ["thesis.tex"]
 

@@ -142,7 +142,7 @@ MOVED: Mapping[str, Sequence[str]] = {
     "training_models": ("training.small_models", "training.settings"),
     "training_plots": ("experiments.documents.training_plots",),
     "training_runs": ("experiments.documents.prefix_training",),
-    "views.display": ("display.notebook",),
+    "views.display": ("display.notebook", "display.front_end"),
     "views.grid": ("display.grid",),
     "views.page": ("display.page",),
     "views.result_grids": ("experiments.two_hop.grids",),

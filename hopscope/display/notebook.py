@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
 
+from hopscope.display.front_end import in_notebook
 from hopscope.display.grid import Grid
 from hopscope.errors import HopscopeError
-from hopscope.front_end import in_notebook
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,10 +15,10 @@ import anywidget
 import traitlets
 from IPython.display import display, update_display
 
+from hopscope.display.front_end import WIDGET, creates_views, in_notebook
 from hopscope.display.grid import Grid, first_choice, key_of, slice_json, spec_of
 from hopscope.display.static_files import module, static
 from hopscope.errors import UsageError
-from hopscope.front_end import WIDGET, creates_views, in_notebook
 
 
 class View(anywidget.AnyWidget):

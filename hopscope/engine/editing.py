@@ -16,6 +16,7 @@ from hopscope.engine.hooks import (
     rewriting_input,
     rewriting_output,
     rewriting_residual,
+    unhooked,
 )
 from hopscope.engine.sublayers import writer_of
 from hopscope.errors import ModelError
@@ -224,14 +225,15 @@ def require(model: LanguageModel, what: str, holds: Callable[[LanguageModel], bo
         ModelError: if it does not hold.
     """
     if what not in model.probed:
-        if not tried(model)[2].isfinite().all():
-            return  # what is not a number is told of where it is read
-        try:
-            model.probed[what] = holds(model)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, TypeError):  # what it is given has another shape or type
-            model.probed[what] = False
+        with unhooked(model):
+            if not tried(model)[2].isfinite().all():
+                return  # what is not a number is told of where it is read
+            try:
+                model.probed[what] = holds(model)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, TypeError):  # what it is given has another shape or type
+                model.probed[what] = False
     if not model.probed[what]:
         raise ModelError(
             f"{what} do not hold in {model.name} ({model.config.model_type}): tried on a short "

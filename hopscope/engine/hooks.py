@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from hopscope.models.interrupts import interrupt_safe
 from hopscope.models.language_model import LanguageModel
 
 Rewrite = Callable[[int, Tensor], Tensor | None]
+T = TypeVar("T")
 Hooks = Iterable[tuple[nn.Module, Callable[..., Any]]]
 
 
@@ -44,6 +45,36 @@ def _with_first(args: tuple[Any, ...], kwargs: dict[str, Any], first: Tensor) ->
     if args:
         return (first, *args[1:]), kwargs
     return args, {**kwargs, "hidden_states": first}
+
+
+@interrupt_safe
+def unhooked(model: LanguageModel) -> Iterator[None]:
+    """Set the engine's hooks aside, so that a probe sees the model as it is within an edit, too."""
+    kinds = [
+        hooks
+        for module in model.hf.modules()
+        for hooks in (module._forward_pre_hooks, module._forward_hooks)
+        if any(hook.__module__ == __name__ for hook in hooks.values())
+    ]
+    before = [dict(hooks) for hooks in kinds]
+    try:
+        for hooks in kinds:
+            for key in [key for key, hook in hooks.items() if hook.__module__ == __name__]:
+                del hooks[key]
+        yield
+    finally:
+        for hooks, kept in zip(kinds, before, strict=True):
+            hooks.clear()
+            hooks.update(kept)
+
+
+def probed(model: LanguageModel, name: str, find: Callable[[LanguageModel], T]) -> T:
+    """A property of a model, found once by running it with no edit."""
+    if name not in model.probed:
+        with unhooked(model):
+            model.probed[name] = find(model)
+    found: T = model.probed[name]
+    return found
 
 
 def rewriting_residual(model: LanguageModel, rewrite: Rewrite) -> AbstractContextManager[None]:

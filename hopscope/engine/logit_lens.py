@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hopscope.engine.finite import refuse_not_finite
-from hopscope.engine.hooks import rewriting_residual
+from hopscope.engine.hooks import probed, rewriting_residual
 from hopscope.errors import ModelError
 from hopscope.models.language_model import LanguageModel
 from hopscope.probes import LogitLens
@@ -25,14 +25,13 @@ def logit_lens(model: LanguageModel) -> LogitLens:
             not finite numbers.
     """
     softcap = getattr(model.config, "final_logit_softcapping", None)
-    if "lens scale" not in model.probed:
-        model.probed["lens scale"] = _scale(model, softcap)
-    if model.probed["lens scale"] is None:
+    scale = probed(model, "lens scale", lambda model: _scale(model, softcap))
+    if scale is None:
         raise ModelError(
             f"the logit lens does not hold in {model.name} ({model.config.model_type}): the final "
             "norm and the unembedding of the last block's states are not the model's logits"
         )
-    return LogitLens(model.final_norm, model.unembedding, softcap, model.probed["lens scale"])
+    return LogitLens(model.final_norm, model.unembedding, softcap, scale)
 
 
 @torch.no_grad()

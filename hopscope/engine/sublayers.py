@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hopscope.engine.hooks import reading_outputs, rewriting_residual
+from hopscope.engine.hooks import probed, reading_outputs, rewriting_residual
 from hopscope.errors import ModelError, UsageError
 from hopscope.models.language_model import LanguageModel
 
@@ -49,9 +49,7 @@ def writer_of(model: LanguageModel, layer: int, site: str) -> Writer:
     """
     if site not in SITES:
         raise UsageError(f"no module writes {site!r}: expected 'attn_out' or 'mlp_out'")
-    if "writers" not in model.probed:
-        model.probed["writers"] = find_writers(model)
-    found: dict[str, Writer] | None = model.probed["writers"][layer]
+    found = probed(model, "writers", find_writers)[layer]
     if found is None:
         raise ModelError(
             f"{site} cannot be read or changed in {model.name} ({model.config.model_type}): what "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hopscope.engine.attention import extend, forward_streams
 from hopscope.engine.cache import Prefix, StreamCache
 from hopscope.engine.finite import refuse_not_finite
-from hopscope.engine.hooks import rewriting_residual
+from hopscope.engine.hooks import probed, rewriting_residual
 from hopscope.models.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
@@ -37,12 +37,15 @@ def shares_prefixes(model: LanguageModel, n_tokens: int = 0) -> bool:
         n_tokens: of the longest prompt, with what is generated after it. Past a length at which
             the model's positions change (`position_limit`), a prefix is not what it is alone.
     """
-    if "shares_prefixes" not in model.probed:
-        known = set(getattr(model.config, "layer_types", None) or ()) <= KNOWN_LAYERS
-        replaceable = getattr(model.hf, "_supports_attention_backend", False)
-        model.probed["shares_prefixes"] = known and replaceable and agrees_with_plain(model)
     limit = position_limit(model)
-    return bool(model.probed["shares_prefixes"]) and (limit is None or n_tokens <= limit)
+    fits = limit is None or n_tokens <= limit
+    return probed(model, "shares_prefixes", _takes_the_engines_attention) and fits
+
+
+def _takes_the_engines_attention(model: LanguageModel) -> bool:
+    known = set(getattr(model.config, "layer_types", None) or ()) <= KNOWN_LAYERS
+    replaceable = getattr(model.hf, "_supports_attention_backend", False)
+    return known and replaceable and agrees_with_plain(model)
 
 
 def position_limit(model: LanguageModel) -> int | None:

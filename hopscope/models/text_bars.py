@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from hopscope.front_end import ProgressBar
+from hopscope.display.front_end import ProgressBar
 from hopscope.models.interrupts import interrupt_safe
 
 

@@ -30,6 +30,7 @@ from typing import BinaryIO
 import platformdirs
 from filelock import FileLock, Timeout
 
+from hopscope.display.front_end import ProgressBar
 from hopscope.errors import ModelError, PlaceError, UnknownModelError, one_of
 from hopscope.files import (
     check_place,
@@ -39,7 +40,6 @@ from hopscope.files import (
     temporary_folder,
     write_json,
 )
-from hopscope.front_end import ProgressBar
 from hopscope.models.gguf import quiet_transformers, read_gguf
 
 logger = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from hopscope.display.front_end import ProgressBar
 from hopscope.engine.attention import forward_streams
 from hopscope.engine.cache import StreamCache
 from hopscope.engine.editing import recording, stacked
@@ -17,7 +18,6 @@ from hopscope.engine.finite import check_states
 from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.support import shares_prefixes
 from hopscope.errors import ModelError, UsageError, one_of
-from hopscope.front_end import ProgressBar
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.linear import without_bias
 from hopscope.prompting.tokenized import TokenizedPrompt, by_shape

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import pandas as pd
 
+from hopscope.display.front_end import ProgressBar
 from hopscope.errors import QueryError, ResultError, TakenError, UsageError
 from hopscope.files import check_place, clear_leftovers, make_folder, write_json_once
-from hopscope.front_end import ProgressBar
 from hopscope.models.interrupts import interrupt_safe, n_stops
 from hopscope.results.result import Result
 from hopscope.results.run_folder import (

@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hopscope.display.front_end import ProgressBar
 from hopscope.errors import ModelError, ResultError, TakenError
 from hopscope.files import clear_leftovers, make_folder, replacing, write_json
-from hopscope.front_end import ProgressBar
 from hopscope.models.interrupts import interrupt_safe
 from hopscope.results.run_folder import is_taken
 from hopscope.training.settings import Schedule

@@ -18,7 +18,7 @@ CELLS = (
 import sys
 sys.path.insert(0, {tests!r})
 from known import made_back_patching
-from hopscope.front_end import ProgressBar
+from hopscope.display.front_end import ProgressBar
 for _ in ProgressBar(range(3)):
     pass
 result = made_back_patching({{("a", "t1", "none"): {{(1, 0)}}}}, [(1, 0), (2, 1)])

@@ -26,10 +26,13 @@ from hopscope.engine.hooks import (
     rewriting_output,
     rewriting_residual,
 )
+from hopscope.engine.logit_lens import logit_lens
 from hopscope.engine.read_out import ReadOut
+from hopscope.engine.support import shares_prefixes
 from hopscope.engine.sweep import sweep
 from hopscope.errors import ModelError, UsageError
 from hopscope.models.language_model import LanguageModel
+from hopscope.models.load import load_model
 from hopscope.models.tiny import SLIDING_WINDOW
 
 TEXT = "The capital of the country of the Colosseum is"
@@ -455,3 +458,17 @@ def test_boundaries_are_passed_in_order(tiny_model: LanguageModel) -> None:
         logits(tiny_model, tokens(tiny_model))
     assert seen == list(range(tiny_model.n_layers + 1))
     assert len(decoder_layers(tiny_model.hf)) == tiny_model.n_layers
+
+
+def test_a_probe_within_an_edit_sees_the_model_as_it_is() -> None:
+    model = load_model("tiny-random-llama", device="cpu")
+    ids = torch.tensor([model.encode("The capital of the country of Nauru is").ids])
+    patch = Patch(0, 1, torch.full((model.d_model,), 3.0))
+    own = model.hf(ids).logits
+    with edit(model, [patch], ids.shape[1]):
+        edited = model.hf(ids).logits
+        assert shares_prefixes(model)
+        assert logit_lens(model).scale == 1
+        assert torch.equal(model.hf(ids).logits, edited)
+    assert torch.equal(model.hf(ids).logits, own)
+    assert not torch.equal(edited, own)

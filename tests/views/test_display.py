@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from known import made_back_patching, made_grading
 
-from hopscope import front_end
-from hopscope.display import notebook, widgets
+from hopscope.display import front_end, notebook, widgets
 from hopscope.experiments.two_hop.back_patching import BackPatching
 from hopscope.results.result import Result
 

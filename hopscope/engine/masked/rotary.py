@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hopscope.engine.attention import forward_streams
 from hopscope.engine.cache import PassPlan, Prefix, StreamCache
+from hopscope.engine.hooks import probed
 from hopscope.engine.support import FIXED_ROTATIONS
 from hopscope.models.language_model import LanguageModel
 
@@ -124,10 +125,7 @@ def rotary_of(model: LanguageModel) -> Rotary | None:
 
     It is tested once per model.
     """
-    if "rotary" not in model.probed:
-        model.probed["rotary"] = Rotary.of(model)
-    found: Rotary | None = model.probed["rotary"]
-    return found
+    return probed(model, "rotary", Rotary.of)
 
 
 def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Unpack
 import pandas as pd
 from scipy import stats
 
+from hopscope.display.front_end import ProgressBar
 from hopscope.documents.lay_out import lay_out
 from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
 from hopscope.documents.world_docs import NAMES, with_names, world_docs
@@ -24,7 +25,6 @@ from hopscope.engine.masked.read import read
 from hopscope.engine.read_out import ReadOut, Version
 from hopscope.errors import UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
-from hopscope.front_end import ProgressBar
 from hopscope.masks.algebra import Mask
 from hopscope.masks.named import mask_of
 from hopscope.models.language_model import LanguageModel

@@ -486,7 +486,7 @@ def test_other_partners_are_another_run(tmp_path: Path) -> None:
     first, second = (replace(alone, pool=chosen([id]).queries) for id in ("early-2", "usual"))
     assert first.fingerprint == second.fingerprint
     patched(first, out=tmp_path / "run", controls=())
-    with pytest.raises(ResultError, match="its settings is"):
+    with pytest.raises(ResultError, match="its settings partners is"):
         patched(second, out=tmp_path / "run", controls=())
 
 

@@ -401,5 +401,5 @@ def test_shards_come_together(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(together.frame, whole.frame)
     pd.testing.assert_frame_equal(together.details, whole.details)
     assert together.run["settings"]["noise"] == 3.0
-    with pytest.raises(ResultError, match="its settings is"):
+    with pytest.raises(ResultError, match="its settings window is 2, not 1"):
         traced(chosen(ids), out=tmp_path / "run", window=1, **settings)

@@ -6,8 +6,8 @@ import IPython.display
 import pytest
 from transformers.utils import logging
 
-from hopscope import front_end
-from hopscope.front_end import ProgressBar
+from hopscope.display import front_end
+from hopscope.display.front_end import ProgressBar
 from hopscope.models.text_bars import text_bars
 
 
