@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from torch import Tensor
 
-from hopscope.engine.edits import Cell
+from hopscope.engine.edits import Cell, Patch
 from hopscope.engine.read_out import CellOutputs
 from hopscope.errors import ModelError
 from hopscope.models.token_model import TokenModel
@@ -26,7 +26,7 @@ def check_finite(
     prompts: Sequence[Sequence[int]],
     cells: Sequence[Cell] = (),
 ) -> CellOutputs:
-    """Refuse prompts whose logits are not finite numbers, and warn of edits that make them so.
+    """Refuse prompts whose logits are not finite numbers, and warn of patches that make them so.
 
     Args:
         model: the model.
@@ -39,16 +39,17 @@ def check_finite(
         that is NaN, and generates nothing further.
 
     Raises:
-        ModelError: if the logits of an unedited prompt, or of every cell, are not finite.
+        ModelError: if the logits of every cell, or of one without a patch, are not finite. There
+            is no value that counts as no effect for a knockout, whose effect is a change.
     """
     wrong = (~outputs.finite).nonzero().flatten().tolist()
     if not wrong:
         return outputs
-    first = next((index for index in wrong if not cells or not cells[index]), None)
+    first = next((index for index in wrong if not cells or not _patched(cells[index])), None)
     if first is not None or len(wrong) == len(outputs.finite):
         refuse_not_finite(model, "logits", prompts[wrong[0] if first is None else first])
     logger.warning(
-        "%d of %d edited versions of %r have logits that are not finite numbers, and count as not "
+        "%d of %d patched versions of %r have logits that are not finite numbers, and count as not "
         "answered; the first is %s",
         len(wrong),
         len(cells),
@@ -56,6 +57,10 @@ def check_finite(
         ", ".join(map(str, cells[wrong[0]])),
     )
     return outputs
+
+
+def _patched(cell: Cell) -> bool:
+    return any(isinstance(each, Patch) for each in cell)
 
 
 def check_states(

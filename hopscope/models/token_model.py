@@ -250,39 +250,42 @@ class TokenModel:
             return frozenset()
         return frozenset([configured] if isinstance(configured, int) else configured)
 
-    def answer_tokens(self, names: Iterable[str]) -> tuple[int, ...]:
+    def answer_tokens(self, names: Iterable[str], required: bool = True) -> tuple[int, ...]:
         """Return the first tokens of an answer, over all of its names.
 
-        Names that begin with an article are left out unless all do, because "the euro" and
-        "the yen" have the same first token.
+        Names that begin with an article are left out unless no other can be identified, because
+        "the euro" and "the yen" have the same first token.
 
         Raises:
-            UsageError: if no name can be told by its first token; see `first_tokens`.
+            UsageError: if `required`, and no name can be identified by its first token; see
+                `first_tokens`.
         """
         names = tuple(names)
         without_article = [name for name in names if not _ARTICLE.match(name.strip())]
-        return self.first_tokens(without_article or names)
+        found = self.first_tokens(without_article, required=False)
+        return found or self.first_tokens(names, required=required)
 
     def first_tokens(
         self, names: Iterable[str], variants: bool = False, required: bool = True
     ) -> tuple[int, ...]:
         """Return the first token of each name when it follows a prompt and one space.
 
-        A name whose first token tells nothing of it is left out: a space by itself, with which
-        every number begins for some tokenizers, or the token of unknown words.
+        A name that its first token does not identify is left out: a space by itself, with which
+        every number begins for some tokenizers, the first digit alone of a longer number, or the
+        token of unknown words.
 
         Args:
             names: the names.
             variants: whether to include the first tokens of the name without the space and in
                 lower case; a leading article is then dropped.
-            required: whether to refuse names none of which can be told by its first token;
+            required: whether to refuse names none of which its first token identifies;
                 otherwise there are no tokens for them.
 
         Returns:
             Token ids without repeats, in the order of the names.
 
         Raises:
-            UsageError: if `required`, and there are names but no tokens that tell them.
+            UsageError: if `required`, and there are names but no tokens that identify them.
         """
         names = [name for name in (name.strip() for name in names) if name]
         tokens: dict[int, None] = {}
@@ -297,8 +300,9 @@ class TokenModel:
                     tokens[self._first_token(spelling, space=False)] = None
         found = tuple(token for token in tokens if token >= 0)
         if required and names and not found:
+            shown = " or ".join(map(repr, names[:3]))
             raise UsageError(
-                f"{self.name} cannot tell {' or '.join(map(repr, names[:3]))} by its first token, "
+                f"{self.name} cannot identify {shown} by its first token, "
                 "a space or the unknown token, with which others begin, too: leave the query "
                 "out, or add an alias that begins otherwise"
             )
@@ -317,7 +321,8 @@ class TokenModel:
         rest = text[len(alone) :]
         if not rest or text[: len(alone)] != alone or rest[0] == self.tokenizer.unk_token_id:
             return -1
-        if not str(self.tokenizer.decode(rest[:1])).strip():
+        first = str(self.tokenizer.decode(rest[:1])).strip()
+        if not first or (len(first) == 1 and first.isdigit() and name[1:2].isdigit()):
             return -1
         return self._known(rest[:1])[0]
 

@@ -84,7 +84,7 @@ def with_first_tokens(
     names_of: Callable[[TwoHopQuery], Iterable[Sequence[str]]],
     variants: bool = False,
 ) -> QuerySet:
-    """The queries that a model can tell by first tokens; the others are left out, with a warning.
+    """The queries whose names first tokens identify; the others are left out, with a warning.
 
     Args:
         model: the model.
@@ -100,15 +100,17 @@ def with_first_tokens(
             model.first_tokens(names, variants, required=False) for names in names_of(query)
         )
     )
-    left_out = [query.id for query in queries if query.id not in {each.id for each in kept}]
+    ids = {query.id for query in kept}
+    left_out = [query.id for query in queries if query.id not in ids]
     if left_out and not len(kept):
         raise QueryError(
-            f"{model.name} tells no query of {queries.name} by first tokens: its tokenizer begins "
-            "their names with a space by itself, or with the unknown token"
+            f"no first token identifies the names of any query of {queries.name} for {model.name}: "
+            "its tokenizer begins them with a space by itself, or with the unknown token"
         )
     if left_out:
         logger.warning(
-            "%d of %d queries have names that no first token tells: they are left out, such as %s",
+            "%d of %d queries have names that no first token identifies: they are left out, "
+            "such as %s",
             len(left_out),
             len(queries),
             left_out[0],

@@ -258,7 +258,7 @@ class _Blocker:
         self, blocking: ReadBlocked, fitted: FittedQuestion, cells: Sequence[Knockout | None]
     ) -> Answers:
         """What is answered in each cell of a prompt."""
-        tokens = self.prompts.model.answer_tokens(fitted.question.names)
+        tokens = self.prompts.model.answer_tokens(fitted.question.names, required=False)
         outputs = blocking(cells, self.prompts.read_out(tokens))
         return [self.prompts.answer(each) for each in outputs.tokens], outputs.logprob.numpy()
 

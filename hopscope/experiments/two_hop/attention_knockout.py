@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, get_args
 
+import numpy as np
 import pandas as pd
 
 from hopscope.engine.edits import Cell, Knockout
@@ -235,7 +236,8 @@ def knockout(
         "one_line": queries.few_shot > 0 if one_line is None else one_line,
         "seed": options.seed,
     }
-    queries = with_first_tokens(model, queries, lambda query: [query.names("e3")])
+    if criterion == "first_token":
+        queries = with_first_tokens(model, queries, lambda query: [query.names("e3")])
     prompts = QueryPrompts.of(model, queries, max_new_tokens, max_memory=options.max_memory)
     blocker = _Blocker(prompts, settings)
     return run_in_parts(
@@ -319,7 +321,7 @@ class _Blocker:
     def _read_out(self, query: TwoHopQuery, predicted: int) -> ReadOut:
         model, generates = self.prompts.model, self.settings["criterion"] == "generation"
         return ReadOut(
-            answer_tokens=model.answer_tokens(query.names("e3")),
+            answer_tokens=model.answer_tokens(query.names("e3"), required=False),
             max_new_tokens=self.settings["max_new_tokens"] if generates else 0,
             stop=stop_at_line_end(model) if self.settings["one_line"] else None,
             top_k=1,
@@ -333,7 +335,8 @@ class _Blocker:
         texts = self._texts(outputs)
         names, match = query.names("e3"), self.settings["match"]
         hits = {text: matches(answer_text(text, line), names, match) for text in set(texts)}
-        rank, logprob = outputs.rank.numpy(), outputs.logprob.numpy()
+        last = self.prompts.model.vocab_size  # of a name that no first token identifies
+        rank, logprob = np.where(outputs.rank < 0, last, outputs.rank), outputs.logprob.numpy()
         predicted = outputs.tracked[:, 0].numpy()
         return pd.DataFrame(
             {

@@ -321,9 +321,8 @@ def back_patch(
         >>> result.success_rate()  # doctest: +SKIP
     """
     options = RunOptions(**run)
-    queries = with_first_tokens(
-        model, queries, lambda query: [query.names("e2"), query.names("e3")]
-    )
+    if criterion == "first_token":
+        queries = with_first_tokens(model, queries, lambda query: [query.names("e3")])
     room = max_new_tokens if criterion == "generation" else 1
     settings = {
         "positions": positions,
@@ -388,8 +387,8 @@ class _Patcher:
     def _read_out(self, query: TwoHopQuery) -> ReadOut:
         match, line = self.settings["match"], self.settings["one_line"]
         return ReadOut(
-            answer_tokens=self.prompts.model.first_tokens(query.names("e3")),
-            also_rank=self.prompts.model.first_tokens(query.names("e2")),
+            answer_tokens=self.prompts.model.first_tokens(query.names("e3"), required=False),
+            also_rank=self.prompts.model.first_tokens(query.names("e2"), required=False),
             max_new_tokens=self.settings["max_new_tokens"],
             stop=stop_when_answered(self.prompts.model, query.names("e3"), match, line)
             if self.settings["stop_early"]
@@ -401,7 +400,10 @@ class _Patcher:
     ) -> pd.DataFrame:
         """The rows of one query and position; the first is the clean prompt's."""
         n, texts = len(self.pairs), [self.prompts.model.decode(tokens) for tokens in outputs.tokens]
-        rank = outputs.rank.numpy()
+        last = self.prompts.model.vocab_size  # of a name that no first token identifies
+        rank, bridge = (
+            np.where(each < 0, last, each) for each in (outputs.rank, outputs.also_rank)
+        )
         return pd.DataFrame(
             {
                 "query": query.id,
@@ -412,7 +414,7 @@ class _Patcher:
                 "hit": self._hits(query, texts, rank),
                 "answer_rank": rank,
                 "answer_logprob": outputs.logprob.numpy(),
-                "bridge_rank": outputs.also_rank.numpy(),
+                "bridge_rank": bridge,
                 "bridge_logprob": outputs.also_logprob.numpy(),
                 "generation": texts,
             }

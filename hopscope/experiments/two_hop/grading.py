@@ -234,11 +234,13 @@ def grade_until(
     def until(tables: Tables) -> str | None:
         found = Grading.of(tables, {}).counts()
         n, left = found["graded"], len(queries) - found["graded"]
-        chance = min(chance_of_more(found[s], n, need[s] - found[s], left) for s in need)
+        missing = [subset for subset in need if found[subset] < need[subset]]
         shown = ", ".join(f"{found[subset]} of {need[subset]} {subset}" for subset in need)
-        if n < at_least or LEAST_CHANCE <= chance < 1:
+        chances = [chance_of_more(found[s], n, need[s] - found[s], left) for s in missing]
+        chance = min(chances, default=1.0)
+        if n < at_least or (missing and left and chance >= LEAST_CHANCE):
             return f"{shown}, chance {chance:.0%}"
-        if chance < LEAST_CHANCE:
+        if missing and left:
             logger.warning(
                 "%d queries are graded, with %s; the chance that the other %d have the rest is "
                 "%.0f %%, so that no more are graded",
@@ -247,6 +249,8 @@ def grade_until(
                 left,
                 100 * chance,
             )
+        elif missing:
+            logger.warning("all %d queries are graded, with %s", n, shown)
         return None
 
     per_part = min(PER_PART, max(at_least, 32))

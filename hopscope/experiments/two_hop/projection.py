@@ -29,7 +29,7 @@ from hopscope.models.language_model import LanguageModel
 from hopscope.probes import LogitLens
 from hopscope.probes.logit_lens import rank_among
 from hopscope.prompting.capture import Activations, capture
-from hopscope.prompting.query_prompts import QueryPrompts, question, with_first_tokens
+from hopscope.prompting.query_prompts import QueryPrompts, question
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.result import Result
@@ -197,9 +197,6 @@ def project(
         >>> project(model, graded.correct()).summary()  # doctest: +SKIP
     """
     options = RunOptions(**run)
-    queries = with_first_tokens(
-        model, queries, lambda query: [query.names("e2"), query.names("e3")], variants=True
-    )
     others = choose_others(queries, options.seed)
     settings = {
         "positions": positions,
@@ -275,20 +272,23 @@ class _Projector:
         return pd.concat(frames, ignore_index=True), [details]
 
     def _targets(self, query: TwoHopQuery, predicted: int) -> dict[str, tuple[int, ...]]:
-        """The tokens that stand for each target; without what the query's own names share."""
+        """The tokens that stand for each target; without what the query's own names share.
+
+        A target that no first token identifies is left out.
+        """
         model, other = self.prompts.model, self.others.get(query.id)
         targets = {
-            "e2": model.first_tokens(query.names("e2"), variants=True),
-            "e3": model.first_tokens(query.names("e3"), variants=True),
+            "e2": model.first_tokens(query.names("e2"), variants=True, required=False),
+            "e3": model.first_tokens(query.names("e3"), variants=True, required=False),
             "prediction": (predicted,),
         }
         if other is not None:
             for entity in ("e2", "e3"):
                 tokens = model.first_tokens(other.names(entity), variants=True, required=False)
                 others = tuple(token for token in tokens if token not in targets[entity])
-                if others:
+                if others and targets[entity]:
                     targets[f"{entity}_other"] = others
-        return targets
+        return {name: tokens for name, tokens in targets.items() if tokens}
 
 
 def read_targets(logits: Tensor, targets: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
