@@ -47,7 +47,7 @@ Need = Annotated[
     int,
     typer.Option(
         min=0,
-        help="Keep grading beyond --limit until the subset has so many queries; 0: stop there.",
+        help="Keep grading beyond --limit until this many queries are in the subset; 0: stop there.",
     ),
 ]
 FewShot = Annotated[
@@ -198,17 +198,21 @@ class SubsetOptions(QueryOptions):
         """
         from hopscope.experiments.analysis import limited
         from hopscope.experiments.two_hop.grading import grade, grade_until
+        from hopscope.results.run_folder import is_run
 
         if self.subset == "all":
             queries, model = self.load_queries(), self.load_model()
             return model, limited(queries, self.most, self.seed)
         rule: Any = {"match": match, "max_new_tokens": max_new_tokens}
-        if self.limit is None or not self.need:
+        before = self._beside("grading")  # of a run that an earlier version began, too
+        begun = before is not None and is_run(before)
+        if begun or self.limit is None or not self.need:
             queries, model = self.load_queries(), self.load_model()
-            graded = grade(model, queries, out=self._beside("grading"), **rule)
+            graded = grade(model, queries, out=before, **rule)
         else:
             queries, model = replace(self, limit=None).load_queries(), self.load_model()
-            need, out = {self.subset: self.need}, self._beside("graded")
+            enough = self.need if self.most is None else min(self.need, self.most)
+            need, out = {self.subset: enough}, self._beside("graded")
             graded = grade_until(model, queries, need, self.limit, seed=self.seed, out=out, **rule)
         chosen = graded.incorrect() if self.subset == "incorrect" else graded.correct()
         return model, limited(chosen, self.most, self.seed)

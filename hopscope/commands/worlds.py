@@ -42,7 +42,7 @@ def worlds_train(
         ),
     ] = None,
     snapshots: Annotated[
-        int | None, typer.Option(min=1, help="Save the weights after every so many steps.")
+        int | None, typer.Option(min=1, help="Save the weights every n steps.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU if any.")] = None,
     threads: Annotated[

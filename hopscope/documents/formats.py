@@ -66,7 +66,7 @@ def from_rows(rows: Sequence[Row], name: str) -> QuestionSet:
     """
     if not rows:
         raise QueryError(f"{name} contains no questions")
-    questions, unanswerable = [], 0
+    questions, unanswerable, ambiguous = [], 0, 0
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Mapping):
             raise QueryError(f"{name}, row {number} must be an object with fields, not {row!r:.60}")
@@ -75,6 +75,8 @@ def from_rows(rows: Sequence[Row], name: str) -> QuestionSet:
                 unanswerable += 1
                 continue
             questions.append(_reader(row)(_plain(row), number))
+        except _AmbiguousError:
+            ambiguous += 1
         except QueryError as error:
             raise QueryError(f"{name}, row {number}: {error}") from error
         except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
@@ -84,6 +86,12 @@ def from_rows(rows: Sequence[Row], name: str) -> QuestionSet:
     questions = _distinct(questions, name)
     if unanswerable:
         logger.warning("%s: %d unanswerable questions are left out", name, unanswerable)
+    if ambiguous:
+        logger.warning(
+            "%s: %d questions are left out, since several of their documents have the title of a "
+            "gold one",
+            *(name, ambiguous),
+        )
     unordered = sum(not question.ordered for question in questions)
     if unordered:
         logger.warning(
@@ -201,6 +209,10 @@ def _from_musique(row: Row, number: int) -> MultiDocQuestion:
     )
 
 
+class _AmbiguousError(Exception):
+    """A row that does not say which of its documents are the gold ones."""
+
+
 def _from_hotpot(row: Row, number: int) -> MultiDocQuestion:
     """Convert a row of HotpotQA (Yang et al. 2018) or 2WikiMultihopQA (Ho et al. 2020)."""
     answer = _answer(row)
@@ -209,12 +221,8 @@ def _from_hotpot(row: Row, number: int) -> MultiDocQuestion:
     facts = row["supporting_facts"] if answer else row.get("supporting_facts") or ()
     gold = list(dict.fromkeys(title for title, _ in _pairs(facts)))
     unknown = [title for title in gold if title not in titles]
-    twice = next((title for title in gold if titles.count(title) > 1), None)
-    if twice is not None:
-        raise QueryError(
-            f"several documents have the title {twice!r}, so that it is unknown which of them "
-            "supporting_facts names"
-        )
+    if any(titles.count(title) > 1 for title in gold):
+        raise _AmbiguousError
     if unknown or (answer and not gold):
         problem = (
             f"names {unknown[0]!r}, which is" if unknown else "is empty, so that a gold title is"

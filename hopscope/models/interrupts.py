@@ -51,7 +51,7 @@ class _Handler:
             before = signal.getsignal(signal.SIGINT)
             if not callable(before):
                 return False
-            self._before = before
+            self._before, self._waiting = before, False
             signal.signal(signal.SIGINT, self)
         self._depth += 1
         return True

@@ -196,7 +196,7 @@ class _Spelling(NamedTuple):
     def of(cls, name: str, folded: str) -> _Spelling:
         """Compile a name by its folded spelling."""
         words = re.findall(r"[^\W\d_]+|\d{1,3}(?!\d)", folded)
-        open_end = r"[.:]?|[, ']\d{0,3}" if folded[-1].isdecimal() else ""
+        open_end = r"[.:]?|[, ']\d{0,3}" if folded.rstrip('."')[-1:].isdecimal() else ""
         longest = max(words, key=len, default="")
         return cls(name, longest, re.compile(_pattern(folded)), re.compile(open_end))
 

@@ -149,32 +149,41 @@ def _run(
     """
     parts = _of_shard(list(sizes), shard, out)
     folder = None if out is None else Path(out)
-    there = set() if folder is None else _finished(folder, parts, run)
+    there = set() if folder is None else _finished(folder, parts, run, until)
+    if folder is not None and there == set(parts):
+        return read_parts(folder, sizes)
     if at_once and folder is not None and len(there) < len(parts):
         open_run(folder, run)
     kept: list[Tables] = []
+    if folder is not None and until is not None and there:
+        kept.append(read_parts(folder, sizes))
     total = sum(sizes[part] for part in parts)
     with (
         _keeping_what_is_done(run, folder, kept),
         ProgressBar(total=total, desc=description, unit=unit, disable=not progress) as bar,
     ):
         for part in parts:
-            if folder is None:
-                kept.append(compute(part))
-            elif part not in there:
-                tables = compute(part)
-                write_part(open_run(folder, run), part, tables)
             bar.update(sizes[part])
-            if until is not None:
-                shown = until(joined(kept) if folder is None else read_parts(folder, sizes))
-                if shown is None:
-                    break
-                bar.set_postfix_str(shown)
+            if part in there:
+                continue
+            tables = compute(part)
+            if folder is not None:
+                write_part(open_run(folder, run), part, tables)
+            if folder is None or until is not None:
+                kept.append(tables)
+            shown = "" if until is None else until(joined(kept))
+            if shown is None:
+                break
+            bar.set_postfix_str(shown)
     return joined(kept) if folder is None else read_parts(folder, sizes)
 
 
-def _finished(folder: Path, parts: Sequence[int], run: Mapping[str, Any]) -> set[int]:
+def _finished(
+    folder: Path, parts: Sequence[int], run: Mapping[str, Any], until: Until | None
+) -> set[int]:
     """The parts that need not be computed; that the others can be written is checked.
+
+    They are all parts if those that are there are enough for `until`.
 
     Raises:
         TakenError: if the folder holds something else.
@@ -182,6 +191,8 @@ def _finished(folder: Path, parts: Sequence[int], run: Mapping[str, Any]) -> set
     """
     check_run(folder, run)
     there = {part for part in parts if has_part(folder, part)}
+    if there and until is not None and until(read_parts(folder, parts)) is None:
+        return set(parts)
     if len(there) < len(parts):
         check_place(folder)
         clear_leftovers(folder)

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from hopscope.errors import UsageError
 from hopscope.files import write_json
+from hopscope.models.evaluation import evaluating
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import device_of, load_model
 from hopscope.training.fit import IGNORED, fit, open_training
@@ -170,7 +171,8 @@ def answered(
     for start in range(0, len(examples), ROWS_AT_ONCE):
         places = torch.arange(start, min(len(examples), start + ROWS_AT_ONCE))
         some = table.rows(places).to(model.device)
-        predicted = logits_of(model, some.ids, thought).argmax(dim=-1)
+        with evaluating(model.hf):
+            predicted = logits_of(model, some.ids, thought).argmax(dim=-1)
         right.append(((predicted == some.targets) | (some.targets == IGNORED)).all(dim=1).cpu())
     return torch.cat(right)
 

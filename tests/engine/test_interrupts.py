@@ -158,3 +158,20 @@ def test_an_interrupt_that_a_library_turns_into_an_error_is_one_again(
     with pytest.raises(ResultError, match="no run was interrupted"):
         hs.partial()
     pd.testing.assert_frame_equal(done.frame, whole.frame.head(len(done.frame)))
+
+
+def test_an_interrupt_during_a_set_up_that_fails_does_not_come_later() -> None:
+    @interrupt_safe
+    def failing() -> Iterator[None]:
+        signal.raise_signal(signal.SIGINT)
+        raise ValueError("no")
+        yield
+
+    @interrupt_safe
+    def fine() -> Iterator[None]:
+        yield
+
+    with pytest.raises(ValueError, match="no"), failing():
+        pass
+    with fine():
+        pass

@@ -330,6 +330,9 @@ def test_decided_in_substring_mode_needs_nothing_after_the_name() -> None:
 
 NAMES = ("Niger", "U.S.", "US", "São Paulo", "The Who", "日本", "か", "Washington, D.C.", "A & B")
 NUMBERS = (
+    '"300"',
+    "300.",
+    "No. 10.",
     *(
         "10",
         "-25",

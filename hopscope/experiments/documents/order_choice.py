@@ -184,7 +184,7 @@ def best_order(
         questions: the questions; each needs at least `k` orders.
         k: how many shuffled orders to try.
         mask: a name, such as `causal` or `document_block`, or a mask.
-        read: whose attention is read; see `attention_to_documents`.
+        read: `answer` or `last`: whose attention is read.
         template: `answer_only`, `cot`, `plain` or `chat`; what suits the questions if None.
         label: the number in front of a document: its displayed `position`, `fixed`, or `none`.
         max_new_tokens: tokens of an answer; the template's own number if None.

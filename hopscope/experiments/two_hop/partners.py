@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from hopscope.errors import QueryError
@@ -45,12 +45,21 @@ def pair_up(model: LanguageModel, queries: QuerySet, seed: int) -> dict[str, Pai
         QueryError: if no query has a partner.
     """
     groups: dict[tuple[str, str, str], list[TwoHopQuery]] = {}
-    for query in controls.all_candidates(queries):
+    candidates = controls.all_candidates(queries)
+    for query in candidates:
         groups.setdefault(_relations(query), []).append(query)
+    names = {query.id: controls.names_of(query) for query in candidates}
+    sources = {query.id: normalise(query.e1_label) for query in candidates}
     shown = controls.demonstrations_of(queries)
     pairs: dict[str, Pair] = {}
     for query in queries:
-        pair = _partner(model, query, groups[_relations(query)], seed, shown[query.id])
+        pool = [
+            other
+            for other in groups[_relations(query)]
+            if names[other.id].isdisjoint(names[query.id])
+            and sources[other.id] != sources[query.id]
+        ]
+        pair = _partner(model, query, pool, seed, shown[query.id])
         if pair is not None:
             pairs[query.id] = pair
     if not pairs and len(queries):
@@ -75,19 +84,12 @@ def _relations(query: TwoHopQuery) -> tuple[str, str, str]:
 def _partner(
     model: LanguageModel,
     query: TwoHopQuery,
-    others: Sequence[TwoHopQuery],
+    pool: list[TwoHopQuery],
     seed: int,
     shown: str,
 ) -> Pair | None:
-    """A partner of which nothing stands in the query's demonstrations, `shown`."""
-    names = controls.names_of(query)
+    """A partner from the pool of which nothing stands in the query's demonstrations, `shown`."""
     token = model.first_tokens([query.e3_label], required=False)
-    source = normalise(query.e1_label)
-    pool = [
-        other
-        for other in others
-        if not controls.names_of(other) & names and normalise(other.e1_label) != source
-    ]
     random.Random(f"{seed} {query.id}").shuffle(pool)
     for other in pool if token else ():
         theirs = model.first_tokens([other.e3_label], required=False)

@@ -206,7 +206,7 @@ def stages(
     Args:
         model: the model.
         queries: usually `graded.correct()`.
-        layer_step: describe only every so many source and target layers.
+        layer_step: describe only every n-th source and target layer.
 
     Raises:
         UsageError: for an empty set, or a layer step below 1.

@@ -300,10 +300,16 @@ def test_grading_stops_at_the_part_that_has_enough(monkeypatch: pytest.MonkeyPat
     assert few.frame["query"].iloc[0] == queries.sample(1, 0)[0].id
 
 
-def test_grading_ends_where_enough_can_hardly_be_found(caplog: pytest.LogCaptureFixture) -> None:
+def test_grading_ends_where_enough_can_hardly_be_found(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, queries = known_model(), known_queries()
     found = grade_until(model, queries, {"incorrect": 10_000}, 1, progress=False)
     assert found.n_queries == len(queries)
+    assert f"all {len(queries)} queries are graded, with" in caplog.text
+    monkeypatch.setattr(grading, "PER_PART", 2)
+    found = grade_until(model, queries, {"incorrect": 10_000}, 1, progress=False)
+    assert found.n_queries == 2
     assert "so that no more are graded" in caplog.text
 
 
@@ -315,3 +321,25 @@ def test_what_grading_until_cannot_do_is_refused() -> None:
         grade_until(model, queries, {"correct": 1}, shard=(1, 2), progress=False)
     with pytest.raises(UsageError, match="empty query set"):
         grade_until(model, queries.filter(lambda _: False), {"correct": 1}, progress=False)
+
+
+def test_grading_goes_on_though_enough_are_as_good_as_sure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chance of a few more among thousands is 1 to the last digit, and yet they are needed."""
+    monkeypatch.setattr(grading, "PER_PART", 2)
+    monkeypatch.setattr(grading, "chance_of_more", lambda *_: 1.0)
+    model, queries = known_model(), known_queries()
+    n = len(grade(model, queries, progress=False).correct())
+    assert grade_until(model, queries, {"correct": n}, 1, progress=False).counts()["correct"] == n
+
+
+def test_a_grading_with_enough_needs_no_place_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grading, "PER_PART", 2)
+    given: Any = {"out": tmp_path / "run", "progress": False}
+    model, queries = known_model(), known_queries()
+    found = grade_until(model, queries, {"correct": 1}, 1, **given)
+    monkeypatch.setattr("hopscope.results.runs.check_place", None)
+    pd.testing.assert_frame_equal(
+        grade_until(model, queries, {"correct": 1}, 1, **given).frame, found.frame
+    )
