@@ -47,7 +47,7 @@ Need = Annotated[
     int,
     typer.Option(
         min=0,
-        help="Keep grading beyond --limit until this many queries are in the subset; 0: stop there.",
+        help="Keep grading beyond --limit until the subset has this many queries; 0: do not.",
     ),
 ]
 FewShot = Annotated[
