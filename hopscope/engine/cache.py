@@ -229,8 +229,10 @@ class MaskedCache(StreamCache):
         if room is None and self.past is not None:
             room = self.past(layer)
         if room is None and self.growing:
-            shape = (*new[0].shape[:2], self.n_more, new[0].shape[3])
-            room = new[0].new_zeros(shape), new[1].new_zeros(shape)
+            keys, values = (
+                each.new_zeros(*each.shape[:2], self.n_more, each.shape[3]) for each in new
+            )
+            room = keys, values
         if room is None:
             return new
         for part, own in zip(room, new, strict=True):

@@ -23,7 +23,7 @@ from hopscope.engine.attention import (
     forward_streams,
     shared_prefix_attention,
 )
-from hopscope.engine.cache import PassPlan, Prefix, StreamCache
+from hopscope.engine.cache import MaskedCache, PassPlan, Prefix, StreamCache
 from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.support import shares_prefixes
 from hopscope.models.language_model import LanguageModel
@@ -165,6 +165,18 @@ def test_rows_take_over_the_past_of_their_parents() -> None:
     assert torch.equal(values, -keys)
     assert second.get_seq_length() == cache.n_seen() == 2
     assert second.get_mask_sizes(1) == (3, 0)
+
+
+def test_keys_and_values_of_other_widths_are_kept_as_they_are() -> None:
+    """As where latent attention has keys 192 and values 128 wide."""
+    generator = torch.Generator().manual_seed(0)
+    keys, values = (torch.randn(2, 3, 5, width, generator=generator) for width in (6, 4))
+    cache = MaskedCache(1, n_more=5, growing=True)
+    for start, stop in ((0, 3), (3, 4), (4, 5)):
+        new = keys[:, :, start:stop], values[:, :, start:stop]
+        found = Pass(cache, PassPlan()).update(*new, 0)
+        assert torch.equal(found[0], keys[:, :, :stop])
+        assert torch.equal(found[1], values[:, :, :stop])
 
 
 def test_the_prefix_counts_as_seen() -> None:
