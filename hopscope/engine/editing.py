@@ -18,6 +18,7 @@ from hopscope.engine.hooks import (
     rewriting_residual,
     unhooked,
 )
+from hopscope.engine.memory import out_of_memory
 from hopscope.engine.sublayers import writer_of
 from hopscope.errors import ModelError
 from hopscope.models.interrupts import interrupt_safe
@@ -230,9 +231,9 @@ def require(model: LanguageModel, what: str, holds: Callable[[LanguageModel], bo
                 return  # what is not a number is told of where it is read
             try:
                 model.probed[what] = holds(model)
-            except torch.OutOfMemoryError:
-                raise
-            except (RuntimeError, TypeError):  # what it is given has another shape or type
+            except (RuntimeError, TypeError) as error:  # what it is given has another shape or type
+                if out_of_memory(error):
+                    raise
                 model.probed[what] = False
     if not model.probed[what]:
         raise ModelError(

@@ -83,13 +83,14 @@ def _runs(run: Callable[[Sequence[Row]], None], chunk: Sequence[Row]) -> bool:
     try:
         run(chunk)
     except RuntimeError as error:
-        if len(chunk) == 1 or not _out_of_memory(error):
+        if len(chunk) == 1 or not out_of_memory(error):
             raise
         return False
     return True
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory did not suffice, on a GPU or a CPU."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return "can't allocate memory" in str(error)  # a CPU's memory has no type of its own

@@ -11,6 +11,7 @@ from hopscope.engine.attention import extend, forward_streams
 from hopscope.engine.cache import Prefix, StreamCache
 from hopscope.engine.finite import refuse_not_finite
 from hopscope.engine.hooks import probed, rewriting_residual
+from hopscope.engine.memory import out_of_memory
 from hopscope.models.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,9 @@ def agrees_with_plain(model: LanguageModel) -> bool:
         cache = StreamCache(prefix, model.n_layers)
         with rewriting_residual(model, _doubled_after_first):
             shared = forward_streams(model, cache, row).float()
-    except (AttributeError, AssertionError, LookupError, RuntimeError, TypeError, ValueError):
+    except (AttributeError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if out_of_memory(error):
+            raise  # which says nothing about the family
         logger.warning("%s cannot share prefixes: its cells run one by one", model.name)
         return False
     tolerance = plain.std() * (0.01 if model.dtype == torch.float32 else 0.5)

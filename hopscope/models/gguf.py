@@ -56,6 +56,8 @@ def read_gguf(
                 **place, dtype=dtype, output_loading_info=True, **dense
             )
         check_complete({**report, "unexpected_keys": ()})  # a GGUF file has tensors of its own
+    except torch.OutOfMemoryError:
+        raise
     except (ValueError, OSError, KeyError, NotImplementedError, RuntimeError) as error:
         raise ModelError(
             f"cannot read {path} as a GGUF model: {error}. Expected a complete GGUF file of an "

@@ -210,6 +210,8 @@ class _Optimizer:
                     moments = {slot: state[slot].to(each.device) for slot in SLOTS[:2]}
                     self.adamw.state[each] = {**moments, "step": state["step"]}
                 done = int(file.metadata()["done"])
+        except torch.OutOfMemoryError:
+            raise
         except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
             raise ResultError(
                 f"{path} is damaged: {error}; delete it to train from the start"

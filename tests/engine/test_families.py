@@ -19,6 +19,8 @@ from plain import first_of
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import hopscope.engine.attention
+import hopscope.engine.editing
 from hopscope.engine.clean_run import clean_run
 from hopscope.engine.editing import edit, recording
 from hopscope.engine.edits import Cell, Knockout, Patch
@@ -383,6 +385,35 @@ def run_unhooked(model: LanguageModel) -> None:
 def test_a_patch_that_is_never_made_is_an_error() -> None:
     with pytest.raises(ModelError, match="the patch of mlp_out in block 1 was never made in llama"):
         run_unhooked(model_of("llama"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")],
+    ids=["device", "host"],
+)
+def test_a_probe_for_which_memory_does_not_suffice_says_nothing_of_the_model(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model("tiny-random-llama", device="cpu")
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hopscope.engine.attention, "_scores", fails)
+        with pytest.raises(type(error), match="memory"):
+            shares_prefixes(model)
+    assert shares_prefixes(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(hopscope.engine.editing, "_part", fails)
+        with (
+            pytest.raises(type(error), match="memory"),
+            edit(model, [Patch(1, -1, torch.zeros(model.d_model), "attn_out")], 3),
+        ):
+            pass
+    with edit(model, [Patch(1, -1, torch.zeros(model.d_model), "attn_out")], 3):
+        pass
 
 
 def test_scores_do_not_overflow_in_float16() -> None:
