@@ -55,6 +55,10 @@ def position_limit(model: LanguageModel) -> int | None:
     Some rotary embeddings (dynamic NTK, LongRoPE) take other frequencies for a prompt that is
     longer than what the model was first trained on, for its first tokens too.
     """
+    return probed(model, "position_limit", _shortest_original_length)
+
+
+def _shortest_original_length(model: LanguageModel) -> int | None:
     limits = [
         _original_length(module)
         for module in model.hf.modules()

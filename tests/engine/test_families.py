@@ -416,6 +416,20 @@ def test_a_probe_for_which_memory_does_not_suffice_says_nothing_of_the_model(
         pass
 
 
+def test_the_position_limit_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model("tiny-random-llama", device="cpu")
+    limit, walks = position_limit(model), list[None]()
+    modules = model.hf.modules
+
+    def walk(*args: Any) -> Iterator[nn.Module]:
+        walks.append(None)
+        return modules(*args)
+
+    monkeypatch.setattr(model.hf, "modules", walk)
+    assert position_limit(model) == limit
+    assert not walks
+
+
 def test_scores_do_not_overflow_in_float16() -> None:
     """Products of queries and keys are past float16 here, and scaled ones are not."""
     hf, tokenizer = build_tiny("tiny-random-qwen2")

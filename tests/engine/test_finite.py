@@ -11,7 +11,11 @@ from hopscope.probes.logit_lens import rank_among
 from torch.nn import functional
 
 import hopscope as hs
+import hopscope.engine.clean_run
+from hopscope.engine.cache import Prefix
+from hopscope.engine.clean_run import clean_run
 from hopscope.engine.edits import Patch
+from hopscope.engine.finite import check_states
 from hopscope.engine.plain import plain_sweep
 from hopscope.engine.read_out import CellOutputs, ReadOut
 from hopscope.engine.sweep import sweep
@@ -130,3 +134,23 @@ def test_training_stops_when_its_loss_is_no_number() -> None:
 
     with pytest.raises(ModelError, match="the loss is nan after 3 steps"):
         fit(module, loss_of, Schedule(steps=3), seed=0, progress=False)
+
+
+@pytest.mark.parametrize("layer", [0, -1])
+def test_a_clean_run_checks_the_states_of_one_layer(
+    layer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is no number in one is none in those that follow, and all states may be gigabytes."""
+    model, checked = hs.load_model("tiny-random-llama", device="cpu"), list[torch.Size]()
+    ids = (5, 9, 40, 7)
+
+    def check(model: LanguageModel, states: torch.Tensor, prompts: list[tuple[int, ...]]) -> None:
+        checked.append(states.shape)
+        check_states(model, states, prompts)
+
+    monkeypatch.setattr(hopscope.engine.clean_run, "check_states", check)
+    clean_run(model, ids, Prefix())
+    assert checked == [(1, len(ids), model.d_model)]
+    model.layers[layer].get_parameter("mlp.down_proj.weight").data[0, 0] = torch.inf
+    with pytest.raises(ModelError, match=r"the states of tiny-random-llama .* not finite numbers"):
+        clean_run(model, ids, Prefix())
