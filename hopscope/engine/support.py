@@ -111,7 +111,14 @@ def agrees_with_plain(model: LanguageModel) -> bool:
         cache = StreamCache(prefix, model.n_layers)
         with rewriting_residual(model, _doubled_after_first):
             shared = forward_streams(model, cache, row).float()
-    except (AttributeError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        AttributeError,
+        AssertionError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         if out_of_memory(error):
             raise  # which says nothing about the family
         logger.warning("%s cannot share prefixes: its cells run one by one", model.name)

@@ -55,7 +55,9 @@ def read_gguf(
             model, report = auto.from_pretrained(
                 **place, dtype=dtype, output_loading_info=True, **dense
             )
-        check_complete({**report, "unexpected_keys": ()})  # a GGUF file has tensors of its own
+        check_complete(
+            model, {**report, "unexpected_keys": ()}
+        )  # a GGUF file has tensors of its own
     except torch.OutOfMemoryError:
         raise
     except (ValueError, OSError, KeyError, NotImplementedError, RuntimeError) as error:

@@ -23,6 +23,9 @@ LoadedParts = tuple[PreTrainedModel, PreTrainedTokenizerBase, str]
 
 ModelClass = type[LanguageModel] | type[EncoderDecoder]
 
+COMPUTED = (".attn.bias", ".attention.bias", ".masked_bias", ".inv_freq")
+"""How names of causal masks and rotary frequencies end, which checkpoints had and models compute."""
+
 
 def check_remote_code(config: dict[str, Any], name: str, trusted: bool) -> None:
     """Raise an error if a checkpoint needs its own Python code and that is not trusted."""
@@ -74,10 +77,14 @@ def reads_images(config: dict[str, Any]) -> bool:
     return whole is not None and (decoder is None or (whole != decoder and whole in saved))
 
 
-def check_complete(report: Mapping[str, Iterable[str]]) -> None:
+def check_complete(hf: PreTrainedModel, report: Mapping[str, Iterable[str]]) -> None:
     """Check that a checkpoint filled a model, and was used up.
 
+    Older checkpoints also hold buffers that models compute, such as GPT-Neo's causal masks: those
+    may be left over.
+
     Args:
+        hf: the model.
         report: what `from_pretrained` says of the names that did not fit, `missing_keys` and
             `unexpected_keys`.
 
@@ -90,6 +97,13 @@ def check_complete(report: Mapping[str, Iterable[str]]) -> None:
             f"{len(missing)} parameters are missing from the weights, such as {missing[0]}; "
             "they would be random"
         )
+    prefix = f"{hf.base_model_prefix}."  # checkpoints of the base model leave it out
+    buffers = {name.removeprefix(prefix) for name, _ in hf.named_buffers()}
+    unexpected = [
+        name
+        for name in unexpected
+        if name.removeprefix(prefix) not in buffers and not name.endswith(COMPUTED)
+    ]
     if unexpected:
         raise ValueError(
             f"{len(unexpected)} weights have no place in the model that the configuration "

@@ -331,7 +331,7 @@ class _Reader:
                 trust_remote_code=self.trust_remote_code,
                 output_loading_info=True,
             )
-        check_complete(report)
+        check_complete(hf, report)
         if self.device_map is None:
             _to(hf, self.device, None)
         return hf  # type: ignore[no-any-return]

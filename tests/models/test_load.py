@@ -13,7 +13,14 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForMaskedLM, PreTrainedModel, T5Config
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    PreTrainedModel,
+    T5Config,
+)
 
 from hopscope.errors import ModelError, UnknownModelError, UntrustedModelError, UsageError
 from hopscope.models.language_model import LanguageModel
@@ -585,4 +592,42 @@ def test_weights_without_a_place_are_refused(
         rf"{n} weights have no place in the model .* such as {such_as}.*they would be left out"
     )
     with pytest.raises(ModelError, match=message):
+        load_model(folder, "cpu")
+
+
+BLOCK = "transformer.h.1."
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "base"])
+@pytest.mark.parametrize(
+    ("model_type", "buffers"),
+    [
+        ("gpt2", ["attn.bias", "attn.masked_bias"]),
+        ("gpt_bigcode", ["attn.bias", "attn.masked_bias"]),
+        ("gpt_neo", ["attn.attention.bias", "attn.attention.masked_bias"]),
+        ("falcon", ["self_attention.maybe_rotary.inv_freq"]),
+    ],
+)
+def test_buffers_of_older_checkpoints_may_be_left_over(
+    tmp_path: Path, model_type: str, buffers: list[str], whole: bool
+) -> None:
+    shape = {"vocab_size": 512, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    settings = {"attention_types": [[["global", "local"], 1]]} if model_type == "gpt_neo" else {}
+    config = AutoConfig.for_model(
+        model_type, **shape, **settings, bos_token_id=1, eos_token_id=2, pad_token_id=0
+    )
+    hf = AutoModelForCausalLM.from_config(config).eval()
+    folder = tmp_path / "model"
+    hf.save_pretrained(folder)
+    build_tiny(LLAMA)[1].save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    weights |= {f"{BLOCK}{name}": torch.ones(3) for name in buffers}
+    if not whole:
+        weights = {name.removeprefix("transformer."): each for name, each in weights.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    ids = torch.tensor([[5, 9, 40, 7]])
+    assert torch.equal(logits(load_model(folder, "cpu").hf, ids), logits(hf, ids))
+    more = {BLOCK + "attn.c_attn.scale": torch.ones(3)}
+    save_file({**weights, **more}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 weights have no place .* such as .*c_attn\.scale"):
         load_model(folder, "cpu")
