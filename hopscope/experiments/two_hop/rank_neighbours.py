@@ -21,6 +21,7 @@ from hopscope.errors import ModelError, UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
 from hopscope.experiments.arguments import ListOf
 from hopscope.models.language_model import LanguageModel
+from hopscope.models.linear import unembedding_rows
 from hopscope.probes import key_clusters
 from hopscope.prompting.query_prompts import QueryPrompts, question, with_first_tokens
 from hopscope.queries.query_set import QuerySet
@@ -214,7 +215,7 @@ def unembedding_clusters(model: LanguageModel, n_clusters: int, seed: int = 0) -
     Raises:
         ModelError: if the unembedding holds NaN or infinity.
     """
-    rows = model.unembedding.get_parameter("weight").detach().float().cpu()
+    rows = unembedding_rows(model)
     if not bool(rows.isfinite().all()):
         raise ModelError(f"the unembedding of {model.name} is not finite: check its weights")
     rows = torch.nn.functional.normalize(rows, dim=-1)

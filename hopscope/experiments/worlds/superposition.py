@@ -21,7 +21,7 @@ from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run
 from hopscope.models.evaluation import evaluating
 from hopscope.models.interrupts import interrupt_safe
 from hopscope.models.language_model import LanguageModel
-from hopscope.models.linear import without_bias
+from hopscope.models.linear import unembedding_rows
 from hopscope.queries.graph_paths import PathSet, reachable
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
@@ -151,7 +151,7 @@ def _tables(world: World, limit: int) -> Tables:
     right = answered(world.model, written, thought_of(task, world.model)).tolist()
     vocabulary = world.model.tokenizer.get_vocab()
     vertices = torch.tensor([vocabulary[vertex] for vertex in task.vertices])
-    unembeddings = _unembeddings(world.model)[vertices]
+    unembeddings = unembedding_rows(world.model)[vertices]
     rows: list[tuple[object, ...]] = []
     for start in range(0, len(mazes), ROWS_AT_ONCE):
         some = mazes[start : start + ROWS_AT_ONCE]
@@ -226,11 +226,6 @@ def _of_maze(
             ):
                 for kind, value in _means(values, own):
                     yield measure, read_at, thought, kind, value
-
-
-def _unembeddings(model: LanguageModel) -> Tensor:
-    basis = torch.eye(model.d_model, dtype=model.dtype, device=model.device)
-    return without_bias(model.unembedding, basis).T.float().cpu()
 
 
 def _kind(step: int | None, vertex: str, maze: Maze, thought: int) -> str:

@@ -17,6 +17,7 @@ from hopscope.experiments.two_hop.rank_neighbours import (
     rank_neighbours,
     unembedding_clusters,
 )
+from hopscope.models.tiny import build_tiny
 
 HOW = {"n_clusters": 7, "top": 3, "ranks": 12, "progress": False}
 
@@ -52,6 +53,18 @@ def test_clusters_are_of_directions_and_come_back_with_the_seed():
     means = torch.stack([rows[labels == k].mean(dim=0) for k in range(5)])
     nearest = torch.cdist(rows, means).argmin(dim=1)
     assert (nearest == labels).float().mean() > 0.8
+
+
+def test_clusters_are_those_of_an_adapted_unembedding():
+    peft = pytest.importorskip("peft")
+    hf, tokenizer = build_tiny("tiny-random-llama")
+    plain = unembedding_clusters(hs.load_model(hf, tokenizer=tokenizer), 5)
+    config = peft.LoraConfig(r=4, target_modules=["lm_head"], init_lora_weights=False)
+    adapted = peft.get_peft_model(hf, config)
+    labels = unembedding_clusters(hs.load_model(adapted, tokenizer=tokenizer), 5)
+    assert not torch.equal(labels, plain)
+    merged = adapted.merge_and_unload()
+    assert torch.equal(labels, unembedding_clusters(hs.load_model(merged, tokenizer=tokenizer), 5))
 
 
 def test_shuffled_clusters_have_the_same_sizes(queries):
