@@ -12,11 +12,11 @@ from hopscope.engine.edits import Edit, Knockout, Patch
 from hopscope.engine.hooks import (
     beginning,
     blocking_attention,
+    probed,
     reading_outputs,
     rewriting_input,
     rewriting_output,
     rewriting_residual,
-    unhooked,
 )
 from hopscope.engine.memory import out_of_memory
 from hopscope.engine.sublayers import writer_of
@@ -61,7 +61,7 @@ def _making(model: LanguageModel, placed: Sequence[Edit], n_tokens: int) -> Iter
     """Make edits that have been placed and checked."""
     patches = [each for each in placed if isinstance(each, Patch)]
     knockouts = [each for each in placed if isinstance(each, Knockout)]
-    made, read = set[int](), False
+    made, attended, read = set[int](), set[int](), False
 
     def reads(hidden: Tensor) -> bool:
         return hidden.shape[1] >= n_tokens and begins()
@@ -83,25 +83,35 @@ def _making(model: LanguageModel, placed: Sequence[Edit], n_tokens: int) -> Iter
     def sublayer(patch: Patch) -> SiteRewrite:
         return lambda hidden, scale: replaced(hidden, [patch], scale)
 
+    def attending(layer: int) -> Callable[[Tensor], None]:
+        def note(hidden: Tensor) -> None:
+            if reads(hidden):
+                attended.add(layer)
+
+        return note
+
+    blocked = sorted({layer for knockout in knockouts for layer in knockout.layers})
     with ExitStack() as stack:
         begins = stack.enter_context(beginning(model))
         stack.enter_context(rewriting_residual(model, residual))
         for patch in patches:
             if not patch.in_residual:
                 stack.enter_context(rewriting(model, patch.site, patch.layer, sublayer(patch)))
-        for layer in sorted({layer for knockout in knockouts for layer in knockout.layers}):
+        for layer in blocked:
             chosen = [knockout for knockout in knockouts if layer in knockout.layers]
             attention = model.attention(layer)
             stack.enter_context(
                 blocking_attention(attention, chosen, model.n_heads, n_tokens, begins)
             )
+            stack.enter_context(rewriting_input(attention, attending(layer)))
         yield
-    for patch in patches if read else ():
-        if id(patch) not in made:
-            raise ModelError(
-                f"the patch of {patch.site} in block {patch.layer} was never made in "
-                f"{model.name} ({model.config.model_type}): the module that it changes did not run"
-            )
+    missed = [f"patch of {p.site} in block {p.layer}" for p in patches if id(p) not in made]
+    missed += [f"knockout in block {layer}" for layer in blocked if layer not in attended]
+    if read and missed:
+        raise ModelError(
+            f"the {missed[0]} was never made in {model.name} ({model.config.model_type}): the "
+            "module that it changes did not run"
+        )
 
 
 def _part(patch: Patch) -> slice:
@@ -225,17 +235,18 @@ def require(model: LanguageModel, what: str, holds: Callable[[LanguageModel], bo
     Raises:
         ModelError: if it does not hold.
     """
-    if what not in model.probed:
-        with unhooked(model):
-            if not tried(model)[2].isfinite().all():
-                return  # what is not a number is told of where it is read
-            try:
-                model.probed[what] = holds(model)
-            except (RuntimeError, TypeError) as error:  # what it is given has another shape or type
-                if out_of_memory(error):
-                    raise
-                model.probed[what] = False
-    if not model.probed[what]:
+    if not probed(model, "finite logits", lambda model: bool(tried(model)[2].isfinite().all())):
+        return  # what is not a number is told of where it is read
+
+    def find(model: LanguageModel) -> bool:
+        try:
+            return holds(model)
+        except (LookupError, RuntimeError, TypeError) as error:
+            if out_of_memory(error):
+                raise
+            return False  # a module did not run, or is given another shape or type
+
+    if not probed(model, what, find):
         raise ModelError(
             f"{what} do not hold in {model.name} ({model.config.model_type}): tried on a short "
             "prompt they change something else, or nothing; choose something else, or another model"
@@ -326,9 +337,10 @@ def _sublayer_patches_hold(model: LanguageModel) -> bool:
     """Whether what is written in place of both sublayers' outputs is what a block adds."""
     writer_of(model, 0, "attn_out")  # found before the hooks below are set
     ids, states, _ = tried(model)
-    scale = states[0].float().std().item()
     generator = torch.Generator().manual_seed(0)
-    written = scale * torch.randn(2, model.d_model, generator=generator)
+    directions = torch.rand(2, model.d_model, generator=generator) - 0.5
+    # As large as the stream's largest component, which may lie far above the others.
+    written = [directions.to(each.device) * each[:, -1].float().abs().max() for each in states[:-1]]
     found: list[Tensor] = []
 
     def reset(boundary: int, hidden: Tensor) -> Tensor:
@@ -336,12 +348,13 @@ def _sublayer_patches_hold(model: LanguageModel) -> bool:
         return states[boundary]
 
     last, patches = TRIED_TOKENS - 1, list[Edit]()
-    for layer in range(model.n_layers):
-        patches.append(Patch(layer, last, written[0], "attn_out"))
-        patches.append(Patch(layer, last, written[1], "mlp_out"))
+    for layer, (attention, mlp) in enumerate(written):
+        patches.append(Patch(layer, last, attention, "attn_out"))
+        patches.append(Patch(layer, last, mlp, "mlp_out"))
     with rewriting_residual(model, reset), _making(model, patches, TRIED_TOKENS):
         model.forward(input_ids=ids)
-    expected = [each[:, -1] + written.sum(dim=0).to(each) for each in states[:-1]]
+    pairs = zip(states[:-1], written, strict=True)
+    expected = [each[:, -1] + added.sum(dim=0).to(each) for each, added in pairs]
     return all(same(a, b, model.dtype) for a, b in zip(found[1:], expected, strict=True))
 
 

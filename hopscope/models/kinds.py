@@ -24,7 +24,7 @@ LoadedParts = tuple[PreTrainedModel, PreTrainedTokenizerBase, str]
 ModelClass = type[LanguageModel] | type[EncoderDecoder]
 
 COMPUTED = (".attn.bias", ".attention.bias", ".masked_bias", ".inv_freq")
-"""How names of causal masks and rotary frequencies end: checkpoints had them, models compute them."""
+"""How names of causal masks and rotary frequencies end, which were saved and are now computed."""
 
 
 def check_remote_code(config: dict[str, Any], name: str, trusted: bool) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -28,6 +28,7 @@ from hopscope.engine.logit_lens import logit_lens
 from hopscope.engine.plain import plain_read, plain_sweep
 from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.read_out import ReadOut
+from hopscope.engine.sublayers import Writer, writer_of
 from hopscope.engine.support import position_limit, shares_prefixes
 from hopscope.engine.sweep import sweep
 from hopscope.errors import ModelError
@@ -385,6 +386,64 @@ def run_unhooked(model: LanguageModel) -> None:
 def test_a_patch_that_is_never_made_is_an_error() -> None:
     with pytest.raises(ModelError, match="the patch of mlp_out in block 1 was never made in llama"):
         run_unhooked(model_of("llama"))
+
+
+def run_without_hooks(model: LanguageModel, layer: int, cell: Cell) -> None:
+    """An edited pass in which the hooks before a block's attention are not called."""
+    with edit(model, cell, N_TOKENS), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(model.attention(layer), "_forward_pre_hooks", {})
+        logprobs(model)
+
+
+def test_a_knockout_that_is_never_made_is_an_error() -> None:
+    model = model_of("llama")
+    with pytest.raises(ModelError, match="the knockout in block 2 was never made in llama"):
+        run_without_hooks(model, 2, [Knockout([1, 2], [-1], [0])])
+
+
+def without_attention(layer: int) -> LanguageModel:
+    """A model in which one block's attention module is there, but is not run."""
+    hf, tokenizer = build_tiny("tiny-random-llama")
+    block = hf.model.layers[layer]
+    block.forward = lambda hidden, **_: hidden + block.mlp(hidden)
+    return load_model(hf, tokenizer=tokenizer, name="skips attention")
+
+
+@pytest.mark.parametrize("layers", [[2], [1]])
+def test_knockouts_are_refused_where_attention_does_not_run(layers: list[int]) -> None:
+    model = without_attention(2)
+    message = "knockouts do not hold in|knockout in block 2 was never made in"
+    with pytest.raises(ModelError, match=message), edit(model, [Knockout(layers, [-1], [0])], 3):
+        pass
+
+
+def test_a_model_without_numbers_is_tried_once() -> None:
+    hf, tokenizer = build_tiny("tiny-random-llama")
+    hf.get_parameter("model.layers.2.mlp.down_proj.weight").data.fill_(torch.nan)
+    model, passes = load_model(hf, tokenizer=tokenizer), list[None]()
+    model.layers[0].register_forward_hook(lambda *_: passes.append(None))
+    for layer in range(4):
+        for each in (Patch(layer, -1, torch.zeros(48)), Knockout([layer], [-1], [0])):
+            with edit(model, [each], 3):
+                pass
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("right", [True, False])
+def test_outlier_dimensions_hide_no_wrong_writer(dtype: torch.dtype, right: bool) -> None:
+    """One component of the stream is far larger than all others, as in many trained models."""
+    hf, tokenizer = build_tiny("tiny-random-llama")
+    hf.get_parameter("model.layers.0.mlp.down_proj.weight").data[3] *= 1e5
+    model = load_model(hf.to(dtype), tokenizer=tokenizer)
+    writer_of(model, 0, "mlp_out")
+    if not right:  # what is written there is read by attention, and never reaches the stream
+        norm = model.layers[2].get_submodule("input_layernorm")
+        model.probed["writers"][2]["mlp_out"] = Writer(norm, 1.0)
+    refused = pytest.raises(ModelError, match="patches of mlp_out do not hold in")
+    vector = torch.zeros(model.d_model)
+    with nullcontext() if right else refused, edit(model, [Patch(1, -1, vector, "mlp_out")], 3):
+        pass
 
 
 @pytest.mark.parametrize(
