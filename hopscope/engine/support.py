@@ -25,7 +25,7 @@ FIXED_ROTATIONS = {"default", "linear", "llama3", "yarn", "proportional"}
 """Kinds of rotary embeddings whose frequencies do not depend on the length of the prompt."""
 
 
-def shares_prefixes(model: LanguageModel, n_tokens: int = 0) -> bool:
+def shares_prefixes(model: LanguageModel, n_tokens: int) -> bool:
     """Whether the engine can put its own attention function into this family.
 
     It can where transformers lets attention be replaced, every layer attends to all earlier
@@ -59,9 +59,10 @@ def position_limit(model: LanguageModel) -> int | None:
 
 
 def _shortest_original_length(model: LanguageModel) -> int | None:
+    decoder: nn.Module = model.hf.get_decoder()  # type: ignore[no-untyped-call]
     limits = [
         _original_length(module)
-        for module in model.hf.modules()
+        for module in decoder.modules()  # a tower for images has rotary embeddings of its own
         if not _rotations(module) <= FIXED_ROTATIONS
     ]
     return min(limits, default=None)

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import hopscope.engine.attention
 import hopscope.engine.editing
+import hopscope.engine.support
 from hopscope.engine.clean_run import clean_run
 from hopscope.engine.editing import edit, recording
 from hopscope.engine.edits import Cell, Knockout, Patch
@@ -298,7 +299,7 @@ def stream(model: LanguageModel) -> Tensor:
 
 def test_a_prompt_past_every_length(model: LanguageModel, family: Family) -> None:
     expected = logprobs(model)
-    assert shares_prefixes(model) == family.shares
+    assert shares_prefixes(model, 1) == family.shares
     limit = position_limit(model)
     assert (limit is None) or not shares_prefixes(model, N_TOKENS)
     assert_close(swept(model, [[]])[0], expected)
@@ -462,8 +463,8 @@ def test_a_probe_for_which_memory_does_not_suffice_says_nothing_of_the_model(
     with monkeypatch.context() as patch:
         patch.setattr(hopscope.engine.attention, "_scores", fails)
         with pytest.raises(type(error), match="memory"):
-            shares_prefixes(model)
-    assert shares_prefixes(model)
+            shares_prefixes(model, 1)
+    assert shares_prefixes(model, 1)
     with monkeypatch.context() as patch:
         patch.setattr(hopscope.engine.editing, "_part", fails)
         with (
@@ -477,16 +478,9 @@ def test_a_probe_for_which_memory_does_not_suffice_says_nothing_of_the_model(
 
 def test_the_position_limit_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model("tiny-random-llama", device="cpu")
-    limit, walks = position_limit(model), list[None]()
-    modules = model.hf.modules
-
-    def walk(*args: Any) -> Iterator[nn.Module]:
-        walks.append(None)
-        return modules(*args)
-
-    monkeypatch.setattr(model.hf, "modules", walk)
-    assert position_limit(model) == limit
-    assert not walks
+    assert position_limit(model) is None
+    monkeypatch.delattr(hopscope.engine.support, "_rotations")
+    assert position_limit(model) is None
 
 
 def test_scores_do_not_overflow_in_float16() -> None:
@@ -499,7 +493,7 @@ def test_scores_do_not_overflow_in_float16() -> None:
     model = load_model(hf, tokenizer=tokenizer)
     expected = logprobs(model)
     assert expected.isfinite().all()
-    assert shares_prefixes(model)
+    assert shares_prefixes(model, 1)
     found = swept(model, [[]])[0]
     torch.testing.assert_close(found, expected, atol=0.3, rtol=0)
 
@@ -508,7 +502,7 @@ def test_logits_that_are_no_numbers_do_not_pass_the_probe() -> None:
     hf, tokenizer = build_tiny("tiny-random-llama")
     hf.get_parameter("model.layers.2.mlp.down_proj.weight").fill_(float("nan"))
     with pytest.raises(ModelError, match="not finite"):
-        shares_prefixes(load_model(hf, tokenizer=tokenizer))
+        shares_prefixes(load_model(hf, tokenizer=tokenizer), 1)
 
 
 @pytest.mark.parametrize("name", ["mpt", "falcon, alibi"])

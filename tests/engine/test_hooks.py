@@ -467,7 +467,7 @@ def test_a_probe_within_an_edit_sees_the_model_as_it_is() -> None:
     own = model.hf(ids).logits
     with edit(model, [patch], ids.shape[1]):
         edited = model.hf(ids).logits
-        assert shares_prefixes(model)
+        assert shares_prefixes(model, 1)
         assert logit_lens(model).scale == 1
         assert torch.equal(model.hf(ids).logits, edited)
     assert torch.equal(model.hf(ids).logits, own)

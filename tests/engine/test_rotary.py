@@ -118,6 +118,6 @@ def test_a_model_that_adds_positions_of_its_own_is_not_turned() -> None:
         return args, {**kwargs, "input_ids": None, "inputs_embeds": hidden}
 
     model = load_model(hf, device="cpu", tokenizer=tokenizer, name="adds")
-    assert shares_prefixes(model)
+    assert shares_prefixes(model, 1)
     hf.model.register_forward_pre_hook(add, with_kwargs=True)
     assert Rotary.of(model) is None

@@ -269,7 +269,7 @@ def test_rows_go_contiguous_into_the_unembedding(
 @pytest.fixture
 def computed(llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The tokens of every prefix that is computed, in order."""
-    assert shares_prefixes(llama)  # told once, by a probe that computes a prefix of its own
+    assert shares_prefixes(llama, 1)  # told once, by a probe that computes a prefix of its own
     seen: list[tuple[int, ...]] = []
 
     def counting(model: LanguageModel, prefix: Prefix, ids: tuple[int, ...]) -> Prefix:

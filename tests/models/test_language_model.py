@@ -60,7 +60,7 @@ def test_the_parts_of_every_family(tiny_model: LanguageModel) -> None:
     assert tiny_model.dtype == torch.float32
     assert tiny_model.device == torch.device("cpu")
     assert tiny_model.max_context == 256
-    assert shares_prefixes(tiny_model)
+    assert shares_prefixes(tiny_model, 1)
     for part in (tiny_model.name, kind, "4 layers", "d_model 48", "float32", "cpu"):
         assert part in repr(tiny_model)
 
@@ -450,14 +450,14 @@ def assert_plain(model: LanguageModel) -> None:
 @pytest.mark.parametrize("family", AS_ROWS)
 def test_another_family_as_rows(family: str) -> None:
     model = build(*AS_ROWS[family])
-    assert shares_prefixes(model)
+    assert shares_prefixes(model, 1)
     assert_plain(model)
 
 
 @pytest.mark.parametrize("family", ONE_BY_ONE)
 def test_another_family_one_cell_at_a_time(family: str) -> None:
     model = build(*ONE_BY_ONE[family])
-    assert not shares_prefixes(model)
+    assert not shares_prefixes(model, 1)
     assert_plain(model)
 
 

@@ -120,7 +120,7 @@ def test_a_prompt_of_text(name: str, saved: bool, tmp_path: Path) -> None:
     cells: list[Cell] = [[], [Patch(1, last, vector)], [Knockout([0, 1], [last], [0, 2, 4])]]
     read_out = ReadOut((5,), max_new_tokens=4)
     expected = plain_outputs(hf, ids, cells, 4, model.end_tokens)
-    assert shares_prefixes(model)
+    assert shares_prefixes(model, 1)
     for way in (sweep, plain_sweep):
         found = way(model, ids, cells, read_out)
         logprobs = [each.logprob([5]) for each in expected]

@@ -125,7 +125,8 @@ def computation_graph(
 
     Raises:
         QueryError: for an empty set, or places that a prompt does not have.
-        ModelError: if the model's attention cannot be run by hopscope.
+        ModelError: if the model's attention cannot be run by hopscope, or not in prompts as long
+            as the longest, since positions change from some length on.
 
     Example:
         >>> world = load_world("graph-search")                           # doctest: +SKIP
@@ -133,10 +134,12 @@ def computation_graph(
     """
     if not len(prompts):
         raise QueryError(f"{prompts.name} is an empty set: nothing to look through")
-    if not shares_prefixes(model):
+    longest = max(len(model.encode(each.text).ids) for each in prompts)
+    if not shares_prefixes(model, longest):
         raise ModelError(
-            f"hopscope cannot run the attention of {model.name} itself, as it must to read scores; "
-            "take a model for which `hopscope.engine.support.shares_prefixes` is true"
+            f"hopscope cannot run the attention of {model.name} itself, as it must to read scores, "
+            f"in prompts of up to {longest} tokens; take a model for which "
+            f"`hopscope.engine.support.shares_prefixes(model, {longest})` is true"
         )
     if model.dtype != torch.float32:
         logger.warning(

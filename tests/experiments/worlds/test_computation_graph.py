@@ -11,7 +11,7 @@ from conftest import loaded
 
 import hopscope as hs
 from hopscope.engine.edits import Knockout
-from hopscope.errors import QueryError, UsageError
+from hopscope.errors import ModelError, QueryError, UsageError
 from hopscope.experiments.worlds.computation_graph import ComputationGraph, computation_graph
 from hopscope.experiments.worlds.graph_operations import (
     OTHER_PLACES,
@@ -292,6 +292,21 @@ def test_the_tables_the_plot_and_the_run_folder(tmp_path):
     assert [label.get_text() for label in ax.get_xticklabels()] == tokens
     with pytest.raises(UsageError, match="no query 'x'"):
         result.plot("x")
+
+
+@pytest.mark.parametrize("room", [0, -1])
+def test_prompts_past_the_length_at_which_positions_change_are_refused(room, monkeypatch):
+    model = loaded("tiny-random-llama")
+    longer = replace(PROMPT, id="1", text=f"{PROMPT.text} and so on", answer="is")
+    length = len(model.encode(longer.text).ids)
+    monkeypatch.setitem(model.probed, "position_limit", length + room)
+    prompts = PathSet((longer, PROMPT))
+    if room == 0:
+        assert len(computation_graph(model, prompts, progress=False).details) == 2
+        return
+    message = rf"cannot run the attention of tiny-random-llama .* up to {length} tokens"
+    with pytest.raises(ModelError, match=message):
+        computation_graph(model, prompts, progress=False)
 
 
 def test_what_cannot_be_is_refused():
