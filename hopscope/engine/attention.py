@@ -19,7 +19,15 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.masking_utils import causal_mask_function
 
-from hopscope.engine.cache import KeysValues, PassPlan, Prefix, Sees, StreamCache, all_before
+from hopscope.engine.cache import (
+    KeysValues,
+    PassPlan,
+    Prefix,
+    Sees,
+    StreamCache,
+    all_before,
+    by_rule,
+)
 from hopscope.engine.hooks import contiguous_rows
 from hopscope.models.interrupts import interrupt_safe
 from hopscope.models.language_model import LanguageModel
@@ -41,6 +49,28 @@ class Pass(Cache):
     def __init__(self, cache: StreamCache, plan: PassPlan) -> None:
         super().__init__(layers=[])
         self.cache, self.plan, self.at_layer = cache, plan, 0
+        self._allowed: dict[tuple[Sees, int, int, torch.device], Tensor | None] = {}
+
+    def allowed(self, sees: Sees | None, query: Tensor, n_keys: int) -> Tensor | None:
+        """What the rule of a layer's own mask lets queries see; layers with one rule share it.
+
+        Args:
+            sees: the rule; None where each query sees all keys before it.
+            query: shape (row, head, query, head_dim).
+            n_keys: number of keys, the prefix's included.
+
+        Returns:
+            See `by_rule`; None where nothing is cut, as in a window that is wider than the prompt.
+        """
+        if sees is None:
+            return None
+        n_queries, device = query.shape[2], query.device
+        asked = (sees, n_queries, n_keys, device)
+        if asked not in self._allowed:
+            positions = self.cache.key_positions(self.plan, n_keys, device)
+            allowed = by_rule(sees, positions, n_queries)
+            self._allowed[asked] = None if bool(allowed.all()) else allowed
+        return self._allowed[asked]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
@@ -110,7 +140,8 @@ def shared_prefix_attention(
     cache, layer, n_queries = active.cache, active.at_layer, query.shape[2]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     n_keys = len(cache.prefix) + key.shape[2]
-    visible = cache.visible(layer, active.plan, query, n_keys, attention_mask.sees)
+    allowed = active.allowed(attention_mask.sees, query, n_keys)
+    visible = cache.visible(layer, active.plan, query, n_keys, allowed)
     plain = softcap is None and s_aux is None and cache.patterns is None
     if cache.fuses and plain and n_queries > 1:
         return _fused(query, key, value, visible, scale), None

@@ -110,8 +110,16 @@ class StreamCache:
         positions = torch.arange(seen, seen + n_tokens, device=device)[None]
         return positions if plan.padding is None else (positions - plan.padding[:, None]).clamp(0)
 
+    def key_positions(self, plan: PassPlan, n_keys: int, device: torch.device) -> Tensor:
+        """The position ids of all keys that a pass reads, shape (row or 1, key)."""
+        keys = torch.arange(n_keys, device=device)[None]
+        if plan.padding is None:
+            return keys
+        # Padding lies between a row and the prefix.
+        return keys - plan.padding.to(device)[:, None] * (keys >= len(self.prefix))
+
     def visible(
-        self, layer: int, plan: PassPlan, query: Tensor, n_keys: int, sees: Sees | None
+        self, layer: int, plan: PassPlan, query: Tensor, n_keys: int, allowed: Tensor | None
     ) -> Tensor | None:
         """Which keys the queries of a pass see.
 
@@ -120,26 +128,23 @@ class StreamCache:
             plan: of the pass.
             query: shape (row, head, query, head_dim).
             n_keys: number of keys, the prefix's included.
-            sees: the rule of the layer's own mask; None where each query sees all keys before it.
+            allowed: what the layer's own mask lets queries see (see `by_rule`); None where that
+                is everything.
 
         Returns:
             Booleans of shape (row or 1, head or 1, query, key), or None where each query sees
             itself and all keys before it.
         """
         blocked, device = plan.blocked.get(layer), query.device
-        if blocked is None and plan.padding is None and sees is None:
+        if blocked is None and plan.padding is None and allowed is None:
             return None
-        keys = torch.arange(n_keys, device=device)
-        own = keys >= len(self.prefix)
         seen = all_before(query, n_keys)
-        positions = keys[None]
         if plan.padding is not None:
-            padding = plan.padding.to(device)[:, None]
-            positions = keys - padding * own  # padding lies between a row and the prefix
-            padded = own & (keys < len(self.prefix) + padding)
+            keys, padding = torch.arange(n_keys, device=device), plan.padding.to(device)[:, None]
+            padded = (keys >= len(self.prefix)) & (keys < len(self.prefix) + padding)
             seen = seen & ~padded[:, None, None]
-        if sees is not None:
-            seen = seen & by_rule(sees, positions, query.shape[2])
+        if allowed is not None:
+            seen = seen & allowed
         return seen if blocked is None else seen & ~blocked.to(device)
 
     def as_prefix(self, ids: Sequence[int]) -> Prefix:
@@ -241,14 +246,18 @@ class MaskedCache(StreamCache):
             self.room[layer] = room
         return room[0][:, :, :stop], room[1][:, :, :stop]
 
+    def key_positions(self, plan: PassPlan, n_keys: int, device: torch.device) -> Tensor:
+        """The position ids of all keys that a pass reads, as the plan says, shape (row, key)."""
+        assert plan.positions is not None, "a layer's own mask goes by position ids"
+        return plan.positions.to(device)
+
     def visible(
-        self, layer: int, plan: PassPlan, query: Tensor, n_keys: int, sees: Sees | None
+        self, layer: int, plan: PassPlan, query: Tensor, n_keys: int, allowed: Tensor | None
     ) -> Tensor | None:
-        """What the plan says is seen, cut by the layer's own mask, which goes by position ids."""
+        """What the plan says is seen, cut by the layer's own mask."""
         visible, device = plan.visible[layer], query.device
-        if sees is None:
+        if allowed is None:
             return None if visible is None else visible.to(device)
         if visible is None:
             visible = all_before(query, n_keys)
-        assert plan.positions is not None, "a layer's own mask goes by position ids"
-        return visible.to(device) & by_rule(sees, plan.positions.to(device), query.shape[2])
+        return visible.to(device) & allowed

@@ -142,6 +142,43 @@ def test_attention_keeps_the_dtype(llama: LanguageModel, dtype: torch.dtype) -> 
     assert output.isfinite().all()
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("window", [2, 4, 5, 6])
+def test_layers_share_what_their_window_cuts(
+    llama: LanguageModel, window: int, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found once a pass; where it cuts nothing, attention is causal and needs no mask."""
+    n, layers = 5, range(3)
+    rule, asked, masks = sliding_window_causal_mask_function(window), list[None](), list[Any]()
+    generator = torch.Generator().manual_seed(0)
+    parts = (torch.randn(1, heads, n, 8, generator=generator) for heads in (4, 2, 2))
+    query, keys, values = parts
+
+    def sees(*each: Tensor) -> Tensor:
+        asked.append(None)
+        return rule(*each)
+
+    def product(*args: Any, **kwargs: Any) -> Tensor:
+        masks.append(kwargs["attn_mask"])
+        return sdpa(*args, **kwargs)
+
+    sdpa = nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", product)
+    cache = MaskedCache(len(layers)) if masked else StreamCache(Prefix(), len(layers))
+    plan = PassPlan(visible=[None] * len(layers), positions=torch.arange(n)[None])
+    before = torch.ones(n, n, dtype=torch.bool).tril()
+    seen = before & ~before.tril(-window)
+    expected = sdpa(query, keys, values, attn_mask=seen, enable_gqa=True).transpose(1, 2)
+    with attending(llama, cache, plan) as active:
+        for layer in layers:
+            own = active.update(keys, values, layer)
+            found, _ = shared_prefix_attention(nn.Identity(), query, *own, LayerMask(sees))
+            torch.testing.assert_close(found, expected)
+    assert len(asked) == 1
+    if masked:
+        assert [each is None for each in masks] == [window >= n] * len(layers)
+
+
 def test_attention_is_the_models_own_again_afterwards(llama: LanguageModel) -> None:
     before, cache = llama.config._attn_implementation, StreamCache(Prefix(), llama.n_layers)
     with attending(llama, cache):
