@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from hopscope.errors import ModelError, UnknownModelError, UntrustedModelError, UsageError
+from hopscope.models.gguf import read_gguf
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import _dtype, device_of, load_model
 from hopscope.models.tiny import SLIDING_WINDOW, TINY_FAMILIES, build_tiny
@@ -631,3 +632,14 @@ def test_buffers_of_older_checkpoints_may_be_left_over(
     save_file({**weights, **more}, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"1 weights have no place .* such as .*c_attn\.scale"):
         load_model(folder, "cpu")
+
+
+def test_a_gguf_file_for_which_memory_does_not_suffice_is_not_called_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(**_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        read_gguf(tmp_path / "model.gguf")
