@@ -91,7 +91,7 @@ def test_an_edit_that_breaks_a_cell_is_no_hit_and_leaves_the_others(
     torch.testing.assert_close(outputs.logprob[others], fine.logprob)
     if run is sweep:
         (said,) = caplog.messages
-        assert "1 of 4 edited versions of 'The capital of the country of Nauru is'" in said
+        assert "1 of 4 patched versions of 'The capital of the country of Nauru is'" in said
         assert said.endswith("the first is Patch of resid_post in layer 0 at token 2")
 
 
