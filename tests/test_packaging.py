@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import hopscope
+from hopscope.models.zoo import zoo
 
 ROOT = Path(__file__).parents[1]
 CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
@@ -89,9 +90,9 @@ def pins() -> dict[str, Requirement]:
 
 def test_constraints_pin_every_direct_dependency() -> None:
     pinned = pins()
-    gemma = named(project()["optional-dependencies"]["gemma"])
+    models = {part.package for entry in zoo().values() for part in entry.parts}
     direct = {**dependencies(), **of_extras()}
-    assert set(direct) - set(gemma) - set(pinned) == set()
+    assert set(direct) - models - set(pinned) == set()
     for name, requirement in pinned.items():
         (pin,) = requirement.specifier
         assert pin.operator == "==", name
@@ -100,13 +101,18 @@ def test_constraints_pin_every_direct_dependency() -> None:
             assert direct[name].specifier.contains(pin.version, prereleases=True), name
 
 
-def test_the_extra_of_gemma_is_pinned() -> None:
-    from hopscope.models.zoo import zoo
+EXTRAS = {
+    "gemma": "gemma3-270m",
+    "qwen-0_5b": "qwen2.5-coder-0.5b",
+    "qwen-1_5b": "qwen2.5-coder-1.5b",
+}
 
-    gemma = named(project()["optional-dependencies"]["gemma"])
-    parts = zoo()["gemma3-270m"].parts
-    assert {name: str(asked.specifier) for name, asked in gemma.items()} == {
-        part.package: f"=={part.version}" for part in parts
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_the_extra_of_a_model_is_pinned(extra: str) -> None:
+    packages = named(project()["optional-dependencies"][extra])
+    assert {name: str(asked.specifier) for name, asked in packages.items()} == {
+        part.package: f"=={part.version}" for part in zoo()[EXTRAS[extra]].parts
     }
 
 

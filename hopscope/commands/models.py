@@ -13,15 +13,19 @@ models_app = typer.Typer(no_args_is_help=True, help="The models that hopscope kn
 
 @models_app.command("list")
 def models_list(as_json: AsJson = False) -> None:
-    """List the models of the zoo."""
+    """List the models of the zoo: layers, gigabytes to fetch and in memory, licence, if at hand."""
     from hopscope.models.zoo import model_dir, zoo
 
     entries = [
         {
             "name": entry.name,
-            "hub_id": entry.hub_id,
-            "licence": entry.licence,
+            "layers": entry.n_layers,
+            "fetch_GB": round(entry.bytes / 1e9, 2),
+            "float32_GB": round(4 * entry.n_parameters / 1e9, 2),
+            "bfloat16_GB": round(2 * entry.n_parameters / 1e9, 2),
             "here": model_dir(entry.name).is_dir(),
+            "licence": entry.licence,
+            "hub_id": entry.hub_id,
             "description": entry.description,
         }
         for entry in zoo().values()

@@ -67,6 +67,8 @@ class ZooEntry:
     hub_id: str
     licence: str
     n_layers: int
+    n_parameters: int
+    """Number of dequantised weights."""
     bytes: int
     """Size of the assembled GGUF file in bytes."""
     sha256: str

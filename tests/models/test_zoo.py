@@ -141,6 +141,7 @@ def entry(
         hub_id="nobody/fake-1m",
         licence="none",
         n_layers=model.config.num_hidden_layers,
+        n_parameters=model.num_parameters(),
         bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
         parts=parts,
@@ -562,7 +563,12 @@ def test_a_copied_cache_is_accepted(entry: ZooEntry) -> None:
 
 def test_entries_are_complete() -> None:
     entries = zoo()
-    assert list(entries) == ["smollm2-135m", "gemma3-270m"]
+    assert list(entries) == [
+        "smollm2-135m",
+        "gemma3-270m",
+        "qwen2.5-coder-0.5b",
+        "qwen2.5-coder-1.5b",
+    ]
     for name, entry in entries.items():
         assert entry.name == name
         assert re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
@@ -570,6 +576,7 @@ def test_entries_are_complete() -> None:
         assert entry.licence
         assert entry.description
         assert entry.bytes > 10**7
+        assert entry.n_parameters > entry.bytes, "more than four bits a weight"
         assert entry.parts
     entries.clear()
     assert zoo(), "zoo() hands out its own table"
