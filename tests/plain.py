@@ -19,6 +19,18 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from hopscope.engine.edits import Cell, Knockout, Patch
 
+TINY_SHAPE: dict[str, Any] = {
+    "vocab_size": 512,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+}
+"""The size of the models that tests build from the configurations of many families."""
+
 LAYERS = (
     "model.layers",
     "model.language_model.layers",

@@ -63,12 +63,12 @@ def _shortest_original_length(model: LanguageModel) -> int | None:
     limits = [
         _original_length(module)
         for module in decoder.modules()  # a tower for images has rotary embeddings of its own
-        if not _rotations(module) <= FIXED_ROTATIONS
+        if not rotations(module) <= FIXED_ROTATIONS
     ]
     return min(limits, default=None)
 
 
-def _rotations(module: nn.Module) -> set[str]:
+def rotations(module: nn.Module) -> set[str]:
     """The kinds of rotary embeddings that a module computes; none if it computes none."""
     kinds = getattr(module, "rope_type", None)
     if isinstance(kinds, dict):

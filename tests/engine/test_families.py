@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from plain import first_of
+from plain import TINY_SHAPE, first_of
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -43,14 +43,7 @@ ALL_TOKENS = tuple(range(512))
 SITES = ("attn_out", "mlp_out")
 
 SHAPE: Mapping[str, Any] = {
-    "vocab_size": 512,
-    "hidden_size": 48,
-    "intermediate_size": 96,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.3,
+    **TINY_SHAPE,
     "pad_token_id": 0,
     "bos_token_id": 2,
     "eos_token_id": 1,
@@ -479,7 +472,7 @@ def test_a_probe_for_which_memory_does_not_suffice_says_nothing_of_the_model(
 def test_the_position_limit_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model("tiny-random-llama", device="cpu")
     assert position_limit(model) is None
-    monkeypatch.delattr(hopscope.engine.support, "_rotations")
+    monkeypatch.delattr(hopscope.engine.support, "rotations")
     assert position_limit(model) is None
 
 

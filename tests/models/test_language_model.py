@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from conftest import loaded
-from plain import plain_outputs, states
+from plain import TINY_SHAPE, plain_outputs, states
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -350,17 +350,10 @@ def test_an_nnsight_model_works_as_before(family: str) -> None:
 
 
 SHAPE: Mapping[str, Any] = {
-    "vocab_size": 512,
-    "hidden_size": 48,
-    "intermediate_size": 96,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.3,
+    **TINY_SHAPE,
     "pad_token_id": 0,
-    "eos_token_id": 1,
     "bos_token_id": 2,
+    "eos_token_id": 1,
 }
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 LATENT = {

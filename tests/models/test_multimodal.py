@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from plain import plain_outputs
+from plain import TINY_SHAPE, plain_outputs
 from transformers import (
     CLIPVisionConfig,
     Gemma3Config,
@@ -35,14 +35,7 @@ from hopscope.models.load import load_model
 from hopscope.models.tiny import build_tiny
 
 TEXT = {
-    "vocab_size": 512,
-    "hidden_size": 48,
-    "intermediate_size": 96,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.3,
+    **TINY_SHAPE,
     "bos_token_id": None,
     "eos_token_id": 1,
 }

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hopscope.engine.attention import forward_streams
 from hopscope.engine.cache import PassPlan, Prefix, StreamCache
 from hopscope.engine.hooks import probed
-from hopscope.engine.support import FIXED_ROTATIONS
+from hopscope.engine.support import FIXED_ROTATIONS, rotations
 from hopscope.models.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
@@ -52,9 +52,8 @@ class Rotary:
     @classmethod
     def _read(cls, model: LanguageModel) -> Rotary | None:
         module = getattr(model.stack, "rotary_emb", None)
-        kinds = getattr(module, "rope_type", None)
-        known = set(kinds.values()) if isinstance(kinds, dict) else {kinds}
-        if not isinstance(module, nn.Module) or not known <= FIXED:
+        kinds = rotations(module) if isinstance(module, nn.Module) else set()
+        if not kinds or not kinds <= FIXED:
             return None
         types = getattr(model.config, "layer_types", None) or [""] * model.n_layers
         if "chunked_attention" in types:

@@ -175,8 +175,7 @@ def grade(
     Example:
         >>> wrong = grade(model, load_queries("world").sample(200)).incorrect()  # doctest: +SKIP
     """
-    line = queries.few_shot > 0 if one_line is None else one_line
-    settings = {"match": match, "max_new_tokens": max_new_tokens, "one_line": line}
+    settings = _settings(queries, match, max_new_tokens, one_line)
     return _grade(model, queries, settings, RunOptions(**run), PER_PART)
 
 
@@ -222,14 +221,8 @@ def grade_until(
     if not len(queries):
         raise QueryError(f"{queries.name} is an empty query set: nothing to grade")
     ordered = _sample_first(queries, min(at_least, len(queries)), options.seed)
-    line = queries.few_shot > 0 if one_line is None else one_line
-    settings = {
-        "match": match,
-        "max_new_tokens": max_new_tokens,
-        "one_line": line,
-        "need": dict(need),
-        "at_least": at_least,
-    }
+    settings = _settings(queries, match, max_new_tokens, one_line)
+    settings |= {"need": dict(need), "at_least": at_least}
 
     def until(tables: Tables) -> str | None:
         found = Grading.of(tables, {}).counts()
@@ -255,6 +248,14 @@ def grade_until(
 
     per_part = min(PER_PART, max(at_least, 32))
     return _grade(model, ordered, settings, options, per_part, until)
+
+
+def _settings(
+    queries: QuerySet, match: Match, max_new_tokens: int, one_line: bool | None
+) -> dict[str, Any]:
+    """What says how answers are made and recognised, for the run's record."""
+    line = queries.few_shot > 0 if one_line is None else one_line
+    return {"match": match, "max_new_tokens": max_new_tokens, "one_line": line}
 
 
 def _sample_first(queries: QuerySet, n: int, seed: int) -> QuerySet:
