@@ -68,12 +68,19 @@ def part_path(path: Path, table: str, part: int) -> Path:
     return path / f"{table}-{part:06d}.parquet"
 
 
-def write_part(path: Path, part: int, tables: Tables) -> None:
-    """Write one part of each table; `frame` comes last, so that it stands for the whole part."""
+def write_part(path: Path, part: int, tables: Tables, **compression: Any) -> None:
+    """Write one part of each table; `frame` comes last, so that it stands for the whole part.
+
+    Args:
+        path: the run folder.
+        part: its number.
+        tables: the tables.
+        **compression: as pyarrow's `write_table` takes it.
+    """
     for table in sorted(tables, key=lambda name: name == "frame"):
         target = part_path(path, table, part)
         with replacing(target) as temporary:
-            tables[table].to_parquet(temporary, index=False)
+            tables[table].to_parquet(temporary, index=False, **compression)
 
 
 def has_part(path: Path, part: int) -> bool:
@@ -107,6 +114,19 @@ def read_parts(path: Path, known: Collection[int] | None = None) -> Tables:
         ResultError: if there is none, or one cannot be read.
         DamagedResultError: if a file is damaged or missing.
     """
+    tables = [read_part(path, part) for part in finished_parts(path, known)]
+    if not tables:
+        raise ResultError(f"{path} has no finished part yet; run the experiment again to go on")
+    return {name: pd.concat([each[name] for each in tables], ignore_index=True) for name in TABLES}
+
+
+def finished_parts(path: Path, known: Collection[int] | None = None) -> list[int]:
+    """The numbers of the parts that a run folder has, ascending.
+
+    Args:
+        path: the run folder.
+        known: as for `read_parts`.
+    """
     parts, strange = [], []
     for file in sorted(path.glob("frame-*")):
         found = _PART.fullmatch(file.name)
@@ -116,13 +136,16 @@ def read_parts(path: Path, known: Collection[int] | None = None) -> Tables:
             strange.append(file.name)
     if strange:
         logger.warning("%s holds files that are no parts of it: %s", path, ", ".join(strange))
-    if not parts:
-        raise ResultError(f"{path} has no finished part yet; run the experiment again to go on")
-    tables = [_read_part(path, part) for part in sorted(parts)]
-    return {name: pd.concat([each[name] for each in tables], ignore_index=True) for name in TABLES}
+    return sorted(parts)
 
 
-def _read_part(path: Path, part: int) -> Tables:
+def read_part(path: Path, part: int) -> Tables:
+    """One part of each table.
+
+    Raises:
+        ResultError: if it cannot be read.
+        DamagedResultError: if a file is damaged or missing.
+    """
     files = {name: part_path(path, name, part) for name in TABLES}
     try:
         return {name: pd.read_parquet(BytesIO(each.read_bytes())) for name, each in files.items()}

@@ -14,6 +14,7 @@ from hopscope.display.front_end import ProgressBar
 from hopscope.errors import QueryError, ResultError, TakenError, UsageError
 from hopscope.files import check_place, clear_leftovers, make_folder, write_json_once
 from hopscope.models.interrupts import interrupt_safe, n_stops
+from hopscope.results.packing import packed_parts, unpack
 from hopscope.results.result import Result
 from hopscope.results.run_folder import (
     RECORD,
@@ -190,12 +191,15 @@ def _finished(
         PlaceError: if it cannot be written to.
     """
     check_run(folder, run)
-    there = {part for part in parts if has_part(folder, part)}
+    packed = packed_parts(folder)
+    there = {part for part in parts if part in packed or has_part(folder, part)}
     if there and until is not None and until(read_parts(folder, parts)) is None:
         return set(parts)
     if len(there) < len(parts):
         check_place(folder)
         clear_leftovers(folder)
+        if packed:
+            unpack(folder)
     return there
 
 

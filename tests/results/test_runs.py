@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -20,11 +21,19 @@ from known import known_model, known_queries
 
 import hopscope as hs
 from hopscope.engine import sweep
-from hopscope.errors import PlaceError, QueryError, ResultError, UsageError, WriteError
+from hopscope.errors import (
+    DamagedResultError,
+    PlaceError,
+    QueryError,
+    ResultError,
+    UsageError,
+    WriteError,
+)
 from hopscope.experiments.two_hop.back_patching import back_patch
 from hopscope.loading import load_result
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
+from hopscope.results.packing import pack
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import provenance
 from hopscope.results.runs import run_over
@@ -158,6 +167,41 @@ def test_a_stopped_run_goes_on(tmp_path: Path, error: type[BaseException]) -> No
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert parts(tmp_path / "run") == parts(tmp_path / "whole")
     pd.testing.assert_frame_equal(tables["frame"], run(None)["frame"])
+
+
+def test_a_packed_run_is_one_part_and_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError):
+        run(tmp_path / "run", Compute(fail_at=known_queries()[5].id))
+    loose, kept = parts(tmp_path / "run"), tmp_path / "kept"
+    for source in ("run", "kept"):  # what is packed can be packed again
+        pack(tmp_path / source, kept)
+        assert sorted(parts(kept)) == ["details-000000.parquet", "frame-000000.parquet"]
+        pd.testing.assert_frame_equal(
+            load_result(kept).frame, load_result(tmp_path / "run").frame, check_exact=True
+        )
+    again = Compute()
+    pd.testing.assert_frame_equal(run(kept, again)["frame"], run(None)["frame"])
+    assert again.asked == [query.id for query in known_queries()[4:]]
+    assert {**parts(kept), **loose} == parts(kept)  # its parts are the same bytes again
+
+
+def test_a_whole_packed_run_is_read_and_left_as_it_is(tmp_path: Path) -> None:
+    whole = run(tmp_path / "run")
+    before = parts(pack(tmp_path / "run", tmp_path / "kept"))
+    computed = Compute()
+    pd.testing.assert_frame_equal(run(tmp_path / "kept", computed)["frame"], whole["frame"])
+    assert not computed.asked
+    assert parts(tmp_path / "kept") == before
+
+
+def test_a_packed_run_whose_record_does_not_fit_is_damaged(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError):
+        run(tmp_path / "run", Compute(fail_at=known_queries()[5].id))
+    record = pack(tmp_path / "run", tmp_path / "kept") / "run.json"
+    told = json.loads(record.read_text())
+    record.write_text(json.dumps({**told, "parts": told["parts"][1:]}))
+    with pytest.raises(DamagedResultError, match="does not fit the tables"):
+        run(tmp_path / "kept")
 
 
 def test_a_finished_run_is_not_computed_again(tmp_path: Path) -> None:
