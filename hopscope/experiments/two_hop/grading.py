@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 PER_PART = 128
 BATCH = 128
 LEAST_CHANCE = 0.5
-"""Of finding enough queries, below which no more are graded."""
+"""Of finding enough queries of any subset that lacks some, below which no more are graded."""
 SUBSETS = ("correct", "incorrect")
 SHORTCUTS: tuple[Form, ...] = ("entity_shortcut", "relation_shortcut")
 
@@ -202,8 +202,8 @@ def grade_until(
 
     Returns:
         A `Grading` of the queries that were graded. The progress bar shows how many of each subset
-        were found, and the chance that the queries that are left have the others; below 50 % no
-        more are graded, with a warning.
+        were found, and the chance that the queries that are left complete a subset; below 50 % for
+        each that lacks some no more are graded, with a warning.
 
     Raises:
         UsageError: for an unknown subset or rule, a shard, an empty set, or a prompt that does
@@ -230,13 +230,13 @@ def grade_until(
         missing = [subset for subset in need if found[subset] < need[subset]]
         shown = ", ".join(f"{found[subset]} of {need[subset]} {subset}" for subset in need)
         chances = [chance_of_more(found[s], n, need[s] - found[s], left) for s in missing]
-        chance = min(chances, default=1.0)
+        chance = max(chances, default=1.0)
         if n < at_least or (missing and left and chance >= LEAST_CHANCE):
             return f"{shown}, chance {chance:.0%}"
         if missing and left:
             logger.warning(
-                "%d queries are graded, with %s; the chance that the other %d have the rest is "
-                "%.0f %%, so that no more are graded",
+                "%d queries are graded, with %s; the chance that the other %d complete a subset "
+                "is %.0f %%, so that no more are graded",
                 n,
                 shown,
                 left,

@@ -313,6 +313,17 @@ def test_grading_ends_where_enough_can_hardly_be_found(
     assert "so that no more are graded" in caplog.text
 
 
+def test_a_subset_that_is_out_of_reach_does_not_end_the_search_for_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(grading, "PER_PART", 2)
+    monkeypatch.setattr(grading, "chance_of_more", lambda _, __, more, ___: float(more < 100))
+    model, queries = known_model(), known_queries()
+    n = len(grade(model, queries, progress=False).incorrect())
+    need = {"correct": 10_000, "incorrect": n}
+    assert grade_until(model, queries, need, 1, progress=False).counts()["incorrect"] == n
+
+
 def test_what_grading_until_cannot_do_is_refused() -> None:
     model, queries = known_model(), known_queries()
     with pytest.raises(UsageError, match="unknown subset 'wrong'"):
