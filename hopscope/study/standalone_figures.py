@@ -7,7 +7,7 @@ whose figures are of one model and one query set.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -22,6 +22,13 @@ SEEDS = (0, 1, 2)
 CIRCUIT = ("two-hop-looped", "two-hop-memoriser")
 THINKING = ("reachability", "reachability-pause")
 HEADS = ("smollm2-135m", "gemma3-270m")
+LADDER = ("smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b")
+LADDER_STEPS = (
+    *("back_patching", "description", "knockout", "projection", "stages"),
+    *("patching", "recall"),
+)
+NEEDED = 200
+"""Queries of each subset that each model of the ladder is asked for, if it has them."""
 SNAPSHOTS = range(0, 2001, 200)
 COVERED = ("coverage", "coverage-few-bridges", "coverage-path-ambiguity")
 
@@ -143,6 +150,24 @@ def _head_classes(settings: Settings) -> None:
         rank_neighbours(model, queries, seed=settings.seed, **run)
 
 
+def _size_ladder(settings: Settings) -> None:
+    from hopscope.loading import load_model, load_queries
+    from hopscope.study.study import run_study
+
+    size, queries = replace(settings.size, need=NEEDED, most=NEEDED), load_queries("world")
+    for name in LADDER:
+        model, folder = load_model(name, device=settings.device), settings.folder / "size_ladder"
+        run_study(
+            model,
+            queries,
+            folder / name,
+            size,
+            LADDER_STEPS,
+            seed=settings.seed,
+            progress=settings.progress,
+        )
+
+
 def _prefix_training(settings: Settings) -> None:
     from hopscope.experiments.documents.prefix_training import compare_masks
 
@@ -172,6 +197,7 @@ STANDALONE_FIGURES: Mapping[str, StandaloneFigure] = {
     "search_graph": StandaloneFigure(_search_graph),
     "superposition": StandaloneFigure(_superposition, costly=True),
     "head_classes": StandaloneFigure(_head_classes, costly=True),
+    "size_ladder": StandaloneFigure(_size_ladder, costly=True),
     "prefix_training": StandaloneFigure(_prefix_training, costly=True),
 }
 """The figures that take no model and no queries, and how their results are made."""

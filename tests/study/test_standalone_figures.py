@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from known import known_model, known_queries
 
 from hopscope.errors import ResultError
+from hopscope.experiments.two_hop.back_patching import BackPatching
 from hopscope.experiments.worlds.data_needed import data_needed
 from hopscope.queries.load import load_queries
 from hopscope.study import figures, standalone_figures
@@ -105,6 +107,34 @@ def test_a_figure_is_run_and_drawn_twice_alike(name, setting, tmp_path):
     assert len(table) > 3
 
 
+def test_the_ladder_is_drawn_of_the_models_that_have_results(setting, tmp_path, monkeypatch):
+    monkeypatch.setattr("hopscope.loading.load_model", lambda *_, **__: known_model())
+    monkeypatch.setattr("hopscope.loading.load_queries", lambda _: known_queries())
+    monkeypatch.setattr(standalone_figures, "LADDER", standalone_figures.LADDER[:2])
+    STANDALONE_FIGURES["size_ladder"].run(setting)
+    first = drawn("size_ladder", setting, tmp_path / "a")
+    STANDALONE_FIGURES["size_ladder"].run(setting)  # everything is there
+    again = drawn("size_ladder", setting, tmp_path / "b")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
+    folder = setting.folder / "size_ladder"
+    table = pd.read_csv(tmp_path / "a" / "size_ladder.csv")
+    assert set(table["model"]) == {"smollm2-135m", "gemma3-270m"}
+    for subset in ("incorrect", "correct"):
+        rows = table[(table["model"] == "gemma3-270m") & (table["subset"] == subset)]
+        result = BackPatching.load(folder / "gemma3-270m" / f"back_patching.{subset}")
+        columns = ["cells", "position", "control", "n", "difference", "p"]
+        shown = rows.loc[rows["cells"] != "stages", columns].reset_index(drop=True)
+        pd.testing.assert_frame_equal(shown, result.gains()[columns], rtol=1e-5, check_dtype=False)
+    tests = table["p"].notna()
+    assert (table.loc[tests, "p_holm"] >= table.loc[tests, "p"]).all()
+    shutil.rmtree(folder / "gemma3-270m")
+    drawn("size_ladder", setting, tmp_path / "c")
+    assert set(pd.read_csv(tmp_path / "c" / "size_ladder.csv")["model"]) == {"smollm2-135m"}
+    shutil.rmtree(folder / "smollm2-135m")
+    with pytest.raises(ResultError, match="holds no result of a model"):
+        drawn("size_ladder", setting, tmp_path)
+
+
 def test_coverage_is_drawn_of_every_seed_or_not_at_all(setting, tmp_path):
     STANDALONE_FIGURES["coverage"].run(setting)
     drawn("coverage", setting, tmp_path)
@@ -121,7 +151,7 @@ def test_coverage_is_drawn_of_every_seed_or_not_at_all(setting, tmp_path):
 
 def test_every_figure_of_its_own_is_named_after_its_script():
     assert set(STANDALONE_FIGURES) <= set(figures.figure_scripts(SCRIPTS, []))
-    assert {*SIMPLE, "data_needed", "prefix_training"} == set(STANDALONE_FIGURES)
+    assert {*SIMPLE, "data_needed", "prefix_training", "size_ladder"} == set(STANDALONE_FIGURES)
 
 
 def test_only_what_comes_along_is_run_unasked():

@@ -38,7 +38,7 @@ from hopscope.results.wording import (
     verdict,
     with_interval,
 )
-from hopscope.statistics import mean_interval
+from hopscope.statistics import mean_interval, paired
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -128,6 +128,37 @@ class BackPatching(Result):
                 gain = (pairs["none"] - pairs[control]).to_numpy()
                 rows.append((position, control, len(gain), *mean_interval(gain, seed)))
         return pd.DataFrame(rows, columns=["position", "control", "n", "difference", "low", "high"])
+
+    def gains(self, seed: int = 0) -> pd.DataFrame:
+        """How much oftener the query's own vector has the answer than a control's, and how surely.
+
+        `any` cell is the paper's oracle. The `best` cell is chosen on one half of the queries, as
+        in `best_cell`, and compared on the other half.
+
+        Args:
+            seed: of the halves and of the bootstrap.
+
+        Returns:
+            Columns `cells` (`any`, `best`), `position`, `control`, and those of
+            `hopscope.statistics.paired`: `n, difference, low, high, better, worse, p`.
+        """
+        frame, rows = self.frame, []
+        other_half = ~frame["query"].isin(self.choosing_half(seed))
+        for position in frame["position"].unique():
+            here = frame["position"] == position
+            best = self.best_cell(position, seed)
+            layers = frame["source_layer"] == best.source_layer
+            layers &= frame["target_layer"] == best.target_layer
+            for cells, chosen in (("any", here), ("best", here & layers & other_half)):
+                wide = frame[chosen].pivot_table(
+                    index="query", columns="control", values="hit", aggfunc="any"
+                )
+                for control in (name for name in CONTROLS if name in wide):
+                    pairs = wide[["none", control]].dropna().astype(bool)
+                    compared = paired(pairs[control].to_numpy(), pairs["none"].to_numpy(), seed)
+                    rows.append({"cells": cells, "position": position, "control": control})
+                    rows[-1] |= compared
+        return pd.DataFrame(rows)
 
     def heatmap(self, position: str | None = None, control: str = "none") -> pd.DataFrame:
         """Share of queries that have the answer in each cell; rows target, columns source layer."""

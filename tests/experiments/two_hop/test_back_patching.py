@@ -564,6 +564,31 @@ def test_above_chance_without_controls_is_empty() -> None:
     assert made(a={"none": {(1, 0)}}).above_chance().empty
 
 
+def test_gains_compare_any_cell_and_the_best_one_with_each_control() -> None:
+    """(1, 0) always has the answer; another query's vector has it in another cell, in half."""
+    result = made(
+        **{
+            f"q{i:02}": {"none": {(1, 0)}, "other": {(2, 0)} if i % 2 else set(), "random": set()}
+            for i in range(16)
+        }
+    )
+    table = result.gains().set_index(["cells", "control"])
+    assert list(table.index) == [
+        (cells, control) for cells in ("any", "best") for control in ("other", "random")
+    ]
+    assert table["n"].tolist() == [16, 16, 8, 8]  # the best cell is scored on the other half
+    assert table["difference"].tolist() == [0.5, 1.0, 1.0, 1.0]
+    assert table["better"].tolist() == [8, 16, 8, 8]
+    assert table["p"].tolist() == pytest.approx([2 / 2**8, 2 / 2**16, 2 / 2**8, 2 / 2**8])
+
+
+def test_gains_of_the_best_cell_are_of_the_half_that_did_not_choose_it() -> None:
+    alone = {(f"q{i}", "t1", "none"): {(i + 1, 0)} for i in range(6)}
+    alone |= {(f"q{i}", "t1", "other"): set() for i in range(6)}
+    table = made_back_patching(alone, [(i + 1, 0) for i in range(6)]).gains().set_index("cells")
+    assert table["difference"].to_dict() == {"any": 1.0, "best": 0.0}
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_the_best_cell_is_scored_on_the_other_half(seed: int) -> None:
     """Each query is repaired in a cell of its own, so what is best for some helps no other."""
