@@ -88,10 +88,12 @@ class Rotary:
     def turn(keys: Float[Tensor, "row kv_head key head_dim"], cos: Tensor, sin: Tensor) -> None:
         """Turn the keys of one block in place, by the `angles` of the block."""
         width = cos.shape[-1]
-        a, b = keys[..., :width].float(), keys[..., width : 2 * width].float()
+        first, second = keys[..., :width], keys[..., width : 2 * width]
+        a, b = first.float(), second.float()  # no copies in float32
         cos, sin = cos.to(keys.device), sin.to(keys.device)
-        turned = a * cos - b * sin, b * cos + a * sin
-        keys[..., :width], keys[..., width : 2 * width] = turned
+        crossed = a * sin
+        first.copy_(a.mul_(cos).sub_(b * sin))
+        second.copy_(b.mul_(cos).add_(crossed))
 
     @torch.no_grad()
     def _agrees(self, model: LanguageModel) -> bool:

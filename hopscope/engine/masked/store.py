@@ -175,8 +175,11 @@ class UnitStore:
         rotary = rotary_of(self.model) if bool(moved.any()) else None
         angles = None if rotary is None else rotary.angles(moved)
 
+        units = list({unit.key: unit for row in rows for unit in row.before}.values())
+        places = _places_among(units, rows, longest, more).to(self.model.device)
+
         def past(layer: int) -> KeysValues:
-            keys, values = (self._filled(rows, layer, part, longest, more) for part in (0, 1))
+            keys, values = (self._gathered(units, places, layer, part) for part in (0, 1))
             if rotary is not None and angles is not None:
                 rotary.turn(keys[:, :, :longest], *angles(layer))
             return keys, values
@@ -190,20 +193,14 @@ class UnitStore:
             record_patterns=record_patterns,
         )
 
-    def _filled(
-        self, rows: Sequence[UnitRow], layer: int, part: int, longest: int, more: int
-    ) -> Tensor:
-        """The keys (0) or values (1) of one block, with room for more."""
-        like = next(iter(self.kept.values())).layers[layer][part]
-        filled = like.new_zeros(len(rows), like.shape[0], longest + more, like.shape[2])
-        for index, row in enumerate(rows):
-            start = longest - len(row.places)
-            for unit in row.before:
-                stop = min(longest, start + len(unit.tokens))
-                piece = self.kept[unit.key].layers[layer][part]
-                filled[index, :, start:stop] = piece[:, : stop - start]
-                start = stop
-        return filled
+    def _gathered(self, units: Sequence[Unit], places: Tensor, layer: int, part: int) -> Tensor:
+        """The keys (0) or values (1) of one block, shape (row, kv_head, token, head_dim)."""
+        stored = torch.cat([self.kept[unit.key].layers[layer][part] for unit in units], dim=1)
+        n_heads, n_stored, width = stored.shape
+        heads = n_stored * torch.arange(n_heads, device=stored.device)
+        index = places.to(stored.device)[:, None] + heads[:, None]
+        gathered = stored.reshape(-1, width).index_select(0, index.flatten())
+        return gathered.view(*index.shape, width)
 
     def _compute(self, passes: Sequence[UnitPass]) -> None:
         """Run some passes as the rows of one batch, padded on the left, and keep their units."""
@@ -227,6 +224,25 @@ def _places(units: Sequence[Unit]) -> np.ndarray:
     """The places of the tokens of some units, one unit after the other."""
     nothing = np.empty(0, dtype=np.int64)
     return np.concatenate([nothing, *(unit.tokens for unit in units)])
+
+
+def _places_among(
+    units: Sequence[Unit], rows: Sequence[UnitRow], longest: int, more: int
+) -> Tensor:
+    """Where what comes before each row lies among the tokens of all units, shape (row, token).
+
+    Padding in front, and the room for `more` behind, are any of them.
+    """
+    ends = np.cumsum([len(unit.tokens) for unit in units])
+    among = {
+        unit.key: np.arange(end - len(unit.tokens), end)
+        for unit, end in zip(units, ends, strict=True)
+    }
+    places = np.zeros((len(rows), longest + more), dtype=np.int64)
+    for row, into in zip(rows, places, strict=True):
+        own = np.concatenate([among[unit.key] for unit in row.before] or [places[0, :0]])
+        into[longest - len(row.places) : longest] = own[: len(row.places)]
+    return torch.as_tensor(places)
 
 
 def unit_passes(
