@@ -153,13 +153,14 @@ class CellOutputs:
     def read(self, logits: Tensor, rows: np.ndarray, cells: np.ndarray, read_out: ReadOut) -> None:
         """Read the logits (rows, vocabulary) into the places of the cells."""
         at, into = torch.as_tensor(rows), torch.as_tensor(cells)
-        finite = is_finite(logits)
-        self.finite[into] &= finite.cpu()[at]
         if not (read_out.answer_tokens or read_out.also_rank or read_out.top_k or read_out.track):
+            self.finite[into] &= is_finite(logits).cpu()[at]
             return
         # A few rows at a time stay in a CPU's cache; a GPU is quicker with all at once.
         pieces = torch.split(logits, len(logits) if logits.is_cuda else 16)
         total = torch.cat([torch.logsumexp(piece.float(), dim=-1) for piece in pieces])
+        finite = total.isfinite()  # as `is_finite` says: a largest logit that is no number passes on
+        self.finite[into] &= finite.cpu()[at]
         total = total.where(finite, torch.nan)
         for wanted, rank, logprob in (
             (read_out.answer_tokens, self.rank, self.logprob),
