@@ -615,6 +615,7 @@ MISTAKES: dict[str, tuple[tuple[object, ...], str]] = {
     "device": (("grade", "-m", "tiny-random-llama", "--device", "tpu9"), "device 'tpu9'"),
     "no such GPU": (("grade", "-m", "tiny-random-llama", "--device", "cuda:99"), "cuda:99"),
     "dtype": (("grade", *PLAIN, "--dtype", "float99"), "unknown dtype 'float99'"),
+    "quantization": (("grade", *PLAIN, "--quantization", "int9"), "unknown quantization 'int9'"),
     "edge": (("knockout", *ALL, "--edges", "t2>t1"), "'t2>t1' is no edge"),
     "span": (("knockout", *ALL, "--edges", "t2->t3"), "each one of t1, t2, e1"),
     "window": (("knockout", *ALL, "--window", -1), "--window"),

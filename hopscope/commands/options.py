@@ -116,6 +116,10 @@ Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")
 ]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, ...")]
+Quantization = Annotated[
+    str | None,
+    typer.Option(help="Quantise weights while the model is loaded: nf4, int8 or fp8."),
+]
 Preset = Annotated[str, typer.Option("--preset", help="quick (minutes) or paper (everything).")]
 
 
@@ -135,6 +139,7 @@ class CommonOptions:
     shard: Shard = None
     device: Device = None
     dtype: Dtype = None
+    quantization: Quantization = None
     as_json: AsJson = False
 
     def __post_init__(self) -> None:
@@ -146,6 +151,11 @@ class CommonOptions:
         from hopscope.results.runs import parse_shard
 
         return None if self.shard is None else parse_shard(self.shard)
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """The arguments of the functions that load a model: device, dtype and quantization."""
+        return {"device": self.device, "dtype": self.dtype, "quantization": self.quantization}
 
     def settings(self) -> dict[str, Any]:
         """The arguments that every experiment takes: seed, out and shard."""
@@ -162,7 +172,7 @@ class QueryOptions(CommonOptions):
         """The model, which generates from left to right."""
         from hopscope.loading import load_model
 
-        return load_model(self.model, device=self.device, dtype=self.dtype)
+        return load_model(self.model, **self.loading)
 
     def load_queries(self) -> QuerySet:
         """The queries, as many and with as many demonstrations as were asked for."""
@@ -245,11 +255,11 @@ class DocumentOptions(CommonOptions):
         loaded = loaded.with_few_shot(shots, self.seed)
         chosen = that_allow(loaded, orders) if self.skip_impossible else loaded
         questions = limited(chosen, self.limit, self.seed)
-        return load_any(self.model, device=self.device, dtype=self.dtype), questions
+        return load_any(self.model, **self.loading), questions
 
 
 FIRST = ("model", "queries", "questions", "subset", "limit", "need", "most", "few_shot")
-LAST = ("seed", "out", "shard", "device", "dtype", "as_json")
+LAST = ("seed", "out", "shard", "device", "dtype", "quantization", "as_json")
 """Options that `--help` lists first and last; a command's own come in between, and then others."""
 Options = TypeVar("Options")
 Command = Callable[Concatenate[Options, ...], None]

@@ -121,8 +121,12 @@ def _foreign_modules(hf: PreTrainedModel) -> Iterator[Any]:
     """Yield the class of each module that is not of torch or transformers.
 
     Of adapters also how they act (which are active, their scaling): that is in plain attributes.
-    Modules of other libraries note there what they have done so far.
+    Modules of other libraries note there what they have done so far. Weights that several tensors
+    make up (torchao) also tell how they act, such as whether they quantise their inputs.
     """
+    for name, weight in hf.named_parameters():
+        if hasattr(weight, "__tensor_flatten__"):
+            yield [name, type(weight).__qualname__, weight.__tensor_flatten__()[1]]
     for name, module in hf.named_modules():
         library = type(module).__module__.partition(".")[0]
         if library not in ("torch", "transformers"):

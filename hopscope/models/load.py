@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hopscope.errors import (
     ModelError,
@@ -45,6 +46,12 @@ from hopscope.models.kinds import (
 )
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.offload import check_numbers
+from hopscope.models.quantization import (
+    check_dense,
+    check_quantized,
+    keep_packing,
+    quantization_config,
+)
 from hopscope.models.text_bars import text_bars
 from hopscope.models.tiny import TINY_ENCODER_DECODERS, TINY_FAMILIES, build_tiny
 from hopscope.models.token_model import TokenModel
@@ -67,6 +74,7 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     device_map: str | dict[str, Any] | None = None,
     *,
+    quantization: str | QuantizationConfigMixin | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
@@ -88,6 +96,10 @@ def load_model(
             already loaded is not converted.
         device_map: As for `from_pretrained`, for a model spread over several devices; instead of
             `device`.
+        quantization: How weights are quantised while the model is loaded: `"nf4"` (4 bits, by
+            bitsandbytes), `"int8"` or `"fp8"` (8 bits, by torchao), or a configuration of
+            transformers, such as `BitsAndBytesConfig(...)`. By default they stay as they are; a
+            checkpoint that comes quantised is read as transformers reads it.
         tokenizer: The tokenizer to use instead of the model's own.
         trust_remote_code: Whether to run the Python code of a checkpoint that needs it.
         allow_pickle: Whether to read pickled weights (`*.bin`, `*.pt`) if there are no safetensors.
@@ -99,8 +111,9 @@ def load_model(
     Raises:
         UnknownModelError: If `x` is neither a known name nor an existing hub id, folder or file.
         UntrustedModelError: If it needs code that is not trusted, or has pickled weights only.
-        ModelError: If the model cannot be fetched or read, or is not a causal language model.
-        UsageError: If `device` or `dtype` cannot be used.
+        ModelError: If the model cannot be fetched, read or quantised, or is not a causal language
+            model.
+        UsageError: If `device`, `dtype` or `quantization` cannot be used.
 
     Example:
         >>> load_model("tiny-random-llama", device="cpu").n_layers
@@ -108,7 +121,9 @@ def load_model(
     """
     if isinstance(x, LanguageModel):
         return x
-    options = _LoadOptions(device, dtype, device_map, tokenizer, trust_remote_code, allow_pickle)
+    options = _LoadOptions(
+        device, dtype, device_map, quantization, tokenizer, trust_remote_code, allow_pickle
+    )
     return LanguageModel(*_load(x, name, options, (LanguageModel,)))
 
 
@@ -118,6 +133,7 @@ def load_encoder_decoder(
     dtype: str | torch.dtype | None = None,
     device_map: str | dict[str, Any] | None = None,
     *,
+    quantization: str | QuantizationConfigMixin | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
@@ -129,7 +145,7 @@ def load_encoder_decoder(
         x: A hub id such as `"google/flan-t5-base"`, a folder with safetensors, the tiny random
             model `"tiny-random-t5"`, a `PreTrainedModel`, or an `EncoderDecoder`, which is
             returned as it is.
-        device, dtype, device_map: As in `load_model`.
+        device, dtype, device_map, quantization: As in `load_model`.
         tokenizer, trust_remote_code, allow_pickle, name: As in `load_model`.
 
     Returns:
@@ -138,8 +154,8 @@ def load_encoder_decoder(
     Raises:
         UnknownModelError: If `x` is neither a known name nor an existing hub id, folder or file.
         UntrustedModelError: If it needs code that is not trusted, or has pickled weights only.
-        ModelError: If the model cannot be fetched or read, or is not T5-like.
-        UsageError: If `device` or `dtype` cannot be used.
+        ModelError: If the model cannot be fetched, read or quantised, or is not T5-like.
+        UsageError: If `device`, `dtype` or `quantization` cannot be used.
 
     Example:
         >>> load_encoder_decoder("tiny-random-t5", device="cpu").n_encoder_layers
@@ -147,7 +163,9 @@ def load_encoder_decoder(
     """
     if isinstance(x, EncoderDecoder):
         return x
-    options = _LoadOptions(device, dtype, device_map, tokenizer, trust_remote_code, allow_pickle)
+    options = _LoadOptions(
+        device, dtype, device_map, quantization, tokenizer, trust_remote_code, allow_pickle
+    )
     return EncoderDecoder(*_load(x, name, options, (EncoderDecoder,)))
 
 
@@ -157,6 +175,7 @@ def load_any(
     dtype: str | torch.dtype | None = None,
     device_map: str | dict[str, Any] | None = None,
     *,
+    quantization: str | QuantizationConfigMixin | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
@@ -166,7 +185,7 @@ def load_any(
 
     Args:
         x: Anything that either function accepts.
-        device, dtype, device_map: As in `load_model`.
+        device, dtype, device_map, quantization: As in `load_model`.
         tokenizer, trust_remote_code, allow_pickle, name: As in `load_model`.
 
     Returns:
@@ -175,12 +194,14 @@ def load_any(
     Raises:
         UnknownModelError: If `x` is neither a known name nor an existing hub id, folder or file.
         UntrustedModelError: If it needs code that is not trusted, or has pickled weights only.
-        ModelError: If the model cannot be fetched or read, or is of neither kind.
-        UsageError: If `device` or `dtype` cannot be used.
+        ModelError: If the model cannot be fetched, read or quantised, or is of neither kind.
+        UsageError: If `device`, `dtype` or `quantization` cannot be used.
     """
     if isinstance(x, (LanguageModel, EncoderDecoder)):
         return x
-    options = _LoadOptions(device, dtype, device_map, tokenizer, trust_remote_code, allow_pickle)
+    options = _LoadOptions(
+        device, dtype, device_map, quantization, tokenizer, trust_remote_code, allow_pickle
+    )
     parts = _load(x, name, options, (LanguageModel, EncoderDecoder))
     model_class: ModelClass = EncoderDecoder if is_t5(parts[0].config.to_dict()) else LanguageModel
     return model_class(*parts)
@@ -193,6 +214,7 @@ class _LoadOptions:
     device: str | torch.device | None
     dtype: str | torch.dtype | None
     device_map: str | dict[str, Any] | None
+    quantization: str | QuantizationConfigMixin | None
     tokenizer: PreTrainedTokenizerBase | None
     trust_remote_code: bool
     allow_pickle: bool
@@ -210,14 +232,18 @@ def _load(
         raise wrong_class_error(x.config.to_dict(), x.name, classes)
     if isinstance(x, (str, Path)):
         hf, tokenizer, default_name = _Reader(options, classes)(x)
+        if options.quantization is not None:
+            check_quantized(hf, default_name)
     else:
         hf, tokenizer, default_name = unwrap(x, options.tokenizer)
-        _move(hf, options.device, options.dtype, options.device_map)
+        _check_loaded(hf, default_name, options)
+        _move(hf, options.device, options.dtype)
         wrapped = None if hf is x else x
     check_class(hf.config.to_dict(), default_name, classes)
     _check_fast(tokenizer, default_name)
     for weight, tensor in hf.named_parameters():
         check_numbers(hf, weight, tensor)
+    keep_packing(hf)
     hf.eval()  # type: ignore[no-untyped-call]
     hf.requires_grad_(False)
     return hf, tokenizer, name or default_name, wrapped
@@ -232,6 +258,8 @@ class _Reader:
         self.device = device_of(options.device)
         self.dtype = _dtype(options.dtype, self.device if options.device_map is None else None)
         self.device_map = options.device_map
+        self.quantization = options.quantization
+        quantization_config(options.quantization, torch.float32)  # fail before anything is fetched
         self.tokenizer = options.tokenizer
         self.trust_remote_code = options.trust_remote_code
         self.allow_pickle = options.allow_pickle
@@ -276,10 +304,21 @@ class _Reader:
         tokenizer: PreTrainedTokenizerBase,
         name: str,
     ) -> LoadedParts:
-        """Move a model that was built on the CPU to its device and dtype."""
+        """Move a model that was built on the CPU to its device and dtype, or quantise it there."""
         if self.device_map is not None:
             raise UsageError(f"{name} cannot be loaded with device_map; use device instead")
-        _to(hf, self.device, self.dtype)
+        if self.quantization is None:
+            _to(hf, self.device, self.dtype)
+        else:
+            dtype = hf.dtype if isinstance(self.dtype, str) else self.dtype
+            hf = type(hf).from_pretrained(
+                None,
+                config=hf.config,
+                state_dict=hf.state_dict(),
+                dtype=dtype,
+                device_map=self.device,
+                quantization_config=quantization_config(self.quantization, dtype),
+            )
         return hf, self.tokenizer or tokenizer, name
 
     def _check_folder(self, folder: Path) -> None:
@@ -307,9 +346,11 @@ class _Reader:
         )
         check_remote_code(config, name, self.trust_remote_code)
         check_model_type(config, name, self.classes)
+        if self.quantization is not None:
+            check_dense(config, name)
         auto: Any = AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM
         auto = AutoModelForSeq2SeqLM if is_t5(config) else auto
-        hf = self._read(lambda: self._weights(auto, place), "weights", place, advice)
+        hf = self._read(lambda: self._weights(auto, place, config), "weights", place, advice)
         tokenizer = self.tokenizer or self._read(
             lambda: AutoTokenizer.from_pretrained(
                 str(place), trust_remote_code=self.trust_remote_code
@@ -320,20 +361,23 @@ class _Reader:
         )
         return hf, tokenizer, name
 
-    def _weights(self, auto: Any, place: str | Path) -> PreTrainedModel:
+    def _weights(self, auto: Any, place: str | Path, config: dict[str, Any]) -> PreTrainedModel:
         """Load the weights; a ValueError if some are missing, or have no place in the model."""
+        own = config.get("dtype") or config.get("torch_dtype") or "float32"
+        dtype = _dtype(own, None) if isinstance(self.dtype, str) else self.dtype
+        quantized = quantization_config(self.quantization, dtype)
+        also = {} if quantized is None else {"quantization_config": quantized}  # None drops its own
         with text_bars():
             hf, report = auto.from_pretrained(
                 str(place),
                 dtype=self.dtype,
-                device_map=self.device_map,
+                device_map=self.device_map or self.device,
                 use_safetensors=None if self.allow_pickle else True,
                 trust_remote_code=self.trust_remote_code,
                 output_loading_info=True,
+                **also,
             )
         check_complete(hf, report)
-        if self.device_map is None:
-            _to(hf, self.device, None)
         return hf  # type: ignore[no-any-return]
 
     def _read(self, read: Callable[[], Any], part: str, place: str | Path, advice: str) -> Any:
@@ -344,6 +388,8 @@ class _Reader:
             raise
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             reason = str(error).strip() or type(error).__name__
+            if isinstance(error, ImportError):  # the reason names what is to be installed
+                advice = "Install that library, or take the checkpoint that this one was made from."
             if not self.allow_pickle and "safetensors" in reason and "appear to have" in reason:
                 raise _pickle_refusal(str(place)) from error
             raise ModelError(f"cannot read the {part} of {place}: {reason}\n{advice}") from error
@@ -382,17 +428,30 @@ def _pickle_refusal(where: str) -> UntrustedModelError:
     )
 
 
+def _check_loaded(hf: PreTrainedModel, name: str, options: _LoadOptions) -> None:
+    """Raise a UsageError for what cannot be done to a model that is already loaded."""
+    if options.device_map is not None:
+        raise UsageError(
+            "device_map cannot be used for a model that is already loaded; use device instead"
+        )
+    if options.quantization is not None:
+        raise UsageError(
+            f"{name} is already loaded, and weights are quantised while they are read: give "
+            "quantization_config to from_pretrained, or load_model the name or folder"
+        )
+    if options.dtype is not None and getattr(hf, "hf_quantizer", None) is not None:
+        raise UsageError(
+            f"{name} is quantised, so that it cannot be converted to another dtype; leave dtype "
+            "out, or give it when the weights are read"
+        )
+
+
 def _move(
     hf: PreTrainedModel,
     device: str | torch.device | None,
     dtype: str | torch.dtype | None,
-    device_map: object,
 ) -> None:
     """Move and convert a model that is already loaded, in place."""
-    if device_map is not None:
-        raise UsageError(
-            "device_map cannot be used for a model that is already loaded; use device instead"
-        )
     _to(
         hf,
         None if device is None else device_of(device),

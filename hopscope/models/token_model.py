@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -129,6 +130,17 @@ class TokenModel:
     def dtype(self) -> torch.dtype:
         """The floating-point type of the weights."""
         return self.hf.dtype
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        """How transformers has quantised the weights, as JSON; None if it has not.
+
+        Checkpoints whose weights were dequantised when they were read are not quantised any more.
+        """
+        quantizer = getattr(self.hf, "hf_quantizer", None)
+        if quantizer is None:
+            return None
+        return json.loads(quantizer.quantization_config.to_json_string(use_diff=False))  # type: ignore[no-any-return]
 
     @cached_property
     def cache_argument(self) -> str:

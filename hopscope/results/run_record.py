@@ -67,6 +67,7 @@ def provenance(
             "n_layers": model.n_layers,
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": device_name(model.device),
+            **({} if model.quantization is None else {"quantization": model.quantization}),
         },
         "queries": {
             "name": queries.name,

@@ -198,8 +198,11 @@ def _subtitle(study: Study) -> str:
     few = run["queries"]["few_shot"]
     shots = f"{few} demonstrations in each prompt" if few else "no demonstrations"
     model = run["model"]
+    precision = model["dtype"]
+    if "quantization" in model:
+        precision += f", quantised by {model['quantization']['quant_method']},"
     return (
-        f"{model['n_layers']} layers, {model['family']}, {model['dtype']} on {model['device']}; "
+        f"{model['n_layers']} layers, {model['family']}, {precision} on {model['device']}; "
         f"{study.grading.n_queries} queries of “{run['queries']['name']}”, {shots}."
     )
 

@@ -18,6 +18,7 @@ from hopscope.commands.options import (
     with_options,
 )
 from hopscope.errors import UsageError
+from hopscope.models.quantization import QUANTIZATIONS
 
 
 def app_of(given: list[Any], **how: Any) -> typer.Typer:
@@ -53,7 +54,7 @@ def test_own_options_stand_between_those_that_are_shared() -> None:
     assert list(inspect.signature(command.callback).parameters) == [
         "model", "queries", "subset", "limit", "need", "few_shot",
         "window",
-        "seed", "out", "device", "dtype", "as_json",
+        "seed", "out", "device", "dtype", "quantization", "as_json",
     ]  # fmt: skip
     assert command.callback.__doc__ == "Do something."
 
@@ -64,7 +65,19 @@ def test_options_of_documents_stand_after_a_commands_own() -> None:
 
     names = list(inspect.signature(command).parameters)
     assert names[:6] == ["model", "questions", "limit", "few_shot", "orders", "distractors"]
-    assert names[-6:] == ["seed", "out", "shard", "device", "dtype", "as_json"]
+    assert names[-7:] == ["seed", "out", "shard", "device", "dtype", "quantization", "as_json"]
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_model_is_loaded_as_the_options_say(kind: str) -> None:
+    pytest.importorskip(QUANTIZATIONS[kind])
+    asked: dict[str, Any] = {"model": "tiny-random-llama", "device": "cpu", "dtype": "bfloat16"}
+    plain = QueryOptions(**asked).load_model()
+    model = QueryOptions(**asked, quantization=kind).load_model()
+    questioned, _ = DocumentOptions(**asked, quantization=kind, limit=1).load([])
+    assert plain.quantization is None
+    assert questioned.quantization == model.quantization is not None
+    assert {str(each.dtype) for each in (plain, model, questioned)} == {"torch.bfloat16"}
 
 
 @pytest.mark.parametrize("how", [{"without": ["shrad"]}, {"limt": 3}])
