@@ -364,7 +364,7 @@ class _Reader:
     def _weights(self, auto: Any, place: str | Path, config: dict[str, Any]) -> PreTrainedModel:
         """Load the weights; a ValueError if some are missing, or have no place in the model."""
         own = config.get("dtype") or config.get("torch_dtype") or "float32"
-        dtype = _dtype(own, None) if isinstance(self.dtype, str) else self.dtype
+        dtype = getattr(torch, own) if isinstance(self.dtype, str) else self.dtype
         quantized = quantization_config(self.quantization, dtype)
         also = {} if quantized is None else {"quantization_config": quantized}  # None drops its own
         with text_bars():

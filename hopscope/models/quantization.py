@@ -50,7 +50,7 @@ def quantization_config(
             f"quantization {kind!r} needs {library}: pip install hopscope[quantization]"
         ) from error
     if kind == "nf4":
-        return BitsAndBytesConfig(
+        return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
     config = getattr(importlib.import_module("torchao.quantization"), TORCHAO[kind])
@@ -70,9 +70,9 @@ def check_dense(config: Mapping[str, Any], name: str) -> None:
 
 def check_quantized(hf: PreTrainedModel, name: str) -> None:
     """Raise a ModelError if a model that was to be quantised has nothing that was."""
-    needs = hf.hf_quantizer.param_needs_quantization  # type: ignore[union-attr]
-    if not any(needs(hf, parameter) for parameter, _ in hf.named_parameters()):
-        library = hf.hf_quantizer.quantization_config.quant_method.value  # type: ignore[union-attr]
+    quantizer: Any = hf.hf_quantizer
+    if not any(quantizer.param_needs_quantization(hf, each) for each, _ in hf.named_parameters()):
+        library = quantizer.quantization_config.quant_method.value
         raise ModelError(
             f"{library} quantises none of the modules of {name} ({hf.config.model_type}), which "
             "would be loaded as it is: choose another quantization, or none"
