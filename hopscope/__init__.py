@@ -10,6 +10,8 @@ Names are imported when they are first used, so that `hopscope.probes` needs tor
 listed in `__init__.pyi`.
 """
 
+import logging
+
 import lazy_loader
 
 from hopscope.compat.old_paths import install
@@ -17,5 +19,10 @@ from hopscope.errors import HopscopeError as HopscopeError
 
 __version__ = "0.1.0"
 __getattr__, __dir__, _ = lazy_loader.attach_stub(__name__, __file__)
+
+# Where torchao is installed, importing transformers loads it, and it tells of kernels that this
+# machine cannot run and of what it will change: nothing that anyone here can do something about.
+for noisy in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(noisy).setLevel(logging.ERROR)
 
 install()
