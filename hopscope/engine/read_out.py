@@ -159,7 +159,7 @@ class CellOutputs:
         # A few rows at a time stay in a CPU's cache; a GPU is quicker with all at once.
         pieces = torch.split(logits, len(logits) if logits.is_cuda else 16)
         total = torch.cat([torch.logsumexp(piece.float(), dim=-1) for piece in pieces])
-        finite = total.isfinite()  # as `is_finite` says: a largest logit that is no number passes on
+        finite = total.isfinite()  # just where `is_finite` says so
         self.finite[into] &= finite.cpu()[at]
         total = total.where(finite, torch.nan)
         for wanted, rank, logprob in (
