@@ -7,17 +7,15 @@ depend on what, with nothing of hopscope's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from plain import TINY_SHAPE, first_of
+from families import FAMILIES, SITES, Family, model_of
+from plain import first_of
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 import hopscope.engine.attention
 import hopscope.engine.editing
@@ -37,193 +35,9 @@ from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import load_model
 from hopscope.models.tiny import build_tiny
 
-N_TOKENS, N_SHARED, WINDOW = 103, 30, 40
+N_TOKENS, N_SHARED = 103, 30
 IDS = tuple(3 + (7 * i * i + i) % 500 for i in range(N_TOKENS))
 ALL_TOKENS = tuple(range(512))
-SITES = ("attn_out", "mlp_out")
-
-SHAPE: Mapping[str, Any] = {
-    **TINY_SHAPE,
-    "pad_token_id": 0,
-    "bos_token_id": 2,
-    "eos_token_id": 1,
-}
-GPT = {"n_embd": 48, "n_layer": 4, "n_head": 4, "n_positions": 256}
-WINDOWS: Mapping[str, Any] = {"sliding_window": WINDOW}
-ALTERNATING = {**WINDOWS, "layer_types": ["sliding_attention", "full_attention"] * 2}
-EXPERTS = {
-    "num_experts": 4,
-    "num_local_experts": 4,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
-}
-LATENT = {
-    "num_key_value_heads": 4,
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 12,
-}
-DEEPSEEK = {**LATENT, **EXPERTS, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
-GRANITE = {
-    "residual_multiplier": 0.3,
-    "attention_multiplier": 0.2,
-    "embedding_multiplier": 2.0,
-    "logits_scaling": 3.0,
-}
-LONGROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 10000.0,
-    "short_factor": [1.0] * 6,
-    "long_factor": [4.0] * 6,
-    "original_max_position_embeddings": 64,
-}
-DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
-
-
-@dataclass(frozen=True)
-class Family:
-    """A configuration, and what is expected of it.
-
-    Attributes:
-        shares: whether its prompts share prefixes; if not, it runs the plain way.
-        refused: the sites and kinds of edits that are refused.
-        leaks: whether tokens also reach later ones by another way than attention.
-    """
-
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    model_type: str | None = None
-    shares: bool = True
-    refused: frozenset[str] = frozenset()
-    leaks: bool = False
-
-
-def plain_way(settings: Mapping[str, Any] | None = None, *refused: str, **more: Any) -> Family:
-    return Family(settings or {}, shares=False, refused=frozenset(refused), **more)
-
-
-FAMILIES: Mapping[str, Family] = {
-    "llama": Family(),
-    "llama, yarn": Family({"rope_parameters": {**LONGROPE, "rope_type": "yarn", "factor": 4.0}}),
-    "llama, dynamic": Family({"rope_parameters": DYNAMIC, "max_position_embeddings": 64}),
-    "mistral": Family(WINDOWS),
-    "ministral": Family({**ALTERNATING, "head_dim": 12}),
-    "mixtral": Family({**WINDOWS, **EXPERTS}),
-    "qwen2": Family({**WINDOWS, "use_sliding_window": True, "max_window_layers": 2}),
-    "qwen2_moe": Family({**EXPERTS, "shared_expert_intermediate_size": 32}),
-    "qwen3": Family({"head_dim": 16}),
-    "qwen3_moe": Family({**EXPERTS, "head_dim": 12}),
-    "gemma": Family({"head_dim": 16}),
-    "gemma2": Family(
-        {
-            **ALTERNATING,
-            "head_dim": 16,
-            "query_pre_attn_scalar": 16,
-            "attn_logit_softcapping": 5.0,
-            "final_logit_softcapping": 6.0,
-        }
-    ),
-    "gemma3_text": Family({**ALTERNATING, "head_dim": 16, "query_pre_attn_scalar": 16}),
-    "vaultgemma": Family({**ALTERNATING, "head_dim": 16, "query_pre_attn_scalar": 16}),
-    "phi": Family(),
-    "phi3": Family(WINDOWS),
-    "phi3, longrope": Family(
-        {**WINDOWS, "rope_parameters": LONGROPE, "original_max_position_embeddings": 64}
-    ),
-    "phimoe": Family({**WINDOWS, **EXPERTS}),
-    "gpt2": Family(GPT),
-    "gptj": Family({**GPT, "rotary_dim": 8}),
-    "codegen": Family({**GPT, "rotary_dim": 8}),
-    "gpt_neox": Family(),
-    "gpt_oss": Family({**ALTERNATING, **EXPERTS, "head_dim": 12}),
-    "olmo": Family(),
-    "olmo2": Family(),
-    "olmo3": Family(ALTERNATING),
-    "olmoe": Family(EXPERTS),
-    "glm": Family({"head_dim": 12, "partial_rotary_factor": 0.5}),
-    "glm4": Family({"head_dim": 12, "partial_rotary_factor": 0.5}),
-    "granite": Family(GRANITE),
-    "granitemoe": Family({**GRANITE, **EXPERTS}),
-    "hyperclovax": Family({**GRANITE, "head_dim": 12}),
-    "afmoe": Family({**ALTERNATING, **EXPERTS, "head_dim": 12, "num_dense_layers": 1}),
-    "llama4_text": Family(
-        {
-            **EXPERTS,
-            "intermediate_size_mlp": 96,
-            "head_dim": 12,
-            "attention_chunk_size": WINDOW,
-            "interleave_moe_layer_step": 2,
-            "layer_types": ["chunked_attention"] * 3 + ["full_attention"],
-        }
-    ),
-    "cohere": Family({"logit_scale": 0.25}),
-    "cohere2": Family({**ALTERNATING, "logit_scale": 0.25, "head_dim": 12}),
-    "exaone4": Family({**ALTERNATING, "head_dim": 12}),
-    "starcoder2": Family(WINDOWS),
-    "smollm3": Family({"no_rope_layers": [1, 1, 1, 0]}),
-    "nemotron": Family({"initializer_range": 0.1}),
-    "helium": Family({"head_dim": 12}),
-    "stablelm": plain_way({"partial_rotary_factor": 0.5}),
-    "minicpm3": plain_way({**LATENT, "scale_emb": 2.0, "scale_depth": 1.4, "dim_model_base": 24}),
-    "youtu": plain_way(LATENT),
-    "deepseek_v2": plain_way(DEEPSEEK),
-    "deepseek_v3": plain_way({**DEEPSEEK, "n_shared_experts": 1}),
-    "bloom": plain_way({"n_layer": 4, "n_head": 4}),
-    "falcon": plain_way(),
-    "falcon, alibi": plain_way({"alibi": True}),
-    "mpt": plain_way({"d_model": 48, "n_layers": 4, "n_heads": 4, "max_seq_len": 256}),
-    "gpt_neo": plain_way(
-        {
-            "num_layers": 4,
-            "num_heads": 4,
-            "attention_types": [[["global", "local"], 2]],
-            "window_size": WINDOW,
-        }
-    ),
-    "diffllama": plain_way(),
-    "falcon_h1": plain_way(
-        {
-            "head_dim": 12,
-            "mamba_d_ssm": 96,
-            "mamba_n_heads": 8,
-            "mamba_d_head": 12,
-            "mamba_n_groups": 1,
-            "mamba_d_state": 8,
-            "lm_head_multiplier": 0.5,
-        },
-        *SITES,
-        leaks=True,
-    ),
-    "granitemoehybrid": Family(
-        {
-            **GRANITE,
-            **EXPERTS,
-            "layer_types": ["attention"] * 4,
-            "mamba_n_heads": 8,
-            "shared_intermediate_size": 32,
-        },
-        refused=frozenset(SITES),
-    ),
-    "nanochat": Family(refused=frozenset({*SITES, "residual", "lens"})),
-}
-
-
-@cache
-def model_of(name: str) -> LanguageModel:
-    family = FAMILIES[name]
-    model_type = family.model_type or name.partition(",")[0]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = AutoConfig.for_model(model_type, **{**SHAPE, **family.settings})
-        from_config: Any = AutoModelForCausalLM.from_config
-        hf = from_config(config, dtype=torch.float32).eval()
-        for parameter in hf.parameters():
-            if parameter.ndim == 1:
-                parameter.data.add_(torch.randn_like(parameter), alpha=0.2)
-            parameter.data.nan_to_num_()  # some experts are left as they were in memory
-    return load_model(hf, tokenizer=build_tiny("tiny-random-llama")[1], name=name)
 
 
 @pytest.fixture(params=FAMILIES)
