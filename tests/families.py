@@ -103,7 +103,14 @@ FAMILIES: Mapping[str, Family] = {
         }
     ),
     "gemma3_text": Family({**ALTERNATING, "head_dim": 16, "query_pre_attn_scalar": 16}),
-    "vaultgemma": Family({**ALTERNATING, "head_dim": 16, "query_pre_attn_scalar": 16}),
+    "vaultgemma": Family(
+        {
+            **ALTERNATING,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "attn_logit_softcapping": 5.0,
+        }
+    ),
     "phi": Family(),
     "phi3": Family(WINDOWS),
     "phi3, longrope": Family(
@@ -183,7 +190,7 @@ FAMILIES: Mapping[str, Family] = {
         },
         refused=frozenset(SITES),
     ),
-    "nanochat": Family(refused=frozenset({*SITES, "residual", "lens"})),
+    "nanochat": plain_way({}, *SITES, "residual", "lens"),
 }
 
 
@@ -196,8 +203,10 @@ def model_of(name: str) -> LanguageModel:
         config = AutoConfig.for_model(model_type, **{**SHAPE, **family.settings})
         from_config: Any = AutoModelForCausalLM.from_config
         hf = from_config(config, dtype=torch.float32).eval()
-        for parameter in hf.parameters():
+        for path, parameter in hf.named_parameters():
             if parameter.ndim == 1:
                 parameter.data.add_(torch.randn_like(parameter), alpha=0.2)
+            if path.endswith("sinks"):
+                parameter.data.add_(12.0)  # as large as the scores beside them
             parameter.data.nan_to_num_()  # some experts are left as they were in memory
     return load_model(hf, tokenizer=build_tiny("tiny-random-llama")[1], name=name)

@@ -17,6 +17,7 @@ from hopscope.engine.hooks import (
     rewriting_input,
     rewriting_output,
     rewriting_residual,
+    run_short_prompt,
 )
 from hopscope.engine.memory import out_of_memory
 from hopscope.engine.sublayers import writer_of
@@ -256,19 +257,9 @@ def require(model: LanguageModel, what: str, holds: Callable[[LanguageModel], bo
 TRIED_TOKENS = 6
 
 
-@torch.no_grad()
 def tried(model: LanguageModel, shift: int = 0) -> tuple[Tensor, list[Tensor], Tensor]:
     """A short prompt (1, token), the residual stream before each block and behind all, logits."""
-    numbers = range(shift, shift + TRIED_TOKENS)
-    ids = torch.tensor([[1 + 13 * i % (model.vocab_size - 1) for i in numbers]])
-    ids, states = ids.to(model.device), list[Tensor]()
-
-    def keep(_: int, hidden: Tensor) -> None:
-        states.append(hidden.clone())
-
-    with rewriting_residual(model, keep):
-        logits: Tensor = model.forward(input_ids=ids).logits
-    return ids, states, logits
+    return run_short_prompt(model, TRIED_TOKENS, shift)
 
 
 @torch.no_grad()

@@ -95,6 +95,33 @@ def rewriting_residual(model: LanguageModel, rewrite: Rewrite) -> AbstractContex
     return _before((module, at(boundary)) for boundary, module in enumerate(modules))
 
 
+@torch.no_grad()
+def run_short_prompt(
+    model: LanguageModel, n_tokens: int, shift: int = 0
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Run a short prompt, by which something of the model is found out.
+
+    Args:
+        model: the model.
+        n_tokens: of the prompt; as many as fit, where its context is shorter.
+        shift: begins it with other tokens.
+
+    Returns:
+        The prompt (1, token), the residual stream before each block and behind all, and the logits.
+    """
+    numbers = range(shift, shift + min(n_tokens, model.max_context or n_tokens))
+    # Token 0 may be padding.
+    ids = torch.tensor([[1 + 13 * i % (model.vocab_size - 1) for i in numbers]])
+    ids, states = ids.to(model.device), list[Tensor]()
+
+    def keep(_: int, hidden: Tensor) -> None:
+        states.append(hidden.clone())
+
+    with rewriting_residual(model, keep):
+        logits: Tensor = model.forward(input_ids=ids).logits
+    return ids, states, logits
+
+
 def reading_outputs(
     modules: Iterable[nn.Module], read: Callable[[nn.Module, Any], None]
 ) -> AbstractContextManager[None]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from hopscope.engine.finite import refuse_not_finite
-from hopscope.engine.hooks import probed, rewriting_residual
+from hopscope.engine.hooks import probed, run_short_prompt
 from hopscope.errors import ModelError
 from hopscope.models.language_model import LanguageModel
 from hopscope.probes import LogitLens
@@ -37,21 +36,13 @@ def logit_lens(model: LanguageModel) -> LogitLens:
 @torch.no_grad()
 def _scale(model: LanguageModel, softcap: float | None) -> float | None:
     """By what the lens's logits are multiplied to be the model's; None if nothing makes them so."""
-    n_tokens = min(PROBE_TOKENS, model.max_context or PROBE_TOKENS)
-    ids = [1 + 17 * index % (model.vocab_size - 1) for index in range(n_tokens)]
-    states: list[Tensor] = []
-
-    def keep(boundary: int, hidden: Tensor) -> None:
-        if boundary == model.n_layers:
-            states.append(hidden.clone())
-
-    with rewriting_residual(model, keep):
-        logits = model.forward(input_ids=torch.tensor([ids], device=model.device)).logits.double()
+    ids, states, logits = run_short_prompt(model, PROBE_TOKENS)
+    logits = logits.double()
     if not logits.isfinite().all():
-        refuse_not_finite(model, "logits", ids)
-    if len(states) != 1:
+        refuse_not_finite(model, "logits", ids[0].tolist())
+    if len(states) != model.n_layers + 1:
         return None
-    plain = LogitLens(model.final_norm, model.unembedding)(states[0]).double()
+    plain = LogitLens(model.final_norm, model.unembedding)(states[-1]).double()
     if plain.shape != logits.shape:
         return None
     uncapped, free = logits, torch.ones_like(logits)
@@ -61,7 +52,7 @@ def _scale(model: LanguageModel, softcap: float | None) -> float | None:
     found = float((uncapped * plain * free).sum() / (plain * plain * free).sum())
     tolerance = max(1e-4, 8 * torch.finfo(model.dtype).eps) * logits.abs().max()
     for scale in (1.0, found):
-        lens = LogitLens(model.final_norm, model.unembedding, softcap, scale)(states[0])
+        lens = LogitLens(model.final_norm, model.unembedding, softcap, scale)(states[-1])
         if bool((lens.double() - logits).abs().max() <= tolerance):
             return scale
     return None

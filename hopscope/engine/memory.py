@@ -47,7 +47,7 @@ def row_bytes(
     widest = next(filter(None, inner), 4 * model.d_model)
     kept = 2 * model.n_layers * kv_heads * model.head_dim * n_kept
     block = n_queries * (4 * widest + 8 * model.d_model)
-    scores = (4 if fused else 4 * width) * n_queries * model.n_heads * n_keys
+    scores = (4 if fused else 16) * n_queries * model.n_heads * n_keys
     return (kept + block) * width + scores + 2 * model.vocab_size * (width + 4)
 
 

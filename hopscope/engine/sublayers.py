@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hopscope.engine.hooks import probed, reading_outputs, rewriting_residual
+from hopscope.engine.hooks import probed, reading_outputs, run_short_prompt
 from hopscope.errors import ModelError, UsageError
 from hopscope.models.language_model import LanguageModel
 
@@ -62,30 +62,25 @@ def writer_of(model: LanguageModel, layer: int, site: str) -> Writer:
 @torch.no_grad()
 def find_writers(model: LanguageModel) -> list[dict[str, Writer] | None]:
     """For each block the modules that write to the residual stream, or None if none add up."""
-    n_tokens = min(PROBE_TOKENS, model.max_context or PROBE_TOKENS)
-    ids = [1 + 11 * index % (model.vocab_size - 1) for index in range(n_tokens)]
-    stream: list[Tensor] = []
     calls: list[list[tuple[nn.Module, Tensor]]] = [[] for _ in model.layers]
 
-    def keep(_: int, hidden: Tensor) -> None:
-        stream.append(hidden.clone())
+    def note_in(layer: int) -> Callable[[nn.Module, Any], None]:
+        def note(module: nn.Module, output: Any) -> None:
+            if isinstance(output, Tensor) and output.shape[-1] == model.d_model:
+                calls[layer].append((module, output.clone()))
+
+        return note
 
     with ExitStack() as stack:
-        stack.enter_context(rewriting_residual(model, keep))
         for layer, block in enumerate(model.layers):
             parts = [part for part in block.modules() if part is not block]
-
-            def note(module: nn.Module, output: Any, layer: int = layer) -> None:
-                like = stream[-1]
-                if isinstance(output, Tensor) and output.numel() == like.numel():
-                    calls[layer].append((module, output.reshape(like.shape).clone()))
-
-            stack.enter_context(reading_outputs(parts, note))
-        model.forward(input_ids=torch.tensor([ids], device=model.device))
+            stack.enter_context(reading_outputs(parts, note_in(layer)))
+        _, stream, _ = run_short_prompt(model, PROBE_TOKENS)
     if len(stream) != model.n_layers + 1:
         return [None] * model.n_layers
+    whole = [[call for call in each if call[1].numel() == stream[0].numel()] for each in calls]
     return [
-        _fitting(model, layer, stream[layer], stream[layer + 1], calls[layer])
+        _fitting(model, layer, stream[layer], stream[layer + 1], whole[layer])
         for layer in range(model.n_layers)
     ]
 

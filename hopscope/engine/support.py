@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +11,22 @@ from torch import Tensor, nn
 from hopscope.engine.attention import extend, forward_streams
 from hopscope.engine.cache import Prefix, StreamCache
 from hopscope.engine.finite import refuse_not_finite
-from hopscope.engine.hooks import probed, rewriting_residual
+from hopscope.engine.hooks import (
+    Rewrite,
+    probed,
+    reading_outputs,
+    rewriting_residual,
+    run_short_prompt,
+)
 from hopscope.engine.memory import out_of_memory
+from hopscope.errors import ModelError
 from hopscope.models.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
 
 
+LEAST_ROUNDING = 2**-10
+"""What is allowed for in float32, too: the rounding of float16 and of TF32."""
 PROBE_TOKENS = 24
 LONGEST_PROBE = 192
 NAMED_LENGTHS = ("sliding_window", "attention_chunk_size", "window_size")
@@ -40,13 +50,25 @@ def shares_prefixes(model: LanguageModel, n_tokens: int) -> bool:
     """
     limit = position_limit(model)
     fits = limit is None or n_tokens <= limit
-    return probed(model, "shares_prefixes", _takes_the_engines_attention) and fits
+    return why_plain(model) is None and fits
 
 
-def _takes_the_engines_attention(model: LanguageModel) -> bool:
-    known = set(getattr(model.config, "layer_types", None) or ()) <= KNOWN_LAYERS
-    replaceable = getattr(model.hf, "_supports_attention_backend", False)
-    return known and replaceable and agrees_with_plain(model)
+def why_plain(model: LanguageModel) -> str | None:
+    """Why the engine cannot put its own attention function into this family; None if it can."""
+    return probed(model, "why plain", _find_why_plain)
+
+
+def _find_why_plain(model: LanguageModel) -> str | None:
+    others = set(getattr(model.config, "layer_types", None) or ()) - KNOWN_LAYERS
+    if others:
+        reason: str | None = f"it has layers of the type {', '.join(sorted(others))}"
+    elif not getattr(model.hf, "_supports_attention_backend", False):
+        reason = "transformers does not let its attention be replaced"
+    else:
+        reason = differs_from_plain(model)
+    if reason is not None:
+        logger.warning("%s runs its cells one by one, which is slow: %s", model.name, reason)
+    return reason
 
 
 def position_limit(model: LanguageModel) -> int | None:
@@ -85,33 +107,19 @@ def _original_length(module: nn.Module) -> int:
     return min((int(length) for length in lengths if length is not None), default=0)
 
 
-def _doubled_after_first(boundary: int, hidden: Tensor) -> Tensor | None:
-    """Rows must be allowed to become more on their way through the blocks."""
-    return hidden.repeat(2, 1, 1) if boundary == 1 else None
-
-
-@torch.no_grad()
-def agrees_with_plain(model: LanguageModel) -> bool:
-    """Whether rows over a shared prefix give the model's own logits, tested with a short probe.
-
-    Returns:
-        False if they differ by more than rounding, or the family cannot be run so.
+def differs_from_plain(model: LanguageModel) -> str | None:
+    """What rows over a shared prefix do not compute as the model does; None if it is all the same.
 
     Raises:
         ModelError: if the model's own logits are not finite numbers.
     """
-    n_tokens = _probe_tokens(model)
-    ids = [1 + 7 * index % (model.vocab_size - 1) for index in range(n_tokens)]  # 0 may be padding
-    half = n_tokens // 2
-    row = torch.tensor([ids[half:]], device=model.device)
-    plain = model.forward(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1].float()
-    if not plain.isfinite().all():
-        refuse_not_finite(model, "logits", ids)
     try:
-        prefix = extend(model, Prefix(), ids[:half])
-        cache = StreamCache(prefix, model.n_layers)
-        with rewriting_residual(model, _doubled_after_first):
-            shared = forward_streams(model, cache, row).float()
+        for part, off, rounding in compared_with_plain(model):
+            if not off <= rounding:  # no number is not near one
+                return (
+                    f"{part} is something else in the engine, by {off:.2g} of its size, where "
+                    f"rounding explains {rounding:.2g}"
+                )
     except (
         AttributeError,
         AssertionError,
@@ -120,15 +128,78 @@ def agrees_with_plain(model: LanguageModel) -> bool:
         TypeError,
         ValueError,
     ) as error:
-        if out_of_memory(error):
+        if out_of_memory(error) or isinstance(error, ModelError):
             raise  # which says nothing about the family
-        logger.warning("%s cannot share prefixes: its cells run one by one", model.name)
-        return False
-    tolerance = plain.std() * (0.01 if model.dtype == torch.float32 else 0.5)
-    if not bool((shared - plain).abs().max() <= tolerance):  # no number is not near one
-        logger.warning("%s has attention of its own: its cells run one by one", model.name)
-        return False
-    return True
+        return f"it does not run in the engine ({type(error).__name__}: {error})"
+    return None
+
+
+@torch.no_grad()
+def compared_with_plain(model: LanguageModel) -> Iterator[tuple[str, float, float]]:
+    """Compare rows over a shared prefix with the model's own pass over a short prompt, by block.
+
+    Each block is given the states of the model's own pass, so that rounding does not add up on its
+    way through the blocks.
+
+    Yields:
+        For the attention of each block, and for each block: its name; how far it is off, as a share
+        of its size; and how far it may be off by rounding: that of a few products, and of the
+        attention scores, which some implementations keep in the dtype of the model.
+
+    Raises:
+        ModelError: if the model's own logits are not finite numbers.
+    """
+    attentions = [model.attention(layer) for layer in range(model.n_layers)]
+    expected, found = dict[nn.Module, Tensor](), dict[nn.Module, Tensor]()
+    with reading_outputs(attentions, _into(expected)):
+        ids, states, logits = run_short_prompt(model, _probe_tokens(model))
+    if not logits.isfinite().all():
+        refuse_not_finite(model, "logits", ids[0].tolist())
+    if len(states) != model.n_layers + 1:
+        raise LookupError("its blocks do not run one after the other, each once")
+    n_before = ids.shape[1] // 2
+    behind: list[Tensor] = []
+
+    def given(tokens: slice, n_rows: int) -> Rewrite:
+        """Rows must be allowed to become more on their way through the blocks."""
+
+        def rewrite(boundary: int, hidden: Tensor) -> Tensor | None:
+            behind.append(hidden)
+            within = 0 < boundary < model.n_layers
+            return states[boundary][:, tokens].repeat(n_rows, 1, 1) if within else None
+
+        return rewrite
+
+    with rewriting_residual(model, given(slice(None, n_before), 1)):
+        prefix = extend(model, Prefix(), ids[0, :n_before].tolist())
+    behind.clear()
+    cache = StreamCache(prefix, model.n_layers, record_patterns=True, record_scores=True)
+    with (
+        rewriting_residual(model, given(slice(n_before, None), 2)),
+        reading_outputs(attentions, _into(found)),
+    ):
+        forward_streams(model, cache, ids[:, n_before:])
+    assert cache.patterns is not None
+    assert cache.scores is not None
+    rounding = max(torch.finfo(model.dtype).eps, LEAST_ROUNDING)
+    for layer, attention in enumerate(attentions):
+        scores = float((cache.patterns[layer] * cache.scores[layer].abs()).sum(dim=-1).mean())
+        own = expected[attention][:, n_before:].float()
+        off = (found[attention].float() - own).square().mean().sqrt() / own.square().mean().sqrt()
+        yield f"the attention of block {layer}", float(off), rounding * (2 + scores / 8)
+        own = states[layer + 1][:, n_before:].float()
+        # Medians, since some components are far larger than others, and some experts a near tie.
+        off = (behind[layer + 1].float() - own).abs().median() / own.abs().median()
+        yield f"what block {layer} gives", float(off), rounding * (4 + scores / 8)
+
+
+def _into(outputs: dict[nn.Module, Tensor]) -> Callable[[nn.Module, Tensor], None]:
+    """Keep the output of each module; a copy, since some families add to it in place."""
+
+    def keep(module: nn.Module, output: Tensor) -> None:
+        outputs[module] = output.clone()
+
+    return keep
 
 
 def _probe_tokens(model: LanguageModel) -> int:

@@ -6,7 +6,9 @@ depend on what, with nothing of hopscope's.
 
 from __future__ import annotations
 
+import copy
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -16,10 +18,13 @@ import torch
 from families import FAMILIES, SITES, Family, model_of
 from plain import first_of
 from torch import Tensor, nn
+from transformers import AttentionInterface
 
 import hopscope.engine.attention
 import hopscope.engine.editing
 import hopscope.engine.support
+from hopscope.engine.attention import ATTENTION_NAME, LayerMask, shared_prefix_attention
+from hopscope.engine.cache import StreamCache
 from hopscope.engine.clean_run import clean_run
 from hopscope.engine.editing import edit, recording
 from hopscope.engine.edits import Cell, Knockout, Patch
@@ -28,7 +33,12 @@ from hopscope.engine.plain import plain_read, plain_sweep
 from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.read_out import ReadOut
 from hopscope.engine.sublayers import Writer, writer_of
-from hopscope.engine.support import position_limit, shares_prefixes
+from hopscope.engine.support import (
+    compared_with_plain,
+    position_limit,
+    shares_prefixes,
+    why_plain,
+)
 from hopscope.engine.sweep import sweep
 from hopscope.errors import ModelError
 from hopscope.models.language_model import LanguageModel
@@ -110,6 +120,60 @@ def test_a_prompt_past_every_length(model: LanguageModel, family: Family) -> Non
     limit = position_limit(model)
     assert (limit is None) or not shares_prefixes(model, N_TOKENS)
     assert_close(swept(model, [[]])[0], expected)
+
+
+def in_dtype(name: str, dtype: str) -> LanguageModel:
+    model = model_of(name)
+    return load_model(copy.deepcopy(model.hf), tokenizer=model.tokenizer, dtype=dtype, name=name)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.shares])
+def test_rounding_makes_no_attention_wrong(name: str, dtype: str) -> None:
+    assert why_plain(in_dtype(name, dtype)) is None
+
+
+WRONG: Sequence[tuple[str, dict[str, Any]]] = [
+    ("gemma2", {"softcap": None}),
+    ("vaultgemma", {"softcap": None}),
+    ("gpt_oss", {"s_aux": None}),
+    ("granite", {"scaling": None}),
+    ("mistral", {"mask": LayerMask(None)}),
+    ("olmo3", {"mask": LayerMask(None)}),
+    ("llama4_text", {"mask": LayerMask(None)}),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(("name", "changed"), WRONG)
+def test_wrong_attention_is_found_in_every_dtype(
+    name: str, changed: dict[str, Any], dtype: str
+) -> None:
+    def wrong(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, **given: Any) -> Any:
+        given = {"mask": mask, **given, **changed}
+        return shared_prefix_attention(module, q, k, v, given.pop("mask"), **given)
+
+    AttentionInterface.register(ATTENTION_NAME, wrong)
+    try:
+        reason = why_plain(in_dtype(name, dtype))
+    finally:
+        AttentionInterface.register(ATTENTION_NAME, shared_prefix_attention)
+    assert reason is not None
+    assert re.match(r"the attention of block \d is something else in the engine", reason)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "olmo2"])
+def test_wrong_positions_are_found_in_every_dtype(
+    name: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    positions = StreamCache.positions
+
+    def shifted(cache: StreamCache, *given: Any) -> Tensor:
+        return positions(cache, *given) + (len(cache.prefix) > 0)
+
+    monkeypatch.setattr(StreamCache, "positions", shifted)
+    assert why_plain(in_dtype(name, dtype)) is not None
 
 
 def test_patches_of_the_stream(model: LanguageModel, family: Family) -> None:
@@ -303,6 +367,17 @@ def test_scores_do_not_overflow_in_float16() -> None:
     assert shares_prefixes(model, 1)
     found = swept(model, [[]])[0]
     torch.testing.assert_close(found, expected, atol=0.3, rtol=0)
+
+
+def test_large_scores_are_not_rounded() -> None:
+    """As in the first blocks of Qwen 2.5, whose scores are in the hundreds."""
+    hf, tokenizer = build_tiny("tiny-random-qwen2")
+    for name, parameter in hf.named_parameters():
+        if name.endswith(("q_proj.bias", "k_proj.bias")):
+            parameter.add_(10.0)
+    model = load_model(hf, tokenizer=tokenizer, dtype="bfloat16")
+    for part, off, _ in compared_with_plain(model):
+        assert off <= 2 * torch.finfo(torch.bfloat16).eps, part
 
 
 def test_logits_that_are_no_numbers_do_not_pass_the_probe() -> None:

@@ -340,6 +340,6 @@ def test_the_oldest_prefix_goes_first(
 def test_without_replaceable_attention_nothing_is_shared(
     llama: LanguageModel, computed: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(llama.probed, "shares_prefixes", False)
+    monkeypatch.setitem(llama.probed, "why plain", "a test says so")
     assert PrefixStore(llama).get((5, 6)) == Prefix()
     assert computed == []

@@ -213,7 +213,7 @@ def test_a_family_without_replaceable_attention(
     tiny_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem, cells, expected = solved(tiny_model.name, "few-shot", ("e1", "t2"))
-    monkeypatch.setitem(tiny_model.probed, "shares_prefixes", False)
+    monkeypatch.setitem(tiny_model.probed, "why plain", "a test says so")
     monkeypatch.setattr("hopscope.engine.attention.forward_streams", refuse)
     monkeypatch.setattr("hopscope.engine.sweep.forward_streams", refuse)
     shared = PrefixStore(tiny_model).get(problem.ids[: problem.prompt.n_shared])
@@ -360,7 +360,7 @@ def test_of_two_patches_in_one_place_the_later_counts(
     llama: LanguageModel, shares: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = Problem.of(llama)
-    monkeypatch.setitem(llama.probed, "shares_prefixes", shares)
+    monkeypatch.setitem(llama.probed, "why plain", None if shares else "a test says so")
     first, second = (Patch(1, -1, problem.states[layer, 3]) for layer in (2, 3))
     outputs = sweep(llama, problem.ids, [[first, second], [second, first], [second], [first]], READ)
     assert outputs.logprob[:2].tolist() == pytest.approx(outputs.logprob[2:].tolist(), abs=1e-5)
@@ -373,7 +373,7 @@ def test_states_of_the_clean_run(
     tiny_model: LanguageModel, prompt: str, shares: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = Problem.of(tiny_model, prompt)
-    monkeypatch.setitem(tiny_model.probed, "shares_prefixes", shares)
+    monkeypatch.setitem(tiny_model.probed, "why plain", None if shares else "a test says so")
     shared = PrefixStore(tiny_model).get(problem.ids[: problem.prompt.n_shared])
     clean = clean_run(tiny_model, problem.ids, shared)
     assert clean.first == (problem.prompt.n_shared if shares else 0)
@@ -436,7 +436,7 @@ def test_drawn_tokens_of_unedited_prompts(
     expected = (drawn(problem, [], draws[0].tolist()), drawn(short, [], draws[1].tolist()))
     what = ReadOut(max_new_tokens=4, draws=draws)
     assert generate(llama, [problem.ids, short.ids], what).tokens == expected
-    monkeypatch.setitem(llama.probed, "shares_prefixes", False)
+    monkeypatch.setitem(llama.probed, "why plain", "a test says so")
     assert generate(llama, [problem.ids, short.ids], what).tokens == expected
 
 

@@ -365,6 +365,6 @@ def test_what_cannot_be_captured(
 def test_a_family_without_replaceable_attention(
     llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(llama.probed, "shares_prefixes", False)
+    monkeypatch.setitem(llama.probed, "why plain", "a test says so")
     with pytest.raises(ModelError, match=r"replaceable attention.*tiny-random-llama"):
         capture(llama, [TEXT])

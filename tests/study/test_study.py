@@ -175,7 +175,7 @@ def test_what_a_family_cannot_do_is_left_out(
 ) -> None:
     """A family whose attention cannot be replaced has no projection; the rest of it goes on."""
     model = load_model("tiny-random-llama", device="cpu")
-    monkeypatch.setitem(model.probed, "shares_prefixes", False)
+    monkeypatch.setitem(model.probed, "why plain", "a test says so")
     asked = known_queries()[:2]
     graded = made_grading({query.id: {"first_hop", "second_hop"} for query in asked})
     monkeypatch.setattr(
