@@ -49,9 +49,10 @@ format: $(VENV)/.developed  ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-readme: $(VENV)/.developed  ## Write the table of analyses into README and docs, and the options of their commands.
+readme: $(VENV)/.developed  ## Write the tables of analyses and families, and the options of the commands.
 	$(BIN)/python -m hopscope.study.readme README.md docs/analyses.md
 	$(BIN)/python -m hopscope.commands.specs
+	$(BIN)/python tests/family_page.py
 
 notebooks: $(VENV)/.developed  ## Execute the notebooks in place.
 	$(BIN)/jupytext --quiet --to ipynb --update notebooks/*.py

@@ -6,6 +6,7 @@ from .engine.editing import edit as edit
 from .engine.edits import Knockout as Knockout
 from .engine.edits import Patch as Patch
 from .engine.logit_lens import logit_lens as logit_lens
+from .engine.model_check import check_model as check_model
 from .engine.read_out import ReadOut as ReadOut
 from .errors import HopscopeError as HopscopeError
 from .experiments.documents.attention import DocumentAttention as DocumentAttention

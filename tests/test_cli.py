@@ -24,6 +24,7 @@ from hopscope.experiments.documents.attention import DocumentAttention
 from hopscope.experiments.documents.permutation import Permutation
 from hopscope.experiments.two_hop import probing
 from hopscope.experiments.two_hop.grading import grade
+from hopscope.models.hub import hub_models
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.zoo import zoo
 from hopscope.queries.answers import matches
@@ -161,8 +162,33 @@ def test_models_list(hopscope: Command, monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert models["smollm2-135m"]["hub_id"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert models["smollm2-135m"]["here"] is True
     assert models["gemma3-270m"]["here"] is False
+    on_hub = {model["name"]: model for model in json.loads(done.out)["hub"]}
+    assert list(on_hub) == list(hub_models())
+    assert on_hub["llama-3.1-8b"]["bfloat16_GB"] == 16.06
     table = hopscope("models", "list").out
-    assert all(name in table for name in models)
+    assert all(name in table for name in (*models, *on_hub))
+
+
+def test_models_check(hopscope: Command) -> None:
+    done = hopscope("models", "check", "tiny-random-gemma2", "--dtype", "bfloat16", "--json")
+    assert done.code == 0
+    checks = json.loads(done.out)["checks"]
+    assert {check["verdict"] for check in checks} == {"holds"}
+    details = {check["what"]: check["detail"] for check in checks}
+    assert details["logit lens"] == "soft cap 6"
+    assert details["attn_out and mlp_out add up"] == (
+        "post_attention_layernorm, post_feedforward_layernorm"
+    )
+    assert "patches of z" in hopscope("models", "check", "tiny-random-gemma2").out
+
+
+def test_models_check_of_a_model_with_something_refused(
+    hopscope: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hopscope.engine.logit_lens._scale", lambda *_: None)
+    done = hopscope("models", "check", "tiny-random-llama")
+    assert done.code == 1
+    assert "the logit lens does not hold in tiny-random-llama" in done.out
 
 
 def test_grade_prints_one_object(hopscope: Command, csv: Path) -> None:

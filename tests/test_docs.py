@@ -8,11 +8,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import family_page
 import pytest
 from known import known_model, known_queries
 
 import hopscope as hs
 from hopscope.experiments import registry
+from hopscope.study.readme import marked
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,6 +66,11 @@ def test_the_reference_names_what_there_is(page: Path) -> None:
         except ModuleNotFoundError:
             module, _, name = path.rpartition(".")
             assert hasattr(importlib.import_module(module), name), path
+
+
+def test_the_table_of_families_is_what_the_checks_find() -> None:
+    (written,) = marked("families").findall(family_page.PAGE.read_text("utf-8"))
+    assert written == family_page.table(), "run `make readme`"
 
 
 FILLED = "\0"

@@ -1,36 +1,48 @@
-"""Provides `hopscope models`: list the models that are known by name, fetch one."""
+"""Provides `hopscope models`: list the models that are known by name, fetch one, check one."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from hopscope.commands.printing import AsJson, show, table_text
+from hopscope.commands.options import Device, Dtype
+from hopscope.commands.printing import AsJson, records, show, table_text
 
 models_app = typer.Typer(no_args_is_help=True, help="The models that hopscope knows by name.")
 
 
 @models_app.command("list")
 def models_list(as_json: AsJson = False) -> None:
-    """List the models of the zoo: layers, gigabytes to fetch and in memory, licence, if at hand."""
-    from hopscope.models.zoo import model_dir, zoo
+    """List the models that load by name: layers, gigabytes, licence, and whether at hand."""
+    from hopscope.models.hub import HubEntry, hub_models, is_cached
+    from hopscope.models.zoo import ZooEntry, model_dir, zoo
 
-    entries = [
-        {
+    def row(entry: ZooEntry | HubEntry, here: bool) -> dict[str, Any]:
+        return {
             "name": entry.name,
             "layers": entry.n_layers,
-            "fetch_GB": round(entry.bytes / 1e9, 2),
             "float32_GB": round(4 * entry.n_parameters / 1e9, 2),
             "bfloat16_GB": round(2 * entry.n_parameters / 1e9, 2),
-            "here": model_dir(entry.name).is_dir(),
+            "here": here,
             "licence": entry.licence,
             "hub_id": entry.hub_id,
+        }
+
+    packaged = [
+        {
+            **row(entry, model_dir(entry.name).is_dir()),
+            "fetch_GB": round(entry.bytes / 1e9, 2),
             "description": entry.description,
         }
         for entry in zoo().values()
     ]
-    show({"models": entries}, as_json, lambda: table_text(entries))
+    on_hub = [row(entry, is_cached(entry.hub_id)) for entry in hub_models().values()]
+    show(
+        {"models": packaged, "hub": on_hub},
+        as_json,
+        lambda: f"from packages\n{table_text(packaged)}\n\nfrom the hub\n{table_text(on_hub)}",
+    )
 
 
 @models_app.command("pull")
@@ -42,3 +54,22 @@ def models_pull(
     from hopscope.models.zoo import pull
 
     print(pull(name, force=force))
+
+
+@models_app.command("check")
+def models_check(
+    name: Annotated[str, typer.Argument(help="Zoo name, hub id, folder or .gguf file.")],
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try which readings and edits hold in a model; exit code 1 if one is refused."""
+    from hopscope.engine.model_check import REFUSED, check_model
+    from hopscope.loading import load_model
+
+    model = load_model(name, device=device, dtype=dtype)
+    checks = check_model(model)
+    found = {"model": repr(model), "checks": records(checks)}
+    show(found, as_json, lambda: f"{found['model']}\n\n{table_text(checks)}")
+    if REFUSED in set(checks["verdict"]):
+        raise typer.Exit(1)

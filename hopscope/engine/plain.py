@@ -30,7 +30,7 @@ def plain_read(model: LanguageModel, versions: Sequence[Version], read_out: Read
     Raises:
         ModelError: if the family does not take its masks as others do.
     """
-    require(model, "masks", _masks_hold)
+    check_masks(model)
     runs = (_masked(model, version) for version in versions)
     outputs = _one_by_one(model, read_out, runs, len(versions))
     return check_finite(model, outputs, [version.layout.ids for version in versions])
@@ -65,6 +65,15 @@ def _one_by_one(
     numbered = enumerate(runs)
     tokens = [greedy(model, read_out, outputs, [[i]], run)[0] for i, run in numbered]
     return replace(outputs, tokens=tuple(tokens))
+
+
+def check_masks(model: LanguageModel) -> None:
+    """Refuse masks in families that do not take them as others do, tried once a model.
+
+    Raises:
+        ModelError: names the family.
+    """
+    require(model, "masks", _masks_hold)
 
 
 def _masks_hold(model: LanguageModel) -> bool:

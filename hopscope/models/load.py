@@ -33,6 +33,7 @@ from hopscope.errors import (
 )
 from hopscope.models.encoder_decoder import EncoderDecoder
 from hopscope.models.gguf import read_gguf
+from hopscope.models.hub import SAFE_WEIGHTS, HubEntry, hub_models
 from hopscope.models.kinds import (
     LoadedParts,
     ModelClass,
@@ -61,7 +62,6 @@ from hopscope.models.zoo import pull, zoo
 logger = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 RESOLVERS = {"world": "hopscope.worlds.load:model_folder"}
 """By scheme, as in `world:NAME`, the function that finds a model's folder and name. Like entry
 points they are given by their address, and imported when the scheme is used."""
@@ -83,8 +83,9 @@ def load_model(
     """Loads a causal language model, or wraps one that is already loaded, in eval mode.
 
     Args:
-        x: One of: a name of the zoo (`"smollm2-135m"`, fetched on first use) or of a tiny random
-            model (`"tiny-random-llama"`); a world (`"world:two-hop-looped"`, seed 0, or
+        x: One of: a name of the zoo (`"smollm2-135m"`, fetched on first use), of a model of the
+            hub (`"llama-3.1-8b"`; see `hopscope models list`) or of a tiny random model
+            (`"tiny-random-llama"`); a world (`"world:two-hop-looped"`, seed 0, or
             `"world:two-hop-looped@1"`; trained on first use unless it comes with hopscope); a hub
             id (`"org/name"`); a folder with safetensors; a `.gguf` file; a `PreTrainedModel`; a
             TransformerLens `TransformerBridge`; an nnsight model; a peft model, whose active
@@ -271,6 +272,9 @@ class _Reader:
         if isinstance(x, str) and x in zoo():
             advice = f"Run `hopscope models pull {x} --force` to restore it."
             return self._checkpoint(pull(x), x, advice)
+        if isinstance(x, str) and x in hub_models():
+            entry = hub_models()[x]
+            return self._checkpoint(entry.hub_id, x, _hub_model_advice(entry))
         if isinstance(x, str) and x in (*TINY_FAMILIES, *TINY_ENCODER_DECODERS):
             return self._placed(*build_tiny(x), x)
         scheme = x.partition(":")[0] if isinstance(x, str) else ""
@@ -406,7 +410,18 @@ def _unknown(text: str, classes: tuple[ModelClass, ...]) -> UnknownModelError:
         )
     return UnknownModelError(
         f"unknown model {text!r}: choose one of {', '.join(known)}, or give a hub id 'org/name', a "
-        f"folder with safetensors, a .gguf file, or a loaded model{did_you_mean(text, known)}"
+        f"folder with safetensors, a .gguf file, or a loaded model"
+        f"{did_you_mean(text, [*known, *hub_models()])}"
+    )
+
+
+def _hub_model_advice(entry: HubEntry) -> str:
+    """Return what to do if a model of the hub that has a short name cannot be loaded."""
+    return (
+        f"{entry.name} is {entry.hub_id} on the Hugging Face hub ({entry.licence}). Check the "
+        "network; if the model is gated, accept its licence on its page there and run `hf auth "
+        f"login`. Without network, run `hf download {entry.hub_id}` elsewhere and give the folder, "
+        f"or use a model that comes in packages ({', '.join(zoo())})."
     )
 
 

@@ -9,15 +9,17 @@ from pathlib import Path
 from hopscope.experiments.catalogue import as_markdown
 from hopscope.files import write_text
 
-MARKED = re.compile(r"(?<=<!-- analyses -->\n).*?(?=\n<!-- /analyses -->)", re.DOTALL)
-"""What stands between the marks of a page."""
+
+def marked(name: str) -> re.Pattern[str]:
+    """What stands between the marks `<!-- name -->` and `<!-- /name -->` of a page."""
+    return re.compile(rf"(?<=<!-- {name} -->\n).*?(?=\n<!-- /{name} -->)", re.DOTALL)
 
 
 def main(*pages: str) -> None:
     """Write the table into pages."""
     table = as_markdown()
     for page in map(Path, pages):
-        write_text(page, MARKED.sub(lambda _: table, page.read_text("utf-8")))
+        write_text(page, marked("analyses").sub(lambda _: table, page.read_text("utf-8")))
 
 
 if __name__ == "__main__":
