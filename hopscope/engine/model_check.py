@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,8 +60,8 @@ def _rows(model: LanguageModel) -> Iterator[tuple[str, str, str]]:
         HOLDS if limit is None else PLAIN,
         "" if limit is None else f"past {limit} tokens, the positions of all tokens change",
     )
-    yield "attn_out and mlp_out add up", *_verdict(lambda: _writers(model))
-    yield "logit lens", *_verdict(lambda: _lens(model))
+    yield "attn_out and mlp_out add up", *_verdict(partial(_writers, model))
+    yield "logit lens", *_verdict(partial(_lens, model))
     vector, head = torch.zeros(model.d_model), torch.zeros(model.head_dim)
     edits: dict[str, Edit] = {
         "patches of the residual stream": Patch(0, -1, vector),
@@ -69,8 +70,8 @@ def _rows(model: LanguageModel) -> Iterator[tuple[str, str, str]]:
         "knockouts": Knockout([0], [-1], [0]),
     }
     for what, each in edits.items():
-        yield what, *_verdict(lambda each=each: check_edits(model, [each]))
-    yield "masks", *_verdict(lambda: check_masks(model))
+        yield what, *_verdict(partial(check_edits, model, [each]))
+    yield "masks", *_verdict(partial(check_masks, model))
 
 
 def _verdict(check: Callable[[], str | None]) -> tuple[str, str]:
