@@ -58,6 +58,32 @@ LONGROPE = {
     "original_max_position_embeddings": 64,
 }
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+EVERY_SECOND = {"layer_types": ["linear_attention", "full_attention"] * 2}
+CONVOLUTIONS = {"layer_types": ["conv", "full_attention"] * 2}
+MAMBA2 = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 12,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 16,
+}
+DELTA = {
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+GEMMA_E = {
+    **ALTERNATING,
+    "head_dim": 12,
+    "global_head_dim": 12,
+    "num_kv_shared_layers": 2,
+    "vocab_size_per_layer_input": 512,
+    "hidden_size_per_layer_input": 16,
+    "laurel_rank": 8,
+    "activation_sparsity_pattern": [0.0] * 4,
+}
+KNOCKOUTS = "knockouts"
 
 
 @dataclass(frozen=True)
@@ -81,12 +107,23 @@ def plain_way(settings: Mapping[str, Any] | None = None, *refused: str, **more: 
     return Family(settings or {}, shares=False, refused=frozenset(refused), **more)
 
 
+def hybrid(settings: Mapping[str, Any]) -> Family:
+    """A family only some blocks of which have attention."""
+    return plain_way(settings, *SITES, leaks=True)
+
+
+def without_attention(settings: Mapping[str, Any]) -> Family:
+    """A family no block of which has attention."""
+    return plain_way(settings, *SITES, KNOCKOUTS)
+
+
 FAMILIES: Mapping[str, Family] = {
     "llama": Family(),
     "llama, yarn": Family({"rope_parameters": {**LONGROPE, "rope_type": "yarn", "factor": 4.0}}),
     "llama, dynamic": Family({"rope_parameters": DYNAMIC, "max_position_embeddings": 64}),
     "mistral": Family(WINDOWS),
     "ministral": Family({**ALTERNATING, "head_dim": 12}),
+    "ministral3": Family({**WINDOWS, "head_dim": 12}),
     "mixtral": Family({**WINDOWS, **EXPERTS}),
     "qwen2": Family({**WINDOWS, "use_sliding_window": True, "max_window_layers": 2}),
     "qwen2_moe": Family({**EXPERTS, "shared_expert_intermediate_size": 32}),
@@ -145,7 +182,26 @@ FAMILIES: Mapping[str, Family] = {
     "cohere": Family({"logit_scale": 0.25}),
     "cohere2": Family({**ALTERNATING, "logit_scale": 0.25, "head_dim": 12}),
     "exaone4": Family({**ALTERNATING, "head_dim": 12}),
+    "exaone_moe": Family({**ALTERNATING, **EXPERTS, "head_dim": 12}),
     "starcoder2": Family(WINDOWS),
+    "seed_oss": Family({"head_dim": 12}),
+    "apertus": Family(),
+    "arcee": Family(),
+    "bitnet": Family(),
+    "cwm": Family(ALTERNATING),
+    "opt": Family({"ffn_dim": 96, "word_embed_proj_dim": 48}, refused=frozenset(SITES)),
+    "hunyuan_v1_dense": Family({"head_dim": 12}),
+    "hunyuan_v1_moe": Family({**EXPERTS, "head_dim": 12, "moe_topk": 2}),
+    "ernie4_5": Family({"head_dim": 12}),
+    "ernie4_5_moe": Family(
+        {**EXPERTS, "moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 1}
+    ),
+    "dots1": Family({**DEEPSEEK, "num_key_value_heads": 2, "head_dim": 12, "n_shared_experts": 1}),
+    "glm4_moe": Family(
+        {**DEEPSEEK, "num_key_value_heads": 2, "head_dim": 12, "n_shared_experts": 1}
+    ),
+    "minimax_m2": Family({**EXPERTS, "head_dim": 12}),
+    "mimo_v2_flash": Family({**ALTERNATING, **EXPERTS, "head_dim": 12, "v_head_dim": 12}),
     "smollm3": Family({"no_rope_layers": [1, 1, 1, 0]}),
     "nemotron": Family({"initializer_range": 0.1}),
     "helium": Family({"head_dim": 12}),
@@ -154,6 +210,18 @@ FAMILIES: Mapping[str, Family] = {
     "youtu": plain_way(LATENT),
     "deepseek_v2": plain_way(DEEPSEEK),
     "deepseek_v3": plain_way({**DEEPSEEK, "n_shared_experts": 1}),
+    "deepseek_v32": plain_way(
+        {
+            **DEEPSEEK,
+            "n_shared_experts": 1,
+            "index_n_heads": 2,
+            "index_head_dim": 8,
+            "index_topk": 256,
+        }
+    ),
+    "glm4_moe_lite": plain_way({**DEEPSEEK, "n_shared_experts": 1}),
+    "gpt_bigcode": plain_way(GPT),
+    "jetmoe": plain_way({**EXPERTS, "num_key_value_heads": 4, "kv_channels": 12}),
     "bloom": plain_way({"n_layer": 4, "n_head": 4}),
     "falcon": plain_way(),
     "falcon, alibi": plain_way({"alibi": True}),
@@ -190,6 +258,87 @@ FAMILIES: Mapping[str, Family] = {
         },
         refused=frozenset(SITES),
     ),
+    "granitemoehybrid, mamba": hybrid(
+        {**GRANITE, **EXPERTS, **MAMBA2, **EVERY_SECOND, "shared_intermediate_size": 32}
+    ),
+    "bamba": hybrid({**MAMBA2, "attn_layer_indices": [1, 3]}),
+    "jamba": hybrid(
+        {
+            **EXPERTS,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "mamba_d_state": 8,
+            "mamba_dt_rank": 4,
+        }
+    ),
+    "nemotron_h": hybrid(
+        {
+            "layers_block_type": ["linear_attention", "full_attention", "mlp", "full_attention"],
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 12,
+            "n_groups": 1,
+            "ssm_state_size": 8,
+            "chunk_size": 16,
+            "head_dim": 12,
+        }
+    ),
+    "recurrent_gemma": hybrid(
+        {
+            "block_types": ["recurrent", "attention"],
+            "attention_window_size": WINDOW,
+            "lru_width": 48,
+        }
+    ),
+    "lfm2": hybrid(CONVOLUTIONS),
+    "lfm2_moe": hybrid({**CONVOLUTIONS, **EXPERTS, "num_dense_layers": 1}),
+    "qwen3_next": hybrid(
+        {
+            **EVERY_SECOND,
+            **EXPERTS,
+            **DELTA,
+            "head_dim": 12,
+            "shared_expert_intermediate_size": 32,
+        }
+    ),
+    "qwen3_5_text": hybrid({**EVERY_SECOND, **DELTA, "head_dim": 12}),
+    "qwen3_5_moe_text": hybrid(
+        {
+            **EVERY_SECOND,
+            **EXPERTS,
+            **DELTA,
+            "head_dim": 12,
+            "shared_expert_intermediate_size": 32,
+        }
+    ),
+    "olmo_hybrid": hybrid({**EVERY_SECOND, **DELTA}),
+    "kimi_linear": hybrid(
+        {
+            **LATENT,
+            **EXPERTS,
+            **EVERY_SECOND,
+            "linear_head_dim": 12,
+            "linear_num_heads": 4,
+            "mlp_layer_types": ["dense", "sparse"] * 2,
+        }
+    ),
+    "minimax": hybrid({**EVERY_SECOND, **EXPERTS, "block_size": 16, "head_dim": 12}),
+    "mamba": without_attention({"state_size": 8}),
+    "falcon_mamba": without_attention({"state_size": 8}),
+    "mamba2": without_attention(
+        {"num_heads": 8, "head_dim": 12, "state_size": 8, "n_groups": 1, "chunk_size": 16}
+    ),
+    "zamba2": without_attention(
+        {
+            "layers_block_type": ["linear_attention", "hybrid"] * 2,
+            "n_mamba_heads": 8,
+            "mamba_d_state": 8,
+            "chunk_size": 16,
+            "num_key_value_heads": 4,
+        }
+    ),
+    "zaya": plain_way({}, *SITES, KNOCKOUTS),
+    "gemma3n_text": plain_way(GEMMA_E, *SITES),
+    "gemma4_text": plain_way(GEMMA_E, *SITES),
     "nanochat": plain_way({}, *SITES, "residual", "lens"),
 }
 

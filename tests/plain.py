@@ -37,6 +37,7 @@ LAYERS = (
     "transformer.h",
     "gpt_neox.layers",
     "transformer.blocks",
+    "backbone.layers",
 )
 POST_NORMS = {"attn_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"}
 WRITERS = {
@@ -338,6 +339,7 @@ def generated(
         attention_mask=attention_mask,
         max_new_tokens=max_new_tokens,
         do_sample=False,
+        use_cache=True,  # a hook in the pass over the prompt must last
         eos_token_id=sorted(ends) or [NO_TOKEN],
         pad_token_id=0,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
@@ -20,10 +21,12 @@ from hopscope.engine.hooks import (
     run_short_prompt,
 )
 from hopscope.engine.memory import out_of_memory
-from hopscope.engine.sublayers import writer_of
+from hopscope.engine.sublayers import writer_of, writing_layers
 from hopscope.errors import ModelError
 from hopscope.models.interrupts import interrupt_safe
 from hopscope.models.language_model import LanguageModel
+
+logger = logging.getLogger(__name__)
 
 SiteRewrite = Callable[[Tensor, float], Tensor | None]
 """Takes the states of a site and the number by which they are multiplied on their way."""
@@ -186,7 +189,8 @@ def recording(
         return read
 
     for site in {"attn_out", "mlp_out"} & set(sites):
-        writer_of(model, 0, site)  # found before any hook is set
+        for layer in range(model.n_layers):
+            writer_of(model, layer, site)  # found before any hook is set
     with ExitStack() as stack:
         if {"resid_pre", "resid_post"} & set(sites):
             stack.enter_context(rewriting_residual(model, residual))
@@ -216,11 +220,17 @@ def check_edits(model: LanguageModel, edits: Sequence[Edit]) -> None:
     """
     for each in edits:
         if isinstance(each, Knockout):
+            for layer in each.layers:
+                model.attention(layer)
             require(model, "knockouts", _knockouts_hold)
         elif each.in_residual:
             require(model, "patches of the residual stream", _residual_patches_hold)
         else:
             what = f"patches of {each.site}"
+            if each.site == "z":
+                model.attention(each.layer)
+            else:
+                writer_of(model, each.layer, each.site)
             hold = _head_patches_hold if each.site == "z" else _sublayer_patches_hold
             require(model, what, hold)
 
@@ -264,7 +274,7 @@ def tried(model: LanguageModel, shift: int = 0) -> tuple[Tensor, list[Tensor], T
 
 @torch.no_grad()
 def _knockouts_hold(model: LanguageModel) -> bool:
-    """Whether a token no longer takes from another, and still from the others, in every block.
+    """Whether a token no longer takes from another, and still from others, in all attention.
 
     Each block is given the same states, in one row with those of the blocked token replaced, in
     another with those of the one before it: only the second may show behind it.
@@ -272,7 +282,7 @@ def _knockouts_hold(model: LanguageModel) -> bool:
     ids, states, _ = tried(model)
     key, n_rows = TRIED_TOKENS - 3, 3
     queries = range(key + 1, TRIED_TOKENS)
-    knockout = Knockout(range(model.n_layers), queries, [key])
+    knockout = Knockout(model.attention_layers, queries, [key])
     given = [each.repeat(n_rows, 1, 1) for each in states]
     for hidden in given:
         hidden[1, key] = hidden[1, key - 2]
@@ -285,7 +295,7 @@ def _knockouts_hold(model: LanguageModel) -> bool:
         def keep(module: nn.Module, output: Tensor) -> None:
             outputs[module] = output.reshape(n_rows, TRIED_TOKENS, -1)[:, key + 1 :].float().cpu()
 
-        modules = [model.attention(layer) for layer in range(model.n_layers)]
+        modules = [model.attention(layer) for layer in model.attention_layers]
         with (
             rewriting_residual(model, lambda boundary, _: given[boundary]),
             _making(model, edits, TRIED_TOKENS),
@@ -305,28 +315,45 @@ def _knockouts_hold(model: LanguageModel) -> bool:
 
 @torch.no_grad()
 def _residual_patches_hold(model: LanguageModel) -> bool:
-    """Whether what follows a block depends on nothing but the residual stream behind it.
+    """Whether each block runs once, on what is put before it, and the logits come from the last.
 
-    Another prompt is given the states of the first before every block: all else must agree.
+    Another prompt is given the states of the first before every block: what follows must change,
+    and the logits be those of the first. Where something else differs, blocks read more than the
+    stream: the tokens' embeddings (Zamba 2, Gemma 4), or keys of earlier blocks. A warning says so.
     """
     _, states, logits = tried(model)
-    other, _, _ = tried(model, shift=TRIED_TOKENS)
+    other, unchanged, _ = tried(model, shift=TRIED_TOKENS)
     found: list[Tensor] = []
+    boundaries: list[int] = []
 
     def reset(boundary: int, hidden: Tensor) -> Tensor:
+        boundaries.append(boundary)
         found.append(hidden.clone())
         return states[boundary]
 
     with rewriting_residual(model, reset):
         given = model.forward(input_ids=other).logits
-    pairs = zip([*found[1:], given], [*states[1:], logits], strict=True)
-    return all(same(a, b, model.dtype) for a, b in pairs)
+    if boundaries != list(range(model.n_layers + 1)) or not same(given, logits, model.dtype):
+        return False
+    behind = [*zip(found, states, unchanged, strict=True)][1:]
+    if any(same(a, before, model.dtype) for a, _, before in behind):
+        return False
+    if not all(same(a, b, model.dtype) for a, b, _ in behind):
+        logger.warning(
+            "blocks of %s read more than the residual stream, such as the tokens' embeddings or "
+            "the keys of earlier blocks: a patch of the stream leaves that as it is",
+            model.name,
+        )
+    return True
 
 
 @torch.no_grad()
 def _sublayer_patches_hold(model: LanguageModel) -> bool:
-    """Whether what is written in place of both sublayers' outputs is what a block adds."""
-    writer_of(model, 0, "attn_out")  # found before the hooks below are set
+    """Whether what is written in place of both sublayers' outputs is what a block adds.
+
+    Blocks that no two modules write to are left out; patches there are refused one by one.
+    """
+    layers = writing_layers(model)  # found before the hooks below are set
     ids, states, _ = tried(model)
     generator = torch.Generator().manual_seed(0)
     directions = torch.rand(2, model.d_model, generator=generator) - 0.5
@@ -339,25 +366,27 @@ def _sublayer_patches_hold(model: LanguageModel) -> bool:
         return states[boundary]
 
     last, patches = TRIED_TOKENS - 1, list[Edit]()
-    for layer, (attention, mlp) in enumerate(written):
+    for layer in layers:
+        attention, mlp = written[layer]
         patches.append(Patch(layer, last, attention, "attn_out"))
         patches.append(Patch(layer, last, mlp, "mlp_out"))
     with rewriting_residual(model, reset), _making(model, patches, TRIED_TOKENS):
         model.forward(input_ids=ids)
-    pairs = zip(states[:-1], written, strict=True)
-    expected = [each[:, -1] + added.sum(dim=0).to(each) for each, added in pairs]
-    return all(same(a, b, model.dtype) for a, b in zip(found[1:], expected, strict=True))
+    sums = {i: states[i][:, -1] + written[i].sum(dim=0).to(states[i]) for i in layers}
+    return all(same(found[i + 1], expected, model.dtype) for i, expected in sums.items())
 
 
 @torch.no_grad()
 def _head_patches_hold(model: LanguageModel) -> bool:
-    """Whether each block's output projection runs on the heads side by side, and is written."""
+    """Whether the output projections of all attention run on the heads side by side."""
     ids, _, _ = tried(model)
-    into: dict[str, list[Tensor | None]] = {"head_input": [None] * model.n_layers}
-    with recording(model, ["head_input"], into):
+    widths: list[int] = []
+    with ExitStack() as stack:
+        for layer in model.attention_layers:
+            projection = model.head_projection(layer)
+            stack.enter_context(rewriting_input(projection, lambda x: widths.append(x.shape[-1])))
         model.forward(input_ids=ids)
-    width = model.n_heads * model.head_dim
-    return all(each is not None and each.shape[-1] == width for each in into["head_input"])
+    return widths == [model.n_heads * model.head_dim] * len(model.attention_layers)
 
 
 def same(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:

@@ -149,7 +149,8 @@ class Knockout:
             UsageError: if layers, tokens or heads do not fit, or no token sees one of the keys.
         """
         _check("layer", self.layers, model.n_layers)
-        _check("head", self.heads or (), model.n_heads)
+        if self.heads is not None:
+            _check("head", self.heads, model.n_heads)
         placed = replace(
             self,
             queries=[_from_start(each, n_tokens) for each in self.queries],

@@ -82,11 +82,19 @@ def rewriting_residual(model: LanguageModel, rewrite: Rewrite) -> AbstractContex
 
     Boundary ℓ lies before block ℓ; boundary n_layers before the final norm. `hidden` has shape
     (rows, tokens, d_model); the rows may change in number. None leaves it as it is.
+
+    Gemma 3n has several streams between its blocks. The one is taken that attention and MLP read
+    and write; the others stay as they are.
     """
+    active = getattr(model.config, "altup_active_idx", None)
 
     def at(boundary: int) -> Callable[..., Any]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            changed = rewrite(boundary, args[0] if args else kwargs["hidden_states"])
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if active is None or hidden.ndim == 3:
+                changed = rewrite(boundary, hidden)
+            elif (changed := rewrite(boundary, hidden[active])) is not None:
+                changed = hidden.index_copy(0, hidden.new_tensor([active]).long(), changed[None])
             return None if changed is None else _with_first(args, kwargs, changed)
 
         return hook
@@ -175,11 +183,18 @@ def beginning(model: LanguageModel) -> Iterator[Callable[[], bool]]:
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         caches = [each for each in (*args, *kwargs.values()) if isinstance(each, Cache)]
-        first[0] = not any(each.get_seq_length() for each in caches)
+        first[0] = not any(_holds_tokens(layer) for each in caches for layer in each.layers)
 
     first = [True]
     with _before([(model.stack, hook)]):
         yield lambda: first[0]
+
+
+def _holds_tokens(layer: Any) -> bool:
+    """Whether one block's part of a cache has keys, or the state of a recurrent block."""
+    length = getattr(layer, "get_seq_length", None)
+    states = getattr(layer, "has_previous_state", {})
+    return any(states.values()) or (length is not None and bool(length()))
 
 
 def blocking_attention(

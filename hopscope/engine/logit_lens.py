@@ -11,6 +11,7 @@ from hopscope.models.language_model import LanguageModel
 from hopscope.probes import LogitLens
 
 PROBE_TOKENS = 8
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
 
 
 def logit_lens(model: LanguageModel) -> LogitLens:
@@ -23,7 +24,8 @@ def logit_lens(model: LanguageModel) -> LogitLens:
         ModelError: if something else stands between the last block and the logits, or they are
             not finite numbers.
     """
-    softcap = getattr(model.config, "final_logit_softcapping", None)
+    caps = (getattr(model.config, name, None) for name in SOFTCAPS)
+    softcap = next((cap for cap in caps if cap is not None), None)
     scale = probed(model, "lens scale", lambda model: _scale(model, softcap))
     if scale is None:
         raise ModelError(

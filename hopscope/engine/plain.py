@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +15,7 @@ from hopscope.engine.decoding import Run, greedy
 from hopscope.engine.editing import edit, require, same, tried
 from hopscope.engine.edits import Cell
 from hopscope.engine.finite import check_finite
-from hopscope.engine.hooks import masking
+from hopscope.engine.hooks import masking, probed
 from hopscope.engine.read_out import CellOutputs, ReadOut, Version
 from hopscope.models.language_model import LanguageModel
 
@@ -114,14 +113,42 @@ def _masked(model: LanguageModel, version: Version) -> Run:
 
 
 def _edited(model: LanguageModel, ids: Sequence[int], cell: Cell) -> Run:
-    """The passes over a prompt with edits, which are made in the first alone."""
-    past: dict[str, Any] = {}
+    """The passes over a prompt with edits, and over what is generated behind it.
+
+    Later passes go on from the model's own cache. Where that does not give what whole passes give
+    (`_goes_on`), they are whole, with the edits.
+    """
+    text = torch.tensor([list(ids)], device=model.device)
+    cache: Any = None
 
     def run(newest: Tensor | None) -> Tensor:
-        row = torch.tensor([list(ids)], device=model.device) if newest is None else newest
-        with edit(model, cell, len(ids)) if newest is None else nullcontext():
-            output = model.forward(input_ids=row, use_cache=True, **past)
-        past[model.cache_argument] = getattr(output, model.cache_argument)
+        nonlocal text, cache
+        text = text if newest is None else torch.cat([text, newest], dim=1)
+        if newest is None or not probed(model, "cached decoding", _goes_on):
+            with edit(model, cell, len(ids)):
+                output = model.forward(input_ids=text, use_cache=True)
+        else:
+            output = _step(model, cache, text)
+        cache = getattr(output, model.cache_argument, None)
         return output.logits[:, -1]  # type: ignore[no-any-return]
 
     return run
+
+
+def _step(model: LanguageModel, cache: Any, text: Tensor) -> Any:
+    """The output for the last token of a text, the others of which are in the model's own cache.
+
+    Its position is told: some hybrids do not find it in their cache.
+    """
+    place = torch.tensor([[text.shape[1] - 1]], device=model.device)
+    position = {"position_ids": place} if model.takes_positions else {}
+    past = {model.cache_argument: cache}
+    return model.forward(input_ids=text[:, -1:], use_cache=True, **position, **past)
+
+
+def _goes_on(model: LanguageModel) -> bool:
+    """Whether a pass over the last token alone, from the model's own cache, gives its logits."""
+    ids, _, logits = tried(model)
+    output = model.forward(input_ids=ids[:, :-1], use_cache=True)
+    cache = getattr(output, model.cache_argument, None)
+    return cache is not None and same(_step(model, cache, ids).logits, logits[:, -1:], model.dtype)

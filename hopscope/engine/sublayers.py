@@ -59,6 +59,11 @@ def writer_of(model: LanguageModel, layer: int, site: str) -> Writer:
     return found[site]
 
 
+def writing_layers(model: LanguageModel) -> list[int]:
+    """The blocks whose attention and MLP have their writers (`writer_of`)."""
+    return [i for i, found in enumerate(probed(model, "writers", find_writers)) if found]
+
+
 @torch.no_grad()
 def find_writers(model: LanguageModel) -> list[dict[str, Writer] | None]:
     """For each block the modules that write to the residual stream, or None if none add up."""
@@ -93,7 +98,10 @@ def _fitting(
     calls: Sequence[tuple[nn.Module, Tensor]],
 ) -> dict[str, Writer] | None:
     """The pair of a block's modules that add up best, if they do to rounding."""
-    attention, mlp = model.attention(layer), model.mlp(layer)
+    try:
+        attention, mlp = model.attention(layer), model.mlp(layer)
+    except ModelError:
+        return None
     pairs = list(
         product(
             _candidates(model.layers[layer], attention, mlp, calls),

@@ -64,6 +64,8 @@ def _find_why_plain(model: LanguageModel) -> str | None:
         reason: str | None = f"it has layers of the type {', '.join(sorted(others))}"
     elif not getattr(model.hf, "_supports_attention_backend", False):
         reason = "transformers does not let its attention be replaced"
+    elif len(model.attention_layers) < model.n_layers:
+        reason = "not all of its blocks have attention"
     else:
         reason = differs_from_plain(model)
     if reason is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hopscope.errors import UsageError
+from hopscope.errors import ModelError, UsageError
 from hopscope.models.evaluation import evaluating
 from hopscope.models.fingerprint import (
     buffers_digest,
@@ -100,8 +100,18 @@ class TokenModel:
 
     @property
     def n_heads(self) -> int:
-        """Number of query heads of a block."""
-        return int(self.config.num_attention_heads)
+        """Number of query heads of a block.
+
+        Raises:
+            ModelError: if the model has no attention.
+        """
+        n_heads = getattr(self.config, "num_attention_heads", None)
+        if n_heads is None:
+            raise ModelError(
+                f"{self.name} ({self.config.model_type}) has no attention heads: read and patch "
+                "the residual stream (resid_pre, resid_post), or choose a model with attention"
+            )
+        return int(n_heads)
 
     @property
     def head_dim(self) -> int:
@@ -147,6 +157,11 @@ class TokenModel:
         """Name of the `forward` argument that takes the key-value cache."""
         parameters = inspect.signature(type(self.hf).forward).parameters
         return "cache" if "cache" in parameters else "past_key_values"
+
+    @cached_property
+    def takes_positions(self) -> bool:
+        """Whether `forward` takes position ids."""
+        return "position_ids" in inspect.signature(type(self.hf).forward).parameters
 
     @property
     def fingerprint(self) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hopscope.display.front_end import ProgressBar
 from hopscope.engine.attention import forward_streams
-from hopscope.engine.cache import StreamCache
+from hopscope.engine.cache import Prefix, StreamCache
 from hopscope.engine.editing import recording, stacked
 from hopscope.engine.finite import check_states
 from hopscope.engine.prefix_store import PrefixStore
@@ -138,10 +138,12 @@ def capture(
     if not sites or not prompts or not positions:
         raise UsageError("nothing to capture: give at least one site, prompt and position")
     tokenized = [TokenizedPrompt.of(model, prompt) for prompt in prompts]
-    if not shares_prefixes(model, max(len(prompt.ids) for prompt in tokenized)):
+    shares = shares_prefixes(model, max(len(prompt.ids) for prompt in tokenized))
+    if "attn_pattern" in sites and not shares:
         raise ModelError(
-            f"capture needs a family with replaceable attention, not {model!r}, and prompts no "
-            "longer than the length from which its positions change"
+            f"attn_pattern cannot be read in {model.name} ({model.config.model_type}): it needs "
+            "attention that can be replaced in all blocks, and prompts no longer than the length "
+            "from which positions change; leave it out, or choose another model"
         )
     where = [[prompt.position(name) for name in positions] for prompt in tokenized]
     longest = max(len(prompt.ids) for prompt in tokenized)
@@ -154,7 +156,8 @@ def capture(
     ]
     for batch in ProgressBar(batches, desc="capture", disable=not progress):
         rows, at = [tokenized[i] for i in batch], [where[i] for i in batch]
-        states = _batch_states(model, store, rows, at, sites, longest)
+        prefix = store.get(rows[0].ids[: _n_shared(rows, at)]) if shares else None
+        states = _batch_states(model, prefix, rows, at, sites, longest)
         for each in states.values():
             check_states(model, each, [row.ids for row in rows])
         for row, index in enumerate(batch):
@@ -166,25 +169,34 @@ def capture(
     return Activations(tensors, tuple(positions), torch.tensor(where), ids)
 
 
+def _n_shared(rows: Sequence[TokenizedPrompt], where: Sequence[Sequence[int]]) -> int:
+    """How many tokens equally long prompts begin with alike, none of which is read."""
+    return min(rows[0].n_shared, *(min(at) for at in where))
+
+
 def _batch_states(
     model: LanguageModel,
-    store: PrefixStore,
+    prefix: Prefix | None,
     rows: Sequence[TokenizedPrompt],
     where: Sequence[Sequence[int]],
     sites: Sequence[Site],
     longest: int,
 ) -> dict[str, Tensor]:
-    """The states of equally long prompts, each of shape (prompt, position, layer, ...)."""
-    n_shared = min(rows[0].n_shared, *(min(at) for at in where))
-    cache = StreamCache(
-        store.get(rows[0].ids[:n_shared]), model.n_layers, record_patterns="attn_pattern" in sites
-    )
+    """The states of equally long prompts, each of shape (prompt, position, layer, ...).
+
+    They run behind `prefix`, the tokens that they share; as a whole if it is None.
+    """
+    n_shared = 0 if prefix is None else len(prefix)
+    cache = StreamCache(prefix or Prefix(), model.n_layers, record_patterns="attn_pattern" in sites)
     read: dict[str, str] = {site: site for site in sites if site != "attn_pattern"}
     read |= dict.fromkeys({"attn_head_out", "z"} & set(read), "head_input")
     into: dict[str, list[Tensor | None]] = {site: [None] * model.n_layers for site in read.values()}
     ids = torch.tensor([row.ids[n_shared:] for row in rows], device=model.device)
     with recording(model, list(into), into):
-        forward_streams(model, cache, ids)
+        if prefix is None:
+            model.run_blocks(ids)
+        else:
+            forward_streams(model, cache, ids)
     tokens = torch.tensor(where, device=model.device) - n_shared
     row = torch.arange(len(rows), device=model.device)[:, None]
     states = {site: stacked(into[name], model.device)[row, tokens] for site, name in read.items()}

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, SITES, Family, model_of
-from plain import first_of
+from families import FAMILIES, KNOCKOUTS, SITES, Family, model_of
+from plain import first_of, generated
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -44,10 +44,12 @@ from hopscope.errors import ModelError
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import load_model
 from hopscope.models.tiny import build_tiny
+from hopscope.prompting.capture import Site, capture
 
 N_TOKENS, N_SHARED = 103, 30
 IDS = tuple(3 + (7 * i * i + i) % 500 for i in range(N_TOKENS))
 ALL_TOKENS = tuple(range(512))
+PLAIN = [name for name, family in FAMILIES.items() if not family.shares]
 
 
 @pytest.fixture(params=FAMILIES)
@@ -84,11 +86,18 @@ def assert_close(a: Tensor, b: Tensor) -> None:
 
 @contextmanager
 def last_token_after(block: nn.Module, vector: Tensor) -> Iterator[None]:
-    """Put a vector into the residual stream after a block, at the prompt's last token."""
+    """Put a vector into the residual stream after a block, at the prompt's last token.
+
+    It is done once, in the pass over the prompt. Of several streams the first is meant.
+    """
+    calls: list[None] = []
 
     def hook(_: nn.Module, __: Any, output: Any) -> Any:
+        calls.append(None)
+        if len(calls) > 1:
+            return output
         changed = first_of(output).clone()
-        changed[:, -1] = vector
+        changed.view(-1, *changed.shape[-2:])[0, -1] = vector
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     handle = block.register_forward_hook(hook)
@@ -99,16 +108,17 @@ def last_token_after(block: nn.Module, vector: Tensor) -> Iterator[None]:
 
 
 @torch.no_grad()
-def stream(model: LanguageModel) -> Tensor:
+def stream(model: LanguageModel, ids: Sequence[int] = IDS) -> Tensor:
     """The residual stream before each block and after the last one: (boundary, token, width)."""
     found: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append((args[0] if args else kwargs["hidden_states"])[0].clone())
+        hidden = args[0] if args else kwargs["hidden_states"]
+        found.append(hidden.reshape(-1, *hidden.shape[-2:])[0].clone())
 
     modules = (*model.layers, model.final_norm)
     handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in modules]
-    model.hf(input_ids=torch.tensor([IDS]))
+    model.hf(input_ids=torch.tensor([list(ids)]))
     for handle in handles:
         handle.remove()
     return torch.stack(found)
@@ -190,6 +200,29 @@ def test_patches_of_the_stream(model: LanguageModel, family: Family) -> None:
     assert_close(one_by_one(model, [cell])[0], expected)
 
 
+@pytest.mark.parametrize("family", PLAIN, indirect=True)
+def test_generation_goes_on_from_a_patched_prompt(model: LanguageModel) -> None:
+    """One pass over the prompt, and tokens that are those of transformers' own `generate`."""
+    vector, length = torch.linspace(-1, 1, model.d_model), list[int]()
+    read_out = ReadOut((5,), max_new_tokens=6)
+    cells: list[Cell] = [[Patch(1, -1, vector)], [Patch(2, -1, vector)]]
+    plain_sweep(model, IDS, cells, read_out)  # all is probed
+    handle = model.layers[0].register_forward_pre_hook(
+        lambda _, args, kwargs: length.append((args or [kwargs["hidden_states"]])[0].shape[-2]),
+        with_kwargs=True,
+    )
+    tokens = plain_sweep(model, IDS, cells, read_out).tokens
+    handle.remove()
+    row = torch.tensor([IDS])
+    for (patch,), found in zip(cells, tokens, strict=True):
+        with last_token_after(model.layers[patch.layer], vector):
+            (expected,) = generated(
+                model.hf, row, torch.ones_like(row), 6, end_tokens=model.end_tokens
+            )
+        assert found == expected
+    assert length.count(N_TOKENS) == len(cells)
+
+
 def test_sublayers_add_up(model: LanguageModel, family: Family) -> None:
     into: dict[str, list[Tensor | None]] = {site: [None] * model.n_layers for site in SITES}
     if family.refused & {*SITES}:
@@ -209,11 +242,11 @@ def test_sublayers_add_up(model: LanguageModel, family: Family) -> None:
 
 def test_patches_of_sublayers(model: LanguageModel, family: Family) -> None:
     added = torch.randn(2, model.d_model, generator=torch.Generator().manual_seed(1))
-    cell: Cell = [Patch(1, -1, added[0], "attn_out"), Patch(1, -1, added[1], "mlp_out")]
     if family.refused & {*SITES}:
-        with pytest.raises(ModelError, match="attn_out"):
-            swept(model, [cell])
+        with pytest.raises(ModelError, match="attn_out cannot be read or changed in"):
+            swept(model, [[Patch(0, -1, added[0], "attn_out")]])
         return
+    cell: Cell = [Patch(1, -1, added[0], "attn_out"), Patch(1, -1, added[1], "mlp_out")]
     with last_token_after(model.layers[1], stream(model)[1, -1] + added.sum(dim=0)):
         expected = logprobs(model)
     assert (expected - logprobs(model)).abs().max() > 0.1
@@ -224,7 +257,11 @@ def test_patches_of_sublayers(model: LanguageModel, family: Family) -> None:
 def test_knockouts(model: LanguageModel, family: Family) -> None:
     """What all later tokens no longer see may be any token, and nothing else may."""
     at = N_TOKENS - 4
-    cell: Cell = [Knockout(range(model.n_layers), range(at + 1, N_TOKENS), [at])]
+    if KNOCKOUTS in family.refused:
+        with pytest.raises(ModelError, match=r"has no attention|takes a 4-D mask"):
+            swept(model, [[Knockout([0], range(at + 1, N_TOKENS), [at])]])
+        return
+    cell: Cell = [Knockout(model.attention_layers, range(at + 1, N_TOKENS), [at])]
     others = [(*IDS[:at], 77, *IDS[at + 1 :]), (*IDS[: at - 1], 77, *IDS[at:])]
     assert (logprobs(model, others[0]) - logprobs(model)).abs().max() > 1e-3
     both = [run(model, [cell]) for run in (swept, one_by_one)]
@@ -238,6 +275,28 @@ def test_knockouts(model: LanguageModel, family: Family) -> None:
         assert_close(same, both[0])
 
 
+@pytest.mark.parametrize("family", PLAIN, indirect=True)
+def test_captured_states(model: LanguageModel, family: Family) -> None:
+    texts = ["The country of Uppsala is", "Its capital is again the capital of it", "One more"]
+    sites: list[Site] = ["resid_pre", "resid_post"]
+    sublayers: list[Site] = ["attn_out", "mlp_out"]
+    if family.refused & {*SITES}:
+        with pytest.raises(ModelError, match="attn_out cannot be read or changed in"):
+            capture(model, texts, sublayers, [-1])
+    else:
+        sites += sublayers
+    states = capture(model, texts, sites, [2, -1])
+    for row, text in enumerate(texts):
+        expected = stream(model, model.encode(text).ids)[:, [2, -1]].transpose(0, 1)
+        assert_close(states["resid_pre"][row], expected[:, :-1])
+        assert_close(states["resid_post"][row], expected[:, 1:])
+        if "mlp_out" in sites:
+            added = states["attn_out"][row] + states["mlp_out"][row]
+            assert_close(states["resid_pre"][row] + added, states["resid_post"][row])
+    with pytest.raises(ModelError, match="attn_pattern cannot be read in"):
+        capture(model, texts, ["resid_post", "attn_pattern"], [-1])
+
+
 def test_the_lens_of_the_last_block(model: LanguageModel, family: Family) -> None:
     if "lens" in family.refused:
         with pytest.raises(ModelError, match="the logit lens does not hold in"):
@@ -245,6 +304,76 @@ def test_the_lens_of_the_last_block(model: LanguageModel, family: Family) -> Non
         return
     logits = logit_lens(model)(stream(model)[-1, -1])
     assert_close(torch.log_softmax(logits, dim=-1), logprobs(model))
+
+
+def anew(name: str) -> LanguageModel:
+    """The model of a family, on which nothing has been tried."""
+    return load_model(model_of(name).hf, tokenizer=build_tiny("tiny-random-llama")[1], name=name)
+
+
+def test_one_word_on_a_model_that_is_slow(caplog: pytest.LogCaptureFixture) -> None:
+    model = anew("mamba2")
+    for _ in range(2):
+        swept(model, [[Patch(1, -1, torch.ones(model.d_model))]])
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "mamba2 (mamba2) cannot share prefixes, because not all of its blocks have attention that "
+        "can be replaced: its cells run one by one, a whole pass each, which is slow"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [("zamba2", True), ("gemma4_text", True), ("jamba", False)]
+)
+def test_blocks_that_read_more_than_the_stream_are_told(
+    name: str, more: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = anew(name)
+    for layer in (1, 2):
+        with edit(model, [Patch(layer, -1, torch.ones(model.d_model))], 3):
+            pass
+    assert caplog.text.count(f"blocks of {name} read more than the residual stream") == more
+
+
+@pytest.mark.parametrize("name", ["lfm2", "nemotron_h"])
+def test_blocks_without_attention_are_named(name: str) -> None:
+    model = model_of(name)
+    assert model.attention_layers == (1, 3)
+    message = r"block 2 of .* has no attention .*blocks with attention: 1, 3\. .*resid_post"
+    vector = torch.zeros(model.head_dim)
+    cells: list[Cell] = [[Knockout([1, 2], [-1], [0])], [Patch(2, -1, vector, "z", head=0)]]
+    for cell in cells:
+        with pytest.raises(ModelError, match=message):
+            swept(model, [cell])
+
+
+def test_sublayers_of_the_blocks_that_have_both() -> None:
+    """In a hybrid, what attention and MLP write is changed where there is attention."""
+    model, added = model_of("lfm2"), torch.tensor([[1.0], [-2.0]]) * torch.linspace(-1, 1, 48)
+    cell: Cell = [Patch(1, -1, added[0], "attn_out"), Patch(1, -1, added[1], "mlp_out")]
+    with last_token_after(model.layers[1], stream(model)[1, -1] + added.sum(dim=0)):
+        expected = logprobs(model)
+    assert_close(swept(model, [cell])[0], expected)
+
+
+@pytest.mark.parametrize("name", ["mamba2", "minimax", "bamba", "llama"])
+def test_a_prompt_of_one_token_is_edited_once(name: str) -> None:
+    """The passes that go on from a cache are of one token, too."""
+    model, row = model_of(name), torch.tensor([IDS[:1]])
+    vector = torch.linspace(-1, 1, model.d_model)
+    with last_token_after(model.layers[1], vector):
+        expected = generated(model.hf, row, torch.ones_like(row), 6)
+    with edit(model, [Patch(1, 0, vector)], n_tokens=1):
+        assert generated(model.hf, row, torch.ones_like(row), 6) == expected
+
+
+def test_a_cache_that_loses_the_place_is_not_gone_on_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bamba counts from 0 again unless it is told the place; then each token costs a whole pass."""
+    read_out = ReadOut((5,), max_new_tokens=6)
+    expected = plain_sweep(model_of("bamba"), IDS, [[]], read_out).tokens
+    model = anew("bamba")
+    monkeypatch.setattr(model, "takes_positions", False)
+    assert plain_sweep(model, IDS, [[]], read_out).tokens == expected
 
 
 def run_unhooked(model: LanguageModel) -> None:

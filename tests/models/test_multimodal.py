@@ -18,10 +18,14 @@ from transformers import (
     InternVLVisionConfig,
     LlamaConfig,
     LlavaConfig,
+    Mistral3Config,
+    MistralConfig,
+    PixtralVisionConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2Config,
+    Qwen3VLConfig,
     SiglipVisionConfig,
 )
 
@@ -86,11 +90,31 @@ def qwen2_5_vl() -> PreTrainedConfig:
     )
 
 
+def mistral3() -> PreTrainedConfig:
+    return Mistral3Config(
+        text_config=MistralConfig(**TEXT),
+        vision_config=PixtralVisionConfig(**TOWER),
+        image_token_index=500,
+    )
+
+
+def qwen3_vl() -> PreTrainedConfig:
+    rope = {"rope_type": "default", "mrope_section": [2, 2, 2], "rope_theta": 1e4}
+    tower = {"depth": 4, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 48}
+    return Qwen3VLConfig(
+        text_config={**TEXT, "head_dim": 12, "rope_parameters": rope},
+        vision_config={**tower, "deepstack_visual_indexes": [1, 2, 3]},
+        image_token_id=500,
+    )
+
+
 MODELS: Mapping[str, Callable[[], PreTrainedConfig]] = {
     "LlavaForConditionalGeneration": llava,
     "InternVLForConditionalGeneration": internvl,
     "Gemma3ForConditionalGeneration": gemma3,
     "Qwen2_5_VLForConditionalGeneration": qwen2_5_vl,
+    "Mistral3ForConditionalGeneration": mistral3,
+    "Qwen3VLForConditionalGeneration": qwen3_vl,
 }
 
 

@@ -365,6 +365,12 @@ def test_what_cannot_be_captured(
 def test_a_family_without_replaceable_attention(
     llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sites: list[Site] = [site for site in SITES if site != "attn_pattern"]
+    texts = [TEXT, f"The {TEXT}", TEXT[::-1]]
+    expected = capture(llama, texts, sites, [1, -1])
     monkeypatch.setitem(llama.probed, "why plain", "a test says so")
-    with pytest.raises(ModelError, match=r"replaceable attention.*tiny-random-llama"):
-        capture(llama, [TEXT])
+    found = capture(llama, texts, sites, [1, -1])
+    for site in sites:
+        torch.testing.assert_close(found[site], expected[site], atol=1e-4, rtol=1e-4)
+    with pytest.raises(ModelError, match=r"attn_pattern cannot be read in tiny-random-llama"):
+        capture(llama, [TEXT], ["attn_pattern"])

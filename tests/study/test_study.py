@@ -173,9 +173,10 @@ def test_a_subset_without_queries_is_left_out(
 def test_what_a_family_cannot_do_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A family whose attention cannot be replaced has no projection; the rest of it goes on."""
+    """A hybrid, whose blocks do not all have attention, has no projection; the rest goes on."""
     model = load_model("tiny-random-llama", device="cpu")
     monkeypatch.setitem(model.probed, "why plain", "a test says so")
+    monkeypatch.setitem(model.probed, "writers", [None] * model.n_layers)
     asked = known_queries()[:2]
     graded = made_grading({query.id: {"first_hop", "second_hop"} for query in asked})
     monkeypatch.setattr(
@@ -183,10 +184,7 @@ def test_what_a_family_cannot_do_is_left_out(
     )
     steps = ["back_patching", "projection"]
     study = run_study(model, asked, tmp_path, SMALL, steps, progress=False)
-    assert (
-        "capture needs a family with replaceable attention"
-        in (study.left_out["projection.incorrect"])
-    )
+    assert "attn_out cannot be read or changed in" in study.left_out["projection.incorrect"]
     assert list(study.results) == ["back_patching.incorrect"]
 
 
