@@ -21,7 +21,7 @@ from hopscope.engine.hooks import (
     run_short_prompt,
 )
 from hopscope.engine.memory import out_of_memory
-from hopscope.engine.sublayers import writer_of, writing_layers
+from hopscope.engine.sublayers import SITES, writer_of, writing_layers
 from hopscope.errors import ModelError
 from hopscope.models.interrupts import interrupt_safe
 from hopscope.models.language_model import LanguageModel
@@ -188,14 +188,15 @@ def recording(
 
         return read
 
-    for site in {"attn_out", "mlp_out"} & set(sites):
+    sublayers = [site for site in SITES if site in sites]
+    for site in sublayers:
         for layer in range(model.n_layers):
             writer_of(model, layer, site)  # found before any hook is set
     with ExitStack() as stack:
         if {"resid_pre", "resid_post"} & set(sites):
             stack.enter_context(rewriting_residual(model, residual))
         for layer in range(model.n_layers):
-            for site in {"attn_out", "mlp_out"} & set(sites):
+            for site in sublayers:
                 stack.enter_context(rewriting(model, site, layer, keep(site, layer)))
             if "head_input" in sites:
                 projection = model.head_projection(layer)
