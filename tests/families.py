@@ -287,6 +287,7 @@ FAMILIES: Mapping[str, Family] = {
             "block_types": ["recurrent", "attention"],
             "attention_window_size": WINDOW,
             "lru_width": 48,
+            "w_init_variance_scale": 10.0,
         }
     ),
     "lfm2": hybrid(CONVOLUTIONS),
