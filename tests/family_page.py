@@ -35,11 +35,11 @@ def row(name: str) -> str:
 
 def table() -> str:
     """The lines of all families."""
-    logging.getLogger("hopscope").setLevel(logging.ERROR)
-    logging.getLogger("transformers").setLevel(logging.ERROR)
     return "\n".join([HEAD, "|---" * HEAD.count(" | ") + "|---|", *map(row, FAMILIES)])
 
 
 if __name__ == "__main__":
+    for talkative in ("hopscope", "transformers"):
+        logging.getLogger(talkative).setLevel(logging.ERROR)
     page = marked("families").sub(lambda _: table(), PAGE.read_text("utf-8"))
     write_text(PAGE, page)

@@ -54,6 +54,7 @@ def check_model(model: LanguageModel) -> pd.DataFrame:
 def _rows(model: LanguageModel) -> Iterator[tuple[str, str, str]]:
     """What is checked, its verdict, and the detail."""
     reason, limit = why_plain(model), position_limit(model)
+    layer = next(iter(model.attention_layers), 0)
     yield "prompts share prefixes", PLAIN if reason else HOLDS, reason or ""
     yield (
         "prompts of any length share prefixes",
@@ -62,15 +63,15 @@ def _rows(model: LanguageModel) -> Iterator[tuple[str, str, str]]:
     )
     yield "attn_out and mlp_out add up", *_verdict(partial(_writers, model))
     yield "logit lens", *_verdict(partial(_lens, model))
-    vector, head = torch.zeros(model.d_model), torch.zeros(model.head_dim)
-    edits: dict[str, Edit] = {
-        "patches of the residual stream": Patch(0, -1, vector),
-        "patches of attn_out and mlp_out": Patch(0, -1, vector, "attn_out"),
-        "patches of z": Patch(0, -1, head, "z", head=0),
-        "knockouts": Knockout([0], [-1], [0]),
+    vector = torch.zeros(model.d_model)
+    edits: dict[str, Callable[[], Edit]] = {
+        "patches of the residual stream": lambda: Patch(0, -1, vector),
+        "patches of attn_out and mlp_out": lambda: Patch(layer, -1, vector, "attn_out"),
+        "patches of z": lambda: Patch(layer, -1, torch.zeros(model.head_dim), "z", head=0),
+        "knockouts": lambda: Knockout([layer], [-1], [0]),
     }
-    for what, each in edits.items():
-        yield what, *_verdict(partial(check_edits, model, [each]))
+    for what, make in edits.items():
+        yield what, *_verdict(partial(_check_edit, model, make))
     yield "masks", *_verdict(partial(check_masks, model))
 
 
@@ -80,6 +81,11 @@ def _verdict(check: Callable[[], str | None]) -> tuple[str, str]:
         return HOLDS, check() or ""
     except ModelError as error:
         return REFUSED, str(error)
+
+
+def _check_edit(model: LanguageModel, make: Callable[[], Edit]) -> None:
+    """Try an edit; making it may already tell that the model has no such place."""
+    check_edits(model, [make()])
 
 
 def _writers(model: LanguageModel) -> str:

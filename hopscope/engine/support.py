@@ -187,12 +187,19 @@ def compared_with_plain(model: LanguageModel) -> Iterator[tuple[str, float, floa
     for layer, attention in enumerate(attentions):
         scores = float((cache.patterns[layer] * cache.scores[layer].abs()).sum(dim=-1).mean())
         own = expected[attention][:, n_before:].float()
-        off = (found[attention].float() - own).square().mean().sqrt() / own.square().mean().sqrt()
-        yield f"the attention of block {layer}", float(off), rounding * (2 + scores / 8)
+        off = _share(
+            (found[attention].float() - own).square().mean().sqrt(), own.square().mean().sqrt()
+        )
+        yield f"the attention of block {layer}", off, rounding * (2 + scores / 8)
         own = states[layer + 1][:, n_before:].float()
         # Medians, since some components are far larger than others, and some experts a near tie.
-        off = (behind[layer + 1].float() - own).abs().median() / own.abs().median()
-        yield f"what block {layer} gives", float(off), rounding * (4 + scores / 8)
+        off = _share((behind[layer + 1].float() - own).abs().median(), own.abs().median())
+        yield f"what block {layer} gives", off, rounding * (4 + scores / 8)
+
+
+def _share(difference: Tensor, size: Tensor) -> float:
+    """A difference as a share of a size; 0 if nothing differs from nothing."""
+    return float(difference / size.clamp(min=torch.finfo(size.dtype).tiny))
 
 
 def _into(outputs: dict[nn.Module, Tensor]) -> Callable[[nn.Module, Tensor], None]:
