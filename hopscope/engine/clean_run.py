@@ -14,6 +14,7 @@ from hopscope.engine.cache import Prefix
 from hopscope.engine.editing import recording, stacked
 from hopscope.engine.finite import check_states
 from hopscope.engine.support import shares_prefixes
+from hopscope.engine.work import count
 from hopscope.errors import UsageError
 from hopscope.models.language_model import LanguageModel
 
@@ -53,6 +54,7 @@ def clean_run(model: LanguageModel, ids: Sequence[int], shared: Prefix) -> Clean
     Raises:
         ModelError: if the states are not finite numbers.
     """
+    count(forwards=1)
     into: dict[str, list[Tensor | None]] = {"resid_post": [None] * model.n_layers}
     with recording(model, ["resid_post"], into):
         if shares_prefixes(model, len(ids)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ def _one_by_one(
     outputs = CellOutputs.empty(n_cells, read_out)
     numbered = enumerate(runs)
     tokens = [greedy(model, read_out, outputs, [[i]], run)[0] for i, run in numbered]
-    return replace(outputs, tokens=tuple(tokens))
+    return outputs.completed(tokens)
 
 
 def check_masks(model: LanguageModel) -> None:

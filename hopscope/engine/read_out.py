@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
 
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hopscope.documents.layout import Layout
+from hopscope.engine.work import count
 from hopscope.masks.algebra import Mask
 from hopscope.probes.logit_lens import rank_among
 
@@ -149,6 +150,12 @@ class CellOutputs:
             numbers(),
             torch.ones(n_cells, dtype=torch.bool),
         )
+
+    def completed(self, tokens: Sequence[tuple[int, ...]]) -> CellOutputs:
+        """The outputs with what each cell has generated, when all is read."""
+        forwards = sum(max(1, len(each)) for each in tokens)
+        count(cells=len(tokens), forwards=forwards)
+        return replace(self, tokens=tuple(tokens))
 
     def read(self, logits: Tensor, rows: np.ndarray, cells: np.ndarray, read_out: ReadOut) -> None:
         """Read the logits (rows, vocabulary) into the places of the cells."""

@@ -10,7 +10,7 @@ are one row. Every block runs once a step, on the rows that exist there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from hopscope.engine.plain import plain_generate, plain_sweep
 from hopscope.engine.read_out import CellOutputs, ReadOut
 from hopscope.engine.rows import Histories, RowLayout
 from hopscope.engine.support import shares_prefixes
+from hopscope.engine.work import count
 from hopscope.models.language_model import LanguageModel
 
 
@@ -146,11 +147,12 @@ class SweptCells:
                 tokens[cell] = sequence
 
         kept, keys = n_tokens + read_out.max_new_tokens, len(self.prefix) + n_tokens
-        budget = memory_budget(self.model, max_memory)
-        fitting = budget // row_bytes(self.model, n_tokens, kept, keys)
+        of_row = row_bytes(self.model, n_tokens, kept, keys)
+        fitting = memory_budget(self.model, max_memory) // of_row
+        count(row_bytes=of_row * max(1, min(fitting, len(self.cells))))
         order: list[int] = np.lexsort((self.start, split)).tolist()
         in_chunks(order, run, lambda _: fitting)
-        return replace(outputs, tokens=tuple(tokens))
+        return outputs.completed(tokens)
 
     def _run_chunk(
         self, chunk: np.ndarray, split: np.ndarray, read_out: ReadOut, outputs: CellOutputs

@@ -69,6 +69,11 @@ class EncoderDecoder(TokenModel):
         return len(self.layers)
 
     @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """All blocks, those of the encoder first."""
+        return (*self.encoder_layers, *self.layers)
+
+    @property
     def n_encoder_layers(self) -> int:
         """Number of blocks of the encoder."""
         return len(self.encoder_layers)

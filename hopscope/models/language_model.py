@@ -82,6 +82,11 @@ class LanguageModel(TokenModel):
         """Number of blocks."""
         return len(self.layers)
 
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """All blocks."""
+        return self.layers
+
     @cached_property
     def attention_layers(self) -> tuple[int, ...]:
         """The blocks with attention: all of a transformer, some of a hybrid, none of Mamba."""

@@ -94,6 +94,11 @@ class TokenModel:
         raise NotImplementedError
 
     @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """All blocks, those of an encoder first."""
+        raise NotImplementedError
+
+    @property
     def d_model(self) -> int:
         """Width of the residual stream."""
         return int(self.config.hidden_size)

@@ -17,6 +17,7 @@ from hopscope.engine.editing import recording, stacked
 from hopscope.engine.finite import check_states
 from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.support import shares_prefixes
+from hopscope.engine.work import count
 from hopscope.errors import ModelError, UsageError, one_of
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.linear import without_bias
@@ -147,6 +148,7 @@ def capture(
         )
     where = [[prompt.position(name) for name in positions] for prompt in tokenized]
     longest = max(len(prompt.ids) for prompt in tokenized)
+    count(forwards=len(prompts))
     store = PrefixStore(model) if store is None else store
     found = dict[int, dict[str, Tensor]]()
     batches = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from hopscope.engine.finite import check_finite
 from hopscope.engine.masked.prompt import DecodedRow, PromptRow, by_layer
 from hopscope.engine.memory import in_chunks, row_bytes
 from hopscope.engine.read_out import CellOutputs, Readings, ReadOut
+from hopscope.engine.work import count
 from hopscope.models.token_model import TokenModel
 
 MIN_LENGTH_RATIO = 0.85
@@ -117,14 +118,16 @@ def in_batches(
     """
 
     def n_fitting(left: Sequence[Row]) -> int:
-        longest, n_before = len(left[0].tokens), 0
-        for n, row in enumerate(left):
+        longest, n_before, n, taken = len(left[0].tokens), 0, 0, 0
+        for row in left:
             n_before = max(n_before, len(row.places))
             n_keys = n_before + longest + n_new
             needed = (n + 1) * row_bytes(model, longest, n_keys, n_keys, fused=fused)
             if n and (needed > budget or len(row.tokens) < MIN_LENGTH_RATIO * longest):
-                return n
-        return len(left)
+                break
+            n, taken = n + 1, needed
+        count(row_bytes=taken)
+        return n
 
     longest_first = sorted(rows, key=lambda row: (-len(row.tokens), -len(row.places)))
     in_chunks(longest_first, run, n_fitting)
@@ -171,7 +174,7 @@ def decode_in_batches(
                 prompts[version] = row.prompt.layout.ids
 
     in_batches(model, rows, run, budget, n_new=read_out.max_new_tokens, fused=fused)
-    outputs = check_finite(model, replace(outputs, tokens=tuple(tokens)), prompts)
+    outputs = check_finite(model, outputs.completed(tokens), prompts)
     return Readings(outputs, tuple(masses) if attention else None)
 
 
