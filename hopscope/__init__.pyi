@@ -19,6 +19,8 @@ from .experiments.documents.permutation import Permutation as Permutation
 from .experiments.documents.permutation import permute_documents as permute_documents
 from .experiments.documents.prefix_training import PrefixTraining as PrefixTraining
 from .experiments.documents.prefix_training import compare_masks as compare_masks
+from .experiments.estimate import Estimate as Estimate
+from .experiments.estimate import estimate as estimate
 from .experiments.two_hop.activation_patching import ActivationPatching as ActivationPatching
 from .experiments.two_hop.activation_patching import activation_patch as activation_patch
 from .experiments.two_hop.attention_knockout import Knockouts as Knockouts

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +33,57 @@ from hopscope.results.run_record import SAME as SAME
 from hopscope.results.run_record import Described, difference
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """The parts of a run that are left to compute.
+
+    Attributes:
+        sizes: how many inputs each part has, by its number.
+        n_done: how many inputs the parts have that are there.
+        compute: gives the tables of the first so many inputs of a part, by its number.
+    """
+
+    sizes: Mapping[int, int]
+    n_done: int
+    compute: Callable[[int, int], Tables]
+
+
+class RehearsedError(Exception):
+    """Ends an analysis where its run would have ended that was rehearsed instead."""
+
+
+Rehearse = Callable[[Pending], None]
+_rehearse: ContextVar[Rehearse | None] = ContextVar("hopscope_rehearsal", default=None)
+
+
+@interrupt_safe
+def rehearsing(rehearse: Rehearse) -> Iterator[None]:
+    """Hand the parts of a run to `rehearse` instead of computing them, while the context is open.
+
+    An analysis ends there, and nothing is written. One whose parts are all there is run as ever.
+
+    Raises:
+        UsageError: for a run whose parts cannot be computed in part.
+    """
+    token = _rehearse.set(rehearse)
+    try:
+        with suppress(RehearsedError):
+            yield
+    finally:
+        _rehearse.reset(token)
+
+
+def run_each(*runs: Callable[[], Any]) -> list[Any]:
+    """The results of several runs, one after the other; a rehearsal rehearses each of them."""
+    results = []
+    for run in runs:
+        with suppress(RehearsedError):
+            results.append(run())
+    if len(results) < len(runs):
+        raise RehearsedError
+    return results
 
 
 Until = Callable[[Tables], str | None]
@@ -81,10 +135,21 @@ def run_over(
     sizes = {start: min(per_part, len(inputs) - start) for start in range(0, len(inputs), per_part)}
     description = str(run["kind"]).replace("_", " ")
 
-    def part(start: int) -> Tables:
-        return compute(inputs[start : start + per_part])
+    def part(start: int, n: int = per_part) -> Tables:
+        return compute(inputs[start : start + n])
 
-    return _run(sizes, part, run, out, shard, description, "query", progress=progress, until=until)
+    return _run(
+        sizes,
+        part,
+        run,
+        out,
+        shard,
+        description,
+        "query",
+        progress=progress,
+        until=until,
+        some_of=part,
+    )
 
 
 def run_parts(
@@ -142,18 +207,33 @@ def _run(
     progress: bool,
     until: Until | None = None,
     at_once: bool = False,
+    some_of: Callable[[int, int], Tables] | None = None,
 ) -> Tables:
     """Compute the parts of one shard that are not there yet; `sizes` are those of all parts.
 
     The folder is made with the first part, so that a run that is refused leaves nothing; or
-    `at_once`, where `compute` may write into it, too.
+    `at_once`, where `compute` may write into it, too. `some_of` computes a part's first inputs.
     """
     parts = _of_shard(list(sizes), shard, out)
     folder = None if out is None else Path(out)
     there = set() if folder is None else _finished(folder, parts, run, until)
     if folder is not None and there == set(parts):
         return read_parts(folder, sizes)
-    if at_once and folder is not None and len(there) < len(parts):
+    if (rehearse := _rehearse.get()) is not None:
+        if some_of is None:
+            raise UsageError(
+                f"{run['kind']} is computed in one piece or trains models: what it costs cannot be "
+                "told from a small part of it. Try it with less, such as fewer queries or steps"
+            )
+        left = {part: sizes[part] for part in parts if part not in there}
+        rehearse(Pending(left, sum(sizes[part] for part in there), some_of))
+        raise RehearsedError
+    if folder is not None:
+        check_place(folder)
+        clear_leftovers(folder)
+        if packed_parts(folder):
+            unpack(folder)
+    if at_once and folder is not None:
         open_run(folder, run)
     kept: list[Tables] = []
     if folder is not None and until is not None and there:
@@ -182,24 +262,16 @@ def _run(
 def _finished(
     folder: Path, parts: Sequence[int], run: Mapping[str, Any], until: Until | None
 ) -> set[int]:
-    """The parts that need not be computed; that the others can be written is checked.
-
-    They are all parts if those that are there are enough for `until`.
+    """The parts that need not be computed: all of them if those there are enough for `until`.
 
     Raises:
         TakenError: if the folder holds something else.
-        PlaceError: if it cannot be written to.
     """
     check_run(folder, run)
     packed = packed_parts(folder)
     there = {part for part in parts if part in packed or has_part(folder, part)}
     if there and until is not None and until(read_parts(folder, parts)) is None:
         return set(parts)
-    if len(there) < len(parts):
-        check_place(folder)
-        clear_leftovers(folder)
-        if packed:
-            unpack(folder)
     return there
 
 

@@ -25,6 +25,7 @@ from hopscope.experiments.two_hop.projection import Projection, project
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.query_set import QuerySet
 from hopscope.results.result import Result
+from hopscope.results.runs import run_each
 from hopscope.results.wording import layer_in_words, row_where, rows_where, with_interval
 from hopscope.statistics import intervals, wilson
 
@@ -223,21 +224,13 @@ def stages(
         common: RunKeywords = {"seed": options.seed, "progress": options.progress, "out": out}
         return {**common, "max_memory": options.max_memory} if sweeps else common
 
-    described = describe(
-        model,
-        queries,
-        source_layers=every,
-        target_layers=every,
-        **given("description"),
+    layers: dict[str, Any] = {"source_layers": every, "target_layers": every}
+    results = run_each(
+        lambda: describe(model, queries, **layers, **given("description")),
+        lambda: knockout(model, queries, edges=["t2->t1"], **given("knockout")),
+        lambda: project(model, queries, **given("projection", sweeps=False)),
     )
-    knocked = knockout(
-        model,
-        queries,
-        edges=["t2->t1"],
-        **given("knockout"),
-    )
-    projected = project(model, queries, **given("projection", sweeps=False))
-    result = combine(described, knocked, projected)
+    result = combine(*results)
     if folder is not None:
         result.save(folder / "stages")
     return result
