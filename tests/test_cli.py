@@ -236,6 +236,41 @@ def test_back_patch_prints_one_object(hopscope: Command, csv: Path, asked: tuple
     assert found["run"]["queries"]["sha256"] == chosen.fingerprint
 
 
+def test_a_dry_run_tells_what_grading_and_the_analysis_cost(hopscope: Command, csv: Path) -> None:
+    asked = ("back-patch", *TINY, "-q", csv, "--subset", "incorrect", "-o", "run/mine", "--json")
+    before = set(Path().rglob("*"))
+    found = json.loads(hopscope(*asked, "--dry-run").out)
+    assert set(found) == {"grading", "incorrect", "back_patching"}
+    assert found["grading"]["n"] == found["incorrect"]["n_graded"] == 8
+    assert found["back_patching"]["n"] == found["incorrect"]["n"] > 0
+    assert found["back_patching"]["seconds"] > 0
+    assert set(Path().rglob("*")) == before
+
+    assert hopscope(*asked).code == 0
+    before = set(Path().rglob("*"))
+    found = json.loads(hopscope(*asked, "--dry-run").out)
+    assert set(found) == {"incorrect", "back_patching"}  # they are graded
+    assert found["incorrect"] == {"n": 4, "n_graded": 8, "n_found": 4, "n_measured": 8}
+    assert (found["back_patching"]["n"], found["back_patching"]["cells"]) == (0, 0)
+    assert set(Path().rglob("*")) == before
+
+
+def test_a_dry_run_grades_until_there_are_enough(hopscope: Command, csv: Path) -> None:
+    asked = ("back-patch", *TINY, "-q", csv, "--limit", 1, "--most", 1, "--dry-run")
+    found = json.loads(hopscope(*asked, "--json").out)
+    assert 1 <= found["grading"]["n"] == found["incorrect"]["n_graded"] <= 8
+    assert found["back_patching"]["n"] == 1
+    words = hopscope(*asked)
+    assert "\n\nincorrect\nabout " in words.out
+    assert "layer-tokens" in words.out
+
+
+def test_a_dry_run_of_grading_grades_a_few(hopscope: Command, csv: Path) -> None:
+    words = hopscope("grade", *TINY, "-q", csv, "--dry-run", "-o", "run")
+    assert words.out.startswith("grading\nqueries")
+    assert not Path("run").exists()
+
+
 def _is_in(query: TwoHopQuery, subset: str) -> bool:
     number = int(query.e2_label.removeprefix("Land"))
     return subset == "all" or (number % 2 == 1) is (subset == "correct")
@@ -481,6 +516,12 @@ def test_attention_prints_one_object(hopscope: Command, musique: Path) -> None:
     words = hopscope("attention", *TINY, "-q", musique, *what, *SHORT)
     assert words.out.startswith("rows\n")
     assert "\npeaks\n" in words.out
+
+
+def test_a_dry_run_of_questions_tells_what_they_cost(hopscope: Command, musique: Path) -> None:
+    found = json.loads(hopscope("permute", *TINY, "-q", musique, *SHORT, "--dry-run", "--json").out)
+    assert set(found) == {"document_order"}
+    assert found["document_order"]["cells"] > 0
 
 
 def test_a_study_writes_its_page(hopscope: Command, csv: Path) -> None:

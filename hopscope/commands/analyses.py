@@ -24,7 +24,7 @@ from hopscope.commands.options import (
     split_commas,
     with_options,
 )
-from hopscope.commands.printing import show_tables
+from hopscope.commands.printing import show_estimates, show_tables
 from hopscope.commands.specs import CommandSpec, OptionSpec, list_specs
 from hopscope.errors import UsageError
 from hopscope.experiments.registry import REGISTERED
@@ -74,9 +74,13 @@ def command_of(spec: CommandSpec) -> Any:
             arguments |= entry.parity
             options = replace(options, few_shot=0)
         entry.check({**arguments, **shown})  # before anything is loaded
-        model, inputs = _loaded(entry, options, arguments)
-        arguments |= entry.at_layers(model, given.get("layer_step", 1))
         common = {k: v for k, v in options.settings().items() if k in entry.keywords}
+        step = given.get("layer_step", 1)
+        if options.dry_run:
+            show_estimates(_estimates(entry, options, arguments, common, step), options.as_json)
+            return
+        model, inputs = _loaded(entry, options, arguments)
+        arguments |= entry.at_layers(model, step)
         result = entry.function(model, inputs, **arguments, **common)
         show_tables(result, result.printed(seed=options.seed, **shown), options.as_json)
 
@@ -107,9 +111,48 @@ def _loaded(entry: Analysis, options: Any, arguments: Mapping[str, Any]) -> tupl
     if entry.asks == "documents":
         return options.load(arguments.get("orders") or [arguments.get("order", "original")])  # type: ignore[no-any-return]
     if entry.asks == "subset":
-        return options.load(**{name: arguments[name] for name in entry.grades})  # type: ignore[no-any-return]
+        return options.load(**_rule(entry, arguments))  # type: ignore[no-any-return]
     queries = options.load_queries()  # first, so that a mistake is reported before the model loads
     return options.load_model(), queries
+
+
+def _rule(entry: Analysis, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that also hold when queries are graded for an analysis."""
+    return {name: arguments[name] for name in entry.grades}
+
+
+def _estimates(
+    entry: Analysis,
+    options: Any,
+    arguments: Mapping[str, Any],
+    common: Mapping[str, Any],
+    layer_step: int,
+) -> dict[str, Any]:
+    """What a command would cost: grading, how many queries that leaves, and the analysis.
+
+    If the queries are not graded yet, a few are, to tell how many will be left; the analysis is
+    measured on any of them, since its costs do not depend on what they are.
+    """
+    from hopscope.experiments.estimate import estimate
+
+    found: dict[str, Any] = {}
+    if entry.asks == "subset" and options.subset != "all":
+        from hopscope.experiments.analysis import limited
+        from hopscope.study.estimates import GradedSample
+
+        queries, model = options.load_candidates(), options.load_model()
+        at_least = options.limit if options.goes_on else len(queries)
+        rule = _rule(entry, arguments)
+        sample = GradedSample.of(options.grade, model, queries, options.needed, at_least, **rule)
+        inputs = limited(sample.subset(options.subset), options.most, options.seed)
+        if sample.cost is not None:
+            found["grading"], common = sample.cost, {**common, "out": None, "shard": None}
+        found[options.subset] = sample.expected(options.subset, options.most)
+    else:
+        model, inputs = _loaded(entry, options, arguments)
+    arguments = {**arguments, **entry.at_layers(model, layer_step)}
+    found[entry.name] = estimate(entry.function, model, inputs, **arguments, **common)
+    return found
 
 
 def _hint(option: OptionSpec) -> Any:

@@ -22,6 +22,7 @@ from hopscope.files import check_place
 if TYPE_CHECKING:
     from hopscope.documents.orders import Order
     from hopscope.documents.question_set import QuestionSet
+    from hopscope.experiments.two_hop.grading import Grading
     from hopscope.models.language_model import LanguageModel
     from hopscope.prompting.document_prompts import DocumentModel
     from hopscope.queries.query_set import QuerySet
@@ -120,6 +121,12 @@ Quantization = Annotated[
     str | None,
     typer.Option(help="Quantise weights while the model is loaded: nf4, int8 or fp8."),
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Only say what it would cost, measured on a few queries; write nothing."
+    ),
+]
 Preset = Annotated[str, typer.Option("--preset", help="quick (minutes) or paper (everything).")]
 
 
@@ -140,6 +147,7 @@ class CommonOptions:
     device: Device = None
     dtype: Dtype = None
     quantization: Quantization = None
+    dry_run: DryRun = False
     as_json: AsJson = False
 
     def __post_init__(self) -> None:
@@ -207,25 +215,46 @@ class SubsetOptions(QueryOptions):
             max_new_tokens: to generate when graded.
         """
         from hopscope.experiments.analysis import limited
-        from hopscope.experiments.two_hop.grading import grade, grade_until
+
+        queries, model = self.load_candidates(), self.load_model()
+        if self.subset != "all":
+            queries = self.grade(model, queries, match, max_new_tokens).subset(self.subset)
+        return model, limited(queries, self.most, self.seed)
+
+    def load_candidates(self) -> QuerySet:
+        """The queries of which as many are graded as are needed, or all that are graded."""
+        return (replace(self, limit=None) if self.goes_on else self).load_queries()
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether queries are graded beyond `limit`, until there are enough."""
         from hopscope.results.run_folder import is_run
 
-        if self.subset == "all":
-            queries, model = self.load_queries(), self.load_model()
-            return model, limited(queries, self.most, self.seed)
-        rule: Any = {"match": match, "max_new_tokens": max_new_tokens}
         before = self._beside("grading")  # of a run that an earlier version began, too
         begun = before is not None and is_run(before)
-        if begun or self.limit is None or not self.need:
-            queries, model = self.load_queries(), self.load_model()
-            graded = grade(model, queries, out=before, **rule)
-        else:
-            queries, model = replace(self, limit=None).load_queries(), self.load_model()
-            enough = self.need if self.most is None else min(self.need, self.most)
-            need, out = {self.subset: enough}, self._beside("graded")
-            graded = grade_until(model, queries, need, self.limit, seed=self.seed, out=out, **rule)
-        chosen = graded.incorrect() if self.subset == "incorrect" else graded.correct()
-        return model, limited(chosen, self.most, self.seed)
+        return self.subset != "all" and not begun and self.limit is not None and self.need > 0
+
+    @property
+    def needed(self) -> dict[str, int]:
+        """Until how many there are of the subset queries are graded; none if all are graded."""
+        enough = self.need if self.most is None else min(self.need, self.most)
+        return {self.subset: enough} if self.goes_on else {}
+
+    def grade(
+        self,
+        model: LanguageModel,
+        queries: QuerySet,
+        match: str = "word",
+        max_new_tokens: int = 10,
+    ) -> Grading:
+        """Grade queries into a folder beside `out`."""
+        from hopscope.experiments.two_hop.grading import grade, grade_until
+
+        rule: Any = {"match": match, "max_new_tokens": max_new_tokens}
+        if not self.goes_on:
+            return grade(model, queries, out=self._beside("grading"), **rule)
+        out, at_least = self._beside("graded"), self.limit or 0
+        return grade_until(model, queries, self.needed, at_least, seed=self.seed, out=out, **rule)
 
     def _beside(self, name: str) -> Path | None:
         """A run folder beside `out`; None if there is none."""
@@ -259,7 +288,7 @@ class DocumentOptions(CommonOptions):
 
 
 FIRST = ("model", "queries", "questions", "subset", "limit", "need", "most", "few_shot")
-LAST = ("seed", "out", "shard", "device", "dtype", "quantization", "as_json")
+LAST = ("seed", "out", "shard", "device", "dtype", "quantization", "dry_run", "as_json")
 """Options that `--help` lists first and last; a command's own come in between, and then others."""
 Options = TypeVar("Options")
 Command = Callable[Concatenate[Options, ...], None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -35,6 +36,12 @@ def show_tables(result: Result, found: Mapping[str, Any], as_json: bool) -> None
         for name, each in found.items()
     }
     show({**plain, "run": result.run}, as_json, lambda: "\n\n".join(_texts(found)))
+
+
+def show_estimates(found: Mapping[str, Any], as_json: bool) -> None:
+    """Print what a run would cost, by what it consists of: dataclasses that tell it as a text."""
+    plain = {name: asdict(each) for name, each in found.items()}
+    show(plain, as_json, lambda: "\n\n".join(f"{name}\n{each}" for name, each in found.items()))
 
 
 def _texts(found: Mapping[str, Any]) -> Iterator[str]:

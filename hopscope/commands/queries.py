@@ -17,7 +17,7 @@ from hopscope.commands.options import (
     file_option,
     with_options,
 )
-from hopscope.commands.printing import records, show, show_tables, table_text
+from hopscope.commands.printing import records, show, show_estimates, show_tables, table_text
 
 queries_app = typer.Typer()
 
@@ -28,25 +28,25 @@ def grade_command(
     options: QueryOptions, *, match: Match = "word", max_new_tokens: Tokens = 10
 ) -> None:
     """Ask first hop, second hop, two hops and shortcuts: right or wrong."""
+    from hopscope.experiments.estimate import estimate
     from hopscope.experiments.two_hop.grading import grade
 
     # First, so that a mistake is reported before the model loads.
     queries = options.load_queries()
-    graded = grade(
-        options.load_model(),
-        queries,
-        match=match,  # type: ignore[arg-type]  # grade checks it
-        max_new_tokens=max_new_tokens,
-        out=options.out,
-        shard=options.part,
-    )
+    model = options.load_model()
+    run: dict[str, Any] = {"match": match, "max_new_tokens": max_new_tokens}
+    run |= {"out": options.out, "shard": options.part}
+    if options.dry_run:
+        show_estimates({"grading": estimate(grade, model, queries, **run)}, options.as_json)
+        return
+    graded = grade(model, queries, **run)
     summary = graded.summary()
     found = {"summary": records(summary), "rows": records(graded.frame), "run": graded.run}
     show(found, options.as_json, lambda: table_text(summary, "%.3f"))
 
 
 @queries_app.command("probe")
-@with_options(QueryOptions, without=["shard"], limit=1000)
+@with_options(QueryOptions, without=["shard", "dry_run"], limit=1000)
 def probe_command(
     options: QueryOptions,
     *,

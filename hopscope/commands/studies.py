@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,12 +45,22 @@ def study_command(
     ] = Path("study"),
 ) -> None:
     """Grade, run every analysis, and write figures, tables and a page that says what was found."""
+    from hopscope.experiments.estimate import duration, overview
     from hopscope.study import presets, report, study
 
     size = replace(presets.preset(preset), need=need)
     if limit is not None:
         size = replace(size, limit=limit, most=max(limit, need), questions=limit)
     queries, model = options.load_queries(), options.load_model()
+    if options.dry_run:
+        costs = study.estimate_study(model, queries, out / "runs", size, seed=options.seed)
+        total = sum(each.seconds for each in costs.values())
+        show(
+            {name: asdict(each) for name, each in costs.items()},
+            options.as_json,
+            lambda: f"{table_text(overview(costs))}\n\nin all {duration(total)}",
+        )
+        return
     found = study.run_study(model, queries, out / "runs", size, seed=options.seed)
     sections = report.sections(found)
     page, findings = report.write(found, out, sections), report.sentences(sections)
@@ -62,7 +72,7 @@ def study_command(
 
 
 @studies_app.command("figures")
-@with_options(QueryOptions, without=["out", "shard", "as_json"])
+@with_options(QueryOptions, without=["out", "shard", "dry_run", "as_json"])
 def figures_command(
     options: QueryOptions,
     *,

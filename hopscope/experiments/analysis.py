@@ -113,7 +113,6 @@ class Analysis:
         grades: the parameters that also hold when queries are graded for it.
         parts: the analyses whose results `combine` puts together, in a study.
         combine: makes a result of those of `parts`.
-        cost: how long a query takes in a quick study, in units of grading one; 0 if unknown.
     """
 
     name: str
@@ -137,7 +136,6 @@ class Analysis:
     grades: Sequence[str] = ()
     parts: tuple[str, ...] = ()
     combine: Callable[..., Result] | None = None
-    cost: float = 0
 
     @property
     def question_with_source(self) -> str:

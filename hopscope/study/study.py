@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from hopscope.documents.load import load_questions
 from hopscope.documents.question_set import QuestionSet
-from hopscope.errors import ModelError, QueryError
+from hopscope.errors import ModelError, QueryError, UsageError
 from hopscope.experiments.analysis import Analysis, Scale, limited
 from hopscope.experiments.catalogue import analyses
+from hopscope.experiments.estimate import Estimate, rehearse
 from hopscope.experiments.two_hop.grading import SUBSETS, Grading, grade, grade_until
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.query_set import QuerySet
 from hopscope.results.result import Result
 from hopscope.results.run_folder import is_run, read_run
+from hopscope.study.estimates import GradedSample
 from hopscope.study.presets import Preset
 
 logger = logging.getLogger(__name__)
@@ -87,16 +88,17 @@ def run_study(
 
     An analysis that finds no query is left out, and a warning says so.
     """
-    begun = monotonic()
     graded = _graded(model, queries, size, seed, out=folder / "grading", progress=progress)
     task = _Task(model, queries, graded, folder, size, seed, progress)
-    clock = _Clock(task, (monotonic() - begun) / graded.n_queries, _chosen(steps))
+    entries = _chosen(steps)
     results: dict[str, Result] = {}
     left_out: dict[str, str] = {}
     told = finished or (lambda _: None)
     told("grading")
-    clock.tell("grading")
-    for entry in _chosen(steps):
+    for done, entry in enumerate(entries, 1):
+        if progress:
+            text = f"{done} of {len(entries) + 1} analyses are done, next is {entry.name}"
+            tqdm.write(text, file=sys.stderr)
         for subset in entry.subsets:
             name = f"{entry.name}.{subset}"
             try:
@@ -105,7 +107,6 @@ def run_study(
                 logger.warning("%s is left out: %s", name, error)
                 left_out[name] = str(error)
         told(entry.name)
-        clock.tell(entry.name)
     return Study(graded, results, left_out, folder)
 
 
@@ -113,11 +114,53 @@ def _graded(
     model: LanguageModel, queries: QuerySet, size: Preset, seed: int, **run: Any
 ) -> Grading:
     """The grading of as many queries as are wanted and needed; one without a need goes on so."""
-    begun = is_run(run["out"]) and "need" not in read_run(run["out"])["settings"]
-    if begun or not size.need or size.limit is None:
+    if size.limit is None or not _goes_on(size, run["out"]):
         return grade(model, limited(queries, size.limit, seed), **run)
     need = dict.fromkeys(SUBSETS, size.need)
     return grade_until(model, queries, need, size.limit, seed=seed, **run)
+
+
+def _goes_on(size: Preset, grading: Path) -> bool:
+    """Whether queries are graded until there are enough; not if a run without that was begun."""
+    begun = is_run(grading) and "need" not in read_run(grading)["settings"]
+    return not begun and size.need > 0 and size.limit is not None
+
+
+def estimate_study(
+    model: LanguageModel,
+    queries: QuerySet,
+    folder: Path,
+    size: Preset,
+    *,
+    seed: int = 0,
+    seconds: float = 1.0,
+) -> dict[str, Estimate]:
+    """What a study costs, by the names of its runs; nothing is written.
+
+    Args:
+        model, queries, folder, size, seed: as for `run_study`.
+        seconds: for how long each run is measured; see `estimate`.
+
+    If the queries are not graded yet, a few are, and the subsets are taken to be as large as they
+    are among these.
+    """
+    out = folder / "grading"
+    goes_on = _goes_on(size, out)
+    asked = queries if goes_on else limited(queries, size.limit, seed)
+    need = dict.fromkeys(SUBSETS, size.need) if goes_on else {}
+    at_least = (size.limit if goes_on else None) or len(asked)
+
+    sample = GradedSample.of(_graded, model, asked, need, at_least, size=size, seed=seed, out=out)
+    task = _Task(model, queries, sample, folder, size, seed, progress=False)
+    found = {} if sample.cost is None else {"grading": sample.cost}
+    for entry in _chosen(None):
+        for subset in entry.subsets if entry.combine is None else ():
+            name, run = f"{entry.name}.{subset}", partial(task.run_on, entry, subset)
+            try:
+                found[name] = rehearse(run, model, seconds=seconds).estimate()
+            except (UsageError, ModelError) as error:  # a probe is computed in one piece
+                logger.warning("%s is left out: %s", name, error)
+    return found
 
 
 def _chosen(steps: Sequence[str] | None) -> list[Analysis]:
@@ -135,7 +178,7 @@ class _Task:
 
     model: LanguageModel
     queries: QuerySet
-    graded: Grading
+    graded: Grading | GradedSample
     folder: Path
     size: Preset
     seed: int
@@ -158,11 +201,15 @@ class _Task:
             combined = entry.combine(*parts)
             combined.save(out)
             return combined
-        inputs = self.inputs(entry, subset)
+        return self.run_on(entry, subset, self.model)
+
+    def run_on(self, entry: Analysis, subset: str, model: LanguageModel) -> Result:
+        """Run an analysis."""
+        inputs, out = self.inputs(entry, subset), self.folder / f"{entry.name}.{subset}"
         scaled = {} if entry.in_study is None else entry.in_study(self.scale)
         layers = entry.at_layers(self.model, self.size.layer_step)
         common: dict[str, Any] = {"seed": self.seed, "progress": self.progress, "out": out}
-        result: Result = entry.function(self.model, inputs, **scaled, **layers, **common)
+        result: Result = entry.function(model, inputs, **scaled, **layers, **common)
         return result
 
     def inputs(self, entry: Analysis, subset: str) -> QuerySet | QuestionSet:
@@ -188,46 +235,13 @@ class _Task:
         Raises:
             QueryError: if there is none.
         """
-        chosen = self.graded.incorrect() if name == "incorrect" else self.graded.correct()
+        chosen = self.graded.subset(name)
         if not len(chosen):
             raise QueryError(
                 f"no query was graded {name}; grade more queries (a larger limit), or give "
                 "another model"
             )
         return limited(chosen, self.size.most, self.seed)
-
-
-@dataclass(frozen=True)
-class _Clock:
-    """Says how much of a study is done, and about how long the rest takes.
-
-    Attributes:
-        task: the study.
-        unit: seconds that grading a query took.
-        entries: the analyses that are run.
-    """
-
-    task: _Task
-    unit: float
-    entries: Sequence[Analysis]
-
-    def tell(self, name: str) -> None:
-        """Say, beside the progress bars, what comes after an analysis."""
-        names = ["grading", *(each.name for each in self.entries)]
-        done = names.index(name) + 1
-        if self.task.progress and done < len(names):
-            left = sum(self.unit * each.cost * self._n(each) for each in self.entries[done - 1 :])
-            about = f"; about {math.ceil(left / 60)} min left" if left > 1 else ""
-            text = f"{done} of {len(names)} analyses are done, next is {names[done]}{about}"
-            tqdm.write(text, file=sys.stderr)
-
-    def _n(self, entry: Analysis) -> int:
-        """How many queries an analysis takes."""
-        if entry.asks == "documents":
-            return self.task.size.questions
-        counts, most = self.task.graded.counts(), self.task.size.most
-        sizes = (counts.get(subset, 0) for subset in entry.subsets)
-        return sum(size if most is None else min(size, most) for size in sizes)
 
 
 def study_folder(runs: Path, model: LanguageModel, queries: QuerySet, label: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -35,7 +34,7 @@ from hopscope.queries.query_set import QuerySet
 from hopscope.study.figures import draw_figures, figure_scripts, results_of
 from hopscope.study.presets import PRESETS, Preset, preset
 from hopscope.study.standalone_figures import STANDALONE_FIGURES
-from hopscope.study.study import Study, run_study, study_analyses, study_folder
+from hopscope.study.study import Study, estimate_study, run_study, study_analyses, study_folder
 
 SCRIPTS = Path(__file__).parents[2] / "figures"
 CELLS = [(a, b) for a in range(5) for b in range(a)]
@@ -382,16 +381,26 @@ def test_a_result_of_another_kind_is_told(tmp_path: Path) -> None:
         draw_figures(SCRIPTS, ["back_patching"], runs, tmp_path / "rendered")
 
 
-def test_a_study_says_what_comes_next_and_how_long_the_rest_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    times = iter([0.0, 120.0])
-    monkeypatch.setattr("hopscope.study.study.monotonic", lambda: next(times))
-    queries = known_queries()
-    found = run_study(known_model(), queries, tmp_path, SMALL, ["back_patching", "recall"])
+def test_a_study_says_what_comes_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_study(known_model(), known_queries(), tmp_path, SMALL, ["back_patching", "recall"])
     lines = [line for line in capsys.readouterr().err.splitlines() if "analyses are done" in line]
-    n = sum(min(2, size) for size in list(found.grading.counts().values())[1:])
-    minutes = math.ceil(120 / len(queries) * 16 * n / 60)
-    first = "1 of 3 analyses are done, next is back_patching"
-    assert lines[0].endswith(f"{first}; about {minutes} min left")
-    assert lines[1].endswith("2 of 3 analyses are done, next is recall")
+    assert [line.rpartition("\r")[2] for line in lines] == [
+        "1 of 3 analyses are done, next is back_patching",
+        "2 of 3 analyses are done, next is recall",
+    ]
+
+
+def test_what_a_study_costs_is_told_before_and_nothing_is_written(tmp_path: Path) -> None:
+    model, queries = known_model(), known_queries()
+    size = replace(SMALL, questions=2, shuffles=2)
+    found = estimate_study(model, queries, tmp_path, size, seconds=0)
+    assert list(tmp_path.iterdir()) == []
+    assert found["grading"].n == len(queries)
+    assert found["recall.correct"].n <= 2
+    names = {f"{each.name}.{subset}" for each in study_analyses() for subset in each.subsets}
+    assert set(found) <= {"grading", *names}
+    run_study(model, queries, tmp_path, size, ["recall"], progress=False)
+    done = estimate_study(model, queries, tmp_path, size, seconds=0)
+    assert "grading" not in done
+    assert done["recall.correct"].n == 0
+    assert done["back_patching.correct"].n == 2

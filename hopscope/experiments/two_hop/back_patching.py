@@ -305,7 +305,6 @@ def _found_at(position: str, rates: pd.DataFrame, gains: pd.DataFrame) -> str:
     layers=lambda layers: {"cells": cells_of(layers)},
     parity={"match": "substring", "stop_early": False},
     grades=("match", "max_new_tokens"),
-    cost=16,
 )
 def back_patch(
     model: LanguageModel,

@@ -68,11 +68,11 @@ class Grading(Result):
 
     def correct(self, queries: QuerySet | None = None) -> QuerySet:
         """The queries with first hop and composition right and no shortcut right."""
-        return self._chosen("correct", queries)
+        return self.subset("correct", queries)
 
     def incorrect(self, queries: QuerySet | None = None) -> QuerySet:
         """The queries with both hops right, the composition wrong, and no shortcut right."""
-        return self._chosen("incorrect", queries)
+        return self.subset("incorrect", queries)
 
     def counts(self) -> dict[str, int]:
         """How many queries are `graded`, `correct` and `incorrect`."""
@@ -90,11 +90,20 @@ class Grading(Result):
             "incorrect": hops & ~table["two_hop"] & ~shortcut,
         }
 
-    def _chosen(self, subset: str, queries: QuerySet | None) -> QuerySet:
+    def subset(self, name: str, queries: QuerySet | None = None) -> QuerySet:
+        """The queries that are `correct` or `incorrect`.
+
+        Args:
+            name: of the subset.
+            queries: those that were graded, for a result that was loaded.
+
+        Raises:
+            ResultError: for a loaded result without its queries.
+        """
         source = self.queries if queries is None else queries
         if source is None:
             raise ResultError("a loaded grading needs its queries: pass the query set it graded")
-        chosen = self._subsets(self.verdicts())[subset]
+        chosen = self._subsets(self.verdicts())[name]
         kept = set(chosen.index[chosen])
         return source.filter(lambda query: query.id in kept)
 
