@@ -22,8 +22,6 @@ from hopscope.results.run_folder import Tables
 from hopscope.results.runs import Inputs, Pending, joined, rehearsing
 
 SECONDS = 10.0
-LONG = 2
-"""An input that takes so many times the seconds that are measured is computed once only."""
 COSTS = ("cells", "forwards", "layer_tokens", "logit_rows", "seconds")
 """What is scaled up."""
 
@@ -211,12 +209,12 @@ def measured_run(
     Args:
         pending: the parts.
         now: tells what was computed so far, by `COSTS`.
-        seconds: for how long to measure; the first input is computed in any case.
+        seconds: for how long to measure after the first input, which is computed twice.
     """
     begun = now()
 
     def time_left() -> float:
-        return seconds - float((now() - begun)["seconds"])
+        return seconds - float((now() - warm)["seconds"])
 
     def measured(part: int, n: int) -> _Measurement:
         before = now()
@@ -226,9 +224,8 @@ def measured_run(
     largest = max(pending.sizes.values())
     parts = [part for part, size in pending.sizes.items() if size == largest]
     random.Random(0).shuffle(parts)
-    cold = again = measured(parts[0], 1)
-    if cold.each["seconds"] < LONG * seconds:
-        again = measured(parts[0], 1)
+    cold, warm = measured(parts[0], 1), now()
+    again = measured(parts[0], 1)
     found, latest, n = list[_Measurement](), again, 1
     for part in parts[1:] or 3 * parts:
         n = max(n, min(largest, int(time_left() / 2 / latest.each["seconds"])))
@@ -266,8 +263,8 @@ def estimate(
         model: the model.
         inputs: the queries or questions.
         *args: further arguments of the analysis.
-        seconds: for how long to measure, beyond the first query. An analysis that consists of
-            several, such as `stages`, takes as long for each.
+        seconds: for how long to measure, after the first query, which is computed twice. An
+            analysis that consists of several, such as `stages`, takes as long for each.
         **given: keyword arguments of the analysis.
 
     Returns:
