@@ -435,6 +435,16 @@ def test_a_model_without_numbers_is_tried_once() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_component_that_is_large_for_every_token_forbids_no_patch(dtype: torch.dtype) -> None:
+    """As in Qwen2.5 1.5B, where all states are the same to a few thousandths of it."""
+    hf, tokenizer = build_tiny("tiny-random-llama")
+    hf.get_input_embeddings().weight.data[:, 3] = 1e5
+    model = load_model(hf.to(dtype), tokenizer=tokenizer)
+    with edit(model, [Patch(1, -1, torch.zeros(model.d_model))], 3):
+        pass
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("right", [True, False])
 def test_outlier_dimensions_hide_no_wrong_writer(dtype: torch.dtype, right: bool) -> None:
     """One component of the stream is far larger than all others, as in many trained models."""
