@@ -149,7 +149,9 @@ def _run_and_draw(
     from hopscope.study.standalone_figures import STANDALONE_FIGURES, Settings, draw_standalone
     from hopscope.study.study import run_study, study_analyses, study_folder
 
-    settings = Settings(runs / f"alone.{label}", size, options.seed, options.device)
+    settings = Settings(
+        runs / f"alone.{label}", size, options.seed, options.device, dtype=options.dtype
+    )
     drawn = draw_standalone(names, settings, scripts, pictures, costly=strict)
     others = [name for name in names if name not in STANDALONE_FIGURES]
     if others:

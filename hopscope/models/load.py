@@ -31,6 +31,7 @@ from hopscope.errors import (
     UsageError,
     did_you_mean,
 )
+from hopscope.models.cpu_speed import advise_on_dtype
 from hopscope.models.encoder_decoder import EncoderDecoder
 from hopscope.models.gguf import read_gguf
 from hopscope.models.hub import SAFE_WEIGHTS, HubEntry, hub_models
@@ -62,6 +63,8 @@ from hopscope.models.zoo import pull, zoo
 logger = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+LARGE = 50_000_000
+"""Parameters of a model with which it matters which dtype is faster."""
 RESOLVERS = {"world": "hopscope.worlds.load:model_folder"}
 """By scheme, as in `world:NAME`, the function that finds a model's folder and name. Like entry
 points they are given by their address, and imported when the scheme is used."""
@@ -247,6 +250,8 @@ def _load(
     keep_packing(hf)
     hf.eval()  # type: ignore[no-untyped-call]
     hf.requires_grad_(False)
+    if hf.device.type == "cpu" and hf.num_parameters() > LARGE:
+        advise_on_dtype(default_name, hf.dtype)
     return hf, tokenizer, name or default_name, wrapped
 
 

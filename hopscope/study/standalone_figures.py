@@ -29,6 +29,8 @@ LADDER_STEPS = (
 )
 NEEDED = 200
 """Queries of each subset that each model of the ladder is asked for, if it has them."""
+GRADED = 512
+"""Queries that each model of the ladder is graded on in any case."""
 SNAPSHOTS = range(0, 2001, 200)
 COVERED = ("coverage", "coverage-few-bridges", "coverage-path-ambiguity")
 
@@ -49,6 +51,7 @@ class Settings:
         size: how much is run.
         seed: of all that is drawn, but for figures over several trainings, which are of `SEEDS`.
         device: where models go.
+        dtype: of the models of `size_ladder`; hopscope's default if None.
         progress: show progress bars.
     """
 
@@ -57,6 +60,7 @@ class Settings:
     seed: int = 0
     device: str | None = None
     progress: bool = True
+    dtype: str | None = None
 
     def into(self, *names: str) -> _Run:
         """The keywords of an analysis whose run folder is the one of these names."""
@@ -154,9 +158,11 @@ def _size_ladder(settings: Settings) -> None:
     from hopscope.loading import load_model, load_queries
     from hopscope.study.study import run_study
 
-    size, queries = replace(settings.size, need=NEEDED, most=NEEDED), load_queries("world")
+    most = settings.size.limit and max(settings.size.limit, GRADED)
+    size = replace(settings.size, limit=most, need=NEEDED, most=NEEDED)
+    queries, folder = load_queries("world"), settings.folder / "size_ladder"
     for name in LADDER:
-        model, folder = load_model(name, device=settings.device), settings.folder / "size_ladder"
+        model = load_model(name, device=settings.device, dtype=settings.dtype)
         run_study(
             model,
             queries,

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from transformers import (
 )
 
 from hopscope.errors import ModelError, UnknownModelError, UntrustedModelError, UsageError
+from hopscope.models import cpu_speed
 from hopscope.models.gguf import read_gguf
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import _dtype, device_of, load_model
@@ -643,3 +645,33 @@ def test_a_gguf_file_for_which_memory_does_not_suffice_is_not_called_unreadable(
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fails)
     with pytest.raises(torch.OutOfMemoryError):
         read_gguf(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "slowdown", "said"),
+    [
+        ("bfloat16", 2.3, "takes 2.3 times as long as in float32"),
+        ("bfloat16", 1.1, None),
+        ("float32", 0.2, "5.0 times as fast in bfloat16"),
+        ("float32", 2.3, None),
+    ],
+)
+def test_the_faster_dtype_of_a_cpu_is_said(
+    dtype: str,
+    slowdown: float,
+    said: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(cpu_speed, "slowdown", lambda _: slowdown)
+    caplog.set_level(logging.INFO, logger="hopscope.models.cpu_speed")
+    load_model("tiny-random-llama", device="cpu", dtype=dtype)
+    assert not caplog.text  # too small to matter
+    monkeypatch.setattr("hopscope.models.load.LARGE", 0)
+    load_model("tiny-random-llama", device="cpu", dtype=dtype)
+    assert (said or "") in caplog.text
+    assert bool(caplog.text) == (said is not None)
+
+
+def test_a_slowdown_is_measured() -> None:
+    assert 0.01 < cpu_speed.slowdown(torch.bfloat16) < 100
