@@ -123,13 +123,21 @@ def _candidates(
     other: nn.Module,
     calls: Sequence[tuple[nn.Module, Tensor]],
 ) -> Iterator[tuple[nn.Module, Tensor]]:
-    """A sublayer, what runs behind it in its block, and what lies within it; with their outputs."""
+    """A sublayer, what runs behind it in its block, and what lies within it; with their outputs.
+
+    Of modules that give the same, such as an MLP and its last projection, only the first.
+    """
     children, within = set(block.children()) - {other}, set(sublayer.modules())
     called = [module for module, _ in calls]
     last = max((i for i, module in enumerate(called) if module in within), default=len(called))
-    yield from (call for call in calls if call[0] is sublayer)
-    yield from (call for call in calls[last + 1 :] if call[0] in children - {sublayer})
-    yield from (call for call in calls if call[0] in within - {sublayer})
+    ordered = [
+        *(call for call in calls if call[0] is sublayer),
+        *(call for call in calls[last + 1 :] if call[0] in children - {sublayer}),
+        *(call for call in calls if call[0] in within - {sublayer}),
+    ]
+    for index, (module, output) in enumerate(ordered):
+        if not any(torch.equal(output, earlier) for _, earlier in ordered[:index]):
+            yield module, output
 
 
 def _fit(
