@@ -6,6 +6,7 @@ import copy
 import inspect
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +25,11 @@ from hopscope.models.fingerprint import (
     weights_state,
 )
 from hopscope.models.offload import device_of_module
+from hopscope.scripts import needs_space
 
 _ARTICLE = re.compile(r"^(?:the|a|an) (?=\S)", re.IGNORECASE)
+_SOME_TEXT = "is"
+"""What a name follows where no prompt is given."""
 
 
 @dataclass(frozen=True)
@@ -282,36 +286,65 @@ class TokenModel:
             return frozenset()
         return frozenset([configured] if isinstance(configured, int) else configured)
 
-    def answer_tokens(self, names: Iterable[str], required: bool = True) -> tuple[int, ...]:
-        """Return the first tokens of an answer, over all of its names.
+    def answer_tokens(
+        self,
+        names: Iterable[str],
+        required: bool = True,
+        after: str | None = None,
+        beside: Iterable[str] = (),
+    ) -> tuple[int, ...]:
+        """Return the next tokens that tell an answer, over all of its names.
 
-        Names that begin with an article are left out unless no other can be identified, because
-        "the euro" and "the yen" have the same first token.
+        Names that begin with an article are left out, because "the euro" and "the yen" have the
+        same first token. So are tokens with which another entity begins, too; where the first
+        token of the answer's first name is one of them ("Mexico City" beside "Mexico"), no token
+        tells the answer.
+
+        Args:
+            names: the names; the first one is what the entity is usually called.
+            required: whether to refuse an answer that no token tells.
+            after: the prompt that the answer follows; see `first_tokens`.
+            beside: names of another entity from which the answer must be told. A name of both
+                counts for the answer.
 
         Raises:
-            UsageError: if `required`, and no name can be identified by its first token; see
-                `first_tokens`.
+            UsageError: if `required`, and no token tells the answer.
         """
         names = tuple(names)
-        without_article = [name for name in names if not _ARTICLE.match(name.strip())]
-        found = self.first_tokens(without_article, required=False)
-        return found or self.first_tokens(names, required=required)
+        plain = [name for name in names if not _ARTICLE.match(name.strip())]
+        found = self.first_tokens(plain, required=False, after=after)
+        others = [name for name in beside if name not in names]
+        shared = set(self.first_tokens(others, required=False, after=after))
+        told = () if shared.intersection(found[:1]) else tuple(t for t in found if t not in shared)
+        if required and names and not told:
+            raise self._untold(names)
+        return told
 
     def first_tokens(
-        self, names: Iterable[str], variants: bool = False, required: bool = True
+        self,
+        names: Iterable[str],
+        variants: bool = False,
+        required: bool = True,
+        after: str | None = None,
     ) -> tuple[int, ...]:
-        """Return the first token of each name when it follows a prompt and one space.
+        """Return the first token of each name in its place behind a prompt.
+
+        That is the next token if the prompt is continued by the name: behind a space, unless the
+        prompt ends with white space or in a script that is written without spaces. A name is
+        composed (Unicode NFC), as text usually is.
 
         A name that its first token does not identify is left out: a space by itself, with which
-        every number begins for some tokenizers, the first digit alone of a longer number, or the
-        token of unknown words.
+        every number begins for some tokenizers, the first digit alone of a longer number, a part
+        of a character, or the token of unknown words.
 
         Args:
             names: the names.
             variants: whether to include the first tokens of the name without the space and in
-                lower case; a leading article is then dropped.
+                lower case; a leading article is then dropped. `after` does not matter then.
             required: whether to refuse names none of which its first token identifies;
                 otherwise there are no tokens for them.
+            after: the prompt, or its end; "" for names that begin a text. If None, some text and
+                a space.
 
         Returns:
             Token ids without repeats, in the order of the names.
@@ -320,43 +353,56 @@ class TokenModel:
             UsageError: if `required`, and there are names but no tokens that identify them.
         """
         names = [name for name in (name.strip() for name in names) if name]
-        tokens: dict[int, None] = {}
+        tokens: dict[int | None, None] = {}
         for name in names:
-            spellings = [name]
-            if variants:
-                plain = _ARTICLE.sub("", name)
-                spellings = list(dict.fromkeys((plain, plain.lower())))
-            for spelling in spellings:
-                tokens[self._first_token(spelling)] = None
-                if variants:
-                    tokens[self._first_token(spelling, space=False)] = None
-        found = tuple(token for token in tokens if token >= 0)
+            if not variants:
+                composed = unicodedata.normalize("NFC", name)
+                tokens[self._first_token(_SOME_TEXT if after is None else after, composed)] = None
+                continue
+            plain = _ARTICLE.sub("", name)
+            for spelling in (plain, plain.lower()):
+                tokens[self._first_token(_SOME_TEXT, spelling)] = None
+                tokens[self._first_token("\n", spelling)] = None
+        found = tuple(token for token in tokens if token is not None)
         if required and names and not found:
-            shown = " or ".join(map(repr, names[:3]))
-            raise UsageError(
-                f"{self.name} cannot identify {shown} by its first token, "
-                "a space or the unknown token, with which others begin, too: leave the query "
-                "out, or add an alias that begins otherwise"
-            )
+            raise self._untold(names)
         return found
 
-    def _first_token(self, name: str, space: bool = True) -> int:
-        """Return the first token of a name that continues a text, or -1 if it tells nothing.
+    def _untold(self, names: Sequence[str]) -> UsageError:
+        """Return the error for names that no first token tells."""
+        shown = " or ".join(map(repr, names[:3]))
+        return UsageError(
+            f"{self.name} cannot identify {shown} by its first token, with which others begin, "
+            "too (a space, an article, a part of a character, the unknown token): leave the query "
+            "out, add an alias that begins otherwise, or let the prompt end with the space"
+        )
 
-        What stands in front of it matters: alone, a text may begin with a space that the tokenizer
-        adds. It is the name itself, or a line break where no space stands between.
+    def _first_token(self, before: str, name: str) -> int | None:
+        """Return the token that continues a text by a name, or None if it tells nothing.
+
+        Where the tokenizer would join the text's end with the name, that is the first token of the
+        name by itself, behind a line break or, if line breaks are read as spaces, alone.
         """
-        before = name if space else "\n"
-        alone, text = self._tokens(before), self._tokens(f"{before}{' ' * space}{name}")
-        if not space and text[: len(alone)] != alone:  # the tokenizer reads line breaks as spaces
-            alone, text = [], self._tokens(name)
-        rest = text[len(alone) :]
-        if not rest or text[: len(alone)] != alone or rest[0] == self.tokenizer.unk_token_id:
-            return -1
+        space = " " if needs_space(before) else ""
+        rest = self._continuation(before, f"{space}{name}") or self._continuation("\n", name)
+        rest = rest or self._tokens(name)
+        if not rest or rest[0] == self.tokenizer.unk_token_id:
+            return None
         first = str(self.tokenizer.decode(rest[:1])).strip()
-        if not first or (len(first) == 1 and first.isdigit() and name[1:2].isdigit()):
-            return -1
+        if not first or "\ufffd" in first:
+            return None
+        if len(first) == 1 and first.isdigit() and name[1:2].isdigit():
+            return None
         return self._known(rest[:1])[0]
+
+    def _continuation(self, before: str, text: str) -> list[int]:
+        """Return the tokens of a text behind another one; none if the two are joined."""
+        alone, whole = self._tokens(before), self._tokens(before + text)
+        return whole[len(alone) :] if whole[: len(alone)] == alone else []
+
+    def texts_of(self, ids: Iterable[int]) -> str:
+        """Return tokens as quoted texts with commas between, as tables show them."""
+        return ", ".join(repr(self.decode([token])) for token in ids)
 
     def _tokens(self, text: str) -> list[int]:
         """Return the tokens of a text, without special ones."""

@@ -220,6 +220,19 @@ class DocumentPrompts:
         """Let the model answer."""
         return self.reader.read(versions, self.read_out(answer_tokens), attention=attention)
 
+    def answer_tokens(self, layout: Layout) -> tuple[int, ...]:
+        """The next tokens that tell the answer from those of the earlier hops; there may be none.
+
+        An encoder-decoder begins its answer anew; other models continue the prompt.
+        """
+        question = layout.question
+        return self.model.answer_tokens(
+            question.names,
+            required=False,
+            after=layout.text,
+            beside=[hop.answer for hop in question.hops[:-1]],
+        )
+
     def read_out(self, answer_tokens: tuple[int, ...] = ()) -> ReadOut:
         """What is read of a prompt: an answer, up to the end of its line if that ends it."""
         stop = stop_at_line_end(self.model) if self.form.one_line else None

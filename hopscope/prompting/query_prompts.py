@@ -6,8 +6,9 @@ Imports what runs a prompt; the experiments import it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from hopscope.engine.clean_run import CleanRun, clean_run
 from hopscope.engine.edits import Cell
@@ -61,6 +62,25 @@ class QueryPrompts:
         """A query's prompt as tokens."""
         return TokenizedPrompt.of(self.model, self.by_query[query.id], self.room)
 
+    def answer_tokens(self, query: TwoHopQuery) -> tuple[int, ...]:
+        """The next tokens that tell a query's answer from its bridge; none if it cannot be told."""
+        return self._told(query, "e3", "e2")
+
+    def bridge_tokens(self, query: TwoHopQuery) -> tuple[int, ...]:
+        """The next tokens that tell a query's bridge from its answer; none if it cannot be told."""
+        return self._told(query, "e2", "e3")
+
+    def _told(
+        self, query: TwoHopQuery, entity: Literal["e2", "e3"], other: Literal["e2", "e3"]
+    ) -> tuple[int, ...]:
+        prompt = self.by_query[query.id]
+        return self.model.answer_tokens(
+            query.names(entity),
+            required=False,
+            after=prompt.text[prompt.few_shot :],
+            beside=query.names(other),
+        )
+
     def clean(self, prompt: TokenizedPrompt) -> CleanRun:
         """The unedited run over a prompt."""
         return clean_run(self.model, prompt.ids, self.store.get(prompt.shared))
@@ -81,31 +101,26 @@ class QueryPrompts:
 def with_first_tokens(
     model: LanguageModel,
     queries: QuerySet,
-    names_of: Callable[[TwoHopQuery], Iterable[Sequence[str]]],
-    variants: bool = False,
+    tokens_of: Callable[[TwoHopQuery], Sequence[int]],
 ) -> QuerySet:
-    """The queries whose names first tokens identify; the others are left out, with a warning.
+    """The queries of which first tokens can be read; the others are left out, with a warning.
 
     Args:
         model: the model.
         queries: the queries.
-        names_of: gives the names of each entity whose first tokens are read.
-        variants: see `TokenModel.first_tokens`.
+        tokens_of: gives the tokens that tell an entity of a query; none if it cannot be told.
 
     Raises:
         QueryError: if there are queries, but none of this kind.
     """
-    kept = queries.filter(
-        lambda query: all(
-            model.first_tokens(names, variants, required=False) for names in names_of(query)
-        )
-    )
+    kept = queries.filter(lambda query: bool(tokens_of(query)))
     ids = {query.id for query in kept}
     left_out = [query.id for query in queries if query.id not in ids]
     if left_out and not len(kept):
         raise QueryError(
             f"no first token identifies the names of any query of {queries.name} for {model.name}: "
-            "its tokenizer begins them with a space by itself, or with the unknown token"
+            "its tokenizer begins them with a space by itself, a part of a character or the "
+            "unknown token, or the answer as the bridge"
         )
     if left_out:
         logger.warning(

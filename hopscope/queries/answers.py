@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from hopscope.errors import UsageError, one_of
+from hopscope.scripts import HANGUL, UNSPACED
 
 Match = Literal["word", "substring"]
 MATCHES: tuple[Match, ...] = ("word", "substring")
@@ -29,9 +30,8 @@ _PLAIN = str.maketrans(
     {"ø": "o", "ł": "l", "đ": "d", "ħ": "h", "ı": "i", "æ": "ae", "œ": "oe"}
     | {"Ø": "O", "Ł": "L", "Đ": "D", "Ħ": "H", "Æ": "AE", "Œ": "OE"}
 )
-# Scripts without spaces between words, and Hangul, which attaches particles to names.
-_UNSPACED = "\u0e00-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff"
-_UNSPACED += "\U00020000-\U0003ffff"
+_UNSPACED = f"{UNSPACED}{HANGUL}"
+"""Scripts without spaces between words, and Hangul, which attaches particles to names."""
 # English words that, in capitals, are also codes or names: CAN (Canada), WHO, AND (Andorra), ARE
 # (United Arab Emirates), PER (Peru). Two-letter names are always treated as ambiguous.
 _RUNNING_TEXT = (

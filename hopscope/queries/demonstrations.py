@@ -12,6 +12,7 @@ from itertools import islice
 from hopscope.errors import QueryError, one_of
 from hopscope.queries.answers import normalise
 from hopscope.queries.two_hop_query import FORMS, Form, TwoHopQuery
+from hopscope.scripts import HANGUL, UNSPACED, needs_space
 
 DEMONSTRATION_FORMS: Mapping[Form, Form] = {
     "two_hop": "two_hop",
@@ -25,13 +26,14 @@ with the same demonstrations share a token prefix."""
 _COMMON = 0.02
 """An entity is common in a pool if it occurs in more than this share of the queries."""
 _FIRST_BLOCK = 64
-_UNSPACED = re.compile("[\u0e00-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af]")
+_UNSPACED = re.compile(f"[{UNSPACED}{HANGUL}]")
 
 
 def demonstration_line(query: TwoHopQuery, form: Form) -> str:
     """Return the prompt of a query in one form, followed by its answer, as one line."""
     answer = query.e2_label if form == "first_hop" else query.e3_label
-    return f"{query.compose(form)[0]} {answer}\n"
+    text = query.compose(form)[0]
+    return f"{text}{' ' * needs_space(text)}{answer}\n"
 
 
 @lru_cache(maxsize=65536)

@@ -100,7 +100,7 @@ class MaskPainter(View):
         """Let the model answer under the current mask; the answer is put first in `answers`."""
         mask, question, model = self.mask, self.prompt.question, self._prompts.model
         read_out = ReadOut(
-            answer_tokens=model.first_tokens(question.names, required=False),
+            answer_tokens=self._prompts.answer_tokens(self.prompt),
             max_new_tokens=self._prompts.room,
         )
         outputs = self._prompts.reader.read([Version(self.prompt, mask)], read_out).outputs

@@ -343,7 +343,10 @@ class LensGrid:
         states = capture(model, [prompt], positions=list(shown))["resid_post"][0]
         lens = logit_lens(model)
         first: dict[str, Sequence[int]] = {
-            entity: model.first_tokens(query.names(entity), required=False) for entity in ENTITIES
+            entity: model.first_tokens(
+                query.names(entity), required=False, after=prompt.text[prompt.few_shot :]
+            )
+            for entity in ENTITIES
         }
         # One token at a time: with a large vocabulary, all logits would take gigabytes.
         by_token = [_predictions(lens(state).float(), first) for state in states]

@@ -19,6 +19,7 @@ from hopscope.documents.question_set import QuestionSet
 from hopscope.documents.templates import Template
 from hopscope.engine.edits import Knockout
 from hopscope.engine.masked.reader import ReadBlocked
+from hopscope.engine.read_out import ReadOut
 from hopscope.errors import QueryError
 from hopscope.experiments.analysis import (
     WITHOUT_MEMORY,
@@ -244,22 +245,24 @@ class _Blocker:
             fitted = self.prompts.fitted_question(question)
             layout = self.prompts.layout(fitted, self.order)
             blocking = self.prompts.reader.blocking(layout)
-            texts, logprobs = self._answers(blocking, fitted, [None])
+            read_out = self.prompts.read_out(self.prompts.answer_tokens(layout))
+            texts, logprobs = self._answers(blocking, read_out, [None])
             before = texts[0], float(logprobs[0])
             for edge in self.edges:  # each alone, since cells share what comes before their edits
                 cells, names = self._cells(layout, edge)
-                frame = _measured(fitted, before, *self._answers(blocking, fitted, cells))
+                frame = _measured(fitted, before, *self._answers(blocking, read_out, cells))
                 frames.append(pd.concat([names, frame], axis=1).assign(query=question.id))
             answered = scores(before[0], fitted.question.names)
-            details.append({**question_details(fitted), "generation": before[0], **answered})
+            told = self.prompts.model.texts_of(read_out.answer_tokens)
+            said = {"answer_tokens": told, "generation": before[0], **answered}
+            details.append({**question_details(fitted), **said})
         return {"frame": MaskedPaths.joined(frames), "details": pd.DataFrame(details)}
 
     def _answers(
-        self, blocking: ReadBlocked, fitted: FittedQuestion, cells: Sequence[Knockout | None]
+        self, blocking: ReadBlocked, read_out: ReadOut, cells: Sequence[Knockout | None]
     ) -> Answers:
         """What is answered in each cell of a prompt."""
-        tokens = self.prompts.model.answer_tokens(fitted.question.names, required=False)
-        outputs = blocking(cells, self.prompts.read_out(tokens))
+        outputs = blocking(cells, read_out)
         return [self.prompts.answer(each) for each in outputs.tokens], outputs.logprob.numpy()
 
     def _cells(self, layout: Layout, edge: str) -> tuple[list[Knockout], pd.DataFrame]:

@@ -51,6 +51,7 @@ DETAILS = [
     "prompt",
     "bridge",
     "answer",
+    "answer_tokens",
     "query_tokens",
     "key_tokens",
     "clean_generation",
@@ -236,9 +237,9 @@ def knockout(
         "one_line": queries.few_shot > 0 if one_line is None else one_line,
         "seed": options.seed,
     }
-    if criterion == "first_token":
-        queries = with_first_tokens(model, queries, lambda query: [query.names("e3")])
     prompts = QueryPrompts.of(model, queries, max_new_tokens, max_memory=options.max_memory)
+    if criterion == "first_token":
+        queries = with_first_tokens(model, queries, prompts.answer_tokens)
     blocker = _Blocker(prompts, settings)
     return run_in_parts(
         Knockouts, model, queries, settings, blocker.tables, options, per_part=PER_PART
@@ -321,7 +322,7 @@ class _Blocker:
     def _read_out(self, query: TwoHopQuery, predicted: int) -> ReadOut:
         model, generates = self.prompts.model, self.settings["criterion"] == "generation"
         return ReadOut(
-            answer_tokens=model.answer_tokens(query.names("e3"), required=False),
+            answer_tokens=self.prompts.answer_tokens(query),
             max_new_tokens=self.settings["max_new_tokens"] if generates else 0,
             stop=stop_at_line_end(model) if self.settings["one_line"] else None,
             top_k=1,
@@ -372,6 +373,7 @@ class _Blocker:
             "prompt": question(prompt),
             "bridge": query.e2_label,
             "answer": query.e3_label,
+            "answer_tokens": self.prompts.model.texts_of(self.prompts.answer_tokens(query)),
             "query_tokens": str(list(edge.queries)),
             "key_tokens": str(list(edge.keys)),
             "clean_generation": self._texts(outputs)[0],

@@ -71,10 +71,10 @@ class BackPatching(Result):
     `frame` has one row a cell: `query, position, source_layer, target_layer, control, hit,
     answer_rank, answer_logprob, bridge_rank, bridge_logprob, generation`. Layers are 0-based
     indices of the blocks whose outputs are read and replaced; `control` is `none`, `other` or
-    `random`. Ranks (from 0) and log-probabilities (nats) are those of the best first token of the
-    answer's or the bridge's names as the next token. `details` has one row a query and position:
-    prompt, bridge, answer, what the unpatched prompt gives, and the query that lent its vectors
-    to the control.
+    `random`. Ranks (from 0) and log-probabilities (nats) are those of the best next token that
+    tells the answer or the bridge; where none does, the rank is the size of the vocabulary.
+    `details` has one row a query and position: prompt, bridge, answer, those tokens as texts, what
+    the unpatched prompt gives, and the query that lent its vectors to the control.
     """
 
     kind = "back_patching"
@@ -351,9 +351,10 @@ def back_patch(
         >>> result.success_rate()  # doctest: +SKIP
     """
     options = RunOptions(**run)
-    if criterion == "first_token":
-        queries = with_first_tokens(model, queries, lambda query: [query.names("e3")])
     room = max_new_tokens if criterion == "generation" else 1
+    prompts = QueryPrompts.of(model, queries, room, max_memory=options.max_memory)
+    if criterion == "first_token":
+        queries = with_first_tokens(model, queries, prompts.answer_tokens)
     settings = {
         "positions": positions,
         "controls": controls,
@@ -366,7 +367,7 @@ def back_patch(
         "seed": options.seed,
     }
     patcher = _Patcher(
-        QueryPrompts.of(model, queries, room, max_memory=options.max_memory),
+        prompts,
         choose_donors(queries, options.seed) if "other" in controls else {},
         cells_of(range(model.n_layers)) if cells is None else list(cells),
         settings,
@@ -417,8 +418,8 @@ class _Patcher:
     def _read_out(self, query: TwoHopQuery) -> ReadOut:
         match, line = self.settings["match"], self.settings["one_line"]
         return ReadOut(
-            answer_tokens=self.prompts.model.first_tokens(query.names("e3"), required=False),
-            also_rank=self.prompts.model.first_tokens(query.names("e2"), required=False),
+            answer_tokens=self.prompts.answer_tokens(query),
+            also_rank=self.prompts.bridge_tokens(query),
             max_new_tokens=self.settings["max_new_tokens"],
             stop=stop_when_answered(self.prompts.model, query.names("e3"), match, line)
             if self.settings["stop_early"]
@@ -465,12 +466,15 @@ class _Patcher:
         clean: pd.Series[Any],
         donor: Donor | None,
     ) -> dict[str, Any]:
+        model = self.prompts.model
         return {
             "query": query.id,
             "position": position,
             "prompt": question(prompt),
             "bridge": query.e2_label,
             "answer": query.e3_label,
+            "answer_tokens": model.texts_of(self.prompts.answer_tokens(query)),
+            "bridge_tokens": model.texts_of(self.prompts.bridge_tokens(query)),
             "token": prompt.position(position.partition("->")[0]),
             "clean_generation": clean["generation"],
             "clean_hit": bool(clean["hit"]),

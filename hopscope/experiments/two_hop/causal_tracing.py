@@ -159,7 +159,6 @@ def trace(
         >>> trace(model, graded.correct()).plot()  # doctest: +SKIP
     """
     options = RunOptions(**run)
-    queries = with_first_tokens(model, queries, lambda query: [query.names("e3")])
     settings = {
         "positions": positions,
         "sites": sites,
@@ -169,6 +168,7 @@ def trace(
         "seed": options.seed,
     }
     prompts = QueryPrompts.of(model, queries, max_memory=options.max_memory)
+    queries = with_first_tokens(model, queries, prompts.answer_tokens)
     tracer = _Tracer(prompts, settings)
     return run_in_parts(
         Tracing, model, queries, settings, tracer.tables, options, per_part=PER_PART
@@ -189,7 +189,7 @@ class _Tracer:
     def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
         model, prompt = self.prompts.model, self.prompts.prompt(query)
         clean = self.prompts.clean(prompt)
-        read_out = ReadOut(answer_tokens=model.answer_tokens(query.names("e3")))
+        read_out = ReadOut(answer_tokens=self.prompts.answer_tokens(query))
         where, cells = self._cells(prompt)
         noised = [
             self.prompts.sweep(prompt.ids, [[], *cells], read_out, clean, base)
@@ -207,6 +207,7 @@ class _Tracer:
             "prompt": question(prompt),
             "bridge": query.e2_label,
             "answer": query.e3_label,
+            "answer_tokens": model.texts_of(read_out.answer_tokens),
             "clean": float(_probability(unedited)[0]),
             "noised": float(probability[0]),
         }

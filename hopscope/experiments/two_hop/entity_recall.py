@@ -166,7 +166,7 @@ def recall(
         >>> recall(model, graded.correct()).summary()  # doctest: +SKIP
     """
     options = RunOptions(**run)
-    queries = with_first_tokens(model, queries, lambda query: [[query.e2_label]], variants=True)
+    queries = with_first_tokens(model, queries, lambda query: bridge_token(model, query))
     pairs = pair_up(model, queries, options.seed)
     kept = queries.filter(lambda query: query.id in pairs)
     relations = _other_relations(queries, options.seed)
@@ -256,8 +256,7 @@ class _Measurer:
 
     def _token(self, query: TwoHopQuery) -> int:
         """The first token of a query's bridge, an article left out."""
-        tokens = self.prompts.model.first_tokens([query.e2_label], variants=True, required=False)
-        return tokens[0] if tokens else -1
+        return next(iter(bridge_token(self.prompts.model, query)), -1)
 
     def _details(self, queries: QuerySet) -> pd.DataFrame:
         two_hop = self._next_token([self.prompts.by_query[query.id] for query in queries])
@@ -272,6 +271,9 @@ class _Measurer:
                 "query": query.id,
                 "prompt": question(self.prompts.prompt(query)),
                 "bridge": query.e2_label,
+                "bridge_token": self.prompts.model.texts_of(
+                    bridge_token(self.prompts.model, query)
+                ),
                 "partner": self.pairs[query.id].partner.id,
                 "partner_bridge": self.pairs[query.id].partner.e2_label,
                 "other_relation": self.relations.get(query.id),
@@ -289,6 +291,11 @@ class _Measurer:
         logprobs = torch.log_softmax(self.lens(last).float(), dim=-1)
         check_states(model, logprobs.amax(dim=-1), [each.text for each in prompts], "logits")
         return logprobs
+
+
+def bridge_token(model: LanguageModel, query: TwoHopQuery) -> tuple[int, ...]:
+    """The first token of a query's bridge, an article left out; none if it does not tell."""
+    return model.first_tokens([query.e2_label], variants=True, required=False)[:1]
 
 
 def consistency(a: Tensor, b: Tensor) -> np.ndarray:

@@ -51,6 +51,7 @@ def pair_up(model: LanguageModel, queries: QuerySet, seed: int) -> dict[str, Pai
     names = {query.id: controls.names_of(query) for query in candidates}
     sources = {query.id: normalise(query.e1_label) for query in candidates}
     shown = controls.demonstrations_of(queries)
+    asked = {prompt.query_id: prompt.text[prompt.few_shot :] for prompt in queries.prompts()}
     pairs: dict[str, Pair] = {}
     for query in queries:
         pool = [
@@ -59,7 +60,7 @@ def pair_up(model: LanguageModel, queries: QuerySet, seed: int) -> dict[str, Pai
             if names[other.id].isdisjoint(names[query.id])
             and sources[other.id] != sources[query.id]
         ]
-        pair = _partner(model, query, pool, seed, shown[query.id])
+        pair = _partner(model, query, pool, seed, shown[query.id], asked[query.id])
         if pair is not None:
             pairs[query.id] = pair
     if not pairs and len(queries):
@@ -87,12 +88,16 @@ def _partner(
     pool: list[TwoHopQuery],
     seed: int,
     shown: str,
+    asked: str,
 ) -> Pair | None:
-    """A partner from the pool of which nothing stands in the query's demonstrations, `shown`."""
-    token = model.first_tokens([query.e3_label], required=False)
+    """A partner from the pool of which nothing stands in the query's demonstrations, `shown`.
+
+    Both answers are told by the tokens that continue the query's question, `asked`.
+    """
+    token = model.first_tokens([query.e3_label], required=False, after=asked)
     random.Random(f"{seed} {query.id}").shuffle(pool)
     for other in pool if token else ():
-        theirs = model.first_tokens([other.e3_label], required=False)
+        theirs = model.first_tokens([other.e3_label], required=False, after=asked)
         labels = (other.e1_label, other.e2_label, other.e3_label)
         tells = theirs and theirs[0] != token[0]
         if tells and not any(normalise(label) in shown for label in labels):

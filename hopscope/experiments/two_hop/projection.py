@@ -264,6 +264,8 @@ class _Projector:
             "prompt": question(prompt),
             "bridge": query.e2_label,
             "answer": query.e3_label,
+            "bridge_tokens": model.texts_of(targets.get("e2", ())),
+            "answer_tokens": model.texts_of(targets.get("e3", ())),
             "prediction": model.decode([predicted]),
             "other": None if other is None else other.id,
             "t1": prompt.position("t1"),

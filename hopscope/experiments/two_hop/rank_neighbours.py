@@ -157,8 +157,8 @@ def rank_neighbours(
         "seed": options.seed,
         "controls": controls,
     }
-    queries = with_first_tokens(model, queries, lambda query: [query.names("e3")])
     prompts = QueryPrompts.of(model, queries)
+    queries = with_first_tokens(model, queries, prompts.answer_tokens)
     clusters = {"none": unembedding_clusters(model, n_clusters, options.seed)}
     if "shuffled" in controls:
         generator = torch.Generator().manual_seed(options.seed)
@@ -187,7 +187,7 @@ class _Ranker:
     def _of_query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, object]]]:
         model, prompt = self.prompts.model, self.prompts.prompt(query)
         shared = self.prompts.store.get(prompt.shared)
-        answers = model.first_tokens(query.names("e3"))
+        answers = self.prompts.answer_tokens(query)
         read_out = ReadOut(answer_tokens=answers, top_k=self.ranks)
         found = generate(model, [prompt.ids], read_out, shared=shared, max_memory=self.max_memory)
         ranked = found.top_tokens[:1]
@@ -202,6 +202,7 @@ class _Ranker:
             "query": query.id,
             "prompt": question(prompt),
             "answer": query.e3_label,
+            "answer_tokens": model.texts_of(answers),
             "answer_rank": int(found.rank[0]),
         }
         return pd.concat(tables), [details]

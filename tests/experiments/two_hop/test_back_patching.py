@@ -175,7 +175,7 @@ def test_details_have_one_row_a_query_and_position(late: BackPatching) -> None:
 def test_rank_and_logprob_are_of_the_best_first_token(late: BackPatching) -> None:
     assert (late.frame["hit"] == (late.frame["answer_rank"] == 0)).all()
     assert (late.frame["answer_logprob"] < 0).all()
-    two_names = replace(chosen(["late-1"])[0], e3_aliases=("Cland Republic",))
+    two_names = replace(chosen(["late-1"])[0], e3_aliases=("Cland",))
     result = patched(QuerySet((two_names,)), controls=(), criterion="first_token")
     assert (result.frame["answer_rank"] == 0).all()  # "Cland" is what it says, or "Crag"
 

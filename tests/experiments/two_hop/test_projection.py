@@ -409,6 +409,8 @@ def test_details_have_one_row_a_query() -> None:
         "prompt": "The capital of the country of Cedar is",
         "bridge": "Cland",
         "answer": "Crag",
+        "bridge_tokens": "'Cland'",
+        "answer_tokens": "'Crag'",
         "prediction": "Cland",
         "other": "late-2",
         "t1": 6,
