@@ -26,6 +26,7 @@ from hopscope.experiments.two_hop import probing
 from hopscope.experiments.two_hop.grading import grade
 from hopscope.models.hub import hub_models
 from hopscope.models.language_model import LanguageModel
+from hopscope.models.tiny import build_tiny
 from hopscope.models.zoo import zoo
 from hopscope.queries.answers import matches
 from hopscope.queries.query_set import QuerySet
@@ -218,6 +219,19 @@ def test_grade_takes_its_settings(hopscope: Command, csv: Path) -> None:
     assert run["settings"] == {"match": "substring", "max_new_tokens": 2, "one_line": True}
     assert run["queries"]["n"] == 3
     assert (run["queries"]["few_shot"], run["queries"]["few_shot_seed"]) == (1, 4)
+
+
+def test_queries_are_asked_in_a_chat(hopscope: Command, csv: Path, tmp_path: Path) -> None:
+    hf, tokenizer = build_tiny("tiny-random-llama")
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    hf.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    asked = ("-q", csv, "--device", "cpu", "--max-new-tokens", 1, "--chat")
+    done = hopscope("grade", "--model", tmp_path / "model", *asked, "--json")
+    assert json.loads(done.out)["run"]["queries"]["chat"]["prefill"] == "Answer:"
+    done = hopscope("grade", *TINY, *asked)
+    assert done.code == 2
+    assert "the tokenizer has no chat template" in done.err
 
 
 @pytest.mark.parametrize("asked", [(), ("--subset", "correct"), ("--subset", "all")], ids=str)

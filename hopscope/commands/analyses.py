@@ -112,8 +112,7 @@ def _loaded(entry: Analysis, options: Any, arguments: Mapping[str, Any]) -> tupl
         return options.load(arguments.get("orders") or [arguments.get("order", "original")])  # type: ignore[no-any-return]
     if entry.asks == "subset":
         return options.load(**_rule(entry, arguments))  # type: ignore[no-any-return]
-    queries = options.load_queries()  # first, so that a mistake is reported before the model loads
-    return options.load_model(), queries
+    return options.load_both()  # type: ignore[no-any-return]
 
 
 def _rule(entry: Analysis, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,7 +139,7 @@ def _estimates(
         from hopscope.experiments.analysis import limited
         from hopscope.study.estimates import GradedSample
 
-        queries, model = options.load_candidates(), options.load_model()
+        model, queries = options.load_candidates()
         at_least = options.limit if options.goes_on else len(queries)
         rule = _rule(entry, arguments)
         sample = GradedSample.of(options.grade, model, queries, options.needed, at_least, **rule)

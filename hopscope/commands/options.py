@@ -59,6 +59,9 @@ FewShot = Annotated[
         help="Demonstrations per prompt; by default the number of the query set.",
     ),
 ]
+InChat = Annotated[
+    bool, typer.Option("--chat", help="Ask in the turns of the model's own chat template.")
+]
 Distractors = Annotated[
     int, typer.Option(min=0, help="Documents beside the gold ones, in the bundled sets.")
 ]
@@ -175,6 +178,7 @@ class QueryOptions(CommonOptions):
     """Which model is asked which two-hop queries."""
 
     queries: Queries = "world"
+    chat: InChat = False
 
     def load_model(self) -> LanguageModel:
         """The model, which generates from left to right."""
@@ -189,6 +193,16 @@ class QueryOptions(CommonOptions):
 
         loaded = load_queries(self.queries, few_shot=self.few_shot)
         return limited(loaded.with_few_shot(loaded.few_shot, self.seed), self.limit, self.seed)
+
+    def asked(self, model: LanguageModel, queries: QuerySet) -> QuerySet:
+        """The queries as the model is asked them: in a chat, or as plain text."""
+        return queries.with_chat(model) if self.chat else queries
+
+    def load_both(self) -> tuple[LanguageModel, QuerySet]:
+        """The model, and the queries as it is asked them."""
+        queries = self.load_queries()  # first, so that a mistake is reported before the model loads
+        model = self.load_model()
+        return model, self.asked(model, queries)
 
 
 @dataclass(frozen=True)
@@ -216,14 +230,14 @@ class SubsetOptions(QueryOptions):
         """
         from hopscope.experiments.analysis import limited
 
-        queries, model = self.load_candidates(), self.load_model()
+        model, queries = self.load_candidates()
         if self.subset != "all":
             queries = self.grade(model, queries, match, max_new_tokens).subset(self.subset)
         return model, limited(queries, self.most, self.seed)
 
-    def load_candidates(self) -> QuerySet:
-        """The queries of which as many are graded as are needed, or all that are graded."""
-        return (replace(self, limit=None) if self.goes_on else self).load_queries()
+    def load_candidates(self) -> tuple[LanguageModel, QuerySet]:
+        """The model, and the queries of which all are graded, or as many as are needed."""
+        return (replace(self, limit=None) if self.goes_on else self).load_both()
 
     @property
     def goes_on(self) -> bool:
@@ -287,7 +301,7 @@ class DocumentOptions(CommonOptions):
         return load_any(self.model, **self.loading), questions
 
 
-FIRST = ("model", "queries", "questions", "subset", "limit", "need", "most", "few_shot")
+FIRST = ("model", "queries", "questions", "subset", "limit", "need", "most", "few_shot", "chat")
 LAST = ("seed", "out", "shard", "device", "dtype", "quantization", "dry_run", "as_json")
 """Options that `--help` lists first and last; a command's own come in between, and then others."""
 Options = TypeVar("Options")

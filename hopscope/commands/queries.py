@@ -31,9 +31,7 @@ def grade_command(
     from hopscope.experiments.estimate import estimate
     from hopscope.experiments.two_hop.grading import grade
 
-    # First, so that a mistake is reported before the model loads.
-    queries = options.load_queries()
-    model = options.load_model()
+    model, queries = options.load_both()
     run: dict[str, Any] = {"match": match, "max_new_tokens": max_new_tokens}
     run |= {"out": options.out, "shard": options.part}
     if options.dry_run:
@@ -72,6 +70,7 @@ def probe_command(
     if options.limit is not None:
         chosen = sample_entities(chosen, options.limit, options.seed)
     model = options.load_model()
+    chosen = options.asked(model, chosen)
     layers = range(0, model.n_layers, layer_step)
     settings: dict[str, Any] = {"position": position, "layers": layers, "folds": folds}
     result = probe(model, chosen, target, seed=options.seed, out=options.out, **settings)  # type: ignore[arg-type]

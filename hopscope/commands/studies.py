@@ -51,7 +51,7 @@ def study_command(
     size = replace(presets.preset(preset), need=need)
     if limit is not None:
         size = replace(size, limit=limit, most=max(limit, need), questions=limit)
-    queries, model = options.load_queries(), options.load_model()
+    model, queries = options.load_both()
     if options.dry_run:
         costs = study.estimate_study(model, queries, out / "runs", size, seed=options.seed)
         total = sum(each.seconds for each in costs.values())
@@ -155,7 +155,7 @@ def _run_and_draw(
     drawn = draw_standalone(names, settings, scripts, pictures, costly=strict)
     others = [name for name in names if name not in STANDALONE_FIGURES]
     if others:
-        queries, model = replace(options, limit=None).load_queries(), options.load_model()
+        model, queries = replace(options, limit=None).load_both()
         folder = study_folder(runs, model, queries, label)
         steps = [each.name for each in study_analyses(others)]
 

@@ -21,6 +21,7 @@ class Template:
             follows the last "answer is", or the whole text.
         max_new_tokens: number of tokens to generate for an answer.
         chat: whether the prompt is a user turn in the chat template of the tokenizer.
+        prefill: the beginning of the assistant's turn in a chat, which the model continues.
     """
 
     instruction: str
@@ -29,6 +30,7 @@ class Template:
     one_line: bool = True
     max_new_tokens: int = 16
     chat: bool = False
+    prefill: str = ""
 
 
 _DOCUMENT = "Document{label}(Title: {title}) {text}\n"
@@ -56,10 +58,6 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
 """`answer_only` and `cot` follow Huang et al. 2025, section 3. `plain` is meant for base models and
 short documents: it has no instruction and no titles. `bare`, for models that are trained here, is
 only the texts and the question. `chat` is meant for models with a chat template."""
-
-
-CHAT_SLOT = "\x00documents\x00"
-"""Marks the place of the prompt in a chat template that is rendered before the prompt is known."""
 
 
 def template_of(template: str | Template) -> Template:

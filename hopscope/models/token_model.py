@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hopscope.errors import ModelError, UsageError
+from hopscope.models.chat import MARKERS, end_of_turn
 from hopscope.models.evaluation import evaluating
 from hopscope.models.fingerprint import (
     buffers_digest,
@@ -201,18 +202,19 @@ class TokenModel:
         with evaluating(self.hf):
             return self.hf(**inputs)
 
-    def encode(self, text: str, room: int = 0) -> Encoded:
+    def encode(self, text: str, room: int = 0, special: bool = True) -> Encoded:
         """Tokenise a prompt, with the special tokens that the model expects.
 
         Args:
             text: the prompt.
             room: number of tokens that will be generated after the prompt.
+            special: whether to add the special tokens; the text of a chat has its own.
 
         Raises:
             UsageError: if the prompt has no token, or one that the model does not know, or does not
                 fit into the context together with `room` further tokens.
         """
-        encoded = self.tokenize(text)
+        encoded = self.tokenize(text, special)
         if not encoded.ids:
             raise UsageError(f"the prompt {text!r} has no token; give some text")
         if self.max_context is not None and len(encoded) + room > self.max_context:
@@ -267,24 +269,37 @@ class TokenModel:
         return tuple(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids, without special tokens.
+        """Return the text of token ids, without special tokens but those that mark thoughts.
 
         Spaces stay as they are: a text is not changed by the tokens that follow it.
         """
+        kept = [t for t in ids if t in self._markers or t not in self._special]
         text = self.tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            kept, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         return str(text)
 
     @cached_property
+    def _special(self) -> frozenset[int]:
+        added = self.tokenizer.added_tokens_decoder
+        return frozenset(token for token, each in added.items() if each.special)
+
+    @cached_property
+    def _markers(self) -> frozenset[int]:
+        """The tokens that mark thoughts; see `hopscope.models.chat`."""
+        added = self.tokenizer.added_tokens_decoder
+        return frozenset(token for token, each in added.items() if each.content in MARKERS)
+
+    @cached_property
     def end_tokens(self) -> frozenset[int]:
-        """The token ids that end a generated text."""
+        """The token ids that end a generated text, or a turn in the tokenizer's chat template."""
+        turn = end_of_turn(self.tokenizer)
         configured = getattr(self.hf.generation_config, "eos_token_id", None)
         if configured is None:
             configured = self.tokenizer.eos_token_id
         if configured is None:
-            return frozenset()
-        return frozenset([configured] if isinstance(configured, int) else configured)
+            return turn
+        return turn.union([configured] if isinstance(configured, int) else configured)
 
     def answer_tokens(
         self,

@@ -18,14 +18,15 @@ from hopscope.documents.lay_out import check_positions, lay_out
 from hopscope.documents.layout import Label, Layout, Way
 from hopscope.documents.orders import Order, arrange
 from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
-from hopscope.documents.templates import CHAT_SLOT, Template, template_of
+from hopscope.documents.templates import Template, template_of
 from hopscope.engine.masked.reader import Reader, reader_of
 from hopscope.engine.read_out import Readings, ReadOut, Version
-from hopscope.errors import QueryError, UsageError, one_of
+from hopscope.errors import QueryError, one_of
+from hopscope.models.chat import CHAT_SLOT, chat_frame
 from hopscope.models.encoder_decoder import EncoderDecoder
 from hopscope.models.language_model import LanguageModel
-from hopscope.prompting.generation import check_tokens, stop_at_line_end
-from hopscope.queries.answers import contains, exact_match, f1_score, first_line, matches
+from hopscope.prompting.generation import answer_text, check_tokens, stop_at_line_end
+from hopscope.queries.answers import contains, exact_match, f1_score, matches
 from hopscope.statistics import mean_intervals, wilson
 
 logger = logging.getLogger(__name__)
@@ -141,21 +142,12 @@ class DocumentPrompts:
         """What the chat template puts around a user's turn.
 
         Raises:
-            UsageError: if the tokenizer has no chat template.
+            UsageError: if the tokenizer has no chat template, or one that does not take a turn.
         """
         if not self.form.chat:
             return "", ""
-        if not getattr(self.model.tokenizer, "chat_template", None):
-            raise UsageError(
-                f"the tokenizer of {self.model.name} has no chat template; use the template "
-                "'answer_only' or 'plain'"
-            )
-        turn = [{"role": "user", "content": CHAT_SLOT}]
-        text = self.model.tokenizer.apply_chat_template(
-            turn, tokenize=False, add_generation_prompt=True
-        )
-        before, _, after = str(text).partition(CHAT_SLOT)
-        return before, after
+        turn = {"role": "user", "content": CHAT_SLOT}
+        return chat_frame(self.model.tokenizer, [turn], self.form.prefill)
 
     def fitted_question(self, question: MultiDocQuestion) -> FittedQuestion:
         """A question with as many distractors as fit, the last ones left out first.
@@ -240,10 +232,8 @@ class DocumentPrompts:
 
     def answer(self, tokens: Sequence[int]) -> str:
         """What was answered: the first line, or what follows the last "answer is"."""
-        text = self.model.decode(tokens)
-        if self.form.one_line:
-            return first_line(text)
-        return _ANSWER.split(text)[-1].strip()
+        text = answer_text(self.model.decode(tokens), self.form.one_line)
+        return text if self.form.one_line else _ANSWER.split(text)[-1].strip()
 
     def check(
         self,

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from hopscope.engine.read_out import Stop
 from hopscope.errors import UsageError
+from hopscope.models.chat import without_thoughts
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.token_model import TokenModel
 from hopscope.queries.answers import Match, decided, first_line
@@ -29,14 +30,15 @@ def stop_at_line_end(model: TokenModel) -> Stop:
     """A stop that ends a generation with its first line that says something."""
 
     def stop(tokens: tuple[int, ...]) -> bool:
-        return "\n" in model.decode(tokens)
+        return "\n" in without_thoughts(model.decode(tokens))
 
     return stop
 
 
 def answer_text(text: str, one_line: bool) -> str:
-    """The part of a generation that counts as the answer."""
-    return first_line(text) if one_line else text
+    """The part of a generation that counts as the answer; thoughts before it do not."""
+    said = without_thoughts(text)
+    return first_line(said) if one_line else said
 
 
 def stop_when_answered(
@@ -46,10 +48,10 @@ def stop_when_answered(
     names = tuple(names)
 
     def stop(tokens: tuple[int, ...]) -> bool:
-        text, lasting = model.decode(tokens), _without_last_bytes(model, tokens)
-        if one_line and "\n" in text:
+        if one_line and "\n" in without_thoughts(model.decode(tokens)):
             return True
-        return decided(text if lasting == tokens else model.decode(lasting), names, match)
+        lasting = _without_last_bytes(model, tokens)
+        return decided(without_thoughts(model.decode(lasting)), names, match)
 
     return stop
 

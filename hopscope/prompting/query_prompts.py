@@ -73,11 +73,10 @@ class QueryPrompts:
     def _told(
         self, query: TwoHopQuery, entity: Literal["e2", "e3"], other: Literal["e2", "e3"]
     ) -> tuple[int, ...]:
-        prompt = self.by_query[query.id]
         return self.model.answer_tokens(
             query.names(entity),
             required=False,
-            after=prompt.text[prompt.few_shot :],
+            after=self.by_query[query.id].end,
             beside=query.names(other),
         )
 
@@ -134,5 +133,5 @@ def with_first_tokens(
 
 
 def question(prompt: TokenizedPrompt) -> str:
-    """The text of a prompt without its demonstrations."""
-    return prompt.prompt.text[prompt.prompt.few_shot :]
+    """The question of a prompt, without its demonstrations and the turns of a chat."""
+    return prompt.prompt.question

@@ -37,12 +37,12 @@ class TokenizedPrompt:
         """
         if isinstance(prompt, str):
             prompt = Prompt(prompt, query_id="", form="two_hop", spans={"t2": (0, len(prompt))})
-        encoded = model.encode(prompt.text, room)
+        encoded = model.encode(prompt.text, room, special=not prompt.chat)
         return cls(prompt, encoded.ids, encoded.offsets, encoded.special)
 
     @property
     def n_shared(self) -> int:
-        """Number of tokens that lie in the demonstrations; never the last token."""
+        """Number of tokens that lie before the question; never the last token."""
         inside = 0
         while inside < len(self.ids) - 1 and self.offsets[inside][1] <= self.prompt.few_shot:
             inside += 1
@@ -50,7 +50,7 @@ class TokenizedPrompt:
 
     @property
     def shared(self) -> tuple[int, ...]:
-        """The tokens of the demonstrations."""
+        """The tokens before the question."""
         return self.ids[: self.n_shared]
 
     def position(self, name: str | int) -> int:
@@ -71,7 +71,8 @@ class TokenizedPrompt:
         Args:
             name: `t1`, `t2`: the last token of the first-hop phrase, and of the prompt; `e1`: the
                 source entity; `r1`: the rest of the first-hop phrase; `r2`: the rest of the
-                question; `before`: all tokens but the last; `few_shot`: the demonstrations.
+                question but the prompt's last token; `before`: all tokens but the last;
+                `few_shot`: the demonstrations, and in a chat the turns before.
 
         Raises:
             QueryError: for another name, or a prompt without that part.
@@ -89,8 +90,9 @@ class TokenizedPrompt:
             return tuple(entity)
         if name == "r1":
             return tuple(index for index in hop if index not in entity)
-        start = max(self.n_shared, self.special)
-        return tuple(index for index in range(start, last) if index not in hop)
+        start, end = max(self.n_shared, self.special), len(self.prompt.text) - self.prompt.after
+        rest = (index for index in range(start, last) if self.offsets[index][0] < end)
+        return tuple(index for index in rest if index not in hop)
 
     def _span(self, name: str) -> range:
         return range(*token_span(self.prompt, name, self.offsets))

@@ -29,10 +29,13 @@ _FIRST_BLOCK = 64
 _UNSPACED = re.compile(f"[{UNSPACED}{HANGUL}]")
 
 
-def demonstration_line(query: TwoHopQuery, form: Form) -> str:
-    """Return the prompt of a query in one form, followed by its answer, as one line."""
-    answer = query.e2_label if form == "first_hop" else query.e3_label
-    text = query.compose(form)[0]
+def demonstration(query: TwoHopQuery, form: Form) -> tuple[str, str]:
+    """Return the prompt of a query in one form, and its answer."""
+    return query.compose(form)[0], query.e2_label if form == "first_hop" else query.e3_label
+
+
+def demonstration_line(text: str, answer: str) -> str:
+    """Return a prompt, followed by its answer, as one line."""
     return f"{text}{' ' * needs_space(text)}{answer}\n"
 
 
@@ -67,7 +70,8 @@ class _Candidate:
         self.ids = _ids(query)
         self.labels = "".join(map(_words, (query.e1_label, query.e2_label, query.e3_label)))
         forms = set(DEMONSTRATION_FORMS.values())
-        self.text = "".join(_words(demonstration_line(query, form)) for form in sorted(forms))
+        lines = (demonstration_line(*demonstration(query, form)) for form in sorted(forms))
+        self.text = "".join(map(_words, lines))
 
 
 class _Block:
@@ -159,10 +163,14 @@ class Demonstrations:
             )
         return tuple(chosen)
 
+    def shown(self, query: TwoHopQuery, form: Form) -> tuple[tuple[str, str], ...]:
+        """Return the demonstrations of a query for a prompt of one form, each with its answer."""
+        demonstration_form = DEMONSTRATION_FORMS[one_of("prompt form", form, FORMS, QueryError)]
+        return tuple(demonstration(each, demonstration_form) for each in self.of(query))
+
     def text(self, query: TwoHopQuery, form: Form) -> str:
         """Return the demonstrations of a query as text, one per line, for a prompt of one form."""
-        demonstration_form = DEMONSTRATION_FORMS[one_of("prompt form", form, FORMS, QueryError)]
-        return "".join(demonstration_line(each, demonstration_form) for each in self.of(query))
+        return "".join(demonstration_line(*each) for each in self.shown(query, form))
 
     def _all_blocks(self) -> Iterator[_Block]:
         """The candidates in their order, in blocks of growing size that are made when needed."""

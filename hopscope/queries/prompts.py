@@ -17,8 +17,13 @@ class Prompt:
         text: the demonstrations, followed by the question.
         query_id: id of the query.
         form: form of the question.
-        few_shot: length of the demonstrations in characters; 0 for a zero-shot prompt.
-        spans: half-open character spans in ``text``, by name; see `TwoHopQuery.compose`.
+        few_shot: length of what stands before the question in characters: the demonstrations, and
+            in a chat the turns before; 0 for a zero-shot prompt.
+        spans: half-open character spans in ``text``, by name; see `TwoHopQuery.compose`. In a
+            chat, "t2" ends with the text.
+        after: length of what stands after the question in characters: in a chat the beginning of
+            the assistant's turn.
+        chat: whether the text is a chat, with its special tokens written out.
     """
 
     text: str
@@ -26,14 +31,53 @@ class Prompt:
     form: Form
     few_shot: int = 0
     spans: Mapping[str, Span] = field(default_factory=dict, hash=False)
+    after: int = 0
+    chat: bool = False
 
     @classmethod
-    def of(cls, query: TwoHopQuery, form: Form = "two_hop", demonstrations: str = "") -> Prompt:
-        """Compose the prompt of a query, preceded by the text of its demonstrations."""
+    def of(
+        cls,
+        query: TwoHopQuery,
+        form: Form = "two_hop",
+        demonstrations: str = "",
+        after: str = "",
+        chat: bool = False,
+    ) -> Prompt:
+        """Compose the prompt of a query, with what stands before and after its question.
+
+        Args:
+            query: the query.
+            form: form of the question.
+            demonstrations: the text before the question, in a chat with the turns.
+            after: the text after the question.
+            chat: whether these texts are turns of a chat.
+        """
         text, spans = query.compose(form)
         shift = len(demonstrations)
         shifted = {name: (start + shift, end + shift) for name, (start, end) in spans.items()}
-        return cls(demonstrations + text, query.id, form, shift, shifted)
+        whole = demonstrations + text + after
+        shifted["t2"] = (shift, len(whole))
+        return cls(whole, query.id, form, shift, shifted, len(after), chat)
+
+    @property
+    def before(self) -> str:
+        """What stands before the question."""
+        return self.text[: self.few_shot]
+
+    @property
+    def question(self) -> str:
+        """The question alone."""
+        return self.text[self.few_shot : len(self.text) - self.after]
+
+    @property
+    def end(self) -> str:
+        """The text from the question on, which an answer continues."""
+        return self.text[self.few_shot :]
+
+    def with_question(self, query: TwoHopQuery) -> Prompt:
+        """Return the prompt of another query, with the same text before and after its question."""
+        after = self.text[len(self.text) - self.after :]
+        return Prompt.of(query, self.form, self.before, after, self.chat)
 
 
 def token_span(prompt: Prompt, name: str, offsets: Sequence[Span]) -> Span:
@@ -56,7 +100,8 @@ def token_span(prompt: Prompt, name: str, offsets: Sequence[Span]) -> Span:
     start, end = prompt.spans[name]
     part = prompt.text[start:end]
     start += len(part) - len(part.lstrip())
-    end -= len(part) - len(part.rstrip())
+    if end < len(prompt.text):  # white space at the end of the prompt is its last token
+        end -= len(part) - len(part.rstrip())
     inside = [i for i, (a, b) in enumerate(offsets) if max(a, start) < min(b, end)]
     if not inside:
         raise QueryError(

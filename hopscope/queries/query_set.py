@@ -8,13 +8,14 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 import pandas as pd
 
 from hopscope.errors import QueryError, did_you_mean, one_of
+from hopscope.queries.chat import INSTRUCTION, PREFILL, Chat
 from hopscope.queries.demonstrations import Demonstrations
 from hopscope.queries.formats import from_frame, to_frame, write_csv
 from hopscope.queries.prompts import Prompt, token_position, token_span
@@ -22,6 +23,8 @@ from hopscope.queries.two_hop_query import FORMS, Form, TwoHopQuery
 
 if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]
+
+    from hopscope.models.token_model import TokenModel
 
 __all__ = [
     "FORMS",
@@ -45,6 +48,7 @@ class QuerySet(Sequence[TwoHopQuery]):
         few_shot_seed: seed of the choice of demonstrations.
         pool: the queries from which demonstrations are chosen. An empty pool stands for the
             queries of the set; subsets keep the pool of the set that they were taken from.
+        chat: how the queries are asked in a chat; None if they are asked as plain text.
 
     Raises:
         QueryError: for repeated ids, or for as many demonstrations as the pool has queries.
@@ -60,6 +64,7 @@ class QuerySet(Sequence[TwoHopQuery]):
     few_shot: int = 0
     few_shot_seed: int = 0
     pool: tuple[TwoHopQuery, ...] = ()
+    chat: Chat | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "queries", tuple(self.queries))
@@ -92,7 +97,8 @@ class QuerySet(Sequence[TwoHopQuery]):
         return self.queries[index]
 
     def __repr__(self) -> str:
-        return f"QuerySet({self.name!r}, {len(self)} queries, few_shot={self.few_shot})"
+        chat = ", chat" if self.chat else ""
+        return f"QuerySet({self.name!r}, {len(self)} queries, few_shot={self.few_shot}{chat})"
 
     def _repr_html_(self) -> str:
         columns = ["id", "source_prompt", "e2_label", "e3_label"]
@@ -113,10 +119,12 @@ class QuerySet(Sequence[TwoHopQuery]):
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the queries, the few-shot settings and, if it is used, the pool."""
+        """sha256 over the queries, the few-shot settings and, if they are used, pool and chat."""
         content: list[object] = [asdict(query) for query in self.queries]
         if self.few_shot:
             content += [self.few_shot, self.few_shot_seed, [asdict(query) for query in self.pool]]
+        if self.chat is not None:
+            content.append(self.chat.settings)
         text = json.dumps(content, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -207,6 +215,34 @@ class QuerySet(Sequence[TwoHopQuery]):
         """
         return replace(self, few_shot=k, few_shot_seed=seed)
 
+    def with_chat(
+        self,
+        model: TokenModel,
+        instruction: str = INSTRUCTION,
+        prefill: str = PREFILL,
+        system: str | None = None,
+    ) -> QuerySet:
+        """Return the set, asked in the turns of a model's own chat template.
+
+        The question and each demonstration are a user's turn; the assistant's turn has begun, so
+        that the answer's first token comes next. `t2` is the last token of that beginning; the
+        other positions lie in the question. Where the template lets one, thinking is off.
+
+        Args:
+            model: the model that is asked; another model needs its own call.
+            instruction: the user's turn, with one `{}` for the prompt.
+            prefill: the beginning of the assistant's turn; "" for the template's own alone.
+            system: the system prompt; what the template has by itself if None.
+
+        Raises:
+            QueryError: if the instruction does not have exactly one `{}`.
+            UsageError: if the tokenizer has no chat template, or one that does not take such turns.
+
+        Example:
+            >>> graded = hs.grade(model, queries.with_chat(model))  # doctest: +SKIP
+        """
+        return replace(self, chat=Chat(model.tokenizer, instruction, prefill, system))
+
     def prompts(self, form: Form = "two_hop") -> list[Prompt]:
         """Return the prompts of all queries in one form, each preceded by its demonstrations.
 
@@ -219,12 +255,23 @@ class QuerySet(Sequence[TwoHopQuery]):
         """
         one_of("prompt form", form, FORMS, QueryError)
         if form not in self._prompts:
-            chooser = self._demonstrations if self.few_shot else None
-            self._prompts[form] = tuple(
-                Prompt.of(query, form, chooser.text(query, form) if chooser else "")
-                for query in self.queries
-            )
+            framed = self._framed if self.chat is None else self._chatted
+            self._prompts[form] = tuple(framed(form))
         return list(self._prompts[form])
+
+    def _framed(self, form: Form) -> Iterator[Prompt]:
+        """Yield the prompts as plain text."""
+        for query in self.queries:
+            shown = self._demonstrations.text(query, form) if self.few_shot else ""
+            yield Prompt.of(query, form, shown)
+
+    def _chatted(self, form: Form) -> Iterator[Prompt]:
+        """Yield the prompts as chats; most queries share their demonstrations."""
+        assert self.chat is not None
+        frame = lru_cache(self.chat.frame)
+        for query in self.queries:
+            shown = self._demonstrations.shown(query, form) if self.few_shot else ()
+            yield Prompt.of(query, form, *frame(shown), chat=True)
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a table with the columns of the Hopping Too Late CSV and any extra columns.

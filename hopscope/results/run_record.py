@@ -55,7 +55,7 @@ def provenance(
         settings: of the analysis.
         also: further models, if it is an analysis of several.
     """
-    record = {
+    record: dict[str, Any] = {
         "kind": kind,
         "settings": dict(settings),
         "model": {
@@ -84,6 +84,9 @@ def provenance(
         },
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    chat = getattr(queries, "chat", None)  # only two-hop queries are asked in one
+    if chat is not None:
+        record["queries"]["chat"] = chat.settings
     as_saved: dict[str, Any] = json.loads(json.dumps(record))
     return as_saved
 

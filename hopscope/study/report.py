@@ -197,6 +197,7 @@ def _subtitle(study: Study) -> str:
     run = study.grading.run
     few = run["queries"]["few_shot"]
     shots = f"{few} demonstrations in each prompt" if few else "no demonstrations"
+    shots += ", in a chat" if "chat" in run["queries"] else ""
     model = run["model"]
     precision = model["dtype"]
     if "quantization" in model:

@@ -246,5 +246,6 @@ class _Task:
 
 def study_folder(runs: Path, model: LanguageModel, queries: QuerySet, label: str) -> Path:
     """Where the results of one model, query set, few-shot number and size lie."""
-    parts = (model.name, queries.name, f"{queries.few_shot}-shot", label)
+    shots = f"{queries.few_shot}-shot" + ("-chat" if queries.chat else "")
+    parts = (model.name, queries.name, shots, label)
     return runs / ".".join(re.sub(r"[^\w-]+", "-", part).strip("-") for part in parts)

@@ -343,9 +343,7 @@ class LensGrid:
         states = capture(model, [prompt], positions=list(shown))["resid_post"][0]
         lens = logit_lens(model)
         first: dict[str, Sequence[int]] = {
-            entity: model.first_tokens(
-                query.names(entity), required=False, after=prompt.text[prompt.few_shot :]
-            )
+            entity: model.first_tokens(query.names(entity), required=False, after=prompt.end)
             for entity in ENTITIES
         }
         # One token at a time: with a large vocabulary, all logits would take gigabytes.

@@ -43,7 +43,7 @@ def names_of(query: TwoHopQuery) -> set[str]:
 
 def demonstrations_of(queries: QuerySet) -> dict[str, str]:
     """The normalised demonstrations of each query's two-hop prompt, by query id."""
-    return {p.query_id: normalise(p.text[: p.few_shot]) for p in queries.prompts()}
+    return {p.query_id: normalise(p.before) for p in queries.prompts()}
 
 
 def choose_others(queries: QuerySet, seed: int) -> dict[str, TwoHopQuery]:

@@ -51,7 +51,7 @@ def pair_up(model: LanguageModel, queries: QuerySet, seed: int) -> dict[str, Pai
     names = {query.id: controls.names_of(query) for query in candidates}
     sources = {query.id: normalise(query.e1_label) for query in candidates}
     shown = controls.demonstrations_of(queries)
-    asked = {prompt.query_id: prompt.text[prompt.few_shot :] for prompt in queries.prompts()}
+    asked = {prompt.query_id: prompt.end for prompt in queries.prompts()}
     pairs: dict[str, Pair] = {}
     for query in queries:
         pool = [
@@ -112,5 +112,4 @@ def fingerprint(pairs: Mapping[str, Pair]) -> str:
 
 def with_substitution(prompt: Prompt, query: TwoHopQuery, **changes: str) -> Prompt:
     """A query's prompt with other labels or templates, after the same demonstrations."""
-    demonstrations = prompt.text[: prompt.few_shot]
-    return Prompt.of(replace(query, **changes), prompt.form, demonstrations)  # type: ignore[arg-type]
+    return prompt.with_question(replace(query, **changes))  # type: ignore[arg-type]

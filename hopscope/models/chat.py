@@ -1,0 +1,109 @@
+"""Provides chat prompts by a tokenizer's own template, and the part of a text that is thinking."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from jinja2.exceptions import TemplateError
+
+from hopscope.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHAT_SLOT = "\x00prompt\x00"
+"""Marks the place of the prompt in a chat that is rendered before the prompt is known."""
+CHANNEL, FINAL = "<|channel|>", "<|channel|>final<|message|>"
+"""What a message of gpt-oss begins with, and what its answer begins with."""
+THOUGHTS: Mapping[str, str] = {
+    "<think>": "</think>",  # Qwen 3, DeepSeek R1, SmolLM3, OLMo 3
+    "<seed:think>": "</seed:think>",
+    "[THINK]": "[/THINK]",  # Ministral 3
+}
+"""What begins and ends a thought."""
+MARKERS = frozenset({*THOUGHTS, *THOUGHTS.values(), CHANNEL, "<|message|>"})
+_END = re.compile("|".join(map(re.escape, THOUGHTS.values())))
+_OPEN = re.compile(rf"(?:{'|'.join(map(re.escape, THOUGHTS))}).*", re.DOTALL)
+
+
+def chat_frame(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[dict[str, str]],
+    prefill: str = "",
+) -> tuple[str, str]:
+    """Return what a chat template writes before and after the prompt, with thinking switched off.
+
+    Args:
+        tokenizer: the tokenizer, which brings the template.
+        messages: the turns, each with a `role` and a `content`; `CHAT_SLOT` stands for the prompt
+            in one of them.
+        prefill: the beginning of the assistant's turn, which the model continues. If there is
+            none, the template's own generation prompt comes last; a thought that it opens is
+            closed.
+
+    Raises:
+        UsageError: if there is no chat template, or it does not take these turns.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise UsageError(
+            "the tokenizer has no chat template: ask without one (for queries leave with_chat() "
+            "or --chat out, for documents take the template 'answer_only' or 'plain'), or set "
+            "tokenizer.chat_template"
+        )
+    answer = [{"role": "assistant", "content": prefill}] if prefill else []
+    try:
+        text = tokenizer.apply_chat_template(
+            [*messages, *answer],
+            tokenize=False,
+            add_generation_prompt=not prefill,
+            continue_final_message=bool(prefill),
+            enable_thinking=False,
+        )
+    except (TemplateError, ValueError) as error:
+        raise UsageError(
+            f"the tokenizer's chat template does not take these turns: {error}. Leave out the "
+            "system prompt, the demonstrations or the prefill"
+        ) from error
+    before, slot, after = str(text).partition(CHAT_SLOT)
+    if not slot:
+        raise UsageError("the tokenizer's chat template leaves the user's turn out")
+    opened = next((end for start, end in THOUGHTS.items() if after.rstrip().endswith(start)), None)
+    return before, f"{after.rstrip()}\n\n{opened}\n\n" if opened else after
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the token by which a chat template ends the assistant's turn; none if there is none.
+
+    Args:
+        tokenizer: the tokenizer, with or without a chat template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return frozenset()
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": CHAT_SLOT}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except TemplateError:  # of another kind of turns: it ends none that is asked for here
+        return frozenset()
+    rest = text.rpartition(CHAT_SLOT)[2].strip()
+    ids = tokenizer(rest, add_special_tokens=False)["input_ids"][:1]
+    return frozenset(ids) & frozenset(tokenizer.added_tokens_decoder)
+
+
+def without_thoughts(text: str) -> str:
+    """Return the part of a generated text that is no thinking; "" while the model still thinks.
+
+    Args:
+        text: a text with the markers of thoughts, as `TokenModel.decode` returns it.
+
+    Example:
+        >>> without_thoughts("<think>\\nFrance. So Paris.\\n</think>\\n\\nParis")
+        'Paris'
+        >>> without_thoughts("<|channel|>analysis<|message|>So<|channel|>final<|message|>Paris")
+        'Paris'
+    """
+    if CHANNEL in text:
+        return text.rpartition(FINAL)[2] if FINAL in text else ""
+    said = _OPEN.sub("", _END.split(text)[-1])
+    return said if said == text else said.lstrip()
