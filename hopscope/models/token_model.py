@@ -354,8 +354,9 @@ class TokenModel:
 
         Args:
             names: the names.
-            variants: whether to include the first tokens of the name without the space and in
-                lower case; a leading article is then dropped. `after` does not matter then.
+            variants: the rule of Hopping Too Late: include the first tokens of the name without
+                the space and in lower case, also if they are parts of characters, and drop a
+                leading article. `after` does not matter then.
             required: whether to refuse names none of which its first token identifies;
                 otherwise there are no tokens for them.
             after: the prompt, or its end; "" for names that begin a text. If None, some text and
@@ -376,8 +377,8 @@ class TokenModel:
                 continue
             plain = _ARTICLE.sub("", name)
             for spelling in (plain, plain.lower()):
-                tokens[self._first_token(_SOME_TEXT, spelling)] = None
-                tokens[self._first_token("\n", spelling)] = None
+                tokens[self._first_token(_SOME_TEXT, spelling, whole=False)] = None
+                tokens[self._first_token("\n", spelling, whole=False)] = None
         found = tuple(token for token in tokens if token is not None)
         if required and names and not found:
             raise self._untold(names)
@@ -392,11 +393,12 @@ class TokenModel:
             "out, add an alias that begins otherwise, or let the prompt end with the space"
         )
 
-    def _first_token(self, before: str, name: str) -> int | None:
+    def _first_token(self, before: str, name: str, whole: bool = True) -> int | None:
         """Return the token that continues a text by a name, or None if it tells nothing.
 
         Where the tokenizer would join the text's end with the name, that is the first token of the
-        name by itself, behind a line break or, if line breaks are read as spaces, alone.
+        name by itself, behind a line break or, if line breaks are read as spaces, alone. With
+        `whole`, a part of a character tells nothing.
         """
         space = " " if needs_space(before) else ""
         rest = self._continuation(before, f"{space}{name}") or self._continuation("\n", name)
@@ -404,7 +406,7 @@ class TokenModel:
         if not rest or rest[0] == self.tokenizer.unk_token_id:
             return None
         first = str(self.tokenizer.decode(rest[:1])).strip()
-        if not first or "\ufffd" in first:
+        if not first or (whole and "\ufffd" in first):
             return None
         if len(first) == 1 and first.isdigit() and name[1:2].isdigit():
             return None
