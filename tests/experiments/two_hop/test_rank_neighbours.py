@@ -18,13 +18,17 @@ from hopscope.experiments.two_hop.rank_neighbours import (
     unembedding_clusters,
 )
 from hopscope.models.tiny import build_tiny
+from hopscope.prompting.query_prompts import QueryPrompts
 
 HOW = {"n_clusters": 7, "top": 3, "ranks": 12, "progress": False}
 
 
 @pytest.fixture(scope="module")
 def queries() -> hs.QuerySet:
-    return hs.load_queries("world", few_shot=1).sample(4)
+    """Queries whose answers are told by the first token of the tiny models' tokenizer."""
+    some = hs.load_queries("world", few_shot=1).sample(40)
+    prompts = QueryPrompts.of(loaded("tiny-random-llama"), some)
+    return some.filter(lambda query: bool(prompts.answer_tokens(query)))[:4]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
@@ -40,7 +44,7 @@ def test_ranks_are_those_of_plain_logits(family, queries):
         own = result.frame.query("query == @query.id and control == 'none'")
         assert own["rank"].tolist() == list(range(3, 12))
         assert own["inside"].tolist() == [int(clusters[token]) in near for token in order[3:]]
-        right = model.first_tokens(query.names("e3"))
+        right = QueryPrompts.of(model, queries).answer_tokens(query)
         assert own["right"].tolist() == [token in right for token in order[3:]]
 
 
