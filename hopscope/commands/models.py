@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hopscope.commands.options import Device, Dtype
+from hopscope.commands.options import Device, Dtype, Quantization
 from hopscope.commands.printing import AsJson, records, show, table_text
 
 models_app = typer.Typer(no_args_is_help=True, help="The models that hopscope knows by name.")
@@ -61,13 +61,14 @@ def models_check(
     name: Annotated[str, typer.Argument(help="Zoo name, hub id, folder or .gguf file.")],
     device: Device = None,
     dtype: Dtype = None,
+    quantization: Quantization = None,
     as_json: AsJson = False,
 ) -> None:
     """Try which readings and edits hold in a model; exit code 1 if one is refused."""
     from hopscope.engine.model_check import REFUSED, check_model
     from hopscope.loading import load_model
 
-    model = load_model(name, device=device, dtype=dtype)
+    model = load_model(name, device=device, dtype=dtype, quantization=quantization)
     checks = check_model(model)
     found = {"model": repr(model), "checks": records(checks)}
     show(found, as_json, lambda: f"{found['model']}\n\n{table_text(checks)}")

@@ -144,9 +144,9 @@ def compared_with_plain(model: LanguageModel) -> Iterator[tuple[str, float, floa
     way through the blocks.
 
     Yields:
-        For the attention of each block, and for each block: its name; how far it is off, as a share
-        of its size; and how far it may be off by rounding: that of a few products, and of the
-        attention scores, which some implementations keep in the dtype of the model.
+        For the attention of each block, for each block, and for the logits: a name; how far it is
+        off, as a share of its size; and how far it may be off by rounding: that of a few products,
+        and of the attention scores, which some implementations keep in the dtype of the model.
 
     Raises:
         ModelError: if the model's own logits are not finite numbers.
@@ -167,8 +167,7 @@ def compared_with_plain(model: LanguageModel) -> Iterator[tuple[str, float, floa
 
         def rewrite(boundary: int, hidden: Tensor) -> Tensor | None:
             behind.append(hidden)
-            within = 0 < boundary < model.n_layers
-            return states[boundary][:, tokens].repeat(n_rows, 1, 1) if within else None
+            return states[boundary][:, tokens].repeat(n_rows, 1, 1) if boundary else None
 
         return rewrite
 
@@ -180,7 +179,7 @@ def compared_with_plain(model: LanguageModel) -> Iterator[tuple[str, float, floa
         rewriting_residual(model, given(slice(n_before, None), 2)),
         reading_outputs(attentions, _into(found)),
     ):
-        forward_streams(model, cache, ids[:, n_before:])
+        found_logits = forward_streams(model, cache, ids[:, n_before:]).float()
     assert cache.patterns is not None
     assert cache.scores is not None
     rounding = max(torch.finfo(model.dtype).eps, LEAST_ROUNDING)
@@ -195,6 +194,9 @@ def compared_with_plain(model: LanguageModel) -> Iterator[tuple[str, float, floa
         # Medians, since some components are far larger than others, and some experts a near tie.
         off = _share((behind[layer + 1].float() - own).abs().median(), own.abs().median())
         yield f"what block {layer} gives", off, rounding * (4 + scores / 8)
+    last = logits[:, -1].float()
+    off = _share((found_logits - last).square().mean().sqrt(), last.square().mean().sqrt())
+    yield "the logits", off, rounding * 4
 
 
 def _share(difference: Tensor, size: Tensor) -> float:

@@ -53,7 +53,7 @@ def counting(model: TokenModel) -> Iterator[Work]:
     work, unembedding = Work(), model.hf.get_output_embeddings()  # type: ignore[no-untyped-call]
 
     def read(module: nn.Module, output: Any) -> None:
-        tokens = output.shape[:-1].numel()
+        tokens = output.shape[-3:-1].numel()  # of Gemma 3n's streams, which stand in front, one
         if module is unembedding:
             work.logit_rows += tokens
         else:

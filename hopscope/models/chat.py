@@ -24,6 +24,8 @@ THOUGHTS: Mapping[str, str] = {
 }
 """What begins and ends a thought."""
 MARKERS = frozenset({*THOUGHTS, *THOUGHTS.values(), CHANNEL, "<|message|>"})
+_MISFITS = (TemplateError, ValueError, TypeError)
+"""What a template that was written for other turns, or of which there are several, may raise."""
 _END = re.compile("|".join(map(re.escape, THOUGHTS.values())))
 _OPEN = re.compile(rf"(?:{'|'.join(map(re.escape, THOUGHTS))}).*", re.DOTALL)
 
@@ -61,7 +63,7 @@ def chat_frame(
             continue_final_message=bool(prefill),
             enable_thinking=False,
         )
-    except (TemplateError, ValueError) as error:
+    except _MISFITS as error:
         raise UsageError(
             f"the tokenizer's chat template does not take these turns: {error}. Leave out the "
             "system prompt, the demonstrations or the prefill"
@@ -84,10 +86,12 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": CHAT_SLOT}]
     try:
         text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except TemplateError:  # of another kind of turns: it ends none that is asked for here
+    except _MISFITS:  # of another kind of turns: it ends none that is asked for here
         return frozenset()
-    rest = text.rpartition(CHAT_SLOT)[2].strip()
-    ids = tokenizer(rest, add_special_tokens=False)["input_ids"][:1]
+    _, slot, rest = text.rpartition(CHAT_SLOT)
+    if not slot:
+        return frozenset()
+    ids = tokenizer(rest.strip(), add_special_tokens=False)["input_ids"][:1]
     return frozenset(ids) & frozenset(tokenizer.added_tokens_decoder)
 
 

@@ -250,7 +250,8 @@ def _load(
     keep_packing(hf)
     hf.eval()  # type: ignore[no-untyped-call]
     hf.requires_grad_(False)
-    if hf.device.type == "cpu" and hf.num_parameters() > LARGE:
+    quantized = getattr(hf, "is_quantized", False)
+    if hf.device.type == "cpu" and not quantized and hf.num_parameters() > LARGE:
         advise_on_dtype(default_name, hf.dtype)
     return hf, tokenizer, name or default_name, wrapped
 

@@ -330,7 +330,8 @@ class TokenModel:
         found = self.first_tokens(plain, required=False, after=after)
         others = [name for name in beside if name not in names]
         shared = set(self.first_tokens(others, required=False, after=after))
-        told = () if shared.intersection(found[:1]) else tuple(t for t in found if t not in shared)
+        usual = self.first_tokens(plain[:1], required=False, after=after)
+        told = () if shared.intersection(usual) else tuple(t for t in found if t not in shared)
         if required and names and not told:
             raise self._untold(names)
         return told

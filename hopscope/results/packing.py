@@ -13,6 +13,7 @@ import numpy as np
 from hopscope.errors import DamagedResultError
 from hopscope.files import replacing_folder, write_json
 from hopscope.results.run_folder import (
+    PARTS,
     RECORD,
     TABLES,
     finished_parts,
@@ -23,8 +24,6 @@ from hopscope.results.run_folder import (
     read_run,
     write_part,
 )
-
-PARTS = "parts"
 
 
 def pack(run: Path, into: Path) -> Path:
@@ -67,6 +66,8 @@ def unpack(run: Path) -> None:
         DamagedResultError: If its record does not fit its tables.
     """
     record, tables = read_run(run), read_parts(run)
+    if PARTS not in record:  # another process was first
+        return
     numbers, *lengths = zip(*record.pop(PARTS), strict=True)
     ends = {table: np.cumsum(each) for table, each in zip(TABLES, lengths, strict=True)}
     if any(ends[table][-1] != len(tables[table]) for table in TABLES):

@@ -14,6 +14,7 @@ import pandas as pd
 from hopscope.errors import DamagedResultError, ResultError, TakenError, UsageError
 from hopscope.files import replacing_folder, write_json
 from hopscope.results.run_folder import (
+    PARTS,
     RECORD,
     Tables,
     is_of_run,
@@ -210,6 +211,7 @@ def read_result(path: Path, kinds: Mapping[str, type[Result]]) -> Result:
         )
     if "n" not in run.get("queries", {}):
         raise DamagedResultError(f"{path / 'run.json'} is damaged: it does not say what was asked")
+    run.pop(PARTS, None)  # of the folder, not of the result
     tables = read_parts(path)
     found, asked = tables["details"]["query"].nunique(), run["queries"]["n"]
     if found < asked and "need" not in run.get("settings", {}):

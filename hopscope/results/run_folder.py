@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 Tables = dict[str, pd.DataFrame]
 TABLES = ("frame", "details")
 RECORD = "run.json"
+PARTS = "parts"
+"""What the record of a packed run says of the parts that were put together; see `packing`."""
 _PART = re.compile(rf"({'|'.join(TABLES)})-([0-9]{{6,}})\.parquet")
 
 

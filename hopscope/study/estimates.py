@@ -84,7 +84,8 @@ class GradedSample:
         counts = sample.counts()
         enough = [math.ceil(n * counts["graded"] / max(1, counts[s])) for s, n in need.items()]
         n = min(len(queries), max([at_least, *enough]))
-        return cls(queries, sample, n, rehearsal.estimate(n))
+        left = max(0, n - rehearsal.runs[0].pending.n_done)
+        return cls(queries, sample, n, rehearsal.estimate(left))
 
     def expected(self, subset: str, most: int | None = None) -> ExpectedSubset:
         """How many queries of a subset are analysed.

@@ -29,8 +29,6 @@ LADDER_STEPS = (
 )
 NEEDED = 200
 """Queries of each subset that each model of the ladder is asked for, if it has them."""
-GRADED = 512
-"""Queries that each model of the ladder is graded on in any case."""
 SNAPSHOTS = range(0, 2001, 200)
 COVERED = ("coverage", "coverage-few-bridges", "coverage-path-ambiguity")
 
@@ -158,8 +156,7 @@ def _size_ladder(settings: Settings) -> None:
     from hopscope.loading import load_model, load_queries
     from hopscope.study.study import run_study
 
-    most = settings.size.limit and max(settings.size.limit, GRADED)
-    size = replace(settings.size, limit=most, need=NEEDED, most=NEEDED)
+    size = replace(settings.size, need=NEEDED, most=NEEDED)
     queries, folder = load_queries("world"), settings.folder / "size_ladder"
     for name in LADDER:
         model = load_model(name, device=settings.device, dtype=settings.dtype)

@@ -175,6 +175,7 @@ def test_a_packed_run_is_one_part_and_goes_on(tmp_path: Path) -> None:
     loose, kept = parts(tmp_path / "run"), tmp_path / "kept"
     for source in ("run", "kept"):  # what is packed can be packed again
         pack(tmp_path / source, kept)
+        assert "parts" not in load_result(kept).run  # so that it can be saved anywhere
         assert sorted(parts(kept)) == ["details-000000.parquet", "frame-000000.parquet"]
         pd.testing.assert_frame_equal(
             load_result(kept).frame, load_result(tmp_path / "run").frame, check_exact=True
