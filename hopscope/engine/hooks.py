@@ -120,8 +120,10 @@ def run_short_prompt(
         The prompt (1, token), the residual stream before each block and behind all, and the logits.
     """
     numbers = range(shift, shift + min(n_tokens, model.max_context or n_tokens))
-    # Token 0 may be padding.
-    ids = torch.tensor([[1 + 13 * i % (model.vocab_size - 1) for i in numbers]])
+    # Token 0 may be padding. In some small vocabularies 13 gives a shifted prompt the same tokens.
+    n_others = model.vocab_size - 1
+    step = 13 if 13 * 6 % n_others else 11
+    ids = torch.tensor([[1 + step * i % n_others for i in numbers]])
     ids, states = ids.to(model.device), list[Tensor]()
 
     def keep(_: int, hidden: Tensor) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, KNOCKOUTS, SITES, Family, model_of
+from families import FAMILIES, KNOCKOUTS, SHAPE, SITES, Family, model_of
 from plain import first_of, generated
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
 import hopscope.engine.attention
 import hopscope.engine.editing
@@ -440,6 +440,15 @@ def test_a_component_that_is_large_for_every_token_forbids_no_patch(dtype: torch
     hf, tokenizer = build_tiny("tiny-random-llama")
     hf.get_input_embeddings().weight.data[:, 3] = 1e5
     model = load_model(hf.to(dtype), tokenizer=tokenizer)
+    with edit(model, [Patch(1, -1, torch.zeros(model.d_model))], 3):
+        pass
+
+
+@pytest.mark.parametrize("n_words", [14, 27, 40, 79, 80])
+def test_a_small_vocabulary_forbids_no_patch(n_words: int) -> None:
+    """The two prompts on which patches are tried must not be the same."""
+    config = LlamaConfig(**{**SHAPE, "vocab_size": n_words})
+    model = load_model(LlamaForCausalLM(config), tokenizer=build_tiny("tiny-random-llama")[1])
     with edit(model, [Patch(1, -1, torch.zeros(model.d_model))], 3):
         pass
 

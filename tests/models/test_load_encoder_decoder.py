@@ -133,7 +133,7 @@ def test_the_end_token_belongs_to_the_prompt(t5: EncoderDecoder) -> None:
     assert encoded.offsets[-1] == (0, 0)
     assert t5.decode(encoded.ids) == "The capital of Zürich"
     assert t5.answer_tokens(["Paris"]) == tuple(
-        t5.tokenizer(" Paris", add_special_tokens=False).input_ids[:1]
+        t5.tokenizer("Paris", add_special_tokens=False).input_ids[:1]  # an answer begins anew
     )
 
 
