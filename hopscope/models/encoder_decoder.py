@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cached_property
 
 from torch import Tensor, nn
@@ -39,6 +38,7 @@ class EncoderDecoder(TokenModel):
 
     relative = True
     keeps_end = True
+    answers_anew = True
 
     def __init__(
         self,
@@ -82,19 +82,6 @@ class EncoderDecoder(TokenModel):
     @property
     def max_context(self) -> None:
         """None: positions are relative, so that only memory limits the length of a prompt."""
-
-    def first_tokens(
-        self,
-        names: Iterable[str],
-        variants: bool = False,
-        required: bool = True,
-        after: str | None = None,
-    ) -> tuple[int, ...]:
-        """Return the first token of each name as the decoder begins with it, whatever is asked.
-
-        The arguments and errors are those of `TokenModel.first_tokens`.
-        """
-        return super().first_tokens(names, variants, required, after="")
 
     @cached_property
     def start_token(self) -> int:

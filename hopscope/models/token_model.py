@@ -66,10 +66,12 @@ class TokenModel:
     Attributes:
         keeps_end: whether special tokens that the tokenizer puts behind a text (an end-of-text
             token) belong to a prompt. If not they are dropped, since nothing follows them.
+        answers_anew: whether an answer begins a text of its own, whatever the prompt is.
         probed: properties of the model that were found by a short run, by name; a cache.
     """
 
     keeps_end = False
+    answers_anew = False
 
     def __init__(
         self,
@@ -370,11 +372,11 @@ class TokenModel:
             UsageError: if `required`, and there are names but no tokens that identify them.
         """
         names = [name for name in (name.strip() for name in names) if name]
+        before = "" if self.answers_anew else _SOME_TEXT if after is None else after
         tokens: dict[int | None, None] = {}
         for name in names:
             if not variants:
-                composed = unicodedata.normalize("NFC", name)
-                tokens[self._first_token(_SOME_TEXT if after is None else after, composed)] = None
+                tokens[self._first_token(before, unicodedata.normalize("NFC", name))] = None
                 continue
             plain = _ARTICLE.sub("", name)
             for spelling in (plain, plain.lower()):

@@ -442,6 +442,7 @@ def test_a_component_that_is_large_for_every_token_forbids_no_patch(dtype: torch
     model = load_model(hf.to(dtype), tokenizer=tokenizer)
     with edit(model, [Patch(1, -1, torch.zeros(model.d_model))], 3):
         pass
+    assert model.probed["patches of the residual stream"]
 
 
 @pytest.mark.parametrize("n_words", [14, 27, 40, 79, 80])
@@ -451,6 +452,7 @@ def test_a_small_vocabulary_forbids_no_patch(n_words: int) -> None:
     model = load_model(LlamaForCausalLM(config), tokenizer=build_tiny("tiny-random-llama")[1])
     with edit(model, [Patch(1, -1, torch.zeros(model.d_model))], 3):
         pass
+    assert model.probed["patches of the residual stream"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
