@@ -87,7 +87,7 @@ MOVED: Mapping[str, Sequence[str]] = {
     "graph_plots": ("experiments.worlds.graph_plots",),
     "hooks": ("engine.hooks", "engine.editing"),
     "interop": ("prompting.transformer_lens_cache", "models.transformer_lens"),
-    "layouts": ("documents.layout", "documents.lay_out", "documents.templates"),
+    "layouts": ("documents.layout", "documents.lay_out", "documents.templates", "models.chat"),
     "masked": (
         "engine.masked.read",
         "engine.read_out",

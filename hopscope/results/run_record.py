@@ -97,6 +97,9 @@ SAME = ("kind", "settings", "model", "queries")
 LATER = ("setup", "setups")
 """Parts of a model's description that records of earlier versions lack."""
 
+EMPTY = (None, "")
+"""What a setting is where a record lacks it, as those of versions do that did not know it."""
+
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     """Where a run differs from the one that a folder holds, if they are not the same.
@@ -125,12 +128,12 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, 
 
 def _first(name: str, before: Any, now: Any) -> tuple[str, Any, Any] | None:
     """The first part in which two values differ, with its name."""
-    if before == now:
+    if before == now or (before in EMPTY and now in EMPTY):
         return None
     if isinstance(before, dict) and isinstance(now, dict):
         keys = dict.fromkeys([*before, *now])
         inner = (_first(f"{name} {key}", before.get(key), now.get(key)) for key in keys)
-        return next(filter(None, inner), (name, before, now))
+        return next(filter(None, inner), None)
     return name, before, now
 
 
