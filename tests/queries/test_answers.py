@@ -408,10 +408,10 @@ def test_a_hit_followed_by_a_full_stop_and_a_space_is_decided(begun: list[str], 
 
 def test_ten_thousand_verdicts_take_a_moment() -> None:
     names = tuple(f"Name number {letter}{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")
-    start = time.perf_counter()
+    start = time.process_time()
     for index in range(10_000):
         matches(f" it is certainly number {index} of the list,", names)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(

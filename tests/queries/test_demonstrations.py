@@ -167,12 +167,12 @@ def test_a_pool_that_cannot_serve_is_an_error() -> None:
 
 def test_it_takes_a_moment_and_then_none(world: QuerySet) -> None:
     fresh = dataclasses.replace(world)
-    start = time.perf_counter()
+    start = time.process_time()
     fresh.prompts()
-    first = time.perf_counter() - start
+    first = time.process_time() - start
     fresh.prompts()
     assert first < 10
-    assert time.perf_counter() - start - first < 0.1
+    assert time.process_time() - start - first < 0.1
 
 
 def words_of(query: TwoHopQuery, form: Form) -> str:

@@ -343,7 +343,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "bare way": ({"permuting": "text"}, "give a list of ways"),
     "template": ({"template": "poem"}, "unknown template 'poem'"),
     "label": ({"label": "roman"}, "unknown label 'roman'"),
-    "chat": ({"template": replace(SHORT, chat=True)}, "has no chat template; use the template"),
+    "chat": ({"template": replace(SHORT, chat=True)}, "has no chat template: .*take the template"),
     "left out": ({"orders": ["gold"], "permuting": ["positions"]}, "cannot leave documents out"),
 }
 
