@@ -1,22 +1,31 @@
 """Provides the confidence intervals and significance tests that all analyses share.
 
-All intervals are two-sided at 95 %: percentile bootstrap for means over queries, Wilson for shares,
-Student's t for means over a few seeds. `paired` compares two conditions on the same questions, and
-`holm` corrects the p values of several tests that are reported together.
+All intervals are two-sided at 95 %. Which one a mean over queries has depends on what is averaged,
+and is chosen here alone: booleans make a share, which has a Wilson interval; of other numbers the
+percentile bootstrap tells it. A difference of two conditions on the same queries has an exact
+interval if both are booleans, or else a bootstrap of the differences. None of them is of no width:
+where all of several numbers are equal, so that they tell no spread, low and high are NaN.
+Student's t is for means over a few seeds. `paired` compares two conditions on the same questions,
+and `holm` corrects the p values of several tests that are reported together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from numpy.polynomial.legendre import leggauss
+from pandas.api.types import infer_dtype
+from scipy import optimize, special, stats
 
 from hopscope.errors import UsageError
 
 _NAN = float("nan")
+Interval = tuple[float, float, float]
+"""A mean (or share, or difference), and the low and high end of its interval."""
 
 
 class Exponent(NamedTuple):
@@ -36,54 +45,77 @@ class Exponent(NamedTuple):
     published: float | None
 
 
-def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Return a mean with its 95 % percentile bootstrap interval (9,999 resamples).
+def mean_interval(values: np.ndarray, seed: int = 0) -> Interval:
+    """Return a mean with its 95 % interval: Wilson's for booleans, a bootstrap for other numbers.
 
     Args:
-        values: one number for each query, shape (query,).
+        values: a boolean or a number for each query, shape (query,).
         seed: seed of the resampling.
 
     Returns:
-        Mean, low and high. Low and high are NaN for a single value, all three for none.
+        Mean, low and high, with NaN as in `mean_intervals`.
     """
-    values = np.asarray(values, dtype=float)
-    if len(values) < 2:
-        return float(values.mean()) if len(values) else _NAN, _NAN, _NAN
-    interval = stats.bootstrap(
-        (values,), np.mean, n_resamples=9999, method="percentile", rng=np.random.default_rng(seed)
-    ).confidence_interval
-    return float(values.mean()), float(interval.low), float(interval.high)
+    return mean_intervals([values], seed)[0]
 
 
-def mean_intervals(groups: Sequence[np.ndarray], seed: int = 0) -> list[tuple[float, float, float]]:
-    """Return the means of many groups with their 95 % percentile bootstrap intervals.
+def mean_intervals(groups: Sequence[np.ndarray], seed: int = 0) -> list[Interval]:
+    """Return the means of many groups with their 95 % intervals.
 
-    Faster than `mean_interval` for each: groups of the same size share their 9,999 resamples, so
-    that one matrix product gives a resampled mean of all of them.
+    Those of booleans are shares, with Wilson intervals. For other numbers it is a percentile
+    bootstrap: groups of the same size share their 9,999 resamples, so that one matrix product gives
+    a resampled mean of all of them.
 
     Args:
-        groups: for each group one number per query, shape (query,).
+        groups: for each group one boolean or number per query, shape (query,).
         seed: seed of the resampling.
 
     Returns:
-        Mean, low and high of each group, with NaN as in `mean_interval`.
+        Mean, low and high of each group; all are NaN for an empty one. Low and high are NaN for a
+        single number, and for numbers that are all equal: they tell nothing of how others vary.
     """
-    intervals = [(float(each.mean()) if len(each) else _NAN, _NAN, _NAN) for each in groups]
-    for size in sorted({len(group) for group in groups if len(group) > 1}):
-        members = [index for index, group in enumerate(groups) if len(group) == size]
+    found = [
+        wilson(int(np.sum(group)), len(group)) if _are_booleans(group) else _without_interval(group)
+        for group in groups
+    ]
+    numbers = {
+        index: np.asarray(group, dtype=float)
+        for index, group in enumerate(groups)
+        if not _are_booleans(group) and _vary(group)
+    }
+    for size in sorted({len(values) for values in numbers.values()}):
+        members = {index: values for index, values in numbers.items() if len(values) == size}
         rng = np.random.default_rng(seed)
         counts = rng.multinomial(size, np.full(size, 1 / size), size=9999)
-        means = counts @ np.stack([groups[index] for index in members], axis=1) / size
+        means = counts @ np.stack(list(members.values()), axis=1) / size
         lows, highs = np.percentile(means, [2.5, 97.5], axis=0)
         for index, low, high in zip(members, lows, highs, strict=True):
-            intervals[index] = (intervals[index][0], float(low), float(high))
-    return intervals
+            found[index] = (found[index][0], float(low), float(high))
+    return found
+
+
+def _are_booleans(values: Any) -> bool:
+    """Whether values are booleans, of whatever type the column is that they come from."""
+    return infer_dtype(values, skipna=True) == "boolean"
+
+
+def _without_interval(values: np.ndarray) -> Interval:
+    """The mean of numbers that tell no interval."""
+    return float(np.mean(np.asarray(values, dtype=float))) if len(values) else _NAN, _NAN, _NAN
+
+
+def _vary(values: np.ndarray) -> bool:
+    """Whether there are two numbers that differ by more than rounding does."""
+    numbers = np.asarray(values, dtype=float)
+    return len(numbers) > 1 and not np.allclose(numbers, numbers[0], rtol=1e-9, atol=1e-12)
 
 
 def intervals(
     table: pd.DataFrame, by: Sequence[str], value: str, name: str, seed: int = 0
 ) -> pd.DataFrame:
-    """Return the mean of a column for each group of rows, with 95 % bootstrap intervals.
+    """Return the mean of a column for each group of rows, with 95 % intervals.
+
+    A column of booleans gives shares with Wilson intervals, one of numbers means with bootstrap
+    intervals; see `mean_intervals`.
 
     Args:
         table: one row for each query and group.
@@ -98,11 +130,55 @@ def intervals(
     """
     groups = list(table.dropna(subset=[value]).groupby(list(by), sort=False)[value])
     keys = [key for key, _ in groups]
-    means = mean_intervals([group.to_numpy(dtype=float) for _, group in groups], seed)
+    means = mean_intervals([group.to_numpy() for _, group in groups], seed)
     rows = [
         (*key, len(group), *mean) for key, (_, group), mean in zip(keys, groups, means, strict=True)
     ]
     return pd.DataFrame(rows, columns=[*by, "n", name, "low", "high"])
+
+
+def paired_intervals(
+    table: pd.DataFrame, by: Sequence[str], base: str, value: str, seed: int = 0
+) -> pd.DataFrame:
+    """Return how much higher one column is than another on the same queries, for groups of rows.
+
+    Two columns of booleans give differences of shares with exact intervals (`share_difference`);
+    of numbers it is the mean difference, with a bootstrap interval.
+
+    Args:
+        table: one row for each query and group.
+        by: the columns whose values define a group.
+        base: the column that is subtracted, such as that of a control.
+        value: the column that it is subtracted from. Rows where one of both is missing are left
+            out.
+        seed: seed of the bootstrap.
+
+    Returns:
+        A table with the columns `by`, `n`, `difference`, `low`, `high`, one row per group, in the
+        order in which the groups first appear.
+    """
+    groups = list(table.dropna(subset=[base, value]).groupby(list(by), sort=False))
+    pairs = [(group[base].to_numpy(), group[value].to_numpy()) for _, group in groups]
+    found = _difference_intervals(pairs, seed)
+    rows = [(*key, len(group), *each) for (key, group), each in zip(groups, found, strict=True)]
+    return pd.DataFrame(rows, columns=[*by, "n", "difference", "low", "high"])
+
+
+def _difference_intervals(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], seed: int
+) -> list[Interval]:
+    """Of each pair (a, b) the mean of b - a with the interval that suits its values."""
+    differences = [b.astype(float) - a.astype(float) for a, b in pairs]
+    found = mean_intervals(differences, seed)
+    for index, (a, b) in enumerate(pairs):
+        if _are_booleans(a) and _are_booleans(b):
+            better, worse = _better_and_worse(differences[index])
+            found[index] = share_difference(better, worse, len(a))
+    return found
+
+
+def _better_and_worse(differences: np.ndarray) -> tuple[int, int]:
+    return int((differences > 0).sum()), int((differences < 0).sum())
 
 
 def first_layer_shares(first: pd.DataFrame, by: Sequence[str], seed: int = 0) -> pd.DataFrame:
@@ -122,7 +198,7 @@ def first_layer_shares(first: pd.DataFrame, by: Sequence[str], seed: int = 0) ->
     return shares.merge(means.rename("mean_first_layer").reset_index(), on=list(by))
 
 
-def wilson(successes: int, n: int) -> tuple[float, float, float]:
+def wilson(successes: int, n: int) -> Interval:
     """Return a share with its 95 % Wilson score interval (Wilson 1927).
 
     Args:
@@ -147,6 +223,71 @@ def wilson(successes: int, n: int) -> tuple[float, float, float]:
     return successes / n, float(interval.low), float(interval.high)
 
 
+def share_difference(better: int, worse: int, n: int) -> Interval:
+    """Return a difference of shares on the same queries with its exact 95 % interval.
+
+    The interval of Fay and Lumbard 2021, "Confidence intervals for difference in proportions for
+    matched pairs compatible with exact McNemar's or sign tests" (Statistics in Medicine 40). It
+    excludes zero exactly where the exact McNemar test has p < .05, covers at least 95 % however few
+    queries there are, and has some width even where no query differs.
+
+    The difference is `d * (2 * s - 1)`: of `d`, the share of queries that differ, and of `s`, the
+    share of those that are better, there are Clopper-Pearson limits, which are beta distributed if
+    seen as a function of the level. The ends of the interval are quantiles of the product of two
+    that are independent.
+
+    Args:
+        better: number of queries that only the second condition has right.
+        worse: number of queries that only the first has right.
+        n: number of all queries.
+
+    Returns:
+        Difference, low and high, each from -1 to 1; all three are NaN if `n` is 0.
+
+    Raises:
+        UsageError: if there are fewer than none, or more than `n`, that differ.
+
+    Example:
+        >>> [round(each, 2) for each in share_difference(0, 0, 4)]
+        [0.0, -0.6, 0.6]
+    """
+    if min(better, worse) < 0 or better + worse > n:
+        raise UsageError(f"of {n} queries {better} cannot be better and {worse} worse")
+    if not n:
+        return _NAN, _NAN, _NAN
+    low, high = _least_difference(better, worse, n), -_least_difference(worse, better, n)
+    return (better - worse) / n, low, high
+
+
+@cache
+def _least_difference(better: int, worse: int, n: int) -> float:
+    """The low end of the interval of `share_difference`."""
+    tail, differ = 0.025, better + worse
+    least_share = float(special.betaincinv(better, worse + 1, tail)) if better else 0.0
+    positive = least_share > 0.5
+    if differ == n and not positive:  # all differ, so that the high limit of d is 1
+        return 2 * least_share - 1
+    if not better:
+        return -float(stats.beta.ppf(1 - tail, differ + 1, n - differ))
+    below_half = float(special.betainc(better, worse + 1, 0.5))
+    nodes, weights = leggauss(200)
+    first, last = (below_half, 1.0) if positive else (0.0, below_half)
+    levels = first + (nodes + 1) / 2 * (last - first)
+    weights = weights / 2 * (last - first)
+    factors = 2 * special.betaincinv(better, worse + 1, levels) - 1  # 2 * s - 1
+
+    def excess(difference: float) -> float:
+        """How much likelier it is to be lower than `difference` than the tail is."""
+        share = np.clip(difference / factors, 0, 1)
+        if positive:  # the low limit of d
+            below = below_half + weights @ special.bdtrc(differ - 1, n, share)
+        else:  # its high one
+            below = weights @ special.bdtr(differ, n, share)
+        return float(below) - tail
+
+    return float(optimize.brentq(excess, *((0.0, 1.0) if positive else (-1.0, 0.0)), xtol=1e-10))
+
+
 def chance_of_more(found: int, n: int, more: int, left: int) -> float:
     """The chance that there are so many more among those that are left, by what was found so far.
 
@@ -163,7 +304,7 @@ def chance_of_more(found: int, n: int, more: int, left: int) -> float:
     return float(stats.betabinom.sf(more - 1, left, found + 0.5, n - found + 0.5))
 
 
-def t_interval(values: np.ndarray) -> tuple[float, float, float]:
+def t_interval(values: np.ndarray) -> Interval:
     """Return a mean with its 95 % interval from Student's t distribution.
 
     Meant for the few values that several seeds give, where a bootstrap interval would be far too
@@ -173,14 +314,13 @@ def t_interval(values: np.ndarray) -> tuple[float, float, float]:
         values: one number for each seed, shape (seed,).
 
     Returns:
-        Mean, low and high. Low and high are NaN for a single value, all three for none.
+        Mean, low and high, with NaN as in `mean_intervals`.
     """
-    values = np.asarray(values, dtype=float)
-    if len(values) < 2:
-        return float(values.mean()) if len(values) else _NAN, _NAN, _NAN
-    mean = float(values.mean())
-    half_width = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-    return mean, mean - half_width, mean + half_width
+    mean, low, high = _without_interval(values)
+    if _vary(values):
+        half_width = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+        low, high = mean - half_width, mean + half_width
+    return mean, low, high
 
 
 def t_intervals(table: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
@@ -212,22 +352,23 @@ def paired(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, Any]:
         seed: seed of the bootstrap.
 
     Returns:
-        `n`, the number of questions; `difference`, the mean of `b - a`, with its 95 % bootstrap
-        interval `low` and `high`; `better` and `worse`, the numbers of questions on which `b` is
-        higher and lower; and `p`, the two-sided p value of the exact McNemar test, which is a sign
-        test over the questions that differ (1 if none does).
+        `n`, the number of questions; `difference`, the mean of `b - a`, with its 95 % interval
+        `low` and `high`: exact for booleans (`share_difference`), a bootstrap for scores; `better`
+        and `worse`, the numbers of questions on which `b` is higher and lower; and `p`, the
+        two-sided p value of the exact McNemar test, which is a sign test over the questions that
+        differ (1 if none does). For booleans `p` is below .05 exactly where the interval excludes
+        zero.
 
     Raises:
         UsageError: if the two conditions have different numbers of questions.
     """
     if len(a) != len(b):
         raise UsageError(f"a has {len(a)} questions and b has {len(b)}; give the same for both")
-    difference = b.astype(float) - a.astype(float)
-    mean, low, high = mean_intervals([difference], seed)[0]
-    better, worse = int((difference > 0).sum()), int((difference < 0).sum())
+    mean, low, high = _difference_intervals([(a, b)], seed)[0]
+    better, worse = _better_and_worse(b.astype(float) - a.astype(float))
     p = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
     return {
-        "n": len(difference),
+        "n": len(a),
         "difference": mean,
         "low": low,
         "high": high,

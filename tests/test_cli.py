@@ -492,7 +492,7 @@ def test_permute_takes_its_settings(hopscope: Command, musique: Path) -> None:
     }
     assert found["run"]["queries"]["n"] == 1
     assert [row["permuting"] for row in found["rows"]] == ["mask", "positions+mask"]
-    assert found["rows"][0]["low"] is None  # a bootstrap over one question
+    assert found["rows"][0]["low"] is None  # one F1 tells no interval
 
 
 def test_permute_prints_tables(hopscope: Command, musique: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +19,8 @@ from hopscope.statistics import (
     mean_interval,
     mean_intervals,
     paired,
+    paired_intervals,
+    share_difference,
     t_interval,
     wilson,
 )
@@ -56,19 +60,137 @@ def test_one_value_has_no_interval_and_none_no_mean(interval: object) -> None:
     assert np.isnan(interval(np.array([]))).all()
 
 
-def test_mean_interval_is_scipys_percentile_bootstrap() -> None:
+def test_the_interval_of_numbers_is_scipys_percentile_bootstrap() -> None:
     values = np.random.default_rng(1).normal(size=40)
     expected = stats.bootstrap(
         (values,), np.mean, method="percentile", rng=np.random.default_rng(7)
     ).confidence_interval
-    assert mean_interval(values, seed=7) == (values.mean(), expected.low, expected.high)
+    found = mean_interval(values, seed=7)
+    assert found == pytest.approx((values.mean(), expected.low, expected.high), abs=0.02)
 
 
-def test_mean_intervals_agree_with_mean_interval_up_to_resampling() -> None:
+def test_groups_of_all_kinds_and_sizes_have_the_intervals_that_each_has_alone() -> None:
     rng = np.random.default_rng(0)
-    groups = [rng.normal(size=50), rng.integers(0, 2, 50).astype(float), rng.normal(size=30)]
+    groups = [rng.normal(size=50), rng.random(50) < 0.3, rng.normal(size=30), rng.normal(size=50)]
     for many, group in zip(mean_intervals(groups), groups, strict=True):
-        assert many == pytest.approx(mean_interval(group), abs=0.03)
+        assert many == pytest.approx(mean_interval(group))
+
+
+@pytest.mark.parametrize("kind", ["bool", "boolean", "object"])
+@pytest.mark.parametrize("right", [0, 2, 4])
+def test_booleans_of_any_type_are_a_share(kind: str, right: int) -> None:
+    values = pd.Series([n < right for n in range(4)], dtype=kind)
+    assert mean_interval(values.to_numpy()) == wilson(right, 4)
+    table = pd.DataFrame({"group": "a", "right": values})
+    if kind != "bool":
+        table.loc[4] = ["a", None]  # an unknown verdict is left out
+    row = intervals(table, ["group"], "right", "share").iloc[0]
+    assert tuple(row[["n", "share", "low", "high"]]) == (4, *wilson(right, 4))
+
+
+@pytest.mark.parametrize("interval", [t_interval, mean_interval])
+@pytest.mark.parametrize("values", [[0.0] * 3, [1.0] * 4, [0.1, 0.1, 0.1 + 1e-17]])
+def test_numbers_that_are_all_equal_tell_no_interval(interval: Any, values: list[float]) -> None:
+    """Shares of layers or of seeds, too: that three are equal does not say that a fourth is."""
+    mean, *ends = interval(np.array(values))
+    assert mean == pytest.approx(values[0])
+    assert np.isnan(ends).all()
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_has_the_published_limits(successes: int, n: int, low: float, high: float) -> None:
+    """Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I."""
+    assert wilson(successes, n)[1:] == pytest.approx((low, high), abs=5e-5)
+
+
+def tables_of(n: int) -> list[tuple[int, int]]:
+    """All numbers of better and of worse queries among n."""
+    return [(better, worse) for better in range(n + 1) for worse in range(n + 1 - better)]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 9, 16])
+def test_differences_of_shares_exclude_zero_where_mcnemars_exact_test_does(n: int) -> None:
+    excluded = 0
+    for better, worse in tables_of(n):
+        difference, low, high = share_difference(better, worse, n)
+        assert -1 <= low <= difference <= high <= 1
+        assert high - low > 1 / n
+        p = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
+        assert (low > 0 or high < 0) == (p < 0.05), (better, worse)
+        assert share_difference(worse, better, n) == (-difference, -high, -low)
+        excluded += p < 0.05
+    assert (excluded > 0) == (n >= 6)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 7])
+def test_differences_of_shares_are_covered_however_few_queries(n: int) -> None:
+    """Every table is counted with its chance; each end may miss in 2.5 % (Fay and Lumbard)."""
+    better, worse = np.array(tables_of(n)).T
+    ends = np.array([share_difference(*table, n)[1:] for table in tables_of(n)])
+    counts = np.stack([better, worse, n - better - worse], axis=1)
+    missed = []
+    for first in np.linspace(0, 1, 21):
+        for second in np.linspace(0, 1 - first, 21):
+            chances = [first, second, max(0.0, 1 - first - second)]
+            chance = stats.multinomial.pmf(counts, n, np.array(chances) / sum(chances))
+            difference = first - second
+            missed.append(chance[ends[:, 0] > difference + 1e-9].sum())
+            missed.append(chance[ends[:, 1] < difference - 1e-9].sum())
+    assert 0.01 < max(missed) <= 0.025
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "n"),
+    [(1, 7, 21), (7, 1, 21), (6, 0, 40), (3, 3, 16), (16, 0, 16), (8, 8, 16)],
+)
+def test_differences_of_shares_are_quantiles_of_products(better: int, worse: int, n: int) -> None:
+    """By drawing from the two confidence distributions, which the paper's interval is made of."""
+    rng, differ = np.random.default_rng(0), better + worse
+
+    def drawn(a: int, b: int) -> np.ndarray:
+        return rng.beta(a, b, 400_000) if a and b else np.full(400_000, float(a > 0))
+
+    signs = 2 * drawn(better, worse + 1) - 1
+    shares = drawn(differ, n - differ + 1), drawn(differ + 1, n - differ)
+    low = min(np.quantile(share * signs, 0.025) for share in shares)
+    assert share_difference(better, worse, n)[1] == pytest.approx(low, abs=0.005)
+
+
+def test_differences_of_shares_have_clopper_pearson_limits_at_the_edge() -> None:
+    """Where none is worse the high limit is that of a share; where none differs both are."""
+    for better, n in ((0, 4), (4, 9), (9, 9)):
+        limit = stats.binomtest(better, n).proportion_ci(method="exact").high
+        assert share_difference(better, 0, n)[2] == pytest.approx(limit)
+    assert share_difference(0, 0, 4)[1:] == pytest.approx((-0.602365, 0.602365), abs=1e-6)
+    assert np.isnan(share_difference(0, 0, 0)).all()
+
+
+@pytest.mark.parametrize(("better", "worse", "n"), [(3, 2, 4), (-1, 2, 4), (1, -1, 4)])
+def test_differences_of_shares_refuse_what_cannot_be(better: int, worse: int, n: int) -> None:
+    with pytest.raises(UsageError, match=f"of {n} queries {better} cannot be better and {worse}"):
+        share_difference(better, worse, n)
+
+
+def test_pairs_of_booleans_have_exact_intervals_and_pairs_of_numbers_a_bootstrap() -> None:
+    own = [True, True, True, False, True, False, None, True]
+    other = [False, False, True, False, True, True, False, True]
+    table = pd.DataFrame({"position": ["t1"] * 7 + ["t2"], "own": own, "other": other})
+    found = paired_intervals(table, ["position"], "other", "own")
+    assert list(found) == ["position", "n", "difference", "low", "high"]
+    assert tuple(found.iloc[0]) == ("t1", 6, *share_difference(2, 1, 6))
+    assert tuple(found.iloc[1]) == ("t2", 1, *share_difference(0, 0, 1))
+    numbers = table.assign(other=np.arange(8) / 10)
+    row = paired_intervals(numbers, ["position"], "other", "own").iloc[0]
+    differences = (numbers["own"] - numbers["other"])[:6].to_numpy(dtype=float)
+    assert tuple(row[["difference", "low", "high"]]) == mean_interval(differences)
 
 
 def test_intervals_group_rows_and_leave_out_what_is_missing() -> None:
@@ -79,6 +201,7 @@ def test_intervals_group_rows_and_leave_out_what_is_missing() -> None:
     assert list(summary) == ["layer", "n", "mean", "low", "high"]
     assert summary[["layer", "n", "mean"]].to_numpy().tolist() == [[1, 2, 0.5], [0, 1, 2.0]]
     assert (summary["low"].iloc[0], summary["high"].iloc[0]) == (0.0, 1.0)
+    assert np.isnan(summary["low"].iloc[1])
 
 
 def test_paired_counts_and_tests_the_questions_that_differ() -> None:
@@ -88,7 +211,9 @@ def test_paired_counts_and_tests_the_questions_that_differ() -> None:
     assert (compared["n"], compared["better"], compared["worse"]) == (6, 3, 1)
     assert compared["difference"] == pytest.approx(2 / 6)
     assert compared["p"] == pytest.approx(stats.binomtest(3, 4).pvalue)
-    assert compared["low"] <= compared["difference"] <= compared["high"]
+    assert (compared["low"], compared["high"]) == share_difference(3, 1, 6)[1:]
+    scores = paired(a.astype(float), b.astype(float))
+    assert (scores["low"], scores["high"]) != (compared["low"], compared["high"])
 
 
 def test_paired_without_a_difference_has_p_1() -> None:

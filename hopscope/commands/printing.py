@@ -59,7 +59,8 @@ def table_text(table: pd.DataFrame | list[dict[str, Any]], number: str | None = 
 
     Args:
         table: what is shown, but for its index.
-        number: how a float is written, such as `%.3f`; as pandas does by default.
+        number: how a float is written, such as `%.3f`; as pandas does by default. What is unknown,
+            such as the interval of a single number, is a dash.
     """
     import pandas as pd
 
@@ -70,7 +71,9 @@ def table_text(table: pd.DataFrame | list[dict[str, Any]], number: str | None = 
             width = max([len(str(name)), *texts.len()])
             name, column = str(name).ljust(width), texts.ljust(width)
         columns[name] = column
-    lines = pd.DataFrame(columns).to_string(index=False, float_format=number).splitlines()
+    lines = (
+        pd.DataFrame(columns).to_string(index=False, float_format=number, na_rep="—").splitlines()
+    )
     return "\n".join(line.rstrip() for line in lines)
 
 

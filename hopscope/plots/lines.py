@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -152,7 +152,15 @@ def layer_axis(ax: Axes, x: str, y: str, title: str) -> None:
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
 
 
-def share_axis(ax: Axes, low: float = -0.02, high: float = 1.02) -> None:
-    """Show shares from 0 to 1 in per cent on the y axis, which runs from `low` to `high`."""
-    ax.set_ylim(low, high)
-    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+def share_axis(ax: Axes, axis: Literal["x", "y"] = "y") -> None:
+    """Show shares in per cent on an axis from 0 to 100 %, wider where what is drawn goes further.
+
+    There is some room beyond both ends, so that the ends of intervals are seen. Call it when all is
+    drawn, also on axes that share this one.
+    """
+    both = ax.get_shared_x_axes() if axis == "x" else ax.get_shared_y_axes()
+    drawn = [getattr(each.dataLim, f"interval{axis}") for each in both.get_siblings(ax)]
+    low, high = min(0.0, *(each[0] for each in drawn)), max(1.0, *(each[1] for each in drawn))
+    margin = 0.03 * (high - low)
+    ax.set(**{f"{axis}lim": (low - margin, high + margin)})
+    getattr(ax, f"{axis}axis").set_major_formatter(mpl.ticker.PercentFormatter(1.0))

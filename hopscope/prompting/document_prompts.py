@@ -27,7 +27,7 @@ from hopscope.models.encoder_decoder import EncoderDecoder
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.generation import answer_text, check_tokens, stop_at_line_end
 from hopscope.queries.answers import contains, exact_match, f1_score, matches
-from hopscope.statistics import mean_intervals, wilson
+from hopscope.statistics import intervals
 
 logger = logging.getLogger(__name__)
 
@@ -329,15 +329,7 @@ def accuracies(frame: pd.DataFrame, by: Sequence[str], metric: str, seed: int = 
         UsageError: for another metric.
     """
     check_metric(metric)
-    rows = []
-    for key, group in frame.groupby(list(by), sort=False)[metric]:
-        values = group.to_numpy(dtype=float)
-        if metric == "f1":
-            mean, low, high = mean_intervals([values], seed)[0]
-        else:
-            mean, low, high = wilson(int(values.sum()), len(values))
-        rows.append((*key, len(values), mean, low, high))
-    return pd.DataFrame(rows, columns=[*by, "n", "accuracy", "low", "high"])
+    return intervals(frame, by, metric, "accuracy", seed)
 
 
 def template_for(questions: QuestionSet, template: str | Template | None) -> str | Template:

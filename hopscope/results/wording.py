@@ -41,13 +41,23 @@ LEAST_QUERIES = 6
 """With fewer pairs no exact two-sided sign test can reach the 5 % level."""
 
 
-def verdict(gain: Mapping[str, Any]) -> str:
-    """What a paired difference to a control says: a row with `n`, `low` and `high`."""
+def verdict(gain: Mapping[str, Any], base: str | None = None) -> str:
+    """What a paired difference says.
+
+    Args:
+        gain: a row with `n`, `difference`, `low` and `high`. Where these are unknown because all
+            pairs differ by the same, the sign of the difference decides, as in a sign test.
+        base: the name of what is compared with, such as an order of documents; None for a control,
+            which tells what chance does.
+    """
     if gain["n"] < LEAST_QUERIES:
         return "too few queries to tell"
-    if gain["low"] > 0:
-        return "more than chance"
-    return "less than chance" if gain["high"] < 0 else "not told apart from chance"
+    known = gain["low"] == gain["low"]
+    low, high = (gain[end if known else "difference"] for end in ("low", "high"))
+    if low <= 0 <= high:
+        return f"not told apart from {base or 'chance'}"
+    higher, lower = ("higher", "lower") if base else ("more", "less")
+    return f"{higher if low > 0 else lower} than {base or 'chance'}"
 
 
 def rows_where(table: pd.DataFrame, **where: Any) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,7 @@ from matplotlib.patches import Rectangle
 
 from hopscope.experiments.two_hop import plots
 from hopscope.plots import figures, heatmaps, style
-from hopscope.plots.lines import OWN_EDGE, edge_legend, edge_panels
+from hopscope.plots.lines import OWN_EDGE, edge_legend, edge_panels, share_axis
 from hopscope.plots.style import parts
 
 RATES = pd.DataFrame(
@@ -73,7 +73,20 @@ def test_success_bars_are_the_rates() -> None:
     assert heights(drawn["random vector"]) == [0.125, 0.0]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["t1", "t2"]
     assert ax.get_title() == "twenty queries"
-    assert ax.get_ylim() == (0, 1)
+    assert ax.get_ylim() == pytest.approx((-0.03, 1.03))
+
+
+def test_a_share_axis_holds_whiskers_that_go_beyond_all_and_nothing() -> None:
+    """Intervals over seeds may: they are not cut."""
+    _, (left, right) = plt.subplots(1, 2, sharey=True)
+    left.errorbar([0], [0.9], [[0.2], [0.5]])
+    right.errorbar([0], [0.1], [[0.3], [0.1]])
+    share_axis(right)
+    for ax in (left, right):
+        assert ax.get_ylim() == pytest.approx((-0.2 - 0.048, 1.4 + 0.048))
+    across = plt.figure().subplots()
+    share_axis(across, "x")
+    assert across.get_xlim() == pytest.approx((-0.03, 1.03))
 
 
 def test_success_bars_have_their_intervals() -> None:
@@ -278,6 +291,21 @@ def test_recovery_lines() -> None:
         "residual, t1": values(table, "recovery", site="resid_post", control="none"),
         "attention, t1": values(table, "recovery", site="attn_out", control="none"),
     }
+
+
+def test_flip_lines_have_their_own_intervals() -> None:
+    table = over_layers(
+        "flip_rate", position=["t1"], site=["resid_post", "attn_out"], control=["none", "random"]
+    )
+    ends = {"flip_low": 0.25, "flip_high": 0.75, "low": -9.0, "high": 9.0}
+    ax = plots.flip_lines(table.assign(**ends))
+    assert lines(ax) == {
+        "random residual, t1": values(table, "flip_rate", site="resid_post", control="random"),
+        "residual, t1": values(table, "flip_rate", site="resid_post", control="none"),
+        "attention, t1": values(table, "flip_rate", site="attn_out", control="none"),
+    }
+    bands = [each.get_paths()[0].vertices[:, 1] for each in ax.collections]
+    assert {float(y) for band in bands for y in band} == {0.25, 0.75}
 
 
 def test_tracing_lines() -> None:

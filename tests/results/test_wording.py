@@ -21,18 +21,35 @@ from hopscope.study.study import Study
 
 
 @pytest.mark.parametrize(
-    ("n", "low", "high", "said"),
+    ("n", "difference", "low", "high", "said"),
     [
-        (6, 0.1, 0.4, "more than chance"),
-        (9, -0.4, -0.1, "less than chance"),
-        (9, -0.1, 0.2, "not told apart from chance"),
-        (9, 0.0, 0.2, "not told apart from chance"),
-        (5, 1.0, 1.0, "too few queries to tell"),
-        (1, float("nan"), float("nan"), "too few queries to tell"),
+        (6, 0.2, 0.1, 0.4, "more than chance"),
+        (9, -0.2, -0.4, -0.1, "less than chance"),
+        (9, 0.1, -0.1, 0.2, "not told apart from chance"),
+        (9, 0.1, 0.0, 0.2, "not told apart from chance"),
+        (5, 1.0, 0.4, 1.0, "too few queries to tell"),
+        (1, 1.0, float("nan"), float("nan"), "too few queries to tell"),
+        (6, 0.5, float("nan"), float("nan"), "more than chance"),
+        (6, -0.5, float("nan"), float("nan"), "less than chance"),
+        (6, 0.0, float("nan"), float("nan"), "not told apart from chance"),
     ],
 )
-def test_verdicts(n: int, low: float, high: float, said: str) -> None:
-    assert wording.verdict({"n": n, "low": low, "high": high}) == said
+def test_verdicts(n: int, difference: float, low: float, high: float, said: str) -> None:
+    gain = {"n": n, "difference": difference, "low": low, "high": high}
+    assert wording.verdict(gain) == said
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.1, 0.4, "higher than forward"),
+        (-0.4, -0.1, "lower than forward"),
+        (-0.1, 0.2, "not told apart from forward"),
+    ],
+)
+def test_what_is_no_control_is_named_in_a_verdict(low: float, high: float, said: str) -> None:
+    gain = {"n": 9, "difference": (low + high) / 2, "low": low, "high": high}
+    assert wording.verdict(gain, "forward") == said
 
 
 def test_shares_and_differences_in_words() -> None:
@@ -64,9 +81,12 @@ def test_the_order_of_documents_is_told() -> None:
     said, tables = told("document_order", Permutation(frame, frame[["query"]].drop_duplicates()))
     assert said.startswith("Questions over documents (n = 8): under the mask causal it answers ")
     assert re.search(r"25 % \(\d+–\d+\) original, 50 % \(\d+–\d+\) forward, 12 % \(", said)
-    assert re.search(r"backward over forward -38 points \(-\d+ to .{1,3}\): less than chance", said)
+    words = r"backward over forward -38 points \(-\d+ to .{1,3}\): not told apart from forward"
+    assert re.search(words, said)  # three worse, none better: p = .25
     assert "Under the mask document_block it answers" in said
-    assert "backward over forward +0 points (+0 to +0): not told apart from chance" in said
+    words = "backward over forward +0 points (-37 to +37): not told apart from forward"
+    assert words in said
+    assert "chance" not in said
     assert set(tables) == {
         f"document_order.documents.{name}" for name in ("accuracy", "compare", "compare_masks")
     }
@@ -107,7 +127,7 @@ def test_the_choice_of_an_order_is_told() -> None:
     result = OrderChoice(frame, frame[["query"]].drop_duplicates(), {"settings": {"k": 2}})
     said, _ = told("order_choice", result)
     assert "of 2 shuffles a random one is right for 50 %" in said
-    assert "Chosen by the highest peak: 100 %, +50 points (+50 to +50) over a random" in said
+    assert "Chosen by the highest peak: 100 %, +50 points over a random" in said
     assert "over a random shuffle: more than chance" in said
     assert "Chosen by the majority: 0 %, -50 points" in said
     assert "Chosen by an oracle: 100 %" in said
@@ -128,5 +148,6 @@ def test_masked_paths_are_told() -> None:
     result = MaskedPaths(frame, frame[["query"]].drop_duplicates(), {"settings": {"window": 1}})
     said, tables = told("document_paths", result)
     assert "blocking question->gold 1 in 3 layers changes most answers around layer 1, 75 %" in said
-    assert "the same edge to a distractor 25 %: more than chance (the best of 2 windows)" in said
+    words = "the same edge to a distractor 25 %: not told apart from chance (the best of 2 windows)"
+    assert words in said  # four more, none less: p = .125
     assert len(tables["document_paths.documents.above_chance"]) == 2

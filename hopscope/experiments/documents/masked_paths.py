@@ -41,7 +41,7 @@ from hopscope.prompting.document_prompts import (
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.wording import largest_row, percent, row_where, verdict, with_interval
-from hopscope.statistics import intervals
+from hopscope.statistics import intervals, paired_intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,25 +83,32 @@ class MaskedPaths(Result):
             seed: of the bootstrap.
 
         Returns:
-            Columns `edge, control, layer, n, effect, low, high`.
+            Columns `edge, control, layer, n, effect, low, high`: Wilson 95 % intervals of shares,
+            bootstrap intervals of nats.
 
         Raises:
             UsageError: for another measure.
         """
-        OneOf(MEASURES).checked("measure", measure, None)
-        return intervals(self.frame, ["edge", "control", "layer"], measure, "effect", seed)
+        return intervals(
+            self._measured(measure), ["edge", "control", "layer"], measure, "effect", seed
+        )
 
     def above_chance(self, measure: str = "changed", seed: int = 0) -> pd.DataFrame:
         """How much more each edge does than the same edge to a distractor, paired.
 
         Returns:
-            Columns `edge, layer, n, difference, low, high`.
+            Columns `edge, layer, n, difference, low, high`: exact paired intervals of shares, see
+            `hopscope.statistics.share_difference`; bootstrap intervals of nats.
         """
         keys = ["query", "edge", "layer"]
-        wide = self.frame.pivot(index=keys, columns="control", values=measure).astype(float)
-        wide = wide.reindex(columns=["none", "distractor"])
-        wide["difference"] = wide["none"] - wide["distractor"]
-        return intervals(wide.reset_index(), keys[1:], "difference", "difference", seed)
+        wide = self._measured(measure).pivot(index=keys, columns="control", values=measure)
+        wide = wide.reindex(columns=["none", "distractor"]).reset_index()
+        return paired_intervals(wide, keys[1:], "distractor", "none", seed)
+
+    def _measured(self, measure: str) -> pd.DataFrame:
+        """The frame, in which `lost`, a number as it may be missing, is a boolean."""
+        OneOf(MEASURES).checked("measure", measure, None)
+        return self.frame.astype({"lost": "boolean"}) if measure == "lost" else self.frame
 
     def tables(self) -> dict[str, pd.DataFrame]:
         return {"effect": self.effect(), "above_chance": self.above_chance()}

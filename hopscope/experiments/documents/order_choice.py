@@ -78,7 +78,7 @@ class OrderChoice(Result):
 
         `mean`: of all shuffles, what a random one gives. `peak`: of the answer with the highest
         peak of attention. `majority`: of the answer that most shuffles give (the first of those
-        that are as frequent). `oracle`: 1 if any is right. All over the same shuffles.
+        that are as frequent). `oracle`: whether any is right. All over the same shuffles.
 
         Returns:
             One row a question, one column a strategy.
@@ -89,7 +89,7 @@ class OrderChoice(Result):
         check_metric(metric)
         rows = {}
         for query, group in self.frame.groupby("query", sort=False):
-            values = group[metric].to_numpy(dtype=float)
+            values = group[metric].to_numpy()
             answers = [squashed(text) for text in group["generation"]]
             common = Counter(answers).most_common(1)[0][0]
             rows[query] = {
@@ -104,8 +104,9 @@ class OrderChoice(Result):
         """Accuracy by strategy, and what it gains over a random shuffle.
 
         Returns:
-            Columns `strategy, n, accuracy, low, high, gain, gain_low, gain_high`: 95 % bootstrap
-            intervals over questions; the gain is paired.
+            Columns `strategy, n, accuracy, low, high, gain, gain_low, gain_high`: 95 % intervals
+            over questions: Wilson's for a strategy that is right or wrong in each, a bootstrap for
+            a random shuffle and for the paired gain over that.
         """
         table = self.choices(metric)
         means = mean_intervals([table[name].to_numpy() for name in STRATEGIES], seed)
@@ -136,7 +137,8 @@ class OrderChoice(Result):
             f"{with_interval(mean['accuracy'], mean['low'], mean['high'])}."
         ]
         for strategy, row in rows.items():
-            gain = {"n": row["n"], "low": row["gain_low"], "high": row["gain_high"]}
+            ends = {"low": row["gain_low"], "high": row["gain_high"]}
+            gain = {"n": row["n"], "difference": row["gain"], **ends}
             difference = points(row["gain"], row["gain_low"], row["gain_high"])
             sentences.append(
                 f"Chosen by {STRATEGIES[strategy]}: {percent(row['accuracy'])}, {difference} over "

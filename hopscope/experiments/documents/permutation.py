@@ -79,7 +79,8 @@ class Permutation(Result):
             seed: of the bootstrap, for `f1`.
 
         Returns:
-            Columns `order, mask, permuting, n, accuracy, low, high`: 95 % intervals.
+            Columns `order, mask, permuting, n, accuracy, low, high`: Wilson 95 % intervals, or a
+            bootstrap for `f1`.
         """
         return accuracies(self.frame, GROUP, metric, seed)
 
@@ -91,7 +92,7 @@ class Permutation(Result):
         Args:
             base: the order that the others are compared with; the first one if None.
             metric: as for `accuracy`.
-            seed: of the bootstrap.
+            seed: of the bootstrap, for `f1`.
 
         Returns:
             Columns `order, mask, permuting, base, n, difference, low, high, better, worse, p,
@@ -159,7 +160,9 @@ class Permutation(Result):
             gain = row_where(orders, mask=mask, order="backward")
             if gain is not None:
                 difference = points(gain["difference"], gain["low"], gain["high"])
-                sentence += f"; backward over {gain['base']} {difference}: {verdict(gain)}"
+                sentence += (
+                    f"; backward over {gain['base']} {difference}: {verdict(gain, gain['base'])}"
+                )
             sentences.append(f"{sentence}.")
         return sentences
 

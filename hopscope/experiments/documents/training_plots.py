@@ -63,7 +63,7 @@ def mask_arms(
     ax.set_xticks(range(len(orders)), orders)
     ax.set(xlabel="order of the gold documents", title=title)
     ax.set_ylabel("held-out questions answered")
-    share_axis(ax, 0)
+    share_axis(ax)
     legend_below(ax, handles=_handles(arms, len(base) > 0))
     return ax
 

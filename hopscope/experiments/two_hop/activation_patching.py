@@ -30,8 +30,16 @@ from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.wording import largest_row, percent, row_where, value_with_interval
-from hopscope.statistics import intervals
+from hopscope.results.wording import (
+    largest_row,
+    percent,
+    points,
+    row_where,
+    value_with_interval,
+    verdict,
+    with_interval,
+)
+from hopscope.statistics import intervals, paired_intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,6 +49,7 @@ if TYPE_CHECKING:
 SITES = ("resid_post", "attn_out", "mlp_out", "z")
 CONTROLS = ("random",)
 POSITIONS = ("t1", "t2", "e1")
+KEYS = ["position", "site", "control", "layer", "head"]
 LEAST_DIFFERENCE = 0.5
 """Nats by which a query must prefer its own answer more than its partner does."""
 PER_PART = 4
@@ -76,15 +85,32 @@ class ActivationPatching(Result):
         """Mean recovery and flip rate by position, site, control, layer and head.
 
         Returns:
-            Columns `position, site, control, layer, head, n, recovery, low, high, flip_rate`; `n`
-            counts the queries with a recovery, the flip rate is of all.
+            Columns `position, site, control, layer, head, n, recovery, low, high, n_flips,
+            flip_rate, flip_low, flip_high`; `n` counts the queries with a recovery, whose interval
+            is a bootstrap; the flip rate, a share with a Wilson interval, is of all.
         """
-        keys = ["position", "site", "control", "layer", "head"]
-        recovery = intervals(self.frame, keys, "recovery", "recovery", seed)
-        flips = self.frame.groupby(keys, sort=False)["flipped"].mean().rename("flip_rate")
-        table = flips.reset_index().merge(recovery, on=keys, how="left")
+        recovery = intervals(self.frame, KEYS, "recovery", "recovery", seed)
+        names = {"n": "n_flips", "low": "flip_low", "high": "flip_high"}
+        flips = intervals(self.frame, KEYS, "flipped", "flip_rate", seed).rename(columns=names)
+        table = flips.merge(recovery, on=KEYS, how="left")
         table["n"] = table["n"].fillna(0).astype(int)
-        return table[[*keys, "n", "recovery", "low", "high", "flip_rate"]]
+        columns = ["n", "recovery", "low", "high", "n_flips", "flip_rate", "flip_low", "flip_high"]
+        return table[[*KEYS, *columns]]
+
+    def above_chance(self, seed: int = 0) -> pd.DataFrame:
+        """How much oftener the partner's state flips the answer than a random vector, in pairs.
+
+        Recovery does not tell them apart: whatever takes the own answer away recovers something.
+
+        Returns:
+            Columns `position, site, layer, head, n, difference, low, high`: exact paired intervals,
+            see `hopscope.statistics.share_difference`.
+        """
+        places = [key for key in KEYS if key != "control"]
+        wide = self.frame.pivot_table(
+            index=[*places, "query"], columns="control", values="flipped", aggfunc="any", sort=False
+        ).reindex(columns=["none", *CONTROLS])
+        return paired_intervals(wide.reset_index(), places, CONTROLS[0], "none", seed)
 
     def heads(self, position: str = "t2") -> pd.DataFrame:
         """Mean recovery of each head; rows layer, columns head."""
@@ -101,19 +127,20 @@ class ActivationPatching(Result):
         return heatmaps.head_heatmap(self.heads(position), ax, title=f"heads at {position}")
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        return {"summary": self.summary()}
+        return {"summary": self.summary(), "above_chance": self.above_chance()}
 
     def printed(self, seed: int = 0) -> dict[str, pd.DataFrame]:
         return {"summary": self.summary(seed)}
 
     def findings(self) -> list[str]:
-        summary = self.summary()
+        summary, gains = self.summary(), self.above_chance()
         sentences = []
         for position in dict.fromkeys(summary["position"]):
             rows = summary[(summary["position"] == position) & (summary["site"] == "resid_post")]
             own = rows[rows["control"] == "none"]
             if len(own) and own["recovery"].notna().any():
-                sentences.append(_found_at(position, own, rows[rows["control"] == "random"]))
+                random = rows[rows["control"] == "random"]
+                sentences.append(_found_at(position, own, random, gains))
         ceiling = self.details["partner_answers"].mean()
         return [
             *sentences,
@@ -135,8 +162,15 @@ class ActivationPatching(Result):
         table = self.summary()
         return plots.recovery_lines(table[table["site"] != "z"], ax)
 
+    def plot_flips(self, ax: Axes | None = None) -> Axes:
+        """Draw how often the answer is flipped by layer, a line for each position and site."""
+        from hopscope.experiments.two_hop import plots
 
-def _found_at(position: str, own: pd.DataFrame, random: pd.DataFrame) -> str:
+        table = self.summary()
+        return plots.flip_lines(table[table["site"] != "z"], ax)
+
+
+def _found_at(position: str, own: pd.DataFrame, random: pd.DataFrame, gains: pd.DataFrame) -> str:
     """What the residual stream at one position carries, in a sentence."""
     best = largest_row(own, "recovery")
     half = own.loc[own["recovery"] >= 0.5, "layer"]
@@ -144,7 +178,7 @@ def _found_at(position: str, own: pd.DataFrame, random: pd.DataFrame) -> str:
         f"the other question's residual stream at {position} brings its answer most at layer "
         f"{best['layer']}, the largest of {len(own)}: recovery "
         f"{value_with_interval(best['recovery'], best['low'], best['high'])}, answer flipped "
-        f"in {percent(best['flip_rate'])}"
+        f"in {with_interval(best['flip_rate'], best['flip_low'], best['flip_high'])}"
     )
     if len(half):
         sentence += (
@@ -157,6 +191,11 @@ def _found_at(position: str, own: pd.DataFrame, random: pd.DataFrame) -> str:
             f"; a random vector there: recovery {control['recovery']:.2f}, flipped in "
             f"{percent(control['flip_rate'])}"
         )
+    where = {"position": position, "site": "resid_post", "layer": best["layer"]}
+    gain = row_where(gains, **where)
+    if gain is not None:
+        difference = points(gain["difference"], gain["low"], gain["high"])
+        sentence += f", {difference}: {verdict(gain)}"
     return f"{sentence}."
 
 

@@ -29,7 +29,7 @@ from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.wording import largest_row, percent, points, row_where, verdict, with_interval
-from hopscope.statistics import intervals
+from hopscope.statistics import intervals, paired_intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,7 +94,8 @@ class Knockouts(Result):
             seed: of the bootstrap over queries.
 
         Returns:
-            Columns `edge, control, layer, n, effect, low, high`: 95 % bootstrap intervals.
+            Columns `edge, control, layer, n, effect, low, high`: Wilson 95 % intervals of shares,
+            bootstrap intervals of nats.
         """
         OneOf(MEASURES).checked("measure", measure, None)
         return intervals(self.frame, ["edge", "control", "layer"], measure, "effect", seed)
@@ -109,8 +110,7 @@ class Knockouts(Result):
         keys = ["query", "edge", "control"]
         shares = self.frame.groupby(keys, sort=False)["changed"].mean().unstack("control")
         shares = shares.reindex(columns=["none", "random"])
-        table = (shares["none"] - shares["random"]).rename("gain").reset_index()
-        return intervals(table, ["edge"], "gain", "difference", seed)
+        return paired_intervals(shares.reset_index(), ["edge"], "random", "none", seed)
 
     def first_layers(self, edge: str = "t2->t1") -> pd.Series[float]:
         """For each query the first layer whose knockout changes the answer; NaN if none does.

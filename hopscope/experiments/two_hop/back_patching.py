@@ -6,7 +6,7 @@ query's vector and with a random one, and the best single cell chosen on other q
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Unpack, get_args
 
@@ -38,7 +38,7 @@ from hopscope.results.wording import (
     verdict,
     with_interval,
 )
-from hopscope.statistics import mean_interval, paired
+from hopscope.statistics import intervals, mean_interval, paired
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,32 +101,25 @@ class BackPatching(Result):
         """Share of queries with the answer in any cell, by position and control.
 
         Args:
-            seed: of the bootstrap over queries.
+            seed: as every summary takes one; nothing is drawn here.
 
         Returns:
-            Columns `position, control, n, rate, low, high`: 95 % bootstrap intervals.
+            Columns `position, control, n, rate, low, high`: Wilson 95 % intervals.
         """
-        rows = [
-            (position, control, len(group), *mean_interval(group["hit"].to_numpy(), seed))
-            for (position, control), group in self.repaired().groupby(
-                ["position", "control"], sort=False
-            )
-        ]
-        return pd.DataFrame(rows, columns=["position", "control", "n", "rate", "low", "high"])
+        return intervals(self.repaired(), ["position", "control"], "hit", "rate", seed)
 
     def above_chance(self, seed: int = 0) -> pd.DataFrame:
         """How much oftener the query's own vector repairs than a control's, query by query.
 
         Returns:
-            Columns `position, control, n, difference, low, high`: paired bootstrap intervals.
+            Columns `position, control, n, difference, low, high`: exact paired intervals, see
+            `hopscope.statistics.share_difference`.
         """
-        rows = []
-        for position, group in self.repaired().groupby("position", sort=False):
-            wide = group.pivot_table(index="query", columns="control", values="hit", aggfunc="any")
-            for control in (c for c in CONTROLS if c in wide):
-                pairs = wide[["none", control]].dropna().astype(float)
-                gain = (pairs["none"] - pairs[control]).to_numpy()
-                rows.append((position, control, len(gain), *mean_interval(gain, seed)))
+        rows = [
+            {"position": position, **gain}
+            for position, group in self.frame.groupby("position", sort=False)
+            for gain in _over_controls(group, seed)
+        ]
         return pd.DataFrame(rows, columns=["position", "control", "n", "difference", "low", "high"])
 
     def gains(self, seed: int = 0) -> pd.DataFrame:
@@ -136,7 +129,7 @@ class BackPatching(Result):
         in `best_cell`, and compared on the other half.
 
         Args:
-            seed: of the halves and of the bootstrap.
+            seed: of the halves.
 
         Returns:
             Columns `cells` (`any`, `best`), `position`, `control`, and those of
@@ -150,14 +143,8 @@ class BackPatching(Result):
             layers = frame["source_layer"] == best.source_layer
             layers &= frame["target_layer"] == best.target_layer
             for cells, chosen in (("any", here), ("best", here & layers & other_half)):
-                wide = frame[chosen].pivot_table(
-                    index="query", columns="control", values="hit", aggfunc="any"
-                )
-                for control in (name for name in CONTROLS if name in wide):
-                    pairs = wide[["none", control]].dropna().astype(bool)
-                    compared = paired(pairs[control].to_numpy(), pairs["none"].to_numpy(), seed)
-                    rows.append({"cells": cells, "position": position, "control": control})
-                    rows[-1] |= compared
+                found = _over_controls(frame[chosen], seed)
+                rows += [{"cells": cells, "position": position, **gain} for gain in found]
         return pd.DataFrame(rows)
 
     def heatmap(self, position: str | None = None, control: str = "none") -> pd.DataFrame:
@@ -174,7 +161,7 @@ class BackPatching(Result):
 
         Args:
             position: only cells there; all positions if None.
-            seed: of the halves and of the bootstrap.
+            seed: of the halves.
 
         Raises:
             UsageError: with fewer than two queries.
@@ -186,7 +173,7 @@ class BackPatching(Result):
         where = ["position", "source_layer", "target_layer"]
         scores = cells[half].groupby(where)[["hit", "answer_logprob"]].mean()
         best = scores.sort_values(["hit", "answer_logprob"], kind="stable").index[-1]
-        there = cells[~half].set_index(where).loc[[best], "hit"].to_numpy(dtype=float)
+        there = cells[~half].set_index(where).loc[[best], "hit"].to_numpy()
         return BestCell(
             str(best[0]), int(best[1]), int(best[2]), *mean_interval(there, seed), n=len(there)
         )
@@ -264,6 +251,15 @@ def cells_of(layers: Iterable[int]) -> list[tuple[int, int]]:
     """All (source, target) pairs of some layers with source > target."""
     layers = list(layers)
     return [(a, b) for a in layers for b in layers if a > b]
+
+
+def _over_controls(rows: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
+    """How much oftener own vectors have the answer in some of the rows than each control's."""
+    wide = rows.pivot_table(index="query", columns="control", values="hit", aggfunc="any")
+    for control in (name for name in CONTROLS if name in wide):
+        pairs = wide[["none", control]].dropna()
+        gain = paired(pairs[control].to_numpy(), pairs["none"].to_numpy(), seed)
+        yield {"control": control, **gain}
 
 
 def _found_at(position: str, rates: pd.DataFrame, gains: pd.DataFrame) -> str:

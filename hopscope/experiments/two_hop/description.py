@@ -33,7 +33,7 @@ from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.wording import layer_in_words, percent, row_where, verdict, with_interval
-from hopscope.statistics import first_layer_shares, intervals
+from hopscope.statistics import first_layer_shares, paired_intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,19 +95,24 @@ class Description(Result):
 
         Returns:
             Columns `prompt, position, entity, n, difference, low, high`: share of queries with
-            some cell that names it, less that of the control; paired bootstrap intervals.
+            some cell that names it, less that of the control; exact paired intervals, see
+            `hopscope.statistics.share_difference`.
         """
         first = self._first()
-        found = first.assign(found=first["first_layer"].notna().astype(float)).pivot_table(
-            index=["prompt", "position", "query"], columns="entity", values="found", sort=False
+        found = first.assign(found=first["first_layer"].notna()).pivot_table(
+            index=["prompt", "position", "query"],
+            columns="entity",
+            values="found",
+            aggfunc="any",
+            sort=False,
         )
-        found = found.reindex(columns=[*ENTITIES, *CONTROLS])
+        found = found.reindex(columns=[*ENTITIES, *CONTROLS]).reset_index()
+        keys = ["prompt", "position", "entity"]
         tables = [
-            (found[each] - found[f"{each}_other"]).rename("gain").reset_index().assign(entity=each)
+            paired_intervals(found.assign(entity=each), keys, f"{each}_other", each, seed)
             for each in ("e2", "e3")
         ]
-        keys = ["prompt", "position", "entity"]
-        return intervals(pd.concat(tables), keys, "gain", "difference", seed)
+        return pd.concat(tables, ignore_index=True)
 
     def shares(self) -> pd.DataFrame:
         """Share of cells whose text names each entity, or none of the query's (`other`).

@@ -122,7 +122,7 @@ class Recall(Result):
             value = value_with_interval(gain["mean"], gain["low"], gain["high"], "+")
             sentences.append(
                 f"CnstScore with the bridge's own second hop is, in nats, {value} over another "
-                f"bridge's: {verdict(gain)}."
+                f"bridge's: {verdict(gain | {'difference': gain['mean']})}."
             )
         return sentences
 

@@ -33,7 +33,7 @@ def class_bars(by_layer: pd.DataFrame, ax: Axes | None = None, title: str = "") 
         ax.bar(by_layer.index, heights, 0.92, bottom, color=color, label=f"{name} ({share})")
         bottom += heights
     layer_axis(ax, "layer", "heads", title)
-    share_axis(ax, 0, 1)
+    share_axis(ax)
     ax.set_xlim(by_layer.index.min() - 0.6, by_layer.index.max() + 0.6)
     handles, names = ax.get_legend_handles_labels()
     ax.legend(
@@ -69,7 +69,7 @@ def neighbour_points(accuracy: pd.DataFrame, ax: Axes | None = None, title: str 
         )
     ax.set_xticks([0, 1], ["near a\ntop token", "elsewhere"])
     ax.set(xlim=(-0.5, 1.5), ylabel="right per middle rank", title=title)
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(bottom=-0.03 * ax.get_ylim()[1])
     legend_below(ax)
     return ax
 
@@ -88,5 +88,5 @@ def drawn_bars(drawn: pd.DataFrame, ax: Axes | None = None, title: str = "") -> 
     bars(ax, range(len(rows)), rows, "share", 0.7, color=colors)
     ax.set_xticks(range(len(rows)), ["k-\nmeans", "shuf-\nfled"])
     ax.set(ylabel="middle ranks near the top", title=title)
-    share_axis(ax, 0, 1)
+    share_axis(ax)
     return ax

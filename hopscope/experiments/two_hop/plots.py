@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import cycle
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -62,7 +61,7 @@ def success_bars(rates: pd.DataFrame, ax: Axes | None = None, title: str = "") -
         bars(ax, places, rows, "rate", width * 0.92, **bar_look(CONTROLS[control]))
     ax.set_xticks(range(len(positions)), positions)
     ax.set(xlabel="patched position", ylabel="queries with the answer in any cell", title=title)
-    share_axis(ax, 0, 1)
+    share_axis(ax)
     return ax
 
 
@@ -87,7 +86,7 @@ def described_bars(described: pd.DataFrame, ax: Axes | None = None, title: str =
         bars(ax, np.arange(len(named)) + offset, rows, "share", 0.37, **bar_look(look))
     ax.set_xticks(range(len(named)), [f"{entity}\nat {position}" for entity, position in named])
     ax.set(ylabel="queries, in any cell", title=title)
-    share_axis(ax, 0, 1)
+    share_axis(ax)
     return ax
 
 
@@ -199,14 +198,36 @@ def recovery_lines(summary: pd.DataFrame, ax: Axes | None = None, title: str = "
         title: of the axes.
     """
     ax = axes_or_new(ax, 2.6)
-    control = summary[(summary["control"] == "random") & (summary["site"] == "resid_post")]
-    groups = control.groupby("position", sort=False)
-    for (position, rows), dash in zip(groups, cycle((":", "--", "-.")), strict=False):
-        layer_line(ax, rows, "recovery", GREY, dash, f"random residual, {position}")
-    _by_position_and_site(ax, summary[summary["control"] == "none"], "recovery")
+    _patched_lines(ax, summary, "recovery")
     layer_axis(ax, "layer", "recovery of the partner's answer", title)
     legend_below(ax)
     return ax
+
+
+def flip_lines(summary: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """How often the partner's answer becomes the likeliest token by layer; as `recovery_lines`.
+
+    Args:
+        summary: `ActivationPatching.summary()` without heads.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = axes_or_new(ax, 2.6)
+    ends = {"flip_low": "low", "flip_high": "high"}
+    table = summary.drop(columns=["low", "high"]).rename(columns=ends)
+    _patched_lines(ax, table, "flip_rate")
+    layer_axis(ax, "layer", "answer flipped to the partner's", title)
+    share_axis(ax)
+    legend_below(ax)
+    return ax
+
+
+def _patched_lines(ax: Axes, table: pd.DataFrame, value: str) -> None:
+    control = table[(table["control"] == "random") & (table["site"] == "resid_post")]
+    groups = control.groupby("position", sort=False)
+    for (position, rows), dash in zip(groups, cycle(("--", ":", "-.")), strict=False):
+        layer_line(ax, rows, value, GREY, dash, f"random residual, {position}")
+    _by_position_and_site(ax, table[table["control"] == "none"], value)
 
 
 def tracing_lines(summary: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
@@ -300,6 +321,6 @@ def grading_bars(summary: pd.DataFrame, ax: Axes | None = None, title: str = "")
         )
     ax.set_yticks(places, [FORM_LABELS[name] for name in table["what"]])
     ax.invert_yaxis()
-    ax.set(xlim=(0, 1), xlabel=f"share of {int(table['n'].iloc[0])} queries", title=title)
-    ax.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    ax.set(xlabel=f"share of {int(table['n'].iloc[0])} queries", title=title)
+    share_axis(ax, "x")
     return ax

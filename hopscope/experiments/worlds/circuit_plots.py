@@ -91,7 +91,7 @@ def _points(table: pd.DataFrame, by: str, labels: dict[str, str], colors: Colors
             at = place + shift
             ax.hlines(values.mean(), at - 0.11, at + 0.11, color=color, lw=2)
     ax.set_xticks(range(len(there)), [labels[kind] for kind in there])
-    share_axis(ax, -0.03, 1.03)
+    share_axis(ax)
 
 
 def _lines(table: pd.DataFrame, by: str, styles: dict[str, str], colors: Colors, ax: Axes) -> None:
@@ -105,7 +105,7 @@ def _lines(table: pd.DataFrame, by: str, styles: dict[str, str], colors: Colors,
             ax.plot(wide.index, wide, ls=style, color=color, lw=0.7, alpha=0.45)
             ax.plot(wide.index, wide.mean(axis=1), ls=style, color=color, lw=2)
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    share_axis(ax, -0.03, 1.03)
+    share_axis(ax)
 
 
 def _styles(ax: Axes, styles: dict[str, str]) -> None:

@@ -64,7 +64,7 @@ class ComputationGraph(Result):
         Returns:
             Columns group, n, correct (share), operations (mean number of important ones), other
             (share in which another vertex is joined, see `joined_other`), explained, low, high:
-            95 % bootstrap intervals over prompts.
+            Wilson 95 % intervals over prompts.
         """
         names = {"correct": "correct", "n_operations": "operations", "joined_other": "other"}
         table = self.details.sort_values("group", kind="stable")

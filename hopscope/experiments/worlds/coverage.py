@@ -50,7 +50,7 @@ class Coverage(Result):
         """The share of right answers by cutoff.
 
         Returns:
-            Columns cutoff, n, accuracy, low, high: 95 % bootstrap intervals over inputs.
+            Columns cutoff, n, accuracy, low, high: Wilson 95 % intervals over inputs.
         """
         table = self.details.sort_values("cutoff", kind="stable")
         return intervals(table, ["cutoff"], "right", "accuracy", seed)

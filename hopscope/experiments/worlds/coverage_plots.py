@@ -86,7 +86,7 @@ def _accuracy_lines(table: pd.DataFrame, x: str, y: str, by: str, ax: Axes) -> N
         rows = table[table[by] == kind].sort_values(x)
         ax.plot(rows[x], rows[y], color=color, marker="o", ms=4, label=str(kind))
     ax.set_ylabel("held-out inputs right")
-    share_axis(ax, -0.03, 1.03)
+    share_axis(ax)
 
 
 def _plain_log(axis: Axis) -> None:

@@ -128,7 +128,7 @@ def circuit_curves(frame: pd.DataFrame) -> Figure:
     axes[2].set(title="1st hop unseen, r1 back-patched", ylabel="questions right")
     for ax in axes:
         ax.set_xlabel("step of the training")
-        share_axis(ax, -0.03, 1.03)
+        share_axis(ax)
         legend_below(ax)
     axes[1].yaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
     return figure

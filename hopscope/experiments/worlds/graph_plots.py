@@ -104,7 +104,7 @@ def explained_lines(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
             rows["group"], rows["explained"], errors, color=color, marker="o", ms=4, label=model
         )
     layer_axis(ax, "lookahead", "prompts", "")
-    share_axis(ax, -0.03, 1.03)
+    share_axis(ax)
     handles, _ = ax.get_legend_handles_labels()
     styles = [
         Line2D([], [], color="black", marker="o", ms=4, label="explained"),

@@ -22,6 +22,7 @@ from hopscope.errors import HopscopeError, QueryError, UsageError
 from hopscope.experiments.documents import masked_paths as paths_module
 from hopscope.experiments.documents.masked_paths import MaskedPaths, masked_paths
 from hopscope.models.language_model import LanguageModel
+from hopscope.statistics import share_difference, wilson
 
 COLUMNS = ["query", "edge", "control", "layer", "generation", "changed", "lost"]
 COLUMNS += ["answer_logprob", "answer_change"]
@@ -273,6 +274,8 @@ def test_the_effect_is_the_mean_over_questions() -> None:
     lost = made().effect("lost").set_index(["edge", "control", "layer"])[["n", "effect"]]
     assert lost.loc[("e", "none", 0)].to_list() == [2, 0.5]  # b was wrong before
     assert lost.loc[("e", "distractor", 0)].to_list() == [1, 0]
+    row = made().effect("lost").iloc[0]
+    assert tuple(row[["effect", "low", "high"]]) == wilson(1, 2)
     nats = made().effect("answer_change").set_index(["edge", "control", "layer"])["effect"]
     assert nats["e", "none", 0] == pytest.approx(-1.0)
     with pytest.raises(UsageError, match="unknown measure 'rank': choose one of changed, lost"):
@@ -284,7 +287,7 @@ def test_above_chance_is_paired_with_the_distractor() -> None:
     assert list(table.columns) == ["edge", "layer", "n", "difference", "low", "high"]
     (row,) = table.to_dict("records")  # c, layer 1 and edge f have no control
     assert (row["edge"], row["layer"], row["n"]) == ("e", 0, 2)
-    assert row["difference"] == pytest.approx(((1 - 0) + (1 - 1)) / 2)
+    assert (row["difference"], row["low"], row["high"]) == share_difference(1, 0, 2)
     (nats,) = made().above_chance("answer_change").to_dict("records")
     assert nats["difference"] == pytest.approx(-1.0)
     alone = made().frame

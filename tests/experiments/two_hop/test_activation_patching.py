@@ -27,6 +27,7 @@ from hopscope.experiments.two_hop.activation_patching import ActivationPatching,
 from hopscope.prompting import query_prompts
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
+from hopscope.statistics import share_difference, wilson
 
 SITES = ("resid_post", "attn_out", "mlp_out", "z")
 KEYS = ["query", "position", "site", "control", "layer", "head"]
@@ -255,7 +256,7 @@ def test_the_summary_is_a_mean_over_queries() -> None:
     table = result.summary()
     assert list(table.columns) == [
         *("position", "site", "control", "layer", "head"),
-        *("n", "recovery", "low", "high", "flip_rate"),
+        *("n", "recovery", "low", "high", "n_flips", "flip_rate", "flip_low", "flip_high"),
     ]
     keys = ["position", "site", "control", "layer", "head"]
     found = table.set_index(keys)[["n", "recovery", "flip_rate"]]
@@ -267,8 +268,35 @@ def test_the_summary_is_a_mean_over_queries() -> None:
         [2, 0.3, 2 / 3]
     )
     assert found.loc[("t2", "z", "none", 1, 3)].to_list() == pytest.approx([3, 1.0, 1.0])
-    assert ((table["low"] <= table["recovery"]) & (table["recovery"] <= table["high"])).all()
+    assert list(table["n_flips"]) == [3] * 4
+    flips = table[["flip_rate", "flip_low", "flip_high"]].itertuples(index=False, name=None)
+    assert list(flips) == [wilson(flipped, 3) for flipped in (1, 0, 2, 3)]
+    vary = table[table["control"] == "none"]
+    assert ((vary["low"] <= vary["recovery"]) & (vary["recovery"] <= vary["high"])).all()
+    assert table[table["control"] == "random"]["low"].isna().all()  # three times 0.1
     pd.testing.assert_frame_equal(result.summary(3), result.summary(3))
+
+
+def test_flips_tell_apart_what_recovery_does_not() -> None:
+    result = made(
+        {
+            ("t1", "resid_post", "none", 0, -1): [(0.8 + n / 100, n > 0) for n in range(9)],
+            ("t1", "resid_post", "random", 0, -1): [(0.4 + n / 100, False) for n in range(9)],
+        }
+    )
+    result = replace(result, details=result.details.assign(partner_answers=True))
+    table = result.above_chance()
+    keys = ["position", "site", "layer", "head"]
+    assert list(table.columns) == [*keys, "n", "difference", "low", "high"]
+    (row,) = table.itertuples(index=False, name=None)
+    assert row == ("t1", "resid_post", 0, -1, 9, *share_difference(8, 0, 9))
+    said = result.findings()[0]
+    assert "recovery 0.84 (0.82 to 0.86), answer flipped in 89 % (57–98)" in said
+    assert "a random vector there: recovery 0.44, flipped in 0 %, +89 points (+20 to +100)" in said
+    assert said.endswith(": more than chance.")
+    alone = replace(result, frame=result.frame.query("control == 'none'"))
+    assert alone.above_chance().empty
+    assert alone.findings()[0].endswith("from 0 to 0.")
 
 
 def test_heads_are_means_of_one_position_without_controls() -> None:

@@ -649,9 +649,8 @@ def test_effect_is_the_mean_over_queries() -> None:
     assert table["n"].to_dict() == {
         key: {("t2->t1", "none"): 3, ("t2->t1", "random"): 2}.get(key[:2], 1) for key in table.index
     }
-    several = table[table["n"] > 1]
-    assert ((several["low"] <= several["effect"]) & (several["effect"] <= several["high"])).all()
-    assert table[table["n"] == 1]["low"].isna().all()
+    assert ((table["low"] <= table["effect"]) & (table["effect"] <= table["high"])).all()
+    assert (table["high"] - table["low"] > 0.4).all()  # a share of three queries or fewer
 
 
 def test_effect_of_a_log_probability() -> None:

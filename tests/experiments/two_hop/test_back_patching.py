@@ -37,6 +37,7 @@ from hopscope.models.language_model import LanguageModel
 from hopscope.queries.answers import matches
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
+from hopscope.statistics import share_difference, wilson
 
 Cell = tuple[int, int]
 EVERYWHERE = ("t1", "t2", "t1->t2")
@@ -517,26 +518,24 @@ def half_right(n: int) -> BackPatching:
     return made(**{f"q{i}": {"none": {(2, 1)} if i % 2 else set()} for i in range(n)})
 
 
-def test_intervals_are_95_percent_and_seeded() -> None:
+def test_rates_have_wilsons_intervals() -> None:
     result = half_right(100)
     low, high = result.success_rate()[["low", "high"]].iloc[0]
-    assert (low, high) == pytest.approx((0.5 - 0.098, 0.5 + 0.098), abs=0.012)
-    pd.testing.assert_frame_equal(result.success_rate(3), result.success_rate(3))
-    rates = [half_right(1001).success_rate(seed)["low"].iloc[0] for seed in range(6)]
-    assert len(set(rates)) > 1
+    assert (low, high) == pytest.approx((0.4038, 0.5962), abs=5e-5)
+    pd.testing.assert_frame_equal(result.success_rate(3), result.success_rate(4))
 
 
-def test_the_interval_of_one_query_is_unknown() -> None:
-    rates = made(a={"none": {(1, 0)}}).success_rate()
-    assert rates[["n", "rate"]].to_numpy().tolist() == [[1, 1.0]]
-    assert rates[["low", "high"]].isna().all(axis=None)
-
-
+@pytest.mark.parametrize("n", [1, 3, 5])
 @pytest.mark.parametrize("rate", [0.0, 1.0])
-def test_the_interval_of_equal_queries_is_a_point(rate: float) -> None:
+def test_no_interval_of_a_rate_is_a_point(rate: float, n: int) -> None:
     there = {(1, 0)} if rate else set[Cell]()
-    row = made(**{f"q{i}": {"none": there} for i in range(5)}).success_rate().iloc[0]
-    assert (row["rate"], row["low"], row["high"]) == (rate, rate, rate)
+    result = made(**{f"q{i}": {"none": there, "other": set()} for i in range(n)})
+    row = result.success_rate().iloc[0]
+    assert tuple(row[["rate", "low", "high"]]) == wilson(int(rate) * n, n)
+    assert row["high"] - row["low"] > 0.4
+    if n > 1:
+        best = result.best_cell()
+        assert (best.rate, best.low, best.high) == wilson(int(rate) * best.n, best.n)
 
 
 def test_above_chance_pairs_each_query_with_its_control() -> None:
@@ -554,10 +553,13 @@ def test_above_chance_pairs_each_query_with_its_control() -> None:
 
 
 def test_above_chance_is_about_pairs() -> None:
-    """Equal in every pair: no spread, though each rate alone has one."""
-    result = made(**{f"q{i}": {c: {CELLS[i % 2]} for c in ("none", "other")} for i in range(8)})
-    row = result.above_chance().iloc[0]
-    assert (row["difference"], row["low"], row["high"]) == (0.0, 0.0, 0.0)
+    """Equal in every pair: less spread than two rates of their own have, but not none."""
+    result = half_right(8).frame
+    both = pd.concat([result, result.assign(control="other")])
+    row = BackPatching(both, both[["query"]].drop_duplicates()).above_chance().iloc[0]
+    assert tuple(row[["difference", "low", "high"]]) == share_difference(0, 0, 8)
+    rate = wilson(4, 8)
+    assert 0.3 < row["high"] < rate[2] - rate[1]
 
 
 def test_above_chance_without_controls_is_empty() -> None:
@@ -602,7 +604,7 @@ def test_the_best_cell_is_the_one_with_most_hits() -> None:
     spread = {f"q{i}": {"none": {(2, 1)} | ({(1, 0)} if i < 2 else set())} for i in range(8)}
     best = made(**spread).best_cell()
     assert best._fields[:6] == ("position", "source_layer", "target_layer", "rate", "low", "high")
-    assert best[:6] == ("t1", 2, 1, 1.0, 1.0, 1.0)
+    assert best[:6] == ("t1", 2, 1, *wilson(best.n, best.n))
     assert best.n == 4
 
 
