@@ -120,6 +120,8 @@ def layer_line(
     dash: str,
     label: str | None,
     mark: str | None = None,
+    *,
+    band: bool = True,
 ) -> None:
     """Draw a line over layers with its interval as a band; dotted lines have no band.
 
@@ -131,6 +133,7 @@ def layer_line(
         dash: line style.
         label: label in the legend.
         mark: colour of the markers; None for no markers.
+        band: whether lines that are not dotted have one.
     """
     if rows.empty:
         return
@@ -142,7 +145,7 @@ def layer_line(
         every = max(1, len(layers) // 10)
         marks = {"marker": "o", "ms": 2.2, "mfc": mark, "mec": mark, "markevery": every}
     ax.plot(layers, middle, dash, color=color, lw=1.2, label=label, **marks)
-    if dash != ":":
+    if band and dash != ":":
         ax.fill_between(layers, low, high, color=color, alpha=0.12, lw=0)
 
 

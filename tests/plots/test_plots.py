@@ -287,10 +287,18 @@ def test_recovery_lines() -> None:
     )
     drawn = lines(plots.recovery_lines(table))
     assert drawn == {
-        "random residual, t1": values(table, "recovery", site="resid_post", control="random"),
-        "residual, t1": values(table, "recovery", site="resid_post", control="none"),
-        "attention, t1": values(table, "recovery", site="attn_out", control="none"),
+        "random residual": values(table, "recovery", site="resid_post", control="random"),
+        "residual": values(table, "recovery", site="resid_post", control="none"),
+        "attention": values(table, "recovery", site="attn_out", control="none"),
     }
+
+
+def test_recovery_lines_of_several_positions_are_named() -> None:
+    table = over_layers(
+        "recovery", position=["t1", "t2"], site=["resid_post"], control=["none", "random"]
+    )
+    names = {f"{what}, {at}" for what in ("residual", "random residual") for at in ("t1", "t2")}
+    assert set(lines(plots.recovery_lines(table))) == names
 
 
 def test_flip_lines_have_their_own_intervals() -> None:
@@ -300,9 +308,9 @@ def test_flip_lines_have_their_own_intervals() -> None:
     ends = {"flip_low": 0.25, "flip_high": 0.75, "low": -9.0, "high": 9.0}
     ax = plots.flip_lines(table.assign(**ends))
     assert lines(ax) == {
-        "random residual, t1": values(table, "flip_rate", site="resid_post", control="random"),
-        "residual, t1": values(table, "flip_rate", site="resid_post", control="none"),
-        "attention, t1": values(table, "flip_rate", site="attn_out", control="none"),
+        "random residual": values(table, "flip_rate", site="resid_post", control="random"),
+        "residual": values(table, "flip_rate", site="resid_post", control="none"),
+        "attention": values(table, "flip_rate", site="attn_out", control="none"),
     }
     bands = [each.get_paths()[0].vertices[:, 1] for each in ax.collections]
     assert {float(y) for band in bands for y in band} == {0.25, 0.75}

@@ -187,10 +187,13 @@ def _spread(layers: np.ndarray) -> np.ndarray:
 
 
 SITE_DASHES = {"resid_post": "-", "attn_out": "--", "mlp_out": "-."}
+SITE_COLORS = {"resid_post": BLUE, "attn_out": VERMILION, "mlp_out": GREEN}
 
 
 def recovery_lines(summary: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
     """Recovery by layer: colours for positions, dashes for sites; the control in grey.
+
+    Of one position alone, sites have colours, too, and the residual stream has its intervals.
 
     Args:
         summary: `ActivationPatching.summary()` without heads.
@@ -225,9 +228,17 @@ def flip_lines(summary: pd.DataFrame, ax: Axes | None = None, title: str = "") -
 def _patched_lines(ax: Axes, table: pd.DataFrame, value: str) -> None:
     control = table[(table["control"] == "random") & (table["site"] == "resid_post")]
     groups = control.groupby("position", sort=False)
+    several = table["position"].nunique() > 1
     for (position, rows), dash in zip(groups, cycle(("--", ":", "-.")), strict=False):
-        layer_line(ax, rows, value, GREY, dash, f"random residual, {position}")
-    _by_position_and_site(ax, table[table["control"] == "none"], value)
+        label = "random residual" + f", {position}" * several
+        layer_line(ax, rows, value, GREY, dash, label)
+    own = table[table["control"] == "none"]
+    if several:
+        _by_position_and_site(ax, own, value)
+        return
+    for site, color in SITE_COLORS.items():  # bands of more would lie on each other
+        rows, dash, band = own[own["site"] == site], SITE_DASHES[site], site == "resid_post"
+        layer_line(ax, rows, value, color, dash, SITE_LABELS[site], band=band)
 
 
 def tracing_lines(summary: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
