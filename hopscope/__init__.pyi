@@ -8,6 +8,7 @@ from .engine.edits import Patch as Patch
 from .engine.logit_lens import logit_lens as logit_lens
 from .engine.model_check import check_model as check_model
 from .engine.read_out import ReadOut as ReadOut
+from .engine.sweep import sweep as sweep
 from .errors import HopscopeError as HopscopeError
 from .experiments.documents.attention import DocumentAttention as DocumentAttention
 from .experiments.documents.attention import attention_to_documents as attention_to_documents

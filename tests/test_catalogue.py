@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from hopscope.experiments.analysis import (
     argument_texts,
     run_in_parts,
 )
-from hopscope.experiments.arguments import AtLeast, ListOf
+from hopscope.experiments.arguments import AtLeast, Edges, Heads, Layers, ListOf, Orders
 from hopscope.experiments.catalogue import analyses, as_markdown
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.query_set import QuerySet
@@ -204,6 +205,9 @@ INVALID: dict[str, Any] = {
     "Orders": [],
     "Edges": ["no edge"],
     "TargetPrompts": ["no such prompt"],
+    "Loaded": "smollm2-135m",
+    "Queries": ["The capital of France is"],
+    "Questions": ["Where was the author of Emma born?"],
 }
 
 
@@ -226,6 +230,89 @@ CHECKED = [
 def test_an_invalid_value_is_told_for_every_parameter(entry: Analysis, name: str) -> None:
     with pytest.raises(UsageError):
         entry.check({name: invalid(entry.accepts[name])})
+
+
+LISTED = [(entry, name) for entry, name in CHECKED if isinstance(entry.accepts[name], ListOf)]
+
+
+@pytest.mark.parametrize(("entry", "name"), LISTED, ids=lambda each: getattr(each, "name", each))
+def test_one_name_alone_is_a_list_of_one(entry: Analysis, name: str) -> None:
+    for known in entry.accepts[name].known:  # type: ignore[attr-defined]
+        assert entry.check({name: known}) == {name: [known]}
+
+
+@pytest.mark.parametrize(
+    ("constraint", "alone"),
+    [(Orders(), "forward"), (Edges(), "query->key"), (Layers(), 2), (Heads(), 1)],
+    ids=lambda each: type(each).__name__,
+)
+def test_one_order_edge_layer_or_head_alone_is_a_list_of_one(
+    constraint: Any, alone: str | int
+) -> None:
+    assert constraint.checked("each", alone, known_model()) == [alone]
+
+
+@pytest.mark.parametrize(
+    ("given", "called"),
+    [
+        (["The capital of France is"], "a list of str"),
+        (pd.DataFrame({"prompt": ["The capital of France is"]}), "a DataFrame"),
+        ("world", "'world'"),
+        (None, "None"),
+    ],
+    ids=["texts", "frame", "name", "none"],
+)
+def test_what_is_no_query_set_is_told_how_to_make_one(given: Any, called: str) -> None:
+    calls = [
+        lambda: hs.recall(known_model(), given),
+        lambda: hs.grade_until(known_model(), given, {"correct": 1}),
+        lambda: hs.fit_probe(known_model(), given),
+        lambda: hs.permute_documents(known_model(), given),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match=f"must be a Que.*Set, not {called}: make one with hs"):
+            call()
+
+
+def test_layer_step_takes_the_layers_that_are_meant(tmp_path: Path) -> None:
+    model, queries = known_model(), known_queries()[:2]
+    how: dict[str, Any] = {"edges": "t2->t1", "controls": (), "progress": False}
+    stepped = hs.knockout(model, queries, layer_step=2, **how)
+    every = range(0, model.n_layers, 2)
+    pd.testing.assert_frame_equal(
+        stepped.frame, hs.knockout(model, queries, layers=every, **how).frame
+    )
+    assert set(stepped.frame["layer"]) == set(every) != set(range(model.n_layers))
+    with pytest.raises(UsageError, match="give layers or layer_step, not both"):
+        hs.knockout(model, queries, layers=[1], layer_step=2, **how)
+    with pytest.raises(UsageError, match="layer_step must be 1 or more, not 0"):
+        hs.knockout(model, queries, layer_step=0, **how)
+
+
+def test_every_command_ends_with_an_example_that_is_one() -> None:
+    from typer.main import get_command
+
+    top: Any = get_command(cli.app)
+    context = top.make_context("hopscope", [], resilient_parsing=True)
+    commands = {(name,): top.get_command(context, name) for name in top.list_commands(context)}
+    for name in [name for name, each in commands.items() if hasattr(each, "commands")]:
+        group = commands.pop(name)
+        commands |= {(*name, each): command for each, command in group.commands.items()}
+    assert ("models", "list") in commands
+    for name, command in commands.items():
+        program, *arguments = shlex.split(command.epilog.removeprefix("Example: "))
+        assert (program, *arguments[: len(name)]) == ("hopscope", *name)
+        parsed = command.make_context(" ".join(name), arguments[len(name) :])
+        assert not parsed.args
+
+
+def test_choices_are_shown_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = shell(capsys, "back-patch", "--help")
+    assert code == 0
+    assert re.search(r"--match +word\|substring ", text)
+    assert re.search(r"--positions +t1\|t2\|t1->t2\|e1 ", text)
+    panels = re.findall(r"─ (\w+) ─", text)
+    assert panels == ["Options", "Model", "Queries", "Analysis", "Run", "Output"]
 
 
 def test_the_written_commands_are_those_of_the_catalogue() -> None:

@@ -125,6 +125,19 @@ def test_earlier_names_are_found(module: str) -> None:
         assert not isinstance(getattr(earlier, name), ModuleType), name
 
 
+FOLDERS = sorted(path.parent for path in RUNS.glob("*/run.json"))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_every_result_has_a_summary(folder: Path) -> None:
+    result = hs.load_result(folder)
+    summary = result.summary()
+    assert isinstance(summary, pd.DataFrame)
+    printed = [each for each in result.printed().values() if isinstance(each, pd.DataFrame)]
+    assert any(summary.equals(each) for each in printed or [summary])
+    assert len(summary)
+
+
 def test_earlier_packages_complete_their_names() -> None:
     import hopscope.trainer  # type: ignore[import-not-found]
 

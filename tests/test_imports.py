@@ -124,10 +124,29 @@ PUBLIC = sorted(
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_public_name_is_there(name: str) -> None:
-    assert getattr(hopscope, name).__name__ == name
+    # A module of version 0.1 that was imported, such as `hopscope.sweep`, stands for the function.
+    assert getattr(hopscope, name).__name__.removeprefix("hopscope.") == name
+    assert callable(getattr(hopscope, name))
     assert name in dir(hopscope)
 
 
-def test_an_unknown_name_is_told() -> None:
-    with pytest.raises(AttributeError, match="hopscope attribute patch_back"):
-        hopscope.patch_back  # noqa: B018
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("backpatch", "hopscope has no 'backpatch'; did you mean back_patch or BackPatching?"),
+        ("sweeep", "hopscope has no 'sweeep'; did you mean sweep?"),
+        ("xyzzy", "hopscope has no 'xyzzy'"),
+    ],
+)
+def test_an_unknown_name_is_told_with_those_that_are_alike(name: str, told: str) -> None:
+    with pytest.raises(AttributeError) as error:
+        getattr(hopscope, name)
+    assert str(error.value) == told
+
+
+def test_sweep_can_be_called_beside_the_module_that_had_its_name() -> None:
+    from hopscope.sweep import ReadOut  # type: ignore[import-not-found]
+
+    assert ReadOut is hopscope.ReadOut
+    with pytest.raises(TypeError, match="missing"):
+        hopscope.sweep()  # type: ignore[call-arg]

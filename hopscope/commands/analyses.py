@@ -19,8 +19,9 @@ from hopscope.commands.options import (
     CommonOptions,
     DocumentOptions,
     QueryOptions,
-    Step,
     SubsetOptions,
+    choice,
+    example,
     split_commas,
     with_options,
 )
@@ -75,28 +76,34 @@ def command_of(spec: CommandSpec) -> Any:
             options = replace(options, few_shot=0)
         entry.check({**arguments, **shown})  # before anything is loaded
         common = {k: v for k, v in options.settings().items() if k in entry.keywords}
-        step = given.get("layer_step", 1)
         if options.dry_run:
-            show_estimates(_estimates(entry, options, arguments, common, step), options.as_json)
+            show_estimates(_estimates(entry, options, arguments, common), options.as_json)
             return
         model, inputs = _loaded(entry, options, arguments)
-        arguments |= entry.at_layers(model, step)
         result = entry.function(model, inputs, **arguments, **common)
-        show_tables(result, result.printed(seed=options.seed, **shown), options.as_json)
+        show_tables(
+            result, result.printed(seed=options.seed, **shown), options.as_json, options.full
+        )
 
     parameters = [
         _keyword(each.name, each.default, _hint(each)) for each in (*spec.own, *spec.printed)
     ]
-    if spec.layer_step:
-        parameters.append(_keyword("layer_step", 1, Step))
     if spec.parity:
         parameters.append(_keyword("parity", False, Annotated[bool, typer.Option(help=PARITY)]))
     first = inspect.Parameter("options", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     run.__signature__ = inspect.Signature([first, *parameters])  # type: ignore[attr-defined]
     run.__doc__ = f"{spec.summary}\n\n{spec.question}"
     app = typer.Typer(add_completion=False)
-    app.command(spec.command)(with_options(options, without, **usual)(run))
+    command = with_options(options, without, **usual)(run)
+    app.command(spec.command, epilog=example(_example(spec)))(command)
     return typer.main.get_command(app)
+
+
+def _example(spec: CommandSpec) -> str:
+    """A call of a command that takes minutes."""
+    limit = "20" if spec.asks == "documents" else "100"
+    step = " --layer-step 3" if any(each.name == "layer_step" for each in spec.own) else ""
+    return f"{spec.command} -m smollm2-135m --limit {limit}{step} -o runs/{spec.command}"
 
 
 def _registered(spec: CommandSpec) -> Analysis:
@@ -125,7 +132,6 @@ def _estimates(
     options: Any,
     arguments: Mapping[str, Any],
     common: Mapping[str, Any],
-    layer_step: int,
 ) -> dict[str, Any]:
     """What a command would cost: grading, how many queries that leaves, and the analysis.
 
@@ -149,7 +155,6 @@ def _estimates(
         found[options.subset] = sample.expected(options.subset, options.most)
     else:
         model, inputs = _loaded(entry, options, arguments)
-    arguments = {**arguments, **entry.at_layers(model, layer_step)}
     found[entry.name] = estimate(entry.function, model, inputs, **arguments, **common)
     return found
 
@@ -158,6 +163,8 @@ def _hint(option: OptionSpec) -> Any:
     """The type of an option, with its help, as typer reads it."""
     plain: Any = TYPES.get(option.kind, str)
     hint = plain | None if option.default is None else plain
+    if option.choices:
+        return Annotated[hint, choice(option.choices, help=option.help)]
     return Annotated[hint, typer.Option(min=option.least, help=option.help)]
 
 

@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from hopscope.commands.options import Device, Dtype, Quantization
+from hopscope.commands.options import Device, Dtype, Quantization, example
 from hopscope.commands.printing import AsJson, records, show, table_text
 
 models_app = typer.Typer(no_args_is_help=True, help="The models that hopscope knows by name.")
 
 
-@models_app.command("list")
+@models_app.command("list", epilog=example("models list"))
 def models_list(as_json: AsJson = False) -> None:
     """List the models that load by name: layers, gigabytes, licence, and whether at hand."""
     from hopscope.models.hub import HubEntry, hub_models, is_cached
@@ -45,7 +45,7 @@ def models_list(as_json: AsJson = False) -> None:
     )
 
 
-@models_app.command("pull")
+@models_app.command("pull", epilog=example("models pull gemma3-270m"))
 def models_pull(
     name: Annotated[str, typer.Argument(help="A name of `hopscope models list`.")],
     force: Annotated[bool, typer.Option(help="Download it again.")] = False,
@@ -56,7 +56,7 @@ def models_pull(
     print(pull(name, force=force))
 
 
-@models_app.command("check")
+@models_app.command("check", epilog=example("models check smollm2-135m"))
 def models_check(
     name: Annotated[str, typer.Argument(help="Zoo name, hub id, folder or .gguf file.")],
     device: Device = None,

@@ -5,17 +5,19 @@ A command takes them as its first argument, one object; its own options follow b
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, TypeVar, get_args, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
-from hopscope.commands.printing import AsJson
+from hopscope.commands.printing import AsJson, Full
 from hopscope.errors import TakenError, UsageError, one_of
 from hopscope.files import check_place
 
@@ -29,6 +31,19 @@ if TYPE_CHECKING:
 
 SUBSETS = ("incorrect", "correct", "all")
 
+
+def choice(known: Sequence[str], **described: Any) -> Any:
+    """An option whose choices `--help` lists and the shell completes.
+
+    Another value is refused where every argument is checked, with the names that are alike.
+
+    Args:
+        known: the choices.
+        **described: as for `typer.Option`.
+    """
+    return typer.Option(metavar="|".join(known), autocompletion=lambda: list(known), **described)
+
+
 Model = Annotated[
     str, typer.Option("--model", "-m", help="Zoo name, hub id, folder or .gguf file.")
 ]
@@ -39,7 +54,9 @@ Questions = Annotated[
     str,
     typer.Option("--questions", "-q", help="world-docs, world-docs-real, a file, or a hub id."),
 ]
-Subset = Annotated[str, typer.Option(help="incorrect or correct (graded first), or all.")]
+Subset = Annotated[
+    str, choice(SUBSETS, help="Queries whose two hops are answered wrong or right, graded first.")
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use a random sample of this size.")]
 Most = Annotated[
     int | None, typer.Option(min=1, help="Analyse at most this many queries of the subset.")
@@ -69,7 +86,10 @@ SkipImpossible = Annotated[
     bool, typer.Option(help="Skip questions whose documents cannot be put into one of the orders.")
 ]
 Tokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens to generate.")]
-Match = Annotated[str, typer.Option(help="word, or substring (the paper's).")]
+Match = Annotated[
+    str,
+    choice(("word", "substring"), help="How an answer is recognised; substring is the paper's."),
+]
 Step = Annotated[int, typer.Option("--layer-step", min=1, help="Use only every n-th layer.")]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 
@@ -122,7 +142,7 @@ Device = Annotated[
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, ...")]
 Quantization = Annotated[
     str | None,
-    typer.Option(help="Quantise weights while the model is loaded: nf4, int8 or fp8."),
+    choice(("nf4", "int8", "fp8"), help="Quantise weights while the model is loaded."),
 ]
 DryRun = Annotated[
     bool,
@@ -130,7 +150,7 @@ DryRun = Annotated[
         "--dry-run", help="Only say what it would cost, measured on a few queries; write nothing."
     ),
 ]
-Preset = Annotated[str, typer.Option("--preset", help="quick (minutes) or paper (everything).")]
+Preset = Annotated[str, choice(("quick", "paper"), help="Minutes, or everything.")]
 
 
 @dataclass(frozen=True)
@@ -151,6 +171,7 @@ class CommonOptions:
     dtype: Dtype = None
     quantization: Quantization = None
     dry_run: DryRun = False
+    full: Full = False
     as_json: AsJson = False
 
     def __post_init__(self) -> None:
@@ -302,8 +323,19 @@ class DocumentOptions(CommonOptions):
 
 
 FIRST = ("model", "queries", "questions", "subset", "limit", "need", "most", "few_shot", "chat")
-LAST = ("seed", "out", "shard", "device", "dtype", "quantization", "dry_run", "as_json")
+LAST = ("seed", "out", "shard", "device", "dtype", "quantization", "dry_run", "full", "as_json")
 """Options that `--help` lists first and last; a command's own come in between, and then others."""
+PANELS = {
+    "Model": ("model", "device", "dtype", "quantization"),
+    "Queries": (
+        *("queries", "questions", "subset", "limit", "need", "most", "few_shot", "chat"),
+        *("distractors", "skip_impossible"),
+    ),
+    "Run": ("preset", "seed", "out", "runs", "from_runs", "shard", "dry_run", "check", "tolerance"),
+    "Output": ("scripts", "rendered", "save", "full", "as_json"),
+}
+"""The groups in which `--help` lists options; those that are in none are of the analysis."""
+PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
 Options = TypeVar("Options")
 Command = Callable[Concatenate[Options, ...], None]
 
@@ -351,13 +383,28 @@ def with_options(
 
         first, last = ([shared[name] for name in ends if name in shared] for ends in (FIRST, LAST))
         others = [each for name, each in shared.items() if name not in FIRST + LAST]
-        every = [*first, *own, *others, *last]
+        every = [_in_panel(each) for each in (*first, *own, *others, *last)]
         # typer reads these two, not the arguments of `called`.
         called.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
         called.__annotations__ = {each.name: each.annotation for each in every}
         return called
 
     return give
+
+
+def _in_panel(parameter: inspect.Parameter) -> inspect.Parameter:
+    """An option in its group of `--help`; an argument as it is."""
+    hint, *described = get_args(parameter.annotation) or (parameter.annotation,)
+    if not (described and isinstance(described[0], OptionInfo)):
+        return parameter
+    info = copy.copy(described[0])
+    info.rich_help_panel = PANEL_OF.get(parameter.name, "Analysis")
+    return parameter.replace(annotation=Annotated[hint, info])
+
+
+def example(arguments: str) -> str:
+    """The end of a command's help: one call of it."""
+    return f"Example: hopscope {arguments}"
 
 
 def split_commas(text: str) -> list[str]:

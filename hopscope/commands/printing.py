@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
     from hopscope.results.result import Result
 
+SCREEN_ROWS = 40
+"""As many rows are printed of all tables together, unless --full is given."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Full = Annotated[bool, typer.Option("--full", help="Print tables with all their rows.")]
 
 
 def show(found: Mapping[str, Any], as_json: bool, text: Callable[[], str]) -> None:
@@ -23,19 +26,22 @@ def show(found: Mapping[str, Any], as_json: bool, text: Callable[[], str]) -> No
     print(json.dumps(_without_nan(found), ensure_ascii=False) if as_json else text())
 
 
-def show_tables(result: Result, found: Mapping[str, Any], as_json: bool) -> None:
+def show_tables(
+    result: Result, found: Mapping[str, Any], as_json: bool, full: bool = False
+) -> None:
     """Print what a result gives by name; as JSON with the run's provenance.
 
     Args:
         result: of an analysis.
         found: tables; named tuples, each a row whose docstring says what it is; None for nothing.
         as_json: whether it is one JSON object.
+        full: whether tables are printed with all rows; at most a screen in all if not.
     """
     plain = {
         name: records(each) if hasattr(each, "to_json") else each and each._asdict()
         for name, each in found.items()
     }
-    show({**plain, "run": result.run}, as_json, lambda: "\n\n".join(_texts(found)))
+    show({**plain, "run": result.run}, as_json, lambda: "\n\n".join(_texts(found, full)))
 
 
 def show_estimates(found: Mapping[str, Any], as_json: bool) -> None:
@@ -44,14 +50,20 @@ def show_estimates(found: Mapping[str, Any], as_json: bool) -> None:
     show(plain, as_json, lambda: "\n\n".join(f"{name}\n{each}" for name, each in found.items()))
 
 
-def _texts(found: Mapping[str, Any]) -> Iterator[str]:
+def _texts(found: Mapping[str, Any], full: bool) -> Iterator[str]:
     """What was found as tables with headings."""
+    from hopscope.results.wording import as_shown
+
+    several = [each for each in found.values() if hasattr(each, "to_json")]
+    most = None if full else SCREEN_ROWS // max(1, len(several))
     for name, each in found.items():
         heading = name.replace("_", " ")
         if hasattr(each, "_asdict"):
             yield f"{heading}: {inspect.getdoc(each)}\n{table_text([each._asdict()], '%.3f')}"
         elif each is not None:
-            yield f"{heading}\n{table_text(each, '%.3f')}"
+            left_out = max(0, len(each) - len(each[:most]))
+            more = f"\n… {left_out} more rows: --full prints them" if left_out else ""
+            yield f"{heading}\n{table_text(as_shown(each[:most]), '%.3f')}{more}"
 
 
 def table_text(table: pd.DataFrame | list[dict[str, Any]], number: str | None = None) -> str:

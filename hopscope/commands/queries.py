@@ -14,6 +14,8 @@ from hopscope.commands.options import (
     QueryOptions,
     Step,
     Tokens,
+    choice,
+    example,
     file_option,
     with_options,
 )
@@ -22,8 +24,8 @@ from hopscope.commands.printing import records, show, show_estimates, show_table
 queries_app = typer.Typer()
 
 
-@queries_app.command("grade")
-@with_options(QueryOptions)
+@queries_app.command("grade", epilog=example("grade -m smollm2-135m --limit 100 -o runs/grading"))
+@with_options(QueryOptions, without=["full"])
 def grade_command(
     options: QueryOptions, *, match: Match = "word", max_new_tokens: Tokens = 10
 ) -> None:
@@ -43,13 +45,13 @@ def grade_command(
     show(found, options.as_json, lambda: table_text(summary, "%.3f"))
 
 
-@queries_app.command("probe")
+@queries_app.command("probe", epilog=example("probe -m smollm2-135m --layer-step 3 -o runs/probe"))
 @with_options(QueryOptions, without=["shard", "dry_run"], limit=1000)
 def probe_command(
     options: QueryOptions,
     *,
-    target: Annotated[str, typer.Option(help="e2 (the bridge) or e2_type.")] = "e2",
-    position: Annotated[str, typer.Option(help="t1, t2 or e1.")] = "t1",
+    target: Annotated[str, choice(("e2", "e2_type"), help="The bridge, or its type.")] = "e2",
+    position: Annotated[str, choice(("t1", "t2", "e1"), help="Where states are read.")] = "t1",
     folds: Annotated[int, typer.Option(min=2, help="Number of folds of the cross-validation.")] = 5,
     layer_step: Step = 1,
     save: Annotated[
@@ -74,7 +76,7 @@ def probe_command(
     layers = range(0, model.n_layers, layer_step)
     settings: dict[str, Any] = {"position": position, "layers": layers, "folds": folds}
     result = probe(model, chosen, target, seed=options.seed, out=options.out, **settings)  # type: ignore[arg-type]
-    show_tables(result, {"selectivity": result.selectivity()}, options.as_json)
+    show_tables(result, {"selectivity": result.selectivity()}, options.as_json, options.full)
     if save is not None:
         fitted = fit_probe(model, chosen, target, **settings)  # type: ignore[arg-type]
         print(fitted.save(save), file=sys.stderr)

@@ -39,6 +39,7 @@ class OptionSpec:
         help: a sentence.
         least: the smallest number it may be; None if any.
         control: what the parameter is where the control is run.
+        choices: what it may be; anything if there are none.
     """
 
     parameter: str
@@ -48,6 +49,7 @@ class OptionSpec:
     help: str
     least: int | None = None
     control: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,6 @@ class CommandSpec:
         asks: of what it is.
         usual_subset: what it analyses if nothing else is said.
         shards: whether it can compute some parts only.
-        layer_step: whether it can take only some layers.
         parity: whether it has a setting of the paper's.
         own: its options that are arguments of the analysis.
         printed: its options that say what of the result is printed.
@@ -77,7 +78,6 @@ class CommandSpec:
     asks: str
     usual_subset: str
     shards: bool
-    layer_step: bool
     parity: bool
     own: tuple[OptionSpec, ...]
     printed: tuple[OptionSpec, ...]
@@ -95,7 +95,8 @@ def list_specs() -> list[CommandSpec]:
 @cache
 def _written() -> tuple[CommandSpec, ...]:
     def options(rows: list[Any]) -> tuple[OptionSpec, ...]:
-        return tuple(OptionSpec(**row | {"control": tuple(row["control"])}) for row in rows)
+        lists = ("control", "choices")
+        return tuple(OptionSpec(**row | {name: tuple(row[name]) for name in lists}) for row in rows)
 
     rows = json.loads(WRITTEN.read_text("utf-8"))
     return tuple(
@@ -126,7 +127,6 @@ def spec_of(entry: Analysis) -> CommandSpec:
         entry.asks,
         entry.usual_subset,
         "shard" in entry.keywords,
-        entry.layers is not None,
         bool(entry.parity),
         _options(entry, own, entry.function),
         _options(
@@ -152,38 +152,33 @@ def _option(entry: Analysis, parameter: inspect.Parameter, text: str) -> OptionS
     from hopscope.experiments.arguments import AtLeast, Heads, ListOf
 
     name, default, accepts = parameter.name, parameter.default, entry.accepts.get(parameter.name)
-    help = _help(text, accepts)
+    help, choices = _help(text), tuple(getattr(accepts, "known", ()))
     if isinstance(accepts, ListOf) and accepts.empty and len(accepts.known) == 1:
-        known = tuple(accepts.known)
         return OptionSpec(
             name,
             name.removesuffix("s"),
             "control",
             bool(default),
             "Also run the control.",
-            control=known,
+            control=choices,
         )
     kinds = _kinds(parameter.annotation)
     if not isinstance(default, str) and kinds & LISTS:
         help = f"{help.rstrip('.').removesuffix('; () for none')}; separated by commas."
         written = None if default is None else ",".join(default)
         listed: Kind = "numbers" if isinstance(accepts, Heads) else "names"
-        return OptionSpec(name, name, listed, written, help)
+        return OptionSpec(name, name, listed, written, help, choices=choices)
     plain: tuple[tuple[type, Kind], ...] = ((bool, "bool"), (int, "int"), (float, "float"))
     kind: Kind = next((name for each, name in plain if each in kinds), "str")
     least = accepts.least if isinstance(accepts, AtLeast) else None
-    return OptionSpec(name, name, kind, default, help, least)
+    return OptionSpec(name, name, kind, default, help, least, choices=choices)
 
 
-def _help(text: str, accepts: Any) -> str:
-    """What a docstring says of a parameter, and what it may be where that is not said."""
-    known = tuple(getattr(accepts, "known", ()))
+def _help(text: str) -> str:
+    """What a docstring says of a parameter, as a sentence of `--help`."""
     if not text.startswith("`"):
         text = text[:1].upper() + text[1:]
-    help = text.replace("`", "").replace("if None", "by default")
-    if any(each not in help for each in known):
-        help = f"{help.rstrip('.')}: {', '.join(known)}."
-    return help
+    return text.replace("`", "").replace("if None", "by default")
 
 
 def _kinds(hint: Any) -> set[Any]:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hopscope.commands.options import Need, Preset, QueryOptions, folder_option, with_options
+from hopscope.commands.options import (
+    Need,
+    Preset,
+    QueryOptions,
+    example,
+    folder_option,
+    with_options,
+)
 from hopscope.commands.printing import show, table_text
 from hopscope.errors import ResultError
 from hopscope.files import check_place
@@ -21,8 +28,8 @@ if TYPE_CHECKING:
 studies_app = typer.Typer()
 
 
-@studies_app.command("study")
-@with_options(QueryOptions, without=["limit", "out", "shard"])
+@studies_app.command("study", epilog=example("study -m smollm2-135m --limit 100 -o study"))
+@with_options(QueryOptions, without=["limit", "out", "shard", "full"])
 def study_command(
     options: QueryOptions,
     *,
@@ -71,8 +78,8 @@ def study_command(
     )
 
 
-@studies_app.command("figures")
-@with_options(QueryOptions, without=["out", "shard", "dry_run", "as_json"])
+@studies_app.command("figures", epilog=example("figures back_patching -m smollm2-135m --limit 100"))
+@with_options(QueryOptions, without=["out", "shard", "dry_run", "full", "as_json"])
 def figures_command(
     options: QueryOptions,
     *,
@@ -81,9 +88,13 @@ def figures_command(
     ] = None,
     preset: Preset = "quick",
     runs: Annotated[Path, typer.Option(help="Folder in which results are kept.")] = Path("runs"),
-    scripts: Annotated[Path, typer.Option(help="Folder of figure scripts.")] = Path("figures"),
+    scripts: Annotated[
+        Path | None,
+        typer.Option(help="Folder of figure scripts; `figures` here, or those of the package."),
+    ] = None,
     rendered: Annotated[
-        Path | None, typer.Option(help="Where pictures go; `rendered` in the scripts' folder.")
+        Path | None,
+        typer.Option(help="Where pictures go; `rendered` in the scripts' folder or in `figures`."),
     ] = None,
     from_runs: Annotated[
         Path | None,
@@ -108,8 +119,9 @@ def figures_command(
     from hopscope.study.presets import preset as preset_named
 
     size = preset_named(preset)
+    committed, strict = rendered or (scripts or Path("figures")) / "rendered", bool(names)
+    scripts = scripts or study_figures.scripts_folder()
     chosen = list(study_figures.figure_scripts(scripts, names or []))
-    committed, strict = rendered or scripts / "rendered", bool(names)
     for place in [*([] if check else [committed]), *([] if from_runs else [runs])]:
         check_place(place)
     label = f"{preset}-seed-{options.seed}"

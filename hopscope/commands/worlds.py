@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hopscope.commands.options import folder_option
+from hopscope.commands.options import example, folder_option
 from hopscope.commands.printing import AsJson, show, table_text
 
 worlds_app = typer.Typer(
@@ -15,7 +15,7 @@ worlds_app = typer.Typer(
 )
 
 
-@worlds_app.command("list")
+@worlds_app.command("list", epilog=example("worlds list"))
 def worlds_list(as_json: AsJson = False) -> None:
     """List the worlds, with the seeds already trained."""
     from hopscope.worlds.catalogue import WORLDS
@@ -28,7 +28,7 @@ def worlds_list(as_json: AsJson = False) -> None:
     show({"worlds": worlds}, as_json, lambda: table_text(worlds))
 
 
-@worlds_app.command("train")
+@worlds_app.command("train", epilog=example("worlds train two-hop-looped --seed 3"))
 def worlds_train(
     name: Annotated[str, typer.Argument(help="A name of `hopscope worlds list`.")],
     seed: Annotated[int, typer.Option(min=0, help="Seed of facts, weights and batches.")] = 0,

@@ -267,12 +267,22 @@ def _is_module(package: str, name: str) -> bool:
     return is_package and find_spec(f"{package}.{name}") is not None
 
 
+class _OldModule(ModuleType):
+    """A module that is gone; where a function has its name today (`hopscope.sweep`), it is both."""
+
+    def __call__(self, *args: Any, **given: Any) -> Any:
+        return getattr(self, self.__name__.rpartition(".")[2])(*args, **given)
+
+
 class _Finder(MetaPathFinder, Loader):
     """Makes the modules that are gone; it comes last, so that what is there is found first."""
 
     def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
         there = fullname.startswith("hopscope.") and fullname.removeprefix("hopscope.") in MOVED
         return spec_from_loader(fullname, self) if there else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _OldModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
         vars(module)["__getattr__"] = old_names(module.__name__)

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
 
 from hopscope.documents.question_set import QuestionSet
-from hopscope.experiments.arguments import Constraint, layers_of
+from hopscope.errors import UsageError
+from hopscope.experiments.arguments import (
+    AtLeast,
+    Constraint,
+    Loaded,
+    Queries,
+    Questions,
+    layers_of,
+)
 from hopscope.experiments.registry import REGISTERED
 from hopscope.models.token_model import TokenModel
 from hopscope.queries.query_set import QuerySet
@@ -41,6 +49,7 @@ class RunKeywords(TypedDict, total=False):
     max_memory: int | None
     out: str | Path | None
     shard: tuple[int, int] | None
+    layer_step: int
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,7 @@ class RunOptions:
         max_memory: bytes that the rows of a batch may take; measured if None.
         out: run folder; a run that was stopped there goes on.
         shard: (i, n): compute only every n-th part, from the i-th (1 to n) on; needs `out`.
+        layer_step: use only every n-th layer.
     """
 
     seed: int = 0
@@ -60,14 +70,22 @@ class RunOptions:
     max_memory: int | None = None
     out: str | Path | None = None
     shard: tuple[int, int] | None = None
+    layer_step: int = 1
 
 
-RUN_KEYWORDS = tuple(each.name for each in fields(RunOptions))
+RUN_KEYWORDS = tuple(each.name for each in fields(RunOptions) if each.name != "layer_step")
 WITHOUT_MEMORY = tuple(name for name in RUN_KEYWORDS if name != "max_memory")
 """The keywords of an analysis that sweeps no cells; the memory of its batches is measured."""
 POSITIONAL = ("seed", "progress")
 """Those that may also be given by position, behind the analysis's own."""
 _DEFAULTS = {each.name: each.default for each in fields(RunOptions)}
+INPUTS: Mapping[str, Mapping[str, Constraint]] = {
+    "subset": {"model": Loaded(), "queries": Queries()},
+    "queries": {"model": Loaded(), "queries": Queries()},
+    "documents": {"model": Loaded(), "questions": Questions()},
+    "models": {},
+}
+"""What the inputs of an analysis may be, by what it asks for."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +124,7 @@ class Analysis:
         order: its place among the others.
         accepts: what its parameters may be.
         keywords: which of the keywords of `RunOptions` it takes.
-        layers: turns layers into arguments, for `--layer-step` and studies.
+        layers: turns layers into arguments; the analysis then also takes `layer_step`.
         in_study: further arguments in a study.
         chosen: the inputs that a study analyses, of those that it has.
         parity: the arguments that repeat the paper's own setting.
@@ -176,6 +194,23 @@ class Analysis:
             return {}
         return self.layers(range(0, layers_of(model), step))
 
+    def bound(self, signature: inspect.Signature, *args: Any, **given: Any) -> dict[str, Any]:
+        """The arguments of a call, checked; `layer_step` is put into layers.
+
+        Raises:
+            UsageError: for an argument that the analysis cannot do, or layers beside a step.
+        """
+        call = signature.bind(*args, **given)
+        named = set(call.arguments)
+        call.apply_defaults()
+        arguments = self.check(call.arguments, call.arguments.get("model"))
+        if self.layers is not None:
+            of_layers = self.at_layers(arguments["model"], arguments.pop("layer_step"))
+            for name in named & set(of_layers):
+                raise UsageError(f"give {name} or layer_step, not both")
+            arguments |= self.check(of_layers, arguments["model"])
+        return arguments
+
 
 def analysis(command: str | None, *, name: str = "", **described: Any) -> Callable[[F], F]:
     """Register an analysis.
@@ -198,21 +233,23 @@ def analysis(command: str | None, *, name: str = "", **described: Any) -> Callab
     def register(function: F) -> F:
         result = get_type_hints(function)["return"]
         keywords = described.get("keywords", RUN_KEYWORDS)
-        signature = _with_keywords(inspect.signature(function, eval_str=True), keywords)
+        stepped = {"layer_step": AtLeast(1)} if described.get("layers") else {}
+        taken = (*stepped, *keywords)
+        signature = _with_keywords(inspect.signature(function, eval_str=True), taken)
 
         @functools.wraps(function)
         def called(*args: Any, **given: Any) -> Any:
             try:
-                bound = signature.bind(*args, **given)
+                signature.bind(*args, **given)
             except TypeError as error:
                 raise TypeError(f"{function.__name__}() {error}") from None
-            bound.apply_defaults()
-            model = bound.arguments.get("model")
-            return function(**entry.check(bound.arguments, model))
+            return function(**entry.bound(signature, *args, **given))
 
         called.__signature__ = signature  # type: ignore[attr-defined]
-        called.__doc__ = _documented(inspect.getdoc(function) or "", keywords)
-        entry = Analysis(name or result.kind, command, called, result, **described)
+        called.__doc__ = _documented(inspect.getdoc(function) or "", taken)
+        inputs, own = INPUTS[described.get("asks", "subset")], described.get("accepts", {})
+        fields = described | {"accepts": {**inputs, **own, **stepped}}
+        entry = Analysis(name or result.kind, command, called, result, **fields)
         REGISTERED[entry.name] = entry
         return called  # type: ignore[return-value]
 

@@ -1,8 +1,8 @@
 """Provides what the arguments of an analysis may be, declared beside its parameters.
 
 A constraint checks a value, says in one form what is wrong with it, and gives it back as the
-analysis wants it: names each once, layers as a list. Those that need the model let everything pass
-before it is loaded.
+analysis wants it: names each once, layers as a list, one alone as a list of one. Those that need
+the model let everything pass before it is loaded.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from types import UnionType
 from typing import Any, Protocol
 
 from hopscope.documents.orders import Order, order_name
+from hopscope.documents.question_set import QuestionSet
 from hopscope.engine.edits import Knockout
 from hopscope.engine.masked.reader import reader_of
 from hopscope.errors import UsageError, one_of
@@ -20,6 +22,7 @@ from hopscope.masks.algebra import Mask
 from hopscope.masks.named import mask_of
 from hopscope.models.token_model import TokenModel
 from hopscope.prompting.document_prompts import DocumentModel
+from hopscope.queries.query_set import QuerySet
 
 
 class Constraint(Protocol):
@@ -38,6 +41,69 @@ class Constraint(Protocol):
         """
 
 
+def as_list(value: Any, single: type | UnionType = str) -> list[Any]:
+    """What was given as a list; one alone makes a list of one.
+
+    Args:
+        value: several, or one alone.
+        single: the type of one.
+    """
+    return [value] if isinstance(value, single) else list(value)
+
+
+def kind_of(value: object) -> str:
+    """What kind of thing was given, in words: `a list of str`, `a DataFrame`, `'world'`."""
+    if isinstance(value, str) or value is None:
+        return repr(value)
+    kind = f"a {type(value).__name__}"
+    if isinstance(value, list | tuple) and value:
+        kind += f" of {type(value[0]).__name__}"
+    return kind
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that was loaded."""
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> TokenModel:
+        if isinstance(value, TokenModel):
+            return value
+        raise UsageError(
+            f"{name} must be one that hs.load_model gives, not {kind_of(value)}: it loads a "
+            "name, a folder, a hub id, or a model of transformers"
+        )
+
+
+@dataclass(frozen=True)
+class Queries:
+    """A set of two-hop queries."""
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> QuerySet:
+        if isinstance(value, QuerySet):
+            return value
+        raise UsageError(
+            f"{name} must be a QuerySet, not {kind_of(value)}: make one with hs.load_queries(...) "
+            "of 'world', a .csv, .parquet or .jsonl file, a hub id or a data frame, or with "
+            "hs.QuerySet([hs.TwoHopQuery(...), ...]); texts alone do not say which entities and "
+            "relations they have"
+        )
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A set of questions over documents."""
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> QuestionSet:
+        if isinstance(value, QuestionSet):
+            return value
+        raise UsageError(
+            f"{name} must be a QuestionSet, not {kind_of(value)}: make one with "
+            "hs.load_questions(...) of 'world-docs', 'world-docs-real', a .jsonl, .json or "
+            ".parquet file, a hub id or rows (frame.to_dict('records')), or with "
+            "hs.QuestionSet([hs.MultiDocQuestion(...), ...])"
+        )
+
+
 @dataclass(frozen=True)
 class OneOf:
     """One of some names."""
@@ -50,7 +116,7 @@ class OneOf:
 
 @dataclass(frozen=True)
 class ListOf:
-    """A list of some names, each once.
+    """Some names, each once.
 
     Attributes:
         known: the names.
@@ -63,11 +129,11 @@ class ListOf:
     empty: bool = False
 
     def checked(self, name: str, value: Any, model: TokenModel | None) -> list[str]:
-        noun = self.noun or name.removesuffix("s")
-        if isinstance(value, str) or not (self.empty or len(value)):
+        noun, given = self.noun or name.removesuffix("s"), as_list(value)
+        if not (self.empty or given):
             known = ", ".join(self.known)
             raise UsageError(f"give a list of {noun}s with any of {known}, not {value!r}")
-        return [OneOf(self.known).checked(noun, each, model) for each in dict.fromkeys(value)]
+        return [OneOf(self.known).checked(noun, each, model) for each in dict.fromkeys(given)]
 
 
 @dataclass(frozen=True)
@@ -111,7 +177,7 @@ class Heads:
     def checked(self, name: str, value: Any, model: Any) -> Any:
         if value is None or model is None:
             return value
-        return list(Knockout([0], [1], [0], value).placed(model, 2).heads or ())
+        return list(Knockout([0], [1], [0], as_list(value, Integral)).placed(model, 2).heads or ())
 
 
 @dataclass(frozen=True)
@@ -142,11 +208,12 @@ class Orders:
     """Orders of documents, each once."""
 
     def checked(self, name: str, value: Any, model: TokenModel | None) -> list[Order]:
-        if isinstance(value, str) or not len(value):
+        given = as_list(value)
+        if not given:
             raise UsageError(
                 f"give a list of orders such as ['original', 'forward'], not {value!r}"
             )
-        return list({order_name(order): order for order in value}.values())
+        return list({order_name(order): order for order in given}.values())
 
 
 @dataclass(frozen=True)
@@ -160,14 +227,15 @@ class Edges:
     spans: Sequence[str] = ()
 
     def checked(self, name: str, value: Any, model: TokenModel | None) -> list[str]:
-        if isinstance(value, str) or not len(value):
+        given = as_list(value)
+        if not given:
             raise UsageError(f"give a list of edges such as ['query->key'], not {value!r}")
-        for edge in value:
+        for edge in given:
             query, arrow, key = edge.partition("->")
             if not arrow or (self.spans and {query, key} - set(self.spans)):
                 ends = f", each one of {', '.join(self.spans)}" if self.spans else ""
                 raise UsageError(f"{edge!r} is no edge: write 'query->key'{ends}")
-        return list(dict.fromkeys(value))
+        return list(dict.fromkeys(given))
 
 
 def check_masks(
@@ -180,7 +248,7 @@ def check_masks(
     """
     if masks is None:
         masks = reader_of(model).usual_mask
-    given = [masks] if isinstance(masks, str | Mask) else list(masks)
+    given = as_list(masks, str | Mask)
     if not given:
         raise UsageError("give at least one mask, such as 'causal'")
     return list({mask.name: mask for mask in map(mask_of, given)}.values())
@@ -191,7 +259,7 @@ def layers_of(model: TokenModel) -> int:
     return reader_of(model).n_mask_layers
 
 
-def check_layers(layers: Iterable[int] | None, n_layers: int) -> list[int]:
+def check_layers(layers: Iterable[int] | int | None, n_layers: int) -> list[int]:
     """The given layers, each once; all if None.
 
     Raises:
@@ -199,7 +267,7 @@ def check_layers(layers: Iterable[int] | None, n_layers: int) -> list[int]:
     """
     if layers is None:
         return list(range(n_layers))
-    given = list(dict.fromkeys(int(layer) for layer in layers))
+    given = list(dict.fromkeys(int(layer) for layer in as_list(layers, Integral)))
     wrong = [layer for layer in given if not 0 <= layer < n_layers]
     if wrong or not given:
         raise UsageError(

@@ -23,6 +23,7 @@ from hopscope.results.run_folder import (
     read_run,
     write_part,
 )
+from hopscope.results.wording import OWN
 
 if TYPE_CHECKING:
     from hopscope.display.grid import Grid
@@ -97,13 +98,15 @@ class Result:
 
         Args:
             column: a column of the table.
-            value: what was asked for.
+            value: what was asked for; the control `none` may be called `own`, as it is shown.
             table: where it is looked for; `frame` if None.
 
         Raises:
             UsageError: with the values that there are.
         """
         there = list(dict.fromkeys((self.frame if table is None else table)[column]))
+        if (column, value) == ("control", OWN):
+            value = "none"
         if value is not None and value not in there:
             raise UsageError(f"no {column} {value!r}: the run has {', '.join(map(str, there))}")
         return there[0] if value is None else value
@@ -121,6 +124,14 @@ class Result:
         for column, value in where.items():
             table = table[table[column] == self.in_run(column, value, table)]
         return table
+
+    def summary(self) -> pd.DataFrame:
+        """The table to look at first: that which a terminal prints first; `frame` if there is none.
+
+        Example:
+            >>> load_result("runs/mine").summary()              # doctest: +SKIP
+        """
+        return next(iter(self.printed().values()), self.frame)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """The numbers by name: what a report shows, and what its CSV files hold."""

@@ -8,6 +8,8 @@ from typing import Any
 import pandas as pd
 
 SITE_LABELS = {"attn_out": "attention", "mlp_out": "MLP", "resid_post": "residual", "z": "heads"}
+OWN = "own"
+"""What is shown for the control `none` of the tables, where nothing is put in another's place."""
 CONTROL_NAMES = {"other": "another query's state", "random": "a random vector"}
 
 
@@ -77,6 +79,13 @@ def largest_row(table: pd.DataFrame, column: str) -> dict[str, Any]:
     """The row with the largest value, the first of several."""
     order = table.sort_values(column, ascending=False, kind="stable")
     return next(rows_where(order))
+
+
+def as_shown(table: pd.DataFrame) -> pd.DataFrame:
+    """A table as it is printed or drawn: its control `none` is called `own`."""
+    if "control" not in table:
+        return table
+    return table.assign(control=table["control"].astype(object).replace("none", OWN))
 
 
 def layer_in_words(value: float) -> str:

@@ -27,6 +27,23 @@ R = TypeVar("R", bound=Result)
 T = TypeVar("T")
 
 
+def scripts_folder() -> Path:
+    """The folder of figure scripts: `figures` of a checkout that this is run in, or the package's.
+
+    Raises:
+        UsageError: if there are none.
+    """
+    here = Path("figures")
+    if any(here.glob("[!_]*.py")):
+        return here
+    packaged = importlib.util.find_spec("hopscope.figures")
+    if packaged is None or not packaged.submodule_search_locations:
+        raise UsageError(
+            "no figure scripts: install hopscope, run this in a checkout of it, or give --scripts"
+        )
+    return Path(packaged.submodule_search_locations[0])
+
+
 def figure_scripts(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     """The figure scripts of a folder, one a figure: those named, or all.
 
@@ -35,9 +52,7 @@ def figure_scripts(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     """
     there = {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
     if not there:
-        raise UsageError(
-            f"no figure scripts in {folder}: run this in a checkout of hopscope, or give --scripts"
-        )
+        raise UsageError(f"no figure scripts in {folder}: give another folder to --scripts")
     unknown = [name for name in names if name not in there]
     if unknown:
         raise UsageError(f"no figure {unknown[0]!r} in {folder}: there is {', '.join(there)}")

@@ -23,6 +23,7 @@ from hopscope.experiments.catalogue import analyses
 from hopscope.files import make_folder, write_csv, write_text
 from hopscope.plots.figures import SUBSET_TITLES
 from hopscope.results.run_folder import Tables
+from hopscope.results.wording import as_shown
 from hopscope.study.figures import draw_figures
 from hopscope.study.study import Study
 
@@ -189,7 +190,7 @@ def _figure(name: str, runs: Path, out: Path) -> str | None:
 
 
 def _html(table: pd.DataFrame) -> str:
-    shown = table.head(MOST_ROWS)
+    shown = as_shown(table.head(MOST_ROWS))
     return str(shown.to_html(index=False, border=0, float_format="{:.3f}".format, na_rep=""))
 
 

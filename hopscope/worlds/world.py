@@ -94,15 +94,20 @@ class World:
         return PathSet(tuple(self.task.path_prompts()[:n]), f"{self.name}@{self.seed}.paths")
 
 
-def check_distinct(worlds: Sequence[World]) -> None:
-    """Check that there is at least one world, and that no world is repeated.
+def check_distinct(worlds: Sequence[World] | World) -> list[World]:
+    """Several worlds as a list; one alone makes a list of one.
 
     Raises:
-        UsageError: otherwise; the message lists the worlds.
+        UsageError: for none, a repeated one, or what is no world; the message lists them.
     """
-    given = [(world.name, world.seed) for world in worlds]
-    if not worlds or len(set(given)) < len(given):
+    listed = [worlds] if isinstance(worlds, World | str) else list(worlds)
+    strangers = [each for each in listed if not isinstance(each, World)]
+    if strangers:
+        raise UsageError(f"{strangers[0]!r} is no World: make one with hs.load_world(name, seed)")
+    given = [(world.name, world.seed) for world in listed]
+    if not listed or len(set(given)) < len(given):
         raise UsageError(f"give one or more worlds, each once, not {given}")
+    return listed
 
 
 def _offers(task: Task) -> str:

@@ -54,7 +54,7 @@ def test_own_options_stand_between_those_that_are_shared() -> None:
     assert list(inspect.signature(command.callback).parameters) == [
         "model", "queries", "subset", "limit", "need", "few_shot", "chat",
         "window",
-        "seed", "out", "device", "dtype", "quantization", "dry_run", "as_json",
+        "seed", "out", "device", "dtype", "quantization", "dry_run", "full", "as_json",
     ]  # fmt: skip
     assert command.callback.__doc__ == "Do something."
 
@@ -65,7 +65,7 @@ def test_options_of_documents_stand_after_a_commands_own() -> None:
 
     names = list(inspect.signature(command).parameters)
     assert names[:6] == ["model", "questions", "limit", "few_shot", "orders", "distractors"]
-    assert names[-6:] == ["shard", "device", "dtype", "quantization", "dry_run", "as_json"]
+    assert names[-5:] == ["dtype", "quantization", "dry_run", "full", "as_json"]
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])

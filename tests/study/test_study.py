@@ -31,7 +31,7 @@ from hopscope.experiments.documents.permutation import STUDIED_MASKS, Permutatio
 from hopscope.experiments.two_hop.back_patching import BackPatching, cells_of
 from hopscope.models.load import load_model
 from hopscope.queries.query_set import QuerySet
-from hopscope.study.figures import draw_figures, figure_scripts, results_of
+from hopscope.study.figures import draw_figures, figure_scripts, results_of, scripts_folder
 from hopscope.study.presets import PRESETS, Preset, preset
 from hopscope.study.standalone_figures import STANDALONE_FIGURES
 from hopscope.study.study import Study, estimate_study, run_study, study_analyses, study_folder
@@ -276,8 +276,23 @@ def test_an_unknown_figure_is_told() -> None:
         figure_scripts(SCRIPTS, ["grading", "bagging"])
 
 
+def test_scripts_are_those_of_a_checkout_or_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    packaged = scripts_folder()
+    assert packaged.is_absolute()
+    assert {path.name for path in SCRIPTS.glob("[!_]*.py")} <= {
+        path.name for path in packaged.glob("*.py")
+    }
+    (tmp_path / "figures" / "rendered").mkdir(parents=True)
+    assert scripts_folder() == packaged, "what was drawn here is no checkout"
+    (tmp_path / "figures" / "mine.py").touch()
+    assert scripts_folder() == Path("figures")
+
+
 def test_a_folder_without_scripts_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no figure scripts in .*in a checkout of hopscope"):
+    with pytest.raises(UsageError, match=r"no figure scripts in .*another folder to --scripts"):
         figure_scripts(tmp_path, [])
 
 

@@ -25,6 +25,7 @@ from hopscope.engine.masked.read import read
 from hopscope.engine.read_out import ReadOut, Version
 from hopscope.errors import UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
+from hopscope.experiments.arguments import as_list
 from hopscope.masks.algebra import Mask
 from hopscope.masks.named import mask_of
 from hopscope.models.language_model import LanguageModel
@@ -249,7 +250,8 @@ def compare_masks(
     options = RunOptions(**run)
     out, progress = options.out, options.progress
     settings, pretraining = _defaults(settings, pretraining, model)
-    arms = [mask_of(each) for each in masks]
+    arms = [mask_of(each) for each in as_list(masks, str | Mask)]
+    seeds, orders = as_list(seeds, int), as_list(orders)
     _check_arms(arms, seeds)
     _check_pretraining(pretraining, settings, model)
     questions = many_world_docs(terse=model is None) if questions is None else questions

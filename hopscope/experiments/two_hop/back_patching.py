@@ -31,6 +31,7 @@ from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.wording import (
     CONTROL_NAMES,
+    OWN,
     percent,
     points,
     row_where,
@@ -244,7 +245,8 @@ class BackPatching(Result):
         from hopscope.plots import heatmaps
 
         where = self.in_run("position", position)
-        return heatmaps.layer_heatmap(self.heatmap(where, control), ax, title=f"{where}, {control}")
+        title = f"{where}, {OWN if control == 'none' else control}"
+        return heatmaps.layer_heatmap(self.heatmap(where, control), ax, title=title)
 
 
 def cells_of(layers: Iterable[int]) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ from hopscope.engine.read_out import ReadOut
 from hopscope.engine.sweep import generate
 from hopscope.errors import QueryError, ResultError, UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
-from hopscope.experiments.arguments import AtLeast, OneOf
+from hopscope.experiments.arguments import AtLeast, OneOf, Queries
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.generation import answer_text, stop_at_line_end
 from hopscope.prompting.query_prompts import question
@@ -221,7 +221,7 @@ def grade_until(
     Example:
         >>> graded = grade_until(model, load_queries("world"), {"incorrect": 16})  # doctest: +SKIP
     """
-    options = RunOptions(**run)
+    options, queries = RunOptions(**run), Queries().checked("queries", queries, model)
     OneOf(MATCHES).checked("match", match, model)
     for subset in need:
         OneOf(SUBSETS).checked("subset", subset, model)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hopscope.errors import QueryError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, Scale, analysis
-from hopscope.experiments.arguments import AtLeast, Layers, OneOf, check_layers
+from hopscope.experiments.arguments import AtLeast, Layers, OneOf, Queries, check_layers
 from hopscope.models.language_model import LanguageModel
 from hopscope.probes import LinearProbe, cross_validate, selectivity
 from hopscope.prompting.capture import capture
@@ -306,6 +306,7 @@ def fit_probe(
 
     Arguments and errors as for `probe`.
     """
+    queries = Queries().checked("queries", queries, model)
     kept, labels, classes = labelled(queries, target, folds)
     acts = _states(model, kept, position, check_layers(layers, model.n_layers), progress)
     return LinearProbe(len(classes), l2=l2, classes=classes).fit(acts, labels.to(acts.device))

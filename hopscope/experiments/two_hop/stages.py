@@ -8,7 +8,7 @@ query, too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -18,7 +18,7 @@ import pandas as pd
 
 from hopscope.errors import ResultError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
-from hopscope.experiments.arguments import AtLeast
+from hopscope.experiments.arguments import Layers
 from hopscope.experiments.two_hop.attention_knockout import Knockouts, knockout
 from hopscope.experiments.two_hop.description import Description, describe
 from hopscope.experiments.two_hop.projection import Projection, project
@@ -192,14 +192,16 @@ def _step(described: Description) -> int:
     subsets=("incorrect", "correct"),
     order=50,
     keywords=("seed", "progress", "max_memory", "out"),
-    accepts={"layer_step": AtLeast(1)},
+    accepts={"layers": Layers()},
+    layers=lambda layers: {"layers": layers},
     parts=("description", "knockout", "projection"),
     combine=combine,
 )
 def stages(
     model: LanguageModel,
     queries: QuerySet,
-    layer_step: int = 1,
+    *,
+    layers: Iterable[int] | None = None,
     **run: Unpack[RunKeywords],
 ) -> Stages:
     """Run description, knockout and projection, and put their first layers on one axis.
@@ -207,26 +209,25 @@ def stages(
     Args:
         model: the model.
         queries: usually `graded.correct()`.
-        layer_step: describe only every n-th source and target layer.
+        layers: source and target layers of the description; all if None.
 
     Raises:
-        UsageError: for an empty set, or a layer step below 1.
+        UsageError: for an empty set, or a layer that the model does not have.
 
     Example:
         >>> stages(model, graded.correct()).summary()  # doctest: +SKIP
     """
     options = RunOptions(**run)
     folder = None if options.out is None else Path(options.out)
-    every = range(0, model.n_layers, layer_step)
 
     def given(name: str, sweeps: bool = True) -> RunKeywords:
         out = None if folder is None else folder / name
         common: RunKeywords = {"seed": options.seed, "progress": options.progress, "out": out}
         return {**common, "max_memory": options.max_memory} if sweeps else common
 
-    layers: dict[str, Any] = {"source_layers": every, "target_layers": every}
+    described: dict[str, Any] = {"source_layers": layers, "target_layers": layers}
     results = run_each(
-        lambda: describe(model, queries, **layers, **given("description")),
+        lambda: describe(model, queries, **described, **given("description")),
         lambda: knockout(model, queries, edges=["t2->t1"], **given("knockout")),
         lambda: project(model, queries, **given("projection", sweeps=False)),
     )

@@ -114,7 +114,7 @@ def circuit(
         >>> circuit(worlds).summary()                                          # doctest: +SKIP
     """
     options = RunOptions(**run)
-    check_distinct(worlds)
+    worlds = check_distinct(worlds)
     sampled = [_sampled(world, limit, options.seed) for world in worlds]
     everything = QuerySet(tuple(_renamed(worlds, sampled)), "worlds")
     settings = {

@@ -19,6 +19,7 @@ from scipy import stats
 
 from hopscope.errors import UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_numbered
+from hopscope.experiments.arguments import as_list
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import device_name, provenance
@@ -171,6 +172,7 @@ def data_needed(
         >>> result.exponent()                                                 # doctest: +SKIP
     """
     options = RunOptions(**run)
+    sizes, seeds = as_list(sizes, int), as_list(seeds, int)
     if examples is None:
         examples = [examples_to_try(size) for size in sizes]
     if not sizes or len(examples) != len(sizes):

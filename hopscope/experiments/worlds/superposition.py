@@ -119,7 +119,7 @@ def superposition(
         >>> superposition([load_world(name) for name in names]).plot()  # doctest: +SKIP
     """
     options = RunOptions(**run)
-    check_distinct(worlds)
+    worlds = check_distinct(worlds)
     everything = []
     for world in worlds:
         if not isinstance(world.task, GraphReachability):

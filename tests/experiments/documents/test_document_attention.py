@@ -289,7 +289,6 @@ def test_only_what_is_right_or_wrong_has_peaks() -> None:
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "read": ({"read": "first"}, "unknown read 'first': choose one of answer, last"),
     "order": ({"orders": ["sideways"]}, "unknown order 'sideways'"),
-    "bare order": ({"orders": "forward"}, "give a list of orders"),
     "mask": ({"masks": "diagonal"}, "unknown mask 'diagonal'"),
     "template": ({"template": "poem"}, "unknown template 'poem'"),
 }

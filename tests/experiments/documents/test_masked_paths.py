@@ -225,10 +225,6 @@ def test_an_edge_may_look_back_in_another_order(llama: LanguageModel) -> None:
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
-    "bare edge": (
-        {"edges": "question->gold 1"},
-        "give a list of edges such as .*not 'question->gold 1'",
-    ),
     "no edge": ({"edges": []}, r"give a list of edges such as .*not \[\]"),
     "no arrow": (
         {"edges": ["question>gold 1"]},
@@ -236,7 +232,6 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "window": ({"window": -1}, "window must be 0 or more, not -1"),
     "control": ({"controls": ["random"]}, "unknown control 'random'"),
-    "bare control": ({"controls": "distractor"}, "give a list of controls"),
     "layer": ({"layers": [4]}, "layers are numbers from 0 to 3; got 4"),
     "order": ({"order": "sideways"}, "unknown order 'sideways'"),
     "span": ({"edges": ["question->bridge"]}, "unknown span 'bridge'"),

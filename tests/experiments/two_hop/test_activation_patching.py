@@ -454,13 +454,10 @@ def test_the_last_state_of_the_last_token_is_all_there_is() -> None:
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"positions": ("t1", "t3")}, "unknown position 't3': choose one of t1, t2, e1"),
-    ({"positions": "t1"}, "give a list of positions .*not 't1'"),
     ({"positions": ()}, "give a list of positions"),
     ({"sites": ("resid_pre",)}, "unknown site 'resid_pre': choose one of resid_post, attn_out"),
-    ({"sites": "z"}, "give a list of sites"),
     ({"sites": []}, "give a list of sites"),
     ({"controls": ("other",)}, "unknown control 'other': choose one of random"),
-    ({"controls": "random"}, "give a list of controls"),
 ]
 
 

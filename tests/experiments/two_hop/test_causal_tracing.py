@@ -368,7 +368,6 @@ def test_the_total_effect_is_what_the_noise_takes() -> None:
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"positions": ("t1", "t3")}, "unknown position 't3': choose one of e1, t1, t2"),
-    ({"positions": "t1"}, "give a list of positions"),
     ({"sites": ("z",)}, "unknown site 'z': choose one of resid_post, attn_out, mlp_out"),
     ({"sites": ()}, "give a list of sites"),
     ({"noise": 0}, "noise must be above 0, not 0"),

@@ -554,9 +554,7 @@ def test_the_heatmap_is_the_share_of_each_cell() -> None:
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"positions": ("t1", "t3")}, "unknown position 't3': choose one of t1, t2, e1"),
-    ({"positions": "t1"}, "give a list of positions"),
     ({"prompts": ["descriptions"]}, "unknown prompt 'descriptions': choose one of description, id"),
-    ({"prompts": "identity"}, "give a list of prompts with any of description, identity, not 'id"),
     ({"prompts": {}}, "give at least one target prompt, each with some text"),
     ({"prompts": {"own": "Alba is", "none": " "}}, "give at least one target prompt, each"),
     ({"prompts": {"long": "Upper " * CONTEXT}}, rf"the prompt has {CONTEXT} tokens"),
