@@ -460,7 +460,7 @@ def test_permute_prints_one_object(hopscope: Command, musique: Path) -> None:
     done = hopscope("permute", *TINY, "-q", musique, *what, *SHORT, "--json", "-o", "run")
     assert done.code == 0, done.err
     found = json.loads(done.out, parse_constant=_refuse_constant)
-    assert set(found) == {"rows", "compare", "run"}
+    assert set(found) == {"rows", "compare", "answers", "run"}
     result = hs.load_result("run")
     assert isinstance(result, Permutation)
     assert found["rows"] == json.loads(result.accuracy().to_json(orient="records"))

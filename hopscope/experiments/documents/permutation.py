@@ -138,15 +138,30 @@ class Permutation(Result):
             "compare_masks": self.compare_masks(),
         }
 
+    def answers(self) -> pd.DataFrame:
+        """How many answers are empty, and one that is not, for each order, mask and permuting.
+
+        Returns:
+            Columns `order, mask, permuting, n, empty, example`.
+        """
+        texts = self.frame["generation"].str.strip()
+        told = self.frame.assign(empty=texts.eq(""), example=texts.where(texts.ne("")))
+        groups = told.groupby(GROUP, sort=False)
+        table = groups.agg(
+            n=("empty", "size"), empty=("empty", "sum"), example=("example", "first")
+        )
+        return table.reset_index().fillna({"example": ""})
+
     def printed(self, seed: int = 0, metric: str = "contained") -> dict[str, pd.DataFrame]:
-        """Accuracy, and each order against the first.
+        """Accuracy, each order against the first, and some of what was answered.
 
         Args:
             seed: of the bootstrap.
             metric: `contained`, `matched`, `exact_match` or `f1`.
         """
         compared = self.compare(None, metric, seed)
-        return {"rows": self.accuracy(metric, seed), "compare": compared}
+        rows = self.accuracy(metric, seed)
+        return {"rows": rows, "compare": compared, "answers": self.answers()}
 
     def findings(self) -> list[str]:
         accuracy, orders = self.accuracy(), self.compare(self._usual_base)

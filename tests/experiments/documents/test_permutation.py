@@ -545,3 +545,16 @@ def test_answers_that_cannot_be_compared_are_refused(llama: LanguageModel) -> No
     unknown = replace(QUESTION, answer="")
     with pytest.raises(QueryError, match="'tower' has no answer with which to compare"):
         permuted(llama, QuestionSet((unknown,), "made"))
+
+
+def test_empty_answers_are_counted_beside_one_that_is_not() -> None:
+    where = {"mask": "causal", "permuting": "text"}
+    said = {"forward": ["", " ", "Brig", "Alba"], "backward": ["\n", "", "", " "]}
+    frame = pd.DataFrame(
+        [{"order": each, **where, "generation": text} for each in said for text in said[each]]
+    )
+    table = hs.Permutation(frame, pd.DataFrame()).answers()
+    assert table[["order", "n", "empty", "example"]].to_numpy().tolist() == [
+        ["forward", 4, 2, "Brig"],
+        ["backward", 4, 4, ""],
+    ]
