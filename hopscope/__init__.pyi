@@ -26,6 +26,8 @@ from .experiments.two_hop.activation_patching import ActivationPatching as Activ
 from .experiments.two_hop.activation_patching import activation_patch as activation_patch
 from .experiments.two_hop.attention_knockout import Knockouts as Knockouts
 from .experiments.two_hop.attention_knockout import knockout as knockout
+from .experiments.two_hop.attribution import Attribution as Attribution
+from .experiments.two_hop.attribution import attribution_patch as attribution_patch
 from .experiments.two_hop.back_patching import BackPatching as BackPatching
 from .experiments.two_hop.back_patching import back_patch as back_patch
 from .experiments.two_hop.causal_tracing import Tracing as Tracing

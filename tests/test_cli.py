@@ -368,6 +368,7 @@ ANALYSES: dict[str, tuple[tuple[object, ...], set[str]]] = {
     "describe": (("--layer-step", 3, "--samples", 1), {"described", "above_chance", "shares"}),
     "stages": (("--layer-step", 3), {"summary", "broken"}),
     "patch": (("--sites", "resid_post,z", "--no-control"), {"summary"}),
+    "attribution-patch": (("--sites", "mlp_out,z", "--exact", 1), {"error", "summary"}),
     "trace": (("--draws", 1, "--sites", "resid_post"), {"total_effect", "summary"}),
     "recall": ((), {"summary", "consistency"}),
 }

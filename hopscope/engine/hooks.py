@@ -145,6 +145,25 @@ def reading_outputs(
     return _after((module, hook) for module in modules)
 
 
+def losing_gradients(
+    modules: Iterable[nn.Module], note: Callable[[nn.Module], None]
+) -> AbstractContextManager[None]:
+    """Call `note` with each module that runs on what has a gradient, and gives what has none.
+
+    Where a family itself computes without gradients, such as what it only chooses tokens by, none
+    is lost.
+    """
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        given = any(isinstance(each, Tensor) and each.requires_grad for each in args)
+        given = given and torch.is_grad_enabled()
+        if given and first.is_floating_point() and not first.requires_grad:
+            note(module)
+
+    return _after((module, hook) for module in modules)
+
+
 def rewriting_output(
     module: nn.Module, rewrite: Callable[[Tensor], Tensor | None]
 ) -> AbstractContextManager[None]:

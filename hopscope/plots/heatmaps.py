@@ -66,20 +66,45 @@ def head_heatmap(table: pd.DataFrame, ax: Axes | None = None, title: str = "") -
         The axes.
     """
     ax = axes_or_new(ax, 2.9)
-    top = max(float(np.nanmax(np.abs(table.to_numpy()))), 1e-9)
-    width, height = size_of(ax)
+    names = _tick_labels([int(head) for head in table.columns], size_of(ax)[0])
+    return diverging_heatmap(table, names, ax, title, "mean recovery", "head")
+
+
+def diverging_heatmap(
+    table: pd.DataFrame,
+    names: list[str],
+    ax: Axes | None = None,
+    title: str = "",
+    label: str = "",
+    xlabel: str = "",
+) -> Axes:
+    """Draw a heatmap of numbers by layer that is white at 0, red above and blue below.
+
+    Args:
+        table: the numbers, with layers as rows.
+        names: tick labels of the columns.
+        ax: the axes to draw on; new ones if None.
+        title: title of the axes.
+        label: label of the colour bar.
+        xlabel: label of the columns.
+
+    Returns:
+        The axes.
+    """
+    ax = axes_or_new(ax, 2.9)
+    top = np.nan_to_num(np.abs(table.to_numpy(float))).max(initial=1e-9)
     sns.heatmap(
         table.sort_index(ascending=False),
         ax=ax,
         cmap="vlag",
         vmin=-top,
         vmax=top,
-        xticklabels=_tick_labels([int(head) for head in table.columns], width),
-        yticklabels=_tick_labels([int(layer) for layer in table.index], height)[::-1],
-        cbar_kws={"label": "mean recovery"},
+        xticklabels=names,
+        yticklabels=_tick_labels([int(layer) for layer in table.index], size_of(ax)[1])[::-1],
+        cbar_kws={"label": label},
     )
     ax.tick_params(rotation=0, length=2)
-    ax.set(xlabel="head", ylabel="layer", title=title)
+    ax.set(xlabel=xlabel, ylabel="layer", title=title)
     return ax
 
 

@@ -7,7 +7,7 @@ beside a random vector of the same norm.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from hopscope.engine.edits import Cell, Patch
+from hopscope.engine.edits import Cell, Patch, PatchSite
 from hopscope.engine.read_out import CellOutputs, ReadOut
 from hopscope.errors import UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
@@ -118,7 +118,8 @@ class ActivationPatching(Result):
         chosen = chosen[chosen["control"] == "none"]
         if chosen.empty:
             raise UsageError(f"the run has no heads at {position!r}: give sites=['z', ...]")
-        return chosen.pivot_table(index="layer", columns="head", values="recovery", aggfunc="mean")
+        table: pd.DataFrame = chosen.groupby(["layer", "head"])["recovery"].mean().unstack("head")
+        return table
 
     def plot_heads(self, position: str = "t2", ax: Axes | None = None) -> Axes:
         """Draw the mean recovery of each head."""
@@ -250,14 +251,14 @@ def activation_patch(
     }
     kept = queries.filter(lambda query: query.id in pairs)
     prompts = QueryPrompts.of(model, kept, max_memory=options.max_memory)
-    patcher = _Patcher(prompts, pairs, settings)
+    patcher = Patcher(prompts, pairs, settings)
     return run_in_parts(
         ActivationPatching, model, kept, settings, patcher.tables, options, per_part=PER_PART
     )
 
 
 @dataclass(frozen=True)
-class _Where:
+class Where:
     """Where a vector goes, as the frame's columns have it."""
 
     position: str
@@ -268,7 +269,7 @@ class _Where:
 
 
 @dataclass(frozen=True)
-class _Patcher:
+class Patcher:
     """Patches one query after the other."""
 
     prompts: QueryPrompts
@@ -277,27 +278,29 @@ class _Patcher:
 
     def tables(self, queries: QuerySet) -> Tables:
         """Frame and details of some queries."""
-        return ActivationPatching.gathered(self._query(query) for query in queries)
+        return ActivationPatching.gathered(self.query(query) for query in queries)
 
-    def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-        model, pair = self.prompts.model, self.pairs[query.id]
-        prompt = self.prompts.prompt(query)
-        changed = with_substitution(prompt.prompt, query, e1_label=pair.partner.e1_label)
-        partner = TokenizedPrompt.of(model, changed)
-        read_out = ReadOut(track=pair.tokens, top_k=1)
-        theirs = self.prompts.sweep(partner.ids, [[]], read_out, self.prompts.clean(partner))
-        where, cells = self._cells(query, prompt, partner)
-        clean = self.prompts.clean(prompt)
-        outputs = self.prompts.sweep(prompt.ids, [[], *cells], read_out, clean)
-        own, other = float(_difference(outputs)[0]), float(_difference(theirs)[0])
+    def query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+        """The frame of one query, and its row of details."""
+        where, cells = self._cells(query)
+        outputs, details = self.read(query, cells)
         difference = _difference(outputs)[1:]
-        span = own - other
         frame = pd.DataFrame([vars(each) for each in where]).assign(
             query=query.id,
             logit_diff=difference,
-            recovery=(own - difference) / span if span >= LEAST_DIFFERENCE else np.nan,
-            flipped=(outputs.top_tokens[1:, 0] == pair.tokens[1]).numpy(),
+            recovery=recovery(details["logit_diff"] - difference, details),
+            flipped=(outputs.top_tokens[1:, 0] == self.pairs[query.id].tokens[1]).numpy(),
         )
+        return frame, [details]
+
+    def read(self, query: TwoHopQuery, cells: Sequence[Cell]) -> tuple[CellOutputs, dict[str, Any]]:
+        """What is read of a query's prompt, first as it is, then with each cell; its details."""
+        model, pair = self.prompts.model, self.pairs[query.id]
+        prompt, partner = self.prompts.prompt(query), self.partner(query)
+        read_out = ReadOut(track=pair.tokens, top_k=1)
+        theirs = self.prompts.sweep(partner.ids, [[]], read_out, self.prompts.clean(partner))
+        clean = self.prompts.clean(prompt)
+        outputs = self.prompts.sweep(prompt.ids, [[], *cells], read_out, clean)
         details = {
             "query": query.id,
             "prompt": question(prompt),
@@ -307,40 +310,60 @@ class _Patcher:
             "partner_prompt": question(partner),
             "partner_answer": pair.partner.e3_label,
             "partner_answer_token": model.texts_of(pair.tokens[1:]),
-            "logit_diff": own,
-            "partner_logit_diff": other,
+            "logit_diff": float(_difference(outputs)[0]),
+            "partner_logit_diff": float(_difference(theirs)[0]),
             "partner_answers": bool(theirs.top_tokens[0, 0] == pair.tokens[1]),
         }
-        return frame, [details]
+        return outputs, details
 
-    def _cells(
-        self, query: TwoHopQuery, prompt: TokenizedPrompt, partner: TokenizedPrompt
-    ) -> tuple[list[_Where], list[Cell]]:
+    def partner(self, query: TwoHopQuery) -> TokenizedPrompt:
+        """The prompt of a query's partner, after the same demonstrations."""
+        label = self.pairs[query.id].partner.e1_label
+        changed = with_substitution(self.prompts.by_query[query.id], query, e1_label=label)
+        return TokenizedPrompt.of(self.prompts.model, changed)
+
+    def donors(self, query: TwoHopQuery) -> Iterator[tuple[PatchSite, str, str, Tensor]]:
+        """What is patched into a query: site, position, control, and a state for each layer.
+
+        The states have the shape (layer, width); those of `z` (layer, head, width).
+        """
         sites, positions = self.settings["sites"], self.settings["positions"]
-        store = self.prompts.store
-        acts = capture(self.prompts.model, [partner.prompt], sites, positions, store=store)
-        where: list[_Where] = []
-        cells: list[Cell] = []
+        model, store = self.prompts.model, self.prompts.store
+        acts = capture(model, [self.partner(query).prompt], sites, positions, store=store)
         for site in sites:
             for place, position in enumerate(positions):
-                at = prompt.position(position)
-                for control, states in self._states(acts[site][0, place], query, site, position):
-                    for layer, state in enumerate(states):
-                        for head, vector in enumerate(state) if site == "z" else [(-1, state)]:
-                            patch = Patch(layer, at, vector, site, head if site == "z" else None)
-                            where.append(_Where(position, site, control, layer, head))
-                            cells.append([patch])
+                states = acts[site][0, place]
+                yield site, position, "none", states
+                if "random" in self.settings["controls"]:
+                    drawn = random_like(states, self.settings["seed"], query.id, site, position)
+                    yield site, position, "random", drawn
+
+    def _cells(self, query: TwoHopQuery) -> tuple[list[Where], list[Cell]]:
+        prompt = self.prompts.prompt(query)
+        where: list[Where] = []
+        cells: list[Cell] = []
+        for site, position, control, states in self.donors(query):
+            at = prompt.position(position)
+            for layer, state in enumerate(states):
+                for head, vector in enumerate(state) if site == "z" else [(-1, state)]:
+                    patch = Patch(layer, at, vector, site, head if site == "z" else None)
+                    where.append(Where(position, site, control, layer, head))
+                    cells.append([patch])
         return where, cells
 
-    def _states(
-        self, states: Tensor, query: TwoHopQuery, site: str, position: str
-    ) -> list[tuple[str, Tensor]]:
-        """The partner's states, and those of the control."""
-        found = [("none", states)]
-        if "random" in self.settings["controls"]:
-            seed = self.settings["seed"]
-            found.append(("random", random_like(states, seed, query.id, site, position)))
-        return found
+
+def recovery(change: np.ndarray, details: Mapping[str, Any]) -> np.ndarray | float:
+    """How far a fall of the logit difference goes from a query's own to that of its partner.
+
+    Args:
+        change: by how much it falls, in nats.
+        details: of the query.
+
+    Returns:
+        Shares; NaN if the query does not prefer its own answer clearly more than its partner does.
+    """
+    span = details["logit_diff"] - details["partner_logit_diff"]
+    return change / span if span >= LEAST_DIFFERENCE else float("nan")
 
 
 def _difference(outputs: CellOutputs) -> np.ndarray:

@@ -14,6 +14,7 @@ from hopscope.display.grid import EVERYTHING, Axis, Choice, Kind, Measure, Optio
 from hopscope.plots.figures import title_of
 from hopscope.plots.style import CONTROLS
 from hopscope.results.result import Result
+from hopscope.results.wording import SITE_LABELS
 
 HIT = Measure("hit", "answered", "yes")
 ANSWERED = Measure("hit", "queries answered", "share")
@@ -198,15 +199,34 @@ class DescriptionGrid(_LayerGrid):
         return Slice(means.assign(generation=generations), measures, texts, facts, marked="e2")
 
 
+PARTNER_LABELS = {"none": "the partner's state", "random": "random vector"}
+ESTIMATED = (
+    Measure("recovery", "estimated recovery of the partner's answer", "number"),
+    Measure("exact_recovery", "exact recovery", "number"),
+    Measure("attribution", "estimated change of the logit difference", "number"),
+    Measure("exact", "exact change of the logit difference", "number"),
+)
+
+
+def _patched(everything: bool) -> tuple[Measure, ...]:
+    """What is told of a patch, in all queries or one."""
+    return (
+        Measure("recovery", "recovery of the partner's answer", "number"),
+        Measure("flipped", "answer flipped", "share" if everything else "yes"),
+        Measure("logit_diff", "logit difference", "number"),
+    )
+
+
 @dataclass(frozen=True)
 class HeadsGrid:
-    """Layer × head of an activation patching result: what each head carries."""
+    """Layer × head of an activation or attribution patching result: what each head carries."""
 
     result: Result
 
     @property
     def title(self) -> str:
-        return title_of(self.result, "Activation patching of heads")
+        what = "Attribution" if "attribution" in self.result.frame else "Activation"
+        return title_of(self.result, f"{what} patching of heads")
 
     @cached_property
     def _heads(self) -> pd.DataFrame:
@@ -231,22 +251,63 @@ class HeadsGrid:
 
     def slice(self, chosen: Mapping[str, str]) -> Slice:
         """The heads at one position: of one query, or the mean of all."""
-        heads = self._heads
-        for name in ("position", "control"):
-            heads = heads[heads[name] == chosen[name]]
-        everything = chosen["query"] == EVERYTHING
-        if not everything:
-            heads = heads[heads["query"] == chosen["query"]]
-        measures = (
-            Measure("recovery", "recovery of the partner's answer", "number"),
-            Measure("flipped", "answer flipped", "share" if everything else "yes"),
-            Measure("logit_diff", "logit difference", "number"),
+        heads = self._heads[self._heads["position"] == chosen["position"]]
+        return _partner_slice(heads, "head", chosen)
+
+
+@dataclass(frozen=True)
+class AttributionGrid:
+    """Layer × site and position of an attribution patching result, but for single heads."""
+
+    result: Result
+
+    @property
+    def title(self) -> str:
+        return title_of(self.result, "Attribution patching")
+
+    @cached_property
+    def _cells(self) -> pd.DataFrame:
+        """What is shown; `place` numbers the sites at their positions."""
+        frame = self.result.frame[self.result.frame["site"] != "z"]
+        places = {place: number for number, place in enumerate(self._places)}
+        found = zip(frame["site"], frame["position"], strict=True)
+        return frame.assign(place=[places[place] for place in found])
+
+    @cached_property
+    def _places(self) -> list[tuple[str, str]]:
+        frame = self.result.frame[self.result.frame["site"] != "z"]
+        return list(dict.fromkeys(zip(frame["site"], frame["position"], strict=True)))
+
+    @property
+    def x(self) -> Axis:
+        names = tuple(f"{SITE_LABELS[site]} {position}" for site, position in self._places)
+        return Axis("site and position", tuple(range(len(names))), names)
+
+    @property
+    def y(self) -> Axis:
+        return Axis("layer", _ascending(self._cells["layer"]))
+
+    @cached_property
+    def choices(self) -> tuple[Choice, ...]:
+        return (
+            _queries(self.result.details, "prompt"),
+            Choice.of("control", "state", list(self._cells["control"].unique()), PARTNER_LABELS),
         )
-        means = heads.groupby(["layer", "head"])[[each.name for each in measures]].mean()
-        return Slice(means, measures, facts=(("queries", str(heads["query"].nunique())),))
+
+    def slice(self, chosen: Mapping[str, str]) -> Slice:
+        """The cells of one query, or the mean of all."""
+        return _partner_slice(self._cells, "place", chosen)
 
 
-PARTNER_LABELS = {"none": "the partner's state", "random": "random vector"}
+def _partner_slice(cells: pd.DataFrame, x: str, chosen: Mapping[str, str]) -> Slice:
+    """What a partner's states do, or a control's: in one query, or the mean of all."""
+    cells = cells[cells["control"] == chosen["control"]]
+    everything = chosen["query"] == EVERYTHING
+    if not everything:
+        cells = cells[cells["query"] == chosen["query"]]
+    measures = ESTIMATED if "attribution" in cells else _patched(everything)
+    means = cells.groupby(["layer", x])[[each.name for each in measures]].mean()
+    return Slice(means, measures, facts=(("queries", str(cells["query"].nunique())),))
 
 
 def _ascending(numbers: Iterable[int]) -> tuple[int, ...]:

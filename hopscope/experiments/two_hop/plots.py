@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from hopscope.plots.heatmaps import diverging_heatmap
 from hopscope.plots.lines import edge_effects, layer_axis, layer_line, share_axis
 from hopscope.plots.style import (
     BLACK,
@@ -187,7 +189,7 @@ def _spread(layers: np.ndarray) -> np.ndarray:
 
 
 SITE_DASHES = {"resid_post": "-", "attn_out": "--", "mlp_out": "-."}
-SITE_COLORS = {"resid_post": BLUE, "attn_out": VERMILION, "mlp_out": GREEN}
+SITE_COLORS = {"resid_post": BLUE, "attn_out": VERMILION, "mlp_out": GREEN, "z": PINK}
 
 
 def recovery_lines(summary: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
@@ -236,9 +238,54 @@ def _patched_lines(ax: Axes, table: pd.DataFrame, value: str) -> None:
     if several:
         _by_position_and_site(ax, own, value)
         return
-    for site, color in SITE_COLORS.items():  # bands of more would lie on each other
-        rows, dash, band = own[own["site"] == site], SITE_DASHES[site], site == "resid_post"
-        layer_line(ax, rows, value, color, dash, SITE_LABELS[site], band=band)
+    for site, dash in SITE_DASHES.items():
+        rows, band = own[own["site"] == site], site == "resid_post"  # more would overlap
+        layer_line(ax, rows, value, SITE_COLORS[site], dash, SITE_LABELS[site], band=band)
+
+
+def place_heatmap(
+    table: pd.DataFrame, ax: Axes | None = None, title: str = "", label: str = "mean recovery"
+) -> Axes:
+    """Draw a heatmap of sites at positions by layer, red towards the partner's answer.
+
+    Args:
+        table: mean recovery, with layers as rows, and sites and positions as columns, such as
+            `Attribution.by_place()`.
+        ax: where to draw.
+        title: of the axes.
+        label: label of the colour bar.
+
+    Returns:
+        The axes, with a line between sites.
+    """
+    sites, positions = (list(table.columns.get_level_values(level)) for level in (0, 1))
+    first = [place for place, site in enumerate(sites) if place == sites.index(site)]
+    named = {place: SITE_LABELS[sites[place]] for place in first}
+    names = [f"{position}\n{named.get(at, '')}" for at, position in enumerate(positions)]
+    ax = diverging_heatmap(table, names, ax, title, label)
+    for place in first[1:]:
+        ax.axvline(place, color=TEXT, lw=0.6)
+    return ax
+
+
+def estimate_points(swept: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """Draw estimated effects over exact ones, a point a cell; those on the line are right.
+
+    Args:
+        swept: rows of `Attribution.frame` that were swept exactly.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = axes_or_new(ax, 2.9)
+    for site, cells in swept.groupby("site", sort=False):
+        label, color = SITE_LABELS[str(site)], SITE_COLORS[str(site)]
+        look: dict[str, Any] = {"ms": 2.5, "mew": 0, "alpha": 0.45, "color": color}
+        ax.plot(cells["exact"], cells["attribution"], "o", label=label, **look)
+    ax.axline((0, 0), slope=1, color=BLACK, lw=0.8)
+    what = "change of the logit difference, nats"
+    ax.set(xlabel=f"exact {what}", ylabel=f"estimated {what}", title=title)
+    legend_below(ax)
+    return ax
 
 
 def tracing_lines(summary: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:

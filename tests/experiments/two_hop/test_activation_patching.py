@@ -483,7 +483,7 @@ def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     settings: dict[str, Any] = {"sites": ("z", "mlp_out"), "out": tmp_path / "run"}
     whole = patched(chosen(FIVE), sites=settings["sites"])
     asked: list[str] = []
-    ask = activation_patching._Patcher._query
+    ask = activation_patching.Patcher.query
 
     def stopping(self: Any, query: TwoHopQuery) -> Any:
         if query.id == "longer" and "longer" not in asked:
@@ -492,7 +492,7 @@ def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         asked.append(query.id)
         return ask(self, query)
 
-    monkeypatch.setattr(activation_patching._Patcher, "_query", stopping)
+    monkeypatch.setattr(activation_patching.Patcher, "query", stopping)
     with pytest.raises(KeyboardInterrupt):
         patched(chosen(FIVE), **settings)
     assert asked == FIVE
