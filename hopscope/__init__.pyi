@@ -82,6 +82,8 @@ from .results.result import Result as Result
 from .results.runs import partial as partial
 from .training.mask_training import train as train
 from .training.settings import TrainingSettings as TrainingSettings
+from .views.attention_patterns import AttentionPatterns as AttentionPatterns
+from .views.attention_patterns import attention_view as attention_view
 from .views.mask_painter import paint_mask as paint_mask
 from .views.prompt_explorer import explore as explore
 from .worlds.train import train_world as train_world

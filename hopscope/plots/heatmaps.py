@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -108,12 +110,57 @@ def diverging_heatmap(
     return ax
 
 
+def token_heatmap(
+    weights: np.ndarray,
+    tokens: Sequence[str],
+    ax: Axes | None = None,
+    title: str = "",
+    label: str = "",
+) -> Axes:
+    """Draw numbers from 0 to 1 of query tokens (rows) and the key tokens up to each (columns).
+
+    Args:
+        weights: shape (query, key); later keys are left blank.
+        tokens: texts of the tokens.
+        ax: the axes to draw on; new ones if None.
+        title: title of the axes.
+        label: label of the colour bar.
+
+    Returns:
+        The axes.
+    """
+    ax = axes_or_new(ax, 2.9)
+    names = [repr(token)[1:-1].replace("$", r"\$") for token in tokens]
+    width, height = size_of(ax)
+    sns.heatmap(
+        weights,
+        mask=~np.tri(len(weights), dtype=bool),
+        ax=ax,
+        cmap="mako_r",
+        vmin=0,
+        vmax=1,
+        xticklabels=_thinned(names, width),
+        yticklabels=_thinned(names, height),
+        cbar_kws={"label": label},
+    )
+    ax.tick_params(length=2)
+    ax.tick_params("x", rotation=90)
+    ax.tick_params("y", rotation=0)
+    ax.set(xlabel="key", ylabel="query", title=title)
+    return ax
+
+
 LABEL = 0.22
 """Space that a tick label needs along an axis, in inches."""
 
 
 def _tick_labels(layers: list[int], inches: float) -> list[str]:
+    """Return the tick labels of an axis of numbers, leaving out as many as needed."""
+    return _thinned([str(layer) for layer in sorted(layers)], inches)
+
+
+def _thinned(labels: list[str], inches: float) -> list[str]:
     """Return the tick labels of an axis, leaving out as many as needed to avoid overlaps."""
     most = max(2, int(inches * TEXT_SIZE / text_size() / LABEL))
-    step = -(-len(layers) // most)
-    return [str(layer) if index % step == 0 else "" for index, layer in enumerate(sorted(layers))]
+    step = -(-len(labels) // most)
+    return [label if index % step == 0 else "" for index, label in enumerate(labels)]
