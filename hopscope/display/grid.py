@@ -58,7 +58,8 @@ class Axis(NamedTuple):
 
     def as_json(self) -> Json:
         """Return the axis in the form that the JavaScript view reads."""
-        return {"label": self.label, "values": list(self.names or self.values)}
+        names = {"names": list(self.names)} if self.names else {}
+        return {"label": self.label, "values": list(self.values), **names}
 
 
 class Measure(NamedTuple):

@@ -1,15 +1,16 @@
 """Provides View and GridWidget: widgets for JupyterLab, Notebook 7 and VS Code.
 
 The kernel sends a slice when the view requests it. HTML pages, which contain all slices, use the
-same JavaScript.
+same JavaScript; `to_html` writes one.
 """
 
 from __future__ import annotations
 
 import html
 import uuid
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
 import anywidget
 import traitlets
@@ -17,6 +18,7 @@ from IPython.display import display, update_display
 
 from hopscope.display.front_end import WIDGET, creates_views, in_notebook
 from hopscope.display.grid import Grid, first_choice, key_of, slice_json, spec_of
+from hopscope.display.page import MOST_BYTES_ALONE, grid_html, view_html, write_page
 from hopscope.display.static_files import module, static
 from hopscope.errors import UsageError
 
@@ -29,9 +31,11 @@ class View(anywidget.AnyWidget):
     MIME type of widgets, too.
 
     Attributes:
+        kind: the kind of view, as `page.js` calls it.
         place: name of the outputs that show this view.
     """
 
+    kind: ClassVar[str]
     place = traitlets.Unicode().tag(sync=True)
 
     @traitlets.default("place")
@@ -49,17 +53,48 @@ class View(anywidget.AnyWidget):
     def picture(self) -> str | None:
         """Return the image as PNG in base64; None if there is nothing to draw."""
 
+    def made(self) -> Mapping[str, str]:
+        """Return how what is shown was made, for a page that leaves the notebook."""
+        return {}
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write the view, as it is now, as one HTML file that opens without a kernel.
+
+        The file asks nothing outside. Click a cell, and the address of the page leads to it, as in
+        `found.html#query=…&cell=18,3`: the values of the axes across and upwards.
+
+        Args:
+            path: the file, which is replaced if it is there; its folder must be there.
+
+        Returns:
+            The path.
+
+        Raises:
+            UsageError: if there is nothing to show yet.
+            PlaceError, WriteError: if the file cannot be written.
+        """
+        return write_page(path, self.caption, self._html(), self.made())
+
+    def _html(self) -> str:
+        """Return the HTML of the view in a page."""
+        own = set(self.traits(sync=True)) - set(View.class_trait_names())
+        state = self.get_state(sorted(name for name in own if not name.startswith("_")))
+        return view_html(self.kind, state, self._picture_html(self.picture()))
+
+    def _picture_html(self, picture: str | None) -> str:
+        """Return the HTML that stands where the view cannot be shown."""
+        name = html.escape(self.caption)
+        if not picture:
+            return f"<p>{name} is shown where its cell is run.</p>"
+        return f'<img alt="{name}" src="data:image/png;base64,{picture}">'
+
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         bundle: Any = super()._repr_mimebundle_(**kwargs) or {}
         data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
         if not creates_views():
             data = {mime: each for mime, each in data.items() if mime != WIDGET}
-        name, picture = html.escape(self.caption), self.picture()
-        inside = (
-            f'<img alt="{name}" src="data:image/png;base64,{picture}">'
-            if picture
-            else f"<p>{name} is shown where its cell is run.</p>"
-        )
+        picture = self.picture()
+        inside = self._picture_html(picture)
         data["text/html"] = f'<div data-hopscope-view="{self.place}">{inside}</div>'
         return {**data, **({"image/png": picture} if picture else {})}, metadata
 
@@ -87,6 +122,7 @@ class GridWidget(View):
             `view.chosen = {**view.chosen, "query": id}`.
     """
 
+    kind = "grid"
     _esm = module("grid.js", render="renderGrid")
     _css = static("view.css")
     spec = traitlets.Dict().tag(sync=True)
@@ -94,15 +130,20 @@ class GridWidget(View):
     chosen = traitlets.Dict().tag(sync=True)
 
     def __init__(
-        self, grid: Grid, picture: Callable[[], str | None] = lambda: None, **kwargs: Any
+        self,
+        grid: Grid,
+        picture: Callable[[], str | None] = lambda: None,
+        made: Mapping[str, str] | None = None,
+        **kwargs: Any,
     ) -> None:
         """Create the widget of a grid.
 
         Args:
             grid: the grid.
             picture: returns the image for front ends without widgets, as PNG in base64.
+            made: how what is shown was made, for `to_html`.
         """
-        self._grid, self._picture = grid, picture
+        self._grid, self._picture, self._made = grid, picture, dict(made or {})
         super().__init__(spec=spec_of(grid), chosen=first_choice(grid), **kwargs)
 
     @property
@@ -112,6 +153,15 @@ class GridWidget(View):
     def picture(self) -> str | None:
         """Return the image of the whole result, regardless of the choices."""
         return self._picture()
+
+    def made(self) -> Mapping[str, str]:
+        """Return how the result was made."""
+        return self._made
+
+    def _html(self) -> str:
+        """Return the HTML of the grid with all slices, not only those that were requested."""
+        picture = self._picture_html(self.picture())
+        return grid_html(self._grid, picture, chosen=self.chosen, most_bytes=MOST_BYTES_ALONE)
 
     @traitlets.validate("chosen")
     def _is_a_choice(self, proposal: Any) -> dict[str, str]:

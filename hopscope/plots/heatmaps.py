@@ -150,6 +150,50 @@ def token_heatmap(
     return ax
 
 
+LETTERS = 7
+"""Letters of a predicted token that a cell of the logit lens has room for."""
+
+
+def lens_heatmap(
+    top: pd.DataFrame,
+    words: pd.DataFrame,
+    tokens: Sequence[str],
+    ax: Axes | None = None,
+    title: str = "",
+) -> Axes:
+    """Draw the likeliest next token of each state of a prompt, shaded by its probability.
+
+    Args:
+        top: probability of the likeliest token, with layers as rows and tokens as columns.
+        words: the likeliest tokens, of the same shape.
+        tokens: the tokens of the prompt.
+        ax: the axes to draw on; new ones if None.
+        title: title of the axes.
+
+    Returns:
+        The axes.
+    """
+    ax = axes_or_new(ax, 2.9)
+    _, height = size_of(ax)
+    top, words = (table.sort_index(ascending=False) for table in (top, words))
+    sns.heatmap(
+        top,
+        ax=ax,
+        cmap="mako_r",
+        vmin=0,
+        vmax=1,
+        annot=words.map(lambda word: word[:LETTERS]),
+        fmt="",
+        annot_kws={"size": 0.75 * text_size()},
+        yticklabels=_tick_labels([int(layer) for layer in top.index], height)[::-1],
+        cbar_kws={"label": "P(likeliest)"},
+    )
+    ax.set_xticks(np.arange(len(tokens)) + 0.5, tokens, rotation=40, ha="right")
+    ax.tick_params(axis="y", rotation=0, length=2)
+    ax.set(xlabel="token", ylabel="layer", title=title)
+    return ax
+
+
 LABEL = 0.22
 """Space that a tick label needs along an axis, in inches."""
 

@@ -82,11 +82,38 @@ class Result:
         """
         from hopscope.display.notebook import picture_of
         from hopscope.display.widgets import GridWidget
+        from hopscope.results.run_record import summary_of
 
         grid = self.grid()
         if grid is None:
-            raise UsageError(f"a result of kind {self.kind!r} has no interactive view; plot() it")
-        return GridWidget(grid, lambda: picture_of(self))
+            raise UsageError(
+                f"this result of kind {self.kind!r} has no interactive view; plot() it. Results of "
+                f"the kinds {', '.join(_kinds_with_grids())} have one where they have cells"
+            )
+        return GridWidget(grid, lambda: picture_of(self), summary_of(self.run))
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write the interactive heatmap as one HTML file, to be read and linked to without Python.
+
+        The file asks nothing outside and opens without a kernel. Click a cell, and the address of
+        the page leads to it, as in `found.html#query=…&cell=18,3` (across, then upwards), so that a
+        finding can be sent to a colleague. At most 50 megabytes of queries are written; the page
+        says how many are left out.
+
+        Args:
+            path: the file, which is replaced if it is there; its folder must be there.
+
+        Returns:
+            The path.
+
+        Raises:
+            UsageError: if this kind of result has no interactive heatmap.
+            PlaceError, WriteError: if the file cannot be written.
+
+        Example:
+            >>> result.to_html("found.html")  # doctest: +SKIP
+        """
+        return self.view().to_html(path)
 
     @property
     def n_queries(self) -> int:
@@ -202,6 +229,12 @@ class Result:
     def of(cls, tables: Tables, run: Mapping[str, Any]) -> Self:
         """The result in these tables."""
         return cls(tables["frame"], tables["details"], dict(run))
+
+
+def _kinds_with_grids() -> list[str]:
+    """The kinds of results that may have an interactive heatmap."""
+    pkgutil.resolve_name(IMPORTS_KINDS)()
+    return sorted(name for name, each in Result.kinds.items() if each.grid is not Result.grid)
 
 
 def read_result(path: Path, kinds: Mapping[str, type[Result]]) -> Result:

@@ -91,6 +91,23 @@ def provenance(
     return as_saved
 
 
+def summary_of(run: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a page says of how a result was made, by name: model, queries and versions.
+
+    Args:
+        run: the record of a run; what it lacks is left out.
+    """
+    model, queries = run.get("model", {}), run.get("queries", {})
+    found = {
+        "model": model.get("name"),
+        "weights sha256": model.get("sha256"),
+        "queries": f"{queries.get('name')} ({queries.get('n')})" if queries else None,
+        "queries sha256": queries.get("sha256"),
+        **run.get("versions", {}),
+    }
+    return {name: str(each) for name, each in found.items() if each}
+
+
 SAME = ("kind", "settings", "model", "queries")
 """What two runs must share to be one."""
 

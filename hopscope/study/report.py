@@ -23,6 +23,7 @@ from hopscope.experiments.catalogue import analyses
 from hopscope.files import make_folder, write_csv, write_text
 from hopscope.plots.figures import SUBSET_TITLES
 from hopscope.results.run_folder import Tables
+from hopscope.results.run_record import summary_of
 from hopscope.results.wording import as_shown
 from hopscope.study.figures import draw_figures
 from hopscope.study.study import Study
@@ -94,7 +95,7 @@ def write(study: Study, out: Path, shown: Sequence[Section] | None = None) -> Pa
             if section.ran
         ],
         not_run=[section for section in shown if not section.ran],
-        provenance=_provenance(study),
+        provenance=summary_of(run),
         script=page_script() if any(section.views for section in shown) else "",
     )
     page = out / "index.html"
@@ -207,14 +208,3 @@ def _subtitle(study: Study) -> str:
         f"{model['n_layers']} layers, {model['family']}, {precision} on {model['device']}; "
         f"{study.grading.n_queries} queries of “{run['queries']['name']}”, {shots}."
     )
-
-
-def _provenance(study: Study) -> dict[str, str]:
-    run = study.grading.run
-    return {
-        "model": run["model"]["name"],
-        "weights sha256": run["model"]["sha256"],
-        "queries": f"{run['queries']['name']} ({study.grading.n_queries})",
-        "queries sha256": run["queries"]["sha256"],
-        **{name: str(version) for name, version in run["versions"].items() if version},
-    }

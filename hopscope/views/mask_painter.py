@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -35,11 +36,17 @@ class MaskPainter(View):
         heads: the heads in which the painted mask holds; all if empty.
         answers: the answers under the masks that were tried, the latest first.
         prompt: the tokenised question and documents.
+        expected: the expected answer, or an empty string.
+        before: the text before the visible tokens.
     """
 
+    kind = "mask"
     _esm = module("grid.js", "mask.js", render="renderMask")
     _css = static("view.css")
     title = traitlets.Unicode().tag(sync=True)
+    name = traitlets.Unicode().tag(sync=True)
+    expected = traitlets.Unicode().tag(sync=True)
+    before = traitlets.Unicode().tag(sync=True)
     tokens: traitlets.List[Any] = traitlets.List().tag(sync=True)
     parts: traitlets.List[Any] = traitlets.List().tag(sync=True)
     presets: traitlets.List[Any] = traitlets.List().tag(sync=True)
@@ -60,6 +67,8 @@ class MaskPainter(View):
         names = [mask.name, *(name for name in MASKS if name != mask.name)]
         super().__init__(
             title=f"{prompts.model.name}: {prompt.question.question}",
+            expected=prompt.question.answer or "",
+            before=prompt.text[: prompt.offsets[self._first][0]],
             tokens=[prompt.text[start:end] for start, end in prompt.offsets[self._first :]],
             parts=_parts(prompt),
             presets=names,
@@ -95,6 +104,14 @@ class MaskPainter(View):
     @property
     def caption(self) -> str:
         return self.title
+
+    def made(self) -> Mapping[str, str]:
+        """Return which model was asked which questions."""
+        return {"model": self._prompts.model.name, "questions": self._prompts.questions.name}
+
+    def _html(self) -> str:
+        self.name = self.mask.name
+        return super()._html()
 
     def ask(self) -> dict[str, Any]:
         """Let the model answer under the current mask; the answer is put first in `answers`."""
@@ -173,7 +190,7 @@ class MaskPainter(View):
             try:
                 self.ask()
             except HopscopeError as error:
-                failure = {"mask": self.mask.name, "says": str(error), "correct": False}
+                failure = {"mask": self.mask.name, "says": str(error), "correct": None}
                 self.answers = [{**failure, "probability": None, "rank": "?"}, *self.answers]
             finally:
                 self.asked += 1

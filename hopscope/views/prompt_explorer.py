@@ -3,49 +3,43 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from textwrap import wrap
 from typing import Any, Literal
 
-import pandas as pd
-import torch
 import traitlets
-from jaxtyping import Float
-from torch import Tensor
 
 from hopscope.display.grid import (
-    Axis,
-    Choice,
     Grid,
     Json,
-    Measure,
-    Slice,
     all_chosen,
     first_choice,
     key_of,
     slice_json,
     spec_of,
 )
-from hopscope.display.notebook import picture_of
+from hopscope.display.notebook import png
 from hopscope.display.static_files import module, static
 from hopscope.display.widgets import View
-from hopscope.engine.logit_lens import logit_lens
 from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.read_out import ReadOut
 from hopscope.engine.sweep import generate
-from hopscope.errors import HopscopeError, ModelError, QueryError
+from hopscope.errors import HopscopeError, ModelError, QueryError, UsageError
 from hopscope.experiments.two_hop.back_patching import BackPatching, Criterion, back_patch
-from hopscope.experiments.two_hop.grids import BackPatchingGrid
+from hopscope.experiments.two_hop.grids import HIT, BackPatchingGrid
 from hopscope.models.language_model import LanguageModel
-from hopscope.probes.logit_lens import rank_among
-from hopscope.prompting.capture import capture
 from hopscope.prompting.generation import answer_text, stop_at_line_end
 from hopscope.prompting.query_prompts import QueryPrompts, question
-from hopscope.prompting.tokenized import TokenizedPrompt
-from hopscope.queries.answers import matches
+from hopscope.queries.answers import exact_match, matches
 from hopscope.queries.load import load_queries
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import Form, TwoHopQuery
+from hopscope.results.run_record import summary_of
+from hopscope.views.lens_grid import ENTITIES, LensGrid
 
 EXAMPLES = 30
 """Number of example queries that the widget offers."""
@@ -55,7 +49,8 @@ AT_ONCE = 24
 """Cells of back-patching between two updates of the view."""
 UNKNOWN = "?"
 """Label of an entity whose name was not given."""
-ENTITIES: tuple[Literal["e2", "e3"], ...] = ("e2", "e3")
+UNCHECKED = "the model's own answer, unchecked"
+"""What is said of an entity whose name was not given."""
 HOPS: tuple[tuple[Form, Literal["e2", "e3"]], ...] = (
     ("first_hop", "e2"),
     ("second_hop", "e3"),
@@ -63,6 +58,8 @@ HOPS: tuple[tuple[Form, Literal["e2", "e3"]], ...] = (
 )
 CELL = ["query", "position", "source_layer", "target_layer", "control"]
 NEW_TOKENS = 10
+LETTERS = 120
+"""Letters of a line above the picture."""
 _BRACKETS = re.compile(
     r"(?P<a>[^][]*)\[(?P<b>[^][]*)\[(?P<e1>[^][]+)\](?P<c>[^][]*)\](?P<d>[^][]*)"
 )
@@ -73,10 +70,12 @@ class PromptExplorer(View):
 
     Attributes:
         query: the query as typed: text, bridge and answer.
+        warnings: what to bear in mind about the last query, in sentences.
         result: the back-patching of the last query, with all cells whose answers have been
             generated so far; None while there are none.
     """
 
+    kind = "explorer"
     _esm = module("grid.js", "explorer.js", render="renderExplorer")
     _css = static("view.css")
     query = traitlets.Dict().tag(sync=True)
@@ -86,11 +85,14 @@ class PromptExplorer(View):
     busy = traitlets.Bool(False).tag(sync=True)
     tokens: traitlets.List[Any] = traitlets.List().tag(sync=True)
     answers: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    warnings: traitlets.List[str] = traitlets.List().tag(sync=True)
     lens = traitlets.Dict().tag(sync=True)
     patches = traitlets.Dict().tag(sync=True)
 
     def __init__(self, model: LanguageModel, queries: QuerySet, layer_step: int | None) -> None:
         self.result: BackPatching | None = None
+        self._lens: LensGrid | None = None
+        self._own: list[Literal["e2", "e3"]] = []  # entities that are named as the model names them
         self._model, self._queries, self._store = model, queries, PrefixStore(model)
         step = layer_step or -(-model.n_layers // MOST_LAYERS)
         layers = range(0, model.n_layers, step)
@@ -105,8 +107,8 @@ class PromptExplorer(View):
         Args:
             text: the query with its first hop and entity in brackets, such as "The spouse of [the
                 performer of [Imagine]] is".
-            bridge, answer: names of the entity, separated by |; if empty, the model's answer to
-                the single hop.
+            bridge, answer: names of the entity, separated by |; if empty, the model's own answer
+                to the single hop, which nothing is checked against.
 
         Returns:
             The back-patching of the query.
@@ -116,31 +118,68 @@ class PromptExplorer(View):
         """
         try:
             return self._analyse(text, bridge, answer)
+        except KeyboardInterrupt:
+            self._set_status(f"stopped; {self._finished()}", failed=True)
+            raise
+        except Exception as error:
+            name = "" if isinstance(error, HopscopeError) else f"{type(error).__name__}: "
+            self._set_status(f"{name}{error}", failed=True)
+            raise
         finally:
             self.renew_outputs()
 
     def _analyse(self, text: str, bridge: str, answer: str) -> BackPatching:
         self.query = {"text": text, "bridge": bridge, "answer": answer}
-        self.result = None
-        self.answers, self.tokens, self.lens, self.patches = [], [], {}, {}
+        self.result = self._lens = None
+        self.answers, self.warnings, self.tokens, self.lens, self.patches = [], [], [], {}, {}
         query = parse_query(text, bridge, answer)
+        self._own = [entity for entity in ENTITIES if UNKNOWN in query.names(entity)]
         single = replace(self._queries, queries=(query,), name="typed")
         lens_error = ""
-        has_names = UNKNOWN not in (query.e2_label, query.e3_label)
-        if has_names:  # draw the lens before the model generates anything
+        if not self._own:  # draw the lens before the model generates anything
             lens_error = self._draw_lens(single)
         self._set_status("asking both hops")
         single = self._answer_hops(single)
-        if not has_names:
+        self.warnings = _warnings(single[0], self._own)
+        if self._own:
             lens_error = self._draw_lens(single)
         result = self._back_patch(single)
         if lens_error:
             self._set_status(f"{self.status}; no lens: {lens_error}")
         return result
 
+    @property
+    def caption(self) -> str:
+        text = self.query.get("text", "")
+        return f"{self._model.name}: {text}" if text else repr(self)
+
+    def made(self) -> Mapping[str, str]:
+        """Return how the back-patching was made."""
+        return {} if self.result is None else summary_of(self.result.run)
+
+    def to_html(self, path: str | Path) -> Path:
+        if not self.answers and not self.lens:
+            raise UsageError("nothing has been explored yet: ask() a query before to_html()")
+        return super().to_html(path)
+
     def picture(self) -> str | None:
-        """Return the plot of the last back-patching as PNG in base64; None if there is none."""
-        return None if self.result is None else picture_of(self.result)
+        """Return logit lens and back-patching, as far as there are, as PNG in base64, or None."""
+        if self._lens is None and self.result is None:
+            return None
+        lines = [self.caption, *map(_in_words, self.answers), *self.warnings]
+        return _picture(lines, self._lens, self.result)
+
+    def _finished(self) -> str:
+        """Return what has been finished of the last query, in words."""
+        said = 0 if self.result is None else len(self.result.run["settings"]["cells"])
+        parts = {
+            "the logit lens": bool(self.lens),
+            f"{len(self.answers)} of {len(HOPS)} prompts": bool(self.answers),
+            "the next token of every cell": bool(self.patches),
+            f"what {said} of {len(self._pairs)} cells a position say, in .result": said > 0,
+        }
+        finished = [part for part, is_there in parts.items() if is_there]
+        return f"finished: {', '.join(finished)}" if finished else "nothing was finished"
 
     def _answer_hops(self, single: QuerySet) -> QuerySet:
         """Let the model answer the single hops and the whole query of a set of one query.
@@ -149,12 +188,17 @@ class PromptExplorer(View):
             The set, in which an entity without a name is named after the model's answer.
         """
         for form, entity in HOPS:
-            names = [name for name in single[0].names(entity) if name != UNKNOWN]
             prompt, says = self._answer(single, form)
-            correct = matches(says, names) if names else None
-            answer = {"form": form, "prompt": prompt, "says": says, "correct": correct}
+            is_own = entity in self._own
+            answer = {
+                "form": form,
+                "prompt": prompt,
+                "says": says,
+                "correct": None if is_own else matches(says, single[0].names(entity)),
+                "note": UNCHECKED if is_own else "",
+            }
             self.answers = [*self.answers, answer]
-            if not names:
+            if is_own and form != "two_hop":
                 label: dict[str, Any] = {f"{entity}_label": says.rstrip(".") or UNKNOWN}
                 single = replace(single, queries=(replace(single[0], **label),))
         return single
@@ -211,11 +255,17 @@ class PromptExplorer(View):
             lens = LensGrid.of(self._model, single)
         except ModelError as error:
             return str(error)
+        self._lens = lens
         self.tokens, self.lens = list(lens.tokens), _state(lens)
         return ""
 
     def _draw(self, result: BackPatching) -> None:
-        self.patches = _state(BackPatchingGrid(result))
+        """Draw back-patching, in which the model's own answers are said to be unchecked."""
+        details = result.details
+        own = {ENTITIES[e]: details[ENTITIES[e]] + f" ({UNCHECKED})" for e in self._own}
+        hit = HIT._replace(label="says " + UNCHECKED) if "e3" in self._own else HIT
+        told = replace(result, details=details.assign(**own))
+        self.patches = _state(BackPatchingGrid(told, hit))
 
     def _set_status(self, status: str, failed: bool = False) -> None:
         self.status, self.failed = status, failed
@@ -225,15 +275,8 @@ class PromptExplorer(View):
             return
         self.busy = True
         try:
-            self.ask(**message["query"])
-        except HopscopeError as error:
-            self._set_status(str(error), failed=True)
-        except KeyboardInterrupt:
-            finished = "nothing was finished" if self.result is None else ".result has what was"
-            self._set_status(f"stopped; {finished}", failed=True)
-        except Exception as error:
-            self._set_status(f"{type(error).__name__}: {error}", failed=True)
-            raise
+            with suppress(HopscopeError, KeyboardInterrupt):  # the status says it
+                self.ask(**message["query"])
         finally:
             self.busy = False
 
@@ -301,6 +344,69 @@ def parse_query(text: str, bridge: str = "", answer: str = "") -> TwoHopQuery:
     )
 
 
+def _warnings(query: TwoHopQuery, own: Sequence[Literal["e2", "e3"]]) -> list[str]:
+    """Return what to bear in mind about a query, in sentences.
+
+    Args:
+        query: the query, in which entities without a given name are called as the model says.
+        own: those entities.
+    """
+    found = []
+    if own:
+        named = " and ".join(f"the {ENTITIES[each]} “{query.names(each)[0]}”" for each in own)
+        found.append(
+            f"{named[0].upper()}{named[1:]}: {UNCHECKED}. What is looked for below is what the "
+            "single hop says, right or wrong; give names to check it."
+        )
+    for one, label, other, names in (
+        ("bridge", query.e2_label, "entity", query.names("e1")),
+        ("answer", query.e3_label, "bridge", query.names("e2")),
+    ):
+        if label != UNKNOWN and exact_match(label, names):
+            found.append(f"The {one} equals the {other}, “{label}”: a hop that leads nowhere.")
+    return found
+
+
+def _picture(lines: Sequence[str], lens: LensGrid | None, result: BackPatching | None) -> str:
+    """Return the logit lens above the back-patching of each position, as PNG in base64.
+
+    Args:
+        lines: the text above them.
+        lens, result: what there is to draw, of which there must be one.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    from hopscope.plots.style import PAGE, figure_style
+
+    lines = [part for line in lines for part in wrap(line, LETTERS)]
+    positions = [] if result is None else list(result.frame["position"].unique())
+    rows = [(lens is not None, 3.4, ["lens"] * max(1, len(positions)))]
+    rows.append((bool(positions), 2.7, positions))
+    drawn = [(height, row) for is_there, height, row in rows if is_there]
+    heights, places = zip(*drawn, strict=True)
+    # Dollar signs in names are no formulas, and tokens may be characters that no font has.
+    with figure_style(), mpl.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")
+        size = (PAGE, sum(heights) + 0.16 * len(lines))
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplot_mosaic(list(places), height_ratios=heights)
+        title = "\n".join(lines)
+        figure.suptitle(title, x=0.01, ha="left")
+        if lens is not None:
+            lens.plot(axes["lens"])
+        for position in positions:
+            assert result is not None
+            result.plot(position, ax=axes[position])
+        return png(figure)
+
+
+def _in_words(answer: Mapping[str, Any]) -> str:
+    """Return an answer of the model as a line of text."""
+    verdict = {True: "correct", False: "wrong", None: answer["note"]}[answer["correct"]]
+    return f"{answer['prompt']} → {answer['says']} ({verdict})"
+
+
 def _as_typed(query: TwoHopQuery) -> dict[str, str]:
     """Return a query in the form that `parse_query` reads."""
     text, spans = query.compose("two_hop")
@@ -314,110 +420,3 @@ def _state(grid: Grid) -> Json:
     """Return a grid with all its slices, for a view inside another view."""
     slices = {key_of(grid, each): slice_json(grid, each) for each in all_chosen(grid.choices)}
     return {"spec": spec_of(grid), "slices": slices, "chosen": first_choice(grid)}
-
-
-@dataclass(frozen=True)
-class LensGrid:
-    """The logit lens of one prompt: tokens × layers, with the next token that each state predicts.
-
-    Attributes:
-        tokens: the tokens of the prompt after its demonstrations, with the part of each token.
-        states: one row for each layer and token: the most likely next token, ranks and
-            probabilities.
-        measures: the numeric columns of `states`.
-        title: title of the grid.
-    """
-
-    tokens: tuple[dict[str, str], ...]
-    states: pd.DataFrame
-    measures: tuple[Measure, ...]
-    title: str
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, model: LanguageModel, single: QuerySet) -> LensGrid:
-        """Apply the logit lens to the residual stream of the only query in a set."""
-        query, prompt = single[0], single.prompts()[0]
-        tokens = TokenizedPrompt.of(model, prompt)
-        shown = range(tokens.n_shared, len(tokens.ids))
-        states = capture(model, [prompt], positions=list(shown))["resid_post"][0]
-        lens = logit_lens(model)
-        first: dict[str, Sequence[int]] = {
-            entity: model.first_tokens(query.names(entity), required=False, after=prompt.end)
-            for entity in ENTITIES
-        }
-        # One token at a time: with a large vocabulary, all logits would take gigabytes.
-        by_token = [_predictions(lens(state).float(), first) for state in states]
-        read = {name: torch.stack([each[name] for each in by_token], dim=1) for name in by_token[0]}
-        columns = {name: table.flatten().cpu().numpy() for name, table in read.items()}
-        words = [_printable(model.decode([token])) for token in columns.pop("token").tolist()]
-        places = pd.MultiIndex.from_product([range(model.n_layers), range(len(shown))])
-        return cls(
-            tuple(_described(tokens, each) for each in shown),
-            pd.DataFrame({**columns, "word": words}, index=places),
-            _lens_measures(),
-            f"Logit lens: {model.name}",
-        )
-
-    @property
-    def x(self) -> Axis:
-        names = tuple(each["text"] for each in self.tokens)
-        return Axis("token", tuple(range(len(names))), names)
-
-    @property
-    def y(self) -> Axis:
-        return Axis("layer", tuple(self.states.index.unique(0)))
-
-    @property
-    def choices(self) -> tuple[Choice, ...]:
-        return ()
-
-    def slice(self, _: Mapping[str, str]) -> Slice:
-        """Return the only slice."""
-        return Slice(self.states, self.measures, {"likeliest": "word"}, inside="likeliest")
-
-
-def _lens_measures() -> tuple[Measure, ...]:
-    """Return the measures of the lens, in the order in which the view offers them."""
-    measures = [Measure("top", "P(likeliest)", "probability")]
-    for entity, name in zip(ENTITIES, ("bridge", "answer"), strict=True):
-        measures.append(Measure(f"{entity}_rank", f"rank of the {name}, from 0", "rank"))
-        measures.append(Measure(f"{entity}_p", f"P({name})", "probability"))
-    return tuple(measures)
-
-
-def _predictions(
-    logits: Float[Tensor, "layer vocab"], first: Mapping[str, Sequence[int]]
-) -> dict[str, Tensor]:
-    """Return the most likely token and the measures of `_lens_measures`, each of shape (layer,).
-
-    Args:
-        logits: logits of the states of one token.
-        first: first tokens of the names of each entity; one without any is not ranked (NaN).
-    """
-    logprobs = torch.log_softmax(logits, dim=-1)
-    likeliest = logprobs.max(dim=-1)
-    read = {"token": likeliest.indices, "top": likeliest.values.exp()}
-    for entity, tokens in first.items():
-        if not tokens:
-            nowhere = torch.full_like(likeliest.values, torch.nan)
-            read |= {f"{entity}_rank": nowhere, f"{entity}_p": nowhere}
-            continue
-        best = logprobs[:, list(tokens)].amax(dim=-1)
-        read[f"{entity}_rank"] = rank_among(logprobs, best)
-        read[f"{entity}_p"] = best.exp()
-    return read
-
-
-def _printable(word: str) -> str:
-    """Return the text of a token, with visible symbols if it is only white space."""
-    return word if word.strip() else word.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
-
-
-def _described(tokens: TokenizedPrompt, index: int) -> dict[str, str]:
-    """Return the text of a token, its part of the prompt, and the name of its position if any."""
-    start, end = tokens.offsets[index]
-    parts = [part for part in ("e1", "r1", "r2") if index in tokens.tokens(part)]
-    names = [name for name in ("t1", "t2") if index == tokens.position(name)]
-    text = tokens.prompt.text[start:end]
-    return {"text": text, "part": parts[0] if parts else "r2", "name": ", ".join(names)}

@@ -90,6 +90,8 @@ painter
     n = changed.inner_text()
     shown.get_by_role("button", name="Ask under this mask").click()
     expect(shown.locator(".hopscope-answers")).to_contain_text(f"painted on causal ({n} changed)")
+    expect(shown.locator(".hopscope-answers")).to_contain_text("expected answer: ")
+    expect(shown.locator(".hopscope-prompt .hopscope-looks")).to_have_count(1)
     run_cell_until(page, 1, f"{n} painted on causal 1")
     first, last = (shown.get_by_label(label) for label in ("from layer", "to layer"))
     first.select_option("1")
@@ -154,6 +156,17 @@ explorer
     expect(patches.locator(".hopscope-readout")).to_contain_text("says")
     run_cell(page, 1)
     expect(output_of(page, 1)).to_contain_text("BackPatching")
+
+    found = shown.locator(".hopscope-stale")
+    expect(found).to_have_count(0)
+    text.fill("The spouse of the performer of Imagine is")
+    expect(found).to_have_attribute(
+        "title", "of the query “The spouse of [the performer of [Imagine]] is”"
+    )
+    text.press("Enter")
+    expect(shown.locator(".hopscope-error")).to_contain_text("in brackets")
+    expect(shown.locator(".hopscope-hops tr, .hopscope-cell, .hopscope-token")).to_have_count(0)
+    expect(found).to_have_count(0)
 
 
 @pytest.mark.parametrize("place", [LAB, NOTEBOOK])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from known import made_back_patching
 from hopscope.display.grid import EVERYTHING, all_chosen, first_choice, key_of, slice_json, spec_of
 from hopscope.display.page import grid_html, page_script
 from hopscope.display.widgets import GridWidget
-from hopscope.errors import UsageError
+from hopscope.errors import PlaceError, UsageError
 from hopscope.experiments.two_hop.back_patching import BackPatching
 from hopscope.experiments.two_hop.description import Description
 
@@ -202,15 +203,47 @@ def test_a_result_without_a_grid_says_what_to_do() -> None:
     from known import made_grading
 
     graded = made_grading({"a": {"first_hop"}})
-    with pytest.raises(UsageError, match="'grading' has no interactive view; plot"):
+    told = "'grading' has no interactive view; plot.* back_patching, description, patching have one"
+    with pytest.raises(UsageError, match=told):
         graded.view()
+    with pytest.raises(UsageError, match=told):
+        graded.to_html("grading.html")
+
+
+def test_a_result_is_written_as_one_file_that_asks_nothing_outside(
+    result: BackPatching, tmp_path: Path
+) -> None:
+    path = result.to_html(tmp_path / "found.html")
+    assert path == tmp_path / "found.html"
+    text = path.read_text("utf-8")
+    assert "://" not in text
+    grid = result.grid()
+    assert grid is not None
+    for chosen in all_chosen(grid.choices):
+        assert json.dumps(key_of(grid, chosen)) in text
+    assert "data:image/png;base64," in text, "without scripts there is a picture"
+    assert f"<dd>{result.run['model']['name']}</dd>" in text
+    view = result.view()
+    view.chosen = {**view.chosen, "query": "b"}
+    other = view.to_html(path).read_text("utf-8")
+    assert '"chosen": {"query": "b"' in other
+    with pytest.raises(PlaceError, match=r"cannot write .*missing.*Choose another place"):
+        result.to_html(tmp_path / "missing" / "found.html")
+
+
+def test_names_from_data_cannot_become_html(tmp_path: Path) -> None:
+    odd = "<img src=x onerror=alert(1)>"
+    made = made_back_patching({(odd, "t1", "none"): {(1, 0)}}, [(1, 0)])
+    run = {**made.run, "model": {"name": odd}}
+    path = BackPatching(made.frame, made.details, run).to_html(tmp_path / "odd.html")
+    assert "<img src=x" not in path.read_text("utf-8")
 
 
 def test_what_a_model_says_cannot_end_the_script(result: BackPatching) -> None:
     frame = result.frame.assign(generation="<!--<script></script>")
     grid = BackPatching(frame, result.details, result.run).grid()
     assert grid is not None
-    data = grid_html(grid, "").partition("data-hopscope>")[2].partition("</script>")[0]
+    data = grid_html(grid, "").partition('data-hopscope="grid">')[2].partition("</script>")[0]
     assert "<" not in data
     said = json.loads(data)["slices"]['["a","t1","none"]']["texts"][0]["words"]
     assert said == ["<!--<script></script>"]
@@ -220,24 +253,28 @@ def test_a_page_holds_every_slice_and_no_address(result: BackPatching) -> None:
     grid = result.grid()
     assert grid is not None
     text = grid_html(grid, "<p>no scripts</p>", heading="correct")
-    state = json.loads(text.partition("data-hopscope>")[2].partition("</script>")[0])
+    state = json.loads(text.partition('data-hopscope="grid">')[2].partition("</script>")[0])
     assert state["spec"]["title"] == "correct"
     assert set(state["slices"]) == {key_of(grid, each) for each in all_chosen(grid.choices)}
     assert "more of" not in text
     whole = text + page_script()
     assert "://" not in whole
-    assert "import" not in page_script()
+    assert "import " not in page_script()
 
 
 def test_queries_that_a_page_has_no_room_for_are_left_out_and_counted(result: BackPatching) -> None:
     grid = result.grid()
     assert grid is not None
     text = grid_html(grid, "", most_bytes=3000)
-    state = json.loads(text.partition("data-hopscope>")[2].partition("</script>")[0])
+    b = {**first_choice(grid), "query": "b"}
+    assert key_of(grid, b) not in text
+    chosen = grid_html(grid, "", most_bytes=3000, chosen=b)
+    assert json.dumps(key_of(grid, b)) in chosen, "what is shown first is there"
+    state = json.loads(text.partition('data-hopscope="grid">')[2].partition("</script>")[0])
     options = [each["value"] for each in state["spec"]["choices"][0]["options"]]
     assert options == [EVERYTHING]
     assert len(state["slices"]) == 4
-    assert "2 more of query are in the run folder" in text
+    assert "2 more of query are left out" in text
 
 
 def test_the_specification_is_plain_json(result: BackPatching) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from traitlets import TraitError
@@ -152,6 +155,7 @@ def test_an_error_is_told_in_place_of_an_answer(
     monkeypatch.setattr("hopscope.engine.masked.reader.read", broken)
     send(painter, type="ask")
     assert painter.answers[0]["says"] == "the mask is not good"
+    assert painter.answers[0]["correct"] is None, "it is no wrong answer"
     assert painter.asked == 1
 
 
@@ -186,6 +190,23 @@ def test_a_painted_mask_is_for_its_prompt_alone(painter: MaskPainter) -> None:
     mask = painted(torch.ones(3, 3, dtype=torch.bool), "mine")
     with pytest.raises(UsageError, match="'mine' was painted on 3 tokens, but the prompt has"):
         mask.keep(painter.prompt)
+
+
+def test_prompt_and_expected_answer_are_shown(painter: MaskPainter) -> None:
+    assert painter.expected == painter.prompt.question.answer != ""
+    assert painter.before + "".join(painter.tokens) == painter.prompt.text
+
+
+def test_a_painted_mask_is_written_as_a_file(painter: MaskPainter, tmp_path: Path) -> None:
+    painter.ask()
+    painter.heads = [1]
+    text = painter.to_html(tmp_path / "mask.html").read_text("utf-8")
+    assert "://" not in text
+    state = json.loads(text.partition('data-hopscope="mask">')[2].partition("</script>")[0])
+    assert state["seen"] == painter.seen
+    assert state["answers"] == painter.answers
+    assert state["name"] == painter.mask.name
+    assert "_esm" not in state
 
 
 def test_a_place_without_widgets_shows_the_mask(painter: MaskPainter) -> None:

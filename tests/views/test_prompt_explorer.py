@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 
-from hopscope.errors import ModelError, QueryError
+from hopscope.errors import ModelError, QueryError, UsageError
 from hopscope.experiments.two_hop.back_patching import back_patch
 from hopscope.experiments.two_hop.grading import grade
 from hopscope.models.language_model import LanguageModel
@@ -77,10 +80,91 @@ def test_names_that_are_not_given_are_the_models_own(llama: LanguageModel) -> No
     made = explore(llama, load_queries("world", few_shot=0), layer_step=2)
     made.ask(TEXT)
     first, second, two = made.answers
-    assert first["correct"] is None
-    assert second["correct"] is None
-    assert two["correct"] is not None
+    assert [each["correct"] for each in made.answers] == [None] * 3, "nothing is checked"
+    assert {each["note"] for each in made.answers} == {"the model's own answer, unchecked"}
+    (warning,) = made.warnings
+    assert f"The bridge “{first['says'].rstrip('.')}” and the answer" in warning
+    (cells, *_) = made.patches["slices"].values()
+    assert cells["measures"][0]["label"] == "says the model's own answer, unchecked"
+    facts = dict(cells["facts"])
+    for entity, said in (("bridge", first), ("answer", second)):
+        label = said["says"].rstrip(".")
+        assert facts[entity] == f"{label} (the model's own answer, unchecked)"
+    assert made.result is not None
+    assert made.result.details["bridge"][0] == first["says"].rstrip("."), "the table has the name"
     assert second["prompt"] == f"The spouse of {first['says'].rstrip('.')} is"
+    assert two["prompt"] == "The spouse of the performer of Imagine is"
+
+
+def test_names_that_are_given_are_checked_without_a_warning(explorer: PromptExplorer) -> None:
+    assert explorer.warnings == []
+    assert {each["note"] for each in explorer.answers} == {""}
+    assert None not in [each["correct"] for each in explorer.answers]
+
+
+def test_an_answer_that_is_given_is_checked_beside_a_bridge_that_is_not(
+    llama: LanguageModel,
+) -> None:
+    made = explore(llama, load_queries("world", few_shot=0), layer_step=2)
+    made.ask(TEXT, "", "Tokyo")
+    assert [each["correct"] is None for each in made.answers] == [True, False, False]
+    (warning,) = made.warnings
+    assert warning.startswith("The bridge “")
+    assert "answer “" not in warning
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_a_bridge_that_is_the_entity_is_warned_of(
+    llama: LanguageModel, monkeypatch: pytest.MonkeyPatch, is_given: bool
+) -> None:
+    made = explore(llama, load_queries("world", few_shot=0), layer_step=2)
+    monkeypatch.setattr(made, "_answer", lambda single, form: ("prompt", "the Imagine."))
+    made.ask(TEXT, "Imagine" if is_given else "", "Tokyo")
+    name = "Imagine" if is_given else "the Imagine"
+    assert made.warnings[-1] == (
+        f"The bridge equals the entity, “{name}”: a hop that leads nowhere."
+    )
+    assert len(made.warnings) == (1 if is_given else 2)
+
+
+def test_an_invalid_query_leaves_nothing_of_the_last_one(llama: LanguageModel) -> None:
+    made = explore(llama, load_queries("world", few_shot=0), layer_step=2)
+    made.ask(TEXT)
+    assert made.picture() is not None
+    with pytest.raises(QueryError):
+        made.ask("no brackets")
+    shown = (made.answers, made.tokens, made.lens, made.patches, made.warnings)
+    assert shown == ([], [], {}, {}, [])
+    assert made.result is None
+    assert made.picture() is None
+    assert made.failed
+    assert "in brackets" in made.status
+    with pytest.raises(UsageError, match="nothing has been explored yet"):
+        made.to_html("never.html")
+
+
+def test_the_picture_has_the_lens_and_each_position(
+    explorer: PromptExplorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[str, str]] = []
+
+    def keep(figure: Figure) -> str:
+        drawn.extend((ax.get_title(), ax.get_xlabel()) for ax in figure.axes if ax.get_title())
+        return "a picture"
+
+    monkeypatch.setattr(prompt_explorer, "png", keep)
+    assert explorer.picture() == "a picture"
+    source = "source layer (read)"
+    assert drawn == [("logit lens", "token"), ("t1, none", source), ("t2, none", source)]
+
+
+def test_what_was_explored_is_written_as_a_file(explorer: PromptExplorer, tmp_path: Path) -> None:
+    text = explorer.to_html(tmp_path / "explored.html").read_text("utf-8")
+    assert "://" not in text
+    state = json.loads(text.partition('data-hopscope="explorer">')[2].partition("</script>")[0])
+    assert state["answers"] == explorer.answers
+    assert state["patches"] == explorer.patches
+    assert "weights sha256" in text
 
 
 def test_tokens_have_their_parts(explorer: PromptExplorer) -> None:
@@ -108,7 +192,8 @@ def test_the_lens_is_the_models_own_unembedding(
     shown = next(each["values"] for each in state["measures"] if each["name"] == "top")
     # The last block's state is what the model itself unembeds.
     np.testing.assert_allclose(shown[-n:], top, rtol=2e-3)
-    assert explorer.lens["spec"]["x"]["values"] == [each["text"] for each in explorer.tokens]
+    assert explorer.lens["spec"]["x"]["names"] == [each["text"].strip() for each in explorer.tokens]
+    assert all(word == word.strip() for word in state["texts"][0]["words"])
     assert len(shown) == n * llama.n_layers
     layer, token = 1, n - 2
     with torch.no_grad():
@@ -213,7 +298,10 @@ def test_an_interrupt_leaves_what_was_finished_and_no_hooks(
     made._handle_custom_msg({"type": "ask", "query": query}, [])
     stop_at, passes[:] = len(passes) - 3, []
     made._handle_custom_msg({"type": "ask", "query": query}, [])
-    assert made.status == "stopped; .result has what was"
+    assert made.status == (
+        "stopped; finished: the logit lens, 3 of 3 prompts, the next token of every cell, "
+        "what 4 of 6 cells a position say, in .result"
+    )
     assert made.result is not None
     n = len(made.result.frame)
     assert 0 < n < len(whole.frame)
@@ -228,6 +316,10 @@ def test_an_interrupt_leaves_what_was_finished_and_no_hooks(
     made._handle_custom_msg({"type": "ask", "query": query}, [])
     assert made.status == "stopped; nothing was finished"
     assert made.result is None
+    stop_at, passes[:] = 1, []
+    with pytest.raises(KeyboardInterrupt):
+        made.ask(TEXT, "John Lennon", "Tokyo")
+    assert made.status == "stopped; nothing was finished", "from code, too"
     assert sum(len(each._forward_hooks) for each in llama.hf.modules()) == hooks
 
 

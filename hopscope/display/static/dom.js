@@ -31,9 +31,15 @@ function draw(tag, attributes = {}, text = "") {
 // The root of a view.
 const VIEW = { class: "hopscope-view", ...OWN_KEYS };
 
+// A text without the white space around it; with visible signs if it is only that.
+const printable = (text) => text.trim()
+  || text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll(" ", "␣");
+
 function facts(pairs) {
   const list = make("dl");
-  for (const [name, value] of pairs) list.append(make("dt", {}, name), make("dd", {}, value));
+  for (const [name, value] of pairs) {
+    list.append(make("dt", {}, name), make("dd", {}, printable(value)));
+  }
   return list;
 }
 
@@ -55,7 +61,7 @@ function button(label, onclick) {
   return element;
 }
 
-// A stand-in with the methods of anywidget's model that views use.
+// A stand-in with the methods of anywidget's model that views use, but `send`: no kernel answers.
 function standIn(state) {
   const listeners = {};
   return {

@@ -1,5 +1,6 @@
 // A heatmap whose cells can be selected with the mouse or the arrow keys.
-// `model` is the model of anywidget, or the stand-in of dom.js.
+// `model` is the model of anywidget, or the stand-in of dom.js, and `link` (page.js) what the page's
+// address says of the view.
 
 const SHADES = ["#def5e5", "#a9e1bd", "#60ceac", "#3eb4ad", "#3497a9", "#357aa2", "#395d9c",
   "#413f80", "#382a54", "#251729", "#0b0405"];  // seaborn's mako_r, as in the figures
@@ -39,12 +40,14 @@ function inkOn(part, kind) {
 const largestOf = (values) => values.reduce((most, each) => Math.max(most, Math.abs(each ?? 0)), 0);
 const shadesOf = (kind) => (kind === "number" ? SIDES : SHADES);
 
-function renderGrid({ model, el }) {
+function renderGrid({ model, el, link }) {
   const spec = model.get("spec");
   const known = new Map(Object.entries(model.get("slices")));
-  const [xs, ys] = [spec.x.values, spec.y.values];
+  const [xs, ys] = [spec.x, spec.y].map((axis) => axis.names ?? axis.values);
   let at = null;  // the selected cell: [column, row], with rows counted from the bottom
   let measure = null;
+  let linked = null;  // the cell to which the page's address leads
+  let lost = "";  // what the address names that is not here
 
   const title = make("p", { class: "hopscope-title" }, spec.title);
   const controls = make("div", { class: "hopscope-controls" });
@@ -68,6 +71,33 @@ function renderGrid({ model, el }) {
     model.set("chosen", { ...chosen(), [name]: value });
     model.save_changes();
     update();
+    if (linked) tellLink();
+  }
+
+  // The address leads to the cell that was clicked, under the current choices.
+  function tellLink() {
+    const cell = [spec.x.values[linked[0]], spec.y.values[linked[1]]].join(",");
+    link?.write({ ...chosen(), cell });
+  }
+
+  function followLink(said) {
+    const [next, missing] = [{ ...chosen() }, []];
+    for (const { name, label, options } of spec.choices) {
+      const value = said.get(name);
+      if (value === null) continue;
+      if (options.some((each) => each.value === value)) next[name] = value;
+      else missing.push(`${label} “${value}”`);
+    }
+    const [x, y] = (said.get("cell") ?? "").split(",").map(Number);
+    const cell = [spec.x.values.indexOf(x), spec.y.values.indexOf(y)];
+    const named = said.has("cell"), isHere = named && !cell.includes(-1);
+    if (named && !isHere) missing.push(`cell ${said.get("cell")}`);
+    lost = missing.length ? `The address leads to what is not here: ${missing.join(", ")}.` : "";
+    linked = isHere && !lost ? cell : null;  // never a cell of something else
+    if (named || lost) at = linked;
+    model.set("chosen", next);
+    update();
+    if (named) root.scrollIntoView({ block: "nearest" });
   }
 
   const shadedBy = make("span");
@@ -186,7 +216,9 @@ function renderGrid({ model, el }) {
     beside.replaceChildren(...(now?.facts.length ? [facts(now.facts)] : []));
     if (!now || !at) {
       const hint = now ? "Point at a cell, or click the picture and use the arrow keys." : "…";
-      cell.replaceChildren(make("p", { class: "hopscope-hint" }, hint));
+      const clicked = link ? " The address of this page leads to the cell that you click." : "";
+      cell.replaceChildren(...(lost ? [make("p", { class: "hopscope-error" }, lost)] : []),
+        make("p", { class: "hopscope-hint" }, hint + clicked));
       return;
     }
     const index = at[1] * xs.length + at[0];
@@ -217,6 +249,13 @@ function renderGrid({ model, el }) {
     const { column, row } = event.target.dataset ?? {};
     if (column !== undefined) move(Number(column), Number(row));
   });
+  plot.addEventListener("click", (event) => {
+    const { column, row } = event.target.dataset ?? {};
+    if (column === undefined) return;
+    move(Number(column), Number(row));
+    linked = at;
+    tellLink();
+  });
   plot.addEventListener("keydown", (event) => {
     const step = STEPS[event.key];
     if (!step) return;
@@ -224,6 +263,11 @@ function renderGrid({ model, el }) {
     event.stopPropagation();
     if (at) move(at[0] + step[0], at[1] + step[1]);
     else move(...firstCell());
+    linked = at;
+    tellLink();
+    const [here, box] = [plot.querySelector(".hopscope-cursor"), plot].map((each) =>
+      each.getBoundingClientRect());
+    plot.scrollLeft += Math.max(0, here.right - box.right) - Math.max(0, box.left - here.left);
   });
 
   // The first cell with a value, starting at the lower left.
@@ -239,7 +283,8 @@ function renderGrid({ model, el }) {
   };
   model.on("change:slices", onSlices);
   model.on("change:chosen", update);
-  update();
+  if (link) link.follow(followLink);
+  else update();
   return () => {
     model.off("change:slices", onSlices);
     model.off("change:chosen", update);

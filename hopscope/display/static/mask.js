@@ -5,7 +5,8 @@ const STEP_OF = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], Arro
 
 const numbered = (n) => Array.from({ length: n }, (_, i) => ({ value: String(i), label: String(i) }));
 
-function renderMask({ model, el }) {
+function renderMask({ model, el, link }) {
+  const isLive = Boolean(model.send);  // a kernel answers, and the mask can be painted
   const tokens = model.get("tokens"), parts = model.get("parts"), n = tokens.length;
   let seen = model.get("seen").map((row) => [...row].map(Number));
   let at = [0, 0];  // query, key
@@ -22,8 +23,16 @@ function renderMask({ model, el }) {
   canvas.width = canvas.height = n * size * ratio;
   canvas.style.width = canvas.style.height = `${n * size}px`;
   // The description of a cell names the parts of its tokens.
-  const names = make("div", { class: "hopscope-parts", "aria-hidden": "true" }, ...parts.map(
-    ({ name, start, stop }) => make("div", { style: `height: ${(stop - start) * size}px` }, name)));
+  const along = (side, kind) => make("div", { class: kind, "aria-hidden": "true" }, ...parts.map(
+    ({ name, start, stop }) => make("div", { style: `${side}: ${(stop - start) * size}px` }, name)));
+  const names = along("height", "hopscope-parts"), keyNames = along("width", "hopscope-key-parts");
+  const axis = (kind, name) => make("div", { class: kind, "aria-hidden": "true" }, name);
+  const words = tokens.map((each) => make("span", {}, each));
+  const before = model.get("before");
+  const prompt = make("div", { class: "hopscope-prompt" },
+    ...(before.trim() ? [make("details", {},
+      make("summary", {}, "what stands before, whose part of the mask cannot change"), before)] : []),
+    ...words);
   const heads = selector("heads", [{ value: "", label: "all" }, ...numbered(model.get("n_heads"))],
     "", (value) => {
       model.set("heads", value ? value.split(",").map(Number) : []);
@@ -52,9 +61,12 @@ function renderMask({ model, el }) {
   let blocks = false;
   const side = make("div", { class: "hopscope-side" }, told, answers);
   el.append(make("div", VIEW,
-    make("p", { class: "hopscope-title" }, model.get("title")), controls,
+    make("p", { class: "hopscope-title" }, model.get("title")), prompt,
+    isLive ? controls : facts([["mask", model.get("name")]]),
     make("div", { class: "hopscope-body" },
-      make("div", { class: "hopscope-plot hopscope-named" }, names, canvas), side)));
+      make("div", { class: "hopscope-plot hopscope-named" },
+        axis("hopscope-key-axis", "token that is seen (key)"), keyNames,
+        axis("hopscope-query-axis", "token that looks (query)"), names, canvas), side)));
 
   // The other end moves if the range would be empty.
   function setLayer(end, value) {
@@ -97,20 +109,31 @@ function renderMask({ model, el }) {
 
   function tell() {
     const [query, key] = at, sees = seen[query][key] ? "sees" : "does not see";
-    const named = (token) => `“${tokens[token]}” (${partOf(token)?.name ?? "?"}, ${token})`;
+    const named = (token) => `“${printable(tokens[token])}” (${partOf(token)?.name ?? "?"}, ${token})`;
+    words.forEach((each, i) => {
+      each.classList.toggle("hopscope-looks", i === query);
+      each.classList.toggle("hopscope-seen", i === key);
+    });
     told.replaceChildren(make("p", { class: "hopscope-where" },
       `${named(query)} ${sees} ${named(key)}`),
     facts([["edges", String(seen.flat().filter(Boolean).length)],
-      ["changed", String(model.get("changed"))]]));
+      ["changed", String(model.get("changed"))]]),
+    make("p", { class: "hopscope-hint" }, "Edges are pairs of a token and one that it sees, itself "
+      + "included, among the tokens shown: blue cells."));
   }
 
   function tellAnswers() {
-    answers.replaceChildren(...model.get("answers").map((each) => make("p", {},
-      make("span", { class: "hopscope-hint" }, `${each.mask}: `),
-      `${each.says} ${each.correct ? "✓" : "✗"} `,
-      make("span", { class: "hopscope-hint" },
-        `P(answer) ${written(each.probability, "probability")}, rank ${each.rank}`))));
+    const mark = (correct) => (correct === null ? "" : correct ? "✓" : "✗");
+    const expected = model.get("expected");
+    const row = (tag, each) => make("tr", {}, ...each.map((text) => make(tag, {}, text)));
+    answers.replaceChildren(make("p", {}, make("span", { class: "hopscope-hint" }, "expected answer: "),
+      expected || "none is given"));
     run.disabled = false;
+    if (!model.get("answers").length) return;
+    answers.append(make("table", { class: "hopscope-hops" },
+      row("th", ["mask", "the model says", "", "expected", "P(answer)", "rank"]),
+      ...model.get("answers").map((each) => row("td", [each.mask, each.says, mark(each.correct),
+        expected, written(each.probability, "probability"), String(each.rank)]))));
   }
 
   function paint(query, key, value) {
@@ -143,10 +166,18 @@ function renderMask({ model, el }) {
     }
   }
 
+  const tellLink = () => link?.write({ cell: `${at[1]},${at[0]}` });
+
   canvas.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
-    canvas.setPointerCapture(event.pointerId);
     at = cellOf(event);
+    if (!isLive) {
+      drawMask();
+      tell();
+      tellLink();
+      return;
+    }
+    canvas.setPointerCapture(event.pointerId);
     start = at;
     brush = seen[at[0]][at[1]] ? 0 : 1;
     (blocks ? paintBlock : paint)(...at, brush);
@@ -163,6 +194,7 @@ function renderMask({ model, el }) {
   });
   for (const end of ["pointerup", "pointercancel"]) {
     canvas.addEventListener(end, () => {
+      if (brush === null) return;
       brush = null;
       send();
     });
@@ -170,7 +202,7 @@ function renderMask({ model, el }) {
   canvas.addEventListener("keydown", (event) => {
     const step = STEP_OF[event.key];
     if (step) at = at.map((each, i) => Math.min(n - 1, Math.max(0, each + step[i])));
-    else if (event.key === " ") {
+    else if (event.key === " " && isLive) {
       (blocks ? paintBlock : paint)(...at, seen[at[0]][at[1]] ? 0 : 1);
       send();
     } else return;
@@ -178,6 +210,7 @@ function renderMask({ model, el }) {
     event.stopPropagation();
     drawMask();
     tell();
+    tellLink();
   });
   const onSeen = () => {
     seen = model.get("seen").map((row) => [...row].map(Number));
@@ -200,6 +233,13 @@ function renderMask({ model, el }) {
   tellHeads();
   tell();
   tellAnswers();
+  link?.follow((said) => {
+    const [key, query] = (said.get("cell") ?? "").split(",").map(Number);
+    if (!(seen[query]?.[key] >= 0)) return;
+    at = [query, key];
+    drawMask();
+    tell();
+  });
   return () => {
     model.off("change:seen", onSeen);
     model.off("change:layers", onLayers);

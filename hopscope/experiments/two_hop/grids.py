@@ -46,9 +46,15 @@ class _LayerGrid:
 
 @dataclass(frozen=True)
 class BackPatchingGrid(_LayerGrid):
-    """Source × target layers of a back-patching result, for all queries or one."""
+    """Source × target layers of a back-patching result, for all queries or one.
+
+    Attributes:
+        result: the result.
+        hit: what a cell that answers one query is called.
+    """
 
     result: Result
+    hit: Measure = HIT
 
     @property
     def title(self) -> str:
@@ -91,10 +97,10 @@ class BackPatchingGrid(_LayerGrid):
         row = details[(details["query"] == query) & (details["position"] == position)].iloc[0]
         return Slice(
             cells,
-            (HIT, *_read(cells)),
+            (self.hit, *_read(cells)),
             {"says": "generation"},
             tuple(_facts(row)),
-            marked=HIT.name,
+            marked=self.hit.name,
         )
 
     def _mean(self, position: str, control: str) -> Slice:
