@@ -218,8 +218,8 @@ def paint_mask(
 
     Returns:
         A widget. Its `mask` can be used like any other mask, for this prompt, and `ask()` lets the
-        model answer. `painter.layers = [7, 8]` restricts the painted mask to a range of layers,
-        `painter.heads = [0, 3]` to some heads.
+        model answer; `to_html(path)` writes both as a file. `painter.layers = [7, 8]` restricts the
+        painted mask to a range of layers, `painter.heads = [0, 3]` to some heads.
 
     Raises:
         QueryError: for an empty set, or a question that does not fit into the model's context.

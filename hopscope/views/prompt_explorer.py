@@ -158,6 +158,20 @@ class PromptExplorer(View):
         return {} if self.result is None else summary_of(self.result.run)
 
     def to_html(self, path: str | Path) -> Path:
+        """Write what was found of the last query as one HTML file that opens without a kernel.
+
+        The file asks nothing outside; a cell can be linked to, as in that of `View.to_html`.
+
+        Args:
+            path: the file, which is replaced if it is there; its folder must be there.
+
+        Returns:
+            The path.
+
+        Raises:
+            UsageError: if no query has been asked.
+            PlaceError, WriteError: if the file cannot be written.
+        """
         if not self.answers and not self.lens:
             raise UsageError("nothing has been explored yet: ask() a query before to_html()")
         return super().to_html(path)
@@ -295,7 +309,8 @@ def explore(
         layer_step: step between the layers that are back-patched; None for about twelve layers.
 
     Returns:
-        A widget. Its `result` is the back-patching of the last query; `ask(text)` analyses another.
+        A widget. Its `result` is the back-patching of the last query; `ask(text)` analyses another,
+        and `to_html(path)` writes what was found as a file that opens without a kernel.
 
     Example:
         >>> explorer = hs.explore(model)                                            # doctest: +SKIP
