@@ -131,9 +131,9 @@ function renderMask({ model, el, link }) {
     run.disabled = false;
     if (!model.get("answers").length) return;
     answers.append(make("table", { class: "hopscope-hops" },
-      row("th", ["mask", "the model says", "", "expected", "P(answer)", "rank"]),
+      row("th", ["mask", "the model says", "", "P(answer)", "rank"]),
       ...model.get("answers").map((each) => row("td", [each.mask, each.says, mark(each.correct),
-        expected, written(each.probability, "probability"), String(each.rank)]))));
+        written(each.probability, "probability"), String(each.rank)]))));
   }
 
   function paint(query, key, value) {
