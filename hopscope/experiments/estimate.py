@@ -18,8 +18,8 @@ from hopscope.engine.work import counting
 from hopscope.errors import UsageError
 from hopscope.experiments.registry import REGISTERED
 from hopscope.models.token_model import TokenModel
-from hopscope.results.run_folder import Tables
-from hopscope.results.runs import Inputs, Pending, joined, rehearsing
+from hopscope.results.run_folder import Tables, joined
+from hopscope.results.runs import Inputs, Pending, rehearsing
 
 SECONDS = 10.0
 COSTS = ("cells", "forwards", "layer_tokens", "logit_rows", "seconds")

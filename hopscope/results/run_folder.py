@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from pyarrow import parquet
 
 from hopscope.errors import DamagedResultError, ResultError
-from hopscope.files import is_temporary, replacing
+from hopscope.files import is_temporary, replacing, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,9 @@ TABLES = ("frame", "details")
 RECORD = "run.json"
 PARTS = "parts"
 """What the record of a packed run says of the parts that were put together; see `packing`."""
-_PART = re.compile(rf"({'|'.join(TABLES)})-([0-9]{{6,}})\.parquet")
+PACKED = "packed"
+"""What stands for a part's number in the names of the files that hold all parts together."""
+_PART = re.compile(rf"({'|'.join(TABLES)})-([0-9]{{6,}}|{PACKED})\.parquet")
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -65,17 +67,17 @@ def is_of_run(name: str) -> bool:
     return name == RECORD or is_temporary(name) or _PART.fullmatch(name) is not None
 
 
-def part_path(path: Path, table: str, part: int) -> Path:
-    """Where a part of a table lies in a run folder."""
-    return path / f"{table}-{part:06d}.parquet"
+def part_path(path: Path, table: str, part: int | str) -> Path:
+    """Where a part of a table lies in a run folder, or all parts together, as `PACKED`."""
+    return path / f"{table}-{part:0>6}.parquet"
 
 
-def write_part(path: Path, part: int, tables: Tables, **compression: Any) -> None:
+def write_part(path: Path, part: int | str, tables: Tables, **compression: Any) -> None:
     """Write one part of each table; `frame` comes last, so that it stands for the whole part.
 
     Args:
         path: the run folder.
-        part: its number.
+        part: its number, or `PACKED`.
         tables: the tables.
         **compression: as pyarrow's `write_table` takes it.
     """
@@ -108,7 +110,7 @@ def read_parts(path: Path, known: Collection[int] | None = None) -> Tables:
     """All parts of each table, in the order of the queries.
 
     Args:
-        path: the run folder.
+        path: the run folder, packed or not.
         known: the numbers of the parts that there can be; any if None. Others are told, and left
             out.
 
@@ -116,10 +118,74 @@ def read_parts(path: Path, known: Collection[int] | None = None) -> Tables:
         ResultError: if there is none, or one cannot be read.
         DamagedResultError: if a file is damaged or missing.
     """
-    tables = [read_part(path, part) for part in finished_parts(path, known)]
+    tables = list(parts_of(path, known).values())
     if not tables:
         raise ResultError(f"{path} has no finished part yet; run the experiment again to go on")
-    return {name: pd.concat([each[name] for each in tables], ignore_index=True) for name in TABLES}
+    return joined(tables)
+
+
+def joined(parts: Sequence[Tables]) -> Tables:
+    """The tables of several parts as one."""
+    return {name: pd.concat([part[name] for part in parts], ignore_index=True) for name in parts[0]}
+
+
+def parts_of(path: Path, known: Collection[int] | None = None) -> dict[int, Tables]:
+    """The parts of a run folder by their numbers, ascending.
+
+    Args:
+        path, known: as for `read_parts`.
+
+    Raises:
+        ResultError: if one cannot be read.
+        DamagedResultError: if a file is damaged or missing.
+    """
+    if not packed_parts(path):
+        return {part: read_part(path, part) for part in finished_parts(path, known)}
+    try:
+        parts = _taken_apart(path)
+    except DamagedResultError:
+        if packed_parts(path):
+            raise
+        return parts_of(path, known)  # another process has just unpacked it
+    return {part: parts[part] for part in parts if known is None or part in known}
+
+
+def _taken_apart(path: Path) -> dict[int, Tables]:
+    """The parts of a packed run folder by their numbers.
+
+    Raises:
+        DamagedResultError: if its record does not fit its tables.
+    """
+    tables, ends = read_part(path, PACKED), dict.fromkeys(TABLES, 0)
+    parts: dict[int, Tables] = {}
+    for number, *lengths in read_run(path).get(PARTS, []):
+        starts, ends = ends, {t: ends[t] + n for t, n in zip(TABLES, lengths, strict=True)}
+        parts[number] = {table: tables[table].iloc[starts[table] : ends[table]] for table in TABLES}
+    if any(ends[table] != len(tables[table]) for table in TABLES):
+        raise DamagedResultError(f"{path / RECORD} is damaged: it does not fit its tables")
+    return parts
+
+
+def packed_parts(path: Path) -> set[int]:
+    """The numbers of the parts that a packed run folder holds; none if a folder is not packed."""
+    return {part for part, *_ in read_run(path).get(PARTS, [])} if is_run(path) else set()
+
+
+def unpack(path: Path) -> None:
+    """Take a packed run folder apart, in place; several processes may do so at once.
+
+    Until all parts are there its record says that it is packed, and they are read where they were.
+
+    Raises:
+        DamagedResultError: If its record does not fit its tables.
+    """
+    for part, tables in parts_of(path).items():
+        write_part(path, part, tables)
+    record = read_run(path)
+    record.pop(PARTS, None)
+    write_json(path / RECORD, record)
+    for table in TABLES:
+        part_path(path, table, PACKED).unlink(missing_ok=True)
 
 
 def finished_parts(path: Path, known: Collection[int] | None = None) -> list[int]:
@@ -132,6 +198,8 @@ def finished_parts(path: Path, known: Collection[int] | None = None) -> list[int
     parts, strange = [], []
     for file in sorted(path.glob("frame-*")):
         found = _PART.fullmatch(file.name)
+        if found is not None and found[2] == PACKED:
+            continue  # was unpacked, and is to be removed
         if found is not None and (known is None or int(found[2]) in known):
             parts.append(int(found[2]))
         else:
@@ -141,8 +209,8 @@ def finished_parts(path: Path, known: Collection[int] | None = None) -> list[int
     return sorted(parts)
 
 
-def read_part(path: Path, part: int) -> Tables:
-    """One part of each table.
+def read_part(path: Path, part: int | str) -> Tables:
+    """One part of each table, or all of them, as `PACKED`.
 
     Raises:
         ResultError: if it cannot be read.

@@ -11,13 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import pandas as pd
-
 from hopscope.display.front_end import ProgressBar
 from hopscope.errors import QueryError, ResultError, TakenError, UsageError
 from hopscope.files import check_place, clear_leftovers, make_folder, write_json_once
 from hopscope.models.interrupts import interrupt_safe, n_stops
-from hopscope.results.packing import packed_parts, unpack
 from hopscope.results.result import Result
 from hopscope.results.run_folder import (
     RECORD,
@@ -25,8 +22,11 @@ from hopscope.results.run_folder import (
     has_part,
     is_run,
     is_taken,
+    joined,
+    packed_parts,
     read_parts,
     read_run,
+    unpack,
     write_part,
 )
 from hopscope.results.run_record import SAME as SAME
@@ -343,11 +343,6 @@ def _of_shard(
             f"{len(parts)} shards"
         )
     return parts[index - 1 :: count]
-
-
-def joined(parts: Sequence[Tables]) -> Tables:
-    """The tables of several parts as one."""
-    return {name: pd.concat([part[name] for part in parts], ignore_index=True) for name in parts[0]}
 
 
 def check_run(path: Path, run: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from hopscope.engine.work import counting
 from hopscope.errors import TakenError, UsageError
 from hopscope.experiments.estimate import COSTS, Estimate, duration, measured_run
 from hopscope.queries.query_set import QuerySet
-from hopscope.results.packing import pack
+from hopscope.results.packing import pack_run
 from hopscope.results.run_folder import Tables
 from hopscope.results.runs import Pending
 
@@ -61,13 +61,16 @@ def test_an_estimate_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("shard", [(1, 2), (2, 2)], ids=str)
 @pytest.mark.parametrize("packed", [False, True], ids=["in parts", "packed"])
-def test_parts_that_are_there_are_not_counted(packed: bool, tmp_path: Path) -> None:
+def test_parts_that_are_there_are_not_counted(
+    packed: bool, shard: tuple[int, int], tmp_path: Path
+) -> None:
     asked = {**SETTINGS, "out": tmp_path / "run"}
     model, queries = known_model(), alike(8)
-    hs.back_patch(model, queries, shard=(1, 2), progress=False, **asked)
+    hs.back_patch(model, queries, shard=shard, progress=False, **asked)
     if packed:
-        asked["out"] = pack(tmp_path / "run", tmp_path / "packed")
+        asked["out"] = pack_run(tmp_path / "run", tmp_path / "packed")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     left = hs.estimate(hs.back_patch, model, queries, seconds=0, **asked)
     assert (left.n, left.n_done) == (4, 4)

@@ -26,6 +26,7 @@ from hopscope.errors import (
     PlaceError,
     QueryError,
     ResultError,
+    TakenError,
     UsageError,
     WriteError,
 )
@@ -33,7 +34,8 @@ from hopscope.experiments.two_hop.back_patching import back_patch
 from hopscope.loading import load_result
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
-from hopscope.results.packing import pack
+from hopscope.results import packing, run_folder
+from hopscope.results.packing import pack_run
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import provenance
 from hopscope.results.runs import run_over
@@ -174,9 +176,9 @@ def test_a_packed_run_is_one_part_and_goes_on(tmp_path: Path) -> None:
         run(tmp_path / "run", Compute(fail_at=known_queries()[5].id))
     loose, kept = parts(tmp_path / "run"), tmp_path / "kept"
     for source in ("run", "kept"):  # what is packed can be packed again
-        pack(tmp_path / source, kept)
+        pack_run(tmp_path / source, kept)
         assert "parts" not in load_result(kept).run  # so that it can be saved anywhere
-        assert sorted(parts(kept)) == ["details-000000.parquet", "frame-000000.parquet"]
+        assert sorted(parts(kept)) == ["details-packed.parquet", "frame-packed.parquet"]
         pd.testing.assert_frame_equal(
             load_result(kept).frame, load_result(tmp_path / "run").frame, check_exact=True
         )
@@ -186,9 +188,104 @@ def test_a_packed_run_is_one_part_and_goes_on(tmp_path: Path) -> None:
     assert {**parts(kept), **loose} == parts(kept)  # its parts are the same bytes again
 
 
+@pytest.mark.parametrize("shard", [(1, 3), (2, 3)])
+def test_a_packed_shard_goes_on_with_what_it_lacks(shard: tuple[int, int], tmp_path: Path) -> None:
+    done, again = Compute(), Compute()
+    run(tmp_path / "run", done, shard=shard)
+    packed = pack_run(tmp_path / "run", tmp_path / "packed")
+    pd.testing.assert_frame_equal(run(packed, again)["frame"], run(None)["frame"])
+    assert sorted(done.asked + again.asked) == sorted(query.id for query in known_queries())
+
+
+def test_shards_that_unpack_one_run_at_once_lose_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third shard has read what is packed when the second one unpacks it, and goes on."""
+    run(tmp_path / "run", shard=(1, 3))
+    packed, taken_apart = pack_run(tmp_path / "run", tmp_path / "packed"), run_folder._taken_apart
+    second = Compute()
+
+    def slow(path: Path) -> dict[int, Tables]:
+        monkeypatch.setattr(run_folder, "_taken_apart", taken_apart)
+        read = taken_apart(path)
+        run(packed, second, shard=(2, 3))
+        return read
+
+    monkeypatch.setattr(run_folder, "_taken_apart", slow)
+    run(packed, shard=(3, 3))
+    assert second.asked
+    again = Compute()
+    pd.testing.assert_frame_equal(run(packed, again)["frame"], run(None)["frame"])
+    assert not again.asked
+
+
+def test_a_run_that_another_process_has_just_unpacked_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(tmp_path / "run")
+    packed, read_part = pack_run(tmp_path / "run", tmp_path / "packed"), run_folder.read_part
+
+    def late(path: Path, part: int | str) -> Tables:
+        monkeypatch.setattr(run_folder, "read_part", read_part)
+        run_folder.unpack(path)
+        return read_part(path, part)
+
+    monkeypatch.setattr(run_folder, "read_part", late)
+    pd.testing.assert_frame_equal(run_folder.read_parts(packed)["frame"], whole["frame"])
+
+
+def test_unpacking_that_was_stopped_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(path: Path, content: object) -> None:
+        raise KeyboardInterrupt
+
+    run(tmp_path / "run", shard=(1, 3))
+    packed = pack_run(tmp_path / "run", tmp_path / "packed")
+    with monkeypatch.context() as stopping:
+        stopping.setattr(run_folder, "write_json", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(packed)
+    again = Compute()
+    pd.testing.assert_frame_equal(run(packed, again)["frame"], run(None)["frame"])
+    assert len(again.asked) == 8
+
+
+def test_a_run_that_goes_on_is_packed_as_it_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RuntimeError):
+        run(tmp_path / "run", Compute(fail_at=known_queries()[5].id))
+    parts_of = packing.parts_of
+
+    def goes_on(path: Path) -> dict[int, Tables]:
+        read = parts_of(path)
+        run(path)
+        return read
+
+    monkeypatch.setattr(packing, "parts_of", goes_on)
+    packed = pack_run(str(tmp_path / "run"), str(tmp_path / "packed"))
+    assert run_folder.packed_parts(packed) == {0, 2}
+    pd.testing.assert_frame_equal(run(packed)["frame"], run(None)["frame"])
+
+
+def test_a_run_is_not_packed_into_something_else(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    run(tmp_path / "other", queries=known_queries()[:2])
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("my own")
+    for place, why in (("other", "holds another run"), ("thesis", "not a run folder")):
+        before = {path: path.read_bytes() for path in (tmp_path / place).iterdir()}
+        with pytest.raises(TakenError, match=why):
+            pack_run(tmp_path / "run", tmp_path / place)
+        assert {path: path.read_bytes() for path in (tmp_path / place).iterdir()} == before
+    with pytest.raises(ResultError, match="not a run folder"):
+        pack_run(tmp_path / "thesis", tmp_path / "packed")
+
+
 def test_a_whole_packed_run_is_read_and_left_as_it_is(tmp_path: Path) -> None:
     whole = run(tmp_path / "run")
-    before = parts(pack(tmp_path / "run", tmp_path / "kept"))
+    before = parts(pack_run(tmp_path / "run", tmp_path / "kept"))
     computed = Compute()
     pd.testing.assert_frame_equal(run(tmp_path / "kept", computed)["frame"], whole["frame"])
     assert not computed.asked
@@ -198,10 +295,10 @@ def test_a_whole_packed_run_is_read_and_left_as_it_is(tmp_path: Path) -> None:
 def test_a_packed_run_whose_record_does_not_fit_is_damaged(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         run(tmp_path / "run", Compute(fail_at=known_queries()[5].id))
-    record = pack(tmp_path / "run", tmp_path / "kept") / "run.json"
+    record = pack_run(tmp_path / "run", tmp_path / "kept") / "run.json"
     told = json.loads(record.read_text())
     record.write_text(json.dumps({**told, "parts": told["parts"][1:]}))
-    with pytest.raises(DamagedResultError, match="does not fit the tables"):
+    with pytest.raises(DamagedResultError, match="does not fit its tables"):
         run(tmp_path / "kept")
 
 
