@@ -20,7 +20,7 @@ from known import known_model, known_queries
 
 import hopscope as hs
 from hopscope.compat.old_paths import RENAMED
-from hopscope.errors import ResultError
+from hopscope.errors import ResultError, TakenError
 from hopscope.results.result import Result
 from hopscope.results.run_record import difference
 
@@ -110,6 +110,31 @@ def test_a_run_folder_goes_on(name: str, tmp_path: Path) -> None:
     CALLS[name](progress=False, out=tmp_path / "run")
     after = {path: path.stat().st_mtime_ns for path in before if "stages/" not in str(path)}
     assert after == {path: before[path] for path in after}, "nothing is computed again"
+
+
+FIRST_TOKENS_ARE_READ = {
+    *("back_patching", "knockout", "projection", "patching", "tracing", "recall"),
+    *("masked_paths", "rank_neighbours"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(CALLS.keys() - {"stages_parts"}))
+def test_what_would_mix_two_rules_does_not_go_on(name: str, tmp_path: Path) -> None:
+    """Answers' first tokens are told otherwise today, so that only a whole run stays what it is."""
+    folder = Path(shutil.copytree(RUNS / name, tmp_path / "run"))
+    assert isinstance(hs.load_result(folder), Result)
+    sorted(folder.glob("frame-*.parquet"))[-1].unlink()
+    if name not in FIRST_TOKENS_ARE_READ:
+        assert len(CALLS[name](progress=False, out=folder).frame)
+        return
+    before = sorted(folder.iterdir())
+    with pytest.raises(TakenError, match=r"another rule of first tokens: .* load_result reads"):
+        CALLS[name](progress=False, out=folder)
+    assert sorted(folder.iterdir()) == before
+    new = tmp_path / "new"
+    assert CALLS[name](progress=False, out=new).run["rules"] == {"first_tokens": 2}
+    sorted(new.glob("frame-*.parquet"))[-1].unlink()
+    assert len(CALLS[name](progress=False, out=new).frame)
 
 
 def test_another_setting_is_another_run(tmp_path: Path) -> None:

@@ -323,7 +323,7 @@ def run_in_parts(
         per_part: inputs in a part.
         until: looks at the tables after each part, and may end the run.
     """
-    run = provenance(model, inputs, kind.kind, settings)
+    run = provenance(model, inputs, kind.kind, settings, rules=kind.rules)
     tables = run_over(
         inputs,
         compute,

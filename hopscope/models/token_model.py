@@ -28,6 +28,10 @@ from hopscope.models.fingerprint import (
 from hopscope.models.offload import device_of_module
 from hopscope.scripts import needs_space
 
+FIRST_TOKENS = {"first_tokens": 2}
+"""Version of the rule by which `TokenModel.first_tokens` and `answer_tokens` tell an entity. Parts
+of a run that follow two rules cannot be one table."""
+
 _ARTICLE = re.compile(r"^(?:the|a|an) (?=\S)", re.IGNORECASE)
 _SOME_TEXT = "is"
 """What a name follows where no prompt is given."""

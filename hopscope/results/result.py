@@ -48,6 +48,8 @@ class Result:
     kind: ClassVar[str] = ""
     columns: ClassVar[Mapping[str, str]] = {}
     """The columns of `frame` and their types."""
+    rules: ClassVar[Mapping[str, int]] = {}
+    """Versions of rules that its numbers follow, beside what was asked; for its run's record."""
     kinds: ClassVar[dict[str, type[Result]]] = {}
 
     frame: pd.DataFrame

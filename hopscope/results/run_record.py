@@ -45,6 +45,7 @@ def provenance(
     kind: str,
     settings: Mapping[str, Any],
     also: Sequence[TokenModel] = (),
+    rules: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """What a result must carry so that it can be made again.
 
@@ -54,10 +55,12 @@ def provenance(
         kind: the kind of result.
         settings: of the analysis.
         also: further models, if it is an analysis of several.
+        rules: versions of rules that the numbers follow, by name; see `Result.rules`.
     """
     record: dict[str, Any] = {
         "kind": kind,
         "settings": dict(settings),
+        **({"rules": dict(rules)} if rules else {}),
         "model": {
             "name": model.name,
             "family": model.hf.config.model_type,
@@ -141,6 +144,15 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, 
     return next(
         filter(None, (_first(key, *(each.get(key) for each in pairs)) for key in SAME)), None
     )
+
+
+def other_rules(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The rules of a run that a folder's record does not follow, or, of an earlier version, know.
+
+    A run that is there as a whole is what it says; one that would go on would mix two rules.
+    """
+    followed = before.get("rules", {})
+    return [name for name, rule in now.get("rules", {}).items() if followed.get(name) != rule]
 
 
 def _first(name: str, before: Any, now: Any) -> tuple[str, Any, Any] | None:

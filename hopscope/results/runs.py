@@ -30,7 +30,7 @@ from hopscope.results.run_folder import (
     write_part,
 )
 from hopscope.results.run_record import SAME as SAME
-from hopscope.results.run_record import Described, difference
+from hopscope.results.run_record import Described, difference, other_rules
 
 logger = logging.getLogger(__name__)
 
@@ -219,6 +219,8 @@ def _run(
     there = set() if folder is None else _finished(folder, parts, run, until)
     if folder is not None and there == set(parts):
         return read_parts(folder, sizes)
+    if folder is not None:
+        _check_rules(folder, run)
     if (rehearse := _rehearse.get()) is not None:
         if some_of is None:
             raise UsageError(
@@ -363,6 +365,21 @@ def check_run(path: Path, run: Mapping[str, Any]) -> None:
             "Choose another folder, or delete this one."
         )
     logger.info("going on with %s", path)
+
+
+def _check_rules(path: Path, run: Mapping[str, Any]) -> None:
+    """Check that a run that goes on follows the rules that its finished parts follow.
+
+    Raises:
+        TakenError: if it does not.
+    """
+    other = other_rules(read_run(path), run) if is_run(path) else []
+    if other:
+        raise TakenError(
+            f"{path} was begun by another version of hopscope, by another rule of "
+            f"{', '.join(other).replace('_', ' ')}: what would be added does not go with what is "
+            "there, which load_result reads. Choose another folder, or delete this one."
+        )
 
 
 def open_run(path: Path, run: Mapping[str, Any]) -> Path:

@@ -31,6 +31,7 @@ from hopscope.experiments.analysis import (
 )
 from hopscope.experiments.arguments import AtLeast, Edges, Layers, ListOf, OneOf
 from hopscope.experiments.randomness import generator_for
+from hopscope.models.token_model import FIRST_TOKENS
 from hopscope.prompting.document_prompts import (
     DocumentModel,
     DocumentPrompts,
@@ -63,6 +64,7 @@ class MaskedPaths(Result):
     """
 
     kind = "masked_paths"
+    rules = FIRST_TOKENS
     columns: ClassVar = {
         "query": "str",
         "edge": "str",

@@ -23,6 +23,7 @@ from hopscope.experiments.arguments import ListOf
 from hopscope.experiments.randomness import random_like
 from hopscope.experiments.two_hop.partners import Pair, fingerprint, pair_up, with_substitution
 from hopscope.models.language_model import LanguageModel
+from hopscope.models.token_model import FIRST_TOKENS
 from hopscope.prompting.capture import capture
 from hopscope.prompting.query_prompts import QueryPrompts, question
 from hopscope.prompting.tokenized import TokenizedPrompt
@@ -69,6 +70,7 @@ class ActivationPatching(Result):
     """
 
     kind = "patching"
+    rules = FIRST_TOKENS
     columns: ClassVar = {
         "query": "str",
         "position": "str",

@@ -20,6 +20,7 @@ from hopscope.engine.read_out import CellOutputs, ReadOut
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
 from hopscope.experiments.arguments import AtLeast, Edges, Heads, Layers, ListOf, OneOf
 from hopscope.models.language_model import LanguageModel
+from hopscope.models.token_model import FIRST_TOKENS
 from hopscope.prompting.generation import answer_text, same_answer, stop_at_line_end
 from hopscope.prompting.query_prompts import QueryPrompts, question, with_first_tokens
 from hopscope.prompting.tokenized import SPANS, TokenizedPrompt
@@ -72,6 +73,7 @@ class Knockouts(Result):
     """
 
     kind = "knockout"
+    rules = FIRST_TOKENS
     columns: ClassVar = {
         "query": "str",
         "edge": "str",

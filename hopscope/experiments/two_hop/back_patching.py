@@ -21,6 +21,7 @@ from hopscope.experiments.arguments import AtLeast, Cells, ListOf, OneOf
 from hopscope.experiments.randomness import random_like
 from hopscope.experiments.two_hop.controls import Donor, choose_donors
 from hopscope.models.language_model import LanguageModel
+from hopscope.models.token_model import FIRST_TOKENS
 from hopscope.prompting.generation import answer_text, stop_when_answered
 from hopscope.prompting.query_prompts import QueryPrompts, question, with_first_tokens
 from hopscope.prompting.tokenized import TokenizedPrompt
@@ -79,6 +80,7 @@ class BackPatching(Result):
     """
 
     kind = "back_patching"
+    rules = FIRST_TOKENS
     columns: ClassVar = {
         "query": "str",
         "position": "str",

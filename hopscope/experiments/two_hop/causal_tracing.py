@@ -20,6 +20,7 @@ from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run
 from hopscope.experiments.arguments import Above, AtLeast, ListOf
 from hopscope.experiments.randomness import generator_for
 from hopscope.models.language_model import LanguageModel
+from hopscope.models.token_model import FIRST_TOKENS
 from hopscope.prompting.capture import capture
 from hopscope.prompting.query_prompts import QueryPrompts, question, with_first_tokens
 from hopscope.prompting.tokenized import TokenizedPrompt
@@ -49,6 +50,7 @@ class Tracing(Result):
     """
 
     kind = "tracing"
+    rules = FIRST_TOKENS
     columns: ClassVar = {
         "query": "str",
         "position": "str",

@@ -28,6 +28,7 @@ from hopscope.experiments.randomness import generator_for
 from hopscope.experiments.two_hop.controls import all_candidates
 from hopscope.experiments.two_hop.partners import Pair, fingerprint, pair_up, with_substitution
 from hopscope.models.language_model import LanguageModel
+from hopscope.models.token_model import FIRST_TOKENS
 from hopscope.probes import LogitLens
 from hopscope.prompting.capture import capture
 from hopscope.prompting.query_prompts import QueryPrompts, question, with_first_tokens
@@ -66,6 +67,7 @@ class Recall(Result):
     """
 
     kind = "recall"
+    rules = FIRST_TOKENS
     columns: ClassVar = {
         "query": "str",
         "substitute": "str",

@@ -26,6 +26,7 @@ from hopscope.experiments.analysis import (
 from hopscope.experiments.arguments import AtLeast, ListOf
 from hopscope.experiments.two_hop.controls import choose_others, fingerprint
 from hopscope.models.language_model import LanguageModel
+from hopscope.models.token_model import FIRST_TOKENS
 from hopscope.probes import LogitLens
 from hopscope.probes.logit_lens import rank_among
 from hopscope.prompting.capture import Activations, capture
@@ -57,6 +58,7 @@ class Projection(Result):
     """
 
     kind = "projection"
+    rules = FIRST_TOKENS
     columns: ClassVar = {
         "query": "str",
         "position": "str",

@@ -22,6 +22,7 @@ from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run
 from hopscope.experiments.arguments import ListOf
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.linear import unembedding_rows
+from hopscope.models.token_model import FIRST_TOKENS
 from hopscope.probes import key_clusters
 from hopscope.prompting.query_prompts import QueryPrompts, question, with_first_tokens
 from hopscope.queries.query_set import QuerySet
@@ -49,6 +50,7 @@ class RankNeighbours(Result):
     """
 
     kind = "rank_neighbours"
+    rules = FIRST_TOKENS
     columns: ClassVar = {
         "query": "str",
         "control": "str",
