@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import TYPE_CHECKING
 
 from jinja2.exceptions import TemplateError
@@ -13,6 +15,9 @@ from hopscope.errors import UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TODAY = date(2024, 7, 26)
+"""The date that templates tell a model, always the same, so that prompts are: the one that Llama 3
+has where it knows none."""
 CHAT_SLOT = "\x00prompt\x00"
 """Marks the place of the prompt in a chat that is rendered before the prompt is known."""
 CHANNEL, FINAL = "<|channel|>", "<|channel|>final<|message|>"
@@ -26,14 +31,48 @@ THOUGHTS: Mapping[str, str] = {
 MARKERS = frozenset({*THOUGHTS, *THOUGHTS.values(), CHANNEL, "<|message|>"})
 _MISFITS = (TemplateError, ValueError, TypeError)
 """What a template that was written for other turns, or of which there are several, may raise."""
+_NOW = re.compile(r"""strftime_now\(\s*(?:(["'])(.*?)\1\s*\))?""")
+"""Where a template asks for the date, and how it is to be written, if that can be read."""
 _END = re.compile("|".join(map(re.escape, THOUGHTS.values())))
 _OPEN = re.compile(rf"(?:{'|'.join(map(re.escape, THOUGHTS))}).*", re.DOTALL)
+
+
+def dated_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a tokenizer's chat template, with the date written where it asks for today's: `TODAY`.
+
+    Args:
+        tokenizer: the tokenizer, which brings the template.
+
+    Raises:
+        UsageError: if there is none, or one that asks for the date in an unknown form.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise UsageError(
+            "the tokenizer has no chat template: ask without one (for queries leave with_chat() "
+            "or --chat out, for documents take the template 'answer_only' or 'plain'), or set "
+            "tokenizer.chat_template"
+        )
+
+    def written(asked: re.Match[str]) -> str:
+        if asked[2] is None:
+            raise UsageError(
+                "the tokenizer's chat template tells the model today's date, in a form that cannot "
+                "be read: set tokenizer.chat_template to one with a fixed date"
+            )
+        return json.dumps(TODAY.strftime(asked[2]))
+
+    try:
+        template = str(tokenizer.get_chat_template())
+    except ValueError as error:
+        raise UsageError(f"the tokenizer has several chat templates: {error}") from error
+    return _NOW.sub(written, template)
 
 
 def chat_frame(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[dict[str, str]],
     prefill: str = "",
+    template: str | None = None,
 ) -> tuple[str, str]:
     """Return what a chat template writes before and after the prompt, with thinking switched off.
 
@@ -44,20 +83,17 @@ def chat_frame(
         prefill: the beginning of the assistant's turn, which the model continues. If there is
             none, the template's own generation prompt comes last; a thought that it opens is
             closed.
+        template: what `dated_template` has returned; it is called if None.
 
     Raises:
         UsageError: if there is no chat template, or it does not take these turns.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        raise UsageError(
-            "the tokenizer has no chat template: ask without one (for queries leave with_chat() "
-            "or --chat out, for documents take the template 'answer_only' or 'plain'), or set "
-            "tokenizer.chat_template"
-        )
+    template = dated_template(tokenizer) if template is None else template
     answer = [{"role": "assistant", "content": prefill}] if prefill else []
     try:
         text = tokenizer.apply_chat_template(
             [*messages, *answer],
+            chat_template=template,
             tokenize=False,
             add_generation_prompt=not prefill,
             continue_final_message=bool(prefill),

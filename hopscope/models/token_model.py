@@ -89,6 +89,7 @@ class TokenModel:
         self.name = name
         self.wrapped = wrapped
         self.probed: dict[str, Any] = {}
+        self._turn_ends: dict[str, frozenset[int]] = {}
         self._digests: tuple[object, str, str] | None = None
         self.config = self.hf.config.get_text_config()
 
@@ -296,10 +297,13 @@ class TokenModel:
         added = self.tokenizer.added_tokens_decoder
         return frozenset(token for token, each in added.items() if each.content in MARKERS)
 
-    @cached_property
+    @property
     def end_tokens(self) -> frozenset[int]:
         """The token ids that end a generated text, or a turn in the tokenizer's chat template."""
-        turn = end_of_turn(self.tokenizer)
+        template = str(self.tokenizer.chat_template)
+        if template not in self._turn_ends:  # it may be set later
+            self._turn_ends[template] = end_of_turn(self.tokenizer)
+        turn = self._turn_ends[template]
         configured = getattr(self.hf.generation_config, "eos_token_id", None)
         if configured is None:
             configured = self.tokenizer.eos_token_id

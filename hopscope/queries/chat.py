@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from hopscope.errors import QueryError
-from hopscope.models.chat import CHAT_SLOT, chat_frame
+from hopscope.errors import QueryError, UsageError
+from hopscope.models.chat import CHAT_SLOT, chat_frame, dated_template
 from hopscope.scripts import needs_space
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class Chat:
         instruction: the user's turn, with one `{}` for the prompt.
         prefill: the beginning of the assistant's turn; the answer comes next. "" for none.
         system: the system prompt; what the template has by itself if None.
+        template: the template as it is now, with a fixed date where it asks for one.
 
     Raises:
         QueryError: if the instruction does not have exactly one `{}`.
@@ -37,6 +38,7 @@ class Chat:
     instruction: str = INSTRUCTION
     prefill: str = PREFILL
     system: str | None = None
+    template: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.instruction.count("{}") != 1:
@@ -44,7 +46,27 @@ class Chat:
                 f"the instruction is {self.instruction!r}; expected a text with exactly one {{}} "
                 "where the prompt goes"
             )
+        object.__setattr__(self, "template", dated_template(self.tokenizer))
         self.frame(())
+
+    def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Check that the model that is asked writes turns as this chat does.
+
+        Args:
+            tokenizer: of that model.
+
+        Raises:
+            UsageError: if its chat template or its special tokens are others.
+        """
+        try:
+            own = replace(self, tokenizer=tokenizer)
+        except UsageError:  # it has no template for such turns
+            own = None
+        if own is None or (own.template, own.frame(())) != (self.template, self.frame(())):
+            raise UsageError(
+                "the queries are asked in the chat template of another model, or in one that was "
+                "changed since: call with_chat(model) anew, with the model that is asked"
+            )
 
     def frame(self, demonstrations: Sequence[tuple[str, str]]) -> tuple[str, str]:
         """Return what stands before and after a prompt.
@@ -61,15 +83,14 @@ class Chat:
                 {"role": "user", "content": self.instruction.replace("{}", prompt)},
                 {"role": "assistant", "content": said},
             ]
-        return chat_frame(self.tokenizer, messages[:-1], self.prefill)
+        return chat_frame(self.tokenizer, messages[:-1], self.prefill, self.template)
 
     @property
     def settings(self) -> dict[str, str | None]:
         """What a run record says."""
-        template = str(self.tokenizer.chat_template)
         return {
             "instruction": self.instruction,
             "prefill": self.prefill,
             "system": self.system,
-            "template": hashlib.sha256(template.encode()).hexdigest(),
+            "template": hashlib.sha256(self.template.encode()).hexdigest(),
         }

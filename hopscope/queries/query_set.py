@@ -226,7 +226,8 @@ class QuerySet(Sequence[TwoHopQuery]):
 
         The question and each demonstration are a user's turn; the assistant's turn has begun, so
         that the answer's first token comes next. `t2` is the last token of that beginning; the
-        other positions lie in the question. Where the template lets one, thinking is off.
+        other positions lie in the question. Where the template lets one, thinking is off. Where it
+        tells the model the date, that is always 26 July 2024, so that the prompts stay the same.
 
         Args:
             model: the model that is asked; another model needs its own call.

@@ -56,7 +56,13 @@ def provenance(
         settings: of the analysis.
         also: further models, if it is an analysis of several.
         rules: versions of rules that the numbers follow, by name; see `Result.rules`.
+
+    Raises:
+        UsageError: if the queries are asked in another model's chat.
     """
+    chat = getattr(queries, "chat", None)  # only two-hop queries are asked in one
+    if chat is not None:
+        chat.check(model.tokenizer)
     record: dict[str, Any] = {
         "kind": kind,
         "settings": dict(settings),
@@ -87,7 +93,6 @@ def provenance(
         },
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    chat = getattr(queries, "chat", None)  # only two-hop queries are asked in one
     if chat is not None:
         record["queries"]["chat"] = chat.settings
     as_saved: dict[str, Any] = json.loads(json.dumps(record))

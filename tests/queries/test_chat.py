@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils import chat_template_utils
 
 import hopscope as hs
 from hopscope.errors import HopscopeError, QueryError, UsageError
@@ -143,6 +145,14 @@ def test_the_templates_own_end_of_turn_ends_a_generation(kind: str) -> None:
     assert end_of_turn(chatting("{{ raise_exception('never') }}").tokenizer) == frozenset()
 
 
+def test_a_template_that_is_set_later_ends_generations() -> None:
+    model = chatting(None)
+    end = model.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end not in model.end_tokens
+    model.tokenizer.chat_template = CHATML
+    assert end in model.end_tokens
+
+
 def test_chats_are_read_as_plainly() -> None:
     """Rows over the shared turns generate what the model does by itself."""
     model = chatting(CHATML)
@@ -173,6 +183,50 @@ def test_chat_and_plain_runs_are_not_mixed(tmp_path: Path) -> None:
     assert len({each.fingerprint for each in (QUERIES, *chats)}) == 4
     with pytest.raises(HopscopeError, match="queries"):
         hs.grade(model, chats[0], out=tmp_path / "run", progress=False, max_new_tokens=1)
+
+
+NOW = "{{ strftime_now('%d %b %Y') }}"
+
+
+def test_a_template_tells_the_same_date_every_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Llama 3, SmolLM3 and gpt-oss ask for would be another prompt tomorrow."""
+    model = chatting(f'{NOW} {{{{ strftime_now( "%Y") }}}} {CHATML}')
+    today = QUERIES.with_chat(model)
+
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Tomorrow:
+            return cls(2027, 1, 1)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
+    tomorrow = QUERIES.with_chat(model)
+    assert tomorrow.prompts() == today.prompts()
+    assert today.prompts()[0].text.startswith("26 Jul 2024 2024 <|im_start|>user")
+    assert tomorrow.fingerprint == today.fingerprint
+    assert today.fingerprint != QUERIES.with_chat(chatting(CHATML)).fingerprint
+    with pytest.raises(UsageError, match="today's date, in a form that cannot be read"):
+        QUERIES.with_chat(chatting("{% set f = '%Y' %}{{ strftime_now(f) }}" + CHATML))
+
+
+def test_a_set_with_the_chat_of_another_model_is_refused() -> None:
+    model = chatting(CHATML)
+    chat = QUERIES.with_chat(model)
+    other = chatting("{{ bos_token }}" + CHATML)
+    other.tokenizer.bos_token = "<|im_start|>"
+    for asked in (chatting(LLAMA_3), chatting(None), other):
+        for analysis in (hs.grade, hs.knockout, hs.project):
+            with pytest.raises(
+                UsageError, match=r"of another model.* call with_chat\(model\) anew"
+            ):
+                analysis(asked, chat, progress=False)
+    special = other.tokenizer.chat_template
+    model.tokenizer.chat_template = special
+    with pytest.raises(UsageError, match="with the model that is asked"):
+        hs.grade(model, chat, progress=False, max_new_tokens=1)
+    assert chat.prompts()[0].text.startswith("<|im_start|>user"), "what was asked for is kept"
+    with pytest.raises(UsageError, match="with the model that is asked"):
+        hs.grade(other, QUERIES.with_chat(model), progress=False, max_new_tokens=1)
+    hs.grade(model, QUERIES.with_chat(model), progress=False, max_new_tokens=1)
 
 
 def test_analyses_take_chats() -> None:
