@@ -34,7 +34,7 @@ _MISFITS = (TemplateError, ValueError, TypeError)
 _NOW = re.compile(r"""strftime_now\(\s*(?:(["'])(.*?)\1\s*\))?""")
 """Where a template asks for the date, and how it is to be written, if that can be read."""
 _END = re.compile("|".join(map(re.escape, THOUGHTS.values())))
-_OPEN = re.compile(rf"(?:{'|'.join(map(re.escape, THOUGHTS))}).*", re.DOTALL)
+_OPEN = re.compile("|".join(map(re.escape, THOUGHTS)))
 
 
 def dated_template(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -143,7 +143,21 @@ def without_thoughts(text: str) -> str:
         >>> without_thoughts("<|channel|>analysis<|message|>So<|channel|>final<|message|>Paris")
         'Paris'
     """
+    return text[slice(*span_without_thoughts(text))]
+
+
+def span_without_thoughts(text: str) -> tuple[int, int]:
+    """Return the half-open character range of the part of a generated text that is no thinking.
+
+    Args:
+        text: as for `without_thoughts`.
+    """
     if CHANNEL in text:
-        return text.rpartition(FINAL)[2] if FINAL in text else ""
-    said = _OPEN.sub("", _END.split(text)[-1])
-    return said if said == text else said.lstrip()
+        at = text.rfind(FINAL)
+        return (len(text) if at < 0 else at + len(FINAL)), len(text)
+    start = max((thought.end() for thought in _END.finditer(text)), default=0)
+    opened = _OPEN.search(text, start)
+    end = len(text) if opened is None else opened.start()
+    if (start, end) != (0, len(text)):  # white space between a thought and the answer
+        start = end - len(text[start:end].lstrip())
+    return start, end

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
 
 from hopscope.engine.read_out import Stop
 from hopscope.errors import UsageError
-from hopscope.models.chat import without_thoughts
+from hopscope.models.chat import span_without_thoughts, without_thoughts
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.token_model import TokenModel
 from hopscope.queries.answers import Match, decided, first_line
@@ -39,6 +40,26 @@ def answer_text(text: str, one_line: bool) -> str:
     """The part of a generation that counts as the answer; thoughts before it do not."""
     said = without_thoughts(text)
     return first_line(said) if one_line else said
+
+
+def answer_span(model: TokenModel, tokens: Sequence[int], one_line: bool) -> range:
+    """The indices of the generated tokens whose text is that of `answer_text`.
+
+    A token that ends the line does not belong to it, whatever else it says.
+
+    Args:
+        model: the model.
+        tokens: what was generated.
+        one_line: whether the answer ends with its line.
+    """
+    ends = [len(model.decode(tokens[:n])) for n in range(len(tokens) + 1)]
+    text = model.decode(tokens)
+    start, end = span_without_thoughts(text)
+    line_end = text.find("\n", start, end) if one_line else -1
+    end = end if line_end < 0 else line_end
+    inside = [n for n in range(len(tokens)) if start < max(ends[n] + 1, ends[n + 1])]
+    inside = list(takewhile(lambda n: ends[n + 1] <= end, inside))
+    return range(inside[0], inside[-1] + 1) if inside else range(0)
 
 
 def stop_when_answered(

@@ -14,7 +14,12 @@ from hopscope.errors import HopscopeError, QueryError, UsageError
 from hopscope.models.chat import CHAT_SLOT, chat_frame, end_of_turn, without_thoughts
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.tiny import BOS, EOS, build_tiny
-from hopscope.prompting.generation import answer_text, stop_at_line_end, stop_when_answered
+from hopscope.prompting.generation import (
+    answer_span,
+    answer_text,
+    stop_at_line_end,
+    stop_when_answered,
+)
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
@@ -259,6 +264,19 @@ THOUGHTS = [
 def test_thoughts_are_cut(text: str, said: str) -> None:
     assert without_thoughts(text) == said
     assert answer_text(text, one_line=True) == said.strip()
+
+
+@pytest.mark.parametrize("one_line", [True, False])
+@pytest.mark.parametrize(("text", "said"), [*THOUGHTS, ("</think>\n\nParis\nRome", "Paris\nRome")])
+def test_the_tokens_of_an_answer_are_those_of_its_text(
+    text: str, said: str, one_line: bool
+) -> None:
+    model = chatting(CHATML)
+    tokens = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    span = answer_span(model, tokens, one_line)
+    expected = answer_text(text, one_line)
+    assert model.decode(tokens[span.start : span.stop]).strip() == expected.strip()
+    assert bool(span) == bool(said)
 
 
 @pytest.mark.parametrize(("text", "said"), THOUGHTS[3:])

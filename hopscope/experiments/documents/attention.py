@@ -38,6 +38,7 @@ from hopscope.prompting.document_prompts import (
     question_details,
     scores,
 )
+from hopscope.prompting.generation import answer_span
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.wording import percent, rows_where
@@ -309,7 +310,8 @@ def read_masses(
 ) -> tuple[Tensor, int]:
     """The attention to segments, averaged over the tokens that are read.
 
-    Of an answer of no token (an empty line) the prompt's last token is read.
+    Thoughts before the answer are not read. Of an answer of no token (an empty line, or none before
+    a thought ends) the prompt's last token is read.
 
     Args:
         prompts: the questions as the model reads them.
@@ -320,19 +322,10 @@ def read_masses(
     Returns:
         Shape (layer, head, segment), and how many tokens were read.
     """
-    n = answer_length(prompts, tokens) if read == "answer" else 0
-    rows = masses[1 : 1 + n] if n else masses[:1]
-    return rows.mean(dim=0), n
-
-
-def answer_length(prompts: DocumentPrompts, tokens: Sequence[int]) -> int:
-    """How many generated tokens belong to the answer: those before a line break, if it ends one."""
-    if not prompts.form.one_line:
-        return len(tokens)
-    for n in range(1, len(tokens) + 1):
-        if "\n" in prompts.model.decode(tokens[:n]):
-            return n - 1
-    return len(tokens)
+    answer = answer_span(prompts.model, tokens, prompts.form.one_line)
+    if read == "last" or not answer:
+        return masses[0], 0
+    return masses[1 + answer.start : 1 + answer.stop].mean(dim=0), len(answer)
 
 
 def document_masses(layout: Layout, mass: Tensor) -> pd.DataFrame:

@@ -21,7 +21,6 @@ from hopscope.errors import HopscopeError, UsageError
 from hopscope.experiments.documents import attention
 from hopscope.experiments.documents.attention import (
     DocumentAttention,
-    answer_length,
     attention_to_documents,
     document_masses,
     peak_of,
@@ -29,6 +28,7 @@ from hopscope.experiments.documents.attention import (
 )
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.document_prompts import DocumentPrompts
+from hopscope.prompting.generation import answer_span
 
 COLUMNS = ["query", "order", "mask", "layer", "head", "document", "hop", "slot", "mass"]
 N_TOKENS = 3
@@ -117,12 +117,11 @@ def test_an_answer_is_read_up_to_the_end_of_its_line() -> None:
         return list(llama.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     line, more = tokens(" Paris"), tokens("\nThe")
-    assert answer_length(prompts, line) == len(line)
-    assert answer_length(prompts, [*line, *more]) == len(line)
-    assert answer_length(prompts, more) == 0
-    assert answer_length(prompts, []) == 0
-    several = replace(prompts, template=replace(SHORT, one_line=False))
-    assert answer_length(several, [*line, *more]) == len(line) + len(more)
+    assert answer_span(llama, line, one_line=True) == range(len(line))
+    assert answer_span(llama, [*line, *more], one_line=True) == range(len(line))
+    assert not answer_span(llama, more, one_line=True)
+    assert not answer_span(llama, [], one_line=True)
+    assert answer_span(llama, [*line, *more], one_line=False) == range(len(line) + len(more))
     masses = torch.arange(9.0)[:, None, None, None].expand(9, 2, 3, 4)
     mass, n = read_masses(prompts, masses, [*line, *more], "answer")
     assert n == len(line)
@@ -131,6 +130,22 @@ def test_an_answer_is_read_up_to_the_end_of_its_line() -> None:
     for given, read in (([*line], "last"), (more, "answer"), ([], "answer")):
         mass, n = read_masses(prompts, masses, given, read)
         assert (float(mass.max()), n) == (0.0, 0)
+
+
+def test_attention_is_read_at_the_answer_behind_a_thought() -> None:
+    llama = loaded("tiny-random-llama")
+    prompts = DocumentPrompts(llama, QUESTIONS, SHORT)
+    thought, answer, more = (
+        list(llama.tokenizer(text, add_special_tokens=False)["input_ids"])
+        for text in ("<think>\nFrance\n</think>\n\n", "Paris", "\nThe")
+    )
+    masses = torch.arange(99.0)[:, None, None, None].expand(99, 2, 3, 4)
+    mass, n = read_masses(prompts, masses, [*thought, *answer, *more], "answer")
+    assert n == len(answer)
+    first = 1 + len(thought)
+    assert float(mass[0, 0, 0]) == pytest.approx(np.mean(range(first, first + len(answer))))
+    mass, n = read_masses(prompts, masses, thought[:-5], "answer")
+    assert (float(mass.max()), n) == (0.0, 0)
 
 
 def test_masses_belong_to_documents_hops_and_slots() -> None:
