@@ -82,7 +82,7 @@ def chat_frame(
             in one of them.
         prefill: the beginning of the assistant's turn, which the model continues. If there is
             none, the template's own generation prompt comes last; a thought that it opens is
-            closed.
+            closed, and of the channels of gpt-oss that of the answer is chosen.
         template: what `dated_template` has returned; it is called if None.
 
     Raises:
@@ -107,6 +107,8 @@ def chat_frame(
     before, slot, after = str(text).partition(CHAT_SLOT)
     if not slot:
         raise UsageError("the tokenizer's chat template leaves the user's turn out")
+    if not prefill and CHANNEL in template and FINAL not in after:  # else it begins to think
+        return before, after + FINAL
     opened = next((end for start, end in THOUGHTS.items() if after.rstrip().endswith(start)), None)
     return before, f"{after.rstrip()}\n\n{opened}\n\n" if opened else after
 

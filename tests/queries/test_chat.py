@@ -14,6 +14,7 @@ from hopscope.errors import HopscopeError, QueryError, UsageError
 from hopscope.models.chat import CHAT_SLOT, chat_frame, end_of_turn, without_thoughts
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.tiny import BOS, EOS, build_tiny
+from hopscope.prompting.document_prompts import DocumentPrompts
 from hopscope.prompting.generation import (
     answer_span,
     answer_text,
@@ -134,6 +135,7 @@ def test_the_answer_comes_next(kind: str) -> None:
     assert prompt.text.endswith("Answer:")
     bare = QUERIES.with_chat(model, prefill="").prompts()[0].text
     assert bare.count("<think>") == bare.count("</think>")
+    assert (kind == "gpt-oss") == bare.endswith("assistant<|channel|>final<|message|>")
     assert (kind == "gpt-oss") == ("<|channel|>final<|message|>Answer:" in prompt.text)
     first = model.answer_tokens(["Paris"], after=prompt.end)
     ids = model.tokenizer(prompt.text + " Paris", add_special_tokens=False)["input_ids"]
@@ -288,6 +290,13 @@ def test_a_thought_ends_no_generation(text: str, said: str) -> None:
     assert stop(tokens) == (said == "Rome")
     ended = (*tokens, *model.tokenizer("\n", add_special_tokens=False)["input_ids"])
     assert stop_at_line_end(model)(ended) == bool(said)
+
+
+def test_documents_are_answered_without_thinking_first() -> None:
+    """The channel of gpt-oss that answers is chosen, and a thought that a template opens closed."""
+    docs = hs.load_questions("world-docs", distractors=1).sample(1)
+    for kind, end in (("gpt-oss", "assistant<|channel|>final<|message|>"), ("r1", "</think>\n\n")):
+        assert DocumentPrompts(chatting(ENDS[kind][0]), docs, "chat").frame[1].endswith(end)
 
 
 def test_what_cannot_be_asked_is_refused() -> None:
