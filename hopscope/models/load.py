@@ -92,7 +92,8 @@ def load_model(
             `"world:two-hop-looped@1"`; trained on first use unless it comes with hopscope); a hub
             id (`"org/name"`); a folder with safetensors; a `.gguf` file; a `PreTrainedModel`; a
             TransformerLens `TransformerBridge`; an nnsight model; a peft model, whose active
-            adapters count; or a `LanguageModel`, which is returned as it is.
+            adapters count; or a `LanguageModel`, which is returned as it is. A folder with a
+            `config.json` comes before a name that it shares.
         device: Device of the model. By default a model that is loaded here is put on CUDA if
             available and on the CPU otherwise, and a model that is already loaded is not moved.
         dtype: Such as `torch.bfloat16`, `"bfloat16"`, or `"auto"` for the dtype of the checkpoint.
@@ -275,6 +276,8 @@ class _Reader:
     def __call__(self, x: str | Path) -> LoadedParts:
         text = str(x)
         path = Path(x).expanduser()
+        if (path / "config.json").is_file():
+            return self._folder(path)
         if isinstance(x, str) and x in zoo():
             advice = f"Run `hopscope models pull {x} --force` to restore it."
             return self._checkpoint(pull(x), x, advice)
@@ -288,15 +291,17 @@ class _Reader:
             folder, name = pkgutil.resolve_name(RESOLVERS[scheme])(text, self.device)
             return self._checkpoint(folder, name, "Delete the folder and load it again.")
         if path.is_dir():
-            self._check_folder(path)
-            return self._checkpoint(
-                path, path.resolve().name, "Check that the folder has all files."
-            )
+            return self._folder(path)
         if path.is_file():
             return self._file(path)
         if isinstance(x, str) and HUB_ID.fullmatch(x) and not x.startswith("."):
             return self._checkpoint(x, x, _hub_advice(x))
         raise _unknown(text, self.classes)
+
+    def _folder(self, path: Path) -> LoadedParts:
+        """Load a folder with weights."""
+        self._check_folder(path)
+        return self._checkpoint(path, path.resolve().name, "Check that the folder has all files.")
 
     def _file(self, path: Path) -> LoadedParts:
         """Load a GGUF file."""

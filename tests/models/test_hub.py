@@ -64,3 +64,24 @@ def test_a_failed_fetch_says_what_to_do(snapshot: Path) -> None:
 def test_a_name_that_is_nearly_one_is_told() -> None:
     with pytest.raises(UnknownModelError, match=r"did you mean llama-3\.1-8b"):
         load_model("lama-3.1-8b")
+
+
+@pytest.mark.parametrize("name", ["llama-3.2-1b", "smollm2-135m", "tiny-random-llama"])
+def test_a_local_folder_comes_before_a_short_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hf, tokenizer = build_tiny("tiny-random-gpt2")
+    hf.save_pretrained(tmp_path / name)
+    tokenizer.save_pretrained(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    model = load_model(name, device="cpu")
+    assert (model.name, model.hf.config.model_type) == (name, "gpt2")
+
+
+def test_a_folder_without_a_model_shadows_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one of results, which are kept by the name of the model."""
+    (tmp_path / "tiny-random-llama").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_model("tiny-random-llama", device="cpu").hf.config.model_type == "llama"
