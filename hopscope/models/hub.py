@@ -13,6 +13,8 @@ from huggingface_hub import try_to_load_from_cache
 
 WEIGHTS, INDEX = SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 """What the weights of a saved model are called: one file, or a list of several."""
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
+"""What the vocabulary of a saved tokenizer is called: one of these."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,17 @@ def hub_models() -> Mapping[str, HubEntry]:
 
 
 def is_cached(hub_id: str) -> bool:
-    """Returns whether all weights of a model are in the hub's cache; nothing is fetched."""
-    if isinstance(try_to_load_from_cache(hub_id, WEIGHTS), str):
+    """Returns whether a model is in the hub's cache: all weights, configuration and tokenizer.
+
+    Nothing is fetched.
+    """
+
+    def is_there(name: str) -> bool:
+        return isinstance(try_to_load_from_cache(hub_id, name), str)
+
+    if not (is_there("config.json") and any(map(is_there, TOKENIZERS))):
+        return False
+    if is_there(WEIGHTS):
         return True
     index = try_to_load_from_cache(hub_id, INDEX)
     if not isinstance(index, str):

@@ -35,9 +35,11 @@ def test_names_are_those_of_no_other_model() -> None:
     assert len({entry.hub_id for entry in hub_models().values()}) == len(hub_models())
 
 
-def test_a_model_is_at_hand_when_all_its_weights_are(snapshot: Path) -> None:
+def test_a_model_is_at_hand_when_all_its_files_are(snapshot: Path) -> None:
     assert not is_cached(HUB_ID)
-    (snapshot / WEIGHTS).touch()
+    for name in (WEIGHTS, "config.json", "tokenizer.model"):
+        assert not is_cached(HUB_ID)
+        (snapshot / name).touch()
     assert is_cached(HUB_ID)
     (snapshot / WEIGHTS).unlink()
     shards = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
