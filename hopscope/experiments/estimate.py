@@ -104,8 +104,8 @@ class RehearsedRun:
         pending: its parts that are left.
         first: what the first input takes more than it does again, such as what all share.
         costs: what an input takes, one row for each measurement, by `COSTS`.
-        n_measured: how many inputs these were.
-        tables: what was found of them.
+        n_measured: how many inputs these were; none is counted twice.
+        tables: what was found of them, and of those that were computed before, fewer at once.
         spent: what measuring took, by `COSTS`.
     """
 
@@ -202,9 +202,10 @@ def rehearse(
 def measured_run(
     pending: Pending, now: Callable[[], pd.Series[float]], seconds: float
 ) -> RehearsedRun:
-    """Compute a few inputs of parts drawn at random, as many at once as time allows.
+    """Compute a few inputs of parts drawn at random, twice as many each time as time allows.
 
-    The first input is computed twice: what it takes more the first time, others do not.
+    The first input is computed twice: what it takes more the first time, others do not. No other
+    is computed again. What an input takes is told from the largest pieces.
 
     Args:
         pending: the parts.
@@ -218,28 +219,32 @@ def measured_run(
 
     def measured(part: int, n: int) -> _Measurement:
         before = now()
-        tables = pending.compute(part, n)
+        tables = pending.compute(part, size - left[part], n)
         return _Measurement(n, (now() - before) / n, tables)
 
-    largest = max(pending.sizes.values())
-    parts = [part for part, size in pending.sizes.items() if size == largest]
+    size = max(pending.sizes.values())
+    parts = [part for part, inputs in pending.sizes.items() if inputs == size]
     random.Random(0).shuffle(parts)
+    left = dict.fromkeys(parts, size)
     cold, warm = measured(parts[0], 1), now()
-    again = measured(parts[0], 1)
-    found, latest, n = list[_Measurement](), again, 1
-    for part in parts[1:] or 3 * parts:
-        n = max(n, min(largest, int(time_left() / 2 / latest.each["seconds"])))
-        if n * latest.each["seconds"] > time_left():
+    done = [measured(parts[0], 1)]
+    left[parts[0]] -= 1
+    while True:
+        n, each = done[-1].n, done[-1].each["seconds"]
+        more = max(n, min(2 * n, size, int(time_left() / 2 / each)))
+        parts = [*parts[1:], parts[0]]
+        part = next((each for k in (more, n) for each in parts if left[each] >= k), None)
+        if part is None or min(more, left[part]) * each > time_left():
             break
-        latest = measured(part, n)
-        found = [each for each in found if each.n == n] + [latest]
-    found = found or [again]
+        done.append(measured(part, min(more, left[part])))
+        left[part] -= done[-1].n
+    found = [each for each in done if each.n == done[-1].n]
     return RehearsedRun(
         pending,
-        (cold.each - again.each).clip(lower=0),
+        (cold.each - done[0].each).clip(lower=0),
         pd.DataFrame([each.each for each in found]),
         sum(each.n for each in found),
-        joined([each.tables for each in found]),
+        joined([each.tables for each in done]),
         now() - begun,
     )
 

@@ -42,12 +42,13 @@ class Pending:
     Attributes:
         sizes: how many inputs each part has, by its number.
         n_done: how many inputs the parts have that are there.
-        compute: gives the tables of the first so many inputs of a part, by its number.
+        compute: gives the tables of some inputs of a part: of which part, by its number, from
+            which of its inputs on, and of how many.
     """
 
     sizes: Mapping[int, int]
     n_done: int
-    compute: Callable[[int, int], Tables]
+    compute: Callable[[int, int, int], Tables]
 
 
 class RehearsedError(Exception):
@@ -135,12 +136,12 @@ def run_over(
     sizes = {start: min(per_part, len(inputs) - start) for start in range(0, len(inputs), per_part)}
     description = str(run["kind"]).replace("_", " ")
 
-    def part(start: int, n: int = per_part) -> Tables:
-        return compute(inputs[start : start + n])
+    def some_of(part: int, start: int, n: int) -> Tables:
+        return compute(inputs[part + start : part + start + n])
 
     return _run(
         sizes,
-        part,
+        lambda part: some_of(part, 0, per_part),
         run,
         out,
         shard,
@@ -148,7 +149,7 @@ def run_over(
         "query",
         progress=progress,
         until=until,
-        some_of=part,
+        some_of=some_of,
     )
 
 
@@ -207,12 +208,12 @@ def _run(
     progress: bool,
     until: Until | None = None,
     at_once: bool = False,
-    some_of: Callable[[int, int], Tables] | None = None,
+    some_of: Callable[[int, int, int], Tables] | None = None,
 ) -> Tables:
     """Compute the parts of one shard that are not there yet; `sizes` are those of all parts.
 
     The folder is made with the first part, so that a run that is refused leaves nothing; or
-    `at_once`, where `compute` may write into it, too. `some_of` computes a part's first inputs.
+    `at_once`, where `compute` may write into it, too. `some_of` computes as `Pending.compute`.
     """
     parts = _of_shard(list(sizes), shard, out)
     folder = None if out is None else Path(out)

@@ -127,16 +127,17 @@ class Machine:
     layer_tokens: int = 0
 
     def __post_init__(self) -> None:
-        self.ran: list[tuple[int, int]] = []
+        self.ran: list[tuple[int, int, int]] = []
 
     def now(self) -> pd.Series[float]:
         return pd.Series({"layer_tokens": self.layer_tokens, "seconds": self.time}, COSTS).fillna(0)
 
-    def compute(self, part: int, n: int) -> Tables:
+    def compute(self, part: int, start: int, n: int) -> Tables:
         self.time += n * (2.0 if part in self.slower else 1.0) + (0 if self.ran else self.first)
         self.layer_tokens += 7 * n
-        self.ran.append((part, n))
-        return {"frame": pd.DataFrame({"query": range(n)})}
+        self.ran.append((part, start, n))
+        ids = range(part + start, part + start + n)
+        return {name: pd.DataFrame({"query": ids}) for name in ("frame", "details")}
 
 
 def parts_of(size: int, n: int, last: int | None = None) -> dict[int, int]:
@@ -153,7 +154,7 @@ def test_what_comes_first_is_no_cost_of_every_input() -> None:
     assert run.n == 41
     assert machine.time <= 1 + 9 + 20
     assert run.n_measured == 2 * len(run.costs)
-    assert all(n == 2 for _, n in machine.ran[2:])
+    assert all(n == 2 for _, _, n in machine.ran[2:])
 
 
 def test_a_large_part_is_measured_in_as_large_a_piece_as_there_is_time_for() -> None:
@@ -163,7 +164,21 @@ def test_a_large_part_is_measured_in_as_large_a_piece_as_there_is_time_for() -> 
     assert machine.time <= 1 + 20
     whole = Machine(first=0)
     run = measured_run(Pending({0: 128, 128: 128}, 0, whole.compute), whole.now, 600)
-    assert whole.ran[-1] == (128, 128) or whole.ran[-1] == (0, 128)
+    assert run.n_measured >= 64
+    assert [n for _, _, n in whole.ran[1:8]] == [1, 2, 4, 8, 16, 32, 64]
+
+
+@pytest.mark.parametrize("sizes", [{0: 12}, {0: 1}, {0: 12, 12: 12, 24: 3}, {0: 2, 2: 2}], ids=str)
+def test_no_input_is_measured_twice(sizes: dict[int, int]) -> None:
+    machine = Machine()
+    run = measured_run(Pending(sizes, 0, machine.compute), machine.now, 600)
+    first, *others = machine.ran
+    asked = [part + start + at for part, start, n in others for at in range(n)]
+    assert first == others[0], "the first alone is computed twice"
+    assert len(asked) == len(set(asked))
+    assert set(asked) <= {part + at for part, size in sizes.items() for at in range(size)}
+    assert run.tables["frame"]["query"].to_list() == asked
+    assert run.n_measured <= len(asked)
 
 
 def test_what_comes_first_does_not_count_if_it_takes_all_the_time() -> None:
