@@ -279,6 +279,15 @@ def test_a_dry_run_grades_until_there_are_enough(hopscope: Command, csv: Path) -
     assert "layer-tokens" in words.out
 
 
+def test_a_dry_run_of_a_shard_tells_its_part(hopscope: Command, csv: Path) -> None:
+    asked = ("back-patch", *TINY, "-q", csv, "--subset", "incorrect", "-o", "run", "--dry-run")
+    whole, half = (json.loads(hopscope(*asked, *s, "--json").out) for s in ([], ["--shard", "1/2"]))
+    assert whole["incorrect"] == half["incorrect"]
+    assert whole["grading"]["n"] == half["grading"]["n"], "every shard needs the whole grading"
+    assert whole["back_patching"]["n"] > half["back_patching"]["n"] > 0
+    assert not Path("run").exists()
+
+
 def test_a_dry_run_of_grading_grades_a_few(hopscope: Command, csv: Path) -> None:
     words = hopscope("grade", *TINY, "-q", csv, "--dry-run", "-o", "run")
     assert words.out.startswith("grading\nqueries")

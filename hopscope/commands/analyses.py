@@ -139,6 +139,7 @@ def _estimates(
     measured on any of them, since its costs do not depend on what they are.
     """
     from hopscope.experiments.estimate import estimate
+    from hopscope.files import temporary_path
 
     found: dict[str, Any] = {}
     if entry.asks == "subset" and options.subset != "all":
@@ -151,7 +152,8 @@ def _estimates(
         sample = GradedSample.of(options.grade, model, queries, options.needed, at_least, **rule)
         inputs = limited(sample.subset(options.subset), options.most, options.seed)
         if sample.cost is not None:
-            found["grading"], common = sample.cost, {**common, "out": None, "shard": None}
+            found["grading"] = sample.cost  # the folder is of queries that are not known yet
+            common = {**common, "out": options.out and temporary_path(options.out)}
         found[options.subset] = sample.expected(options.subset, options.most)
     else:
         model, inputs = _loaded(entry, options, arguments)
