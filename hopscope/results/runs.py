@@ -24,6 +24,7 @@ from hopscope.results.run_folder import (
     is_taken,
     joined,
     packed_parts,
+    parts_of,
     read_parts,
     read_run,
     unpack,
@@ -44,11 +45,13 @@ class Pending:
         n_done: how many inputs the parts have that are there.
         compute: gives the tables of some inputs of a part: of which part, by its number, from
             which of its inputs on, and of how many.
+        done: gives the tables of the parts that are there.
     """
 
     sizes: Mapping[int, int]
     n_done: int
     compute: Callable[[int, int, int], Tables]
+    done: Callable[[], Sequence[Tables]] = list
 
 
 class RehearsedError(Exception):
@@ -229,7 +232,12 @@ def _run(
                 "told from a small part of it. Try it with less, such as fewer queries or steps"
             )
         left = {part: sizes[part] for part in parts if part not in there}
-        rehearse(Pending(left, sum(sizes[part] for part in there), some_of))
+        n_done = sum(sizes[part] for part in there)
+
+        def done() -> Sequence[Tables]:
+            return list(parts_of(folder, sizes).values()) if folder is not None and there else []
+
+        rehearse(Pending(left, n_done, some_of, done))
         raise RehearsedError
     if folder is not None:
         check_place(folder)

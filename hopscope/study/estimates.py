@@ -12,6 +12,7 @@ from hopscope.experiments.estimate import Estimate, rehearse
 from hopscope.experiments.two_hop.grading import Grading
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.query_set import QuerySet
+from hopscope.results.run_folder import joined
 from hopscope.results.wording import with_interval
 from hopscope.statistics import wilson
 
@@ -21,10 +22,10 @@ class ExpectedSubset:
     """How many queries of a subset are expected to be analysed.
 
     Attributes:
-        n: how many.
+        n: how many; at most, by the interval of their share, if none was found.
         n_graded: how many queries will be graded.
-        n_found: how many of those that were graded for this are of the subset.
-        n_measured: how many were graded for this.
+        n_found: how many of those that are graded, before or for this, are of the subset.
+        n_measured: how many are graded, before or for this.
     """
 
     n: int
@@ -34,8 +35,9 @@ class ExpectedSubset:
 
     def __str__(self) -> str:
         share = with_interval(*wilson(self.n_found, self.n_measured))
+        n = f"about {self.n:,}" if self.n_found else f"an unknown number, at most {self.n:,},"
         return (
-            f"about {self.n:,} queries: {self.n_found:,} of {self.n_measured:,} that were graded, "
+            f"{n} queries: {self.n_found:,} of {self.n_measured:,} that were graded, "
             f"{share}; {self.n_graded:,} are to be graded in all"
         )
 
@@ -46,7 +48,7 @@ class GradedSample:
 
     Attributes:
         queries: those that are graded at most.
-        graded: the grading of a few of them; of all if `cost` is None.
+        graded: the grading of a few of them, and of those that are done; of all if `cost` is None.
         n: how many will be graded.
         cost: what grading takes; None if it is done already.
     """
@@ -80,11 +82,15 @@ class GradedSample:
         if not rehearsal.runs:
             done: Grading = rehearsal.result
             return cls(queries, done, done.counts()["graded"], None)
-        sample = Grading.of(rehearsal.runs[0].tables, {})
+        (run,) = rehearsal.runs
+        sample = Grading.of(joined([*run.pending.done(), run.tables]), {})
         counts = sample.counts()
-        enough = [math.ceil(n * counts["graded"] / max(1, counts[s])) for s, n in need.items()]
+        enough = [
+            math.ceil(n * counts["graded"] / counts[s]) if counts[s] else len(queries)
+            for s, n in need.items()
+        ]
         n = min(len(queries), max([at_least, *enough]))
-        left = max(0, n - rehearsal.runs[0].pending.n_done)
+        left = max(0, n - run.pending.n_done)
         return cls(queries, sample, n, rehearsal.estimate(left))
 
     def expected(self, subset: str, most: int | None = None) -> ExpectedSubset:
@@ -96,7 +102,9 @@ class GradedSample:
         """
         counts = self.graded.counts()
         found, measured = counts[subset], counts["graded"]
-        n = round(self.n * found / measured)
+        share, _, high = wilson(found, measured)
+        left = max(0, self.n - measured)
+        n = found + round(left * (share if found else high))
         return ExpectedSubset(n if most is None else min(n, most), self.n, found, measured)
 
     def subset(self, name: str) -> QuerySet:
