@@ -578,6 +578,20 @@ def test_figures_from_end_to_end(
     assert hs.load_result(folder / "grading").run["queries"]["n"] == 6
 
 
+def test_figures_in_another_dtype_are_of_another_folder(
+    hopscope: Command, figures: tuple[object, ...], tmp_path: Path
+) -> None:
+    for dtype in ("float32", "bfloat16"):
+        asked = (*figures, "grading", "--limit", 6, "--device", "cpu", "--dtype", dtype)
+        assert hopscope(*asked).code == 0
+    names = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    usual = "tiny-random-llama.answered.0-shot.quick-6-seed-0"
+    assert names == [usual, f"{usual}-bfloat16"]
+    refused = hopscope(*figures, "grading", "world_circuit", "--chat", "--quantization", "nf4")
+    assert refused.code == 2
+    assert "the figure world_circuit brings its own models, which take no --chat" in refused.err
+
+
 def test_a_picture_is_drawn_before_the_next_analysis_runs(
     hopscope: Command, figures: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -189,6 +189,15 @@ class CommonOptions:
         """The arguments of the functions that load a model: device, dtype and quantization."""
         return {"device": self.device, "dtype": self.dtype, "quantization": self.quantization}
 
+    @property
+    def precision(self) -> list[str]:
+        """The dtype and the quantization that were asked for, where they are not the usual ones."""
+        from hopscope.models.load import device_of
+
+        usual = (None, "float32") if device_of(self.device).type == "cpu" else (None,)
+        dtype = self.dtype and self.dtype.removeprefix("torch.")
+        return [*([] if dtype in usual else [dtype]), *filter(None, [self.quantization])]
+
     def settings(self) -> dict[str, Any]:
         """The arguments that every experiment takes: seed, out and shard."""
         return {"seed": self.seed, "out": self.out, "shard": self.part}

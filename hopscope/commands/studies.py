@@ -112,7 +112,8 @@ def figures_command(
     """Run what the figures need, unless it is there, and draw them.
 
     Figures for which models are trained or fetched are run only if they are named. Those over
-    several trainings take seeds 0, 1 and 2, whatever --seed is.
+    several trainings take seeds 0, 1 and 2, whatever --seed is. Those that bring their own models
+    take no --chat, and no --dtype or --quantization but for pretrained models.
     """
     from hopscope.study import figure_check
     from hopscope.study import figures as study_figures
@@ -124,10 +125,11 @@ def figures_command(
     chosen = list(study_figures.figure_scripts(scripts, names or []))
     for place in [*([] if check else [committed]), *([] if from_runs else [runs])]:
         check_place(place)
-    label = f"{preset}-seed-{options.seed}"
+    parts = [preset]
     if options.limit is not None:
         size = replace(size, limit=options.limit, of_world=min(options.limit, size.of_world))
-        label = f"{preset}-{options.limit}-seed-{options.seed}"
+        parts.append(str(options.limit))
+    label = "-".join([*parts, f"seed-{options.seed}", *options.precision])
     with tempfile.TemporaryDirectory() as beside:
         pictures = Path(beside) if check else committed
         if from_runs is not None:
@@ -158,12 +160,17 @@ def _run_and_draw(
 ) -> list[Path]:
     """Run what some figures are drawn from, unless it is there, and draw them."""
     from hopscope.study.figures import draw_figures
-    from hopscope.study.standalone_figures import STANDALONE_FIGURES, Settings, draw_standalone
+    from hopscope.study.standalone_figures import (
+        STANDALONE_FIGURES,
+        Settings,
+        check_options,
+        draw_standalone,
+    )
     from hopscope.study.study import run_study, study_analyses, study_folder
 
-    settings = Settings(
-        runs / f"alone.{label}", size, options.seed, options.device, dtype=options.dtype
-    )
+    if strict:
+        check_options(names, chat=options.chat, precision=options.precision)
+    settings = Settings(runs / f"alone.{label}", size, options.seed, **options.loading)
     drawn = draw_standalone(names, settings, scripts, pictures, costly=strict)
     others = [name for name in names if name not in STANDALONE_FIGURES]
     if others:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
+from hopscope.errors import UsageError
 from hopscope.study.figures import draw_figures
 from hopscope.study.presets import Preset
 
@@ -49,7 +50,8 @@ class Settings:
         size: how much is run.
         seed: of all that is drawn, but for figures over several trainings, which are of `SEEDS`.
         device: where models go.
-        dtype: of the models of `size_ladder`; hopscope's default if None.
+        dtype: of pretrained models; hopscope's default if None.
+        quantization: of pretrained models, while they are loaded; none if None.
         progress: show progress bars.
     """
 
@@ -59,6 +61,12 @@ class Settings:
     device: str | None = None
     progress: bool = True
     dtype: str | None = None
+    quantization: str | None = None
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """The keywords by which a pretrained model is loaded."""
+        return {"device": self.device, "dtype": self.dtype, "quantization": self.quantization}
 
     def into(self, *names: str) -> _Run:
         """The keywords of an analysis whose run folder is the one of these names."""
@@ -146,7 +154,7 @@ def _head_classes(settings: Settings) -> None:
 
     queries = limited(load_queries("world"), settings.size.limit, settings.seed)
     for name in HEADS:
-        model = load_model(name, device=settings.device)
+        model = load_model(name, **settings.loading)
         classify_heads(model, queries, **settings.into("head_classes", name, "head_classes"))
         run = settings.into("head_classes", name, "rank_neighbours")
         rank_neighbours(model, queries, seed=settings.seed, **run)
@@ -159,7 +167,7 @@ def _size_ladder(settings: Settings) -> None:
     size = replace(settings.size, need=NEEDED, most=NEEDED)
     queries, folder = load_queries("world"), settings.folder / "size_ladder"
     for name in LADDER:
-        model = load_model(name, device=settings.device, dtype=settings.dtype)
+        model = load_model(name, **settings.loading)
         run_study(
             model,
             queries,
@@ -186,10 +194,12 @@ class StandaloneFigure:
         run: makes its results.
         costly: whether models are trained or fetched for it, which takes minutes to hours, so that
             it is run only when it is named.
+        pretrained: whether its models are pretrained ones, whose dtype can be chosen.
     """
 
     run: Callable[[Settings], None]
     costly: bool = False
+    pretrained: bool = False
 
 
 STANDALONE_FIGURES: Mapping[str, StandaloneFigure] = {
@@ -199,11 +209,34 @@ STANDALONE_FIGURES: Mapping[str, StandaloneFigure] = {
     "data_needed": StandaloneFigure(_data_needed, costly=True),
     "search_graph": StandaloneFigure(_search_graph),
     "superposition": StandaloneFigure(_superposition, costly=True),
-    "head_classes": StandaloneFigure(_head_classes, costly=True),
-    "size_ladder": StandaloneFigure(_size_ladder, costly=True),
+    "head_classes": StandaloneFigure(_head_classes, costly=True, pretrained=True),
+    "size_ladder": StandaloneFigure(_size_ladder, costly=True, pretrained=True),
     "prefix_training": StandaloneFigure(_prefix_training, costly=True),
 }
 """The figures that take no model and no queries, and how their results are made."""
+
+
+def check_options(names: Sequence[str], *, chat: bool, precision: Sequence[str]) -> None:
+    """Check that figures are not asked for what their own models cannot be.
+
+    Args:
+        names: of figures that were named.
+        chat: whether queries are to be asked in a chat.
+        precision: the dtype and the quantization that models are to have.
+
+    Raises:
+        UsageError: if one of them brings models that cannot.
+    """
+    for name in names:
+        figure = STANDALONE_FIGURES.get(name)
+        if figure is None:
+            continue
+        refused = [*(["--chat"] if chat else []), *([] if figure.pretrained else precision)]
+        if refused:
+            raise UsageError(
+                f"the figure {name} brings its own models, which take no {' or '.join(refused)}: "
+                "draw it in a call of its own, without"
+            )
 
 
 def draw_standalone(

@@ -114,3 +114,22 @@ def test_a_subset_that_is_none_is_told_before_anything_is_loaded() -> None:
 def test_commas_with_or_without_blanks() -> None:
     assert split_commas("t1, t2,,e1 ") == ["t1", "t2", "e1"]
     assert split_commas("") == []
+
+
+@pytest.mark.parametrize(
+    ("given", "precision"),
+    [
+        ({}, []),
+        ({"dtype": "float32"}, []),
+        ({"dtype": "torch.float32", "quantization": "nf4"}, ["nf4"]),
+        ({"dtype": "bfloat16", "quantization": "int8"}, ["bfloat16", "int8"]),
+    ],
+)
+def test_precision_is_what_is_not_usual(given: dict[str, str], precision: list[str]) -> None:
+    assert CommonOptions(device="cpu", **given).precision == precision  # type: ignore[arg-type]
+
+
+def test_float32_is_not_usual_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert CommonOptions(dtype="float32").precision == ["float32"]
+    assert CommonOptions().precision == []

@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 from known import known_model, known_queries
 
-from hopscope.errors import ResultError
+from hopscope.errors import ResultError, UsageError
 from hopscope.experiments.two_hop.back_patching import BackPatching
 from hopscope.experiments.worlds.data_needed import data_needed
 from hopscope.queries.load import load_queries
 from hopscope.study import figures, standalone_figures
 from hopscope.study.presets import Preset
-from hopscope.study.standalone_figures import STANDALONE_FIGURES, Settings
+from hopscope.study.standalone_figures import STANDALONE_FIGURES, Settings, check_options
 from hopscope.training.settings import Schedule
 from hopscope.worlds import catalogue
 from hopscope.worlds.catalogue import WORLDS
@@ -71,6 +71,36 @@ def test_the_gallery_shows_every_figure_and_every_picture_that_is_there() -> Non
         there = (SCRIPTS / picture).is_file()
         assert (f"![{script.stem}]({picture})" in text) == there, script.stem
         assert f"`hopscope figures {script.stem}`" in text
+
+
+@pytest.mark.parametrize("name", STANDALONE_FIGURES)
+def test_what_a_figures_own_models_cannot_be_is_refused(name: str) -> None:
+    check_options(["grading"], chat=True, precision=["bfloat16"])
+    check_options([name], chat=False, precision=[])
+    with pytest.raises(UsageError, match=f"{name} brings its own models, which take no --chat"):
+        check_options([name], chat=True, precision=[])
+    if name in ("head_classes", "size_ladder"):
+        check_options([name], chat=False, precision=["bfloat16"])
+        return
+    with pytest.raises(UsageError, match="take no bfloat16 or nf4"):
+        check_options([name], chat=False, precision=["bfloat16", "nf4"])
+
+
+def test_pretrained_models_are_loaded_as_the_settings_say(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    def load(name: str, **how: object) -> None:
+        asked.append(how)
+        raise RuntimeError(name)
+
+    monkeypatch.setattr("hopscope.loading.load_model", load)
+    for name in ("head_classes", "size_ladder"):
+        settings = Settings(tmp_path, SMALL, device="cpu", dtype="bfloat16", quantization="int8")
+        with pytest.raises(RuntimeError):
+            STANDALONE_FIGURES[name].run(settings)
+    assert asked == 2 * [{"device": "cpu", "dtype": "bfloat16", "quantization": "int8"}]
 
 
 @pytest.fixture
