@@ -196,7 +196,7 @@ class CommonOptions:
 
         usual = (None, "float32") if device_of(self.device).type == "cpu" else (None,)
         dtype = self.dtype and self.dtype.removeprefix("torch.")
-        return [*([] if dtype in usual else [dtype]), *filter(None, [self.quantization])]
+        return [each for each in (None if dtype in usual else dtype, self.quantization) if each]
 
     def settings(self) -> dict[str, Any]:
         """The arguments that every experiment takes: seed, out and shard."""
