@@ -8,7 +8,7 @@ from hopscope.experiments.documents import plots as document_plots
 from hopscope.experiments.documents.attention import DocumentAttention
 from hopscope.plots import figures
 from hopscope.plots.figures import Drawn
-from hopscope.plots.style import panels
+from hopscope.plots.style import parts
 from hopscope.study.figures import figure_script, main, of_documents
 
 
@@ -16,11 +16,15 @@ from hopscope.study.figures import figure_script, main, of_documents
 def draw(result: DocumentAttention) -> Drawn:
     """Draw the figure, and give the numbers that it shows."""
     peaks, compare, layers = result.peaks(), result.compare(), result.by_layer()
-    figure, (axes,) = panels(1, 2, 3.1)
-    document_plots.peak_strips(peaks, compare, axes[0])
     order, mask = compare["order"].iloc[0], compare["mask"].iloc[0]
     here = layers[(layers["order"] == order) & (layers["mask"] == mask)]
-    document_plots.hop_lines(here, axes[1], f"order {order}")
+    hops = sorted(set(here["hop"]), key=lambda number: (number == 0, number))
+    figure, (top, below) = parts(2, 4.8)
+    document_plots.peak_strips(peaks, compare, top.subplots())
+    axes = below.subplots(1, len(hops), sharex=True, sharey=True, squeeze=False)
+    for ax, hop in zip(axes[0], hops, strict=True):
+        document_plots.hop_lines(here[here["hop"] == hop], ax, f"order {order}")
+        ax.set_ylabel("" if hop != hops[0] else ax.get_ylabel())
     n = result.details["query"].nunique()
     title = figures.title_of(result, "Attention of the answer to documents")
     figure.suptitle(f"{title} (n = {n})")

@@ -2,72 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterator, Mapping
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from hopscope.experiments.two_hop import plots
 from hopscope.experiments.two_hop.back_patching import BackPatching
-from hopscope.plots import heatmaps
+from hopscope.plots import figures, heatmaps
 from hopscope.plots.figures import Drawn
-from hopscope.plots.style import panels, shared_legend
+from hopscope.plots.style import CONTROLS, parts, shared_legend
 from hopscope.study.figures import by_subset, figure_script, main
 
-TITLES = {
-    "incorrect": "Both hops right, composition wrong",
-    "correct": "Composition right",
+ANY, MEAN = "any cell", "mean of cells"
+MEASURES = {
+    ANY: "queries with the answer\nin any cell",
+    MEAN: "cells with the answer,\nmean of queries",
 }
+DRAWN = {"incorrect": ANY, "correct": MEAN}
+"""Right compositions have their answer in some cell, whatever is patched: that tells nothing."""
 
 
 @figure_script("back_patching", by_subset("back_patching", BackPatching))
 def draw(results: Mapping[str, BackPatching]) -> Drawn:
     """Draw the figure, and give the numbers that it shows."""
-    figure = _figure(results)
-    return figure, _numbers(results)
-
-
-def _figure(results: Mapping[str, BackPatching]) -> Figure:
-    first = next(iter(results.values()))
-    positions = list(first.frame["position"].unique())
-    columns = max(len(positions), 2)
-    figure, axes = panels(1 + len(results), columns, 2.1 * (1 + len(results)) + 0.5)
-    for ax, (name, result) in zip(axes[0], results.items(), strict=False):
-        n = result.frame["query"].nunique()
-        plots.success_bars(result.success_rate(), ax, f"{TITLES[name]} (n = {n})")
-    for ax in axes[0][len(results) :]:
-        ax.axis("off")
+    numbers = pd.concat(_tables(results), ignore_index=True)
+    heights = [1.25, *(1 for _ in results)]
+    figure, (top, *below) = parts(len(heights), 1.8 * sum(heights) + 0.6, height_ratios=heights)
+    axes = top.subplots(1, len(results), squeeze=False)
+    for ax, (subset, result) in zip(axes[0], results.items(), strict=True):
+        panel = DRAWN[subset]
+        rates = numbers[(numbers["panel"] == panel) & (numbers["subset"] == subset)]
+        plots.success_bars(rates, ax, figures.panel_title(result, subset), MEASURES[panel])
     shared_legend(figure, axes)
-    for row, (name, result) in zip(axes[1:], results.items(), strict=True):
-        shares = {position: result.heatmap(position) for position in positions}
-        vmax = max(float(share.max().max()) for share in shares.values())
-        for ax, position in zip(row, positions, strict=False):
-            heatmaps.layer_heatmap(shares[position], ax, f"{TITLES[name]}, {position}", vmax)
-    figure.suptitle(_title(first))
-    return figure
+    for part, (subset, result) in zip(below, results.items(), strict=True):
+        cells = numbers[(numbers["panel"] == "cell") & (numbers["subset"] == subset)]
+        shares = {
+            textwrap.fill(f"{position}, {look.label}", 15): result.heatmap(position, control)
+            for position in cells["position"].unique()
+            for control, look in CONTROLS.items()
+            if control in set(cells["control"])
+        }
+        heatmaps.layer_heatmaps(part, shares, cells["rate"].max(), "queries answered")
+        part.suptitle(figures.panel_title(result, subset))
+    figure.suptitle(_title(next(iter(results.values()))))
+    return figure, numbers
 
 
 def _title(result: BackPatching) -> str:
-    run = result.run
-    hits = "answer generated" if run["settings"]["criterion"] == "generation" else "answer ranked 1"
-    return f"Back-patching {run['model']['name']} on “{run['queries']['name']}”: {hits}"
+    hits = {"generation": "answer generated", "first_token": "answer ranked 1"}
+    return (
+        f"{figures.title_of(result, 'Back-patching')}: {hits[result.run['settings']['criterion']]}"
+    )
 
 
-def _numbers(results: Mapping[str, BackPatching]) -> pd.DataFrame:
-    """Every drawn number in one tidy table; `cell` rows are the heatmaps."""
-    tables = []
-    for name, result in results.items():
-        tables.append(result.success_rate().assign(subset=name, panel="any cell"))
-        for position in result.frame["position"].unique():
-            shares = result.heatmap(position).melt(ignore_index=False, value_name="rate")
-            cells = shares.dropna().reset_index()
-            n = result.frame["query"].nunique()
-            tables.append(
-                cells.assign(subset=name, panel="cell", position=position, control="none", n=n)
-            )
+def _tables(results: Mapping[str, BackPatching]) -> Iterator[pd.DataFrame]:
+    """Every drawn number in tidy tables; `cell` rows are the heatmaps."""
     keys = ["panel", "subset", "position", "control", "source_layer", "target_layer"]
-    table = pd.concat(tables, ignore_index=True)[[*keys, "n", "rate", "low", "high"]]
-    return table.astype({"source_layer": "Int64", "target_layer": "Int64"})
+    for subset, result in results.items():
+        frame = result.frame
+        where = ["position", "control", "source_layer", "target_layer"]
+        cells = frame.groupby(where, sort=False)["hit"].agg(n="size", rate="mean").reset_index()
+        for panel, table in (
+            (ANY, result.success_rate()),
+            (MEAN, result.cell_rate()),
+            ("cell", cells),
+        ):
+            rows = table.assign(subset=subset, panel=panel)
+            rows = rows.reindex(columns=[*keys, "n", "rate", "low", "high"])
+            yield rows.astype({"source_layer": "Int64", "target_layer": "Int64"})
 
 
 if __name__ == "__main__":

@@ -11,38 +11,48 @@ from hopscope.experiments.two_hop import plots
 from hopscope.experiments.two_hop.description import Description
 from hopscope.plots import figures, heatmaps
 from hopscope.plots.figures import Drawn
-from hopscope.plots.style import panels, shared_legend
+from hopscope.plots.style import parts, shared_legend
 from hopscope.study.figures import by_subset, figure_script, main
 
-PANELS = (("e2", "t1"), ("e2", "t2"), ("e3", "t2"))
+PANELS = {
+    ("e2", "t1"): "bridge at t1",
+    ("e2_other", "t1"): "another bridge at t1",
+    ("e2", "t2"): "bridge at t2",
+    ("e2_other", "t2"): "another bridge at t2",
+    ("e3", "t2"): "answer at t2",
+    ("e3_other", "t2"): "another answer at t2",
+}
+"""The heatmaps, each beside that of its control."""
 
 
 @figure_script("description", by_subset("description", Description))
 def draw(results: Mapping[str, Description]) -> Drawn:
     """Draw the figure, and give the numbers that it shows."""
-    first = next(iter(results.values()))
-    figure, axes = panels(1 + len(results), 3, 2.0 * (1 + len(results)) + 0.5)
+    heights = [1.25, *(1 for _ in results)]
+    figure, (top, *below) = parts(len(heights), 1.8 * sum(heights) + 0.6, height_ratios=heights)
+    axes = top.subplots(1, len(results), sharey=True, squeeze=False)
+    shares = {
+        subset: {panel: result.heatmap(*panel) for panel in PANELS}
+        for subset, result in results.items()
+    }
+    darkest = max(float(share.max().max()) for each in shares.values() for share in each.values())
     numbers = []
-    for ax, (subset, result) in zip(axes[0], results.items(), strict=False):
-        described = result.described()
-        title = textwrap.fill(figures.panel_title(result, subset), 26)
+    for ax, part, (subset, result) in zip(axes[0], below, results.items(), strict=True):
+        described, title = result.described(), figures.panel_title(result, subset)
         plots.described_bars(described, ax, title)
+        ax.label_outer(remove_inner_ticks=True)
         numbers.append(described.assign(subset=subset, panel="any cell"))
-    for ax in axes[0][len(results) :]:
-        ax.axis("off")
-    shared_legend(figure, axes)
-    for row, (subset, result) in zip(axes[1:], results.items(), strict=True):
-        for ax, (entity, position) in zip(row, PANELS, strict=True):
-            share = result.heatmap(entity, position)
-            title = f"{entity} at {position}, {subset}"
-            heatmaps.layer_heatmap(share, ax, title, label="texts that name it")
+        named = {textwrap.fill(PANELS[each], 16): share for each, share in shares[subset].items()}
+        heatmaps.layer_heatmaps(part, named, darkest, "texts that name it")
+        part.suptitle(title)
+        for (entity, position), share in shares[subset].items():
             cells = share.melt(ignore_index=False, value_name="share").reset_index()
             numbers.append(
                 cells.assign(subset=subset, panel="cell", entity=entity, position=position)
             )
-    figure.suptitle(figures.title_of(first, "What states are described as"))
-    table = pd.concat(numbers, ignore_index=True)
-    return figure, table
+    shared_legend(figure, axes)
+    figure.suptitle(figures.title_of(next(iter(results.values())), "What states are described as"))
+    return figure, pd.concat(numbers, ignore_index=True)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def draw(result: MaskedPaths) -> Drawn:
     edge_panels(place, effects, PATH_LABELS, "distractor", control)
     edge_legend(figure)
     window = 2 * result.run["settings"]["window"] + 1
-    figure.suptitle(figures.title_of(result, f"Masked paths in {window} layers"))
+    figure.suptitle(figures.title_of(result, f"Masked paths in windows of {window} layers"))
     table = pd.concat(
         [each.assign(measure=name) for name, each in effects.items()], ignore_index=True
     )

@@ -26,7 +26,7 @@ def draw(runs: Path) -> Drawn:
         raise ResultError(f"{root} holds no result of a model: run `hopscope figures head_classes`")
     folders.sort(key=lambda each: HEADS.index(each.name) if each.name in HEADS else len(HEADS))
     tables = []
-    figure, axes = panels(len(folders), 3, 2.2 * len(folders), width_ratios=(2.6, 0.7, 1.1))
+    figure, axes = panels(len(folders), 3, 2.0 * len(folders) + 0.4, width_ratios=(2, 1, 1.2))
     for row, folder in zip(axes, folders, strict=True):
         neighbours = RankNeighbours.load(folder / "rank_neighbours")
         heads = HeadRetrieval.load(folder / "head_classes")
@@ -36,7 +36,8 @@ def draw(runs: Path) -> Drawn:
         head_plots.drawn_bars(drawn, row[1])
         head_plots.neighbour_points(accuracy, row[2])
         if folder != folders[-1]:
-            row[2].get_legend().remove()
+            for ax in (row[0], row[2]):
+                ax.get_legend().remove()
         classes = by_layer.reset_index().melt("layer", value_name="share")
         tables += [each.assign(model=model) for each in (classes, drawn, accuracy)]
     return figure, pd.concat(tables)

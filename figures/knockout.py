@@ -31,7 +31,7 @@ def draw(results: Mapping[str, Knockouts]) -> Drawn:
         numbers += [each.assign(subset=subset, measure=name) for name, each in effects.items()]
     edge_legend(figure)
     window = 2 * first.run["settings"]["window"] + 1
-    figure.suptitle(figures.title_of(first, f"Attention knockout in {window} layers"))
+    figure.suptitle(figures.title_of(first, f"Attention knockout in windows of {window} layers"))
     table = pd.concat(numbers, ignore_index=True)
     return figure, table
 

@@ -6,6 +6,7 @@ import re
 import textwrap
 from pathlib import Path
 
+import matplotlib as mpl
 import pandas as pd
 
 from hopscope.documents.lay_out import lay_out
@@ -57,13 +58,21 @@ def words(text: str) -> tuple[list[int], list[tuple[int, int]]]:
 def draw(_: Path) -> Drawn:
     """Draw the masks; this needs no result."""
     layout = lay_out(words, QUESTION, template="answer_only", label="none")
-    figure, axes = panels(2, 4, 4.4, sharex=True, sharey=True)
+    figure, axes = panels(2, 4, 4.6, sharex=True, sharey=True)
+    label = {"fontsize": mpl.rcParams["axes.labelsize"]}
     for ax, (title, mask) in zip(axes.flat, TITLES.items(), strict=True):
         mask.show(layout, ax)
-        ax.set_title(textwrap.fill(title, 22))
-    figure.suptitle("Who sees whom: a row for each word that looks")
+        ax.set_title(textwrap.fill(_joined(title), 22))
+    figure.suptitle("Attention masks over one prompt (blue: may attend)")
+    figure.supylabel("words that attend (queries)", **label)
+    figure.supxlabel("words that are attended to (keys)", **label)
     table = pd.concat([_edges(title, mask, layout) for title, mask in TITLES.items()])
     return figure, table
+
+
+def _joined(title: str) -> str:
+    """Keep the words of a part and of an edge on one line."""
+    return re.sub(r"(?<=hop) (?=\d)| (?=→)|(?<=→) ", "\u00a0", title)
 
 
 def _edges(title: str, mask: Mask, layout: Layout) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from hopscope.experiments.two_hop import plots
 from hopscope.experiments.two_hop.entity_recall import Recall
 from hopscope.plots import figures
 from hopscope.plots.figures import Drawn
+from hopscope.results.wording import SUBSTITUTES
 from hopscope.study.figures import by_subset, figure_script, main
 
 
@@ -15,7 +16,7 @@ from hopscope.study.figures import by_subset, figure_script, main
 def draw(results: Mapping[str, Recall]) -> Drawn:
     """Draw the figure, and give the numbers that it shows."""
     return figures.summary_panels(
-        results, plots.recall_lines, "Entity recall at t1", height=2.6, shared=True
+        results, plots.recall_lines, "Entity recall at t1", "substitute", SUBSTITUTES
     )
 
 

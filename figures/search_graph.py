@@ -20,8 +20,11 @@ def draw(runs: Path) -> Drawn:
     untrained = ComputationGraph.load(runs / "search_graph" / "untrained")
     models = {"trained": trained.explained(), "untrained": untrained.explained()}
     table = pd.concat([each.assign(model=name) for name, each in models.items()])
-    figure, (axes,) = panels(1, 2, 3.0, width_ratios=(2.6, 1))
+    figure, (axes,) = panels(1, 2, 3.2, width_ratios=(2.2, 1.2))
     trained.plot(_farthest(trained), axes[0])
+    axes[0].set_xlabel(
+        "E u v: edge from u to v;  Q s g: from start s to goal g;  P: the path begins"
+    )
     graph_plots.explained_lines(table, axes[1])
     return figure, table
 

@@ -14,7 +14,9 @@ from hopscope.study.figures import by_subset, figure_script, main
 @figure_script("tracing", by_subset("tracing", Tracing))
 def draw(results: Mapping[str, Tracing]) -> Drawn:
     """Draw the figure, and give the numbers that it shows."""
-    return figures.summary_panels(results, plots.tracing_lines, "Causal tracing")
+    layers = 2 * next(iter(results.values())).run["settings"]["window"] + 1
+    title = f"Causal tracing (attention and MLP in windows of {layers} layers)"
+    return figures.summary_panels(results, plots.tracing_lines, title, "position")
 
 
 if __name__ == "__main__":

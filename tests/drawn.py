@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.collections import LineCollection, PolyCollection
 
 
 def over_layers(value: str, **groups: Sequence[object]) -> pd.DataFrame:
@@ -27,6 +29,26 @@ def values(table: pd.DataFrame, value: str, **where: object) -> list[float]:
     for column, wanted in where.items():
         table = table[table[column] == wanted]
     return table[value].tolist()
+
+
+def ticks(axis: Axis) -> dict[float, str]:
+    """The label of each tick, by its place."""
+    labels = [label.get_text() for label in axis.get_ticklabels()]
+    return dict(zip(np.asarray(axis.get_ticklocs()).tolist(), labels, strict=True))
+
+
+def bands(ax: Axes) -> list[PolyCollection]:
+    """The bands of intervals."""
+    return [each for each in ax.collections if isinstance(each, PolyCollection)]
+
+
+def whiskers(ax: Axes) -> list[dict[float, tuple[float, float]]]:
+    """For each line with whiskers their ends, by layer."""
+    found = [each for each in ax.collections if isinstance(each, LineCollection)]
+    return [
+        {float(ends[0, 0]): (float(ends[0, 1]), float(ends[1, 1])) for ends in each.get_segments()}
+        for each in found
+    ]
 
 
 def labels_of(ax: Axes) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,32 +41,43 @@ def summary_panels(
     results: Mapping[str, Any],
     lines: Callable[[pd.DataFrame, Axes, str], Axes],
     title: str,
-    *,
-    height: float = 3.0,
-    shared: bool = False,
+    by: str | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Drawn:
-    """Draw the summaries of several results side by side, one panel for each subset of queries.
+    """Draw summaries in small panels: a row for each subset of queries, a column for each part.
 
     Args:
         results: the result of each subset.
-        lines: draws a summary on axes with a given title.
+        lines: draws a part of a summary on axes with a given title.
         title: subject of the figure, for its title.
-        height: height of the figure, in inches.
-        shared: whether the panels share the y axis and one legend.
+        by: the column of the summaries whose values are the parts; if None, there is one part.
+        names: of parts, for the titles of the panels, where it is not the value itself.
 
     Returns:
         The figure, and the numbers that it shows, with the column `subset`.
     """
-    figure, axes = panels(1, len(results), height, sharey=shared)
-    numbers = []
-    for ax, (subset, result) in zip(axes[0], results.items(), strict=True):
-        summary = result.summary()
-        lines(summary, ax, panel_title(result, subset))
-        numbers.append(summary.assign(subset=subset))
-    if shared:
-        shared_legend(figure, axes)
+    numbers = pd.concat(
+        [result.summary().assign(subset=subset) for subset, result in results.items()],
+        ignore_index=True,
+    )
+    key = pd.Series("", numbers.index) if by is None else numbers[by]
+    parts = list(dict.fromkeys(key))
+    height = 1.9 * len(results) + 0.6
+    figure, axes = panels(len(results), len(parts), height, sharex=True, sharey=True)
+    for row, (subset, result) in zip(axes, results.items(), strict=True):
+        for ax, part in zip(row, parts, strict=True):
+            here = numbers[(numbers["subset"] == subset) & (key == part)]
+            panel = panel_title(result, subset)
+            if by is not None:
+                panel = f"{(names or {}).get(part, part)}: {panel}"
+            lines(here.drop(columns="subset"), ax, textwrap.fill(panel, 50))
+            if ax.get_ylabel() == row[0].get_ylabel() and ax is not row[0]:
+                ax.set_ylabel("")
+    for ax in axes[:-1].flat:
+        ax.set_xlabel("")
+    shared_legend(figure, axes)
     figure.suptitle(title_of(next(iter(results.values())), title))
-    return figure, pd.concat(numbers, ignore_index=True)
+    return figure, numbers
 
 
 def save_figure(figure: Figure, numbers: pd.DataFrame, folder: Path, name: str) -> list[Path]:

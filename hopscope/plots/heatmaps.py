@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import FigureBase
 
 from hopscope.plots.style import TEXT_SIZE, axes_or_new, size_of, text_size
 
@@ -18,7 +20,7 @@ def layer_heatmap(
     ax: Axes | None = None,
     title: str = "",
     vmax: float | None = None,
-    label: str = "queries answered",
+    label: str | None = "queries answered",
 ) -> Axes:
     """Draw a heatmap of source and target layers; cells that were not run are blank.
 
@@ -28,31 +30,57 @@ def layer_heatmap(
         ax: the axes to draw on; new ones if None.
         title: title of the axes.
         vmax: share at the dark end of the colour scale; the largest share if None.
-        label: label of the colour bar.
+        label: label of the colour bar; None for no colour bar.
 
     Returns:
         The axes.
     """
     ax = axes_or_new(ax, 2.9)
-    top = max(float(np.nanmax(share.to_numpy())) if vmax is None else vmax, 1e-9)
-    table = share.sort_index(ascending=False)
-    width, height = size_of(ax)
+    top = max(float(share.max().max()) if vmax is None else vmax, 1e-9)
+    table = share.sort_index(ascending=False).astype(float)
     sns.heatmap(
         table,
         ax=ax,
         cmap="mako_r",
         vmin=0,
         vmax=top,
-        xticklabels=_tick_labels([int(layer) for layer in table.columns], width),
-        yticklabels=_tick_labels([int(layer) for layer in table.index], height)[::-1],
-        cbar_kws={
-            "label": label,
-            "format": mpl.ticker.PercentFormatter(1.0, decimals=0),
-        },
+        xticklabels=False,
+        yticklabels=False,
+        cbar=label is not None,
+        cbar_kws={"label": label, "format": PERCENT},
     )
-    ax.tick_params(rotation=0, length=2)
-    ax.set(xlabel="source layer (read)", ylabel="target layer (replaced)", title=title)
+    _name_cells(ax, table)
+    ax.set(xlabel=SOURCE, ylabel=TARGET, title=title)
     return ax
+
+
+def layer_heatmaps(
+    figure: FigureBase, shares: Mapping[str, pd.DataFrame], vmax: float, label: str
+) -> np.ndarray:
+    """Draw a row of heatmaps of source and target layers that share axes and colours.
+
+    Args:
+        figure: the figure, or the part of one, that gets the axes.
+        shares: of each title, shares of queries as in `layer_heatmap`, all of the same cells.
+        vmax: share at the dark end of the colour scale.
+        label: label of the colour bar.
+
+    Returns:
+        The axes, shape (heatmap,).
+    """
+    axes: np.ndarray = figure.subplots(1, len(shares), sharex=True, sharey=True, squeeze=False)[0]
+    for ax, (title, share) in zip(axes, shares.items(), strict=True):
+        layer_heatmap(share, ax, title, vmax, label=None)
+        ax.set(xlabel="", ylabel="")
+        ax.label_outer(remove_inner_ticks=True)
+    axes[0].set_ylabel(TARGET)
+    figure.supxlabel(SOURCE, fontsize=mpl.rcParams["axes.labelsize"])
+    figure.colorbar(axes[0].collections[0], ax=axes.tolist(), label=label, format=PERCENT)
+    return axes
+
+
+SOURCE, TARGET = "source layer (read)", "target layer (replaced)"
+PERCENT = mpl.ticker.PercentFormatter(1.0, decimals=0)
 
 
 def head_heatmap(table: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
@@ -68,13 +96,12 @@ def head_heatmap(table: pd.DataFrame, ax: Axes | None = None, title: str = "") -
         The axes.
     """
     ax = axes_or_new(ax, 2.9)
-    names = _tick_labels([int(head) for head in table.columns], size_of(ax)[0])
-    return diverging_heatmap(table, names, ax, title, "mean recovery", "head")
+    return diverging_heatmap(table, None, ax, title, "mean recovery", "head")
 
 
 def diverging_heatmap(
     table: pd.DataFrame,
-    names: list[str],
+    names: list[str] | None = None,
     ax: Axes | None = None,
     title: str = "",
     label: str = "",
@@ -84,7 +111,7 @@ def diverging_heatmap(
 
     Args:
         table: the numbers, with layers as rows.
-        names: tick labels of the columns.
+        names: tick labels of the columns; their numbers, as many as fit, if None.
         ax: the axes to draw on; new ones if None.
         title: title of the axes.
         label: label of the colour bar.
@@ -95,17 +122,20 @@ def diverging_heatmap(
     """
     ax = axes_or_new(ax, 2.9)
     top = np.nan_to_num(np.abs(table.to_numpy(float))).max(initial=1e-9)
+    table = table.sort_index(ascending=False)
     sns.heatmap(
-        table.sort_index(ascending=False),
+        table,
         ax=ax,
         cmap="vlag",
         vmin=-top,
         vmax=top,
-        xticklabels=names,
-        yticklabels=_tick_labels([int(layer) for layer in table.index], size_of(ax)[1])[::-1],
+        xticklabels=False,
+        yticklabels=False,
         cbar_kws={"label": label},
     )
-    ax.tick_params(rotation=0, length=2)
+    _name_cells(ax, table)
+    if names is not None:
+        ax.set_xticks(np.arange(len(names)) + 0.5, names)
     ax.set(xlabel=xlabel, ylabel="layer", title=title)
     return ax
 
@@ -185,9 +215,10 @@ def lens_heatmap(
         annot=words.map(lambda word: word[:LETTERS]),
         fmt="",
         annot_kws={"size": 0.75 * text_size()},
-        yticklabels=_tick_labels([int(layer) for layer in top.index], height)[::-1],
+        yticklabels=False,
         cbar_kws={"label": "P(likeliest)"},
     )
+    _ticks(ax.yaxis, top.index, height)
     ax.set_xticks(np.arange(len(tokens)) + 0.5, tokens, rotation=40, ha="right")
     ax.tick_params(axis="y", rotation=0, length=2)
     ax.set(xlabel="token", ylabel="layer", title=title)
@@ -198,9 +229,18 @@ LABEL = 0.22
 """Space that a tick label needs along an axis, in inches."""
 
 
-def _tick_labels(layers: list[int], inches: float) -> list[str]:
-    """Return the tick labels of an axis of numbers, leaving out as many as needed."""
-    return _thinned([str(layer) for layer in sorted(layers)], inches)
+def _name_cells(ax: Axes, table: pd.DataFrame) -> None:
+    """Number columns and rows, as many as fit, from the lowest on; only these have ticks."""
+    width, height = size_of(ax)
+    _ticks(ax.xaxis, table.columns, width)
+    _ticks(ax.yaxis, table.index, height)
+    ax.tick_params(rotation=0, length=2)
+
+
+def _ticks(axis: Axis, numbers: pd.Index, inches: float) -> None:
+    most = max(2, int(inches * TEXT_SIZE / text_size() / LABEL))
+    places = np.argsort(numbers)[:: -(-len(numbers) // most)]
+    axis.set_ticks((places + 0.5).tolist(), [str(numbers[place]) for place in places])
 
 
 def _thinned(labels: list[str], inches: float) -> list[str]:

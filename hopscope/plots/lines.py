@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -14,6 +14,36 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
 
 from hopscope.plots.style import BLACK, FAINT, GREY, axes_or_new, color_of_each, legend_below
+
+BAND: Literal["band"] = "band"
+MOST = 6
+"""Layers with whiskers, at most."""
+
+
+class Whiskers(NamedTuple):
+    """Intervals as whiskers at some layers.
+
+    Attributes:
+        which: of the lines on the same axes, from 0; each has whiskers at other layers.
+        number: of these lines.
+    """
+
+    which: int = 0
+    number: int = 1
+
+    def some(self, n_layers: int) -> slice:
+        """Return which layers have whiskers."""
+        step = max(self.number, -(-n_layers // MOST))
+        return slice(step * (2 * self.which + 1) // (2 * self.number), None, step)
+
+
+Interval = Literal["band"] | Whiskers | None
+"""How the interval of a line is drawn; None if it is not."""
+
+
+def lone_band(number: int) -> list[Interval]:
+    """Return how the intervals of lines on the same axes are drawn: as a band if there is one."""
+    return [BAND] if number == 1 else [Whiskers(index, number) for index in range(number)]
 
 
 def edge_lines(ax: Axes, effect: pd.DataFrame, control: str, label: str) -> None:
@@ -28,12 +58,13 @@ def edge_lines(ax: Axes, effect: pd.DataFrame, control: str, label: str) -> None
         label: label of the control in the legend.
     """
     colors = color_of_each(effect["edge"])
+    intervals = lone_band(len(colors))
     for edge in colors:
         rows = effect[(effect["edge"] == edge) & (effect["control"] == control)]
-        layer_line(ax, rows, "effect", GREY, ":", None, mark=colors[edge])
-    for edge, color in colors.items():
+        layer_line(ax, rows, "effect", GREY, ":", None, None, mark=colors[edge])
+    for (edge, color), interval in zip(colors.items(), intervals, strict=True):
         rows = effect[(effect["edge"] == edge) & (effect["control"] == "none")]
-        layer_line(ax, rows, "effect", color, "-", edge.replace("->", " → "))
+        layer_line(ax, rows, "effect", color, "-", edge.replace("->", " → "), interval)
     if (effect["control"] == control).any():
         ax.plot([], [], ":", color=GREY, marker="o", ms=2.2, mfc="none", label=label)
 
@@ -71,6 +102,8 @@ def edge_panels(
 ) -> np.ndarray:
     """Draw the effect of each knocked-out edge beside its own control, in axes of its own.
 
+    The interval of the effect is a band, that of its control whiskers.
+
     Args:
         figure: the figure, or the part of one, that gets the axes.
         effects: of each measure, columns `edge`, `control`, `layer`, `n`, `effect`, `low` and
@@ -90,7 +123,8 @@ def edge_panels(
         for ax, (edge, color) in zip(row, colors.items(), strict=True):
             rows = effect[effect["edge"] == edge]
             ax.axhline(0, color=FAINT, lw=0.6, zorder=0)
-            layer_line(ax, rows[rows["control"] == control], "effect", GREY, "--", label)
+            beside = rows[rows["control"] == control]
+            layer_line(ax, beside, "effect", GREY, "--", label, Whiskers())
             layer_line(ax, rows[rows["control"] == "none"], "effect", color, "-", OWN_EDGE)
             ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=True))
         row[0].set_ylabel(textwrap.fill(labels[measure], 19))
@@ -119,11 +153,11 @@ def layer_line(
     color: str,
     dash: str,
     label: str | None,
-    mark: str | None = None,
+    interval: Interval = BAND,
     *,
-    band: bool = True,
+    mark: str | None = None,
 ) -> None:
-    """Draw a line over layers with its interval as a band; dotted lines have no band.
+    """Draw a line over layers with its interval.
 
     Args:
         ax: the axes to draw on.
@@ -132,8 +166,9 @@ def layer_line(
         color: colour of the line and the band.
         dash: line style.
         label: label in the legend.
+        interval: how the interval is drawn. Of several lines on the same axes one at most has a
+            band, so that none lies on another.
         mark: colour of the markers; None for no markers.
-        band: whether lines that are not dotted have one.
     """
     if rows.empty:
         return
@@ -145,8 +180,11 @@ def layer_line(
         every = max(1, len(layers) // 10)
         marks = {"marker": "o", "ms": 2.2, "mfc": mark, "mec": mark, "markevery": every}
     ax.plot(layers, middle, dash, color=color, lw=1.2, label=label, **marks)
-    if band and dash != ":":
-        ax.fill_between(layers, low, high, color=color, alpha=0.12, lw=0)
+    if interval == BAND:
+        ax.fill_between(layers, low, high, color=color, alpha=0.15, lw=0)
+    elif interval is not None:
+        some = interval.some(len(layers))
+        ax.vlines(layers[some], low[some], high[some], color=color, lw=0.7)
 
 
 def layer_axis(ax: Axes, x: str, y: str, title: str) -> None:

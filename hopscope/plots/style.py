@@ -32,6 +32,8 @@ TEXT = "#444444"
 """Colour of annotations."""
 COLORS = (BLUE, VERMILION, GREEN, PINK, ORANGE, SKY, BLACK)
 """Colours of other things, in this order."""
+MARKS = "os^Dv*PX"
+"""Marks of the same things, where colours alone would look alike in grey."""
 HATCH = "/////"
 """Hatch that distinguishes the bars of one control from those of another."""
 
@@ -115,19 +117,20 @@ def panels(
     return plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **kwargs)
 
 
-def parts(rows: int, height: float) -> tuple[Figure, list[SubFigure]]:
+def parts(rows: int, height: float, **kwargs: Any) -> tuple[Figure, list[SubFigure]]:
     """Create a figure as wide as a page, of parts below each other that have titles of their own.
 
     Args:
         rows: number of parts.
         height: height of the figure, in inches; sizes scale as in `panels`.
+        **kwargs: passed on to `Figure.subfigures`.
 
     Returns:
         The figure and its parts.
     """
     factor = text_size() / TEXT_SIZE
     figure = plt.figure(figsize=(PAGE * factor, height * factor), layout="constrained")
-    return figure, list(figure.subfigures(rows, 1, squeeze=False)[:, 0])
+    return figure, list(figure.subfigures(rows, 1, squeeze=False, **kwargs)[:, 0])
 
 
 def axes_or_new(ax: Axes | None, height: float = 2.4, width: float = COLUMN) -> Axes:

@@ -10,6 +10,10 @@ import pandas as pd
 SITE_LABELS = {"attn_out": "attention", "mlp_out": "MLP", "resid_post": "residual", "z": "heads"}
 OWN = "own"
 """What is shown for the control `none` of the tables, where nothing is put in another's place."""
+ENTITY_NAMES = {"e1": "source", "e2": "bridge", "e3": "answer", "prediction": "prediction"}
+"""What entities and other targets are, in words."""
+SUBSTITUTES = {"e1": "another source entity", "r1": "another first relation"}
+"""What stands in a question in place of its source entity or its first relation."""
 CONTROL_NAMES = {"other": "another query's state", "random": "a random vector"}
 
 

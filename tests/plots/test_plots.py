@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from drawn import lines, over_layers, values
+from drawn import bands, lines, over_layers, ticks, values, whiskers
 from known import RIGHT, made_grading
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ from matplotlib.patches import Rectangle
 
 from hopscope.experiments.two_hop import plots
 from hopscope.plots import figures, heatmaps, style
-from hopscope.plots.lines import OWN_EDGE, edge_legend, edge_panels, share_axis
+from hopscope.plots.lines import OWN_EDGE, edge_legend, edge_panels, lone_band, share_axis
 from hopscope.plots.style import parts
 
 RATES = pd.DataFrame(
@@ -147,8 +147,8 @@ def test_the_heatmap_has_sources_to_the_right_and_targets_upwards() -> None:
     drawn: np.ndarray = np.ma.filled(np.ma.asarray(mesh(ax).get_array()), -1.0).reshape(2, 3)
     assert ax.yaxis_inverted()  # the first row is on top: the highest target
     assert drawn.tolist() == [[-1.0, 1.0, 0.75], [0.25, 0.5, 0.0]]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "3"]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["1", "0"]
+    assert ticks(ax.xaxis) == {0.5: "1", 1.5: "2", 2.5: "3"}
+    assert ticks(ax.yaxis) == {0.5: "1", 1.5: "0"}
     assert (ax.get_xlabel(), ax.get_title()) == ("source layer (read)", "t1")
 
 
@@ -167,11 +167,26 @@ def test_labels_of_many_layers_are_thinned_and_stay_right() -> None:
     share = pd.DataFrame(0.0, index=layers[:-1], columns=layers[1:])
     ax = heatmaps.layer_heatmap(share)
     for axis, shown in ((ax.xaxis, layers[1:]), (ax.yaxis, layers[-2::-1])):
-        labels = [label.get_text() for label in axis.get_ticklabels()]
-        assert len(labels) == len(shown)
-        named = [(label, layer) for label, layer in zip(labels, shown, strict=True) if label]
-        assert all(label == str(layer) for label, layer in named)
+        named = ticks(axis)
+        assert all(label == str(shown[int(place)]) for place, label in named.items())
         assert 5 <= len(named) <= 12
+
+
+def test_a_row_of_heatmaps_shares_its_colours_and_one_colour_bar() -> None:
+    figure = plt.figure()
+    shares = {"own": SHARE, "control": SHARE / 4}
+    axes = heatmaps.layer_heatmaps(figure, shares, 1.0, "queries answered")
+    assert [ax.get_title() for ax in axes] == ["own", "control"]
+    assert [mesh(ax).get_clim() for ax in axes] == [(0, 1), (0, 1)]
+    assert np.nanmax(np.ma.filled(np.ma.asarray(mesh(axes[1]).get_array()), np.nan)) == 0.25
+    assert len(figure.axes) == 3
+    assert figure.axes[-1].get_ylabel() == "queries answered"
+    drawn = [[tick.tick1line.get_visible() for tick in ax.yaxis.get_major_ticks()] for ax in axes]
+    assert drawn == [[True, True], [False, False]]  # no tick without its label
+
+
+def test_shares_that_may_be_missing_are_drawn() -> None:
+    assert mesh(heatmaps.layer_heatmap(SHARE.astype("Float64"))).get_clim() == (0, 1)
 
 
 def test_the_style_ends_with_its_context() -> None:
@@ -230,7 +245,12 @@ def test_knockout_lines() -> None:
         "t2 → r1": values(table, "effect", edge="t2->r1", control="none"),
     }
     assert len(ax.get_lines()) == 5  # both controls, and their entry in the legend
-    assert len(ax.collections) == 2  # bands of what is no control
+    assert not bands(ax)  # they would lie on each other
+    own = table[table["control"] == "none"]
+    for each, (_, rows) in zip(whiskers(ax), own.groupby("edge", sort=False), strict=True):
+        ends = rows.set_index("layer")[["low", "high"]].T.to_dict("list")
+        assert each
+        assert each == {layer: tuple(ends[layer]) for layer in each}
     assert ax.get_ylabel() == "queries whose answer changes"
     assert ax.get_title() == "here"
     assert "nats" in plots.knockout_lines(table, measure="answer_change").get_ylabel()
@@ -249,7 +269,12 @@ def test_each_edge_is_beside_its_own_control() -> None:
             drawn = lines(ax)
             assert drawn[OWN_EDGE] == values(effect, "effect", edge=edge, control="none")
             assert drawn["random edges"] == values(effect, "effect", edge=edge, control="random")
-            assert len(ax.collections) == 2  # the bands of both
+            (band,), (beside,) = bands(ax), whiskers(ax)
+            assert band.get_facecolor()[0, :3] != pytest.approx(mpl.colors.to_rgb(style.GREY))
+            control = effect[(effect["edge"] == edge) & (effect["control"] == "random")]
+            for layer, (low, high) in beside.items():
+                row = control[control["layer"] == layer].iloc[0]
+                assert (low, high) == (row["low"], row["high"])
     assert [ax.get_title() for ax in axes[0]] == [
         "t2 → t1 (n = 12)",
         "t2 → r1 (n = 12)",
@@ -273,11 +298,15 @@ def test_edges_without_a_control_have_none_in_the_legend() -> None:
 
 def test_projection_lines() -> None:
     table = over_layers("share", site=["attn_out", "mlp_out"], target=["e2", "e2_other"])
-    drawn = lines(plots.projection_lines(table, title="t2", site="mlp_out"))
-    assert drawn == {
-        "bridge e2": values(table, "share", site="mlp_out", target="e2"),
-        "another bridge": values(table, "share", site="mlp_out", target="e2_other"),
+    ax = plots.projection_lines(table, title="t2", site="mlp_out")
+    assert lines(ax) == {
+        "bridge": values(table, "share", site="mlp_out", target="e2"),
+        "another query's bridge": values(table, "share", site="mlp_out", target="e2_other"),
     }
+    assert (len(bands(ax)), len(whiskers(ax))) == (1, 1)
+    several = over_layers("share", site=["mlp_out"], target=["e2", "e2_other", "prediction"])
+    ax = plots.projection_lines(several)
+    assert (len(lines(ax)), len(bands(ax)), len(whiskers(ax))) == (3, 0, 2)
     assert plots.projection_lines(table, title="t2").get_title() == "attention at t2"
 
 
@@ -312,14 +341,17 @@ def test_flip_lines_have_their_own_intervals() -> None:
         "residual": values(table, "flip_rate", site="resid_post", control="none"),
         "attention": values(table, "flip_rate", site="attn_out", control="none"),
     }
-    bands = [each.get_paths()[0].vertices[:, 1] for each in ax.collections]
-    assert {float(y) for band in bands for y in band} == {0.25, 0.75}
+    (band,), (beside,) = bands(ax), whiskers(ax)
+    assert {float(y) for y in band.get_paths()[0].vertices[:, 1]} == {0.25, 0.75}
+    assert set(beside.values()) == {(0.25, 0.75)}
 
 
 def test_tracing_lines() -> None:
     table = over_layers("effect", position=["t1", "t2"], site=["mlp_out"])
-    drawn = lines(plots.tracing_lines(table))
-    assert drawn == {
+    ax = plots.tracing_lines(table)
+    assert not bands(ax)
+    assert len(bands(plots.tracing_lines(table[table["position"] == "t1"]))) == 0
+    assert lines(ax) == {
         "MLP, t1": values(table, "effect", position="t1"),
         "MLP, t2": values(table, "effect", position="t2"),
     }
@@ -332,28 +364,47 @@ def test_summaries_stand_side_by_side_with_the_numbers_that_are_drawn() -> None:
         summary=lambda: table, run=run, details=pd.DataFrame({"query": ["a", "b", "b"]})
     )
     both = {"incorrect": result, "correct": result}
-    figure, numbers = figures.summary_panels(both, plots.recall_lines, "Recall", shared=True)
+    names = {"e1": "another source"}
+    figure, numbers = figures.summary_panels(
+        both, plots.recall_lines, "Recall", "substitute", names
+    )
     assert figure.get_suptitle() == "Recall: a model on “some”"
-    assert [ax.get_title() for ax in figure.axes] == [
+    titles = [ax.get_title().replace("\n", " ") for ax in figure.axes]
+    assert titles == [
+        "another source: both hops right, composition wrong (n = 2)",
+        "r1: both hops right, composition wrong (n = 2)",
+        "another source: composition right (n = 2)",
+        "r1: composition right (n = 2)",
+    ]
+    for ax, substitute in zip(figure.axes, ["e1", "r1"] * 2, strict=True):
+        (drawn,) = (each for name, each in lines(ax).items() if name != "chance")
+        assert drawn == values(table, "share", substitute=substitute)
+        assert len(bands(ax)) == 1
+    whole, _ = figures.summary_panels(both, plots.recall_lines, "Recall")
+    assert [ax.get_title() for ax in whole.axes] == [
         "both hops right, composition wrong (n = 2)",
         "composition right (n = 2)",
     ]
+    assert all(len(lines(ax)) == 3 for ax in whole.axes)  # both substitutes and chance
     assert len(figure.legends) == 1
     for subset in both:
         own = numbers[numbers["subset"] == subset].drop(columns="subset")
         pd.testing.assert_frame_equal(own.reset_index(drop=True), table)
-    apart, _ = figures.summary_panels(both, plots.recall_lines, "Recall")
-    assert not apart.legends
 
 
 def test_recall_and_probe_lines() -> None:
     table = over_layers("share", substitute=["e1", "r1"])
-    assert lines(plots.recall_lines(table))["another first relation"] == values(
-        table, "share", substitute="r1"
-    )
+    ax = plots.recall_lines(table)
+    wanted = values(table, "share", substitute="r1")
+    assert lines(ax)["than with another first relation"] == wanted
+    assert not bands(ax)
+    alone = plots.recall_lines(table[table["substitute"] == "r1"])
+    assert alone.get_ylabel() == "bridge recalled better than\nwith another first relation"
     table = over_layers("score", what=["accuracy", "control", "new_entities", "majority"])
-    drawn = lines(plots.probe_lines(table, title="e2"))
+    ax = plots.probe_lines(table, title="e2")
+    drawn = lines(ax)
     assert len(drawn) == 4
+    assert len(bands(ax)) == 1
     assert drawn["new source entities"] == values(table, "score", what="new_entities")
 
 
@@ -373,11 +424,35 @@ def test_the_stage_axis_has_every_query_and_the_mean() -> None:
     ax = plots.stage_axis(frame, summary)
     labels = [label.get_text() for label in ax.get_yticklabels()]
     assert labels == ["1  first\n2 of 2 queries", "2  second\n1 of 2 queries"]
-    dots, _, mean = ax.get_lines()[:3]
+    dots, mean = ax.get_lines()[:2]
     assert np.asarray(dots.get_xdata()).tolist() == [2.0, 2.0]
     assert len(set(np.asarray(dots.get_ydata()).tolist())) == 2  # set apart
     assert np.asarray(mean.get_xdata()).tolist() == [2.0]
-    assert len(ax.get_lines()[3].get_xdata()) == 1  # type: ignore[arg-type]
+    assert len(ax.get_lines()) == 4  # two and one query have no interval
+
+
+def test_the_mean_of_three_queries_has_an_interval() -> None:
+    three = {"stage": "first", "number": 1, "query": ["a", "b", "c"], "first_layer": [2.0, 3, 7]}
+    row = {
+        "stage": "first",
+        "number": 1,
+        "queries": 3,
+        "n": 3,
+        "mean": 4.0,
+        "low": 2.0,
+        "high": 7.0,
+    }
+    ax = plots.stage_axis(pd.DataFrame(three), pd.DataFrame([row]))
+    assert np.asarray(ax.get_lines()[0].get_xdata()).tolist() == [2.0, 7.0]
+
+
+def test_whiskers_of_lines_on_the_same_axes_stand_at_other_layers() -> None:
+    for n_layers in (6, 12, 30, 80):
+        intervals = lone_band(3)
+        places = [range(n_layers)[each.some(n_layers)] for each in intervals if each]  # type: ignore[union-attr]
+        assert all(0 < len(each) <= 6 for each in places)
+        assert len({place for each in places for place in each}) == sum(map(len, places))
+    assert lone_band(1) == ["band"]
 
 
 def test_described_bars_stand_beside_their_chance_level() -> None:
@@ -390,7 +465,12 @@ def test_described_bars_stand_beside_their_chance_level() -> None:
         )
     ]
     table = pd.DataFrame(rows, columns=["entity", "position", "share", "low", "high"])
-    drawn = bars(plots.described_bars(table))
+    ax = plots.described_bars(table)
+    drawn = bars(ax)
+    assert [label.get_text() for label in ax.get_xticklabels()][::2] == [
+        "bridge\nat t1",
+        "answer\nat t1",
+    ]
     assert heights(drawn["own entity"]) == pytest.approx([0.0, 0.1, 0.2, 0.3])
     assert heights(drawn["another query's entity"]) == pytest.approx([0.4, 0.5, 0.6, 0.7])
 
@@ -400,7 +480,7 @@ def test_the_head_heatmap_is_centred_at_no_effect() -> None:
     ax = heatmaps.head_heatmap(table)
     (mesh,) = (each for each in ax.collections if isinstance(each, QuadMesh))
     assert mesh.get_clim() == (-0.5, 0.5)
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["1", "0"]
+    assert ticks(ax.yaxis) == {0.5: "1", 1.5: "0"}
 
 
 def test_figures_grow_with_the_text_around() -> None:

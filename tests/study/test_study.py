@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import matplotlib as mpl
@@ -349,19 +350,34 @@ def test_the_numbers_are_the_success_rates(drawn: dict[str, Path], runs: Path) -
     assert bars[["source_layer", "target_layer"]].isna().all(axis=None)
 
 
+def test_right_compositions_are_drawn_by_how_many_cells_keep_them(
+    drawn: dict[str, Path], runs: Path
+) -> None:
+    table = pd.read_csv(drawn["back_patching.csv"])
+    shares = table[table["panel"] == "mean of cells"]
+    for name, result in loaded(runs).items():
+        rates = result.cell_rate()
+        here = shares[shares["subset"] == name].reset_index(drop=True)
+        pd.testing.assert_frame_equal(here[list(rates.columns)], rates, rtol=1e-5)
+    picture = drawn["back_patching.svg"].read_text("utf-8")
+    assert picture.count("in any cell") == picture.count("mean of queries") == 1
+
+
 def test_the_numbers_are_the_heatmaps(drawn: dict[str, Path], runs: Path) -> None:
     table = pd.read_csv(drawn["back_patching.csv"])
     cells = table[table["panel"] == "cell"]
-    assert len(cells) == 2 * 2 * len(CELLS)
-    assert set(cells["control"]) == {"none"}
-    for name, result in loaded(runs).items():
-        for position in ("t1", "t2"):
-            share = result.heatmap(position)
-            here = cells[(cells["subset"] == name) & (cells["position"] == position)]
-            for a, b, rate in zip(
-                here["source_layer"], here["target_layer"], here["rate"], strict=True
-            ):
-                assert rate == pytest.approx(share.loc[b, a], abs=1e-6)
+    controls = ("none", "other", "random")
+    assert len(cells) == 2 * 2 * len(controls) * len(CELLS)
+    keys = product(loaded(runs).items(), ("t1", "t2"), controls)
+    for (name, result), position, control in keys:
+        share = result.heatmap(position, control)
+        where = {"subset": name, "position": position, "control": control}
+        here = cells[(cells[list(where)] == pd.Series(where)).all(axis=1)]
+        assert len(here) == len(CELLS)
+        for a, b, rate in zip(
+            here["source_layer"], here["target_layer"], here["rate"], strict=True
+        ):
+            assert rate == pytest.approx(share.loc[b, a], abs=1e-6)
 
 
 def test_the_numbers_of_grading_are_its_summary(drawn: dict[str, Path]) -> None:
@@ -374,8 +390,13 @@ def test_one_subset_of_one_query_without_controls_is_drawn(tmp_path: Path) -> No
     made_back_patching(hits, [(1, 0)]).save(tmp_path / "runs" / "back_patching.correct")
     table = numbers(tmp_path / "runs", tmp_path)
     assert set(table["subset"]) == {"correct"}
-    assert list(table["rate"]) == [1.0, 1.0]
-    assert table["low"].isna().all()
+    assert table["panel"].tolist() == ["any cell", "mean of cells", "cell"]
+    assert table["rate"].tolist() == [1.0, 1.0, 1.0]
+    assert table["low"].notna().tolist() == [
+        True,
+        False,
+        False,
+    ]  # a share has one, a mean of one none
 
 
 def test_missing_results_are_told(tmp_path: Path) -> None:

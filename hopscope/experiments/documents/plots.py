@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from hopscope.plots.lines import edge_effects, layer_axis, layer_line
+from hopscope.plots.lines import BAND, Whiskers, edge_effects, layer_axis, layer_line
 from hopscope.plots.style import (
     BLACK,
     BLUE,
@@ -78,7 +78,9 @@ def _mask_style(mask: str, index: int) -> tuple[str, str, str]:
     return MASK_STYLES.get(mask, (others[index % len(others)], "v", mask))
 
 
+PEAK = "peak attention to a document\n(weight, sum over layers)"
 ANSWER_COLORS = {True: GREEN, False: VERMILION}
+ANSWER_MARKS = {True: "o", False: "D"}
 
 
 def peak_strips(
@@ -98,9 +100,9 @@ def peak_strips(
         here = peaks[(peaks["order"] == row["order"]) & (peaks["mask"] == row["mask"])]
         for right, side in ((True, 0.18), (False, -0.18)):
             values = here.loc[here["correct"] == right, "peak"].to_numpy()
-            color, x = ANSWER_COLORS[right], place - side
+            color, mark, x = ANSWER_COLORS[right], ANSWER_MARKS[right], place - side
             jitter = np.linspace(-0.1, 0.1, len(values)) if len(values) > 1 else np.zeros(1)
-            ax.plot(x + jitter[: len(values)], values, "o", ms=3.5, mew=0, color=color, alpha=0.5)
+            ax.plot(x + jitter[: len(values)], values, mark, ms=3.5, mew=0, color=color, alpha=0.5)
             if len(values):
                 ax.plot([x - 0.14, x + 0.14], [np.median(values)] * 2, "-", color=color, lw=2.2)
         several = compare["mask"].nunique() > 1
@@ -109,9 +111,9 @@ def peak_strips(
         counts = f"{row['right']} right, {row['wrong']} wrong"
         labels.append(f"{row['order'].replace('_', ' ')}{named}\n{counts}{auc}")
     for right, label in ((True, "right answer"), (False, "wrong answer")):
-        ax.plot([], [], "o", color=ANSWER_COLORS[right], label=label)
+        ax.plot([], [], ANSWER_MARKS[right], ms=4, color=ANSWER_COLORS[right], label=label)
     ax.set_xticks(range(len(labels)), labels)
-    ax.set(ylabel="peak attention to a document", title=title, xlim=(-0.5, len(labels) - 0.5))
+    ax.set(ylabel=PEAK, title=title, xlim=(-0.5, len(labels) - 0.5))
     legend_below(ax, gap=0.48)
     return ax
 
@@ -122,20 +124,26 @@ HOP_STYLES = {1: (BLUE, "first hop"), 2: (VERMILION, "second hop"), 0: (GREY, "o
 def hop_lines(by_layer: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
     """Attention to the documents of each hop by block: full for right answers, dashed for wrong.
 
+    Of one hop alone, the interval of right answers is a band.
+
     Args:
         by_layer: `DocumentAttention.by_layer()` of one order and mask.
         ax: where to draw.
         title: of the axes.
     """
     ax = axes_or_new(ax, 2.4)
-    for right, dash in ((True, "-"), (False, "--")):
-        for hop in sorted(set(by_layer["hop"]), key=lambda number: (number == 0, number)):
+    hops = sorted(set(by_layer["hop"]), key=lambda number: (number == 0, number))
+    of_right = BAND if len(hops) == 1 else None
+    for right, dash, interval in ((True, "-", of_right), (False, "--", Whiskers())):
+        for hop in hops:
             color, name = HOP_STYLES.get(hop, (GREEN, f"hop {hop}"))
             rows = by_layer[(by_layer["hop"] == hop) & (by_layer["correct"] == right)]
             label = f"{name}, {'right' if right else 'wrong'} answer"
-            layer_line(ax, rows, "mass", color, dash, label)
+            layer_line(ax, rows, "mass", color, dash, label, of_right and interval)
     layer_axis(ax, "layer", "attention to one document", title)
-    ax.set_ylim(bottom=0)
+    top = np.nanmax(by_layer[["mass", "high"]].to_numpy(dtype=float))
+    ax.set_ylim(0, max(1.05 * float(top), ax.get_ylim()[1]))
+    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
     legend_below(ax)
     return ax
 

@@ -13,6 +13,7 @@ from hopscope.plots.style import (
     BLACK,
     COLORS,
     GREY,
+    HATCH,
     TEXT,
     axes_or_new,
     bars,
@@ -49,7 +50,9 @@ def mask_arms(
         color = COLORS[arms.index(arm) % len(COLORS)]
         places = np.arange(len(orders)) + (index - (len(shown) - 1) / 2) * width
         rows = _of_bar(summary, arm, read).set_index("order").reindex(orders)
-        look = {"color": color if read == arm else GREY, "edgecolor": color, "linewidth": 1.2}
+        look = {"color": color, "edgecolor": color, "linewidth": 1.2}
+        if read != arm:
+            look |= {"color": GREY, "hatch": HATCH}
         bars(ax, places, rows, "accuracy", width * 0.9, alpha=0.85, **look)
         if len(base):
             level = base[base["read_under"] == read].set_index("order").reindex(orders)
@@ -119,7 +122,7 @@ def _handles(arms: list[str], base: bool) -> list[Patch | Line2D]:
         for index, arm in enumerate(arms)
     ]
     if len(arms) > 1:
-        grey = Patch(fc=GREY, ec=GREY, label="the same, under another mask")
+        grey = Patch(fc=GREY, ec=BLACK, hatch=HATCH, label="the same, under another mask")
         handles.append(grey)
     if base:
         handles.append(Line2D([], [], color=BLACK, lw=1.6, label="before fine-tuning"))

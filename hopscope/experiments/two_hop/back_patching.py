@@ -111,6 +111,22 @@ class BackPatching(Result):
         """
         return intervals(self.repaired(), ["position", "control"], "hit", "rate", seed)
 
+    def cell_rate(self, seed: int = 0) -> pd.DataFrame:
+        """Share of the cells that have the answer, the mean over queries.
+
+        Of compositions that are right without a patch some cell nearly always keeps the answer, so
+        that `success_rate` tells nothing of them; this tells how much a state may be replaced.
+
+        Args:
+            seed: of the bootstrap.
+
+        Returns:
+            Columns `position, control, n, rate, low, high`: bootstrap 95 % intervals.
+        """
+        keys = ["query", "position", "control"]
+        shares = self.frame.groupby(keys, sort=False, observed=True)["hit"].mean().reset_index()
+        return intervals(shares, ["position", "control"], "hit", "rate", seed)
+
     def above_chance(self, seed: int = 0) -> pd.DataFrame:
         """How much oftener the query's own vector repairs than a control's, query by query.
 

@@ -38,6 +38,7 @@ from hopscope.queries.two_hop_query import TwoHopQuery, relation_only
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.wording import (
+    SUBSTITUTES,
     largest_row,
     percent,
     row_where,
@@ -50,7 +51,6 @@ from hopscope.statistics import intervals
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SUBSTITUTES = {"e1": "another source entity", "r1": "another first relation"}
 PER_PART = 16
 
 

@@ -14,7 +14,7 @@ from hopscope.display.grid import EVERYTHING, Axis, Choice, Kind, Measure, Optio
 from hopscope.plots.figures import title_of
 from hopscope.plots.style import CONTROLS
 from hopscope.results.result import Result
-from hopscope.results.wording import SITE_LABELS
+from hopscope.results.wording import ENTITY_NAMES, SITE_LABELS
 
 HIT = Measure("hit", "answered", "yes")
 ANSWERED = Measure("hit", "queries answered", "share")
@@ -184,9 +184,9 @@ class DescriptionGrid(_LayerGrid):
             (frame["position"] == chosen["position"]) & (frame["prompt"] == chosen["prompt"])
         ]
         entities = {
-            f"{entity}{other}": f"names {'another ' if other else 'the '}{name}"
+            f"{entity}{other}": f"names {'another ' if other else 'the '}{ENTITY_NAMES[entity]}"
             for other in ("", "_other")
-            for entity, name in (("e2", "bridge"), ("e3", "answer"), ("e1", "source"))
+            for entity in ("e2", "e3", "e1")
             if f"{entity}{other}" in frame
         }
         everything = chosen["query"] == EVERYTHING

@@ -11,7 +11,7 @@ from hopscope.plots.lines import layer_axis, share_axis
 from hopscope.plots.style import BLUE, GREY, axes_or_new, bars, errors_of, legend_below
 
 CLUSTERS = {
-    "none": (BLUE, "k-means of the unembedding"),
+    "none": (BLUE, "clusters (k-means of the unembedding)"),
     "shuffled": (GREY, "shuffled clusters"),
 }
 
@@ -35,14 +35,7 @@ def class_bars(by_layer: pd.DataFrame, ax: Axes | None = None, title: str = "") 
     layer_axis(ax, "layer", "heads", title)
     share_axis(ax)
     ax.set_xlim(by_layer.index.min() - 0.6, by_layer.index.max() + 0.6)
-    handles, names = ax.get_legend_handles_labels()
-    ax.legend(
-        handles[::-1],
-        names[::-1],
-        title="class (keys held)",
-        loc="center left",
-        bbox_to_anchor=(1.0, 0.5),
-    )
+    legend_below(ax, title="class (share of the keys that are held)")
     return ax
 
 
@@ -62,7 +55,8 @@ def neighbour_points(accuracy: pd.DataFrame, ax: Axes | None = None, title: str 
             places,
             rows["accuracy"],
             errors_of(rows, "accuracy"),
-            fmt="o",
+            fmt="o" if control == "none" else "s",
+            ms=4,
             color=color,
             label=label,
             capsize=2,
@@ -86,7 +80,7 @@ def drawn_bars(drawn: pd.DataFrame, ax: Axes | None = None, title: str = "") -> 
     rows = drawn.set_index("control").reindex(list(CLUSTERS))
     colors = [color for color, _ in CLUSTERS.values()]
     bars(ax, range(len(rows)), rows, "share", 0.7, color=colors)
-    ax.set_xticks(range(len(rows)), ["k-\nmeans", "shuf-\nfled"])
+    ax.set_xticks(range(len(rows)), ["clusters", "shuffled"])
     ax.set(ylabel="middle ranks near the top", title=title)
     share_axis(ax)
     return ax

@@ -10,7 +10,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from hopscope.plots.heatmaps import diverging_heatmap
-from hopscope.plots.lines import edge_effects, layer_axis, layer_line, share_axis
+from hopscope.plots.lines import (
+    BAND,
+    Interval,
+    Whiskers,
+    edge_effects,
+    layer_axis,
+    layer_line,
+    lone_band,
+    share_axis,
+)
 from hopscope.plots.style import (
     BLACK,
     BLUE,
@@ -31,7 +40,7 @@ from hopscope.plots.style import (
     legend_below,
     text_size,
 )
-from hopscope.results.wording import SITE_LABELS
+from hopscope.results.wording import ENTITY_NAMES, SITE_LABELS, SUBSTITUTES
 
 FORM_LABELS = {
     "first_hop": "first hop",
@@ -45,13 +54,19 @@ FORM_LABELS = {
 }
 
 
-def success_bars(rates: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+def success_bars(
+    rates: pd.DataFrame,
+    ax: Axes | None = None,
+    title: str = "",
+    measure: str = "queries with the answer in any cell",
+) -> Axes:
     """Share of queries with the answer in any cell, by position, beside the controls.
 
     Args:
-        rates: `BackPatching.success_rate()`.
+        rates: `BackPatching.success_rate()`, or `BackPatching.cell_rate()`.
         ax: where to draw.
         title: of the axes.
+        measure: what the rates are, for the axis.
     """
     ax = axes_or_new(ax, 2.4)
     positions = list(dict.fromkeys(rates["position"]))
@@ -62,7 +77,7 @@ def success_bars(rates: pd.DataFrame, ax: Axes | None = None, title: str = "") -
         places = np.arange(len(positions)) + (index - (len(controls) - 1) / 2) * width
         bars(ax, places, rows, "rate", width * 0.92, **bar_look(CONTROLS[control]))
     ax.set_xticks(range(len(positions)), positions)
-    ax.set(xlabel="patched position", ylabel="queries with the answer in any cell", title=title)
+    ax.set(xlabel="patched position", ylabel=measure, title=title)
     share_axis(ax)
     return ax
 
@@ -86,7 +101,9 @@ def described_bars(described: pd.DataFrame, ax: Axes | None = None, title: str =
         table = described.drop_duplicates(["entity", "position"]).set_index(["entity", "position"])
         rows = table.reindex([(f"{entity}{other}", position) for entity, position in named])
         bars(ax, np.arange(len(named)) + offset, rows, "share", 0.37, **bar_look(look))
-    ax.set_xticks(range(len(named)), [f"{entity}\nat {position}" for entity, position in named])
+    ax.set_xticks(
+        range(len(named)), [f"{ENTITY_NAMES[entity]}\nat {position}" for entity, position in named]
+    )
     ax.set(ylabel="queries, in any cell", title=title)
     share_axis(ax)
     return ax
@@ -116,12 +133,10 @@ def knockout_lines(
     )
 
 
-TARGET_STYLES = {
-    "e2": (BLUE, "-", "bridge e2"),
-    "e3": (VERMILION, "-", "answer e3"),
-    "prediction": (BLACK, "-", "prediction"),
-    "e2_other": (GREY, "--", "another bridge"),
-    "e3_other": (GREY, ":", "another answer"),
+TARGET_COLORS = {"e2": BLUE, "e3": VERMILION, "prediction": BLACK}
+TARGET_CONTROLS = {
+    "e2": ("e2_other", "another query's bridge", "--"),
+    "e3": ("e3_other", "another query's answer", ":"),
 }
 
 
@@ -129,6 +144,8 @@ def projection_lines(
     by_layer: pd.DataFrame, ax: Axes | None = None, title: str = "", site: str | None = None
 ) -> Axes:
     """Share of queries in which a sublayer's output resolves each target, by layer.
+
+    A control has no intervals where there are several targets.
 
     Args:
         by_layer: `Projection.by_layer()` at one position.
@@ -139,13 +156,23 @@ def projection_lines(
     ax = axes_or_new(ax, 2.4)
     site = str(by_layer["site"].iloc[0]) if site is None else site
     here = by_layer[by_layer["site"] == site]
-    for target, (color, dash, label) in TARGET_STYLES.items():
-        layer_line(ax, here[here["target"] == target], "share", color, dash, label)
+    targets = [target for target in TARGET_COLORS if target in set(here["target"])]
+    beside = Whiskers() if len(targets) == 1 else None
+    for target, interval in zip(targets, lone_band(len(targets)), strict=True):
+        if target in TARGET_CONTROLS:
+            control, label, dash = TARGET_CONTROLS[target]
+            layer_line(ax, here[here["target"] == control], "share", GREY, dash, label, beside)
+        rows, color = here[here["target"] == target], TARGET_COLORS[target]
+        layer_line(ax, rows, "share", color, "-", ENTITY_NAMES[target], interval)
     named = SITE_LABELS.get(site, site)
     layer_axis(ax, "layer", "queries that resolve it", f"{named} at {title}" if title else named)
     share_axis(ax)
     ax.legend(loc="best")
     return ax
+
+
+FEWEST = 3
+"""Queries in which a stage shows; the mean of fewer has no interval."""
 
 
 def stage_axis(
@@ -165,8 +192,11 @@ def stage_axis(
     for place, row in enumerate(summary.to_dict("records")):
         color = colors[row["number"]]
         layers = frame.loc[frame["stage"] == row["stage"], "first_layer"].dropna().to_numpy()
-        ax.plot(layers, place + _spread(layers), "o", ms=3.5, mew=0, color=color, alpha=0.45)
-        ax.plot([row["low"], row["high"]], [place, place], "-", color=color, lw=2)
+        if len(layers) >= FEWEST:
+            ax.plot([row["low"], row["high"]], [place, place], "-", color=color, lw=2)
+        ax.plot(
+            layers, place + _spread(layers), "o", ms=4, mec="white", mew=0.5, color=color, alpha=0.6
+        )
         ax.plot(row["mean"], place, "D", ms=6, color=color, mec="white", mew=0.8)
         stage = row["stage"].replace("->", " → ")
         labels.append(f"{row['number']}  {stage}\n{row['n']} of {row['queries']} queries")
@@ -233,14 +263,8 @@ def _patched_lines(ax: Axes, table: pd.DataFrame, value: str) -> None:
     several = table["position"].nunique() > 1
     for (position, rows), dash in zip(groups, cycle(("--", ":", "-.")), strict=False):
         label = "random residual" + f", {position}" * several
-        layer_line(ax, rows, value, GREY, dash, label)
-    own = table[table["control"] == "none"]
-    if several:
-        _by_position_and_site(ax, own, value)
-        return
-    for site, dash in SITE_DASHES.items():
-        rows, band = own[own["site"] == site], site == "resid_post"  # more would overlap
-        layer_line(ax, rows, value, SITE_COLORS[site], dash, SITE_LABELS[site], band=band)
+        layer_line(ax, rows, value, GREY, dash, label, None if several else Whiskers())
+    _site_lines(ax, table[table["control"] == "none"], value)
 
 
 def place_heatmap(
@@ -291,20 +315,27 @@ def estimate_points(swept: pd.DataFrame, ax: Axes | None = None, title: str = ""
 def tracing_lines(summary: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
     """The average indirect effect by layer: colours for positions, dashes for sites.
 
+    Of one position alone, sites have colours, too, and the residual stream has its intervals.
+
     Args:
         summary: `Tracing.summary()`.
         ax: where to draw.
         title: of the axes.
     """
     ax = axes_or_new(ax, 2.6)
-    _by_position_and_site(ax, summary, "effect")
+    _site_lines(ax, summary, "effect")
     layer_axis(ax, "layer (middle of the window)", "average indirect effect", title)
     legend_below(ax)
     return ax
 
 
+SUBSTITUTE_COLORS = {"e1": BLUE, "r1": VERMILION}
+
+
 def recall_lines(summary: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
     """How often the bridge is recalled better than in a substituted question, by layer.
+
+    The dotted line is chance.
 
     Args:
         summary: `Recall.summary()`.
@@ -312,14 +343,17 @@ def recall_lines(summary: pd.DataFrame, ax: Axes | None = None, title: str = "")
         title: of the axes.
     """
     ax = axes_or_new(ax, 2.4)
-    labels = {"e1": "another source entity", "r1": "another first relation"}
-    for substitute, color in color_of_each(summary["substitute"]).items():
-        rows = summary[summary["substitute"] == substitute]
-        layer_line(ax, rows, "share", color, "-", labels.get(substitute, substitute))
-    ax.axhline(0.5, color=GREY, lw=0.8, ls=":")
-    layer_axis(ax, "layer", "queries with better recall", title)
+    substitutes = list(dict.fromkeys(summary["substitute"]))
+    intervals = lone_band(len(substitutes))
+    for substitute, interval in zip(substitutes, intervals, strict=True):
+        rows, label = summary[summary["substitute"] == substitute], SUBSTITUTES[substitute]
+        color = SUBSTITUTE_COLORS[substitute]
+        layer_line(ax, rows, "share", color, "-", f"than with {label}", interval)
+    ax.axhline(0.5, color=GREY, lw=0.8, ls=":", label="chance")
+    than = SUBSTITUTES[substitutes[0]] if len(substitutes) == 1 else "another entity or relation"
+    layer_axis(ax, "layer", f"bridge recalled better than\nwith {than}", title)
     share_axis(ax)
-    ax.legend(loc="best")
+    legend_below(ax)
     return ax
 
 
@@ -332,25 +366,36 @@ def probe_lines(scores: pd.DataFrame, ax: Axes | None = None, title: str = "") -
         title: of the axes.
     """
     ax = axes_or_new(ax, 2.4)
-    styles = {
-        "accuracy": (BLUE, "-", "new questions"),
-        "new_entities": (GREEN, "-", "new source entities"),
-        "control": (GREY, "--", "control task (random labels)"),
-        "majority": (GREY, ":", "largest class"),
+    styles: dict[str, tuple[str, str, str, Interval]] = {
+        "accuracy": (BLUE, "-", "new questions", BAND),
+        "new_entities": (GREEN, "-", "new source entities", Whiskers(0, 2)),
+        "control": (GREY, "--", "control task (random labels)", Whiskers(1, 2)),
+        "majority": (GREY, ":", "largest class", None),
     }
-    for what, (color, dash, label) in styles.items():
-        layer_line(ax, scores[scores["what"] == what], "score", color, dash, label)
+    for what, (color, dash, label, interval) in styles.items():
+        layer_line(ax, scores[scores["what"] == what], "score", color, dash, label, interval)
     layer_axis(ax, "layer", "held-out accuracy", title)
     share_axis(ax)
     legend_below(ax)
     return ax
 
 
-def _by_position_and_site(ax: Axes, table: pd.DataFrame, value: str) -> None:
-    for position, color in color_of_each(table["position"]).items():
+def _site_lines(ax: Axes, table: pd.DataFrame, value: str) -> None:
+    """Lines of sites; only those of the residual stream have intervals."""
+    colors = color_of_each(table["position"])
+    several = len(colors) > 1
+    for (position, color), interval in zip(colors.items(), lone_band(len(colors)), strict=True):
         for site, dash in SITE_DASHES.items():
             rows = table[(table["position"] == position) & (table["site"] == site)]
-            layer_line(ax, rows, value, color, dash, f"{SITE_LABELS[site]}, {position}")
+            layer_line(
+                ax,
+                rows,
+                value,
+                color if several else SITE_COLORS[site],
+                dash,
+                SITE_LABELS[site] + f", {position}" * several,
+                interval if site == "resid_post" else None,
+            )
 
 
 def grading_bars(summary: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:

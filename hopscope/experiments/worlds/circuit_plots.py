@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle
 
 import matplotlib as mpl
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from hopscope.plots.lines import share_axis
-from hopscope.plots.style import GREY, color_of_each, panels
+from hopscope.plots.style import GREY, MARKS, color_of_each, panels
 
 SPLIT_LABELS = {
     "trained": "trained",
@@ -40,8 +41,8 @@ def circuit_figure(frame: pd.DataFrame) -> Figure:
     knockout_lines(frame, colors, axes[2])
     bridge_lines(frame, colors, axes[3])
     handles = [
-        Line2D([], [], marker="o", ls="-", color=color, label=world)
-        for world, color in colors.items()
+        Line2D([], [], marker=mark, ls="-", ms=4, color=color, label=world)
+        for (world, color), mark in zip(colors.items(), cycle(MARKS), strict=False)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
@@ -80,14 +81,14 @@ def bridge_lines(frame: pd.DataFrame, colors: Colors, ax: Axes) -> None:
 def _points(table: pd.DataFrame, by: str, labels: dict[str, str], colors: Colors, ax: Axes) -> None:
     """For each kind a column with a dot a seed and a bar at their mean, the worlds side by side."""
     there = [kind for kind in labels if kind in set(table[by])]
-    for index, (world, color) in enumerate(colors.items()):
+    for index, ((world, color), mark) in enumerate(zip(colors.items(), cycle(MARKS), strict=False)):
         shift = (index - (len(colors) - 1) / 2) * min(0.26, 0.8 / len(colors))
         for place, kind in enumerate(there):
             values = table[(table["world"] == world) & (table[by] == kind)]["value"].to_numpy()
             if not len(values):
                 continue
             spread = place + shift + np.linspace(-0.05, 0.05, len(values))
-            ax.plot(spread, values, "o", ms=3.5, color=color, mec="white", mew=0.4, zorder=3)
+            ax.plot(spread, values, mark, ms=3.5, color=color, mec="white", mew=0.4, zorder=3)
             at = place + shift
             ax.hlines(values.mean(), at - 0.11, at + 0.11, color=color, lw=2)
     ax.set_xticks(range(len(there)), [labels[kind] for kind in there])
@@ -96,14 +97,14 @@ def _points(table: pd.DataFrame, by: str, labels: dict[str, str], colors: Colors
 
 def _lines(table: pd.DataFrame, by: str, styles: dict[str, str], colors: Colors, ax: Axes) -> None:
     """Lines over blocks: a thin one a seed, a thick one for their mean."""
-    for world, color in colors.items():
+    for (world, color), mark in zip(colors.items(), cycle(MARKS), strict=False):
         for kind, style in styles.items():
             own = table[(table["world"] == world) & (table[by] == kind)]
             if own.empty:
                 continue
             wide = own.pivot_table(index="layer", columns="seed", values="value")
             ax.plot(wide.index, wide, ls=style, color=color, lw=0.7, alpha=0.45)
-            ax.plot(wide.index, wide.mean(axis=1), ls=style, color=color, lw=2)
+            ax.plot(wide.index, wide.mean(axis=1), ls=style, color=color, lw=2, marker=mark, ms=4)
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     share_axis(ax)
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 
 from hopscope.experiments.worlds.coverage import GROUPINGS
 from hopscope.plots.lines import share_axis
-from hopscope.plots.style import BLUE, GREEN, GREY, VERMILION, axes_or_new, legend_below
+from hopscope.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    MARKS,
+    TEXT,
+    VERMILION,
+    axes_or_new,
+    legend_below,
+    text_size,
+)
 
 if TYPE_CHECKING:
     from hopscope.statistics import Exponent
@@ -36,7 +46,7 @@ def needed_points(
     errors = np.stack([examples - table["below"], table["above"] - examples])
     ax.errorbar(tokens, examples, errors, fmt="o", ms=4, color=BLUE, capsize=2, zorder=3)
     line = np.array([tokens.min(), tokens.max()], dtype=float)
-    fitted = f"fitted: n^{exponent.value:.2f} ({exponent.low:.2f} to {exponent.high:.2f})"
+    fitted = f"fitted: {_power(exponent.value)} ({exponent.low:.2f} to {exponent.high:.2f})"
     ax.plot(line, exponent.factor * line**exponent.value, color=BLUE, lw=1.4, label=fitted)
     if exponent.published is not None:
         middle = np.exp(np.log(line).mean())
@@ -47,7 +57,7 @@ def needed_points(
             color=GREY,
             ls="--",
             lw=1.2,
-            label=f"published: n^{exponent.published:.2f}",
+            label=f"published: {_power(exponent.published)}",
         )
     ax.set(xscale="log", yscale="log", title=title)
     ax.set(xlabel="tokens n of each table", ylabel="examples needed")
@@ -56,6 +66,10 @@ def needed_points(
     ax.set_xticks(tokens.tolist(), [str(each) for each in tokens])
     ax.legend(loc="best")
     return ax
+
+
+def _power(exponent: float) -> str:
+    return rf"$n^{{{exponent:.2f}}}$"
 
 
 def examples_curves(
@@ -73,6 +87,8 @@ def examples_curves(
     means = frame.groupby(["n_tokens", "n_examples"])["accuracy"].mean().reset_index()
     _accuracy_lines(means, "n_examples", "accuracy", "n_tokens", ax)
     ax.axhline(learned, color=GREY, lw=0.8, ls=":")
+    size, where = text_size(), ax.get_yaxis_transform()
+    ax.text(0.01, learned, "learned", va="bottom", fontsize=size, color=TEXT, transform=where)
     ax.set(xscale="log", xlabel="examples", title=title)
     _plain_log(ax.xaxis)
     ax.legend(title="tokens n", loc="best")
@@ -80,11 +96,12 @@ def examples_curves(
 
 
 def _accuracy_lines(table: pd.DataFrame, x: str, y: str, by: str, ax: Axes) -> None:
-    """A line for each value of a column, the darker the larger it is."""
+    """A line for each value of a column, the darker the larger it is, with a mark of its own."""
     kinds = sorted(table[by].unique())
-    for kind, color in zip(kinds, sns.color_palette("mako_r", len(kinds) + 1)[1:], strict=True):
+    colors = mpl.colormaps["gnuplot2_r"](np.linspace(0.22, 0.92, len(kinds)))
+    for kind, color, mark in zip(kinds, colors, cycle(MARKS), strict=False):
         rows = table[table[by] == kind].sort_values(x)
-        ax.plot(rows[x], rows[y], color=color, marker="o", ms=4, label=str(kind))
+        ax.plot(rows[x], rows[y], color=color, marker=mark, ms=3.5, lw=1.2, label=str(kind))
     ax.set_ylabel("held-out inputs right")
     share_axis(ax)
 
@@ -96,12 +113,18 @@ def _plain_log(axis: Axis) -> None:
     axis.set_minor_formatter(mpl.ticker.NullFormatter())
 
 
+CUTOFF = (
+    "cutoff: contexts seen that support an input's weakest link\n(in brackets: number of inputs)"
+)
 LEAST = 0.1
 """The share of the inputs that a line of `cutoff_curves` has at least."""
 
 
 def cutoff_curves(accuracy: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
     """Accuracy over steps by cutoff; darker lines are better covered.
+
+    The cutoff of an input is in how many contexts the examples show that the weakest of the
+    substitutions which lead to it changes nothing, see `coverage_cutoffs`.
 
     Neighbouring cutoffs of few inputs share a line, but for 0: what is not covered stands alone.
 
@@ -125,7 +148,7 @@ def cutoff_curves(accuracy: pd.DataFrame, ax: Axes | None = None, title: str = "
         n = sums.loc[sums["bin"] == number, "n"].iloc[0]
         line.set_label(f"{' to '.join(map(str, ends))} ({n:.0f})")
     ax.set(xlabel="step of the training", title=title)
-    legend_below(ax, title="cutoff (inputs)")
+    legend_below(ax, title=CUTOFF)
     return ax
 
 
@@ -161,12 +184,14 @@ def gap_curves(frame: pd.DataFrame, ax: Axes | None = None, title: str = "") -> 
     if "seed" not in gaps:
         gaps = gaps.assign(seed=0)
     best = gaps.groupby(["grouping", "seed", "step"])["value"].max().unstack("step")
-    for grouping, color in zip(GROUPINGS, (BLUE, VERMILION, GREEN), strict=True):
+    looks = zip(GROUPINGS, (BLUE, VERMILION, GREEN), MARKS, strict=False)
+    for grouping, color, mark in looks:
         rows = best.loc[grouping]
         ax.plot(rows.columns, rows.T, color=color, lw=0.6, alpha=0.5)
-        ax.plot(rows.columns, rows.mean(), color=color, marker="o", ms=3, label=grouping)
+        ax.plot(rows.columns, rows.mean(), color=color, marker=mark, ms=3.5, label=grouping)
     ax.axhline(0, color=GREY, lw=0.8, ls=":")
     ax.set(xlabel="step of the training", ylabel="cosine gap at x2 (best block)", title=title)
     ax.set_ylim(-0.08, max(1.03, 1.05 * float(best.to_numpy().max())))
-    legend_below(ax, title="states grouped by")
+    thin = " (thin: seeds)" if gaps["seed"].nunique() > 1 else ""
+    legend_below(ax, title=f"states grouped by{thin}")
     return ax

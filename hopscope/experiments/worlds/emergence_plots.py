@@ -17,6 +17,7 @@ from hopscope.plots.style import (
     BLUE,
     CONTROLS,
     GREEN,
+    GREY,
     PAGE,
     VERMILION,
     axes_or_new,
@@ -79,20 +80,15 @@ def film_strip(film: Mapping[int, pd.DataFrame], value: str, most: int = 6) -> F
     return figure
 
 
-INSTRUMENTS = {
-    "bridge read at r1": (BLUE, "-"),
-    "right without r2 → r1, late": (VERMILION, "-"),
-    "right without r2 → r1, first block": (VERMILION, ":"),
-}
 PATCHES = {
     "clean": ("not patched", BLACK, "-"),
     **{name: (look.label, look.color, look.dash) for name, look in CONTROLS.items()},
 }
 SPLITS = {
-    "trained": ("trained on", BLACK),
-    "in_distribution": ("held out", BLUE),
-    "first_hop_ood": ("1st hop unseen", GREEN),
-    "second_hop_ood": ("2nd hop unseen", VERMILION),
+    "trained": ("trained on", BLACK, "o"),
+    "in_distribution": ("held out", BLUE, "s"),
+    "first_hop_ood": ("1st hop unseen", GREEN, "^"),
+    "second_hop_ood": ("2nd hop unseen", VERMILION, "D"),
 }
 
 
@@ -106,11 +102,12 @@ def circuit_curves(frame: pd.DataFrame) -> Figure:
     Args:
         frame: of `over_checkpoints(..., lambda world: circuit([world]))`.
     """
-    figure, (axes,) = panels(1, 3, 2.7, sharex=True)
+    figure, grid = panels(2, 2, 5.0, sharex=True)
+    answers, bridges, edges, patches = grid.flat
     accuracy = frame[frame["measure"] == "accuracy"]
-    for split, (label, color) in SPLITS.items():
-        _curve(accuracy[accuracy["split"] == split], axes[0], label, color)
-    axes[0].set(title="answers", ylabel="two-hop questions right")
+    for split, (label, color, mark) in SPLITS.items():
+        _curve(accuracy[accuracy["split"] == split], answers, label, color, mark=mark)
+    answers.set(title="answers", ylabel="two-hop questions right")
     bridge = frame[(frame["measure"] == "bridge") & (frame["split"] == "in_distribution")]
     cut = frame[(frame["measure"] == "knockout") & (frame["control"] == "t2->t1")]
     cut = cut[cut["n"] >= FEWEST]
@@ -118,22 +115,26 @@ def circuit_curves(frame: pd.DataFrame) -> Figure:
     read = bridge[bridge["layer"] == last - 1]
     where = cut[cut["step"] == cut["step"].max()].sort_values("value")["layer"]
     late = cut[cut["layer"] == (where.iloc[0] if len(where) else last)]
-    seen: list[pd.DataFrame] = [read, late, cut[cut["layer"] == 0]]
-    for rows, (label, (color, style)) in zip(seen, INSTRUMENTS.items(), strict=True):
-        _curve(rows, axes[1], label, color, style)
-    axes[1].set(title="instruments", ylabel="reciprocal rank, or still right")
+    _curve(read, bridges, f"after block {last - 1}", BLUE)
+    bridges.set(title="bridge read at r1", ylabel="mean reciprocal rank")
+    _curve(late, edges, "in the block where it costs most", VERMILION)
+    _curve(cut[cut["layer"] == 0], edges, "in the first block", GREY, ":")
+    edges.set(title="edge r2 → r1 knocked out", ylabel="questions still right")
     patched = frame[(frame["measure"] == "patched") & (frame["split"] == "first_hop_ood")]
     for control, (label, color, style) in PATCHES.items():
-        _curve(patched[patched["control"] == control], axes[2], label, color, style)
-    axes[2].set(title="1st hop unseen, r1 back-patched", ylabel="questions right")
-    for ax in axes:
+        _curve(patched[patched["control"] == control], patches, label, color, style)
+    patches.set(title="1st hop unseen, r1 back-patched", ylabel="questions right")
+    for ax in grid.flat:
         ax.set_xlabel("step of the training")
+        ax.tick_params(labelbottom=True)
         share_axis(ax)
         legend_below(ax)
-    axes[1].yaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
+    bridges.yaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
     return figure
 
 
-def _curve(rows: pd.DataFrame, ax: Axes, label: str, color: str, style: str = "-") -> None:
+def _curve(
+    rows: pd.DataFrame, ax: Axes, label: str, color: str, style: str = "-", mark: str = "o"
+) -> None:
     rows = rows.sort_values("step")
-    ax.plot(rows["step"], rows["value"], color=color, ls=style, marker="o", ms=2.5, label=label)
+    ax.plot(rows["step"], rows["value"], color=color, ls=style, marker=mark, ms=3, label=label)

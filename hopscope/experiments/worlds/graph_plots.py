@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -11,14 +13,18 @@ from matplotlib.lines import Line2D
 from hopscope.plots.lines import layer_axis, share_axis
 from hopscope.plots.style import (
     BLUE,
+    FAINT,
     GREY,
+    MARKS,
     PAGE,
     SKY,
     VERMILION,
     axes_or_new,
     color_of_each,
     errors_of,
+    legend_below,
     panels,
+    shared_legend,
 )
 
 EXPLAINED, UNEXPLAINED = BLUE, VERMILION
@@ -36,7 +42,11 @@ VERTEX_LABELS = {
 }
 MEASURE_LABELS = {
     "product": "logit of the vertex",
-    "attention": "attention to its edges",
+    "attention": "attention to an edge\n(summed over heads)",
+}
+MEASURE_TITLES = {
+    "product": "what the state points to",
+    "attention": "what the last block attends to",
 }
 
 
@@ -44,6 +54,8 @@ def operations(
     table: pd.DataFrame, details: pd.Series, n_layers: int, ax: Axes | None = None
 ) -> Axes:
     """The operations of one prompt over layers and tokens, from the embeddings up.
+
+    The longest chain of explained operations that ends at the last token is drawn strong.
 
     Args:
         table: its rows of `ComputationGraph.frame`.
@@ -54,21 +66,29 @@ def operations(
     tokens = str(details["tokens"]).split(" ")
     ax = axes_or_new(ax, 2.6, PAGE)
     used: dict[int, int] = {}
+    chain = longest_chain(table, len(tokens) - 1)
+    layers, sources = table["layer"].to_dict(), table["from_token"].to_dict()
+    for later, earlier in pairwise(chain):  # what stays at a token until it is read
+        stays = layers[earlier] + 1, layers[later]
+        ax.plot([sources[later]] * 2, stays, color=EXPLAINED, lw=2.4, zorder=3)
     columns = ["layer", "from_token", "to_token", "explained", "words"]
-    for layer, source, to, explained, words in table[columns].itertuples(index=False, name=None):
+    for index, layer, source, to, explained, words in table[columns].itertuples(name=None):
+        named = index in chain
         ax.plot(
             [source, to],
             [layer, layer + 1],
             color=EXPLAINED if explained else UNEXPLAINED,
             ls="-" if words else ":",
-            lw=1.1,
+            lw=2.4 if named else 0.7,
+            alpha=1 if named else 0.45,
+            zorder=3 if named else 2,
             marker="o",
-            ms=2.5,
+            ms=4 if named else 2,
         )
         used[source] = min(used.get(source, n_layers), layer)
         used.setdefault(to, layer + 1)
     for token, first in used.items():
-        ax.plot([token, token], [0, n_layers], color=GREY, lw=0.5, zorder=0)
+        ax.plot([token, token], [0, n_layers], color=FAINT, lw=0.5, zorder=0)
         ax.plot(token, first, ".", color=GREY, ms=2, zorder=0)
     ax.set_xticks(range(len(tokens)), tokens, rotation=90)
     for place, label in enumerate(ax.get_xticklabels()):
@@ -76,13 +96,38 @@ def operations(
     ax.set_yticks(range(n_layers + 1), ["embedding", *range(n_layers)])
     ax.set(ylabel="after block", xlim=(-0.7, len(tokens) - 0.3))
     handles = [
+        Line2D([], [], color=EXPLAINED, lw=2.4, label="longest chain to the end"),
         Line2D([], [], color=EXPLAINED, label="explained"),
         Line2D([], [], color=UNEXPLAINED, label="not explained"),
         Line2D([], [], color="black", label="depends on words"),
         Line2D([], [], color="black", ls=":", label="on places alone"),
     ]
-    ax.legend(handles=handles, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    ax.legend(handles=handles, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return ax
+
+
+def longest_chain(table: pd.DataFrame, last: int) -> list[int]:
+    """The longest chain of operations, each reading what an earlier one wrote, to the last token.
+
+    Args:
+        table: operations, as in `operations`; only those count that are explained.
+        last: the place of the last token.
+
+    Returns:
+        Their labels in the index of the table, the last one first; of equally long chains the one
+        whose operations come latest.
+    """
+    chains: dict[int, dict[int, list[int]]] = {}  # by token, then by the layer that wrote
+    found = table[table["explained"].astype(bool)].sort_values("layer", kind="stable")
+    for index, layer, source, to in found[["layer", "from_token", "to_token"]].itertuples(
+        name=None
+    ):
+        before = [each for written, each in chains.get(source, {}).items() if written < layer]
+        chain = [index, *max(before[::-1], key=len, default=[])]
+        here = chains.setdefault(to, {})
+        if len(chain) > len(here.get(layer, [])):
+            here[layer] = chain
+    return max(list(chains.get(last, {}).values())[::-1], key=len, default=[])
 
 
 def explained_lines(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -111,7 +156,7 @@ def explained_lines(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         Line2D([], [], color="black", ls="--", label="right"),
         Line2D([], [], color="black", ls=":", label="wrong end joined"),
     ]
-    ax.legend(handles=[*handles, *styles], loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+    legend_below(ax, handles=[*handles, *styles])
     return ax
 
 
@@ -128,17 +173,18 @@ def superposition_figure(summary: pd.DataFrame) -> Figure:
         own = summary[(summary["world"] == world) & (summary["read_at"] == "at")]
         for column, measure in enumerate(MEASURE_LABELS):
             thought_lines(own[own["measure"] == measure], measure, axes[row][column])
-        share, n_seeds = right.loc[world, ["value", "n_seeds"]]
-        seeds = f" (mean of {n_seeds:.0f} seeds)" if n_seeds > 1 else ""
-        axes[row][0].set_title(f"{world}: {share:.0%} right{seeds}", loc="left")
+            axes[row][column].set_title(f"{world}: {MEASURE_TITLES[measure]}")
     for column in range(2):
         limits = [axes[row][column].get_ylim() for row in range(len(worlds))]
         low, high = min(each[0] for each in limits), max(each[1] for each in limits)
         for row in range(len(worlds)):
             axes[row][column].set_ylim(low, high)
             axes[row][column].set_xlabel("thought" if row == len(worlds) - 1 else "")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    shared_legend(figure, axes)
+    shares = [f"{world} {right.loc[world, 'value']:.0%}" for world in worlds]
+    n_seeds = int(right["n_seeds"].max())
+    seeds = f" (mean of {n_seeds} seeds)" if n_seeds > 1 else ""
+    figure.suptitle(f"Questions right: {', '.join(shares)}{seeds}")
     return figure
 
 
@@ -151,14 +197,14 @@ def thought_lines(summary: pd.DataFrame, measure: str, ax: Axes | None = None) -
         ax: where to draw.
     """
     ax = axes_or_new(ax, 2.1)
-    for index, (kind, color) in enumerate(VERTEX_COLORS.items()):
+    for index, ((kind, color), mark) in enumerate(zip(VERTEX_COLORS.items(), MARKS, strict=False)):
         rows = summary[summary["vertices"] == kind].sort_values("thought")
         ax.errorbar(
             rows["thought"] + 0.04 * (index - 1.5),
             rows["value"],
             np.asarray(errors_of(rows, "value")),
             color=color,
-            marker="o",
+            marker=mark,
             ms=4,
             lw=1.4,
             label=VERTEX_LABELS[kind],

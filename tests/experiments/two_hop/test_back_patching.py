@@ -502,6 +502,15 @@ def test_success_rate_counts_queries_with_any_hit() -> None:
     assert (table["low"] < table["high"]).all()
 
 
+def test_cell_rate_is_the_mean_share_of_the_cells_of_a_query() -> None:
+    hits = {("a", "t1", "none"): {(1, 0), (2, 0)}, ("b", "t1", "none"): {(2, 1)}}
+    result = made_back_patching(hits, [(1, 0), (2, 0), (2, 1)])
+    row = result.cell_rate().iloc[0]
+    assert (row["position"], row["control"], row["n"]) == ("t1", "none", 2)
+    assert row["rate"] == pytest.approx((2 / 3 + 1 / 3) / 2)
+    assert (row["low"], row["high"]) == pytest.approx((1 / 3, 2 / 3))
+
+
 def test_success_rate_keeps_positions_apart(late: BackPatching) -> None:
     only_t2 = {("a", "t1", "none"): set[Cell](), ("a", "t2", "none"): {(1, 0)}}
     rates = made_back_patching(only_t2, CELLS).success_rate()

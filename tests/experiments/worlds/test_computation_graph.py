@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -20,6 +21,7 @@ from hopscope.experiments.worlds.graph_operations import (
     Thresholds,
     _Versions,
 )
+from hopscope.experiments.worlds.graph_plots import longest_chain
 from hopscope.loading import load_result
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.capture import capture
@@ -275,6 +277,26 @@ def test_the_shipped_chains_are_followed_by_words_and_distances():
     assert result.frame[["words", "places"]].map(bool).any().all()
 
 
+def test_the_chain_that_stands_out_is_the_longest_explained_one_to_the_last_token():
+    table = pd.DataFrame(
+        [
+            (0, 1, 3, True),  # 0: read by 2
+            (0, 2, 3, False),
+            (2, 3, 4, True),
+            (1, 2, 4, True),  # later than what it could read
+            (3, 4, 5, True),  # 4: ends at the last token
+            (3, 3, 5, True),
+            (4, 0, 5, False),
+            (2, 0, 1, True),  # too late for the first one
+        ],
+        columns=["layer", "from_token", "to_token", "explained"],
+    )
+    assert longest_chain(table, 5) == [4, 2, 0]
+    assert longest_chain(table, 1) == [7]
+    assert longest_chain(table, 2) == []
+    assert longest_chain(table.assign(explained=False), 5) == []
+
+
 def test_the_tables_the_plot_and_the_run_folder(tmp_path):
     model = loaded("tiny-random-gpt2")
     prompts = PathSet(tuple(replace(PROMPT, id=str(n), group=n % 2) for n in range(10)), "ten")
@@ -290,6 +312,13 @@ def test_the_tables_the_plot_and_the_run_folder(tmp_path):
     ax = result.plot("3")
     tokens = OperationSearch(model, PROMPT, limits).tokens.split(" ")
     assert [label.get_text() for label in ax.get_xticklabels()] == tokens
+    shown = result.frame[result.frame["query"] == "3"]
+    chain = longest_chain(shown, len(tokens) - 1)
+    strong = [
+        line for line in ax.get_lines() if line.get_linewidth() > 2 and line.get_marker() == "o"
+    ]
+    ends = shown.loc[sorted(chain), ["from_token", "to_token"]].to_numpy().tolist()
+    assert [np.asarray(line.get_xdata()).tolist() for line in strong] == ends
     with pytest.raises(UsageError, match="no query 'x'"):
         result.plot("x")
 

@@ -6,11 +6,13 @@ import hashlib
 import json
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 from hopscope.errors import UsageError
+from hopscope.experiments.worlds.coverage_plots import needed_points
 from hopscope.experiments.worlds.data_needed import (
     DataNeeded,
     _Trainings,
@@ -113,3 +115,15 @@ def test_results_go_on_where_more_can_be_given_of_a_task():
     digest = hashlib.sha256(json.dumps(before).encode()).hexdigest()
     assert _Trainings(tasks).fingerprint == digest
     assert _Trainings([replace(tasks[0], n_bridges=4)]).fingerprint != digest
+
+
+def test_the_exponent_stands_above_the_line():
+    found = result({n: {n**2: 0.8, 2 * n**2: 1.0} for n in (10, 20, 40)})
+    needed = pd.DataFrame(
+        [(n, n**2, n**2 - 1, n**2 + 1) for n in (10, 20, 40)],
+        columns=["n_tokens", "examples", "below", "above"],
+    )
+    ax = needed_points(needed, found.exponent(0.9))
+    fitted = ax.get_legend().get_texts()[0].get_text()
+    assert fitted.startswith("fitted: $n^{2.00}$ (")
+    plt.close("all")

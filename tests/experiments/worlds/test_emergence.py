@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import hopscope as hs
 from hopscope.errors import ResultError, UsageError
 from hopscope.experiments.worlds.emergence import Emergence, kept_steps, over_checkpoints, world_at
+from hopscope.experiments.worlds.emergence_plots import circuit_curves
 from hopscope.training.fit import snapshot_path
 from hopscope.training.settings import Schedule
 from hopscope.worlds.recipe import Recipe
@@ -134,6 +135,32 @@ def test_curves_and_films_are_means():
     film = made().film("hit", "target_layer", "source_layer")
     assert list(film) == [0, 9]
     assert film[9].loc[0].to_dict() == {1: 0.5, 2: 1.0}
+
+
+def test_every_axis_of_the_circuit_has_one_measure():
+    rows = [
+        (step, measure, split, control, layer, value, 20)
+        for step, value in ((0, 0.0), (9, 0.5))
+        for measure, split, control, layer in (
+            ("accuracy", "in_distribution", "none", -1),
+            ("bridge", "in_distribution", "none", 2),
+            ("knockout", "in_distribution", "t2->t1", 0),
+            ("knockout", "in_distribution", "t2->t1", 3),
+            ("patched", "first_hop_ood", "clean", -1),
+        )
+    ]
+    names = ["step", "measure", "split", "control", "layer", "value", "n"]
+    figure = circuit_curves(pd.DataFrame(rows, columns=names))
+    assert [ax.get_ylabel() for ax in figure.axes] == [
+        "two-hop questions right",
+        "mean reciprocal rank",
+        "questions still right",
+        "questions right",
+    ]
+    drawn = [[line for line in ax.lines if len(line.get_ydata())] for ax in figure.axes]
+    assert [len(each) for each in drawn] == [1, 1, 2, 1]
+    assert all(line.get_ydata().tolist() == [0, 0.5] for each in drawn for line in each)
+    plt.close("all")
 
 
 def test_pictures_show_the_numbers():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hopscope.errors import UsageError
-from hopscope.experiments.worlds.graph_plots import thought_lines
+from hopscope.experiments.worlds.graph_plots import MEASURE_TITLES, thought_lines
 from hopscope.experiments.worlds.superposition import Superposition, _kind, superposition
 from hopscope.loading import load_result
 from hopscope.queries.graph_paths import reachable
@@ -127,7 +127,9 @@ def test_the_summary_is_over_seeds_and_the_picture_has_a_row_a_world(worlds, tmp
     assert isinstance(loaded, Superposition)
     pd.testing.assert_frame_equal(loaded.summary(), result.summary())
     figure = result.plot()
-    assert len(figure.axes) == 4
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles == [f"{w}: {t}" for w in ("tiny", "pausing") for t in MEASURE_TITLES.values()]
+    assert "tiny" in figure.get_suptitle()
     summary = result.summary()
     ax = thought_lines(summary[summary["measure"] == "product"].iloc[::-1], "product")
     for line in ax.get_lines():
