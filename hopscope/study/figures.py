@@ -75,7 +75,7 @@ def figure_script(
     Example:
         >>> @figure_script("recall", by_subset("recall", Recall))      # doctest: +SKIP
         ... def draw(results: Mapping[str, Recall]) -> Drawn:
-        ...     return summary_panels(results, recall_lines, "Entity recall at t1")
+        ...     return summary_panels(results, recall_lines, "Recall at t1", "substitute")
     """
 
     def script(make: Callable[[T], Drawn]) -> Callable[[Path, Path], list[Path]]:
