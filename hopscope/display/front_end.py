@@ -39,6 +39,8 @@ class ProgressBar(tqdm):  # type: ignore[type-arg]
 
     The bars that tqdm makes for notebooks are widgets: JupyterLab shows an error in their place
     once the kernel is gone, and nbconvert shows them as they were first.
+
+    A bar may stand between two whole numbers, and says then how far it is with two decimals.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -47,6 +49,16 @@ class ProgressBar(tqdm):  # type: ignore[type-arg]
         if self._output is not None:
             kwargs |= {"file": io.StringIO(), "ascii": False}
         super().__init__(*args, **kwargs)
+
+    @property
+    def format_dict(self) -> Any:
+        """What the text of the bar is made of; whole numbers are shown as such."""
+        n = round(self.n, 2)
+        return {**super().format_dict, "n": int(n) if n == int(n) else n}
+
+    def reach(self, n: float) -> None:
+        """Move the bar to a place."""
+        self.update(n - self.n)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
         """Show a text, that of the bar by default, in place of the one before."""

@@ -19,6 +19,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.masking_utils import causal_mask_function
 
+from hopscope.display.progress import tell_done
 from hopscope.engine.cache import (
     KeysValues,
     PassPlan,
@@ -77,6 +78,7 @@ class Pass(Cache):
     ) -> KeysValues:
         """Append the keys and values of the pass's tokens; all that the rows have of their own."""
         self.at_layer = layer_idx
+        tell_done(layer_idx / len(self.cache.own))
         return self.cache.append((key_states, value_states), layer_idx, self.plan)
 
     def get_seq_length(self, layer_idx: int = 0, *_: Any, **__: Any) -> int:

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 
+from hopscope.display.progress import share, tell_done
 from hopscope.models.token_model import TokenModel
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,11 @@ def in_chunks(
     while done < len(rows):
         left = rows[done:]
         chunk = left[: max(1, min(most, n_fitting(left)))]
-        if _runs(run, chunk):
+        low, high = done / len(rows), (done + len(chunk)) / len(rows)
+        with share(low, high, in_chunk=len(rows) > 1):
+            if enough := _runs(run, chunk):
+                tell_done(1.0)
+        if enough:
             done += len(chunk)
         else:
             most = len(chunk) // 2

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache
 
+from hopscope.display.progress import share, tell_done
 from hopscope.engine.decoding import Run, greedy
 from hopscope.engine.editing import edit, require, same, tried
 from hopscope.engine.edits import Cell
@@ -60,8 +61,11 @@ def _one_by_one(
 ) -> CellOutputs:
     """Decode cells, each with passes of its own."""
     outputs = CellOutputs.empty(n_cells, read_out)
-    numbered = enumerate(runs)
-    tokens = [greedy(model, read_out, outputs, [[i]], run)[0] for i, run in numbered]
+    tokens = []
+    for i, run in enumerate(runs):
+        with share(i / n_cells, (i + 1) / n_cells, in_chunk=n_cells > 1):
+            tokens += greedy(model, read_out, outputs, [[i]], run)
+            tell_done(1.0)
     return outputs.completed(tokens)
 
 

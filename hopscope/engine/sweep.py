@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hopscope.display.progress import share
 from hopscope.engine.attention import extend, forward_streams
 from hopscope.engine.cache import PassPlan, Prefix, StreamCache
 from hopscope.engine.clean_run import CleanRun
@@ -164,18 +165,22 @@ class SweptCells:
         ids, seen = self.suffixes[torch.as_tensor(histories.suffixes)], len(self.prefix)
         edited = [self.cells[index] for index in chunk]
         edits = PlacedEdits.of(self.model, edited, self.base, layout, seen, ids.shape[1])
-        logits = self._pass(cache, ids, histories, layout, edits)
+        n_tokens, n_new = ids.shape[1], read_out.max_new_tokens
+        of_whole = 1 / (n_tokens + n_new)  # a pass takes about as long as it has tokens
+        with share(0, n_tokens * of_whole):
+            logits = self._pass(cache, ids, histories, layout, edits)
         outputs.read(logits, layout.read, chunk, read_out)
-        for step in range(read_out.max_new_tokens):
+        for step in range(n_new):
             cells = chunk[layout.alive]
             chosen = next_tokens(logits, layout.read, cells, step, read_out)
             outputs.finite[cells[chosen == NO_TOKEN]] = False
             histories = histories.grown(chosen, self.model.end_tokens, read_out.stop)
-            if not len(histories.alive) or step + 1 == read_out.max_new_tokens:
+            if not len(histories.alive) or step + 1 == n_new:
                 break
             layout = histories.layout(self.model.n_layers, before=layout)
             ids = torch.tensor(histories.last, device=ids.device)[:, None]
-            logits = self._pass(cache, ids, histories, layout, PlacedEdits())
+            with share((n_tokens + step) * of_whole, (n_tokens + step + 1) * of_whole):
+                logits = self._pass(cache, ids, histories, layout, PlacedEdits())
         return histories.generated
 
     def _pass(

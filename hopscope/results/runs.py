@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial as partial_of
 from pathlib import Path
 from typing import Any, Protocol
 
 from hopscope.display.front_end import ProgressBar
+from hopscope.display.progress import showing
 from hopscope.errors import QueryError, ResultError, TakenError, UsageError
 from hopscope.files import check_place, clear_leftovers, make_folder, write_json_once
 from hopscope.models.interrupts import interrupt_safe, n_stops
@@ -34,6 +36,10 @@ from hopscope.results.run_record import SAME as SAME
 from hopscope.results.run_record import Described, difference, other_rules
 
 logger = logging.getLogger(__name__)
+
+SMALL_PART = 4
+"""Of parts of at most so many inputs each input is slow, and is computed by itself, so that a stop
+leaves all that was finished."""
 
 
 @dataclass(frozen=True)
@@ -247,27 +253,47 @@ def _run(
     if at_once and folder is not None:
         open_run(folder, run)
     kept: list[Tables] = []
+    begun: list[Tables] = []
     if folder is not None and until is not None and there:
         kept.append(read_parts(folder, sizes))
-    total = sum(sizes[part] for part in parts)
     with (
-        _keeping_what_is_done(run, folder, kept),
-        ProgressBar(total=total, desc=description, unit=unit, disable=not progress) as bar,
+        _keeping_what_is_done(run, folder, kept, begun),
+        ProgressBar(
+            total=sum(sizes[part] for part in parts),
+            initial=sum(sizes[part] for part in parts if part in there),
+            desc=description,
+            unit=unit,
+            disable=not progress,
+            smoothing=0,  # the time left is told from all that was computed
+            miniters=0,
+        ) as bar,
     ):
-        for part in parts:
-            bar.update(sizes[part])
-            if part in there:
-                continue
-            tables = compute(part)
+        for part in (each for each in parts if each not in there):
+            if some_of is not None and sizes[part] <= SMALL_PART:
+                for one in range(part, part + sizes[part]):
+                    begun.append(_moving(bar, 1, partial_of(some_of, one, 1)))
+                tables = joined(begun)
+            else:
+                tables = _moving(bar, sizes[part], partial_of(compute, part))
             if folder is not None:
                 write_part(open_run(folder, run), part, tables)
             if folder is None or until is not None:
                 kept.append(tables)
+            begun.clear()
             shown = "" if until is None else until(joined(kept))
             if shown is None:
                 break
             bar.set_postfix_str(shown)
     return joined(kept) if folder is None else read_parts(folder, sizes)
+
+
+def _moving(bar: ProgressBar, n: int, compute: Callable[[], Tables]) -> Tables:
+    """Compute tables of `n` inputs, while a bar says how far the work on them is."""
+    before = round(bar.n)
+    with showing(lambda done: bar.reach(before + n * done)):
+        tables = compute()
+    bar.reach(before + n)
+    return tables
 
 
 def _finished(
@@ -288,9 +314,14 @@ def _finished(
 
 @interrupt_safe
 def _keeping_what_is_done(
-    run: Mapping[str, Any], folder: Path | None, kept: Sequence[Tables]
+    run: Mapping[str, Any],
+    folder: Path | None,
+    kept: Sequence[Tables],
+    begun: Sequence[Tables],
 ) -> Iterator[None]:
-    """When a run is interrupted, keep its finished parts for `partial`.
+    """When a run is interrupted, keep its finished inputs for `partial`.
+
+    Those are `begun` that are finished in a part that is not.
 
     An interrupt that a library has turned into an error of its own is an interrupt again.
     """
@@ -301,20 +332,27 @@ def _keeping_what_is_done(
     except BaseException as error:
         if n_stops() == stopped and not isinstance(error, KeyboardInterrupt):
             raise
-        if folder is None:
-            tables = joined(kept) if kept else None
-        else:
-            tables = read_parts(folder) if any(folder.glob("frame-*.parquet")) else None
+        done = list(kept) if folder is None else []
+        if folder is not None and any(folder.glob("frame-*.parquet")):
+            done.append(read_parts(folder))
+        done += begun
+        tables = joined(done) if done else None
         _interrupted[:] = [] if tables is None else [(run, tables)]
-        again = (
-            "with out=, the same call would go on" if folder is None else "the same call goes on"
-        )
-        if tables is not None:
-            done = tables["details"]["query"].nunique()
-            logger.warning("stopped: hopscope.partial() has %d finished; %s", done, again)
+        logger.warning("stopped: %s", _left_behind(tables, folder))
         if isinstance(error, KeyboardInterrupt):
             raise
         raise KeyboardInterrupt from error
+
+
+def _left_behind(tables: Tables | None, folder: Path | None) -> str:
+    """What an interrupted run has left, and how it goes on, for the message after a stop."""
+    if tables is None:
+        left = "nothing was finished yet"
+    else:
+        left = f"hs.partial() has the {tables['details']['query'].nunique()} finished"
+    if folder is not None:
+        return f"{left}; the same call with out={str(folder)!r} goes on from its last full part"
+    return f"{left}; give out='a/folder', and the same call goes on after a stop"
 
 
 _interrupted: list[tuple[Mapping[str, Any], Tables]] = []

@@ -20,6 +20,7 @@ import torch
 from known import known_model, known_queries
 
 import hopscope as hs
+from hopscope.display.front_end import ProgressBar
 from hopscope.engine import sweep
 from hopscope.errors import (
     DamagedResultError,
@@ -106,6 +107,36 @@ def test_progress_is_counted_in_queries(capsys: pytest.CaptureFixture[str]) -> N
     assert shown.out == ""
 
 
+def test_the_bar_moves_within_a_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It moves chunk by chunk and block by block, forwards only, and ends whole."""
+    places: list[float] = []
+    reach = ProgressBar.reach
+
+    def noting(bar: ProgressBar, n: float) -> None:
+        reach(bar, n)
+        places.append(bar.n)
+
+    monkeypatch.setattr(ProgressBar, "reach", noting)
+    back_patch(known_model(), known_queries()[:2], positions=["t1", "t2"])
+    assert places == sorted(places)
+    for query in range(2):
+        for position in range(2):
+            low = query + position / 2
+            assert sum(low < place < low + 0.5 for place in places) > known_model().n_layers
+    assert places[-1] == pytest.approx(2)
+
+
+def test_a_run_that_goes_on_tells_its_time_from_what_it_computes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RuntimeError):
+        run(tmp_path / "run", Compute("named"))
+    run(tmp_path / "run", progress=True)
+    shown = capsys.readouterr().err
+    assert "4/12" in shown.split("\r")[1]
+    assert "12/12" in shown
+
+
 @pytest.mark.parametrize("kept", [False, True], ids=["in memory", "in a folder"])
 def test_an_interrupted_run_has_its_finished_queries_in_hand(
     kept: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -114,8 +145,19 @@ def test_an_interrupted_run_has_its_finished_queries_in_hand(
         run(tmp_path / "run" if kept else None, Compute("named", KeyboardInterrupt))
     result = hs.partial()
     assert type(result).__name__ == "Grading"
-    assert list(result.frame["query"]) == ["early-1", "early-2", "late-1", "late-2"]
-    assert "hopscope.partial() has 4 finished" in caplog.text
+    assert list(result.frame["query"]) == [query.id for query in known_queries()][:5]
+    assert "stopped: hs.partial() has the 5 finished" in caplog.text
+    assert ("the same call with out=" if kept else "give out=") in caplog.text
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["in memory", "in a folder"])
+def test_a_stop_within_a_part_leaves_the_queries_that_were_finished(
+    kept: bool, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run" if kept else None, Compute("early-2", KeyboardInterrupt))
+    assert list(hs.partial().frame["query"]) == ["early-1"]
+    assert list(run(tmp_path / "run")["frame"]["query"]) == [each.id for each in known_queries()]
 
 
 def test_nothing_is_in_hand_if_nothing_was_finished() -> None:
@@ -161,7 +203,7 @@ def test_a_stopped_run_goes_on(tmp_path: Path, error: type[BaseException]) -> No
     stopped = Compute("named", error)
     with pytest.raises(error):
         run(tmp_path / "run", stopped)
-    assert stopped.asked == ["early-1", "early-2", "late-1", "late-2"]
+    assert stopped.asked == [query.id for query in known_queries()][:5]
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
     again = Compute()
     tables = run(tmp_path / "run", again)

@@ -42,6 +42,17 @@ def test_a_bar_in_a_notebook_is_one_output_that_ends_as_it_was_last(
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_bar_may_stand_between_two_numbers(capfd: pytest.CaptureFixture[str]) -> None:
+    with ProgressBar(total=3, desc="queries", mininterval=0) as bar:
+        for place in (0.1 + 0.2, 1, 3):
+            bar.reach(place)
+    err = capfd.readouterr().err
+    assert "0.3/3" in err
+    assert "1/3" in err
+    assert "3/3" in err
+    assert "1.0/3" not in err
+
+
 def test_each_bar_has_an_output_of_its_own(shown: list[tuple[str, bool, str]]) -> None:
     for _ in range(2):
         list(ProgressBar(range(2)))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hopscope.display.progress import share
 from hopscope.engine.attention import forward_streams
 from hopscope.engine.cache import PassPlan
 from hopscope.engine.decoding import greedy
@@ -77,16 +78,18 @@ def read(
     store = UnitStore(model, memory_budget(model, max_memory))
     if prefixes is not None:
         prefixes.give(store, prompts)
-    store.fill(unit_passes(rows, store.kept, keep_tails=not attention))
-    return decode_in_batches(
-        model,
-        rows,
-        read_out,
-        partial(_decode, store, read_out, attention),
-        store.budget,
-        attention=attention,
-        fused=not attention,
-    )
+    with share(0, 0.5):
+        store.fill(unit_passes(rows, store.kept, keep_tails=not attention))
+    with share(0.5, 1):
+        return decode_in_batches(
+            model,
+            rows,
+            read_out,
+            partial(_decode, store, read_out, attention),
+            store.budget,
+            attention=attention,
+            fused=not attention,
+        )
 
 
 def _check(model: LanguageModel, versions: Sequence[Version], read_out: ReadOut) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hopscope.display.progress import divided
 from hopscope.engine.attention import forward_streams
 from hopscope.engine.cache import KeysValues, MaskedCache
 from hopscope.engine.masked.batch import PaddedBatch, in_batches
@@ -147,7 +148,7 @@ class UnitStore:
 
     def fill(self, passes: Sequence[UnitPass]) -> None:
         """Compute units, those of a level at once."""
-        for level in _levels(passes):
+        for level in divided(_levels(passes)):
             in_batches(self.model, level, self._compute, self.budget)
 
     def cache(

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from hopscope.display.progress import divided
 from hopscope.documents.layout import Label, Layout
 from hopscope.documents.orders import Order, order_name
 from hopscope.documents.question_set import QuestionSet
@@ -257,7 +258,8 @@ class _Blocker:
             read_out = self.prompts.read_out(self.prompts.answer_tokens(layout))
             texts, logprobs = self._answers(blocking, read_out, [None])
             before = texts[0], float(logprobs[0])
-            for edge in self.edges:  # each alone, since cells share what comes before their edits
+            # Each edge alone, since cells share what comes before their edits.
+            for edge in divided(self.edges):
                 cells, names = self._cells(layout, edge)
                 frame = _measured(fitted, before, *self._answers(blocking, read_out, cells))
                 frames.append(pd.concat([names, frame], axis=1).assign(query=question.id))

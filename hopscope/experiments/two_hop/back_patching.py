@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Unpack, ge
 import numpy as np
 import pandas as pd
 
+from hopscope.display.progress import divided
 from hopscope.engine.edits import Patch
 from hopscope.engine.read_out import CellOutputs, ReadOut
 from hopscope.errors import UsageError
@@ -413,7 +414,7 @@ class _Patcher:
         lent = None if donor is None else self.prompts.prompt(donor.query)
         lending = None if lent is None else self.prompts.clean(lent)
         frames, details = [], []
-        for position in self.settings["positions"]:
+        for position in divided(self.settings["positions"]):
             read, _, write = position.partition("->")
             own = clean.state(prompt.position(read))
             vectors = {"none": own}

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from hopscope.display.progress import divided
 from hopscope.engine.edits import Cell, Patch
 from hopscope.engine.read_out import CellOutputs, ReadOut
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
@@ -195,7 +196,7 @@ class _Tracer:
         where, cells = self._cells(prompt)
         noised = [
             self.prompts.sweep(prompt.ids, [[], *cells], read_out, clean, base)
-            for base in self._noise(query, prompt)
+            for base in divided(self._noise(query, prompt))
         ]
         probability = np.mean([_probability(each) for each in noised], axis=0)
         unedited = self.prompts.sweep(prompt.ids, [[]], read_out, clean)

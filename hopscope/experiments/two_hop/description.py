@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from hopscope.display.progress import divided
 from hopscope.engine.cache import Prefix
 from hopscope.engine.clean_run import CleanRun, clean_run
 from hopscope.engine.edits import Cell, Patch
@@ -343,7 +344,8 @@ class _Describer:
                     }
                 )
         frames = [
-            self._described(queries, vectors, name, target) for name, target in self.targets.items()
+            self._described(queries, vectors, name, self.targets[name])
+            for name in divided(list(self.targets))
         ]
         return {"frame": Description.joined(frames), "details": pd.DataFrame(details)}
 

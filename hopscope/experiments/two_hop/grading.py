@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import pandas as pd
 
+from hopscope.display.progress import divided
 from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.read_out import ReadOut
 from hopscope.engine.sweep import generate
@@ -316,7 +317,7 @@ def _generations(
         max_new_tokens=max_new_tokens, stop=stop_at_line_end(model) if one_line else None
     )
     found: dict[tuple[str, Form], tuple[str, str]] = {}
-    for group in by_prefix(prompts, BATCH):
+    for group in divided(by_prefix(prompts, BATCH)):
         rows = [prompts[index] for index in group]
         shared = store.get(rows[0].shared)
         outputs = generate(
