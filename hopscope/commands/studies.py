@@ -57,7 +57,7 @@ def study_command(
 
     size = replace(presets.preset(preset), need=need)
     if limit is not None:
-        size = replace(size, limit=limit, most=max(limit, need), questions=limit)
+        size = replace(size, limit=limit, most=max(limit, need), questions=limit, probed=limit)
     model, queries = options.load_both()
     if options.dry_run:
         costs = study.estimate_study(model, queries, out / "runs", size, seed=options.seed)
@@ -127,7 +127,12 @@ def figures_command(
         check_place(place)
     parts = [preset]
     if options.limit is not None:
-        size = replace(size, limit=options.limit, of_world=min(options.limit, size.of_world))
+        size = replace(
+            size,
+            limit=options.limit,
+            probed=options.limit,
+            of_world=min(options.limit, size.of_world),
+        )
         parts.append(str(options.limit))
     label = "-".join([*parts, f"seed-{options.seed}", *options.precision])
     with tempfile.TemporaryDirectory() as beside:

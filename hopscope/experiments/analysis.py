@@ -96,12 +96,14 @@ class Scale:
         layers: the layers that are sources, targets, or probed.
         most: queries that are analysed at most; all if None.
         shuffles: orders of the documents among which one is chosen.
+        probed: queries that are probed at most, graded or not.
         seed: of everything that is drawn at random.
     """
 
     layers: range
     most: int | None
     shuffles: int
+    probed: int
     seed: int
 
 

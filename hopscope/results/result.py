@@ -13,6 +13,7 @@ import pandas as pd
 
 from hopscope.errors import DamagedResultError, ResultError, TakenError, UsageError
 from hopscope.files import replacing_folder, write_json
+from hopscope.results.headline import Headline
 from hopscope.results.run_folder import (
     PARTS,
     RECORD,
@@ -177,6 +178,10 @@ class Result:
     def findings(self) -> list[str]:
         """Sentences with numbers, their intervals and their controls, for a report."""
         return []
+
+    def headline(self) -> Headline | None:
+        """The one comparison that a report puts at its top; None if this kind names none."""
+        return None
 
     def grid(self) -> Grid | None:
         """What the interactive heatmap of this result shows; None if it has none."""

@@ -18,6 +18,7 @@ class Preset:
         questions: questions over documents that are asked.
         shuffles: orders of their documents among which one is chosen.
         of_world: questions of each split of a world.
+        probed: queries that are probed at most, graded or not.
         need: queries of each subset, for which more than `limit` are graded if they are there.
     """
 
@@ -28,6 +29,7 @@ class Preset:
     shuffles: int = 20
     of_world: int = 1000
     need: int = 0
+    probed: int = 1000
 
 
 PRESETS = {

@@ -6,8 +6,10 @@ Reads results, draws the figure scripts, and writes a folder; computes nothing o
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from html import escape
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +24,8 @@ from hopscope.experiments.analysis import Analysis
 from hopscope.experiments.catalogue import analyses
 from hopscope.files import make_folder, write_csv, write_text
 from hopscope.plots.figures import SUBSET_TITLES
+from hopscope.results.headline import Headline, how_sure
+from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import summary_of
 from hopscope.results.wording import as_shown
@@ -29,6 +33,26 @@ from hopscope.study.figures import draw_figures
 from hopscope.study.study import Study
 
 T = TypeVar("T")
+GLOSSARY = {
+    "t1": "the last token of the first-hop phrase, such as “… the performer of Imagine”",
+    "t2": "the last token of the prompt, after which the answer is to come",
+    "e1": "the source entity, which the question names",
+    "e2": "the bridge entity: the answer of the first hop, which the question does not name",
+    "e3": "the answer of the whole question",
+    "r1": "the relation of the first hop, from the source entity to the bridge",
+    "r2": "the relation of the second hop, from the bridge to the answer",
+    "cell": "one edited version of a prompt, such as one pair of source and target layer",
+    "IC": "how much attention a document gets: the mean over heads, summed over the blocks",
+    "EntRec": "entity recall: the log-probability of the bridge's first token, read off a state",
+    "nats": "units of natural logarithms: 1 nat is a factor of 2.7 in probability",
+}
+"""Terms of the page, explained when they are pointed at."""
+_TERMS = re.compile(rf"\b({'|'.join(GLOSSARY)})\b")
+DRAWN = (
+    *("accuracy", "broken", "effect", "flip_rate", "logprob", "mass", "mean", "mean_first_layer"),
+    *("rate", "recovery", "score", "share", "value"),
+)
+"""Columns of numbers that figures draw."""
 MOST_ROWS = 400
 """Rows of a table that the page shows; its CSV has all."""
 
@@ -46,6 +70,7 @@ class Section:
         views: HTML of interactive grids.
         image: a picture as base64 where there is no figure script, or None.
         ran: whether there is a result; if not, the page lists it at its end.
+        headline: what the page says of it at its top, or None.
     """
 
     name: str
@@ -56,6 +81,7 @@ class Section:
     views: list[str] = field(default_factory=list)
     image: str | None = None
     ran: bool = True
+    headline: Headline | None = None
 
 
 def write(study: Study, out: Path, shown: Sequence[Section] | None = None) -> Path:
@@ -80,15 +106,19 @@ def write(study: Study, out: Path, shown: Sequence[Section] | None = None) -> Pa
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["explained"] = explained
     run = study.grading.run
     text = environment.get_template("report.html.j2").render(
         model=run["model"]["name"],
         queries=run["queries"]["name"],
         subtitle=_subtitle(study),
+        first=_first(shown),
         sections=[
             {
                 **vars(section),
-                "image": drawn[section.name] or section.image,
+                "image": (image := drawn[section.name] or section.image),
+                "width": natural_width(image) if image else None,
+                "all_zero": image is None and _has_script(section.name),
                 "tables": {name: _html(table) for name, table in section.tables.items()},
             }
             for section in shown
@@ -120,6 +150,31 @@ def _remove_stale(folder: Path, kept: set[str], pattern: str) -> None:
                 path.unlink()
 
 
+def _first(shown: Sequence[Section]) -> list[dict[str, str]]:
+    """What the box at the top says: the headline of each analysis that names one, how sure it is.
+
+    Which analyses name one, and of what, is settled before any number is seen, so that Holm's
+    correction over them all is fair.
+    """
+    headlines = {each.name: each.headline for each in shown if each.headline is not None}
+    sure = how_sure(list(headlines.values()))
+    return [
+        {"name": name, "sentence": headline.sentence, "sure": words}
+        for (name, headline), words in zip(headlines.items(), sure, strict=True)
+    ]
+
+
+def explained(text: str) -> str:
+    """A text as HTML, whose terms are explained when they are pointed at, each once."""
+    left = dict(GLOSSARY)
+
+    def explain(found: re.Match[str]) -> str:
+        meaning = left.pop(found[0], None)
+        return f'<abbr title="{escape(meaning)}">{found[0]}</abbr>' if meaning else found[0]
+
+    return _TERMS.sub(explain, escape(text))
+
+
 def sentences(shown: Sequence[Section]) -> list[str]:
     """All sentences of the report, in its order."""
     return [sentence for section in shown for sentence in section.findings]
@@ -142,19 +197,23 @@ def _of(name: str, found: Mapping[str, T]) -> dict[str, T]:
     return {subset: each for (analysis, _, subset), each in parts if analysis == name}
 
 
-def _section(entry: Analysis, results: Mapping[str, Any], left_out: Mapping[str, str]) -> Section:
+def _section(
+    entry: Analysis, results: Mapping[str, Result], left_out: Mapping[str, str]
+) -> Section:
     name = entry.name
     findings: list[str] = []
     tables: Tables = {}
     views: list[str] = []
+    headline: Headline | None = None
     for subset, result in results.items():
         grid = result.grid()
+        if headline is None and (first := result.headline()) is not None:
+            headline = replace(first, sentence=_of_subset(first.sentence, subset, result))
         if grid is not None:
             views.append(grid_html(grid, NO_SCRIPTS, heading=SUBSET_TITLES.get(subset, subset)))
         own, found = result.findings(), result.tables()
-        lead = SUBSET_TITLES.get(subset)
-        if lead is not None and own:
-            own[0] = f"{lead} (n = {result.n_queries}): {own[0]}"
+        if own:
+            own[0] = _of_subset(own[0], subset, result)
         findings += [sentence[0].upper() + sentence[1:] for sentence in own]
         suffix = f".{subset}" if subset else ""
         tables |= {f"{name}{suffix}.{what}": table for what, table in found.items()}
@@ -163,7 +222,15 @@ def _section(entry: Analysis, results: Mapping[str, Any], left_out: Mapping[str,
         findings.append(f"Not run on {which}: {reason}.")
     image = None if _has_script(name) or not results else picture_of(next(iter(results.values())))
     asked, ran = entry.question_with_source, bool(results)
-    return Section(name, entry.title, asked, findings, tables, views, image, ran)
+    return Section(name, entry.title, asked, findings, tables, views, image, ran, headline)
+
+
+def _of_subset(sentence: str, subset: str, result: Result) -> str:
+    """A sentence that says of which queries it is."""
+    lead = SUBSET_TITLES.get(subset)
+    if lead is not None:
+        sentence = f"{lead} (n = {result.n_queries}): {sentence}"
+    return sentence[0].upper() + sentence[1:]
 
 
 NO_SCRIPTS = '<p class="note">With scripts, every cell can be read here.</p>'
@@ -179,15 +246,43 @@ def _has_script(name: str) -> bool:
 
 
 def _figure(name: str, runs: Path, out: Path) -> str | None:
-    """Draw a figure; the PNG as base64, or None if there is no script or nothing to draw."""
+    """Draw a figure; the PNG as base64, or None without a script or where all it shows is 0."""
     if not _has_script(name):
         return None
     try:
         drawn: Sequence[Path] = draw_figures(_scripts(), [name], runs, out / "figures")
     except ResultError:
         return None
-    png = next(path for path in drawn if path.suffix == ".png")
+    png, numbers = (
+        next(path for path in drawn if path.suffix == suffix) for suffix in (".png", ".csv")
+    )
+    if not shows_something(pd.read_csv(numbers)):
+        return None
     return base64.b64encode(png.read_bytes()).decode()
+
+
+def shows_something(numbers: pd.DataFrame) -> bool:
+    """Whether some number that a figure shows is not zero; one without such columns shows all.
+
+    Args:
+        numbers: what the figure shows, among it columns of `DRAWN`.
+    """
+    drawn = numbers[[name for name in DRAWN if name in numbers]]
+    return drawn.columns.empty or bool(drawn.fillna(0).ne(0).any(axis=None))
+
+
+def natural_width(image: str) -> int:
+    """How wide a picture is, in the pixels of a page, of which an inch has 96.
+
+    Args:
+        image: a PNG as base64, which may say how many of its own pixels a metre has.
+    """
+    png = base64.b64decode(image)
+    pixels, told = int.from_bytes(png[16:20], "big"), png.find(b"pHYs")
+    if told < 0:
+        return pixels
+    per_metre = int.from_bytes(png[told + 4 : told + 8], "big")
+    return round(pixels / (per_metre * 0.0254) * 96)
 
 
 def _html(table: pd.DataFrame) -> str:

@@ -188,7 +188,8 @@ class _Task:
     def scale(self) -> Scale:
         """How much of an analysis is run."""
         layers = range(0, self.model.n_layers, self.size.layer_step)
-        return Scale(layers, self.size.most, self.size.shuffles, self.seed)
+        size = self.size
+        return Scale(layers, size.most, size.shuffles, size.probed, self.seed)
 
     def run(self, entry: Analysis, subset: str, results: Mapping[str, Result]) -> Result:
         """Run an analysis, or put together the results that it is made of."""

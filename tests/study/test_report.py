@@ -66,7 +66,7 @@ def test_every_analysis_has_its_section_figure_and_tables(written: tuple[Study, 
 def test_the_page_needs_no_other_file(written: tuple[Study, Path]) -> None:
     _, page = written
     text = page.read_text("utf-8")
-    sources = re.findall(r'(?:src|href)="([^"]*)"', text)
+    sources = re.findall(r'(?:src|href)="([^"#][^"]*)"', text)
     assert sources
     for source in sources:
         assert source.startswith("data:image/png;base64,")
@@ -115,6 +115,50 @@ def test_what_was_left_out_is_said_with_its_reason(written: tuple[Study, Path]) 
         which = "questions over documents" if subset == "documents" else f"queries graded {subset}"
         assert f"Not run on {which}: {reason}." in finding(found, name.partition(".")[0])
     assert "Not run on" in page.read_text("utf-8")
+
+
+def test_the_box_at_the_top_says_what_matters_and_how_sure_it_is(
+    written: tuple[Study, Path],
+) -> None:
+    found, page = written
+    named = [section for section in report.sections(found) if section.headline is not None]
+    assert {"back_patching", "knockout"} <= {section.name for section in named}
+    assert len(named) <= 5
+    box = page.read_text("utf-8").partition('<section class="first">')[2].partition("</section>")[0]
+    assert re.findall(r'<a href="#(\w+)">More', box) == [section.name for section in named]
+    assert "Too few queries to tell it apart from another query&#39;s state (n = 2)." in box
+
+
+def test_the_contents_lead_to_every_section(written: tuple[Study, Path]) -> None:
+    text = written[1].read_text("utf-8")
+    places = re.findall(r'<h2 id="([\w-]+)"', text)
+    assert re.findall(r'<li><a href="#([\w-]+)">', text) == places
+
+
+def test_terms_are_explained_once_a_sentence_and_only_as_words() -> None:
+    shown = report.explained("t1 < t1 and cells at1 in nats")
+    assert re.sub(r' title="[^"]*"', "", shown) == (
+        "<abbr>t1</abbr> &lt; t1 and cells at1 in <abbr>nats</abbr>"
+    )
+    assert {"t1", "t2", "e1", "e2", "e3", "r1", "r2", "cell", "IC", "EntRec", "nats"} == set(
+        report.GLOSSARY
+    )
+
+
+def test_figures_have_their_natural_size(written: tuple[Study, Path]) -> None:
+    text = written[1].read_text("utf-8")
+    sized = re.findall(r'width="(\d+)" src="data:image/png;base64,([^"]*)"', text)
+    assert len(sized) == text.count("<img")
+    for width, image in sized:
+        pixels = int.from_bytes(base64.b64decode(image)[16:20], "big")
+        assert int(width) == pytest.approx(pixels / 300 * 96, abs=1)
+
+
+def test_a_figure_whose_numbers_are_all_zero_shows_nothing() -> None:
+    zero = pd.DataFrame({"layer": [1, 2], "effect": [0.0, None]})
+    assert not report.shows_something(zero)
+    assert report.shows_something(zero.assign(value=[0.0, 0.1]))
+    assert report.shows_something(zero[["layer"]])
 
 
 def test_names_are_escaped(written: tuple[Study, Path], tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from hopscope.prompting.document_prompts import (
     question_details,
     scores,
 )
+from hopscope.results.headline import Headline
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.wording import points, row_where, rows_where, verdict, with_interval
@@ -180,6 +181,17 @@ class Permutation(Result):
                 )
             sentences.append(f"{sentence}.")
         return sentences
+
+    def headline(self) -> Headline | None:
+        """How much oftener documents in backward order are answered than in the usual one."""
+        gain = row_where(self.compare(self._usual_base), order="backward")
+        if gain is None:
+            return None
+        sentence = (
+            f"answers with documents in the order backward, under the mask {gain['mask']}: "
+            f"{points(gain['difference'], gain['low'], gain['high'])} against {gain['base']}"
+        )
+        return Headline(f"{sentence}.", f"the order {gain['base']}", gain["n"], gain["p"])
 
     @property
     def _usual_base(self) -> str | None:

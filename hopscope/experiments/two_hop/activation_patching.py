@@ -29,6 +29,7 @@ from hopscope.prompting.query_prompts import QueryPrompts, question
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
+from hopscope.results.headline import Headline, compared
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.wording import (
@@ -150,6 +151,19 @@ class ActivationPatching(Result):
             "The other question by itself has its answer as the likeliest token in "
             f"{percent(ceiling)}: about so many flips can be expected at most.",
         ]
+
+    def headline(self) -> Headline | None:
+        """How much oftener the other question's state flips the answer than a random vector."""
+        position, (base,) = self.in_run("position"), CONTROLS
+        rows = self.frame[(self.frame["site"] == "resid_post")]
+        gain = compared(rows[rows["position"] == position], "flipped", base)
+        if gain is None:
+            return None
+        sentence = (
+            f"layers at which the other question's residual stream at {position} flips the answer: "
+            f"{points(gain['difference'], gain['low'], gain['high'])} against a random vector"
+        )
+        return Headline(f"{sentence}.", "a random vector", gain["n"], gain["p"])
 
     def grid(self) -> Grid | None:
         """What the interactive heatmap shows."""

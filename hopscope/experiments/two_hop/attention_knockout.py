@@ -27,6 +27,7 @@ from hopscope.prompting.tokenized import SPANS, TokenizedPrompt
 from hopscope.queries.answers import MATCHES, Match, matches
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
+from hopscope.results.headline import Headline, compared
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.wording import largest_row, percent, points, row_where, verdict, with_interval
@@ -153,6 +154,20 @@ class Knockouts(Result):
                 )
             sentences.append(f"{sentence}.")
         return sentences
+
+    def headline(self) -> Headline | None:
+        """How much oftener blocking the first edge changes the answer than random edges do."""
+        if self.frame.empty:
+            return None
+        edge = self.in_run("edge")
+        gain = compared(self.frame[self.frame["edge"] == edge], "changed", "random")
+        if gain is None:
+            return None
+        sentence = (
+            f"layers at which blocking {edge.replace('->', ' → ')} changes what is said: "
+            f"{points(gain['difference'], gain['low'], gain['high'])} against as many random edges"
+        )
+        return Headline(f"{sentence}.", "random edges", gain["n"], gain["p"])
 
     def plot(self, measure: Measure = "changed", ax: Axes | None = None) -> Axes:
         """Draw a measure by layer, a line for each edge, its control dashed."""

@@ -29,6 +29,7 @@ from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.answers import MATCHES, Match, matches
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
+from hopscope.results.headline import Headline
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.wording import (
@@ -250,6 +251,19 @@ class BackPatching(Result):
                 f"{with_interval(best.rate, best.low, best.high)} of the other half."
             )
         return sentences
+
+    def headline(self) -> Headline | None:
+        """How many more queries some cell repairs than with another query's state."""
+        gains = (each for each in _over_controls(self.repaired(), 0) if each["control"] == "other")
+        gain = next(gains, None)
+        if gain is None:
+            return None
+        sentence = (
+            "queries that some cell of back-patching repairs: "
+            f"{points(gain['difference'], gain['low'], gain['high'])} against another query's "
+            "state in the same cells"
+        )
+        return Headline(f"{sentence}.", CONTROL_NAMES["other"], gain["n"], gain["p"])
 
     def grid(self) -> Grid | None:
         """What the interactive heatmap shows."""

@@ -43,8 +43,6 @@ Target = Literal["e2", "e2_type"]
 TARGETS = ("e2", "e2_type")
 POSITIONS = ("t1", "t2", "e1")
 FOLDS = 5
-MOST_IN_STUDY = 1000
-"""Queries that a study probes at most, whether they were graded or not."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -119,7 +117,7 @@ class Probing(Result):
 
 def _probed_in_study(queries: QuerySet, scale: Scale) -> QuerySet:
     """Queries of entities that can be probed, graded or not, as many as a study probes."""
-    return sample_entities(labelled(queries, "e2", FOLDS)[0], MOST_IN_STUDY, scale.seed)
+    return sample_entities(labelled(queries, "e2", FOLDS)[0], scale.probed, scale.seed)
 
 
 @analysis(

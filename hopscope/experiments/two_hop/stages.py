@@ -24,6 +24,7 @@ from hopscope.experiments.two_hop.description import Description, describe
 from hopscope.experiments.two_hop.projection import Projection, project
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.query_set import QuerySet
+from hopscope.results.headline import Headline
 from hopscope.results.result import Result
 from hopscope.results.runs import run_each
 from hopscope.results.wording import layer_in_words, row_where, rows_where, with_interval
@@ -124,6 +125,17 @@ class Stages(Result):
                 "in another order than the paper's."
             )
         return sentences
+
+    def headline(self) -> Headline | None:
+        """How often the order of the stages is broken; there is nothing to compare it with."""
+        some = row_where(self.broken(), earlier="any")
+        if some is None or not some["n"]:
+            return None
+        sentence = (
+            "some stages show in another order than the paper's in "
+            f"{with_interval(some['share'], some['low'], some['high'])} of {some['n']} queries"
+        )
+        return Headline(f"{sentence}.", "", int(some["n"]), float("nan"))
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the first layers of all stages on one axis."""

@@ -12,6 +12,8 @@ from hopscope.probes import LinearProbe
 from torch import Tensor
 
 from hopscope.errors import QueryError, ResultError, UsageError
+from hopscope.experiments.analysis import Scale
+from hopscope.experiments.registry import REGISTERED
 from hopscope.experiments.two_hop import probing
 from hopscope.experiments.two_hop.probing import (
     Probing,
@@ -21,6 +23,7 @@ from hopscope.experiments.two_hop.probing import (
     sample_entities,
 )
 from hopscope.models.language_model import LanguageModel
+from hopscope.queries.load import load_queries
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
 
@@ -188,3 +191,13 @@ def test_what_is_no_argument_is_told_with_the_name_of_the_function(llama: Langua
         probe(llama, queries(), depth=2)  # type: ignore[call-arg]
     with pytest.raises(UsageError, match="unknown target 'e3'"):
         fit_probe(llama, queries(), target="e3")  # type: ignore[arg-type]
+
+
+def test_a_study_probes_no_more_than_its_limit() -> None:
+    """The command's `--limit` is also the number of queries that are probed."""
+    chosen = REGISTERED["probing"].chosen
+    assert chosen is not None
+    world = load_queries("world")
+    of_limit = chosen(world, Scale(range(1), None, 1, 60, 0))
+    assert 30 < len(of_limit) <= 60
+    assert len(chosen(world, Scale(range(1), None, 1, 1000, 0))) > 60
