@@ -33,6 +33,7 @@ from hopscope.experiments.two_hop.activation_patching import (
 )
 from hopscope.experiments.two_hop.partners import fingerprint, pair_up
 from hopscope.models.language_model import LanguageModel
+from hopscope.models.token_model import FIRST_TOKENS
 from hopscope.prompting.query_prompts import QueryPrompts
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
@@ -83,6 +84,7 @@ class Attribution(Result):
     """
 
     kind = "attribution"
+    rules = FIRST_TOKENS
     columns: ClassVar = {
         "query": "str",
         "position": "str",
