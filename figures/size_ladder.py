@@ -95,9 +95,10 @@ def _gains(ax: Axes, rows: pd.DataFrame, title: str) -> None:
 
 def _broken(ax: Axes, rows: pd.DataFrame) -> None:
     """Shares of the queries in which some pair of stages is in another order than the paper's."""
-    places = [LADDER.index(model) for model in rows["model"]]
-    errors = errors_of(rows, "share")
-    ax.errorbar(places, rows["share"], errors, fmt="D", ms=4, color=GREEN, **ERROR_BARS)
+    if len(rows):  # a model of which only back-patching is there has no stages
+        places = [LADDER.index(model) for model in rows["model"]]
+        errors = errors_of(rows, "share")
+        ax.errorbar(places, rows["share"], errors, fmt="D", ms=4, color=GREEN, **ERROR_BARS)
     ax.set_ylabel("queries that break the order")
     _model_axis(ax, rows, "Stages")
     ax.set_ylim(-0.03, 1.03)

@@ -270,8 +270,8 @@ def _run(
     ):
         for part in (each for each in parts if each not in there):
             if some_of is not None and sizes[part] <= SMALL_PART:
-                for one in range(part, part + sizes[part]):
-                    begun.append(_moving(bar, 1, partial_of(some_of, one, 1)))
+                for at in range(sizes[part]):
+                    begun.append(_moving(bar, 1, partial_of(some_of, part, at, 1)))
                 tables = joined(begun)
             else:
                 tables = _moving(bar, sizes[part], partial_of(compute, part))
