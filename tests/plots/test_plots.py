@@ -387,6 +387,12 @@ def test_summaries_stand_side_by_side_with_the_numbers_that_are_drawn() -> None:
     ]
     assert all(len(lines(ax)) == 3 for ax in whole.axes)  # both substitutes and chance
     assert len(figure.legends) == 1
+    whole, _ = figures.summary_panels(both, plots.recall_lines, "Recall")
+    assert [ax.get_title() for ax in whole.axes] == [
+        "both hops right, composition wrong (n = 2)",
+        "composition right (n = 2)",
+    ]
+    assert all(len(lines(ax)) == 3 for ax in whole.axes)  # both substitutes, and chance
     for subset in both:
         own = numbers[numbers["subset"] == subset].drop(columns="subset")
         pd.testing.assert_frame_equal(own.reset_index(drop=True), table)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_hex
 
 import hopscope as hs
 from hopscope.errors import UsageError
@@ -139,8 +140,8 @@ def test_cutoffs_of_few_inputs_share_a_line_and_their_mean_is_over_inputs_of_all
     ]  # fmt: skip
     ax = cutoff_curves(pd.DataFrame(rows, columns=["step", "cutoff", "value", "n"]))
     assert "weakest link" in ax.get_legend().get_title().get_text()
-    looks = {(line.get_color(), line.get_marker()) for line in ax.get_lines()}
-    assert len({mark for _, mark in looks}) == 3
+    assert len({to_hex(line.get_color()) for line in ax.get_lines()}) == 3
+    assert len({line.get_marker() for line in ax.get_lines()}) == 3
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels == ["0 (2)", "5 to 6 (146)", "7 to 10 (452)"]
     none, low, high = (line.get_ydata().tolist() for line in ax.get_lines())
