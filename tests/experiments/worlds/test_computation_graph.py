@@ -295,6 +295,8 @@ def test_the_chain_that_stands_out_is_the_longest_explained_one_to_the_last_toke
     assert longest_chain(table, 1) == [7]
     assert longest_chain(table, 2) == []
     assert longest_chain(table.assign(explained=False), 5) == []
+    of_one_block = table.loc[[2, 4]].assign(layer=3)  # the second cannot read what the first wrote
+    assert longest_chain(of_one_block, 5) == [4]
 
 
 def test_the_tables_the_plot_and_the_run_folder(tmp_path):
