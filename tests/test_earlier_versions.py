@@ -29,7 +29,9 @@ NAMES: dict[str, list[str]] = json.loads(
     (Path(__file__).parent / "data" / "names-c08e896.json").read_text("utf-8")
 )
 """Public names by module path, as commit c08e896 had them; those of commands' and a study's innards
-are left out, and `streams.agrees_with_plain`, a probe that says what differs instead today."""
+are left out, and so are `streams.agrees_with_plain`, a probe that says what differs instead today,
+`experiments.document_attention.answer_length`, which is a span today, and colours and dashes of
+figures that are drawn otherwise (`plots.TARGET_STYLES`, `worlds.emergence_plot.INSTRUMENTS`)."""
 
 TOLD_LATER = {"answer_token", "answer_tokens", "bridge_token", "bridge_tokens"} | {
     "partner_answer_token"

@@ -37,10 +37,6 @@ from hopscope.results.run_record import Described, difference, other_rules
 
 logger = logging.getLogger(__name__)
 
-SMALL_PART = 4
-"""Of parts of at most so many inputs each input is slow, and is computed by itself, so that a stop
-leaves all that was finished."""
-
 
 @dataclass(frozen=True)
 class Pending:
@@ -253,11 +249,10 @@ def _run(
     if at_once and folder is not None:
         open_run(folder, run)
     kept: list[Tables] = []
-    begun: list[Tables] = []
     if folder is not None and until is not None and there:
         kept.append(read_parts(folder, sizes))
     with (
-        _keeping_what_is_done(run, folder, kept, begun),
+        _keeping_what_is_done(run, folder, kept),
         ProgressBar(
             total=sum(sizes[part] for part in parts),
             initial=sum(sizes[part] for part in parts if part in there),
@@ -269,17 +264,11 @@ def _run(
         ) as bar,
     ):
         for part in (each for each in parts if each not in there):
-            if some_of is not None and sizes[part] <= SMALL_PART:
-                for at in range(sizes[part]):
-                    begun.append(_moving(bar, 1, partial_of(some_of, part, at, 1)))
-                tables = joined(begun)
-            else:
-                tables = _moving(bar, sizes[part], partial_of(compute, part))
+            tables = _moving(bar, sizes[part], partial_of(compute, part))
             if folder is not None:
                 write_part(open_run(folder, run), part, tables)
             if folder is None or until is not None:
                 kept.append(tables)
-            begun.clear()
             shown = "" if until is None else until(joined(kept))
             if shown is None:
                 break
@@ -314,14 +303,9 @@ def _finished(
 
 @interrupt_safe
 def _keeping_what_is_done(
-    run: Mapping[str, Any],
-    folder: Path | None,
-    kept: Sequence[Tables],
-    begun: Sequence[Tables],
+    run: Mapping[str, Any], folder: Path | None, kept: Sequence[Tables]
 ) -> Iterator[None]:
-    """When a run is interrupted, keep its finished inputs for `partial`.
-
-    Those are `begun` that are finished in a part that is not.
+    """When a run is interrupted, keep its finished parts for `partial`.
 
     An interrupt that a library has turned into an error of its own is an interrupt again.
     """
@@ -335,7 +319,6 @@ def _keeping_what_is_done(
         done = list(kept) if folder is None else []
         if folder is not None and any(folder.glob("frame-*.parquet")):
             done.append(read_parts(folder))
-        done += begun
         tables = joined(done) if done else None
         _interrupted[:] = [] if tables is None else [(run, tables)]
         logger.warning("stopped: %s", _left_behind(tables, folder))

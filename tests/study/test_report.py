@@ -78,7 +78,7 @@ def test_the_page_is_interactive_with_no_server(written: tuple[Study, Path]) -> 
     found, page = written
     text = page.read_text("utf-8")
     shown = [name for name in found.results if name.startswith(("back_patching", "description"))]
-    assert text.count("data-hopscope>") == len(shown) > 0
+    assert text.count('data-hopscope="') == len(shown) > 0
     assert text.count("function renderGrid(") == 1
     assert 'src="data:image/png;base64,' in text
     assert "://" not in text.partition("<script")[2]

@@ -59,8 +59,8 @@ def test_the_grid_has_the_first_query_on_top_and_a_choice_of_heads(
 ) -> None:
     grid, n = patterns.grid(), len(patterns.tokens)
     spec = spec_of(grid)
-    assert spec["x"]["values"] == list(patterns.tokens)
-    assert spec["y"]["values"] == list(patterns.tokens[::-1]), "the y axis goes upwards"
+    assert spec["x"]["names"] == list(patterns.tokens)
+    assert spec["y"]["names"] == list(patterns.tokens[::-1]), "the y axis goes upwards"
     assert len(list(all_chosen(grid.choices))) == 4 * (4 + 1)
     shown = slice_json(grid, {"layer": "3", "head": "2"})["measures"][0]
     rows = np.array(shown["values"], dtype=float).reshape(n, n)[::-1]

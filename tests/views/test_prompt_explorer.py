@@ -155,7 +155,7 @@ def test_the_picture_has_the_lens_and_each_position(
     monkeypatch.setattr(prompt_explorer, "png", keep)
     assert explorer.picture() == "a picture"
     source = "source layer (read)"
-    assert drawn == [("logit lens", "token"), ("t1, none", source), ("t2, none", source)]
+    assert drawn == [("logit lens", "token"), ("t1, own", source), ("t2, own", source)]
 
 
 def test_what_was_explored_is_written_as_a_file(explorer: PromptExplorer, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from hopscope.display.progress import divided
 from hopscope.engine.edits import Cell, Patch, PatchSite
 from hopscope.engine.read_out import CellOutputs, ReadOut
 from hopscope.errors import UsageError
@@ -294,7 +295,7 @@ class Patcher:
 
     def tables(self, queries: QuerySet) -> Tables:
         """Frame and details of some queries."""
-        return ActivationPatching.gathered(self.query(query) for query in queries)
+        return ActivationPatching.gathered(self.query(query) for query in divided(queries))
 
     def query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
         """The frame of one query, and its row of details."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, get_args
 import numpy as np
 import pandas as pd
 
+from hopscope.display.progress import divided
 from hopscope.engine.edits import Cell, Knockout
 from hopscope.engine.read_out import CellOutputs, ReadOut
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
@@ -282,7 +283,7 @@ class _Blocker:
 
     def tables(self, queries: QuerySet) -> Tables:
         """Frame and details of some queries."""
-        tables = Knockouts.gathered(self._query(query) for query in queries)
+        tables = Knockouts.gathered(self._query(query) for query in divided(queries))
         return {**tables, "details": tables["details"].reindex(columns=DETAILS)}
 
     def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, Any]]]:

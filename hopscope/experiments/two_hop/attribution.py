@@ -18,6 +18,7 @@ from einops import rearrange
 from scipy import stats
 from torch import Tensor
 
+from hopscope.display.progress import divided
 from hopscope.engine.gradients import check_gradients, differentiate
 from hopscope.errors import UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, limited, run_in_parts
@@ -341,7 +342,7 @@ class _Attributor:
 
     def tables(self, queries: QuerySet) -> Tables:
         """Frame and details of some queries."""
-        return Attribution.gathered(self._query(query) for query in queries)
+        return Attribution.gathered(self._query(query) for query in divided(queries))
 
     def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
         estimated = self._estimated(query)

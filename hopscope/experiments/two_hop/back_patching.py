@@ -419,7 +419,7 @@ class _Patcher:
 
     def tables(self, queries: QuerySet) -> Tables:
         """Frame and details of some queries."""
-        return BackPatching.gathered(self._query(query) for query in queries)
+        return BackPatching.gathered(self._query(query) for query in divided(queries))
 
     def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
         prompt = self.prompts.prompt(query)

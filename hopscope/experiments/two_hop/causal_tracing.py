@@ -187,7 +187,7 @@ class _Tracer:
 
     def tables(self, queries: QuerySet) -> Tables:
         """Frame and details of some queries."""
-        return Tracing.gathered(self._query(query) for query in queries)
+        return Tracing.gathered(self._query(query) for query in divided(queries))
 
     def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
         model, prompt = self.prompts.model, self.prompts.prompt(query)

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from scipy.cluster.vq import kmeans2
 
+from hopscope.display.progress import divided
 from hopscope.engine.read_out import ReadOut
 from hopscope.engine.sweep import generate
 from hopscope.errors import ModelError, UsageError
@@ -184,7 +185,7 @@ class _Ranker:
 
     def tables(self, queries: QuerySet) -> Tables:
         """Frame and details of some queries."""
-        return RankNeighbours.gathered(self._of_query(query) for query in queries)
+        return RankNeighbours.gathered(self._of_query(query) for query in divided(queries))
 
     def _of_query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, object]]]:
         model, prompt = self.prompts.model, self.prompts.prompt(query)
