@@ -386,7 +386,7 @@ def test_a_generation_ends_at_an_end_token(monkeypatch: pytest.MonkeyPatch) -> N
     model = model_of(seed=1)
     version = Version(layout(), BIDIRECTIONAL)
     said = read_encoder_decoder(model, [version], ReadOut(max_new_tokens=6)).outputs.tokens[0]
-    monkeypatch.setitem(vars(model), "end_tokens", frozenset([said[0]]))
+    monkeypatch.setattr(type(model), "end_tokens", frozenset([said[0]]))
     ended = read_encoder_decoder(model, [version], ReadOut(max_new_tokens=6), attention=True)
     assert ended.outputs.tokens == ((),)
     assert ended.masses is not None

@@ -508,7 +508,7 @@ def test_an_end_token_ends_a_cell(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     problem, cells, before = solved(llama.name, "zero-shot", ("t2",))
-    monkeypatch.setattr(llama, "end_tokens", frozenset({before[2].tokens[step]}))
+    monkeypatch.setattr(type(llama), "end_tokens", frozenset({before[2].tokens[step]}))
     expected = problem.plain(cells)
     assert len(expected[2].tokens) <= step
     assert_equal(run(llama, problem.ids, cells, READ), expected)
@@ -519,7 +519,7 @@ def test_several_end_tokens(tiny_model: LanguageModel, monkeypatch: pytest.Monke
     said = sorted({token for cell in before for token in cell.tokens})
     ends = max(map(frozenset, itertools.combinations(said, 2)), key=lambda e: n_lengths(before, e))
     assert n_lengths(before, ends) > 2
-    monkeypatch.setattr(tiny_model, "end_tokens", ends)
+    monkeypatch.setattr(type(tiny_model), "end_tokens", ends)
     assert_equal(sweep(tiny_model, problem.ids, cells, READ), problem.plain(cells))
 
 

@@ -61,7 +61,6 @@ def with_bos(model: LanguageModel) -> None:
 
 def with_another_end(model: LanguageModel) -> None:
     model.hf.generation_config.eos_token_id = 17
-    model.__dict__.pop("end_tokens", None)
 
 
 def with_an_untested_attention(model: LanguageModel) -> None:
