@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -197,7 +198,8 @@ def test_the_lens_is_the_models_own_unembedding(
     assert len(shown) == n * llama.n_layers
     layer, token = 1, n - 2
     with torch.no_grad():
-        states = llama.hf(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        own = copy.deepcopy(llama.hf)  # transformers leaves hooks on what is asked for states
+        states = own(torch.tensor([ids]), output_hidden_states=True).hidden_states
         normed = llama.hf.model.norm(states[layer + 1][0, len(ids) - n + token])
         logprobs = torch.log_softmax(llama.hf.lm_head(normed).float(), -1)
     place = layer * n + token
