@@ -18,7 +18,7 @@ def draw(result: DocumentAttention) -> Drawn:
     peaks, compare, layers = result.peaks(), result.compare(), result.by_layer()
     order, mask = compare["order"].iloc[0], compare["mask"].iloc[0]
     here = layers[(layers["order"] == order) & (layers["mask"] == mask)]
-    hops = sorted(set(here["hop"]), key=lambda number: (number == 0, number))
+    hops = document_plots.hops_of(here)
     figure, (top, below) = parts(2, 4.8)
     document_plots.peak_strips(peaks, compare, top.subplots())
     axes = below.subplots(1, len(hops), sharex=True, sharey=True, squeeze=False)

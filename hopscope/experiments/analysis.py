@@ -196,13 +196,12 @@ class Analysis:
             return {}
         return self.layers(range(0, layers_of(model), step))
 
-    def bound(self, signature: inspect.Signature, *args: Any, **given: Any) -> dict[str, Any]:
+    def arguments(self, call: inspect.BoundArguments) -> dict[str, Any]:
         """The arguments of a call, checked; `layer_step` is put into layers.
 
         Raises:
             UsageError: for an argument that the analysis cannot do, or layers beside a step.
         """
-        call = signature.bind(*args, **given)
         named = set(call.arguments)
         call.apply_defaults()
         arguments = self.check(call.arguments, call.arguments.get("model"))
@@ -242,16 +241,16 @@ def analysis(command: str | None, *, name: str = "", **described: Any) -> Callab
         @functools.wraps(function)
         def called(*args: Any, **given: Any) -> Any:
             try:
-                signature.bind(*args, **given)
+                call = signature.bind(*args, **given)
             except TypeError as error:
                 raise TypeError(f"{function.__name__}() {error}") from None
-            return function(**entry.bound(signature, *args, **given))
+            return function(**entry.arguments(call))
 
         called.__signature__ = signature  # type: ignore[attr-defined]
         called.__doc__ = _documented(inspect.getdoc(function) or "", taken)
         inputs, own = INPUTS[described.get("asks", "subset")], described.get("accepts", {})
-        fields = described | {"accepts": {**inputs, **own, **stepped}}
-        entry = Analysis(name or result.kind, command, called, result, **fields)
+        told = described | {"accepts": {**inputs, **own, **stepped}}
+        entry = Analysis(name or result.kind, command, called, result, **told)
         REGISTERED[entry.name] = entry
         return called  # type: ignore[return-value]
 

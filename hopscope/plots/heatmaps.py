@@ -95,7 +95,6 @@ def head_heatmap(table: pd.DataFrame, ax: Axes | None = None, title: str = "") -
     Returns:
         The axes.
     """
-    ax = axes_or_new(ax, 2.9)
     return diverging_heatmap(table, None, ax, title, "mean recovery", "head")
 
 
@@ -238,13 +237,17 @@ def _name_cells(ax: Axes, table: pd.DataFrame) -> None:
 
 
 def _ticks(axis: Axis, numbers: pd.Index, inches: float) -> None:
-    most = max(2, int(inches * TEXT_SIZE / text_size() / LABEL))
-    places = np.argsort(numbers)[:: -(-len(numbers) // most)]
+    places = np.argsort(numbers)[:: _every(len(numbers), inches)]
     axis.set_ticks((places + 0.5).tolist(), [str(numbers[place]) for place in places])
 
 
 def _thinned(labels: list[str], inches: float) -> list[str]:
     """Return the tick labels of an axis, leaving out as many as needed to avoid overlaps."""
-    most = max(2, int(inches * TEXT_SIZE / text_size() / LABEL))
-    step = -(-len(labels) // most)
+    step = _every(len(labels), inches)
     return [label if index % step == 0 else "" for index, label in enumerate(labels)]
+
+
+def _every(n: int, inches: float) -> int:
+    """Every how many of `n` tick labels has room on an axis of so many inches."""
+    most = max(2, int(inches * TEXT_SIZE / text_size() / LABEL))
+    return -(-n // most)

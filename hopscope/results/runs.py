@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial as partial_of
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -264,7 +263,7 @@ def _run(
         ) as bar,
     ):
         for part in (each for each in parts if each not in there):
-            tables = _moving(bar, sizes[part], partial_of(compute, part))
+            tables = _computed(compute, part, sizes[part], bar)
             if folder is not None:
                 write_part(open_run(folder, run), part, tables)
             if folder is None or until is not None:
@@ -276,11 +275,11 @@ def _run(
     return joined(kept) if folder is None else read_parts(folder, sizes)
 
 
-def _moving(bar: ProgressBar, n: int, compute: Callable[[], Tables]) -> Tables:
-    """Compute tables of `n` inputs, while a bar says how far the work on them is."""
+def _computed(compute: Callable[[int], Tables], part: int, n: int, bar: ProgressBar) -> Tables:
+    """The tables of a part of `n` inputs, while a bar says how far the work on them is."""
     before = round(bar.n)
     with showing(lambda done: bar.reach(before + n * done)):
-        tables = compute()
+        tables = compute(part)
     bar.reach(before + n)
     return tables
 
@@ -316,10 +315,10 @@ def _keeping_what_is_done(
     except BaseException as error:
         if n_stops() == stopped and not isinstance(error, KeyboardInterrupt):
             raise
-        done = list(kept) if folder is None else []
-        if folder is not None and any(folder.glob("frame-*.parquet")):
-            done.append(read_parts(folder))
-        tables = joined(done) if done else None
+        if folder is None:
+            tables = joined(kept) if kept else None
+        else:
+            tables = read_parts(folder) if any(folder.glob("frame-*.parquet")) else None
         _interrupted[:] = [] if tables is None else [(run, tables)]
         logger.warning("stopped: %s", _left_behind(tables, folder))
         if isinstance(error, KeyboardInterrupt):

@@ -6,6 +6,7 @@ Reads results, draws the figure scripts, and writes a folder; computes nothing o
 from __future__ import annotations
 
 import base64
+import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 
 import jinja2
 import pandas as pd
+from PIL import Image
 
 from hopscope.display.notebook import picture_of
 from hopscope.display.page import grid_html, page_script
@@ -55,6 +57,8 @@ DRAWN = (
 """Columns of numbers that figures draw."""
 MOST_ROWS = 400
 """Rows of a table that the page shows; its CSV has all."""
+PAGE_DPI = 96
+"""Pixels that an inch of a page has."""
 
 
 @dataclass(frozen=True)
@@ -272,17 +276,14 @@ def shows_something(numbers: pd.DataFrame) -> bool:
 
 
 def natural_width(image: str) -> int:
-    """How wide a picture is, in the pixels of a page, of which an inch has 96.
+    """How wide a picture is, in the pixels of a page.
 
     Args:
         image: a PNG as base64, which may say how many of its own pixels a metre has.
     """
-    png = base64.b64decode(image)
-    pixels, told = int.from_bytes(png[16:20], "big"), png.find(b"pHYs")
-    if told < 0:
-        return pixels
-    per_metre = int.from_bytes(png[told + 4 : told + 8], "big")
-    return round(pixels / (per_metre * 0.0254) * 96)
+    with Image.open(io.BytesIO(base64.b64decode(image))) as picture:
+        per_inch: float = picture.info.get("dpi", (PAGE_DPI, PAGE_DPI))[0]
+        return round(picture.width / per_inch * PAGE_DPI)
 
 
 def _html(table: pd.DataFrame) -> str:

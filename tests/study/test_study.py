@@ -340,13 +340,17 @@ def loaded(runs: Path) -> Mapping[str, BackPatching]:
     return found
 
 
+def assert_rates(drawn: pd.DataFrame, subset: str, rates: pd.DataFrame) -> None:
+    """Check that the drawn rows of a subset are these rates."""
+    here = drawn[drawn["subset"] == subset].reset_index(drop=True)
+    pd.testing.assert_frame_equal(here[list(rates.columns)], rates, rtol=1e-5)
+
+
 def test_the_numbers_are_the_success_rates(drawn: dict[str, Path], runs: Path) -> None:
     table = pd.read_csv(drawn["back_patching.csv"])
     bars = table[table["panel"] == "any cell"]
     for name, result in loaded(runs).items():
-        rates = result.success_rate()
-        here = bars[bars["subset"] == name].reset_index(drop=True)
-        pd.testing.assert_frame_equal(here[list(rates.columns)], rates, rtol=1e-5)
+        assert_rates(bars, name, result.success_rate())
     assert bars[["source_layer", "target_layer"]].isna().all(axis=None)
 
 
@@ -356,9 +360,7 @@ def test_right_compositions_are_drawn_by_how_many_cells_keep_them(
     table = pd.read_csv(drawn["back_patching.csv"])
     shares = table[table["panel"] == "mean of cells"]
     for name, result in loaded(runs).items():
-        rates = result.cell_rate()
-        here = shares[shares["subset"] == name].reset_index(drop=True)
-        pd.testing.assert_frame_equal(here[list(rates.columns)], rates, rtol=1e-5)
+        assert_rates(shares, name, result.cell_rate())
     picture = drawn["back_patching.svg"].read_text("utf-8")
     assert picture.count("in any cell") == picture.count("mean of queries") == 1
 

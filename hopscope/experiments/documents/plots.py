@@ -121,6 +121,11 @@ def peak_strips(
 HOP_STYLES = {1: (BLUE, "first hop"), 2: (VERMILION, "second hop"), 0: (GREY, "others")}
 
 
+def hops_of(table: pd.DataFrame) -> list[int]:
+    """The hops whose documents a table has, in their order; 0, the other documents, comes last."""
+    return sorted(set(table["hop"]), key=lambda hop: (hop == 0, hop))
+
+
 def hop_lines(by_layer: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
     """Attention to the documents of each hop by block: full for right answers, dashed for wrong.
 
@@ -132,7 +137,7 @@ def hop_lines(by_layer: pd.DataFrame, ax: Axes | None = None, title: str = "") -
         title: of the axes.
     """
     ax = axes_or_new(ax, 2.4)
-    hops = sorted(set(by_layer["hop"]), key=lambda number: (number == 0, number))
+    hops = hops_of(by_layer)
     of_right = BAND if len(hops) == 1 else None
     for right, dash, interval in ((True, "-", of_right), (False, "--", Whiskers())):
         for hop in hops:

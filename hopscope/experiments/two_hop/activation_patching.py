@@ -7,9 +7,9 @@ beside a random vector of the same norm.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, Unpack
 
 import numpy as np
 import pandas as pd
@@ -49,10 +49,21 @@ if TYPE_CHECKING:
 
     from hopscope.display.grid import Grid
 
+R = TypeVar("R", bound=Result)
+
 SITES = ("resid_post", "attn_out", "mlp_out", "z")
 CONTROLS = ("random",)
 POSITIONS = ("t1", "t2", "e1")
-KEYS = ["position", "site", "control", "layer", "head"]
+PLACE = {
+    "query": "str",
+    "position": "str",
+    "site": "str",
+    "control": "str",
+    "layer": "int64",
+    "head": "int64",
+}
+"""Columns that say which state is patched in which query, and their types."""
+KEYS = [name for name in PLACE if name != "query"]
 LEAST_DIFFERENCE = 0.5
 """Nats by which a query must prefer its own answer more than its partner does."""
 PER_PART = 4
@@ -74,12 +85,7 @@ class ActivationPatching(Result):
     kind = "patching"
     rules = FIRST_TOKENS
     columns: ClassVar = {
-        "query": "str",
-        "position": "str",
-        "site": "str",
-        "control": "str",
-        "layer": "int64",
-        "head": "int64",
+        **PLACE,
         "logit_diff": "float32",
         "recovery": "float64",
         "flipped": "bool",
@@ -118,12 +124,7 @@ class ActivationPatching(Result):
 
     def heads(self, position: str = "t2") -> pd.DataFrame:
         """Mean recovery of each head; rows layer, columns head."""
-        chosen = self.frame[(self.frame["site"] == "z") & (self.frame["position"] == position)]
-        chosen = chosen[chosen["control"] == "none"]
-        if chosen.empty:
-            raise UsageError(f"the run has no heads at {position!r}: give sites=['z', ...]")
-        table: pd.DataFrame = chosen.groupby(["layer", "head"])["recovery"].mean().unstack("head")
-        return table
+        return mean_of_heads(self.frame, position)
 
     def plot_heads(self, position: str = "t2", ax: Axes | None = None) -> Axes:
         """Draw the mean recovery of each head."""
@@ -186,6 +187,24 @@ class ActivationPatching(Result):
 
         table = self.summary()
         return plots.flip_lines(table[table["site"] != "z"], ax)
+
+
+def mean_of_heads(frame: pd.DataFrame, position: str) -> pd.DataFrame:
+    """The mean recovery by each head's own output; rows layer, columns head.
+
+    Args:
+        frame: columns `PLACE` and `recovery`.
+        position: where the heads are.
+
+    Raises:
+        UsageError: if no head was run there.
+    """
+    chosen = frame[(frame["site"] == "z") & (frame["position"] == position)]
+    chosen = chosen[chosen["control"] == "none"]
+    if chosen.empty:
+        raise UsageError(f"the run has no heads at {position!r}: give sites=['z', ...]")
+    table: pd.DataFrame = chosen.groupby(["layer", "head"])["recovery"].mean().unstack("head")
+    return table
 
 
 def _found_at(position: str, own: pd.DataFrame, random: pd.DataFrame, gains: pd.DataFrame) -> str:
@@ -258,20 +277,9 @@ def activation_patch(
         >>> activation_patch(model, graded.correct()).plot()  # doctest: +SKIP
     """
     options = RunOptions(**run)
-    pairs = pair_up(model, queries, options.seed)
-    settings = {
-        "positions": positions,
-        "sites": sites,
-        "controls": controls,
-        "seed": options.seed,
-        "partners": fingerprint(pairs),
-    }
-    kept = queries.filter(lambda query: query.id in pairs)
-    prompts = QueryPrompts.of(model, kept, max_memory=options.max_memory)
-    patcher = Patcher(prompts, pairs, settings)
-    return run_in_parts(
-        ActivationPatching, model, kept, settings, patcher.tables, options, per_part=PER_PART
-    )
+    settings = {"positions": positions, "sites": sites, "controls": controls}
+    patcher = Patcher.of(model, queries, settings, options)
+    return patcher.run(ActivationPatching, patcher.tables, options)
 
 
 @dataclass(frozen=True)
@@ -287,11 +295,51 @@ class Where:
 
 @dataclass(frozen=True)
 class Patcher:
-    """Patches one query after the other."""
+    """Patches one query after the other.
+
+    Attributes:
+        prompts: of the queries.
+        queries: those that have a partner.
+        pairs: their partners, by id.
+        settings: what is patched, for the run's record, too.
+    """
 
     prompts: QueryPrompts
+    queries: QuerySet
     pairs: Mapping[str, Pair]
     settings: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        model: LanguageModel,
+        queries: QuerySet,
+        settings: Mapping[str, Any],
+        options: RunOptions,
+    ) -> Patcher:
+        """What patches those of some queries that have a partner.
+
+        Args:
+            model: the model.
+            queries: the queries.
+            settings: `positions`, `sites` and `controls`, and what else is recorded.
+            options: of the run.
+
+        Raises:
+            UsageError: if no query has a partner.
+        """
+        pairs = pair_up(model, queries, options.seed)
+        kept = queries.filter(lambda query: query.id in pairs)
+        prompts = QueryPrompts.of(model, kept, max_memory=options.max_memory)
+        drawn = {"seed": options.seed, "partners": fingerprint(pairs)}
+        return cls(prompts, kept, pairs, {**settings, **drawn})
+
+    def run(self, kind: type[R], tables: Callable[[QuerySet], Tables], options: RunOptions) -> R:
+        """A result made of the tables of all queries, part by part."""
+        model = self.prompts.model
+        return run_in_parts(
+            kind, model, self.queries, self.settings, tables, options, per_part=PER_PART
+        )
 
     def tables(self, queries: QuerySet) -> Tables:
         """Frame and details of some queries."""

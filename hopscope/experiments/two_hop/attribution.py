@@ -21,21 +21,21 @@ from torch import Tensor
 from hopscope.display.progress import divided
 from hopscope.engine.gradients import check_gradients, differentiate
 from hopscope.errors import UsageError
-from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, limited, run_in_parts
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, limited
 from hopscope.experiments.arguments import AtLeast, ListOf
 from hopscope.experiments.two_hop.activation_patching import (
     CONTROLS,
-    PER_PART,
+    KEYS,
+    PLACE,
     POSITIONS,
     SITES,
     Patcher,
     Where,
+    mean_of_heads,
     recovery,
 )
-from hopscope.experiments.two_hop.partners import fingerprint, pair_up
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.token_model import FIRST_TOKENS
-from hopscope.prompting.query_prompts import QueryPrompts
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.result import Result
@@ -60,7 +60,6 @@ MATTERS = 0.1
 """Nats that a patch must change for the sign of its estimate to count."""
 STRONGEST = 10
 """One in so many cells is among the strongest."""
-KEYS = ["query", "position", "site", "control", "layer", "head"]
 MEASURES = {
     "spearman": "rank correlation",
     "sign": "same sign",
@@ -87,12 +86,7 @@ class Attribution(Result):
     kind = "attribution"
     rules = FIRST_TOKENS
     columns: ClassVar = {
-        "query": "str",
-        "position": "str",
-        "site": "str",
-        "control": "str",
-        "layer": "int64",
-        "head": "int64",
+        **PLACE,
         "attribution": "float32",
         "recovery": "float64",
         "exact": "float32",
@@ -106,7 +100,7 @@ class Attribution(Result):
             Columns `position, site, control, layer, head, n, recovery, low, high`; `n` counts the
             queries with a recovery.
         """
-        return intervals(self.frame, KEYS[1:], "recovery", "recovery", seed)
+        return intervals(self.frame, KEYS, "recovery", "recovery", seed)
 
     def error(self, seed: int = 0) -> pd.DataFrame:
         """How far the estimates are from the exact patches, query by query.
@@ -143,12 +137,7 @@ class Attribution(Result):
 
     def heads(self, position: str = "t2") -> pd.DataFrame:
         """Mean estimated recovery of each head; rows layer, columns head."""
-        chosen = self.frame[(self.frame["site"] == "z") & (self.frame["position"] == position)]
-        chosen = chosen[chosen["control"] == "none"]
-        if chosen.empty:
-            raise UsageError(f"the run has no heads at {position!r}: give sites=['z', ...]")
-        table: pd.DataFrame = chosen.groupby(["layer", "head"])["recovery"].mean().unstack("head")
-        return table
+        return mean_of_heads(self.frame, position)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         return {"summary": self.summary(), "error": self.error()}
@@ -308,24 +297,11 @@ def attribution_patch(
     """
     options = RunOptions(**run)
     check_gradients(model)
-    pairs = pair_up(model, queries, options.seed)
-    kept = queries.filter(lambda query: query.id in pairs)
-    swept = limited(kept, exact, options.seed) if exact else ()
-    settings = {
-        "positions": positions,
-        "sites": sites,
-        "controls": controls,
-        "exact": exact,
-        "seed": options.seed,
-        "partners": fingerprint(pairs),
-    }
-    prompts = QueryPrompts.of(model, kept, max_memory=options.max_memory)
-    attributor = _Attributor(
-        Patcher(prompts, pairs, settings), frozenset(query.id for query in swept)
-    )
-    return run_in_parts(
-        Attribution, model, kept, settings, attributor.tables, options, per_part=PER_PART
-    )
+    settings = {"positions": positions, "sites": sites, "controls": controls, "exact": exact}
+    patcher = Patcher.of(model, queries, settings, options)
+    swept = limited(patcher.queries, exact, options.seed) if exact else ()
+    attributor = _Attributor(patcher, frozenset(query.id for query in swept))
+    return patcher.run(Attribution, attributor.tables, options)
 
 
 @dataclass(frozen=True)
@@ -350,8 +326,8 @@ class _Attributor:
             patched, (details,) = self.patcher.query(query)
             patched["exact"] = patched["logit_diff"] - details["logit_diff"]
             patched = patched.rename(columns={"recovery": "exact_recovery"})
-            exact = patched[[*KEYS, "exact", "exact_recovery"]]
-            frame = estimated.merge(exact, on=KEYS, validate="one_to_one")
+            exact = patched[[*PLACE, "exact", "exact_recovery"]]
+            frame = estimated.merge(exact, on=list(PLACE), validate="one_to_one")
         else:
             _, details = self.patcher.read(query, [])
             frame = estimated.assign(exact=np.float32(np.nan), exact_recovery=np.nan)
