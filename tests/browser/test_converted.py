@@ -17,6 +17,7 @@ CELLS = (
     """
 import sys
 sys.path.insert(0, {tests!r})
+import hopscope  # first, so that torchao, which transformers loads, is quiet
 from known import made_back_patching
 from hopscope.display.front_end import ProgressBar
 for _ in ProgressBar(range(3)):

@@ -162,6 +162,7 @@ explorer
     expect(found).to_have_attribute(
         "title", "of the query “The spouse of [the performer of [Imagine]] is”"
     )
+    expect(shown.get_by_role("button", name="Ask")).to_be_enabled()
     text.press("Enter")
     expect(shown.locator(".hopscope-error")).to_contain_text("in brackets")
     expect(shown.locator(".hopscope-hops tr, .hopscope-cell, .hopscope-token")).to_have_count(0)

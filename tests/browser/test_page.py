@@ -16,7 +16,7 @@ from hopscope.documents.world_docs import world_docs
 from hopscope.experiments.two_hop.back_patching import BackPatching
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.load import load_queries
-from hopscope.study.report import Section
+from hopscope.study.report import Section, explained
 from hopscope.views.mask_painter import paint_mask
 from hopscope.views.prompt_explorer import explore
 
@@ -136,10 +136,9 @@ def test_a_report_takes_the_colours_that_the_reader_prefers(
     grid = result.grid()
     assert grid is not None
     section = Section("patch", "A section", "What?", ["Found."], views=[grid_html(grid, "")])
-    template = jinja2.Environment(loader=jinja2.PackageLoader("hopscope.study", ".")).get_template(
-        "report.html.j2"
-    )
-    text = template.render(
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("hopscope.study", "."))
+    environment.filters["explained"] = explained
+    text = environment.get_template("report.html.j2").render(
         model="a model",
         queries="queries",
         subtitle="of four layers",
