@@ -41,6 +41,8 @@ from .experiments.two_hop.grading import grade as grade
 from .experiments.two_hop.grading import grade_until as grade_until
 from .experiments.two_hop.head_retrieval import HeadRetrieval as HeadRetrieval
 from .experiments.two_hop.head_retrieval import classify_heads as classify_heads
+from .experiments.two_hop.path_patching import PathPatching as PathPatching
+from .experiments.two_hop.path_patching import path_patch as path_patch
 from .experiments.two_hop.probing import Probing as Probing
 from .experiments.two_hop.probing import fit_probe as fit_probe
 from .experiments.two_hop.probing import probe as probe

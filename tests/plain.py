@@ -47,6 +47,13 @@ WRITERS = {
     "gemma3_text": POST_NORMS,
     "olmo2": POST_NORMS,
 }
+READERS = {
+    "gpt2": {"attn_in": "ln_1", "mlp_in": "ln_2"},
+    "gemma2": {"attn_in": "input_layernorm", "mlp_in": "pre_feedforward_layernorm"},
+    "gemma3_text": {"attn_in": "input_layernorm", "mlp_in": "pre_feedforward_layernorm"},
+    "olmo2": {"attn_in": "self_attn", "mlp_in": "mlp"},
+}
+USUAL_READERS = {"attn_in": "input_layernorm", "mlp_in": "post_attention_layernorm"}
 USUAL_WRITERS = {"attn_out": "self_attn", "mlp_out": "mlp"}
 PROJECTIONS = {"gpt2": "attn.c_proj", "gpt_neox": "attention.dense"}
 USUAL_PROJECTION = "self_attn.o_proj"
@@ -104,6 +111,12 @@ def writer(hf: PreTrainedModel, layer: int, site: str) -> nn.Module:
     return decoder_layers(hf)[layer].get_submodule(names[site])
 
 
+def reader(hf: PreTrainedModel, layer: int, site: str) -> nn.Module:
+    """The module that a sublayer alone reads the residual stream through: its norm, or itself."""
+    names = READERS.get(hf.config.model_type, USUAL_READERS)
+    return decoder_layers(hf)[layer].get_submodule(names[site])
+
+
 def first_of(output: Any) -> Tensor:
     """The hidden states in what a module returns."""
     return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
@@ -135,8 +148,10 @@ def site_states(hf: PreTrainedModel, ids: Sequence[int], site: str) -> Tensor:
 
     with ExitStack() as stack:
         for number, layer in enumerate(decoder_layers(hf)):
-            if site in ("resid_pre", "z"):
+            if site in ("resid_pre", "z", "attn_in", "mlp_in"):
                 module = layer if site == "resid_pre" else layer.get_submodule(name)
+                if site in USUAL_READERS:
+                    module = reader(hf, number, site)
                 hook = module.register_forward_pre_hook(keep_input, with_kwargs=True)
             else:
                 module = layer if site == "resid_post" else writer(hf, number, site)
@@ -287,6 +302,8 @@ def patched(hf: PreTrainedModel, cell: Cell, n_tokens: int) -> Iterator[None]:
                 handle = _once_before(layers[0], patch)
             elif patch.site == "z":
                 handle = _once_in_head(hf, patch)
+            elif patch.site in USUAL_READERS:
+                handle = _once_before(reader(hf, patch.layer, patch.site), patch)
             else:
                 handle = _once(writer(hf, patch.layer, patch.site), patch)
             stack.callback(handle.remove)

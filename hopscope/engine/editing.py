@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,16 @@ from hopscope.engine.hooks import (
     run_short_prompt,
 )
 from hopscope.engine.memory import out_of_memory
-from hopscope.engine.sublayers import SITES, writer_of, writing_layers
+from hopscope.engine.sublayers import (
+    INPUTS,
+    SITES,
+    SublayerInput,
+    check_site,
+    input_of,
+    reading_layers,
+    writer_of,
+    writing_layers,
+)
 from hopscope.errors import ModelError
 from hopscope.models.interrupts import interrupt_safe
 from hopscope.models.language_model import LanguageModel
@@ -128,12 +138,17 @@ def _part(patch: Patch) -> slice:
 
 @interrupt_safe
 def rewriting(model: LanguageModel, site: str, layer: int, rewrite: SiteRewrite) -> Iterator[None]:
-    """Pass what a sublayer writes, or the heads' outputs (`z`), through `rewrite`.
+    """Pass what a sublayer reads or writes, or the heads' outputs (`z`), through `rewrite`.
 
-    What a sublayer writes is given in the shape of the residual stream: (rows, tokens, width).
+    What a sublayer reads or writes is given in the shape of the residual stream: (rows, tokens,
+    width). The residual stream itself stays as it is where another is read.
     """
     if site == "z":
         with rewriting_input(model.head_projection(layer), lambda hidden: rewrite(hidden, 1.0)):
+            yield
+        return
+    if site in INPUTS:
+        with _rereading(input_of(model, layer, site), lambda hidden: rewrite(hidden, 1.0)):
             yield
         return
     writer, shapes = writer_of(model, layer, site), list[torch.Size]()
@@ -146,6 +161,30 @@ def rewriting(model: LanguageModel, site: str, layer: int, rewrite: SiteRewrite)
         return None if changed is None else changed.view(output.shape)
 
     with _stream_into(model.layers[layer], note), rewriting_output(writer.module, in_shape):
+        yield
+
+
+@interrupt_safe
+def _rereading(read: SublayerInput, rewrite: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Let a sublayer alone read what `rewrite` makes of the stream; None leaves it.
+
+    The norm in between is asked anew, since the other sublayer may be given its output, too.
+    """
+    norm = read.norm
+    if norm is None:
+        with rewriting_input(read.sublayer, rewrite):
+            yield
+        return
+    stream = list[Tensor]()
+
+    def note(hidden: Tensor) -> None:
+        stream[:] = [hidden]
+
+    def reread(_: Tensor) -> Tensor | None:
+        changed = rewrite(stream[0])
+        return None if changed is None else norm.forward(changed)
+
+    with rewriting_input(norm, note), rewriting_input(read.sublayer, reread):
         yield
 
 
@@ -162,7 +201,8 @@ def recording(
 
     Args:
         model: the model.
-        sites: any of `resid_pre`, `resid_post`, `attn_out`, `mlp_out`, `head_input`.
+        sites: any of `resid_pre`, `resid_post`, `attn_in`, `mlp_in`, `attn_out`, `mlp_out`,
+            `head_input`.
         into: for each site a list with one place a block, filled with (rows, tokens, width).
 
     Raises:
@@ -188,10 +228,10 @@ def recording(
 
         return read
 
-    sublayers = [site for site in SITES if site in sites]
+    sublayers = [site for site in (*INPUTS, *SITES) if site in sites]
     for site in sublayers:
         for layer in range(model.n_layers):
-            writer_of(model, layer, site)  # found before any hook is set
+            check_site(model, layer, site)  # found before any hook is set
     with ExitStack() as stack:
         if {"resid_pre", "resid_post"} & set(sites):
             stack.enter_context(rewriting_residual(model, residual))
@@ -227,13 +267,10 @@ def check_edits(model: LanguageModel, edits: Sequence[Edit]) -> None:
         elif each.in_residual:
             require(model, "patches of the residual stream", _residual_patches_hold)
         else:
-            what = f"patches of {each.site}"
             if each.site == "z":
                 model.attention(each.layer)
-            else:
-                writer_of(model, each.layer, each.site)
-            hold = _head_patches_hold if each.site == "z" else _sublayer_patches_hold
-            require(model, what, hold)
+            check_site(model, each.layer, each.site)
+            require(model, f"patches of {each.site}", _HOLD[each.site])
 
 
 def require(model: LanguageModel, what: str, holds: Callable[[LanguageModel], bool]) -> None:
@@ -388,6 +425,79 @@ def _head_patches_hold(model: LanguageModel) -> bool:
             stack.enter_context(rewriting_input(projection, lambda x: widths.append(x.shape[-1])))
         model.forward(input_ids=ids)
     return widths == [model.n_heads * model.head_dim] * len(model.attention_layers)
+
+
+@torch.no_grad()
+def _input_patches_hold(model: LanguageModel) -> bool:
+    """Whether each sublayer makes of a patched input what it makes of a stream that has it.
+
+    Two rows have other states of the last token before every block. What attention reads in the
+    first and the MLP in the second is put before the sublayers of an unchanged prompt: they must
+    write the same as there, to the unchanged stream.
+    """
+    layers = reading_layers(model)  # found before the hooks below are set
+    ids, states, _ = tried(model)
+    generator, last = torch.Generator().manual_seed(0), TRIED_TOKENS - 1
+    directions = torch.rand(2, model.d_model, generator=generator) - 0.5
+    others = [each.repeat(2, 1, 1) for each in states]
+    for each in others:
+        each[:, last] = directions.to(each) * each[:, last].float().abs().max()
+
+    def run(stream: Sequence[Tensor], patches: Sequence[Edit]) -> dict[tuple[str, int], Tensor]:
+        """The last token's states by site and block, `resid_post` included: (row, width)."""
+        found: dict[tuple[str, int], Tensor] = {}
+
+        def reset(boundary: int, hidden: Tensor) -> Tensor:
+            found["resid_post", boundary - 1] = hidden[:, last].clone()
+            return stream[boundary]
+
+        def keep(site: str, layer: int) -> SiteRewrite:
+            def read(hidden: Tensor, scale: float) -> None:
+                found[site, layer] = hidden[:, last].clone() * scale
+
+            return read
+
+        with ExitStack() as stack:
+            stack.enter_context(rewriting_residual(model, reset))
+            stack.enter_context(_making(model, patches, TRIED_TOKENS))
+            for site, layer in product((*INPUTS, *SITES), layers):
+                stack.enter_context(rewriting(model, site, layer, keep(site, layer)))
+            model.forward(input_ids=ids.repeat(len(stream[0]), 1))
+        return found
+
+    there = run(others, [])
+    rows = ("attn", 0), ("mlp", 1)
+    here = run(
+        states,
+        [
+            Patch(layer, last, there[f"{name}_in", layer][row], f"{name}_in")  # type: ignore[arg-type]
+            for layer in layers
+            for name, row in rows
+        ],
+    )
+
+    def holds(layer: int) -> bool:
+        stream, attended = others[layer][:, last], there["attn_out", layer]
+        after = input_of(model, layer, "mlp_in").after_attention
+        reads = {"attn_in": stream, "mlp_in": stream + attended if after else stream}
+        if not all(same(there[site, layer], each, model.dtype) for site, each in reads.items()):
+            return False
+        written = [there[f"{name}_out", layer][row] for name, row in rows]
+        expected = {"attn_out": written[0], "mlp_out": written[1]}
+        expected["resid_post"] = states[layer][0, last] + sum(written)
+        return all(
+            same(here[site, layer][0], state, model.dtype) for site, state in expected.items()
+        )
+
+    return all(map(holds, layers))
+
+
+_HOLD: Mapping[str, Callable[[LanguageModel], bool]] = {
+    **dict.fromkeys(INPUTS, _input_patches_hold),
+    **dict.fromkeys(SITES, _sublayer_patches_hold),
+    "z": _head_patches_hold,
+}
+"""What tries the patches of each site beside the residual stream."""
 
 
 def same(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hopscope.models.language_model import LanguageModel
 
 RESIDUAL = "residual"
-PatchSite = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "z"]
+PatchSite = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "attn_in", "mlp_in", "z"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +26,9 @@ class Patch:
         position: index of the token in the prompt; negative counts from its end.
         vector: shape (d_model,), the new value; (head_dim,) for `z`.
         site: which vector of the block: the residual stream before (`resid_pre`) or after it
-            (`resid_post`), what its attention (`attn_out`) or MLP (`mlp_out`) adds, or the
-            output of one attention head before the output projection (`z`).
+            (`resid_post`), what its attention (`attn_out`) or MLP (`mlp_out`) adds, the residual
+            stream as its attention (`attn_in`) or its MLP (`mlp_in`) alone reads it, before its
+            norm, or the output of one attention head before the output projection (`z`).
         head: the head, for `z`.
 
     Example:

@@ -22,7 +22,7 @@ from hopscope.engine.edits import PatchSite
 from hopscope.engine.finite import check_states
 from hopscope.engine.hooks import losing_gradients, probed, rewriting_residual
 from hopscope.engine.memory import out_of_memory
-from hopscope.engine.sublayers import SITES, writer_of
+from hopscope.engine.sublayers import check_site
 from hopscope.engine.support import shares_prefixes
 from hopscope.engine.work import count
 from hopscope.errors import ModelError
@@ -64,7 +64,7 @@ def differentiate(
         model: the model.
         ids: tokens of the prompt.
         metric: gives the number, a scalar tensor.
-        sites: any of `resid_pre`, `resid_post`, `attn_out`, `mlp_out`, `z`; see `Patch`.
+        sites: any of those of `Patch`.
         tokens: indices of tokens of the prompt.
         prefix: keys and values of the prompt or of its beginning, if they are there already. Only
             the tokens from the first of `tokens` on are run then.
@@ -74,8 +74,8 @@ def differentiate(
             weights cannot be differentiated, or if they are not finite numbers.
     """
     check_gradients(model)
-    for site, layer in product(set(sites) & set(SITES), range(model.n_layers)):
-        writer_of(model, layer, site)  # found before any hook is set
+    for site, layer in product(sites, range(model.n_layers)):
+        check_site(model, layer, site)  # found before any hook is set
     found = _differentiated(model, ids, metric, sites, tokens, prefix or Prefix())
     count(forwards=2)
     for each in found.gradients.values():

@@ -145,6 +145,18 @@ def reading_outputs(
     return _after((module, hook) for module in modules)
 
 
+def reading_calls(
+    modules: Iterable[nn.Module], read: Callable[[nn.Module, Tensor, Tensor], None]
+) -> AbstractContextManager[None]:
+    """Call `read` with each module that makes a tensor of one, with what it is given and makes."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+            read(module, args[0], output)
+
+    return _after((module, hook) for module in modules)
+
+
 def losing_gradients(
     modules: Iterable[nn.Module], note: Callable[[nn.Module], None]
 ) -> AbstractContextManager[None]:

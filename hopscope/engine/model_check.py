@@ -67,6 +67,7 @@ def _rows(model: LanguageModel) -> Iterator[tuple[str, str, str]]:
     edits: dict[str, Callable[[], Edit]] = {
         "patches of the residual stream": lambda: Patch(0, -1, vector),
         "patches of attn_out and mlp_out": lambda: Patch(layer, -1, vector, "attn_out"),
+        "patches of attn_in and mlp_in": lambda: Patch(layer, -1, vector, "attn_in"),
         "patches of z": lambda: Patch(layer, -1, torch.zeros(model.head_dim), "z", head=0),
         "knockouts": lambda: Knockout([layer], [-1], [0]),
     }

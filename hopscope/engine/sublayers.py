@@ -1,8 +1,8 @@
-"""Provides writer_of(): the module by which a block's attention or MLP writes to the stream."""
+"""Provides writer_of() and input_of(): how a block's sublayers write and read the stream."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
@@ -11,11 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hopscope.engine.hooks import probed, reading_outputs, run_short_prompt
+from hopscope.engine.hooks import (
+    probed,
+    reading_calls,
+    reading_outputs,
+    rewriting_input,
+    rewriting_output,
+    rewriting_residual,
+    run_short_prompt,
+)
 from hopscope.errors import ModelError, UsageError
 from hopscope.models.language_model import LanguageModel
 
 SITES = ("attn_out", "mlp_out")
+INPUTS = ("attn_in", "mlp_in")
 PROBE_TOKENS = 12
 
 
@@ -57,6 +66,123 @@ def writer_of(model: LanguageModel, layer: int, site: str) -> Writer:
             "its MLP give; use resid_pre and resid_post"
         )
     return found[site]
+
+
+@dataclass(frozen=True, eq=False)
+class SublayerInput:
+    """How a sublayer reads the residual stream.
+
+    Attributes:
+        sublayer: the attention or the MLP.
+        norm: what the stream passes on its way: a norm of the sublayer's own, or one that both
+            sublayers share; None if the sublayer is given the stream itself.
+        after_attention: whether the stream holds what the attention of the same block has written.
+    """
+
+    sublayer: nn.Module
+    norm: nn.Module | None
+    after_attention: bool
+
+
+def input_of(model: LanguageModel, layer: int, site: str) -> SublayerInput:
+    """How a block's attention (`attn_in`) or MLP (`mlp_in`) reads the residual stream.
+
+    It is found once a model by a short probe: the module whose output the sublayer is given, if
+    there is one, and what that is given.
+
+    Raises:
+        UsageError: for another site.
+        ModelError: if the sublayers do not read the stream through one module at most.
+    """
+    if site not in INPUTS:
+        raise UsageError(f"no sublayer reads {site!r}: expected 'attn_in' or 'mlp_in'")
+    found = probed(model, "inputs", find_inputs)[layer]
+    if found is None:
+        raise ModelError(
+            f"{site} cannot be read or changed in {model.name} ({model.config.model_type}): the "
+            f"sublayers of block {layer} are not given the residual stream, or what one module "
+            "makes of it; use resid_pre and resid_post"
+        )
+    return found[site]
+
+
+def check_site(model: LanguageModel, layer: int, site: str) -> None:
+    """Find how a sublayer reads or writes, which cannot be done once hooks are set.
+
+    Raises:
+        ModelError: if the block has no such site.
+    """
+    if site in SITES:
+        writer_of(model, layer, site)
+    elif site in INPUTS:
+        input_of(model, layer, site)
+
+
+@torch.no_grad()
+def find_inputs(model: LanguageModel) -> list[dict[str, SublayerInput] | None]:
+    """For each block how its sublayers read the residual stream, or None if that is not found.
+
+    Attention is made to write something else on the way, so that the stream behind it is told from
+    the one before it also where attention writes nothing. Blocks without writers (`writer_of`) have
+    none: what else reads and writes there is not known.
+    """
+    layers = writing_layers(model)
+    ids, stream, _ = run_short_prompt(model, PROBE_TOKENS)
+    made: dict[int, list[tuple[nn.Module, Tensor, Tensor]]] = {layer: [] for layer in layers}
+    given: dict[nn.Module, Tensor] = {}
+
+    def note_in(layer: int) -> Callable[[nn.Module, Tensor, Tensor], None]:
+        return lambda module, *states: made[layer].append(
+            (module, *(each.clone() for each in states))
+        )
+
+    def keep(sublayer: nn.Module) -> Callable[[Tensor], None]:
+        def read(hidden: Tensor) -> None:
+            given[sublayer] = hidden.clone()
+
+        return read
+
+    def adding(layer: int) -> Callable[[Tensor], Tensor]:
+        return lambda written: written + stream[layer].abs().max().to(written.device)
+
+    with ExitStack() as stack:
+        stack.enter_context(rewriting_residual(model, lambda boundary, _: stream[boundary]))
+        for layer in layers:
+            written_by = writer_of(model, layer, "attn_out").module
+            stack.enter_context(rewriting_output(written_by, adding(layer)))
+            stack.enter_context(reading_calls(model.layers[layer].modules(), note_in(layer)))
+            for sublayer in (model.attention(layer), model.mlp(layer)):
+                stack.enter_context(rewriting_input(sublayer, keep(sublayer)))
+        model.forward(input_ids=ids)
+    return [
+        _reading(model, layer, stream[layer], made[layer], given) if layer in made else None
+        for layer in range(model.n_layers)
+    ]
+
+
+def _reading(
+    model: LanguageModel,
+    layer: int,
+    stream: Tensor,
+    made: Sequence[tuple[nn.Module, Tensor, Tensor]],
+    given: Mapping[nn.Module, Tensor],
+) -> dict[str, SublayerInput] | None:
+    """How the sublayers of one block read the stream before it, or what attention made of it."""
+    found = dict[str, SublayerInput]()
+    for site, sublayer in zip(INPUTS, (model.attention(layer), model.mlp(layer)), strict=True):
+        read = given[sublayer]
+        norms = ((norm, taken) for norm, taken, output in made if torch.equal(output, read))
+        norm, state = next(norms, (None, read))
+        after = not torch.equal(state, stream)
+        if state.shape != stream.shape or (after and site == "attn_in"):
+            return None
+        found[site] = SublayerInput(sublayer, norm, after)
+    return found
+
+
+def reading_layers(model: LanguageModel) -> list[int]:
+    """The blocks of whose attention and MLP it is known how they read (`input_of`)."""
+    return [i for i, found in enumerate(probed(model, "inputs", find_inputs)) if found]
 
 
 def writing_layers(model: LanguageModel) -> list[int]:

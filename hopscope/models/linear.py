@@ -35,10 +35,23 @@ def without_bias(module: nn.Module, inputs: Tensor) -> Tensor:
     weight = _plain_weight(module)
     if weight is not None:
         return nn.functional.linear(inputs.to(weight.device), weight).to(inputs.device)
+    return outputs_of(module, inputs) - outputs_of(module, torch.zeros_like(inputs[:1]))
+
+
+@torch.no_grad()
+def outputs_of(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Return what a module makes of its inputs, without the hooks on it, where it lies.
+
+    Args:
+        module: a module with one input, such as a linear map or a norm.
+        inputs: shape (..., width of the input).
+
+    Returns:
+        Shape (..., width of the output), on the device of the inputs.
+    """
     here = next((each.device for each in module.parameters() if not each.is_meta), inputs.device)
-    given = inputs.to(here)
     with evaluating(module):
-        outputs: Tensor = module.forward(given) - module.forward(torch.zeros_like(given[:1]))
+        outputs: Tensor = module.forward(inputs.to(here))
     return outputs.to(inputs.device)
 
 

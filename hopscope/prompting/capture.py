@@ -29,12 +29,21 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Site = Literal[
-    "resid_pre", "resid_post", "attn_out", "mlp_out", "attn_head_out", "z", "attn_pattern"
+    "resid_pre",
+    "resid_post",
+    "attn_in",
+    "mlp_in",
+    "attn_out",
+    "mlp_out",
+    "attn_head_out",
+    "z",
+    "attn_pattern",
 ]
 SITES: tuple[Site, ...] = get_args(Site)
 STATE_DIMS = ("query", "position", "layer", "d_model")
 DIMS: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("resid_pre", "resid_post", "attn_out", "mlp_out"), STATE_DIMS),
+    **dict.fromkeys(("resid_pre", "resid_post", "attn_in", "mlp_in"), STATE_DIMS),
+    **dict.fromkeys(("attn_out", "mlp_out"), STATE_DIMS),
     "attn_head_out": ("query", "position", "layer", "head", "d_model"),
     "z": ("query", "position", "layer", "head", "head_dim"),
     "attn_pattern": ("query", "position", "layer", "head", "key"),
@@ -117,8 +126,9 @@ def capture(
     Args:
         model: the model.
         prompts: `QuerySet.prompts()`, or texts.
-        sites: the residual stream before (`resid_pre`) or after a block (`resid_post`); what
-            attention (`attn_out`) or MLP (`mlp_out`) adds to it; each head's part of attention's
+        sites: the residual stream before (`resid_pre`) or after a block (`resid_post`); as
+            attention (`attn_in`) or MLP (`mlp_in`) reads it, before its norm; what attention
+            (`attn_out`) or MLP (`mlp_out`) adds to it; each head's part of attention's
             output before its bias and norm (`attn_head_out`), and what the head gives to the
             output projection (`z`); attention weights (`attn_pattern`, padded with zeros to the
             longest prompt).

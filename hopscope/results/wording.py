@@ -7,7 +7,17 @@ from typing import Any
 
 import pandas as pd
 
-SITE_LABELS = {"attn_out": "attention", "mlp_out": "MLP", "resid_post": "residual", "z": "heads"}
+SITE_LABELS = {
+    "attn_out": "attention",
+    "mlp_out": "MLP",
+    "resid_post": "residual",
+    "z": "heads",
+    "embed": "embedding",
+    "attn_in": "attention",
+    "mlp_in": "MLP",
+    "logits": "logits",
+}
+"""What sites, senders and receivers of paths are called."""
 OWN = "own"
 """What is shown for the control `none` of the tables, where nothing is put in another's place."""
 ENTITY_NAMES = {"e1": "source", "e2": "bridge", "e3": "answer", "prediction": "prediction"}

@@ -27,6 +27,8 @@ def model(d_model: int = 3) -> LanguageModel:
         ("resid_post", 3, (RESIDUAL, 3)),
         ("attn_out", 2, ("attn_out", 2)),
         ("mlp_out", 2, ("mlp_out", 2)),
+        ("attn_in", 2, ("attn_in", 2)),
+        ("mlp_in", 2, ("mlp_in", 2)),
     ],
 )
 def test_where_a_patch_lies(site: PatchSite, boundary: int, place: tuple[str, int]) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,13 +27,14 @@ import hopscope.engine.support
 from hopscope.engine.attention import ATTENTION_NAME, LayerMask, shared_prefix_attention
 from hopscope.engine.cache import StreamCache
 from hopscope.engine.clean_run import clean_run
-from hopscope.engine.editing import edit, recording
+from hopscope.engine.editing import edit, recording, rewriting
 from hopscope.engine.edits import Cell, Knockout, Patch
+from hopscope.engine.head_effects import check_head_effects, head_effects
 from hopscope.engine.logit_lens import logit_lens
 from hopscope.engine.plain import plain_read, plain_sweep
 from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.read_out import ReadOut
-from hopscope.engine.sublayers import Writer, writer_of
+from hopscope.engine.sublayers import INPUTS, Writer, input_of, writer_of, writing_layers
 from hopscope.engine.support import (
     compared_with_plain,
     position_limit,
@@ -49,6 +51,8 @@ from hopscope.prompting.capture import Site, capture
 N_TOKENS, N_SHARED = 103, 30
 IDS = tuple(3 + (7 * i * i + i) % 500 for i in range(N_TOKENS))
 ALL_TOKENS = tuple(range(512))
+WITHOUT_PROJECTION = ("jetmoe", "gpt_neo")
+"""Families whose heads are not projected by a module of their attention."""
 PLAIN = [
     name
     for name, family in FAMILIES.items()
@@ -256,6 +260,88 @@ def test_patches_of_sublayers(model: LanguageModel, family: Family) -> None:
     assert (expected - logprobs(model)).abs().max() > 0.1
     assert_close(swept(model, [cell])[0], expected)
     assert_close(one_by_one(model, [cell])[0], expected)
+
+
+@contextmanager
+def given_to(module: nn.Module, read: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Call `read` with what a module is given, and give it what that returns, if anything."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        changed = read(args[0] if args else kwargs["hidden_states"])
+        if changed is None:
+            return None
+        return (
+            ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
+        )
+
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("site", INPUTS)
+def test_patches_of_what_a_sublayer_reads(model: LanguageModel, family: Family, site: str) -> None:
+    """The sublayer is given what it is given where the stream is another, and nothing else is."""
+    layer, last = next(iter(model.attention_layers), 0), N_TOKENS - 1
+    if family.refused & {*SITES} and layer not in writing_layers(model):
+        with pytest.raises(ModelError, match="attn_in cannot be read or changed in"):
+            swept(model, [[Patch(layer, -1, torch.zeros(model.d_model), "attn_in")]])
+        return
+    generator = torch.Generator().manual_seed(1)
+    other = 2 * torch.randn(model.d_model, generator=generator)
+    sublayer = model.attention(layer) if site == "attn_in" else model.mlp(layer)
+    input_of(model, layer, site)  # found before any hook is set
+    given, read = list[Tensor](), list[Tensor]()
+
+    def elsewhere(hidden: Tensor) -> Tensor:
+        return torch.cat([hidden[:, :last], other.expand(1, 1, -1)], dim=1)
+
+    def put(hidden: Tensor) -> Tensor:
+        return torch.cat([hidden[:, :last], given[0][:, last:]], dim=1)
+
+    with (
+        torch.no_grad(),
+        given_to(model.layers[layer], elsewhere),
+        given_to(sublayer, lambda hidden: given.append(hidden)),
+        rewriting(model, site, layer, lambda hidden, _: read.append(hidden)),
+    ):
+        model.hf(input_ids=torch.tensor([IDS]))
+    with given_to(sublayer, put):
+        expected = logprobs(model)
+    cell: Cell = [Patch(layer, -1, read[0][0, last], site)]  # type: ignore[arg-type]
+    assert (expected - logprobs(model)).abs().max() > 1e-3
+    assert_close(swept(model, [cell])[0], expected)
+    assert_close(one_by_one(model, [cell])[0], expected)
+    if site == "attn_in":
+        torch.testing.assert_close(read[0][0, last], other)
+
+
+def test_effects_of_heads_are_those_of_patches(model: LanguageModel, family: Family) -> None:
+    """What attention writes with one head's output replaced, less what it writes as it is."""
+    if family.refused & {*SITES} or model.name in WITHOUT_PROJECTION:
+        with pytest.raises(ModelError, match=r"attn_out cannot be read|find the attention output"):
+            check_head_effects(model)
+        return
+    check_head_effects(model)
+    shape, layer = (model.n_heads, model.head_dim), 1
+    others = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+    def written(edits: Sequence[Patch]) -> dict[str, Tensor]:
+        into: dict[str, list[Tensor | None]] = {
+            site: [None] * model.n_layers for site in ("head_input", "attn_out")
+        }
+        with torch.no_grad(), edit(model, edits, N_TOKENS), recording(model, list(into), into):
+            model.hf(input_ids=torch.tensor([IDS]))
+        return {site: each[layer][0, -1] for site, each in into.items()}  # type: ignore[index]
+
+    own = written([])
+    found = head_effects(model, layer, own["head_input"].view(shape), others)
+    for head, vector in enumerate(others):
+        patched = written([Patch(layer, -1, vector, "z", head)])["attn_out"]
+        assert_close(found[head], patched - own["attn_out"])
+    assert found.abs().amax(dim=1).min() > 1e-3
 
 
 def test_knockouts(model: LanguageModel, family: Family) -> None:
@@ -470,6 +556,24 @@ def test_outlier_dimensions_hide_no_wrong_writer(dtype: torch.dtype, right: bool
     vector = torch.zeros(model.d_model)
     with nullcontext() if right else refused, edit(model, [Patch(1, -1, vector, "mlp_out")], 3):
         pass
+
+
+@pytest.mark.parametrize("name", ["llama", "phi", "gpt_neox", "olmo2"])
+def test_a_wrong_reading_of_the_stream_is_refused(name: str) -> None:
+    """A norm of another block, or a module that is given something else than the stream."""
+    for part in ("norm", "sublayer"):
+        model = anew(name)
+        vector = torch.zeros(model.d_model)
+        with edit(model, [Patch(1, -1, vector, "attn_in")], 3):
+            pass
+        for key in [key for key in model.probed if "attn_in" in key]:
+            del model.probed[key]
+        right = model.probed["inputs"][1]["attn_in"]
+        wrong = model.mlp(1) if part == "sublayer" else model.final_norm
+        model.probed["inputs"][1]["attn_in"] = replace(right, **{part: wrong})
+        refused = pytest.raises(ModelError, match="patches of attn_in do not hold in")
+        with refused, edit(model, [Patch(1, -1, vector, "attn_in")], 3):
+            pass
 
 
 @pytest.mark.parametrize(

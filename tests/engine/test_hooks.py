@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -36,7 +36,8 @@ from hopscope.models.load import load_model
 from hopscope.models.tiny import SLIDING_WINDOW
 
 TEXT = "The capital of the country of the Colosseum is"
-SITES: tuple[PatchSite, ...] = ("resid_pre", "resid_post", "attn_out", "mlp_out")
+SITES: tuple[PatchSite, ...] = get_args(PatchSite)[:-1]
+"""All but `z`, which is a head's."""
 
 
 def tokens(model: LanguageModel) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import pytest
 import torch
@@ -57,7 +57,8 @@ PROMPTS: dict[str, Prompt | str] = {
 ANSWERS = (300, 41, 77)
 N_TOKENS = 8
 READ = ReadOut(ANSWERS, N_TOKENS)
-EVERY_SITE: tuple[PatchSite, ...] = ("resid_pre", "resid_post", "attn_out", "mlp_out")
+EVERY_SITE: tuple[PatchSite, ...] = get_args(PatchSite)[:-1]
+"""All but `z`, which is a head's."""
 CUDA = pytest.param(
     "cuda",
     marks=[

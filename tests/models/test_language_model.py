@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -295,7 +295,7 @@ def every_edit(model: LanguageModel) -> list[Edit]:
     wide, narrow = (
         torch.randn(width, generator=generator) * 5 for width in (model.d_model, model.head_dim)
     )
-    sites: tuple[PatchSite, ...] = ("resid_pre", "resid_post", "attn_out", "mlp_out")
+    sites: tuple[PatchSite, ...] = get_args(PatchSite)[:-1]
     patches = [Patch(1, -1, wide, site) for site in sites]
     return [*patches, Patch(1, -1, narrow, "z", 2), Knockout([1, 2], [-1], [-2, -3, -4])]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, Unpack, cast
 
 import numpy as np
 import pandas as pd
@@ -99,13 +99,7 @@ class ActivationPatching(Result):
             flip_rate, flip_low, flip_high`; `n` counts the queries with a recovery, whose interval
             is a bootstrap; the flip rate, a share with a Wilson interval, is of all.
         """
-        recovery = intervals(self.frame, KEYS, "recovery", "recovery", seed)
-        names = {"n": "n_flips", "low": "flip_low", "high": "flip_high"}
-        flips = intervals(self.frame, KEYS, "flipped", "flip_rate", seed).rename(columns=names)
-        table = flips.merge(recovery, on=KEYS, how="left")
-        table["n"] = table["n"].fillna(0).astype(int)
-        columns = ["n", "recovery", "low", "high", "n_flips", "flip_rate", "flip_low", "flip_high"]
-        return table[[*KEYS, *columns]]
+        return recoveries_and_flips(self.frame, KEYS, seed)
 
     def above_chance(self, seed: int = 0) -> pd.DataFrame:
         """How much oftener the partner's state flips the answer than a random vector, in pairs.
@@ -116,11 +110,7 @@ class ActivationPatching(Result):
             Columns `position, site, layer, head, n, difference, low, high`: exact paired intervals,
             see `hopscope.statistics.share_difference`.
         """
-        places = [key for key in KEYS if key != "control"]
-        wide = self.frame.pivot_table(
-            index=[*places, "query"], columns="control", values="flipped", aggfunc="any", sort=False
-        ).reindex(columns=["none", *CONTROLS])
-        return paired_intervals(wide.reset_index(), places, CONTROLS[0], "none", seed)
+        return flips_above_chance(self.frame, KEYS, seed)
 
     def heads(self, position: str = "t2") -> pd.DataFrame:
         """Mean recovery of each head; rows layer, columns head."""
@@ -187,6 +177,38 @@ class ActivationPatching(Result):
 
         table = self.summary()
         return plots.flip_lines(table[table["site"] != "z"], ax)
+
+
+def recoveries_and_flips(frame: pd.DataFrame, keys: Sequence[str], seed: int) -> pd.DataFrame:
+    """Mean recovery and flip rate of each place, with intervals; see `ActivationPatching.summary`.
+
+    Args:
+        frame: columns `keys`, `query`, `recovery` and `flipped`.
+        keys: the columns that tell a place, and the control.
+        seed: of the bootstrap.
+    """
+    recovery = intervals(frame, keys, "recovery", "recovery", seed)
+    names = {"n": "n_flips", "low": "flip_low", "high": "flip_high"}
+    flips = intervals(frame, keys, "flipped", "flip_rate", seed).rename(columns=names)
+    table = flips.merge(recovery, on=list(keys), how="left")
+    table["n"] = table["n"].fillna(0).astype(int)
+    columns = ["n", "recovery", "low", "high", "n_flips", "flip_rate", "flip_low", "flip_high"]
+    return table[[*keys, *columns]]
+
+
+def flips_above_chance(frame: pd.DataFrame, keys: Sequence[str], seed: int) -> pd.DataFrame:
+    """How much oftener own states flip than random ones; see `ActivationPatching.above_chance`.
+
+    Args:
+        frame: columns `keys`, `query` and `flipped`.
+        keys: the columns that tell a place, and the control.
+        seed: of the bootstrap.
+    """
+    places = [key for key in keys if key != "control"]
+    wide = frame.pivot_table(
+        index=[*places, "query"], columns="control", values="flipped", aggfunc="any", sort=False
+    ).reindex(columns=["none", *CONTROLS])
+    return paired_intervals(wide.reset_index(), places, CONTROLS[0], "none", seed)
 
 
 def mean_of_heads(frame: pd.DataFrame, position: str) -> pd.DataFrame:
@@ -316,7 +338,7 @@ class Patcher:
         queries: QuerySet,
         settings: Mapping[str, Any],
         options: RunOptions,
-    ) -> Patcher:
+    ) -> Self:
         """What patches those of some queries that have a partner.
 
         Args:
@@ -347,7 +369,7 @@ class Patcher:
 
     def query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
         """The frame of one query, and its row of details."""
-        where, cells = self._cells(query)
+        where, cells = self.cells(query)
         outputs, details = self.read(query, cells)
         difference = _difference(outputs)[1:]
         frame = pd.DataFrame([vars(each) for each in where]).assign(
@@ -387,23 +409,27 @@ class Patcher:
         changed = with_substitution(self.prompts.by_query[query.id], query, e1_label=label)
         return TokenizedPrompt.of(self.prompts.model, changed)
 
-    def donors(self, query: TwoHopQuery) -> Iterator[tuple[PatchSite, str, str, Tensor]]:
+    def states(self, prompt: TokenizedPrompt) -> Mapping[str, Tensor]:
+        """A prompt's states at each site: (position, layer, width), or (..., head, width)."""
+        sites, positions = self.settings["sites"], self.settings["positions"]
+        model, store = self.prompts.model, self.prompts.store
+        acts = capture(model, [prompt.prompt], sites, positions, store=store)
+        return {site: acts[site][0] for site in sites}
+
+    def donors(self, query: TwoHopQuery) -> Iterator[tuple[str, str, str, Tensor]]:
         """What is patched into a query: site, position, control, and a state for each layer.
 
         The states have the shape (layer, width); those of `z` (layer, head, width).
         """
-        sites, positions = self.settings["sites"], self.settings["positions"]
-        model, store = self.prompts.model, self.prompts.store
-        acts = capture(model, [self.partner(query).prompt], sites, positions, store=store)
-        for site in sites:
-            for place, position in enumerate(positions):
-                states = acts[site][0, place]
+        for site, there in self.states(self.partner(query)).items():
+            for states, position in zip(there, self.settings["positions"], strict=True):
                 yield site, position, "none", states
                 if "random" in self.settings["controls"]:
                     drawn = random_like(states, self.settings["seed"], query.id, site, position)
                     yield site, position, "random", drawn
 
-    def _cells(self, query: TwoHopQuery) -> tuple[list[Where], list[Cell]]:
+    def cells(self, query: TwoHopQuery) -> tuple[Sequence[Where], list[Cell]]:
+        """Where something is patched into a query, and the cell of each of these places."""
         prompt = self.prompts.prompt(query)
         where: list[Where] = []
         cells: list[Cell] = []
@@ -411,7 +437,8 @@ class Patcher:
             at = prompt.position(position)
             for layer, state in enumerate(states):
                 for head, vector in enumerate(state) if site == "z" else [(-1, state)]:
-                    patch = Patch(layer, at, vector, site, head if site == "z" else None)
+                    of_head = head if site == "z" else None
+                    patch = Patch(layer, at, vector, cast(PatchSite, site), of_head)
                     where.append(Where(position, site, control, layer, head))
                     cells.append([patch])
         return where, cells
@@ -428,7 +455,7 @@ def recovery(change: np.ndarray, details: Mapping[str, Any]) -> np.ndarray | flo
         Shares; NaN if the query does not prefer its own answer clearly more than its partner does.
     """
     span = details["logit_diff"] - details["partner_logit_diff"]
-    return change / span if span >= LEAST_DIFFERENCE else float("nan")
+    return np.asarray(change, float) / span if span >= LEAST_DIFFERENCE else float("nan")
 
 
 def _difference(outputs: CellOutputs) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from hopscope.display.grid import EVERYTHING, Axis, Choice, Kind, Measure, Option, Slice
+from hopscope.experiments.two_hop.path_ends import RECEIVER, SENDER, end_name, ends_of
 from hopscope.plots.figures import title_of
 from hopscope.plots.style import CONTROLS
 from hopscope.results.result import Result
@@ -303,6 +304,87 @@ class AttributionGrid:
     def slice(self, chosen: Mapping[str, str]) -> Slice:
         """The cells of one query, or the mean of all."""
         return _partner_slice(self._cells, "place", chosen)
+
+
+@dataclass(frozen=True)
+class PathGrid:
+    """Senders × receivers of a path patching result, but for single heads."""
+
+    result: Result
+
+    @property
+    def title(self) -> str:
+        return title_of(self.result, "Path patching")
+
+    @cached_property
+    def _cells(self) -> pd.DataFrame:
+        """What is shown; `layer` numbers the senders, and `place` the receivers."""
+        frame = self.result.frame[self.result.frame["site"] != "z"]
+        senders, receivers = (
+            pd.MultiIndex.from_frame(frame[list(columns)]) for columns in (SENDER, RECEIVER)
+        )
+        return frame.assign(
+            layer=self._senders.get_indexer(senders), place=self._receivers.get_indexer(receivers)
+        )
+
+    @cached_property
+    def _senders(self) -> pd.MultiIndex:
+        return ends_of(self.result.frame[self.result.frame["site"] != "z"], SENDER)
+
+    @cached_property
+    def _receivers(self) -> pd.MultiIndex:
+        return ends_of(self.result.frame, RECEIVER)
+
+    @property
+    def x(self) -> Axis:
+        return Axis("receiver", tuple(range(len(self._receivers))), _named(self._receivers))
+
+    @property
+    def y(self) -> Axis:
+        return Axis("sender", tuple(range(len(self._senders))), _named(self._senders))
+
+    @cached_property
+    def choices(self) -> tuple[Choice, ...]:
+        return (
+            _queries(self.result.details, "prompt"),
+            Choice.of("position", "position", list(self._cells["position"].unique()), {}),
+            Choice.of("control", "state", list(self._cells["control"].unique()), PARTNER_LABELS),
+        )
+
+    def slice(self, chosen: Mapping[str, str]) -> Slice:
+        """The paths at one position: of one query, or the mean of all."""
+        cells = self._cells[self._cells["position"] == chosen["position"]]
+        return _partner_slice(cells, "place", chosen)
+
+
+@dataclass(frozen=True)
+class PathHeadsGrid(HeadsGrid):
+    """Layer × head of a path patching result: what each head tells one receiver."""
+
+    @property
+    def title(self) -> str:
+        return title_of(self.result, "Path patching of heads")
+
+    @cached_property
+    def _heads(self) -> pd.DataFrame:
+        frame = self.result.frame[self.result.frame["site"] == "z"]
+        ends = zip(frame["receiver"], frame["receiver_layer"], strict=True)
+        return frame.assign(to=[end_name(*end) for end in ends])
+
+    @cached_property
+    def choices(self) -> tuple[Choice, ...]:
+        receivers = _named(ends_of(self._heads, RECEIVER))
+        return (*super().choices, Choice.of("receiver", "receiver", receivers, {}))
+
+    def slice(self, chosen: Mapping[str, str]) -> Slice:
+        """The heads' paths to one receiver at one position: of one query, or the mean of all."""
+        heads = self._heads[self._heads["to"] == chosen["receiver"]]
+        heads = heads[heads["position"] == chosen["position"]]
+        return _partner_slice(heads, "head", chosen)
+
+
+def _named(ends: pd.MultiIndex) -> tuple[str, ...]:
+    return tuple(end_name(*end) for end in ends)
 
 
 def _partner_slice(cells: pd.DataFrame, x: str, chosen: Mapping[str, str]) -> Slice:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import cycle
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -219,7 +219,13 @@ def _spread(layers: np.ndarray) -> np.ndarray:
 
 
 SITE_DASHES = {"resid_post": "-", "attn_out": "--", "mlp_out": "-."}
-SITE_COLORS = {"resid_post": BLUE, "attn_out": VERMILION, "mlp_out": GREEN, "z": PINK}
+SITE_COLORS = {
+    "resid_post": BLUE,
+    "attn_out": VERMILION,
+    "mlp_out": GREEN,
+    "z": PINK,
+    "embed": SKY,
+}
 
 
 def recovery_lines(summary: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
@@ -290,6 +296,90 @@ def place_heatmap(
     for place in first[1:]:
         ax.axvline(place, color=TEXT, lw=0.6)
     return ax
+
+
+def sender_lines(summary: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """Recovery by the direct paths to the logits: a colour a sender; random vectors in grey.
+
+    A control has marks in the colour of its sender.
+
+    Args:
+        summary: the rows of `PathPatching.summary()` with this receiver, without heads.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = axes_or_new(ax, 2.6)
+    sites = list(dict.fromkeys(summary["site"]))
+    label: str | None = "random vector"
+    for site in sites:
+        rows = summary[(summary["site"] == site) & (summary["control"] == "random")]
+        layer_line(ax, rows, "recovery", GREY, "--", label, None, mark=SITE_COLORS[site])
+        label = None if len(rows) else label
+    for site, interval in zip(sites, lone_band(len(sites)), strict=True):
+        rows, color = summary[summary["site"] == site], SITE_COLORS[site]
+        rows = rows[rows["control"] == "none"]
+        mark = color if len(rows) == 1 else None
+        layer_line(ax, rows, "recovery", color, "-", SITE_LABELS[site], interval, mark=mark)
+    layer_axis(ax, "layer of the sender", "recovery of the partner's answer", title)
+    legend_below(ax)
+    return ax
+
+
+def path_heatmap(table: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """Draw a heatmap of senders (rows) and receivers (columns), red towards the partner's answer.
+
+    Args:
+        table: mean recovery, with kinds and layers of senders as rows and of receivers as columns,
+            such as `PathPatching.paths()`.
+        ax: where to draw.
+        title: of the axes.
+
+    Returns:
+        The axes, with a line between kinds; cells without a path are blank.
+    """
+    ax = axes_or_new(ax, 3.2)
+    n_rows, n_columns = table.shape
+    numbered = table.set_axis(range(n_rows)).set_axis(range(n_columns), axis=1)
+    diverging_heatmap(numbered, None, ax, title, "mean recovery")
+    columns, rows = (_kinds(each) for each in (table.columns, table.index))
+    ax.set_xticks([place + 0.5 for place in columns.ticks], [*columns.ticks.values()])
+    ax.set_yticks([n_rows - place - 0.5 for place in rows.ticks], [*rows.ticks.values()])
+    beside = ax.secondary_xaxis(-0.06), ax.secondary_yaxis(-0.1)
+    beside[0].set_xticks([*columns.names], [*columns.names.values()])
+    beside[1].set_yticks([n_rows - place for place in rows.names], [*rows.names.values()])
+    for names in beside:
+        names.tick_params(length=0)
+        names.spines[:].set_visible(False)
+    for place in columns.begins:
+        ax.axvline(place, color=TEXT, lw=0.6)
+    for place in rows.begins:
+        ax.axhline(n_rows - place, color=TEXT, lw=0.6)
+    ax.set(xlabel="", ylabel="")
+    beside[0].set_xlabel("receiver")
+    beside[1].set_ylabel("sender")
+    return ax
+
+
+class _Kinds(NamedTuple):
+    """Where kinds of senders or receivers begin, their names in their middles, and layers."""
+
+    begins: list[int]
+    names: dict[float, str]
+    ticks: dict[int, str]
+
+
+def _kinds(ends: pd.Index) -> _Kinds:
+    """The kinds along an axis of `path_heatmap`."""
+    kinds, layers = (list(ends.get_level_values(level)) for level in (0, 1))
+    begins = [place for place, kind in enumerate(kinds) if place == kinds.index(kind)]
+    names: dict[float, str] = {}
+    ticks: dict[int, str] = {}
+    step = -(-len(kinds) // 10)
+    for begin, end in zip(begins, [*begins[1:], len(kinds)], strict=True):
+        names[(begin + end) / 2] = SITE_LABELS[kinds[begin]]
+        some = [place for place in range(begin, end, step) if place + step <= end or step == 1]
+        ticks |= {place: str(layers[place]) for place in some if layers[place] >= 0}
+    return _Kinds(begins[1:], names, ticks)
 
 
 def estimate_points(swept: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
