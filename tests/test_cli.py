@@ -379,6 +379,7 @@ ANALYSES: dict[str, tuple[tuple[object, ...], set[str]]] = {
     "stages": (("--layer-step", 3), {"summary", "broken"}),
     "patch": (("--sites", "resid_post,z", "--no-control"), {"summary"}),
     "attribution-patch": (("--sites", "mlp_out,z", "--exact", 1), {"error", "summary"}),
+    "path-patch": (("--receivers", "logits,mlp_in", "--layer-step", 2), {"summary"}),
     "trace": (("--draws", 1, "--sites", "resid_post"), {"total_effect", "summary"}),
     "recall": ((), {"summary", "consistency"}),
 }

@@ -448,12 +448,12 @@ def _input_patches_hold(model: LanguageModel) -> bool:
         found: dict[tuple[str, int], Tensor] = {}
 
         def reset(boundary: int, hidden: Tensor) -> Tensor:
-            found["resid_post", boundary - 1] = hidden[:, last].clone()
+            found["resid_post", boundary - 1] = hidden[:, last].clone().cpu()
             return stream[boundary]
 
         def keep(site: str, layer: int) -> SiteRewrite:
             def read(hidden: Tensor, scale: float) -> None:
-                found[site, layer] = hidden[:, last].clone() * scale
+                found[site, layer] = hidden[:, last].clone().cpu() * scale
 
             return read
 
@@ -477,14 +477,14 @@ def _input_patches_hold(model: LanguageModel) -> bool:
     )
 
     def holds(layer: int) -> bool:
-        stream, attended = others[layer][:, last], there["attn_out", layer]
+        stream, attended = others[layer][:, last].cpu(), there["attn_out", layer]
         after = input_of(model, layer, "mlp_in").after_attention
         reads = {"attn_in": stream, "mlp_in": stream + attended if after else stream}
         if not all(same(there[site, layer], each, model.dtype) for site, each in reads.items()):
             return False
         written = [there[f"{name}_out", layer][row] for name, row in rows]
         expected = {"attn_out": written[0], "mlp_out": written[1]}
-        expected["resid_post"] = states[layer][0, last] + sum(written)
+        expected["resid_post"] = states[layer][0, last].cpu() + sum(written)
         return all(
             same(here[site, layer][0], state, model.dtype) for site, state in expected.items()
         )

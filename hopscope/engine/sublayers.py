@@ -173,7 +173,7 @@ def _reading(
         read = given[sublayer]
         norms = ((norm, taken) for norm, taken, output in made if torch.equal(output, read))
         norm, state = next(norms, (None, read))
-        after = not torch.equal(state, stream)
+        after = not torch.equal(state.cpu(), stream.cpu())
         if state.shape != stream.shape or (after and site == "attn_in"):
             return None
         found[site] = SublayerInput(sublayer, norm, after)
