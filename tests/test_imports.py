@@ -133,7 +133,10 @@ def test_every_public_name_is_there(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("backpatch", "hopscope has no 'backpatch'; did you mean back_patch, BackPatching or path_patch?"),
+        (
+            "backpatch",
+            "hopscope has no 'backpatch'; did you mean back_patch or BackPatching or path_patch?",
+        ),
         ("sweeep", "hopscope has no 'sweeep'; did you mean sweep?"),
         ("xyzzy", "hopscope has no 'xyzzy'"),
     ],

@@ -96,8 +96,8 @@ def test_generate_runs_inside_an_edit_of_one_token(
     ids, vector = tokens(tiny_model)[:, :1], states(tiny_model.hf, tokens(tiny_model)[0].tolist())
     cell = [Patch(1, 0, vector[2, -1], site)]
     with edit(tiny_model, cell, 1):
-        said = generated(tiny_model.hf, ids, torch.ones_like(ids), 6)
-    plain = plain_output(tiny_model.hf, ids[0].tolist(), cell, max_new_tokens=6)
+        said = generated(tiny_model.hf, ids, torch.ones_like(ids), 6, tiny_model.end_tokens)
+    plain = plain_output(tiny_model.hf, ids[0].tolist(), cell, 6, tiny_model.end_tokens)
     swept = sweep(tiny_model, ids[0].tolist(), [cell], ReadOut((5,), max_new_tokens=6))
     assert said == [plain.tokens] == list(swept.tokens)
 
