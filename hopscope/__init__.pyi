@@ -32,6 +32,10 @@ from .experiments.two_hop.back_patching import BackPatching as BackPatching
 from .experiments.two_hop.back_patching import back_patch as back_patch
 from .experiments.two_hop.causal_tracing import Tracing as Tracing
 from .experiments.two_hop.causal_tracing import trace as trace
+from .experiments.two_hop.cross_patching import CrossPatching as CrossPatching
+from .experiments.two_hop.cross_patching import Place as Place
+from .experiments.two_hop.cross_patching import Route as Route
+from .experiments.two_hop.cross_patching import cross_patch as cross_patch
 from .experiments.two_hop.description import Description as Description
 from .experiments.two_hop.description import describe as describe
 from .experiments.two_hop.entity_recall import Recall as Recall

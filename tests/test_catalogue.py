@@ -205,6 +205,7 @@ INVALID: dict[str, Any] = {
     "Orders": [],
     "Edges": ["no edge"],
     "TargetPrompts": ["no such prompt"],
+    "Routes": ["no such route"],
     "Loaded": "smollm2-135m",
     "Queries": ["The capital of France is"],
     "Questions": ["Where was the author of Emma born?"],

@@ -24,6 +24,8 @@ from hopscope.queries.two_hop_query import Form, TwoHopQuery
 
 logger = logging.getLogger(__name__)
 
+Entity = Literal["e2", "e3"]
+
 
 @dataclass(frozen=True)
 class QueryPrompts:
@@ -64,20 +66,14 @@ class QueryPrompts:
 
     def answer_tokens(self, query: TwoHopQuery) -> tuple[int, ...]:
         """The next tokens that tell a query's answer from its bridge; none if it cannot be told."""
-        return self._told(query, "e3", "e2")
+        return self.tokens_of(self.by_query[query.id], query, "e3", "e2")
 
-    def bridge_tokens(self, query: TwoHopQuery) -> tuple[int, ...]:
-        """The next tokens that tell a query's bridge from its answer; none if it cannot be told."""
-        return self._told(query, "e2", "e3")
-
-    def _told(
-        self, query: TwoHopQuery, entity: Literal["e2", "e3"], other: Literal["e2", "e3"]
+    def tokens_of(
+        self, prompt: Prompt, query: TwoHopQuery, entity: Entity, other: Entity
     ) -> tuple[int, ...]:
+        """The next tokens of a prompt that tell one entity of a query from another of it."""
         return self.model.answer_tokens(
-            query.names(entity),
-            required=False,
-            after=self.by_query[query.id].end,
-            beside=query.names(other),
+            query.names(entity), required=False, after=prompt.end, beside=query.names(other)
         )
 
     def clean(self, prompt: TokenizedPrompt) -> CleanRun:

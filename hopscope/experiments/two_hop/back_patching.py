@@ -6,12 +6,14 @@ query's vector and with a random one, and the best single cell chosen on other q
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Unpack, get_args
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from hopscope.display.progress import divided
 from hopscope.engine.edits import Patch
@@ -83,6 +85,8 @@ class BackPatching(Result):
 
     kind = "back_patching"
     rules = FIRST_TOKENS
+    what: ClassVar = "queries that some cell of back-patching repairs"
+    found: ClassVar = "at {} some cell has the answer for"
     columns: ClassVar = {
         "query": "str",
         "position": "str",
@@ -242,7 +246,8 @@ class BackPatching(Result):
 
     def findings(self) -> list[str]:
         rates, gains = self.success_rate(), self.above_chance()
-        sentences = [_found_at(each, rates, gains) for each in dict.fromkeys(rates["position"])]
+        positions = dict.fromkeys(rates["position"])
+        sentences = [_found_at(self.found, each, rates, gains) for each in positions]
         if self.n_queries > 1:
             best = self.best_cell()
             sentences.append(
@@ -259,9 +264,8 @@ class BackPatching(Result):
         if gain is None:
             return None
         sentence = (
-            "queries that some cell of back-patching repairs: "
-            f"{points(gain['difference'], gain['low'], gain['high'])} against another query's "
-            "state in the same cells"
+            f"{self.what}: {points(gain['difference'], gain['low'], gain['high'])} "
+            "against another query's state in the same cells"
         )
         return Headline(f"{sentence}.", CONTROL_NAMES["other"], gain["n"], gain["p"])
 
@@ -297,7 +301,7 @@ def _over_controls(rows: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
         yield {"control": control, **gain}
 
 
-def _found_at(position: str, rates: pd.DataFrame, gains: pd.DataFrame) -> str:
+def _found_at(found: str, position: str, rates: pd.DataFrame, gains: pd.DataFrame) -> str:
     """How many queries are repaired at one position, beside the controls, in a sentence."""
     own = row_where(rates, position=position, control="none")
     assert own is not None
@@ -307,7 +311,7 @@ def _found_at(position: str, rates: pd.DataFrame, gains: pd.DataFrame) -> str:
         for row in rows_where(rates, position=position, control=control)
     ]
     share = with_interval(own["rate"], own["low"], own["high"])
-    sentence = f"at {position} some cell has the answer for {share} of the queries"
+    sentence = f"{found.format(position)} {share} of the queries"
     if controls:
         sentence += f", against {' and '.join(controls)}"
     for gain in rows_where(gains, position=position, control="other"):
@@ -397,11 +401,11 @@ def back_patch(
         "one_line": queries.few_shot > 0 if one_line is None else one_line,
         "seed": options.seed,
     }
-    patcher = _Patcher(
-        prompts,
-        choose_donors(queries, options.seed) if "other" in controls else {},
+    patcher = _BackPatcher(
         cells_of(range(model.n_layers)) if cells is None else list(cells),
         settings,
+        prompts,
+        choose_donors(queries, options.seed) if "other" in controls else {},
     )
     return run_in_parts(
         BackPatching, model, queries, settings, patcher.tables, options, per_part=PER_PART
@@ -409,71 +413,87 @@ def back_patch(
 
 
 @dataclass(frozen=True)
-class _Patcher:
-    """Back-patches one query after the other; keeps nothing but prefixes between them."""
+class Vectors:
+    """What is put into one token of a prompt, layer by layer, and who is asked for.
 
-    prompts: QueryPrompts
-    donors: Mapping[str, Donor]
+    Attributes:
+        prompt: the prompt.
+        token: the index of the token whose state is replaced.
+        states: by control, a state for each layer, of shape (layer, width).
+        asked: the query whose answer counts.
+        donor: who lent the states of the control `other`.
+        told: what else the details say.
+    """
+
+    prompt: TokenizedPrompt
+    token: int
+    states: Mapping[str, Tensor]
+    asked: TwoHopQuery
+    donor: Donor | None
+    told: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CellPatcher(ABC):
+    """Puts the states of one query after the other into cells; keeps nothing but prefixes.
+
+    Attributes:
+        pairs: source and target layers.
+        settings: what is patched and how answers are read, for the run's record, too.
+    """
+
     pairs: Sequence[tuple[int, int]]
     settings: Mapping[str, Any]
+
+    @abstractmethod
+    def vectors(self, query: TwoHopQuery) -> Iterator[tuple[str, QueryPrompts, Vectors]]:
+        """What is patched for a query: by position, the prompts to ask, and the vectors."""
 
     def tables(self, queries: QuerySet) -> Tables:
         """Frame and details of some queries."""
         return BackPatching.gathered(self._query(query) for query in divided(queries))
 
     def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-        prompt = self.prompts.prompt(query)
-        clean = self.prompts.clean(prompt)
-        donor = self.donors.get(query.id)
-        lent = None if donor is None else self.prompts.prompt(donor.query)
-        lending = None if lent is None else self.prompts.clean(lent)
         frames, details = [], []
-        for position in divided(self.settings["positions"]):
-            read, _, write = position.partition("->")
-            own = clean.state(prompt.position(read))
-            vectors = {"none": own}
-            if lent is not None and lending is not None:
-                vectors["other"] = lending.state(lent.position(read))
-            if "random" in self.settings["controls"]:
-                vectors["random"] = random_like(own, self.settings["seed"], query.id, position)
-            token = prompt.position(write or read)
+        for position, prompts, given in self.vectors(query):
             cells = [
-                [Patch(b, token, states[a])] for states in vectors.values() for a, b in self.pairs
+                [Patch(b, given.token, states[a])]
+                for states in given.states.values()
+                for a, b in self.pairs
             ]
-            outputs = self.prompts.sweep(prompt.ids, [[], *cells], self._read_out(query), clean)
-            frame = self._frame(query, outputs, list(vectors), position)
+            read_out, clean = self._read_out(prompts, given), prompts.clean(given.prompt)
+            outputs = prompts.sweep(given.prompt.ids, [[], *cells], read_out, clean)
+            frame = self._frame(prompts.model, given, outputs)
+            frame = frame.assign(query=query.id, position=position)
             frames.append(frame.iloc[1:])
-            details.append(self._details(query, prompt, position, frame.iloc[0], donor))
+            told = {"query": query.id, "position": position}
+            details.append(told | self._details(prompts, given, frame.iloc[0]))
         return pd.concat(frames, ignore_index=True), details
 
-    def _read_out(self, query: TwoHopQuery) -> ReadOut:
+    def _read_out(self, prompts: QueryPrompts, given: Vectors) -> ReadOut:
         match, line = self.settings["match"], self.settings["one_line"]
         return ReadOut(
-            answer_tokens=self.prompts.answer_tokens(query),
-            also_rank=self.prompts.bridge_tokens(query),
+            answer_tokens=prompts.tokens_of(given.prompt.prompt, given.asked, "e3", "e2"),
+            also_rank=prompts.tokens_of(given.prompt.prompt, given.asked, "e2", "e3"),
             max_new_tokens=self.settings["max_new_tokens"],
-            stop=stop_when_answered(self.prompts.model, query.names("e3"), match, line)
+            stop=stop_when_answered(prompts.model, given.asked.names("e3"), match, line)
             if self.settings["stop_early"]
             else None,
         )
 
-    def _frame(
-        self, query: TwoHopQuery, outputs: CellOutputs, controls: Sequence[str], position: str
-    ) -> pd.DataFrame:
+    def _frame(self, model: LanguageModel, given: Vectors, outputs: CellOutputs) -> pd.DataFrame:
         """The rows of one query and position; the first is the clean prompt's."""
-        n, texts = len(self.pairs), [self.prompts.model.decode(tokens) for tokens in outputs.tokens]
-        last = self.prompts.model.vocab_size  # of a name that no first token identifies
+        n, texts = len(self.pairs), [model.decode(tokens) for tokens in outputs.tokens]
+        last = model.vocab_size  # of a name that no first token identifies
         rank, bridge = (
             np.where(each < 0, last, each) for each in (outputs.rank, outputs.also_rank)
         )
         return pd.DataFrame(
             {
-                "query": query.id,
-                "position": position,
-                "source_layer": [-1, *[a for a, _ in self.pairs] * len(controls)],
-                "target_layer": [-1, *[b for _, b in self.pairs] * len(controls)],
-                "control": ["clean", *(name for name in controls for _ in range(n))],
-                "hit": self._hits(query, texts, rank),
+                "source_layer": [-1, *[a for a, _ in self.pairs] * len(given.states)],
+                "target_layer": [-1, *[b for _, b in self.pairs] * len(given.states)],
+                "control": ["clean", *(name for name in given.states for _ in range(n))],
+                "hit": self._hits(given.asked, texts, rank),
                 "answer_rank": rank,
                 "answer_logprob": outputs.logprob.numpy(),
                 "bridge_rank": bridge,
@@ -482,31 +502,24 @@ class _Patcher:
             }
         )
 
-    def _hits(self, query: TwoHopQuery, texts: Sequence[str], rank: np.ndarray) -> list[bool]:
+    def _hits(self, asked: TwoHopQuery, texts: Sequence[str], rank: np.ndarray) -> list[bool]:
         if self.settings["criterion"] == "first_token":
             return [bool(each == 0) for each in rank]
-        names, match, line = query.names("e3"), self.settings["match"], self.settings["one_line"]
+        names, match, line = asked.names("e3"), self.settings["match"], self.settings["one_line"]
         verdicts = {text: matches(answer_text(text, line), names, match) for text in set(texts)}
         return [verdicts[text] for text in texts]
 
     def _details(
-        self,
-        query: TwoHopQuery,
-        prompt: TokenizedPrompt,
-        position: str,
-        clean: pd.Series[Any],
-        donor: Donor | None,
+        self, prompts: QueryPrompts, given: Vectors, clean: pd.Series[Any]
     ) -> dict[str, Any]:
-        model = self.prompts.model
+        asked, donor, texts_of = given.asked, given.donor, prompts.model.texts_of
         return {
-            "query": query.id,
-            "position": position,
-            "prompt": question(prompt),
-            "bridge": query.e2_label,
-            "answer": query.e3_label,
-            "answer_tokens": model.texts_of(self.prompts.answer_tokens(query)),
-            "bridge_tokens": model.texts_of(self.prompts.bridge_tokens(query)),
-            "token": prompt.position(position.partition("->")[0]),
+            "prompt": question(given.prompt),
+            "bridge": asked.e2_label,
+            "answer": asked.e3_label,
+            "answer_tokens": texts_of(prompts.tokens_of(given.prompt.prompt, asked, "e3", "e2")),
+            "bridge_tokens": texts_of(prompts.tokens_of(given.prompt.prompt, asked, "e2", "e3")),
+            **given.told,
             "clean_generation": clean["generation"],
             "clean_hit": bool(clean["hit"]),
             "clean_rank": int(clean["answer_rank"]),
@@ -516,3 +529,35 @@ class _Patcher:
             "donor": None if donor is None else donor.query.id,
             "donor_same_relation": None if donor is None else donor.same_relation,
         }
+
+
+@dataclass(frozen=True)
+class _BackPatcher(CellPatcher):
+    """Puts the states of a query's own prompt back into it.
+
+    Attributes:
+        prompts: of the queries.
+        donors: who lends states to the control `other`, by query id.
+    """
+
+    prompts: QueryPrompts
+    donors: Mapping[str, Donor]
+
+    def vectors(self, query: TwoHopQuery) -> Iterator[tuple[str, QueryPrompts, Vectors]]:
+        prompt = self.prompts.prompt(query)
+        clean = self.prompts.clean(prompt)
+        donor = self.donors.get(query.id)
+        lent = None if donor is None else self.prompts.prompt(donor.query)
+        lending = None if lent is None else self.prompts.clean(lent)
+        for position in divided(self.settings["positions"]):
+            read, _, write = position.partition("->")
+            states = {"none": clean.state(prompt.position(read))}
+            if lent is not None and lending is not None:
+                states["other"] = lending.state(lent.position(read))
+            if "random" in self.settings["controls"]:
+                named = (query.id, position)
+                states["random"] = random_like(states["none"], self.settings["seed"], *named)
+            token = prompt.position(write or read)
+            told = {"token": prompt.position(read)}
+            given = Vectors(prompt, token, states, query, donor, told)
+            yield position, self.prompts, given

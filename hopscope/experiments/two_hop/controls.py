@@ -7,7 +7,7 @@ import json
 import logging
 import random
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -24,7 +24,7 @@ class Donor:
 
     Attributes:
         query: the donor; its answer shares no name with that of the query it lends to.
-        same_relation: whether it asks the same second relation, too.
+        same_relation: whether it asks the same relation, too.
     """
 
     query: TwoHopQuery
@@ -112,8 +112,29 @@ class _Lenders:
         return self._sharing[answer]
 
 
-def choose_donors(queries: QuerySet, seed: int) -> dict[str, Donor]:
+def second_relation(query: TwoHopQuery) -> tuple[str, str]:
+    """What makes two second relations the same."""
+    return query.r2, query.r2_template
+
+
+def first_relation(query: TwoHopQuery) -> tuple[str, str]:
+    """What makes two first relations the same."""
+    return query.r1, query.r1_template
+
+
+def choose_donors(
+    queries: QuerySet,
+    seed: int,
+    relation: Callable[[TwoHopQuery], tuple[str, str]] = second_relation,
+    same: bool = True,
+) -> dict[str, Donor]:
     """For each query another one with another answer, of the same second relation if possible.
+
+    Args:
+        queries: the queries, which are also the donors.
+        seed: of the draw.
+        relation: the relation that is compared.
+        same: whether a donor shall ask the same relation, or another one.
 
     Returns:
         Donors by query id; a query to which none fits is left out, and a warning says so.
@@ -121,20 +142,22 @@ def choose_donors(queries: QuerySet, seed: int) -> dict[str, Donor]:
     ordered = sorted(queries, key=lambda query: query.id)
     answers = {q.id: frozenset(normalise(name) for name in q.names("e3")) for q in ordered}
     everyone = _Lenders(ordered, answers)
-    by_relation: dict[tuple[str, str], list[TwoHopQuery]] = {}
+    asking: dict[tuple[str, str], list[TwoHopQuery]] = {}
     for query in ordered:
-        by_relation.setdefault((query.r2, query.r2_template), []).append(query)
-    groups = {relation: _Lenders(group, answers) for relation, group in by_relation.items()}
+        asking.setdefault(relation(query), []).append(query)
+    if not same:
+        others = {key: [q for q in ordered if relation(q) != key] for key in asking}
+    groups = {key: _Lenders(each, answers) for key, each in (asking if same else others).items()}
     donors: dict[str, Donor] = {}
     for query in queries:
-        alike = groups[query.r2, query.r2_template]
-        same = alike.count(answers[query.id]) > 0
-        lenders = alike if same else everyone
+        wanted = groups[relation(query)]
+        found = wanted.count(answers[query.id]) > 0
+        lenders = wanted if found else everyone
         if n := lenders.count(answers[query.id]):
             place = random.Random(f"{seed} {query.id}").choice(range(n))
-            donors[query.id] = Donor(lenders.at(place, answers[query.id]), same_relation=same)
+            donors[query.id] = Donor(lenders.at(place, answers[query.id]), found == same)
     missing = len(queries) - len(donors)
-    strange = sum(not donor.same_relation for donor in donors.values())
+    strange = sum(donor.same_relation != same for donor in donors.values())
     if missing:
         logger.warning(
             "%d of %d queries have no row with control 'other': no query in the set has another "
@@ -143,10 +166,14 @@ def choose_donors(queries: QuerySet, seed: int) -> dict[str, Donor]:
             len(queries),
         )
     if strange:
+        which = ("another", "theirs") if same else ("the same", "another")
         logger.warning(
-            "%d of %d queries borrow the vectors of control 'other' from a query with another "
-            "second relation, since no other query in the set asks theirs",
+            "%d of %d queries borrow the vectors of control 'other' from a query with %s "
+            "%s relation, since no other query in the set asks %s",
             strange,
             len(queries),
+            which[0],
+            "second" if relation is second_relation else "first",
+            which[1],
         )
     return donors

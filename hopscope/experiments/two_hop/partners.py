@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from hopscope.errors import QueryError
@@ -20,13 +20,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pair:
-    """A query and its partner, which asks the same relations of another source entity.
+    """A query and its partner, such as one that asks the same relations of another source entity.
 
     Nothing of the partner stands in the query's demonstrations, with which both are asked.
 
     Attributes:
         query: the query.
-        partner: its partner, with another bridge and another answer.
+        partner: its partner, with another answer.
         tokens: the first token of each one's answer; they differ.
     """
 
@@ -35,8 +35,59 @@ class Pair:
     tokens: tuple[int, int]
 
 
-def pair_up(model: LanguageModel, queries: QuerySet, seed: int) -> dict[str, Pair]:
+@dataclass(frozen=True)
+class Alike:
+    """What a query and its partner have in common, and in what they differ.
+
+    Attributes:
+        common: what both have.
+        apart: names of which they share none.
+        told: the partner in words, for messages.
+    """
+
+    common: Callable[[TwoHopQuery], tuple[str, ...]]
+    apart: Callable[[TwoHopQuery], set[str]]
+    told: str
+
+
+def _answer(query: TwoHopQuery) -> set[str]:
+    return {normalise(name) for name in query.names("e3")}
+
+
+def _relations(query: TwoHopQuery) -> tuple[str, ...]:
+    return query.r1_template, query.r2_template, query.r2_ending
+
+
+OTHER_SOURCE = Alike(
+    _relations,
+    lambda query: {*controls.names_of(query), f"source {normalise(query.e1_label)}"},
+    "with the same two relations, another bridge and another answer",
+)
+"""Another source entity: r2(r1(e1′))."""
+OTHER_FIRST_RELATION = Alike(
+    lambda query: (normalise(query.e1_label), query.r2_template, query.r2_ending),
+    lambda query: {*_answer(query), f"relation {query.r1_template}"},
+    "with the same source entity and second relation, another first relation and another answer",
+)
+"""Another first relation: r2(r1′(e1))."""
+OTHER_SECOND_RELATION = Alike(
+    lambda query: (normalise(query.e2_label),),
+    lambda query: {*_answer(query), f"relation {query.r2_template}"},
+    "with the same bridge, another second relation and another answer",
+)
+"""Another second relation of the same bridge: r2′(e2)."""
+
+
+def pair_up(
+    model: LanguageModel, queries: QuerySet, seed: int, alike: Alike = OTHER_SOURCE
+) -> dict[str, Pair]:
     """For each query a partner from the set, or the set's pool, drawn by seed.
+
+    Args:
+        model: the model, whose tokens must tell both answers apart.
+        queries: the queries.
+        seed: of the draw.
+        alike: what a query and its partner have in common.
 
     Returns:
         Pairs by query id; a query to which none fits is left out, and a warning says so.
@@ -44,42 +95,35 @@ def pair_up(model: LanguageModel, queries: QuerySet, seed: int) -> dict[str, Pai
     Raises:
         QueryError: if no query has a partner.
     """
-    groups: dict[tuple[str, str, str], list[TwoHopQuery]] = {}
+    groups: dict[tuple[str, ...], list[TwoHopQuery]] = {}
     candidates = controls.all_candidates(queries)
     for query in candidates:
-        groups.setdefault(_relations(query), []).append(query)
-    names = {query.id: controls.names_of(query) for query in candidates}
-    sources = {query.id: normalise(query.e1_label) for query in candidates}
+        groups.setdefault(alike.common(query), []).append(query)
+    names = {query.id: alike.apart(query) for query in candidates}
     shown = controls.demonstrations_of(queries)
     asked = {prompt.query_id: prompt.end for prompt in queries.prompts()}
     pairs: dict[str, Pair] = {}
     for query in queries:
         pool = [
             other
-            for other in groups[_relations(query)]
+            for other in groups[alike.common(query)]
             if names[other.id].isdisjoint(names[query.id])
-            and sources[other.id] != sources[query.id]
         ]
         pair = _partner(model, query, pool, seed, shown[query.id], asked[query.id])
         if pair is not None:
             pairs[query.id] = pair
     if not pairs and len(queries):
         raise QueryError(
-            f"no query of {queries.name} has a partner: another one with the same two relations, "
-            "another bridge and another answer; give a larger set"
+            f"no query of {queries.name} has a partner: another one {alike.told}; give a larger set"
         )
     if len(pairs) < len(queries):
         logger.warning(
-            "%d of %d queries have no partner with the same relations and another answer: they "
-            "are left out",
+            "%d of %d queries have no partner %s: they are left out",
             len(queries) - len(pairs),
             len(queries),
+            alike.told,
         )
     return pairs
-
-
-def _relations(query: TwoHopQuery) -> tuple[str, str, str]:
-    return query.r1_template, query.r2_template, query.r2_ending
 
 
 def _partner(

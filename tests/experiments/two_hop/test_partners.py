@@ -137,7 +137,7 @@ def test_a_query_without_a_partner_is_left_out(
     odd = query("odd", "Tokyo", r1_template="The island of {}")
     with caplog.at_level(logging.WARNING):
         assert partners(llama, QuerySet((FIRST, odd, query("b", "Rome")))) == {"a": "b", "b": "a"}
-    assert "1 of 3 queries have no partner with the same relations" in caplog.text
+    assert "1 of 3 queries have no partner with the same two relations" in caplog.text
 
 
 def test_all_is_quiet_when_each_has_one(
