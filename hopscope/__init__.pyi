@@ -85,6 +85,7 @@ from .queries.graph_paths import PathSet as PathSet
 from .queries.query_set import QuerySet as QuerySet
 from .queries.two_hop_query import TwoHopQuery as TwoHopQuery
 from .results.packing import pack_run as pack_run
+from .results.references import references as references
 from .results.result import Result as Result
 from .results.runs import partial as partial
 from .training.mask_training import train as train
