@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -46,13 +47,14 @@ def draw(runs: Path) -> Drawn:
     if table.empty:
         raise ResultError(f"{root} holds no result of a model: run `hopscope figures size_ladder`")
     table["p_holm"] = holm(table["p"].to_numpy(dtype=float))
-    figure, axes = panels(len(SUBSETS), 3, 4.6, width_ratios=(1, 1, 0.8))
+    models = [model for model in LADDER if model in set(table["model"])]
+    figure, axes = panels(len(SUBSETS), 3, 5.4, width_ratios=(1, 1, 0.8))
     for row, subset in zip(axes, SUBSETS, strict=True):
         rows = table[table["subset"] == subset]
         for ax, (cells, title) in zip(row, CELLS.items(), strict=False):
-            _gains(ax, rows[rows["cells"] == cells], title)
+            _gains(ax, rows[rows["cells"] == cells], title, models)
         row[0].set_ylabel(f"{SUBSET_TITLES[subset]}\n\ngain over the control")
-        _broken(row[-1], rows[rows["cells"] == "stages"])
+        _broken(row[-1], rows[rows["cells"] == "stages"], models)
     shared_legend(figure, axes)
     figure.suptitle("Back-patching and the order of the stages, by model size")
     return figure, table
@@ -68,7 +70,7 @@ def _numbers(folder: Path, model: str, subset: str) -> list[pd.DataFrame]:
     return [table.assign(model=model, subset=subset) for table in tables]
 
 
-def _gains(ax: Axes, rows: pd.DataFrame, title: str) -> None:
+def _gains(ax: Axes, rows: pd.DataFrame, title: str, models: Sequence[str]) -> None:
     """Gains in points: a colour for each position, a mark for each control."""
     looks = [(position, control) for position in COLORS for control in MARKERS]
     for index, (position, control) in enumerate(looks):
@@ -80,7 +82,7 @@ def _gains(ax: Axes, rows: pd.DataFrame, title: str) -> None:
             low, high = ([row["difference"] - row["low"]], [row["high"] - row["difference"]])
             fill = color if row["p_holm"] < 0.05 else "white"
             ax.errorbar(
-                [LADDER.index(row["model"]) + offset],
+                [models.index(row["model"]) + offset],
                 [row["difference"]],
                 [low, high],
                 fmt=MARKERS[control],
@@ -90,26 +92,26 @@ def _gains(ax: Axes, rows: pd.DataFrame, title: str) -> None:
                 **{**ERROR_BARS, "ecolor": color},
             )
     ax.axhline(0, color=GREY, lw=0.8, zorder=0)
-    _model_axis(ax, rows, title)
+    _model_axis(ax, rows, title, models)
 
 
-def _broken(ax: Axes, rows: pd.DataFrame) -> None:
+def _broken(ax: Axes, rows: pd.DataFrame, models: Sequence[str]) -> None:
     """Shares of the queries in which some pair of stages is in another order than the paper's."""
     if len(rows):  # a model of which only back-patching is there has no stages
-        places = [LADDER.index(model) for model in rows["model"]]
+        places = [models.index(model) for model in rows["model"]]
         errors = errors_of(rows, "share")
         ax.errorbar(places, rows["share"], errors, fmt="D", ms=4, color=GREEN, **ERROR_BARS)
     ax.set_ylabel("queries that break the order")
-    _model_axis(ax, rows, "Stages")
+    _model_axis(ax, rows, "Stages", models)
     ax.set_ylim(-0.03, 1.03)
 
 
-def _model_axis(ax: Axes, rows: pd.DataFrame, title: str) -> None:
+def _model_axis(ax: Axes, rows: pd.DataFrame, title: str, models: Sequence[str]) -> None:
     """The models by size, with the number of queries of each."""
     n = rows.groupby("model")["n"].max()
-    names = [f"{model.replace('-', chr(10), 1)}\nn = {int(n.get(model, 0))}" for model in LADDER]
-    ax.set_xticks(np.arange(len(LADDER)), names)
-    ax.set_xlim(-0.5, len(LADDER) - 0.5)
+    names = [f"{model}\n(n = {int(n[model])})" if model in n else model for model in models]
+    ax.set_xticks(np.arange(len(models)), names, rotation=35, ha="right", rotation_mode="anchor")
+    ax.set_xlim(-0.5, len(models) - 0.5)
     ax.set_title(title)
     ax.grid(axis="y", color=FAINT, lw=0.6)
     ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))

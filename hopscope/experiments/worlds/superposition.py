@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 import pandas as pd
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hopscope.errors import UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_numbered
+from hopscope.experiments.arguments import OneOf
 from hopscope.models.evaluation import evaluating
 from hopscope.models.interrupts import interrupt_safe
 from hopscope.models.language_model import LanguageModel
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
 
 KINDS = ("optimal", "frontier", "reachable", "unreachable")
 """Of a vertex: on the way at this step; reached at this step; before it; not yet, or never."""
+GROUPS = ("disjoint", "nested")
+"""How vertices are grouped: each in one group; or, as in the paper, the optimal ones also among
+the frontier, and these among the reachable, with the mean over all that a seed's graphs have."""
+INSIDE = {"optimal": KINDS[:3], "frontier": KINDS[1:3]}
+"""Of which groups a vertex is, if they are nested; of its own alone if it is not named."""
+EMBEDDINGS = ("output", "input")
 READ_AT = {"before": 1, "at": 0}
 """How many tokens before a thought's own; the state at the one before it is given back as it."""
 KEYS = ["world", "measure", "read_at", "thought", "vertices"]
@@ -58,14 +65,15 @@ class Superposition(Result):
     `unreachable` (all others). The measures:
 
     - `product`: the mean inner product of the last state and the unembeddings of such vertices,
-      which is their logit.
+      which is their logit; or, as in the paper, and their input embeddings.
     - `attention`: how much the token attends in the last block to an edge, summed over its tokens
       and all heads, the mean over edges. Edges are told apart by the vertex that they leave, one
       step earlier; `optimal` is the next edge on the way.
     - `correct`: whether the answer is right; `thought` is their number, `read_at` and `vertices`
       are `none`.
 
-    `details` has one row a query.
+    `n_items` is the number of vertices or edges of which `value` is the mean. `details` has one row
+    a query.
     """
 
     kind: ClassVar[str] = "superposition"
@@ -73,12 +81,42 @@ class Superposition(Result):
     def summary(self) -> pd.DataFrame:
         """The mean of each measure over seeds, with its 95 % t interval over them.
 
+        A seed's mean is that of its queries; with nested groups, that of all vertices or edges.
+
         Returns:
             Columns world, measure, read_at, thought, vertices, n_seeds, n (queries of all seeds),
             value, low, high.
         """
-        by_seed = self.frame.groupby([*KEYS, "seed"], sort=False)["value"]
-        return t_intervals(by_seed.agg(value="mean", n="size").reset_index(), KEYS, "value")
+        frame, keys = self.frame, [*KEYS, "seed"]
+        pooled = self.run.get("settings", {}).get("groups") == "nested"
+        weight = frame["n_items"] if pooled else pd.Series(1, index=frame.index)
+        weighted = frame.assign(total=frame["value"] * weight, weight=weight)
+        by_seed = weighted.groupby(keys, sort=False)[["total", "weight"]].sum()
+        by_seed = by_seed.assign(value=by_seed["total"] / by_seed["weight"])
+        counted = by_seed.assign(n=frame.groupby(keys, sort=False).size()).reset_index()
+        return t_intervals(counted, KEYS, "value")
+
+    def findings(self) -> list[str]:
+        """At which token each world's thoughts have made their step."""
+        table = self.summary().set_index(["measure", "read_at", "thought", "vertices", "world"])
+        sentences = []
+        for world in dict.fromkeys(self.frame["world"]):
+            formed, passed = (
+                table["value"].get(("product", read_at, 1, "optimal", world), float("nan"))
+                for read_at in READ_AT
+            )
+            if formed == formed and passed == passed:
+                told = (
+                    "makes each step one token later than in the paper, at the thought and not at "
+                    "the token that forms it"
+                    if formed < passed
+                    else "makes each step at the token that forms the thought, as in the paper"
+                )
+                sentences.append(
+                    f"{world} {told}: the vertex after the first step has the product "
+                    f"{formed:.2f} at the token before the first thought, {passed:.2f} at its own."
+                )
+        return sentences
 
     def tables(self) -> dict[str, pd.DataFrame]:
         return {"summary": self.summary()}
@@ -99,10 +137,14 @@ class Superposition(Result):
     asks="models",
     order=320,
     keywords=("progress", "out"),
+    accepts={"groups": OneOf(GROUPS), "embeddings": OneOf(EMBEDDINGS)},
+    parity={"groups": "nested", "embeddings": "input"},
 )
 def superposition(
     worlds: Sequence[World],
     limit: int = 300,
+    groups: Literal["disjoint", "nested"] = "disjoint",
+    embeddings: Literal["output", "input"] = "output",
     **run: Unpack[RunKeywords],
 ) -> Superposition:
     """Measure what thoughts point to and attend to, by how far from the root vertices are.
@@ -110,6 +152,8 @@ def superposition(
     Args:
         worlds: whose task is `GraphReachability`, with thoughts or pauses; several seeds of each.
         limit: queries of each world.
+        groups: `disjoint`; or `nested` and pooled over vertices and edges, as in the paper.
+        embeddings: with which states are multiplied: `output`, or `input`, as in the paper.
 
     Raises:
         UsageError: for no world, a repeated one, or one of another task.
@@ -128,12 +172,14 @@ def superposition(
         everything += [replace(each, id=_id(world, each.id)) for each in of_world]
     models = [[world.name, world.seed, world.model.fingerprint] for world in worlds]
     settings = {"worlds": models, "limit": limit}
+    grouped = {"groups": groups, "embeddings": embeddings}  # records of earlier versions lack these
+    settings |= {k: v for k, v in grouped.items() if v not in (GROUPS[0], EMBEDDINGS[0])}
     prompts = PathSet(tuple(everything), "worlds")
     first, *others = [world.model for world in worlds]
     record = provenance(first, prompts, Superposition.kind, settings, others)
 
     def compute(number: int) -> Tables:
-        return _tables(worlds[number], limit)
+        return _tables(worlds[number], limit, groups == "nested", embeddings == "input")
 
     return run_numbered(Superposition, len(worlds), compute, record, options, unit="world")
 
@@ -142,7 +188,7 @@ def _id(world: World, query: str) -> str:
     return f"{world.name}@{world.seed}.{query}"
 
 
-def _tables(world: World, limit: int) -> Tables:
+def _tables(world: World, limit: int, nested: bool, of_inputs: bool) -> Tables:
     """What one world shows."""
     task = world.task
     assert isinstance(task, GraphReachability)
@@ -151,16 +197,20 @@ def _tables(world: World, limit: int) -> Tables:
     right = answered(world.model, written, thought_of(task, world.model)).tolist()
     vocabulary = world.model.tokenizer.get_vocab()
     vertices = torch.tensor([vocabulary[vertex] for vertex in task.vertices])
-    unembeddings = unembedding_rows(world.model)[vertices]
+    hf: Any = world.model.hf
+    inputs = hf.get_input_embeddings()(vertices.to(world.model.device)).detach().float().cpu()
+    embedded = inputs if of_inputs else unembedding_rows(world.model)[vertices]
     rows: list[tuple[object, ...]] = []
     for start in range(0, len(mazes), ROWS_AT_ONCE):
         some = mazes[start : start + ROWS_AT_ONCE]
         passed = _thinking(world, task, some)
         for row, maze in enumerate(some):
             query = _id(world, str(start + row))
-            rows.append((query, "correct", "none", task.depth, "none", float(right[start + row])))
-            rows += [(query, *each) for each in _of_maze(unembeddings, task, maze, passed, row)]
-    columns = ["query", "measure", "read_at", "thought", "vertices", "value"]
+            verdict = float(right[start + row])
+            rows.append((query, "correct", "none", task.depth, "none", verdict, 1))
+            found = _of_maze(embedded, task, maze, passed, row, nested)
+            rows += [(query, *each) for each in found]
+    columns = ["query", "measure", "read_at", "thought", "vertices", "value", "n_items"]
     frame = pd.DataFrame(rows, columns=columns).assign(world=world.name, seed=world.seed)
     details = pd.DataFrame(
         {
@@ -201,9 +251,14 @@ def _eager(model: LanguageModel) -> Iterator[None]:
 
 
 def _of_maze(
-    unembeddings: Tensor, task: GraphReachability, maze: Maze, passed: Thinking, row: int
-) -> Iterator[tuple[str, str, int, str, float]]:
-    """Rows of one graph: measure, read_at, thought, vertices, value."""
+    embedded: Tensor,
+    task: GraphReachability,
+    maze: Maze,
+    passed: Thinking,
+    row: int,
+    nested: bool,
+) -> Iterator[tuple[str, str, int, str, float, int]]:
+    """Rows of one graph: measure, read_at, thought, vertices, value, how many it is the mean of."""
     steps = reachable(maze.edges, maze.way[0])
     first = len(maze.prompt)
     to_tokens = passed.attention[0][row, :, : 3 * len(maze.edges)]
@@ -219,13 +274,13 @@ def _of_maze(
         ]
         for read_at, before in READ_AT.items():
             place = first + thought - 1 - before
-            products = unembeddings @ passed.states[row, place]
+            products = embedded @ passed.states[row, place]
             for measure, values, own in (
                 ("product", products, kinds),
                 ("attention", to_edges[place], out_of),
             ):
-                for kind, value in _means(values, own):
-                    yield measure, read_at, thought, kind, value
+                for kind, value, n in _means(values, own, nested):
+                    yield measure, read_at, thought, kind, value, n
 
 
 def _kind(step: int | None, vertex: str, maze: Maze, thought: int) -> str:
@@ -237,11 +292,12 @@ def _kind(step: int | None, vertex: str, maze: Maze, thought: int) -> str:
     return "optimal" if maze.way[thought] == vertex else "frontier"
 
 
-def _means(values: Tensor, kinds: Sequence[str]) -> Iterator[tuple[str, float]]:
-    """The mean of each kind that there is."""
+def _means(values: Tensor, kinds: Sequence[str], nested: bool) -> Iterator[tuple[str, float, int]]:
+    """The mean of each kind that there is, and of how many."""
     found: Mapping[str, list[float]] = {kind: [] for kind in KINDS}
     for value, kind in zip(values.tolist(), kinds, strict=True):
-        found[kind].append(value)
+        for each in INSIDE.get(kind, (kind,)) if nested else (kind,):
+            found[each].append(value)
     for kind, own in found.items():
         if own:
-            yield kind, sum(own) / len(own)
+            yield kind, sum(own) / len(own), len(own)

@@ -20,6 +20,7 @@ from hopscope.worlds.load import load_world
 from hopscope.worlds.recipe import Recipe
 from hopscope.worlds.small_model import Shape
 from hopscope.worlds.tasks.graph_reachability import GraphReachability, Maze
+from hopscope.worlds.thoughts import think
 from hopscope.worlds.train import thought_of, train_world
 from hopscope.worlds.world import World
 
@@ -110,6 +111,51 @@ def test_kinds_on_a_graph_made_by_hand():
     near = {"r": "reachable", "a": "optimal", "b": "frontier", "c": "unreachable"}
     assert kinds[1] == {**near, **never}
     assert kinds[2] == {**dict.fromkeys("rab", "reachable"), "c": "optimal", **never}
+
+
+def test_nested_groups_are_pooled_over_all_vertices_and_edges(worlds):
+    """The paper's groups, spelt out: reached within c steps, in exactly c, on the way."""
+    world = worlds[0]
+    own = {"limit": 3, "progress": False}
+    result = superposition([world], groups="nested", embeddings="input", **own)
+    hf, vocabulary = world.model.hf, world.model.tokenizer.get_vocab()
+    thought = thought_of(world.task, world.model)
+    products = {}
+    for maze in world.task.mazes()[:3]:
+        steps = reachable(maze.edges, maze.way[0])
+        ids = torch.tensor([[vocabulary[word] for word in (*maze.prompt, "T", "T", "A")]])
+        states = think(world.model, ids, thought).states[0].detach()
+        for number, vertex in product((1, 2), world.task.vertices):
+            state = states[len(maze.prompt) + number - 2]
+            value = float(state @ hf.transformer.wte.weight[vocabulary[vertex]])
+            step = steps.get(vertex, 99)
+            groups = {
+                "unreachable": step > number,
+                "reachable": step <= number,
+                "frontier": step == number,
+                "optimal": maze.way[number] == vertex,
+            }
+            for group in (name for name, inside in groups.items() if inside):
+                products.setdefault((number, group), []).append(value)
+    table = result.summary()
+    table = table[(table["measure"] == "product") & (table["read_at"] == "before")]
+    found = table.set_index(["thought", "vertices"])["value"].to_dict()
+    assert set(found) == set(products)
+    for key, values in products.items():
+        assert found[key] == pytest.approx(sum(values) / len(values), abs=1e-4), key
+    disjoint = superposition([world], **own).summary()
+    assert not disjoint["value"].equals(result.summary()["value"])
+
+
+def test_the_token_at_which_a_step_is_made_is_told(worlds):
+    result = superposition(worlds, limit=3, progress=False)
+    assert [each.split()[0] for each in result.findings()] == ["tiny", "pausing"]
+    first = (result.frame["thought"] == 1) & (result.frame["vertices"] == "optimal")
+    first &= result.frame["measure"] == "product"
+    for read_at, told in (("before", "as in the paper"), ("at", "one token later")):
+        raised = result.frame["value"] + 99.0 * (first & (result.frame["read_at"] == read_at))
+        again = replace(result, frame=result.frame.assign(value=raised))
+        assert all(told in sentence for sentence in again.findings())
 
 
 def test_the_summary_is_over_seeds_and_the_picture_has_a_row_a_world(worlds, tmp_path):
