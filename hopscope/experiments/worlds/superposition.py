@@ -72,8 +72,8 @@ class Superposition(Result):
     - `correct`: whether the answer is right; `thought` is their number, `read_at` and `vertices`
       are `none`.
 
-    `n_items` is the number of vertices or edges of which `value` is the mean. `details` has one row
-    a query.
+    If groups are nested, there is `n_items`, the number of vertices or edges of which `value` is the
+    mean. `details` has one row a query.
     """
 
     kind: ClassVar[str] = "superposition"
@@ -88,8 +88,7 @@ class Superposition(Result):
             value, low, high.
         """
         frame, keys = self.frame, [*KEYS, "seed"]
-        pooled = self.run.get("settings", {}).get("groups") == "nested"
-        weight = frame["n_items"] if pooled else pd.Series(1, index=frame.index)
+        weight = frame["n_items"] if "n_items" in frame else pd.Series(1, index=frame.index)
         weighted = frame.assign(total=frame["value"] * weight, weight=weight)
         by_seed = weighted.groupby(keys, sort=False)[["total", "weight"]].sum()
         by_seed = by_seed.assign(value=by_seed["total"] / by_seed["weight"])
@@ -210,8 +209,10 @@ def _tables(world: World, limit: int, nested: bool, of_inputs: bool) -> Tables:
             rows.append((query, "correct", "none", task.depth, "none", verdict, 1))
             found = _of_maze(embedded, task, maze, passed, row, nested)
             rows += [(query, *each) for each in found]
-    columns = ["query", "measure", "read_at", "thought", "vertices", "value", "n_items"]
-    frame = pd.DataFrame(rows, columns=columns).assign(world=world.name, seed=world.seed)
+    columns = ["query", "measure", "read_at", "thought", "vertices", "value"]
+    columns += ["n_items"] if nested else []
+    frame = pd.DataFrame([each[: len(columns)] for each in rows], columns=columns)
+    frame = frame.assign(world=world.name, seed=world.seed)
     details = pd.DataFrame(
         {
             "query": _id(world, str(number)),
