@@ -72,8 +72,8 @@ class Superposition(Result):
     - `correct`: whether the answer is right; `thought` is their number, `read_at` and `vertices`
       are `none`.
 
-    If groups are nested, there is `n_items`, the number of vertices or edges of which `value` is the
-    mean. `details` has one row a query.
+    If groups are nested, there is `n_items`, the number of vertices or edges of which `value` is
+    the mean. `details` has one row a query.
     """
 
     kind: ClassVar[str] = "superposition"
