@@ -171,7 +171,7 @@ def _run_and_draw(
         check_options,
         draw_standalone,
     )
-    from hopscope.study.study import run_study, study_analyses, study_folder
+    from hopscope.study.study import COMPOSED, run_study, study_analyses, study_folder
 
     if strict:
         check_options(names, chat=options.chat, precision=options.precision)
@@ -190,6 +190,8 @@ def _run_and_draw(
                     others.remove(name)
 
         found = run_study(model, queries, folder, size, steps, seed=options.seed, finished=draw)
+        for name in COMPOSED:
+            draw(name)
         print(table_text(found.grading.summary(), "%.3f"))
         if others and (strict or not drawn):
             drawn += draw_figures(scripts, others, folder, pictures, strict=strict)

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 DOCUMENTS = "world-docs"
 """The questions over documents that a study asks."""
+COMPOSED = {"claims": ("back_patching", "description", "knockout", "projection")}
+"""The analyses of figures that are drawn from several."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def study_analyses(figures: Sequence[str] = ()) -> list[Analysis]:
         figures: only those that these figures are drawn from; all if none is named.
     """
     there = [each for each in analyses() if each.subsets]
-    drawn = [each for each in there if not figures or each.name in figures]
+    named = {step for name in figures for step in COMPOSED.get(name, (name,))}
+    drawn = [each for each in there if not named or each.name in named]
     wanted = {name for each in drawn for name in (each.name, *each.parts)}
     return [each for each in there if each.name in wanted]
 

@@ -1,0 +1,179 @@
+"""Draws the claims of Hopping Too Late, each beside its control: from saved results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+
+from hopscope.errors import ResultError
+from hopscope.experiments.two_hop.attention_knockout import Knockouts
+from hopscope.experiments.two_hop.back_patching import BackPatching
+from hopscope.experiments.two_hop.description import Description
+from hopscope.experiments.two_hop.projection import Projection
+from hopscope.plots.figures import SUBSET_TITLES, Drawn
+from hopscope.plots.style import BLUE, ERROR_BARS, FAINT, GREY, VERMILION, panels, shared_legend
+from hopscope.results.result import Result
+from hopscope.results.run_folder import is_run
+from hopscope.results.wording import CONTROL_NAMES
+from hopscope.statistics import holm, paired
+from hopscope.study.figures import figure_script, main
+
+LOOKS = {"correct": (BLUE, "o"), "incorrect": (VERMILION, "s")}
+KINDS: Mapping[str, type[Result]] = {
+    "description": Description,
+    "knockout": Knockouts,
+    "projection": Projection,
+    "back_patching": BackPatching,
+}
+SUBSETS: Mapping[str, tuple[str, ...]] = {"back_patching": ("incorrect",)}
+"""Of what is not read of all: some cell nearly always keeps an answer that is right already."""
+Rows = Iterator[tuple[str, str, pd.DataFrame]]
+"""What is claimed, its control, and a table with a column of each, one row a query."""
+
+
+def load(runs: Path) -> dict[tuple[str, str], Result]:
+    """The results that lie in a folder of runs, by analysis and subset.
+
+    Raises:
+        ResultError: if there is none.
+    """
+    found = {
+        (step, subset): kind.load(runs / f"{step}.{subset}")
+        for step, kind in KINDS.items()
+        for subset in SUBSETS.get(step, tuple(LOOKS))
+        if is_run(runs / f"{step}.{subset}")
+    }
+    if not found:
+        raise ResultError(f"{runs} holds none of {', '.join(KINDS)}: run `hopscope study`")
+    return found
+
+
+@figure_script("claims", load)
+def draw(results: Mapping[tuple[str, str], Result]) -> Drawn:
+    """Draw the figure, and give the numbers that it shows."""
+    rows = [
+        {"claim": claim, "control": control, "subset": subset, **_compared(table)}
+        for (step, subset), result in results.items()
+        for claim, control, table in READ[step](result)
+    ]
+    table = pd.DataFrame(rows)
+    table["p_holm"] = holm(table["p"].to_numpy(dtype=float))
+    claims = list(dict.fromkeys(zip(table["claim"], table["control"], strict=True)))
+    figure, axes = panels(1, 1, 0.9 + 0.33 * len(claims))
+    _forest(axes[0][0], table, claims)
+    shared_legend(figure, axes)
+    run = next(iter(results.values())).run
+    name, queries = run["model"]["name"], run["queries"]["name"]
+    figure.suptitle(f"The claims of Hopping Too Late: {name} on “{queries}”")
+    return figure, table
+
+
+def _forest(ax: Axes, table: pd.DataFrame, claims: list[tuple[str, str]]) -> None:
+    """Differences in points, a line for each claim; a filled mark is told apart from zero."""
+    for index, (subset, (color, mark)) in enumerate(LOOKS.items()):
+        here = table[table["subset"] == subset]
+        if here.empty:
+            continue
+        n = int(here["n"].max())
+        ax.plot([], [], mark, color=color, ms=4, label=f"{SUBSET_TITLES[subset]} (n ≤ {n})")
+        for row in here.to_dict("records"):
+            place = claims.index((row["claim"], row["control"])) + (index - 0.5) * 0.34
+            bounds = [[row["difference"] - row["low"]], [row["high"] - row["difference"]]]
+            ax.errorbar(
+                [row["difference"]],
+                [place],
+                xerr=bounds,
+                fmt=mark,
+                ms=4,
+                color=color,
+                mfc=color if row["p_holm"] < 0.05 else "white",
+                **{**ERROR_BARS, "ecolor": color},
+            )
+            ax.annotate(
+                f"{row['own']:.0%} against {row['base']:.0%}",
+                (1.01, place),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                fontsize=mpl.rcParams["ytick.labelsize"],
+                color=color,
+            )
+    ax.axvline(0, color=GREY, lw=0.8, zorder=0)
+    ax.set_yticks(range(len(claims)), [f"{claim}\nover {control}" for claim, control in claims])
+    ax.set_ylim(len(claims) - 0.4, -0.6)
+    ax.grid(axis="x", color=FAINT, lw=0.6)
+    ax.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    ax.set_xlabel("share of queries, less that of the control (points)")
+
+
+def _compared(table: pd.DataFrame) -> dict[str, Any]:
+    """How many queries show what is claimed, how many the control, and the paired difference."""
+    table = table[["own", "base"]].dropna().astype(bool)
+    shares = {name: float(table[name].mean()) for name in ("own", "base")}
+    return {**shares, **paired(table["base"].to_numpy(), table["own"].to_numpy())}
+
+
+def _described(result: Description) -> Rows:
+    """Whether some cell names an entity, and another query's."""
+    for entity, position in (("e2", "t1"), ("e2", "t2"), ("e3", "t2")):
+        name = "bridge" if entity == "e2" else "answer"
+        pair = {
+            "own": result.first_layers(entity, position).notna(),
+            "base": result.first_layers(f"{entity}_other", position).notna(),
+        }
+        yield f"The {name} is described at {position}", f"another {name}", pd.DataFrame(pair)
+
+
+def _blocked(result: Knockouts) -> Rows:
+    """Whether blocking an edge in some window changes what is said, and random edges."""
+    half = (int(result.frame["layer"].max()) + 1) / 2
+    for edge, early in (("t1->e1", True), ("t1->e1", False), ("t2->t1", True), ("t2->t1", False)):
+        rows = result.frame[result.frame["edge"] == edge]
+        rows = rows[(rows["layer"] < half) == early]
+        wide = rows.pivot_table(
+            index="query", columns="control", values="changed", aggfunc="any", sort=False
+        ).reindex(columns=["none", "random"])
+        arrow = edge.replace("->", " → ")
+        where = "early" if early else "late"
+        claim = f"Blocking {arrow} in {where} layers changes the answer"
+        yield claim, "random edges", wide.rename(columns={"none": "own", "random": "base"})
+
+
+def _projected(result: Projection) -> Rows:
+    """Whether an entity is a sublayer's likeliest token in some layer, and another query's."""
+    for target, site, words in (
+        ("e2", "attn_out", "Attention at t2 has the bridge"),
+        ("e3", "mlp_out", "An MLP at t2 has the answer"),
+    ):
+        pair = {
+            name: result.first_layers(each, "t2", site).notna()
+            for name, each in (("own", target), ("base", f"{target}_other"))
+        }
+        other = "another bridge" if target == "e2" else "another answer"
+        yield words, other, pd.DataFrame(pair)
+
+
+def _repaired(result: BackPatching) -> Rows:
+    """Whether some cell of back-patching has the answer, and those of the controls."""
+    for position in ("t1", "t2"):
+        here = result.repaired().query("position == @position")
+        wide = here.pivot_table(index="query", columns="control", values="hit", aggfunc="any")
+        for control in (name for name in CONTROL_NAMES if name in wide):
+            pair = wide[["none", control]].set_axis(["own", "base"], axis=1)
+            yield f"Back-patching {position} has the answer", CONTROL_NAMES[control], pair
+
+
+READ: Mapping[str, Callable[[Any], Rows]] = {
+    "description": _described,
+    "knockout": _blocked,
+    "projection": _projected,
+    "back_patching": _repaired,
+}
+
+
+if __name__ == "__main__":
+    main(draw)
