@@ -17,6 +17,7 @@ from .experiments.documents.masked_paths import masked_paths as masked_paths
 from .experiments.documents.order_choice import OrderChoice as OrderChoice
 from .experiments.documents.order_choice import best_order as best_order
 from .experiments.documents.permutation import Permutation as Permutation
+from .experiments.documents.permutation import accuracy_table as accuracy_table
 from .experiments.documents.permutation import permute_documents as permute_documents
 from .experiments.documents.prefix_training import PrefixTraining as PrefixTraining
 from .experiments.documents.prefix_training import compare_masks as compare_masks

@@ -34,7 +34,8 @@ are left out, and so are `streams.agrees_with_plain`, a probe that says what dif
 figures that are drawn otherwise (`plots.TARGET_STYLES`, `worlds.emergence_plot.INSTRUMENTS`)."""
 
 TOLD_LATER = {"answer_token", "answer_tokens", "bridge_token", "bridge_tokens"} | {
-    "partner_answer_token"
+    "partner_answer_token",
+    "names",
 }
 """Columns of details that results of that commit lack."""
 

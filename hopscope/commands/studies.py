@@ -18,7 +18,7 @@ from hopscope.commands.options import (
     folder_option,
     with_options,
 )
-from hopscope.commands.printing import show, table_text
+from hopscope.commands.printing import AsJson, records, show, table_text
 from hopscope.errors import ResultError
 from hopscope.files import check_place
 
@@ -76,6 +76,25 @@ def study_command(
         options.as_json,
         lambda: "\n".join([*findings, "", str(page)]),
     )
+
+
+@studies_app.command("accuracy-table", epilog=example("accuracy-table runs/0.5b runs/1.5b"))
+def accuracy_table_command(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders of permute.")],
+    *,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="contained, matched, exact_match, f1 or paper; by default what suits the template."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Lay the accuracy of several runs side by side: a row a model and mask, a column an order."""
+    from hopscope.experiments.documents.permutation import Permutation, accuracy_table
+
+    table = accuracy_table([Permutation.load(run) for run in runs], metric).reset_index()
+    show({"accuracy": records(table)}, as_json, lambda: table_text(table, "%.2f"))
 
 
 @studies_app.command("figures", epilog=example("figures back_patching -m smollm2-135m --limit 100"))

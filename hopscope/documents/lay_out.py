@@ -43,7 +43,8 @@ def lay_out(
         template: a name of `TEMPLATES`, or a template.
         label: the number printed with a document: its `position` in the prompt, its index in the
             original order (`fixed`), or `none`.
-        answer: a text to append to the prompt, for teacher forcing.
+        answer: a text to append to the prompt, for teacher forcing: behind a space, or at once
+            in a chat whose frame ends the prompt.
         turns: further pairs of a question and its answer, appended after `answer`.
         seed: seed of shuffled orders.
         demonstrations: questions that precede the prompt with their documents, in the original
@@ -56,7 +57,8 @@ def lay_out(
     Raises:
         QueryError: if the question cannot have this order, or if the order leaves out documents
             and `way` is `positions`.
-        UsageError: for an unknown way, label or template, or for turns without an answer.
+        UsageError: for an unknown way, label or template, or for turns without an answer or in a
+            chat.
 
     Example:
         >>> layout = lay_out(encode, question, "forward", way="mask")   # doctest: +SKIP
@@ -67,6 +69,9 @@ def lay_out(
     if turns and answer is None:
         raise UsageError("turns stand behind an answer, and there is none: pass answer= as well")
     form = template_of(template)
+    in_chat = form.chat and bool(frame[1])
+    if turns and in_chat:
+        raise UsageError("a chat template takes one question with its answer: leave turns out")
     further = [(f"\n{form.question.format(question=each)}", reply) for each, reply in turns]
     shown = "".join(f"{_demonstration(each, form, label)}\n\n" for each in demonstrations)
     opening = frame[0] + form.instruction + shown
@@ -74,7 +79,7 @@ def lay_out(
     def tokenised(documents: tuple[int, ...]) -> Layout:
         parts = _parts(question, documents, form, label)
         framed = [opening, *parts[:-1], parts[-1] + frame[1]]
-        return _tokenised(encode, question, documents, framed, answer, further)
+        return _tokenised(encode, question, documents, framed, answer, further, spaced=not in_chat)
 
     documents = arrange(question, order, seed)
     if way == "text":
@@ -111,12 +116,14 @@ def _parts(
     parts = []
     for place, index in enumerate(order):
         number = {
-            "position": f" [{place + 1}]",
-            "fixed": f" [{question.numbers[index] + 1}]",
+            "position": template.number(place),
+            "fixed": template.number(question.numbers[index]),
             "none": "",
         }[label]
         document = question.documents[index]
-        title, text = _one_line(document.title), _one_line(document.text)
+        title, text = document.title, document.text
+        if not template.verbatim:
+            title, text = _one_line(title), _one_line(text)
         parts.append(template.document.format(label=number, title=title, text=text))
     return [*parts, template.question.format(question=question.question)]
 
@@ -134,13 +141,15 @@ def _tokenised(
     parts: list[str],
     answer: str | None,
     turns: Sequence[tuple[str, str]],
+    *,
+    spaced: bool,
 ) -> Layout:
     """Tokenise the parts of a prompt, followed by an answer and further turns if there are any."""
     answers = []
     if answer is not None:
         start, appended = sum(map(len, parts)), ""
         for prompt, reply in (("", answer), *turns):
-            appended += f"{prompt} {reply.strip()}"
+            appended += f"{prompt}{' ' * spaced}{reply.strip()}"
             end = start + len(appended)
             answers.append((end - len(reply.strip()), end))
         parts = [*parts, appended]

@@ -11,7 +11,9 @@ from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
 from hopscope.errors import QueryError
 
 Order = str | Sequence[int]
-NAMES = "original, forward, backward, forward_G, backward_G, rm_first, gold, shuffle_K"
+NAMES = (
+    "original, forward, backward, forward_G, backward_G, rm_first, gold, gold_original, shuffle_K"
+)
 _SPACED = re.compile(r"(forward|backward)_(\d+)")
 _SHUFFLE = re.compile(r"shuffle_(\d+)")
 
@@ -37,6 +39,8 @@ def arrange(question: MultiDocQuestion, order: Order, seed: int = 0) -> tuple[in
       documents and the last gold document at the end of the prompt.
     - `rm_first`: the original order without the document of the first hop.
     - `gold`: only the gold documents, in the order of the hops.
+    - `gold_original`: only the gold documents, in their original order, as in the code of Huang et
+      al.
     - `shuffle_K`: the K-th seeded shuffle, counted from 0.
     - A sequence of document numbers gives exactly these documents, and leaves out the others.
 
@@ -62,10 +66,12 @@ def arrange(question: MultiDocQuestion, order: Order, seed: int = 0) -> tuple[in
         return everything
     if shuffle := _SHUFFLE.fullmatch(order):
         return shuffles(question, int(shuffle[1]) + 1, seed)[-1]
+    if order == "gold_original" and question.gold:
+        return tuple(sorted(question.gold))
     if order == "gold" and len(question.gold) == 1:
         return question.gold
     spaced = _SPACED.fullmatch(order)
-    if order not in ("forward", "backward", "rm_first", "gold") and spaced is None:
+    if order not in ("forward", "backward", "rm_first", "gold", "gold_original") and spaced is None:
         raise QueryError(f"unknown order {order!r}: give one of {NAMES}, or a list of indices")
     if not question.ordered:
         raise ImpossibleOrderError(

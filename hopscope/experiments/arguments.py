@@ -106,11 +106,19 @@ class Questions:
 
 @dataclass(frozen=True)
 class OneOf:
-    """One of some names."""
+    """One of some names.
+
+    Attributes:
+        known: the names.
+        optional: whether it may be None.
+    """
 
     known: Sequence[str]
+    optional: bool = False
 
-    def checked(self, name: str, value: Any, model: TokenModel | None) -> str:
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> str | None:
+        if value is None and self.optional:
+            return None
         return str(one_of(name, value, self.known))
 
 
@@ -133,7 +141,7 @@ class ListOf:
         if not (self.empty or given):
             known = ", ".join(self.known)
             raise UsageError(f"give a list of {noun}s with any of {known}, not {value!r}")
-        return [OneOf(self.known).checked(noun, each, model) for each in dict.fromkeys(given)]
+        return [one_of(noun, each, self.known) for each in dict.fromkeys(given)]
 
 
 @dataclass(frozen=True)

@@ -5,28 +5,37 @@ Imports what reads prompts under masks; the experiments over documents import it
 
 from __future__ import annotations
 
+import json
 import logging
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
 
+from hopscope.documents.framing import encoder_of, frame_of
 from hopscope.documents.lay_out import check_positions, lay_out
-from hopscope.documents.layout import Label, Layout, Way
+from hopscope.documents.layout import Encode, Label, Layout, Way
 from hopscope.documents.orders import Order, arrange
 from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
-from hopscope.documents.templates import Template, template_of
+from hopscope.documents.templates import TEMPLATES, Template, template_of
 from hopscope.engine.masked.reader import Reader, reader_of
 from hopscope.engine.read_out import Readings, ReadOut, Version
-from hopscope.errors import QueryError, one_of
-from hopscope.models.chat import CHAT_SLOT, chat_frame
+from hopscope.errors import QueryError, ResultError, one_of
 from hopscope.models.encoder_decoder import EncoderDecoder
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.generation import answer_text, check_tokens, stop_at_line_end
-from hopscope.queries.answers import contains, exact_match, f1_score, matches
+from hopscope.queries.answers import (
+    ANSWER_RULES,
+    contains,
+    contains_ascii,
+    exact_match,
+    f1_score,
+    matches,
+)
+from hopscope.results.result import Result
 from hopscope.statistics import intervals
 
 logger = logging.getLogger(__name__)
@@ -34,9 +43,23 @@ logger = logging.getLogger(__name__)
 DocumentModel = LanguageModel | EncoderDecoder
 """A model that answers questions over documents."""
 VERDICTS = ("contained", "matched", "exact_match")
-METRICS = (*VERDICTS, "f1")
+"""The columns that say whether an answer is right."""
+PAPER = "paper"
+"""The metric of the code of Huang et al. 2025, which is told from what was answered."""
+RIGHT_OR_WRONG = (*VERDICTS, PAPER)
+METRICS: Mapping[str, Callable[[str, Sequence[str]], bool | float]] = MappingProxyType(
+    {
+        "contained": contains,
+        "matched": matches,
+        "exact_match": exact_match,
+        PAPER: contains_ascii,
+        "f1": f1_score,
+    }
+)
+"""What compares an answer with the right ones, by name."""
+SCORES = (*VERDICTS, "f1")
+"""Those that are columns of results."""
 DEFAULT_ORDERS = ("original", "forward", "backward")
-_ANSWER = re.compile(r"(?:answer is|answer:)", re.IGNORECASE)
 SPARE_TOKENS = 8
 """Room for labels that take more tokens in another order."""
 
@@ -122,32 +145,30 @@ class DocumentPrompts:
         """What reads the prompts; it keeps what they begin with."""
         return reader_of(self.model)
 
-    @property
+    @cached_property
     def form(self) -> Template:
-        """The template."""
-        return template_of(self.template)
+        """The template; without turns for an encoder-decoder, which knows none."""
+        form = template_of(self.template)
+        return form.without_turns() if isinstance(self.model, EncoderDecoder) else form
 
     @property
     def room(self) -> int:
         """How many tokens an answer may take."""
         return self.max_new_tokens or self.form.max_new_tokens
 
-    def encode(self, text: str) -> tuple[Sequence[int], Sequence[tuple[int, int]]]:
-        """The tokens of a text and their character ranges; a chat template brings its own."""
-        encoded = self.model.tokenize(text, special=not self.form.chat)
-        return encoded.ids, encoded.offsets
+    @cached_property
+    def encode(self) -> Encode:
+        """Gives the tokens of a text and their character ranges."""
+        return encoder_of(self.model, self.form)
 
     @cached_property
     def frame(self) -> tuple[str, str]:
         """What the chat template puts around a user's turn.
 
         Raises:
-            UsageError: if the tokenizer has no chat template, or one that does not take a turn.
+            UsageError: if the tokenizer has no chat template, or one that does not take the turns.
         """
-        if not self.form.chat:
-            return "", ""
-        turn = {"role": "user", "content": CHAT_SLOT}
-        return chat_frame(self.model.tokenizer, [turn], self.form.prefill)
+        return frame_of(self.model, self.form)
 
     def fitted_question(self, question: MultiDocQuestion) -> FittedQuestion:
         """A question with as many distractors as fit, the last ones left out first.
@@ -231,9 +252,15 @@ class DocumentPrompts:
         return ReadOut(answer_tokens, max_new_tokens=self.room, stop=stop)
 
     def answer(self, tokens: Sequence[int]) -> str:
-        """What was answered: the first line, or what follows the last "answer is"."""
+        """What was answered: the first line, or where the template says that it stands.
+
+        A box that the prompt has opened counts as if it had been generated.
+        """
         text = answer_text(self.model.decode(tokens), self.form.one_line)
-        return text if self.form.one_line else _ANSWER.split(text)[-1].strip()
+        if self.form.one_line:
+            return text
+        opened = self.form.prefill if "boxed" in self.form.answer else ""
+        return ANSWER_RULES[self.form.answer](opened + text)
 
     def check(
         self,
@@ -271,7 +298,7 @@ class DocumentPrompts:
     @property
     def settings(self) -> dict[str, Any]:
         """What a run record says."""
-        template = self.template if isinstance(self.template, str) else vars(self.form)
+        template = self.template if isinstance(self.template, str) else self.form.as_record()
         return {
             "template": template,
             "label": self.label,
@@ -282,14 +309,7 @@ class DocumentPrompts:
 
 def scores(text: str, names: Sequence[str]) -> dict[str, Any]:
     """The metrics of an answer; None for all of them if the right one is unknown."""
-    if not names:
-        return dict.fromkeys(METRICS)
-    return {
-        "contained": contains(text, names),
-        "matched": matches(text, names),
-        "exact_match": exact_match(text, names),
-        "f1": f1_score(text, names),
-    }
+    return {name: METRICS[name](text, names) if names else None for name in SCORES}
 
 
 def question_details(fitted: FittedQuestion) -> dict[str, Any]:
@@ -299,6 +319,7 @@ def question_details(fitted: FittedQuestion) -> dict[str, Any]:
         "query": question.id,
         "question": question.question,
         "answer": question.answer,
+        "names": json.dumps(question.names, ensure_ascii=False),
         "bridge": question.hops[0].answer if question.hops else "",
         "hops": len(question.hops),
         "documents": len(question.documents),
@@ -306,7 +327,52 @@ def question_details(fitted: FittedQuestion) -> dict[str, Any]:
     }
 
 
-def check_metric(metric: str, known: Sequence[str] = METRICS) -> None:
+def usual_metric(run: Mapping[str, Any]) -> str:
+    """The metric of a run's template, `contained` if it has none."""
+    template = run.get("settings", {}).get("template")
+    if isinstance(template, str):
+        template = TEMPLATES[template].as_record() if template in TEMPLATES else {}
+    return str((template or {}).get("metric") or "contained")
+
+
+def scored_by(
+    result: Result,
+    metric: str | None,
+    table: pd.DataFrame | None = None,
+    known: Iterable[str] = METRICS,
+) -> tuple[pd.DataFrame, str]:
+    """A table of a result with the column of a metric, and the metric's name.
+
+    Args:
+        result: of an analysis over documents.
+        metric: one of `known`; that of the run's template if None.
+        table: with the columns `query` and `generation`; the result's frame if None.
+        known: the metrics that can be asked for.
+
+    Raises:
+        UsageError: for an unknown metric.
+        ResultError: if the metric is `paper`, and the result is of a version that did not keep the
+            aliases.
+    """
+    table = result.frame if table is None else table
+    metric = one_of("metric", metric or usual_metric(result.run), known)
+    if metric != PAPER:
+        return table, metric
+    if "names" not in result.details or result.details["names"].isna().any():
+        raise ResultError(
+            "this result, or a part of it, is of a version that did not keep the aliases of "
+            "answers, which the metric 'paper' needs: run it anew in another folder"
+        )
+    told = result.details.drop_duplicates("query").set_index("query")["names"]
+    names = {query: json.loads(each) for query, each in told.items()}
+    verdicts = [
+        METRICS[PAPER](text, names[query]) if names[query] else None
+        for query, text in zip(table["query"], table["generation"], strict=True)
+    ]
+    return table.assign(paper=pd.Series(verdicts, index=table.index)), metric
+
+
+def check_metric(metric: str, known: Iterable[str] = METRICS) -> None:
     """Raise a `UsageError` for an unknown metric."""
     one_of("metric", metric, known)
 

@@ -8,8 +8,9 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from hopscope.errors import UsageError, one_of
@@ -44,6 +45,7 @@ _ENGLISH = frozenset(_RUNNING_TEXT.split())
 _GROUP = r"[, ']\d{3}(?!\d)"
 """What continues a number whose thousands are set apart: "10" is not in "10,000" or "10 000"."""
 _GROUPED = re.compile(r"(?<!\d)\d{1,3}(?:[, ']\d{3})+(?!\d)")
+_ANSWER_IS = re.compile(r"(?:answer is|answer:)", re.IGNORECASE)
 _PIECES = re.compile(r"\d+|(?P<mark>(?<=\d)[.,:](?=\d)|^[.-](?=\d))|.", re.DOTALL)
 """Numbers, the marks inside and before them, and other characters."""
 
@@ -371,6 +373,87 @@ def contains(text: str, names: Iterable[str]) -> bool:
     """
     within = squashed(text)
     return any(name and name in within for name in map(squashed, _checked(names)))
+
+
+def contains_ascii(text: str, names: Iterable[str]) -> bool:
+    """Return whether a text contains one of the names, by the rule of Huang et al. 2025.
+
+    It is what their code calls exact match: every character that is not an ASCII letter, a digit
+    or white space is deleted, the rest is put in lower case, and a name may stand anywhere, in the
+    midst of a word, too. White space counts. A name of which nothing is left, such as one in
+    another script, never matches here; in their code it always does.
+
+    Example:
+        >>> contains_ascii("Beyonce Knowles", ["Beyoncé"]), contains_ascii("NewYork", ["New York"])
+        (True, False)
+    """
+    within = _ascii_only(text)
+    return any(name.strip() and name in within for name in map(_ascii_only, _checked(names)))
+
+
+def _ascii_only(text: str) -> str:
+    return re.sub(r"[^a-zA-Z0-9\s]", "", text).lower()
+
+
+def last_boxed(text: str) -> str:
+    """Return what stands in the last `\\boxed{…}` of a text, which ends with the brace that closes
+    it; an empty text if there is none.
+
+    Example:
+        >>> last_boxed(r"Not \boxed{Rome} but \boxed{\text{Paris}}.")
+        '\\\\text{Paris}'
+    """
+    for opened in reversed(list(re.finditer(r"\\boxed\s*\{", text))):
+        depth = 1
+        for brace in re.finditer(r"[{}]", text[opened.end() :]):
+            depth += 1 if brace[0] == "{" else -1
+            if not depth:
+                return text[opened.end() : opened.end() + brace.start()].strip()
+    return ""
+
+
+def first_boxed(text: str) -> str:
+    """Return what stands in the first `\\boxed{…}` of a text, up to the first closing brace; an
+    empty text if there is none. It is the rule of the code of Huang et al. 2025.
+
+    Example:
+        >>> first_boxed(r"Not \boxed{Rome} but \boxed{Paris}.")
+        'Rome'
+    """
+    found = re.search(r"\\boxed\{([^}]+)\}", text)
+    return found[1] if found else ""
+
+
+def last_line(text: str) -> str:
+    """Return the last line of a text that is not empty.
+
+    Example:
+        >>> last_line("The Tower is in France.\\nParis\\n")
+        'Paris'
+    """
+    return text.strip().rpartition("\n")[2]
+
+
+def after_answer_is(text: str) -> str:
+    """Return what follows the last "answer is" or "answer:" of a text; all of it if there is none.
+
+    Example:
+        >>> after_answer_is("France. So the answer is: Paris")
+        'Paris'
+    """
+    return _ANSWER_IS.split(text)[-1].strip()
+
+
+ANSWER_RULES: Mapping[str, Callable[[str], str]] = MappingProxyType(
+    {
+        "answer_is": after_answer_is,
+        "boxed": last_boxed,
+        "first_boxed": first_boxed,
+        "last_line": last_line,
+        "whole": str,
+    }
+)
+"""Where the answer stands in a text of several lines, by name."""
 
 
 def _squad_words(text: str) -> list[str]:

@@ -17,14 +17,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from hopscope.documents.framing import encoder_of, frame_of
 from hopscope.documents.lay_out import lay_out
 from hopscope.documents.layout import Encode, Layout
 from hopscope.documents.question_set import MultiDocQuestion
+from hopscope.documents.templates import Template, template_of
 from hopscope.documents.world_docs import NAMES, with_names
 from hopscope.engine.hooks import giving_masks
 from hopscope.errors import UsageError
 from hopscope.masks.algebra import Mask
 from hopscope.masks.lowering import lower, within_window
+from hopscope.models.chat import end_of_turn
 from hopscope.models.evaluation import plain_outputs
 from hopscope.models.language_model import LanguageModel
 from hopscope.training.fit import IGNORED
@@ -65,7 +68,7 @@ def drawn_layouts(
     hop_share: float,
     n_names: int,
     turns: int = 1,
-    template: str = "plain",
+    template: str | Template = "plain",
     second_hops: bool = True,
     seed: int,
 ) -> list[Layout]:
@@ -84,14 +87,15 @@ def drawn_layouts(
         n_names: number of invented names to draw from; 0 keeps the names of the questions.
         turns: the most questions in a prompt, each about a different chain in the same documents.
             All but the first follow the answer of the one before.
-        template: a name of `TEMPLATES`.
+        template: a name of `TEMPLATES`, or a template.
         second_hops: whether a single hop may be the second hop of its chain.
         seed: seed of everything that is drawn.
 
     Returns:
         One layout for each prompt.
     """
-    encode = encoder(model)
+    form = template_of(template)
+    encode, frame = encoder(model, form), frame_of(model, form)
     layouts = []
     for seen in range(step * batch_size, (step + 1) * batch_size):
         epoch, place = divmod(seen, len(questions))
@@ -104,7 +108,15 @@ def drawn_layouts(
         first = _one_hop(question, rng, second_hops) if rng.random() < hop_share else question
         further = _further_turns(question, rng, turns - 1, hop_share, second_hops)
         layouts.append(
-            lay_out(encode, first, order, template=template, answer=first.answer, turns=further)
+            lay_out(
+                encode,
+                first,
+                order,
+                template=form,
+                answer=first.answer,
+                turns=further,
+                frame=frame,
+            )
         )
     return layouts
 
@@ -158,28 +170,34 @@ def _one_hop(question: MultiDocQuestion, rng: random.Random, second_hops: bool) 
     return replace(question, question=text, answer=hop.answer)
 
 
-def encoder(model: LanguageModel) -> Encode:
-    """Return the tokenizer of a model in the form that `lay_out` expects."""
+def encoder(model: LanguageModel, template: str | Template = "plain") -> Encode:
+    """Return the tokenizer of a model in the form that `lay_out` expects.
 
-    def encode(text: str) -> tuple[Sequence[int], Sequence[tuple[int, int]]]:
-        encoded = model.encode(text)
-        return encoded.ids, encoded.offsets
+    Args:
+        model: the model.
+        template: of the prompts; a chat template brings its special tokens.
 
-    return encode
+    Raises:
+        UsageError: when it is called, for a text that does not fit into the context.
+    """
+    return encoder_of(model, template_of(template), fitting=True)
 
 
-def batch_of(model: LanguageModel, layouts: Sequence[Layout], mask: Mask) -> Batch:
+def batch_of(
+    model: LanguageModel, layouts: Sequence[Layout], mask: Mask, end: int | None = None
+) -> Batch:
     """Convert prompts with answers to a padded batch under a mask, on the model's device.
 
     Args:
         model: the model to be trained.
         layouts: prompts with answers.
         mask: the attention mask. Padding attends to itself only, and no token attends to padding.
+        end: the token to predict after an answer; that of `end_token` if None.
 
     Raises:
         UsageError: if a prompt has no answer, or if the mask leaves a token without any key.
     """
-    longest, end = max(map(len, layouts)), end_token(model)
+    longest, end = max(map(len, layouts)), end_token(model) if end is None else end
     ids = torch.full((len(layouts), longest), end)
     positions = torch.zeros_like(ids)
     targets = torch.full_like(ids, IGNORED)
@@ -195,12 +213,19 @@ def batch_of(model: LanguageModel, layouts: Sequence[Layout], mask: Mask) -> Bat
     return Batch(ids.to(device), positions.to(device), targets.to(device), masks)
 
 
-def end_token(model: LanguageModel) -> int:
+def end_token(model: LanguageModel, *, chat: bool = False) -> int:
     """Return the end-of-text token of a model.
+
+    Args:
+        model: the model.
+        chat: whether the token is meant with which the assistant's turn ends in a chat, if the
+            template has one.
 
     Raises:
         UsageError: if the model has none.
     """
+    if chat and (turn := end_of_turn(model.tokenizer)):
+        return min(turn)
     if not model.end_tokens:
         raise UsageError(
             f"{model.name} has no end-of-text token, so that its answers would never end; set "

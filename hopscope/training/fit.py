@@ -170,7 +170,7 @@ class _Optimizer:
                 {"params": list(others.values()), "weight_decay": 0.0},
             ],
             lr=schedule.learning_rate,
-            betas=(0.9, 0.98),
+            betas=schedule.betas,
         )
 
     def step(self, loss: Tensor, rate: float) -> None:

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from hopscope.documents.question_set import QuestionSet
+from hopscope.documents.templates import template_of
 from hopscope.errors import QueryError
 from hopscope.masks.algebra import Mask
 from hopscope.masks.named import mask_of
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import load_model
-from hopscope.training.batches import answer_loss, batch_of, drawn_layouts
+from hopscope.training.batches import answer_loss, batch_of, drawn_layouts, end_token
 from hopscope.training.fit import WEIGHTS, fit, open_training
 from hopscope.training.settings import TrainingSettings
 from hopscope.training.small_models import save_model, small_model, with_updates
@@ -39,13 +39,14 @@ def train(
 ) -> LanguageModel:
     """Train a model to answer questions over documents under an attention mask.
 
-    The loss is the cross-entropy of the answer tokens and the end of text. Batches and dropout
+    The loss is the cross-entropy of the answer tokens and the end of text, or, of a chat template,
+    the end of the turn. Batches and dropout
     depend only on the seed and the step, so that an interrupted run that continues from `out` ends
     with the same weights on the same device.
 
     Args:
-        questions: the training questions; each time a question is used, its documents are in a
-            newly drawn order.
+        questions: the training questions; each time a question is used, its documents are in an
+            order that is newly drawn from those of the settings.
         mask: the attention mask; a name of `MASKS`, or a mask.
         model: a pretrained model, which is not changed: a copy is trained with LoRA, and the
             updates are merged into its weights at the end. None trains a small model from scratch.
@@ -71,6 +72,7 @@ def train(
     settings, mask = settings or TrainingSettings(), mask_of(mask)
     if not len(questions):
         raise QueryError(f"{questions.name} is an empty question set: there is nothing to train on")
+    settings = settings.for_questions(len(questions))
     start = small_model(questions, settings, seed) if model is None else load_model(model)
     folder = None if out is None else Path(out)
     if folder is not None:
@@ -83,6 +85,7 @@ def train(
     if adapted is None:
         hf.requires_grad_(True)
     trained = LanguageModel(hf, start.tokenizer, start.name)
+    end = end_token(trained, chat=template_of(settings.template).chat)
 
     def loss_of(step: int) -> Tensor:
         layouts = drawn_layouts(
@@ -98,7 +101,7 @@ def train(
             second_hops=settings.second_hops,
             seed=seed,
         )
-        return answer_loss(trained, batch_of(trained, layouts, mask))
+        return answer_loss(trained, batch_of(trained, layouts, mask, end))
 
     bar = f"train {mask.name}"
     fit(hf, loss_of, settings, seed=seed, folder=folder, description=bar, progress=progress)
@@ -117,7 +120,7 @@ def _recipe(
     """Return everything that the trained weights depend on, as JSON."""
     return {
         "mask": mask.name,
-        "settings": {k: v for k, v in asdict(settings).items() if k != "checkpoint_every"},
+        "settings": {k: v for k, v in settings.as_record().items() if k != "checkpoint_every"},
         "seed": seed,
         "start": {"name": start.name, "sha256": start.fingerprint, "setup": start.setup},
         "questions": {"name": questions.name, "sha256": questions.fingerprint},

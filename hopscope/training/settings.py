@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
 
-from hopscope.documents.templates import template_of
+from hopscope.documents.templates import Template, template_of
 from hopscope.documents.world_docs import NAMES
-from hopscope.errors import UsageError
+from hopscope.errors import UsageError, one_of
+
+Decay = Literal["cosine", "linear"]
+ADDED = ("decay", "betas", "lora_dropout", "epochs")
+"""Settings that earlier versions lack, whose runs are recorded without them."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Length and learning rate of a training with AdamW (betas 0.9 and 0.98).
+    """Length and learning rate of a training with AdamW.
 
     Attributes:
         steps: number of optimizer steps.
         batch_size: examples per step.
-        learning_rate: peak learning rate, reached after the warm-up; it decays to 0 as a cosine.
+        learning_rate: peak learning rate, reached after the warm-up; then it decays to 0.
         warmup_steps: steps over which the learning rate rises linearly from 0.
         weight_decay: weight decay of matrices; norms and biases have none.
         clip: largest norm of the gradient.
@@ -25,6 +30,8 @@ class Schedule:
         bfloat16: whether to compute in bfloat16 with torch's autocast; weights keep their dtype.
         hold: share of the steps after which the learning rate begins to decay. Abilities that are
             learned abruptly, such as composing two hops, need the full rate until then.
+        decay: how the learning rate decays: as a `cosine`, or `linear`.
+        betas: the decay rates of AdamW's running means of gradients and of their squares.
 
     Raises:
         UsageError: if a value is out of range.
@@ -39,6 +46,8 @@ class Schedule:
     checkpoint_every: int = 500
     bfloat16: bool = False
     hold: float = 0.0
+    decay: Decay = "cosine"
+    betas: tuple[float, float] = (0.9, 0.98)
 
     def __post_init__(self) -> None:
         check_positive(self, "steps", "batch_size", "learning_rate", "clip", "checkpoint_every")
@@ -47,6 +56,10 @@ class Schedule:
             raise UsageError(
                 f"hold must be a share of the steps from 0 to below 1, not {self.hold}"
             )
+        one_of("decay", self.decay, get_args(Decay))
+        object.__setattr__(self, "betas", tuple(self.betas))
+        if len(self.betas) != 2 or not all(0 <= each < 1 for each in self.betas):
+            raise UsageError(f"betas must be two numbers from 0 to below 1, not {self.betas}")
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
@@ -54,7 +67,18 @@ class Schedule:
             return self.learning_rate * (step + 1) / self.warmup_steps
         start = max(self.warmup_steps, int(self.hold * self.steps))
         done = max(0, step - start) / max(1, self.steps - start)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+        left = 1 - done if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        return self.learning_rate * left
+
+    def as_record(self) -> dict[str, Any]:
+        """Return what a run's record says; of the settings in `ADDED` only those that are set."""
+        given = asdict(self)
+        for each in fields(self):
+            if each.name in ADDED and given[each.name] == each.default:
+                del given[each.name]
+        if isinstance(template := getattr(self, "template", None), Template):
+            given["template"] = template.as_record()
+        return given
 
 
 def check_positive(settings: object, *names: str) -> None:
@@ -112,12 +136,16 @@ class TrainingSettings(Schedule):
             so that answers cannot be memorised; 0 keeps the names of the questions.
         turns: the most questions about the same documents in one prompt, each about a different
             chain. The loss includes the answer of each.
-        template: a name of `hopscope.documents.templates.TEMPLATES`.
+        template: a name of `hopscope.documents.templates.TEMPLATES`, or a template. In a chat, the
+            answer is the assistant's turn, and the end of that turn is learned with it.
         second_hops: whether the second hop of a chain may be asked on its own. Over bare pairs of
             names it is the harder hop, because its name occurs twice in the documents.
         n_layers, d_model, n_heads, d_mlp: shape of a model that is trained from scratch.
         lora_rank: rank of the low-rank updates of a pretrained model.
         lora_alpha: the updates are scaled by `lora_alpha / lora_rank`.
+        lora_dropout: share of the inputs of the updates that are dropped in training.
+        epochs: passes over the questions, which then say how many steps there are; `steps` does if
+            None.
         steps, batch_size, ...: as in `Schedule`.
 
     Raises:
@@ -133,7 +161,7 @@ class TrainingSettings(Schedule):
     orders: tuple[str, ...] = ()
     n_names: int = 20
     turns: int = 2
-    template: str = "plain"
+    template: str | Template = "plain"
     second_hops: bool = True
     n_layers: int = 4
     d_model: int = 64
@@ -141,6 +169,8 @@ class TrainingSettings(Schedule):
     d_mlp: int = 256
     lora_rank: int = 8
     lora_alpha: float = 16.0
+    lora_dropout: float = 0.0
+    epochs: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,6 +181,12 @@ class TrainingSettings(Schedule):
         if not 0 <= self.n_names <= len(NAMES):
             raise UsageError(f"n_names must lie between 0 and {len(NAMES)}, not {self.n_names}")
         check_shares(self, "hop_share", "late_hop_share")
+        if not 0 <= self.lora_dropout < 1:
+            raise UsageError(f"lora_dropout must be 0 or more and below 1, not {self.lora_dropout}")
+        if self.epochs is not None:
+            check_positive(self, "epochs")
+        if template_of(self.template).chat and self.turns > 1:
+            raise UsageError("a chat template takes one question with its answer: set turns=1")
         check_not_negative(self, "late")
         if self.d_model % (2 * self.n_heads):
             raise UsageError(
@@ -158,6 +194,34 @@ class TrainingSettings(Schedule):
                 f"{self.n_heads} heads needs an even width"
             )
 
+    def for_questions(self, n: int) -> TrainingSettings:
+        """Return the settings with the steps that `epochs` passes over `n` questions take."""
+        if self.epochs is None:
+            return self
+        return replace(self, steps=max(1, math.ceil(self.epochs * n / self.batch_size)))
+
     def hops_at(self, step: int) -> float:
         """Return the share of prompts that ask a single hop at a step, counted from 0."""
         return share_at(step, self.hop_share, self.late_hop_share, self.late)
+
+
+PAPER_FINETUNING = TrainingSettings(
+    batch_size=1,
+    learning_rate=5e-5,
+    warmup_steps=0,
+    weight_decay=0.0,
+    decay="linear",
+    betas=(0.9, 0.999),
+    bfloat16=True,
+    hop_share=0.0,
+    orders=("original",),
+    n_names=0,
+    turns=1,
+    template="paper_tuned",
+    lora_dropout=0.05,
+    epochs=5,
+)
+"""The recipe of Huang et al. 2025 (Masking in Multi-hop QA): LoRA of rank 8 on all linear maps of
+the blocks, five passes over MuSiQue's training part in the original order, one question a step, and
+what transformers' trainer does where their code says nothing. The loss is that of the assistant's
+turn."""

@@ -159,6 +159,7 @@ def with_updates(hf: nn.Module, settings: TrainingSettings, seed: int, device: t
     config = LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=settings.lora_dropout,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )

@@ -63,7 +63,7 @@ class Recipe:
 
     def as_json(self) -> dict[str, Any]:
         """Return everything that the trained weights depend on, as JSON."""
-        schedule = asdict(self.schedule)
+        schedule = self.schedule.as_record()
         del schedule["checkpoint_every"]
         return {
             "task": {"kind": self.task.kind, **asdict(self.task)},  # type: ignore[call-overload]

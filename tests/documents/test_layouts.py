@@ -56,7 +56,7 @@ def test_every_segment_has_the_text_of_its_part(
     tiny_model: LanguageModel, template: Any, question: Any, label: Any
 ) -> None:
     encode = encode_by(tiny_model)
-    if template in ("answer_only", "cot", "chat"):  # too long for the context of tiny models
+    if template not in ("plain", "bare", SHORT):  # too long for the context of tiny models
         question = question.without(question.distractors)
         template = replace(template_of(template), instruction="Answer the question.\n\n")
     form = template_of(template)
@@ -68,10 +68,13 @@ def test_every_segment_has_the_text_of_its_part(
     parts = [form.instruction]
     for place, index in enumerate(order):
         document = question.documents[question.numbers.index(index)]
-        number = {"position": f" [{place + 1}]", "fixed": f" [{index + 1}]", "none": ""}[label]
-        title, text = (" ".join(each.split()) for each in (document.title, document.text))
+        first = form.first_number
+        number = {"position": f" [{place + first}]", "fixed": f" [{index + first}]", "none": ""}
+        title, text = document.title, document.text
+        if not form.verbatim:
+            title, text = (" ".join(each.split()) for each in (title, text))
         part = form.document.replace("{title}", "\x00").replace("{text}", "\x01")
-        part = part.replace("{label}", number).replace("\x00", title).replace("\x01", text)
+        part = part.replace("{label}", number[label]).replace("\x00", title).replace("\x01", text)
         parts.append(part)
     parts += [form.question.replace("{question}", question.question), " Yes"]
     assert layout.text == "".join(parts)

@@ -30,12 +30,12 @@ from hopscope.experiments.analysis import (
 from hopscope.experiments.arguments import OneOf, Orders, check_masks
 from hopscope.masks.algebra import Mask
 from hopscope.prompting.document_prompts import (
-    VERDICTS,
+    RIGHT_OR_WRONG,
     DocumentModel,
     DocumentPrompts,
     FittedQuestion,
-    check_metric,
     question_details,
+    scored_by,
     scores,
 )
 from hopscope.prompting.generation import answer_span
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PER_PART = 4
-READ = ("answer", "last")
+READ = ("answer", "last", "generated")
 VERSION = ["query", "order", "mask"]
 
 
@@ -83,7 +83,7 @@ class DocumentAttention(Result):
         summed = means.groupby(level=keys[:-1], sort=False).sum()
         return summed.rename("ic").reset_index()
 
-    def peaks(self, metric: str = "contained") -> pd.DataFrame:
+    def peaks(self, metric: str | None = None) -> pd.DataFrame:
         """The largest IC of each version, of which document, and whether the answer is right.
 
         Of a question without a known answer, `correct` is None.
@@ -94,15 +94,13 @@ class DocumentAttention(Result):
         Raises:
             UsageError: for a metric that is not right or wrong.
         """
-        check_metric(metric, VERDICTS)
         ic = self.ic()
         highest = ic.loc[ic.groupby(VERSION, sort=False)["ic"].idxmax()]
         highest = highest.rename(columns={"ic": "peak"})
-        verdicts = self.details[[*VERSION, metric]].rename(columns={metric: "correct"})
-        table = highest.merge(verdicts, on=VERSION)
+        table = highest.merge(self._verdicts(metric), on=VERSION)
         return table[[*VERSION, "peak", "document", "hop", "correct"]]
 
-    def compare(self, metric: str = "contained") -> pd.DataFrame:
+    def compare(self, metric: str | None = None) -> pd.DataFrame:
         """Peaks of right against wrong answers.
 
         Returns:
@@ -121,7 +119,7 @@ class DocumentAttention(Result):
         table = pd.DataFrame(rows, columns=columns)
         return table.assign(p_holm=holm(table["p"].to_numpy()))
 
-    def by_layer(self, metric: str = "contained", seed: int = 0) -> pd.DataFrame:
+    def by_layer(self, metric: str | None = None, seed: int = 0) -> pd.DataFrame:
         """The attention to a document of each hop by block, for right and for wrong answers.
 
         Heads are averaged; of the distractors the mean is taken.
@@ -132,11 +130,14 @@ class DocumentAttention(Result):
         Raises:
             UsageError: for a metric that is not right or wrong.
         """
-        check_metric(metric, VERDICTS)
         means = self.frame.groupby([*VERSION, "hop", "layer"], sort=False)["mass"].mean()
-        verdicts = self.details[[*VERSION, metric]].rename(columns={metric: "correct"})
-        table = means.reset_index().merge(verdicts, on=VERSION)
+        table = means.reset_index().merge(self._verdicts(metric), on=VERSION)
         return intervals(table, ["order", "mask", "correct", "hop", "layer"], "mass", "mass", seed)
+
+    def _verdicts(self, metric: str | None) -> pd.DataFrame:
+        """Whether the answer of each version is right."""
+        told, metric = scored_by(self, metric, self.details, RIGHT_OR_WRONG)
+        return told[[*VERSION, metric]].rename(columns={metric: "correct"})
 
     def by_head(self) -> pd.DataFrame:
         """The mean attention of each head to a document of each hop.
@@ -150,12 +151,13 @@ class DocumentAttention(Result):
     def tables(self) -> dict[str, pd.DataFrame]:
         return {"compare": self.compare(), "peaks": self.peaks()}
 
-    def printed(self, seed: int = 0, metric: str = "contained") -> dict[str, pd.DataFrame]:
+    def printed(self, seed: int = 0, metric: str | None = None) -> dict[str, pd.DataFrame]:
         """The peaks of right against wrong answers, and of each.
 
         Args:
             seed: as every result takes one; nothing is drawn here.
-            metric: `contained`, `matched` or `exact_match`.
+            metric: `contained`, `matched`, `exact_match` or `paper`; if None what suits the
+                template.
         """
         return {"rows": self.compare(metric), "peaks": self.peaks(metric)}
 
@@ -205,8 +207,13 @@ def _against(right: np.ndarray, wrong: np.ndarray) -> tuple[Any, ...]:
     subsets=("documents",),
     order=110,
     keywords=WITHOUT_MEMORY,
-    accepts={"orders": Orders(), "read": OneOf(READ), "metric": OneOf(VERDICTS)},
+    accepts={
+        "orders": Orders(),
+        "read": OneOf(READ),
+        "metric": OneOf(RIGHT_OR_WRONG, optional=True),
+    },
     in_study=lambda _: {"orders": ("forward", "backward")},
+    parity={"template": "paper_whole", "read": "generated"},
 )
 def attention_to_documents(
     model: DocumentModel,
@@ -232,8 +239,11 @@ def attention_to_documents(
         orders: names, such as `original`, `forward` or `shuffle_0`, or lists of indices.
         masks: names, such as `causal` or `document_block`, or masks; the model's usual one if None.
         read: the tokens whose attention is read: those of the `answer` as the model generates it
-            (its first line), or the `last` one of the prompt, which predicts its first token.
-        template: `answer_only`, `cot`, `plain` or `chat`; what suits the questions if None.
+            (its first line); the `last` one of the prompt, which predicts its first token; or all
+            that are `generated` but the end of the turn and a closing brace right before it, as in
+            the authors' code.
+        template: `answer_only`, `cot`, `plain` or `chat`, `paper_whole`, which is the authors', or
+            a `Template`; what suits the questions if None.
         label: the number in front of a document: its displayed `position`, `fixed`, or `none`.
         max_new_tokens: tokens of an answer; the template's own number if None.
 
@@ -310,22 +320,36 @@ def read_masses(
 ) -> tuple[Tensor, int]:
     """The attention to segments, averaged over the tokens that are read.
 
-    Thoughts before the answer are not read. Of an answer of no token (an empty line, or none before
-    a thought ends) the prompt's last token is read.
+    Thoughts before the answer are not read, except as `generated`. Of an answer of no token (an
+    empty line, or none before a thought ends) the prompt's last token is read.
 
     Args:
         prompts: the questions as the model reads them.
         masses: as in `Readings.masses`, shape (token, layer, head, segment).
         tokens: what was generated.
-        read: `answer` or `last`.
+        read: `answer`, `last` or `generated`.
 
     Returns:
         Shape (layer, head, segment), and how many tokens were read.
     """
-    answer = answer_span(prompts.model, tokens, prompts.form.one_line)
+    if read == "generated":
+        answer = _generated(prompts, tokens)
+    else:
+        answer = answer_span(prompts.model, tokens, prompts.form.one_line)
     if read == "last" or not answer:
         return masses[0], 0
     return masses[1 + answer.start : 1 + answer.stop].mean(dim=0), len(answer)
+
+
+def _generated(prompts: DocumentPrompts, tokens: Sequence[int]) -> range:
+    """The generated tokens that the code of Huang et al. 2025 reads.
+
+    All but the last, which ends the turn or is the last that there was room for, and but a closing
+    brace before that.
+    """
+    n = min(len(tokens), prompts.room - 1)
+    closes = n > 1 and prompts.model.decode(tokens[n - 1 : n]) == "}"
+    return range(n - closes)
 
 
 def document_masses(layout: Layout, mass: Tensor) -> pd.DataFrame:

@@ -32,8 +32,8 @@ from hopscope.prompting.document_prompts import (
     VERDICTS,
     DocumentModel,
     DocumentPrompts,
-    check_metric,
     question_details,
+    scored_by,
     scores,
 )
 from hopscope.queries.answers import squashed
@@ -73,7 +73,7 @@ class OrderChoice(Result):
         "f1": "float64",
     }
 
-    def choices(self, metric: str = "contained") -> pd.DataFrame:
+    def choices(self, metric: str | None = None) -> pd.DataFrame:
         """The score of each question by strategy.
 
         `mean`: of all shuffles, what a random one gives. `peak`: of the answer with the highest
@@ -86,9 +86,9 @@ class OrderChoice(Result):
         Raises:
             UsageError: for an unknown metric.
         """
-        check_metric(metric)
+        frame, metric = scored_by(self, metric)
         rows = {}
-        for query, group in self.frame.groupby("query", sort=False):
+        for query, group in frame.groupby("query", sort=False):
             values = group[metric].to_numpy()
             answers = [squashed(text) for text in group["generation"]]
             common = Counter(answers).most_common(1)[0][0]
@@ -100,7 +100,7 @@ class OrderChoice(Result):
             }
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("query")
 
-    def summary(self, metric: str = "contained", seed: int = 0) -> pd.DataFrame:
+    def summary(self, metric: str | None = None, seed: int = 0) -> pd.DataFrame:
         """Accuracy by strategy, and what it gains over a random shuffle.
 
         Returns:
@@ -120,12 +120,13 @@ class OrderChoice(Result):
     def tables(self) -> dict[str, pd.DataFrame]:
         return {"summary": self.summary()}
 
-    def printed(self, seed: int = 0, metric: str = "contained") -> dict[str, pd.DataFrame]:
+    def printed(self, seed: int = 0, metric: str | None = None) -> dict[str, pd.DataFrame]:
         """The summary.
 
         Args:
             seed: of the bootstrap.
-            metric: `contained`, `matched`, `exact_match` or `f1`.
+            metric: `contained`, `matched`, `exact_match`, `f1` or `paper`; if None what suits the
+                template.
         """
         return {"summary": self.summary(metric, seed)}
 
@@ -146,7 +147,7 @@ class OrderChoice(Result):
             )
         return sentences
 
-    def plot(self, ax: Axes | None = None, metric: str = "contained") -> Axes:
+    def plot(self, ax: Axes | None = None, metric: str | None = None) -> Axes:
         """Draw accuracy by strategy."""
         from hopscope.experiments.documents import plots
 
@@ -164,8 +165,9 @@ class OrderChoice(Result):
     subsets=("documents",),
     order=120,
     keywords=WITHOUT_MEMORY,
-    accepts={"k": AtLeast(1), "read": OneOf(READ), "metric": OneOf(METRICS)},
+    accepts={"k": AtLeast(1), "read": OneOf(READ), "metric": OneOf(tuple(METRICS), optional=True)},
     in_study=lambda scale: {"k": scale.shuffles},
+    parity={"template": "paper_whole", "read": "generated"},
 )
 def best_order(
     model: DocumentModel,
@@ -186,8 +188,10 @@ def best_order(
         questions: the questions; each needs at least `k` orders.
         k: how many shuffled orders to try.
         mask: a name, such as `causal` or `document_block`, or a mask.
-        read: `answer` or `last`: whose attention is read.
-        template: `answer_only`, `cot`, `plain` or `chat`; what suits the questions if None.
+        read: `answer`, `last` or `generated`: whose attention is read; see
+            `attention_to_documents`.
+        template: `answer_only`, `cot`, `plain` or `chat`, `paper_whole`, which is the authors' in
+            this choice, or a `Template`; what suits the questions if None.
         label: the number in front of a document: its displayed `position`, `fixed`, or `none`.
         max_new_tokens: tokens of an answer; the template's own number if None.
 

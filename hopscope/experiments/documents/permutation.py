@@ -5,7 +5,8 @@ Masking in Multi-hop QA (Huang et al. 2025), sections 3 and 4.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack, get_args
@@ -17,6 +18,7 @@ from hopscope.documents.orders import Order, order_name
 from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
 from hopscope.documents.templates import Template
 from hopscope.engine.read_out import Version
+from hopscope.errors import UsageError
 from hopscope.experiments.analysis import (
     WITHOUT_MEMORY,
     RunKeywords,
@@ -34,7 +36,9 @@ from hopscope.prompting.document_prompts import (
     DocumentPrompts,
     accuracies,
     question_details,
+    scored_by,
     scores,
+    usual_metric,
 )
 from hopscope.results.headline import Headline
 from hopscope.results.result import Result
@@ -44,6 +48,8 @@ from hopscope.statistics import holm, paired
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+logger = logging.getLogger(__name__)
 
 PER_PART = 4
 GROUP = ["order", "mask", "permuting"]
@@ -72,21 +78,23 @@ class Permutation(Result):
         "bridge": "bool",
     }
 
-    def accuracy(self, metric: str = "contained", seed: int = 0) -> pd.DataFrame:
+    def accuracy(self, metric: str | None = None, seed: int = 0) -> pd.DataFrame:
         """Accuracy for each order, mask and way of permuting.
 
         Args:
-            metric: `contained`, `matched`, `exact_match` or `f1`.
+            metric: `contained`, `matched`, `exact_match`, `f1`, or `paper`, the containment of the
+                authors' code; if None what suits the run's template: `contained`, or `paper`.
             seed: of the bootstrap, for `f1`.
 
         Returns:
             Columns `order, mask, permuting, n, accuracy, low, high`: Wilson 95 % intervals, or a
             bootstrap for `f1`.
         """
-        return accuracies(self.frame, GROUP, metric, seed)
+        frame, metric = scored_by(self, metric)
+        return accuracies(frame, GROUP, metric, seed)
 
     def compare(
-        self, base: str | None = None, metric: str = "contained", seed: int = 0
+        self, base: str | None = None, metric: str | None = None, seed: int = 0
     ) -> pd.DataFrame:
         """Each order against another one on the same questions, mask and way of permuting.
 
@@ -105,7 +113,7 @@ class Permutation(Result):
         return self._paired("order", base, ["mask", "permuting"], metric, seed)
 
     def compare_masks(
-        self, base: str | None = None, metric: str = "contained", seed: int = 0
+        self, base: str | None = None, metric: str | None = None, seed: int = 0
     ) -> pd.DataFrame:
         """Each mask against another one on the same questions and orders; as `compare`.
 
@@ -115,11 +123,12 @@ class Permutation(Result):
         return self._paired("mask", base, ["order", "permuting"], metric, seed)
 
     def _paired(
-        self, column: str, base: str | None, within: list[str], metric: str, seed: int
+        self, column: str, base: str | None, within: list[str], metric: str | None, seed: int
     ) -> pd.DataFrame:
         base = self.in_run(column, base)
+        frame, metric = scored_by(self, metric)
         rows: list[dict[str, Any]] = []
-        for key, group in self.frame.groupby(within, sort=False):
+        for key, group in frame.groupby(within, sort=False):
             table = group.pivot(index="query", columns=column, values=metric)
             for name in dict.fromkeys(group[column]):
                 if name == base or base not in table:
@@ -153,12 +162,13 @@ class Permutation(Result):
         )
         return table.reset_index().fillna({"example": ""})
 
-    def printed(self, seed: int = 0, metric: str = "contained") -> dict[str, pd.DataFrame]:
+    def printed(self, seed: int = 0, metric: str | None = None) -> dict[str, pd.DataFrame]:
         """Accuracy, each order against the first, and some of what was answered.
 
         Args:
             seed: of the bootstrap.
-            metric: `contained`, `matched`, `exact_match` or `f1`.
+            metric: `contained`, `matched`, `exact_match`, `f1` or `paper`; if None what suits the
+                template.
         """
         compared = self.compare(None, metric, seed)
         rows = self.accuracy(metric, seed)
@@ -198,11 +208,54 @@ class Permutation(Result):
         """The order that others are compared with: `forward` if there is one, else the first."""
         return "forward" if (self.frame["order"] == "forward").any() else None
 
-    def plot(self, ax: Axes | None = None, metric: str = "contained") -> Axes:
+    def plot(self, ax: Axes | None = None, metric: str | None = None) -> Axes:
         """Draw accuracy by order, a colour for each mask."""
         from hopscope.experiments.documents import plots
 
         return plots.order_points(self.accuracy(metric), ax)
+
+
+def accuracy_table(results: Iterable[Permutation], metric: str | None = None) -> pd.DataFrame:
+    """Lay the accuracy of several runs side by side, in the form of the paper's tables.
+
+    Args:
+        results: such as those of several models, or of one with several templates.
+        metric: as for `Permutation.accuracy`; if None that of the templates, which must agree.
+
+    Returns:
+        One row a model, template, mask, way of permuting and number of questions (the index), one
+        column an order: accuracy in per cent, NaN where a run has no such order.
+
+    Raises:
+        UsageError: for no result, or templates that are scored by different metrics.
+
+    Example:
+        >>> accuracy_table([load_result("runs/0.5b"), load_result("runs/1.5b")])  # doctest: +SKIP
+    """
+    results = list(results)
+    usual = list(dict.fromkeys(metric or usual_metric(each.run) for each in results))
+    if len(usual) != 1:
+        raise UsageError(
+            f"the templates of these runs are scored by {' and '.join(usual)}: give one metric"
+            if usual
+            else "give at least one result of permute_documents"
+        )
+    asked = {each.run.get("queries", {}).get("sha256") for each in results}
+    if len(asked) > 1:
+        logger.warning("these runs do not ask the same questions, or not in the same way")
+    tables = []
+    for each in results:
+        template = each.run.get("settings", {}).get("template")
+        model = each.run.get("model", {}).get("name", "?")
+        named = {"model": model, "template": template if isinstance(template, str) else "own"}
+        tables.append(each.accuracy(usual[0]).assign(**named))
+    table = pd.concat(tables, ignore_index=True)
+    orders = list(dict.fromkeys(table["order"]))
+    keys = ["model", "template", "mask", "permuting", "n"]
+    rows = table[keys].drop_duplicates()
+    wide = table.pivot_table(index=keys, columns="order", values="accuracy", aggfunc="last")
+    wide = 100 * wide.loc[list(rows.itertuples(index=False, name=None)), orders]
+    return wide.rename_axis(columns=None)
 
 
 @analysis(
@@ -219,8 +272,9 @@ class Permutation(Result):
     accepts={
         "orders": Orders(),
         "permuting": ListOf(get_args(Way), noun="way"),
-        "metric": OneOf(METRICS),
+        "metric": OneOf(tuple(METRICS), optional=True),
     },
+    parity={"template": "paper"},
     in_study=lambda _: {"masks": STUDIED_MASKS},
 )
 def permute_documents(
@@ -250,7 +304,9 @@ def permute_documents(
             bidirectional in the encoder of an encoder-decoder.
         permuting: what an order changes: `text` (tokens move), `positions` (only their position
             ids), `mask` (only who sees whom), `positions+mask`.
-        template: `answer_only`, `cot`, `plain` or `chat`; what suits the questions if None.
+        template: `answer_only`, `cot`, `plain` or `chat`, one of the authors' own (`paper`,
+            `paper_cot`, `paper_cot_last_line`, `paper_tuned`), or a `Template`; what suits the
+            questions if None.
         label: the number in front of a document: its displayed `position`, `fixed`, or `none`.
         max_new_tokens: tokens of an answer; the template's own number if None.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
@@ -18,11 +18,10 @@ import pandas as pd
 from scipy import stats
 
 from hopscope.display.front_end import ProgressBar
-from hopscope.documents.lay_out import lay_out
 from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
+from hopscope.documents.templates import Template
 from hopscope.documents.world_docs import NAMES, with_names, world_docs
-from hopscope.engine.masked.read import read
-from hopscope.engine.read_out import ReadOut, Version
+from hopscope.engine.read_out import Version
 from hopscope.errors import UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
 from hopscope.experiments.arguments import as_list
@@ -30,15 +29,14 @@ from hopscope.masks.algebra import Mask
 from hopscope.masks.named import mask_of
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import load_model
-from hopscope.queries.answers import exact_match, first_line
+from hopscope.prompting.document_prompts import METRICS, DocumentPrompts
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import provenance
 from hopscope.results.runs import run_parts
 from hopscope.statistics import holm, t_interval, t_intervals
-from hopscope.training.batches import encoder
 from hopscope.training.mask_training import train
-from hopscope.training.settings import TrainingSettings
+from hopscope.training.settings import PAPER_FINETUNING, TrainingSettings
 from hopscope.training.small_models import small_model
 
 logger = logging.getLogger(__name__)
@@ -84,8 +82,9 @@ class PrefixTraining(Result):
     trained under, the one that it was read under (`control` is `none` if they are the same, else
     `other_mask`: the mask it was not trained for), the seed of the training, the order of the
     documents, `generated` and whether that is `correct`: the answer and nothing else, up to case
-    and punctuation. Where the arms of a seed go on from one model, pretrained here or given, its
-    own answers are there, too, with `mask` and `control` `base`. `details` has one row a query.
+    and punctuation, or what the template's metric says. Where the arms of a seed go on from one
+    model, pretrained here or given, its own answers are there, too, with `mask` and `control`
+    `base`. `details` has one row a query.
     Held-out questions differ from seed to seed, but are the same for all arms of one seed.
     """
 
@@ -207,6 +206,7 @@ def many_world_docs(
     asks="models",
     order=140,
     keywords=("progress", "out"),
+    parity={"settings": PAPER_FINETUNING},
 )
 def compare_masks(
     masks: Sequence[str | Mask] = ("causal", "prefix_bidirectional"),
@@ -233,7 +233,8 @@ def compare_masks(
         held_out: how many questions of a seed are not trained on.
         orders: of the documents when held-out questions are asked.
         model: a pretrained model that is trained by LoRA; None makes a small one from nothing.
-        settings: of the training of the arms. `TrainingSettings()` by default; if no model is
+        settings: of the training of the arms, such as `PAPER_FINETUNING`, the recipe of Huang et
+            al. for chat models. `TrainingSettings()` by default; if no model is
             given, `FINETUNING` after `PRETRAINING`: models that have read in one order learn to
             read in all.
         pretraining: of a training under a causal mask that comes before.
@@ -269,8 +270,8 @@ def compare_masks(
         "orders": list(orders),
         "trained_on": questions.fingerprint,
         "from_scratch": start is None,
-        "training": asdict(settings),
-        "pretraining": None if pretraining is None else asdict(pretraining),
+        "training": settings.as_record(),
+        "pretraining": None if pretraining is None else pretraining.as_record(),
     }
     record = provenance(shown, held_out_questions, PrefixTraining.kind, recorded)
 
@@ -379,7 +380,7 @@ def _answers_table(
     trained: Mapping[str, LanguageModel],
     held: QuestionSet,
     orders: Sequence[str],
-    template: str,
+    template: str | Template,
     seed: int,
     progress: bool,
 ) -> Tables:
@@ -410,7 +411,7 @@ def answers_under(
     questions: Sequence[MultiDocQuestion],
     mask: str | Mask = "causal",
     orders: Sequence[str] = ORDERS,
-    template: str = "plain",
+    template: str | Template = "plain",
     progress: bool = True,
 ) -> pd.DataFrame:
     """What a model answers to prompts as `train` shows them, greedily.
@@ -424,22 +425,25 @@ def answers_under(
         progress: show a progress bar.
 
     Returns:
-        Columns order, query (its id), generated (the first line), correct.
+        Columns order, query (its id), generated (the answer in it), correct.
     """
-    mask, encode = mask_of(mask), encoder(model)
-    read_out = ReadOut(max_new_tokens=MAX_NEW_TOKENS)
+    mask, asked = mask_of(mask), QuestionSet(tuple(questions))
+    prompts = DocumentPrompts(model, asked, template)
+    if not prompts.form.chat:
+        prompts = replace(prompts, max_new_tokens=MAX_NEW_TOKENS)
+    is_right = METRICS[prompts.form.metric or "exact_match"]
     rows: list[Mapping[str, Any]] = []
     starts = range(0, len(questions), QUESTIONS_AT_ONCE)
     for start in ProgressBar(starts, desc=f"ask under {mask.name}", disable=not progress):
         some = questions[start : start + QUESTIONS_AT_ONCE]
         ordered = [(order, each) for each in some for order in orders]
         versions = [
-            Version(lay_out(encode, each, order, template=template), mask)
+            Version(prompts.layout(prompts.fitted_question(each), order), mask)
             for order, each in ordered
         ]
-        tokens = read(model, versions, read_out).outputs.tokens
+        tokens = prompts.read(versions).outputs.tokens
         for (order, each), generated in zip(ordered, tokens, strict=True):
-            text = first_line(model.decode(generated))
-            right = exact_match(text, each.names)
+            text = prompts.answer(generated)
+            right = is_right(text, each.names)
             rows.append({"order": order, "query": each.id, "generated": text, "correct": right})
     return pd.DataFrame(rows)

@@ -186,7 +186,7 @@ def data_needed(
     if not tasks:
         raise UsageError("give at least one size, number of examples and seed")
     first = untrained(tasks[0].words, shape, tasks[0].seed, "untrained")  # stands for all of them
-    settings = {"shape": asdict(shape), "schedule": asdict(schedule)}
+    settings = {"shape": asdict(shape), "schedule": schedule.as_record()}
     record = provenance(first, _Trainings(tasks), DataNeeded.kind, settings)
 
     def compute(number: int) -> Tables:
