@@ -73,6 +73,22 @@ def encode_by(model: LanguageModel) -> Encode:
     return encode
 
 
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def chat_model(name: str = "tiny-random-qwen2", n_positions: int = 2048) -> LanguageModel:
+    """A tiny model with the turns of Qwen2.5, and room for the prompts of a paper."""
+    hf, tokenizer = build_tiny(name)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    hf.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    hf.config.max_position_embeddings = n_positions
+    tokenizer.chat_template = CHATML
+    return load_model(hf, device="cpu", tokenizer=tokenizer, name=f"{name}-chat")
+
+
 def by_characters(text: str) -> tuple[Sequence[int], Sequence[tuple[int, int]]]:
     """A tokenizer with a token for each character."""
     return [ord(each) for each in text], [(place, place + 1) for place in range(len(text))]

@@ -438,7 +438,7 @@ def after_answer_is(text: str) -> str:
     """Return what follows the last "answer is" or "answer:" of a text; all of it if there is none.
 
     Example:
-        >>> after_answer_is("France. So the answer is: Paris")
+        >>> after_answer_is("France. So the answer is Paris")
         'Paris'
     """
     return _ANSWER_IS.split(text)[-1].strip()
