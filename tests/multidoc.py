@@ -83,7 +83,9 @@ def chat_model(name: str = "tiny-random-qwen2", n_positions: int = 2048) -> Lang
     """A tiny model with the turns of Qwen2.5, and room for the prompts of a paper."""
     hf, tokenizer = build_tiny(name)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    hf.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        hf.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     hf.config.max_position_embeddings = n_positions
     tokenizer.chat_template = CHATML
     return load_model(hf, device="cpu", tokenizer=tokenizer, name=f"{name}-chat")

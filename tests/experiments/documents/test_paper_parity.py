@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +258,7 @@ def peak_by_hand(model: LanguageModel, text: str) -> float:
     rows = torch.cat(output.attentions)[:, :, len(ids) : len(ids) + n_read]
     where = [text.find("Document [0]"), text.find("Document [1]"), text.find("\nQuestion:")]
     peaks = []
-    for start, end in zip(where, where[1:], strict=False):
+    for start, end in pairwise(where):
         inside = [n for n, place in enumerate(starts) if start <= place < end]
         peaks.append(rows[..., inside].sum(dim=-1).mean(dim=(1, 2)).sum())
     return float(max(peaks))
@@ -336,10 +337,8 @@ def test_a_command_lays_runs_side_by_side(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["accuracy-table", str(tmp_path / "run"), "--json"])
     assert done.exit_code == 0, done.output
     (row,) = json.loads(done.output)["accuracy"]
-    assert row == {
-        **{"model": "small", "template": "paper", "mask": "causal", "permuting": "text", "n": 1},
-        **{"original": 100.0, "forward": 0.0, "backward": 100.0},
-    }
+    keys = {"model": "small", "template": "paper", "mask": "causal", "permuting": "text", "n": 1}
+    assert row == keys | {"original": 100.0, "forward": 0.0, "backward": 100.0}
     done = CliRunner().invoke(app, ["accuracy-table", str(tmp_path / "run"), "--metric", "f1"])
     assert "0.00" in done.output
 
