@@ -400,7 +400,7 @@ def last_boxed(text: str) -> str:
     it; an empty text if there is none.
 
     Example:
-        >>> last_boxed(r"Not \boxed{Rome} but \boxed{\text{Paris}}.")
+        >>> last_boxed(r"Not \\boxed{Rome} but \\boxed{\\text{Paris}}.")
         '\\\\text{Paris}'
     """
     for opened in reversed(list(re.finditer(r"\\boxed\s*\{", text))):
@@ -417,7 +417,7 @@ def first_boxed(text: str) -> str:
     empty text if there is none. It is the rule of the code of Huang et al. 2025.
 
     Example:
-        >>> first_boxed(r"Not \boxed{Rome} but \boxed{Paris}.")
+        >>> first_boxed(r"Not \\boxed{Rome} but \\boxed{Paris}.")
         'Rome'
     """
     found = re.search(r"\\boxed\{([^}]+)\}", text)
