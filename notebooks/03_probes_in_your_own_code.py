@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Probes in your own code
 #
-# `hopscope.probes` takes tensors and gives tensors. It needs torch alone: no model code, no
-# transformers. So the states may come from anywhere; here from hopscope's `capture`.
+# `hopscope.probes` takes tensors and gives tensors, or NumPy arrays. It needs torch alone: no model
+# code, no transformers. So the states may come from anywhere; here from hopscope's `capture`.
 #
 # For your own model: `papermill 03_probes_in_your_own_code.ipynb mine.ipynb -p model_name my/model
 # -p tuned_lens my/lens.safetensors`; the text speaks of the run that is shown.
@@ -70,10 +70,8 @@ rank.median(dim=0).values
 # random for each entity (Hewitt and Liang 2019).
 
 # %%
-names = sorted({q.e2_label for q in asked})
-entities_asked = sorted({q.e1_label for q in asked})
-labels = torch.tensor([names.index(q.e2_label) for q in asked])
-entities = torch.tensor([entities_asked.index(q.e1_label) for q in asked])
+labels = [q.e2_label for q in asked]
+entities = [q.e1_label for q in asked]
 every = slice(0, None, 5)
 
 new = cross_validate(t1[:, every], labels, groups=entities, folds=3, l2=100.0).mean(dim=0)
@@ -84,14 +82,23 @@ known = selectivity(t1[:, every], labels, entities, folds=3, l2=100.0)
 known.accuracy, known.control_accuracy, known.selectivity
 
 # %%
-probe = LinearProbe(len(names), classes=names, l2=100.0).fit(t1[:, every], labels)
+probe = LinearProbe(l2=100.0).fit(t1[:, every], labels)
 probe.score(t1[:, every], labels)
+
+# %% [markdown]
+# Each layer is a classifier of its own. `LinearProbe` has scikit-learn's `fit`, `predict`,
+# `predict_proba`, `score` and `classes_`, and takes NumPy arrays as well.
+
+# %%
+X = t1[:, 10].float().numpy()  # the states of one layer
+single = LinearProbe(l2=100.0).fit(X, labels)
+single.predict(X[:3]), single.predict_proba(X[:3]).round(2), single.classes_
 
 # %%
 path = probe.save(Path(tempfile.mkdtemp()) / "bridge_probe.safetensors")
 again = LinearProbe.load(path)
-assert torch.equal(again.predict(t1[:, every]), probe.predict(t1[:, every]))
-again.classes
+assert (again.predict(t1[:, every]) == probe.predict(t1[:, every])).all()
+again.classes_
 
 # %% [markdown]
 # ## Tuned lens

@@ -1,4 +1,4 @@
-"""Probes, which read hidden states: functions of tensors that need only torch."""
+"""Probes, which read hidden states: functions of tensors and NumPy arrays that need only torch."""
 
 from .control_tasks import Selectivity as Selectivity
 from .control_tasks import control_labels as control_labels

@@ -8,18 +8,26 @@ from torch import Tensor
 from hopscope.errors import UsageError
 
 from .linear_probe import LinearProbe
-from .probe import check_acts, check_finite, check_labels, numbered
+from .probe import (
+    Labels,
+    States,
+    as_given,
+    as_tensor,
+    check_acts,
+    check_finite,
+    number_labels,
+)
 
 
 def cross_validate(
-    acts: Tensor,
-    labels: Tensor,
+    acts: States,
+    labels: Labels,
     *,
     folds: int = 5,
-    groups: Tensor | None = None,
+    groups: Labels | None = None,
     seed: int = 0,
     l2: float = 1.0,
-) -> Tensor:
+) -> States:
     """Return the held-out accuracy of a LinearProbe for each fold and layer.
 
     Each fold is held out once while a probe is fitted on the others. All folds have about the same
@@ -27,17 +35,18 @@ def cross_validate(
     entity; otherwise a probe could recognise a held-out row by a similar training row.
 
     Args:
-        acts: hidden states, shape (n, d_model) or (n, layer, d_model).
-        labels: class of each row, any integers (such as token ids), shape (n,).
+        acts: hidden states, a tensor or NumPy array of shape (n, d_model) or (n, layer, d_model).
+        labels: class of each row: n integers (such as token ids), strings, or other hashable
+            values.
         folds: number of folds.
-        groups: group of each row, integers of shape (n,); all rows of a group are in the same
-            fold. None treats each row as its own group.
+        groups: group of each row, as labels; all rows of a group are in the same fold. None treats
+            each row as its own group.
         seed: seed of the assignment to folds.
         l2: strength of the probes' L2 penalty.
 
     Returns:
-        Shape (folds,), or (folds, layer) if there is a layer axis. The mean over folds estimates
-        the accuracy.
+        Shape (folds,), or (folds, layer) if there is a layer axis, of the kind of `acts`. The mean
+        over folds estimates the accuracy.
 
     Raises:
         UsageError: if a shape or dtype is wrong, if a state is not finite, or if a class has fewer
@@ -48,22 +57,23 @@ def cross_validate(
         >>> cross_validate(acts, labels).mean(dim=0).shape
         torch.Size([3])
     """
-    check_acts(acts)
-    check_finite(acts)
+    states = as_tensor(acts)
+    check_acts(states)
+    check_finite(states)
+    _, label_of = number_labels(labels, len(states))
     fold_of = assign_folds(labels, folds=folds, groups=groups, seed=seed)
-    check_labels(labels, len(acts))
-    return held_out_accuracy(acts, labels, fold_of, l2)
+    return as_given(held_out_accuracy(states, label_of, fold_of, l2), acts)
 
 
 def assign_folds(
-    labels: Tensor, *, folds: int = 5, groups: Tensor | None = None, seed: int = 0
+    labels: Labels, *, folds: int = 5, groups: Labels | None = None, seed: int = 0
 ) -> Tensor:
     """Assign rows to folds, with classes spread evenly and groups kept together.
 
     Args:
-        labels: class of each row, integers of shape (n,).
+        labels: class of each row, integers, strings, or other hashable values.
         folds: number of folds.
-        groups: group of each row, integers of shape (n,), or None.
+        groups: group of each row, as labels, or None.
         seed: seed of the assignment.
 
     Returns:
@@ -73,10 +83,9 @@ def assign_folds(
         UsageError: if there are too few folds or classes, or a class has fewer rows (or groups)
             than there are folds.
     """
-    check_labels(labels, labels.numel())
+    classes, label_of = number_labels(labels)
     if groups is not None:
-        check_labels(groups, len(labels), "groups")
-    classes, label_of = numbered(labels.cpu())
+        _, groups = number_labels(groups, len(label_of), "groups")
     if folds < 2 or len(classes) < 2:
         raise UsageError(f"folds={folds} and {len(classes)} classes; give at least 2 of each")
     members = _members(label_of, groups)
@@ -136,9 +145,8 @@ def held_out_accuracy(acts: Tensor, labels: Tensor, fold_of: Tensor, l2: float) 
     accuracies = []
     for fold in range(int(fold_of.max()) + 1):
         held_out = (fold_of == fold).to(acts.device)
-        known, train_labels = numbered(labels[~held_out])
-        probe = LinearProbe(len(known), l2=l2).fit(acts[~held_out], train_labels)
-        predicted = known[probe.predict(acts[held_out])]
+        probe = LinearProbe(l2=l2).fit(acts[~held_out], labels[~held_out])
+        predicted = probe.predict(acts[held_out])
         truth = labels[held_out].view(-1, *[1] * (predicted.ndim - 1))
         accuracies.append((predicted == truth).float().mean(dim=0))
     return torch.stack(accuracies)
@@ -148,7 +156,7 @@ def _group_of(n: int, groups: Tensor | None) -> Tensor:
     """Return the index of the group of each row, shape (n,)."""
     if groups is None:
         return torch.arange(n)
-    return numbered(groups.cpu())[1]
+    return number_labels(groups)[1]
 
 
 def _members(strata: Tensor, groups: Tensor | None) -> Tensor:

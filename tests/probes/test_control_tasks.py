@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hopscope.probes import control_labels, selectivity
@@ -48,6 +49,19 @@ def test_selectivity_tells_a_class_from_an_entity() -> None:
     alone = selectivity(acts[:, 0], LABELS, ENTITIES, folds=4)
     assert alone.accuracy.shape == ()
     assert alone.control_accuracy == found.control_accuracy[0]
+
+
+def test_arrays_and_names_give_what_tensors_and_numbers_give() -> None:
+    acts = torch.randn(160, 2, 8, generator=torch.Generator().manual_seed(0))
+    names = np.array(["left", "right"])[LABELS.numpy()]
+    cities = [f"city {each}" for each in ENTITIES.tolist()]
+    expected = selectivity(acts, LABELS, ENTITIES, folds=3)
+    found = selectivity(acts.numpy(), names, cities, folds=3)
+    for one, other in zip(found, expected, strict=True):
+        assert isinstance(one, np.ndarray)
+        assert one.tolist() == other.tolist()
+    drawn = control_labels(names, cities)
+    assert drawn.tolist() == [names[each] for each in control_labels(LABELS, ENTITIES)]
 
 
 def test_what_has_no_selectivity() -> None:

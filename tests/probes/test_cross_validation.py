@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hopscope.probes import assign_folds, cross_validate
@@ -53,6 +54,18 @@ def test_without_a_layer_axis_it_is_the_same() -> None:
 def test_any_integers_are_classes() -> None:
     acts, labels, _ = entities_by_heart()
     assert torch.equal(cross_validate(acts, labels), cross_validate(acts, 900 - 7 * labels))
+
+
+def test_arrays_and_names_give_what_tensors_and_numbers_give() -> None:
+    acts, labels, entities = entities_by_heart()
+    names = [f"class {each}" for each in labels.tolist()]
+    cities = [("city", each) for each in entities.tolist()]
+    expected = cross_validate(acts, labels, groups=entities)
+    found = cross_validate(acts.numpy(), names, groups=cities)
+    assert isinstance(found, np.ndarray)
+    assert found.tolist() == expected.tolist()
+    assert torch.equal(cross_validate(acts, names, groups=cities), expected)
+    assert torch.equal(assign_folds(names, groups=cities), assign_folds(labels, groups=entities))
 
 
 def test_a_stronger_penalty_changes_it() -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import numbers
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hopscope.probes import LinearProbe
+from hopscope.probes.probe_files import write_probe
 from scipy.optimize import minimize
 from torch import Tensor
 
-from hopscope.errors import UsageError
+from hopscope.errors import ResultError, UsageError
 
 
 def clusters(n: int, d_model: int, n_classes: int, spread: float) -> tuple[Tensor, Tensor]:
@@ -149,6 +153,7 @@ def test_a_small_file_reads_almost_the_same(tmp_path: Path) -> None:
 
 
 ACTS, LABELS = clusters(6, 4, 3, spread=1)
+NAMES = np.array(["Oslo", "Rome", "Köln"])
 
 
 @pytest.mark.parametrize(
@@ -159,12 +164,23 @@ ACTS, LABELS = clusters(6, 4, 3, spread=1)
         (ACTS.long(), LABELS, "floating-point"),
         (ACTS, LABELS[:5], r"\(5,\) for 6 rows"),
         (ACTS, LABELS.float(), "give integers"),
+        (ACTS.tolist(), LABELS[:5].tolist(), r"\(5,\) for 6 rows"),
+        (ACTS.numpy() * np.nan, LABELS, "not-a-number"),
+        (ACTS.numpy().astype(str), LABELS, "acts are <U32; give floating-point"),
+        (ACTS.numpy(), LABELS.double().numpy(), "give integers"),
+        (ACTS, ["a", "b", None] * 2, "labels hold None in row 2"),
+        (ACTS, ["a", "b", float("nan")] * 2, "labels hold nan in row 2"),
+        (ACTS, ["a", "b", pd.NA] * 2, "labels hold <NA> in row 2"),
+        (ACTS, [["a"], ["b"], ["c"]] * 2, "labels hold a list in row 0"),
+        (ACTS, ["a", "b"], r"\(2,\) for 6 rows"),
+        (ACTS, NAMES[LABELS][:, None], r"labels have shape \(6, 1\); give one for each row"),
+        (ACTS, 3, "labels are 3; give one for each row"),
         (ACTS / 0, LABELS, "largest float16 is 65504"),
-        (ACTS, LABELS + 1, "labels run from 1 to 3; with n_classes=3 give 0 to 2"),
-        (ACTS, LABELS.clamp(max=1), "no row has a label of 2; .*torch.unique"),
+        (ACTS, LABELS + 1, "the label 3 is none of the 3 classes, which are 0, 1, 2"),
+        (ACTS, LABELS.clamp(max=1), r"no row has a label of 2; .*LinearProbe\(\)"),
     ],
 )
-def test_what_cannot_be_fitted(acts: Tensor, labels: Tensor, says: str) -> None:
+def test_what_cannot_be_fitted(acts: Any, labels: Any, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         LinearProbe(3).fit(acts, labels)
 
@@ -193,10 +209,120 @@ def test_the_number_of_classes_is_learned_from_the_labels(tmp_path: Path) -> Non
         fitted.save(tmp_path / "probe")
         assert LinearProbe.load(tmp_path / "probe").n_classes == n_classes
     assert LinearProbe(classes=["a", "b", "c"]).n_classes == 3
-    with pytest.raises(UsageError, match="no row has a label of 1"):
-        LinearProbe().fit(acts, labels * 2)
-    with pytest.raises(UsageError, match="no row has a label of 1"):
+    gaps = LinearProbe().fit(acts, labels * 2)
+    assert torch.equal(gaps.weight, fitted.weight)
+    assert gaps.classes_.tolist() == [0, 2, 4]
+    assert torch.equal(gaps.predict(acts), 2 * fitted.predict(acts))
+    with pytest.raises(UsageError, match=r"labels have 1 classes, 0; give at least 2"):
         LinearProbe().fit(acts, labels * 0)
+
+
+@pytest.mark.parametrize("layered", [True, False])
+def test_arrays_and_names_give_what_tensors_and_numbers_give(layered: bool) -> None:
+    acts, labels = clusters(40, 10, 3, spread=3)
+    acts = torch.stack([acts, -acts], dim=1) if layered else acts
+    plain = LinearProbe().fit(acts, labels)
+    order = [1, 2, 0]  # Köln, Oslo, Rome
+    X, y = acts.numpy(), NAMES[labels.numpy()]
+    probe = LinearProbe().fit(X, y)
+    assert probe.classes_.tolist() == ["Köln", "Oslo", "Rome"]
+    assert (probe.predict(X) == NAMES[plain.predict(acts).numpy()]).all()
+    logits = probe.logits(X)
+    assert isinstance(logits, np.ndarray)
+    np.testing.assert_allclose(logits[..., order], plain.logits(acts).numpy(), atol=1e-3, rtol=1e-3)
+    given = probe.predict_proba(X)
+    assert isinstance(given, np.ndarray)
+    np.testing.assert_allclose(given.sum(-1), 1, rtol=1e-5)
+    assert (probe.classes_[given.argmax(-1)] == probe.predict(X)).all()
+    score = probe.score(X, y)
+    assert not isinstance(score, Tensor)
+    np.testing.assert_array_equal(score, plain.score(acts, labels).numpy())
+    # A tensor of states and names beside it, and an array beside a tensor of numbers.
+    assert (probe.predict(acts) == probe.predict(X)).all()
+    assert isinstance(probe.score(acts, y), Tensor)
+    assert isinstance(plain.predict(X), np.ndarray)
+    assert isinstance(plain.predict(acts), Tensor)
+
+
+def test_it_is_used_as_a_classifier_of_scikit_learn() -> None:
+    """As scikit-learn's own code does it: by position, with arrays, lists and plain numbers."""
+    X = np.random.default_rng(0).normal(size=(30, 4))[::-1]  # not contiguous, and in float64
+    X.flags.writeable = False
+    y = ["a" if row[0] > 0 else "b" for row in X]
+    probe = LinearProbe(l2=0.1)
+    assert not hasattr(probe, "classes_")
+    assert probe.fit(X, y) is probe
+    assert isinstance(probe.score(X, y), numbers.Number)
+    assert np.mean(probe.predict(X) == y) == probe.score(X, y) > 0.9
+    assert probe.predict_proba(X).shape == (30, len(probe.classes_))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [("t1", 3), ("t2", 4)],
+        pd.Series(["x", "y"]),
+        pd.Series(["x", "y"], dtype="category"),
+        np.array(["x", "y"], dtype=object),
+        np.array([False, True]),
+        [np.int32(7), 2],
+        ["x", ("y",)],
+    ],
+    ids=str,
+)
+def test_labels_of_any_kind(names: Any) -> None:
+    acts, labels = clusters(20, 4, 2, spread=0.1)
+    values = list(names)
+    y = [values[each] for each in labels.tolist()]
+    probe = LinearProbe().fit(acts, y)
+    assert {*probe.classes_.tolist()} == {*values}
+    assert probe.score(acts, y) == 1
+    assert probe.predict(acts).tolist() == y
+    assert probe.score(acts, pd.Series(y)) == 1
+
+
+def test_names_that_a_probe_was_given_are_in_their_order(tmp_path: Path) -> None:
+    acts, labels = clusters(40, 10, 3, spread=3)
+    by_number = LinearProbe(classes=NAMES.tolist()).fit(acts, labels)
+    by_name = LinearProbe(classes=NAMES.tolist()).fit(acts, NAMES[labels.numpy()])
+    assert torch.equal(by_number.weight, by_name.weight)
+    assert by_number.classes_.tolist() == [0, 1, 2]
+    assert by_name.classes_.tolist() == NAMES.tolist()
+    for probe in (by_number, by_name):
+        loaded = LinearProbe.load(probe.save(tmp_path / "probe"))
+        assert loaded.classes_.tolist() == probe.classes_.tolist()
+        assert (loaded.predict(acts) == probe.predict(acts)).all()
+    with pytest.raises(UsageError, match="the label 'Bonn' is none of the 3 classes"):
+        LinearProbe(classes=NAMES.tolist()).fit(acts, ["Bonn", *NAMES[labels.numpy()][1:]])
+    with pytest.raises(UsageError, match="no row has a label of 'Köln'"):
+        LinearProbe(classes=NAMES.tolist()).fit(acts, NAMES[labels.numpy() % 2])
+    with pytest.raises(UsageError, match="labels have 3 classes, 'Köln', 'Oslo', 'Rome'; give 4"):
+        LinearProbe(4).fit(acts, NAMES[labels.numpy()])
+
+
+def test_a_file_of_an_earlier_version_has_numbers(tmp_path: Path) -> None:
+    """Written before labels could be names."""
+    probe = LinearProbe(3).fit(ACTS, LABELS)
+    settings = {"n_classes": 3, "l2": 1.0, "classes": None}
+    path = write_probe(tmp_path / "probe", "LinearProbe", probe.state_dict(), settings)
+    assert torch.equal(LinearProbe.load(path).predict(ACTS), probe.predict(ACTS))
+    write_probe(path, "LinearProbe", probe.state_dict(), {**settings, "labels": ["a"]})
+    with pytest.raises(ResultError, match="damaged: its labels are"):
+        LinearProbe.load(path)
+
+
+def test_a_row_of_another_class_counts_as_wrong(tmp_path: Path) -> None:
+    names = NAMES[LABELS.numpy()]
+    probe = LinearProbe().fit(ACTS, names)
+    assert probe.score(ACTS, names) == 1
+    assert probe.score(ACTS, ["Bonn", *names[1:]]) == pytest.approx(5 / 6)
+    with pytest.raises(
+        UsageError, match=r"no label is a class .* they are 0, 1, 2, its classes 'K"
+    ):
+        probe.score(ACTS, LABELS)
+    tuples = LinearProbe().fit(ACTS, [(each,) for each in LABELS.tolist()])
+    with pytest.raises(UsageError, match=r"a file holds integers or strings"):
+        tuples.save(tmp_path / "probe")
 
 
 def test_what_cannot_be_read(tmp_path: Path) -> None:
