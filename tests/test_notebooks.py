@@ -36,7 +36,7 @@ def parameters(path: Path) -> dict[str, object]:
 
 
 def test_there_are_notebooks() -> None:
-    assert len(NOTEBOOKS) >= 6
+    assert len(NOTEBOOKS) >= 7
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
