@@ -142,6 +142,8 @@ def figures_command(
     committed, strict = rendered or (scripts or Path("figures")) / "rendered", bool(names)
     scripts = scripts or study_figures.scripts_folder()
     chosen = list(study_figures.figure_scripts(scripts, names or []))
+    if check:
+        figure_check.check_committed(committed, names or [])
     for place in [*([] if check else [committed]), *([] if from_runs else [runs])]:
         check_place(place)
     parts = [preset]

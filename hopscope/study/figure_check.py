@@ -5,12 +5,13 @@ Reads the tables that lie beside the pictures; knows nothing of what is in them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from hopscope.errors import ResultError
+from hopscope.errors import ResultError, UsageError
 
 TOLERANCE = 1e-3
 """How far a number may be from the committed one, as a part of it: the same run on another machine
@@ -18,6 +19,27 @@ rounds in another order."""
 NEAR_ZERO = 1e-5
 """How far it may be in any case."""
 COLUMNS = ["figure", "row", "column", "committed", "now"]
+
+
+def check_committed(committed: Path, names: Sequence[str]) -> None:
+    """Check that there is something to compare with, before anything is run.
+
+    Args:
+        committed: folder of the committed tables, a CSV file a figure.
+        names: of the figures that must have one; if empty, any will do.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    absent = [f"{name}.csv" for name in names if not (committed / f"{name}.csv").is_file()]
+    if not names and not any(committed.glob("*.csv")):
+        absent = ["table of numbers"]
+    if absent:
+        raise UsageError(
+            f"no numbers to compare with: {committed} holds no {absent[0]}. Run this in a checkout "
+            "of hopscope, name a folder in which figures were drawn with --rendered, or draw them "
+            "once without --check"
+        )
 
 
 def moved(

@@ -186,9 +186,13 @@ def _prefix_training(settings: Settings) -> None:
     compare_masks(**settings.into("prefix_training"))
 
 
+def _nothing(_: Settings) -> None:
+    """Run nothing, for a figure that is drawn without results."""
+
+
 @dataclass(frozen=True)
 class StandaloneFigure:
-    """A figure that brings its own models.
+    """A figure that brings its own models, or needs none.
 
     Attributes:
         run: makes its results.
@@ -203,6 +207,7 @@ class StandaloneFigure:
 
 
 STANDALONE_FIGURES: Mapping[str, StandaloneFigure] = {
+    "mask_gallery": StandaloneFigure(_nothing),
     "world_circuit": StandaloneFigure(_world_circuit),
     "emergence": StandaloneFigure(_emergence, costly=True),
     "coverage": StandaloneFigure(_coverage, costly=True),
@@ -234,15 +239,15 @@ def check_options(names: Sequence[str], *, chat: bool, precision: Sequence[str])
         refused = [*(["--chat"] if chat else []), *([] if figure.pretrained else precision)]
         if refused:
             raise UsageError(
-                f"the figure {name} brings its own models, which take no {' or '.join(refused)}: "
-                "draw it in a call of its own, without"
+                f"the figure {name} takes no model of yours, and no {' or '.join(refused)}: draw "
+                "it in a call of its own, without"
             )
 
 
 def draw_standalone(
     names: Sequence[str], settings: Settings, scripts: Path, rendered: Path, *, costly: bool
 ) -> list[Path]:
-    """Run and draw those of some figures that bring their own models.
+    """Run and draw those of some figures that take no model.
 
     Args:
         names: of figures.

@@ -77,12 +77,12 @@ def test_the_gallery_shows_every_figure_and_every_picture_that_is_there() -> Non
 def test_what_a_figures_own_models_cannot_be_is_refused(name: str) -> None:
     check_options(["grading"], chat=True, precision=["bfloat16"])
     check_options([name], chat=False, precision=[])
-    with pytest.raises(UsageError, match=f"{name} brings its own models, which take no --chat"):
+    with pytest.raises(UsageError, match=f"{name} takes no model of yours, and no --chat"):
         check_options([name], chat=True, precision=[])
     if name in ("head_classes", "size_ladder"):
         check_options([name], chat=False, precision=["bfloat16"])
         return
-    with pytest.raises(UsageError, match="take no bfloat16 or nf4"):
+    with pytest.raises(UsageError, match="and no bfloat16 or nf4"):
         check_options([name], chat=False, precision=["bfloat16", "nf4"])
 
 
@@ -122,7 +122,10 @@ def drawn(name: str, how: Settings, folder: Path) -> list[Path]:
     return list(figures.draw_figures(SCRIPTS, [name], how.folder, folder))
 
 
-SIMPLE = ["world_circuit", "emergence", "coverage", "search_graph", "superposition", "head_classes"]
+SIMPLE = [
+    *("mask_gallery", "world_circuit", "emergence", "coverage"),
+    *("search_graph", "superposition", "head_classes"),
+]
 
 
 @pytest.mark.parametrize("name", SIMPLE)
@@ -186,7 +189,7 @@ def test_every_figure_of_its_own_is_named_after_its_script():
 
 def test_only_what_comes_along_is_run_unasked():
     unasked = {name for name, figure in STANDALONE_FIGURES.items() if not figure.costly}
-    assert unasked == {"world_circuit", "search_graph"}
+    assert unasked == {"mask_gallery", "world_circuit", "search_graph"}
 
 
 def test_data_needed_is_drawn_from_trainings_of_any_size(setting, tmp_path, monkeypatch):

@@ -124,7 +124,7 @@ def test_what_figures_need() -> None:
         "stages",
     ]
     assert not set(every) & set(STANDALONE_FIGURES)
-    drawn = {*every, *STANDALONE_FIGURES, "grading", "mask_gallery"}
+    drawn = {*every, *STANDALONE_FIGURES, "grading"}
     assert drawn == set(figure_scripts(SCRIPTS, []))
 
 
