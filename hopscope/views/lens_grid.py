@@ -56,7 +56,12 @@ class LensGrid:
         states = capture(model, [prompt], positions=list(shown))["resid_post"][0]
         lens = logit_lens(model)
         first: dict[str, Sequence[int]] = {
-            entity: model.first_tokens(query.names(entity), required=False, after=prompt.end)
+            entity: model.answer_tokens(
+                query.names(entity),
+                required=False,
+                after=prompt.end,
+                beside=query.names("e3" if entity == "e2" else "e2"),
+            )
             for entity in ENTITIES
         }
         # One token at a time: with a large vocabulary, all logits would take gigabytes.
@@ -113,7 +118,8 @@ def _predictions(
 
     Args:
         logits: logits of the states of one token.
-        first: first tokens of the names of each entity; one without any is not ranked (NaN).
+        first: next tokens that tell each entity from the other; one without any is not ranked
+            (NaN).
     """
     logprobs = torch.log_softmax(logits, dim=-1)
     likeliest = logprobs.max(dim=-1)

@@ -11,6 +11,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any, Literal
 
+import pandas as pd
 import traitlets
 
 from hopscope.display.grid import (
@@ -93,6 +94,7 @@ class PromptExplorer(View):
         self.result: BackPatching | None = None
         self._lens: LensGrid | None = None
         self._own: list[Literal["e2", "e3"]] = []  # entities that are named as the model names them
+        self._untold: list[Literal["e2", "e3"]] = []  # that no first token tells from the other
         self._model, self._queries, self._store = model, queries, PrefixStore(model)
         step = layer_step or -(-model.n_layers // MOST_LAYERS)
         layers = range(0, model.n_layers, step)
@@ -140,7 +142,8 @@ class PromptExplorer(View):
             lens_error = self._draw_lens(single)
         self._set_status("asking both hops")
         single = self._answer_hops(single)
-        self.warnings = _warnings(single[0], self._own)
+        self._untold = _untold(self._model, single)
+        self.warnings = _warnings(single[0], self._own, self._untold)
         if self._own:
             lens_error = self._draw_lens(single)
         result = self._back_patch(single)
@@ -189,7 +192,7 @@ class PromptExplorer(View):
         parts = {
             "the logit lens": bool(self.lens),
             f"{len(self.answers)} of {len(HOPS)} prompts": bool(self.answers),
-            "the next token of every cell": bool(self.patches),
+            "the next token of every cell": bool(self.patches) and "e3" not in self._untold,
             f"what {said} of {len(self._pairs)} cells a position say, in .result": said > 0,
         }
         finished = [part for part, is_there in parts.items() if is_there]
@@ -228,19 +231,22 @@ class PromptExplorer(View):
         return question(prompt), answer_text(self._model.decode(outputs.tokens[0]), line).strip()
 
     def _back_patch(self, single: QuerySet) -> BackPatching:
-        """Back-patch: first the next token in all cells, then the generated answers in parts."""
-        next_tokens = self._cells(single, self._pairs, "first_token")
-        self._draw(next_tokens)
-        cells, done = next_tokens.frame.set_index(CELL), 0
+        """Back-patch: first the next token in all cells, then the generated answers in parts.
+
+        Where no next token tells the answer, there are only the parts.
+        """
+        frames = []
+        if "e3" not in self._untold:
+            next_tokens = self._cells(single, self._pairs, "first_token")
+            self._draw(next_tokens)
+            frames.append(next_tokens.frame)
         for start in range(0, len(self._pairs), AT_ONCE):
             self._set_status(f"what each cell says: {start} of {len(self._pairs)} a position")
             part = self._cells(single, self._pairs[start : start + AT_ONCE], "generation")
-            cells.update(part.frame.set_index(CELL))
-            frame = cells.reset_index().astype(next_tokens.frame.dtypes.to_dict())
-            frame = frame[list(next_tokens.frame)]
+            frames.append(part.frame)
+            frame = pd.concat(frames).drop_duplicates(CELL, keep="last")
             self._draw(BackPatching(frame, part.details, part.run))
-            done += AT_ONCE
-            generated = self._pairs[:done]
+            generated = self._pairs[: start + AT_ONCE]
             settings = {**part.run["settings"], "cells": generated}
             pairs = zip(frame["source_layer"], frame["target_layer"], strict=True)
             finished = frame[[pair in set(generated) for pair in pairs]].reset_index(drop=True)
@@ -274,11 +280,13 @@ class PromptExplorer(View):
         return ""
 
     def _draw(self, result: BackPatching) -> None:
-        """Draw back-patching, in which the model's own answers are said to be unchecked."""
+        """Draw back-patching without what no token tells; the model's own answers are unchecked."""
         details = result.details
+        unread = [f"{ENTITIES[e]}_{each}" for e in self._untold for each in ("rank", "logprob")]
         own = {ENTITIES[e]: details[ENTITIES[e]] + f" ({UNCHECKED})" for e in self._own}
         hit = HIT._replace(label="says " + UNCHECKED) if "e3" in self._own else HIT
-        told = replace(result, details=details.assign(**own))
+        frame = result.frame.drop(columns=unread)
+        told = replace(result, frame=frame, details=details.assign(**own))
         self.patches = _state(BackPatchingGrid(told, hit))
 
     def _set_status(self, status: str, failed: bool = False) -> None:
@@ -359,16 +367,28 @@ def parse_query(text: str, bridge: str = "", answer: str = "") -> TwoHopQuery:
     )
 
 
-def _warnings(query: TwoHopQuery, own: Sequence[Literal["e2", "e3"]]) -> list[str]:
+def _untold(model: LanguageModel, single: QuerySet) -> list[Literal["e2", "e3"]]:
+    """Return the entities of the only query in a set that no next token tells from the other."""
+    prompts, query = QueryPrompts.of(model, single), single[0]
+    tokens = {"e2": prompts.bridge_tokens(query), "e3": prompts.answer_tokens(query)}
+    return [entity for entity in ENTITIES if not tokens[entity]]
+
+
+def _warnings(
+    query: TwoHopQuery,
+    own: Sequence[Literal["e2", "e3"]],
+    untold: Sequence[Literal["e2", "e3"]],
+) -> list[str]:
     """Return what to bear in mind about a query, in sentences.
 
     Args:
         query: the query, in which entities without a given name are called as the model says.
         own: those entities.
+        untold: entities that no next token tells from the other one.
     """
     found = []
     if own:
-        named = " and ".join(f"the {ENTITIES[each]} “{query.names(each)[0]}”" for each in own)
+        named = _named(query, own)
         found.append(
             f"{named[0].upper()}{named[1:]}: {UNCHECKED}. What is looked for below is what the "
             "single hop says, right or wrong; give names to check it."
@@ -379,7 +399,17 @@ def _warnings(query: TwoHopQuery, own: Sequence[Literal["e2", "e3"]]) -> list[st
     ):
         if label != UNKNOWN and exact_match(label, names):
             found.append(f"The {one} equals the {other}, “{label}”: a hop that leads nowhere.")
+    if untold:
+        found.append(
+            f"No next token identifies {_named(query, untold)} (the other entity begins with it, "
+            "or many names do): rank and probability are not shown; what the model says is."
+        )
     return found
+
+
+def _named(query: TwoHopQuery, entities: Sequence[Literal["e2", "e3"]]) -> str:
+    """Return entities of a query with their names."""
+    return " and ".join(f"the {ENTITIES[each]} “{query.names(each)[0]}”" for each in entities)
 
 
 def _picture(lines: Sequence[str], lens: LensGrid | None, result: BackPatching | None) -> str:

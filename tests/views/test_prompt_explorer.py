@@ -122,10 +122,51 @@ def test_a_bridge_that_is_the_entity_is_warned_of(
     monkeypatch.setattr(made, "_answer", lambda single, form: ("prompt", "the Imagine."))
     made.ask(TEXT, "Imagine" if is_given else "", "Tokyo")
     name = "Imagine" if is_given else "the Imagine"
-    assert made.warnings[-1] == (
-        f"The bridge equals the entity, “{name}”: a hop that leads nowhere."
+    told = f"The bridge equals the entity, “{name}”: a hop that leads nowhere."
+    assert made.warnings.count(told) == 1
+    assert len(made.warnings) == (1 if is_given else 3)  # unchecked, and "the" identifies nothing
+
+
+@pytest.mark.parametrize("names", [("Mexico", "Mexico City"), ("John Lennon", "the yen")])
+def test_what_no_token_identifies_is_told_and_the_rest_is_shown(
+    llama: LanguageModel, tmp_path: Path, names: tuple[str, str]
+) -> None:
+    pool = load_queries("world", few_shot=0)
+    made = explore(llama, pool)
+    seen: list[str] = []
+    made.observe(lambda change: seen.append(change["name"]), ["answers", "lens", "patches"])
+    result = made.ask(TEXT, *names)
+    assert not made.failed
+    assert made.status == "done; .result has the back-patching"
+    assert seen == ["lens", *["answers"] * 3, "patches"]
+    both = names[0] == "Mexico"
+    bridge = f"the bridge “{names[0]}” and " if both else ""
+    assert made.warnings == [
+        f"No next token identifies {bridge}the answer “{names[1]}” (the other entity begins with "
+        "it, or many names do): rank and probability are not shown; what the model says is."
+    ]
+    (lens,) = made.lens["slices"].values()
+    values = {each["name"]: each["values"] for each in lens["measures"]}
+    for entity, is_untold in (("e2", both), ("e3", True)):
+        for measure in ("rank", "p"):
+            shown = [each is not None for each in values[f"{entity}_{measure}"]]
+            assert any(shown) != is_untold
+            assert all(shown) != is_untold
+    for cells in made.patches["slices"].values():
+        measures = [each["name"] for each in cells["measures"]]
+        read = [] if both else ["bridge_probability", "bridge_rank"]
+        assert measures == ["hit", *read]
+        assert dict(cells["facts"])["P(answer), rank"] == "not read"
+        assert cells["texts"]
+    query = replace(pool, queries=(parse_query(TEXT, *names),))
+    plain = back_patch(llama, query, controls=("random",), progress=False)
+    keys = ["position", "source_layer", "target_layer", "control"]
+    found, expected = (
+        each.frame.sort_values(keys).reset_index(drop=True) for each in (result, plain)
     )
-    assert len(made.warnings) == (1 if is_given else 2)
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-4)
+    assert made.picture() is not None
+    assert "No next token identifies" in made.to_html(tmp_path / "explored.html").read_text("utf-8")
 
 
 def test_an_invalid_query_leaves_nothing_of_the_last_one(llama: LanguageModel) -> None:

@@ -73,14 +73,18 @@ class BackPatchingGrid(_LayerGrid):
 
     @cached_property
     def _groups(self) -> dict[tuple[Any, ...], pd.DataFrame]:
-        """The cells of each position, control and query; old runs lack the bridge."""
+        """The cells of each position, control and query; old runs lack the bridge.
+
+        An entity that no first token identifies has no log-probability, and so no rank.
+        """
         frame = self.result.frame.set_index(CELL)
-        probabilities = {
-            f"{entity}_probability": np.exp(frame[f"{entity}_logprob"])
-            for entity in ("answer", "bridge")
-            if f"{entity}_logprob" in frame
-        }
-        groups = frame.assign(**probabilities).groupby(["position", "control", "query"], sort=False)
+        read = {}
+        for entity in ("answer", "bridge"):
+            if f"{entity}_logprob" in frame:
+                logprob = frame[f"{entity}_logprob"]
+                read[f"{entity}_probability"] = np.exp(logprob)
+                read[f"{entity}_rank"] = frame[f"{entity}_rank"].where(logprob.notna())
+        groups = frame.assign(**read).groupby(["position", "control", "query"], sort=False)
         return {key: cells for key, cells in groups if isinstance(key, tuple)}
 
     @cached_property
@@ -148,8 +152,9 @@ def _facts(row: pd.Series[Any]) -> list[tuple[str, str]]:
 
 
 def _probability_and_rank(logprob: float, rank: float) -> str:
-    """A probability and a rank, which parts from before they were read do not have."""
-    return "not read" if np.isnan(rank) else f"{np.exp(logprob):.3g}, {int(rank)}"
+    """A probability and a rank, which there are not of a name that no first token identifies."""
+    unread = np.isnan(rank) or np.isnan(logprob)
+    return "not read" if unread else f"{np.exp(logprob):.3g}, {int(rank)}"
 
 
 def _some(queries: pd.Series[str]) -> str:
