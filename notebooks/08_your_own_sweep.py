@@ -18,10 +18,11 @@
 # two, attention carries over what `t1` has found. **What if we carried it over by hand**, and put the
 # state of `t1` in the place of the state of `t2`?
 #
-# None of the analyses of hopscope does this. This notebook builds it from the parts that they are built
-# from: edits (`hs.Patch`), many of them at once (`hs.sweep`), and what is read of each (`hs.ReadOut`).
-# Then come what makes a number worth quoting: a cell that is checked by a plain hook, two controls,
-# and an interval.
+# `hs.back_patch(positions=["t1->t2"])` asks whether the answer is then *said*, from later into earlier
+# layers. Here we ask by how much it becomes *more or less probable*, for every pair of layers, and build
+# that from the parts of which the analyses are built: edits (`hs.Patch`), many of them at once
+# (`hs.sweep`), and what is read of each (`hs.ReadOut`). Then comes what makes a number worth quoting: a
+# cell that is checked by a plain hook, two controls, and an interval.
 #
 # For your own model: `papermill 08_your_own_sweep.ipynb mine.ipynb -p model_name my/model -p n_queries 100
 # -y 'sources: []'`; the text speaks of the run that is shown.
