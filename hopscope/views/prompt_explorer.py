@@ -58,6 +58,8 @@ HOPS: tuple[tuple[Form, Literal["e2", "e3"]], ...] = (
     ("two_hop", "e3"),
 )
 CELL = ["query", "position", "source_layer", "target_layer", "control"]
+IN_ORDER = ["position", "control", "source_layer", "target_layer"]
+"""The order in which back-patching has the cells of a query."""
 NEW_TOKENS = 10
 LETTERS = 120
 """Letters of a line above the picture."""
@@ -245,6 +247,7 @@ class PromptExplorer(View):
             part = self._cells(single, self._pairs[start : start + AT_ONCE], "generation")
             frames.append(part.frame)
             frame = pd.concat(frames).drop_duplicates(CELL, keep="last")
+            frame = frame.sort_values(IN_ORDER, ignore_index=True)
             self._draw(BackPatching(frame, part.details, part.run))
             generated = self._pairs[: start + AT_ONCE]
             settings = {**part.run["settings"], "cells": generated}
