@@ -216,7 +216,8 @@ def test_grade_takes_its_settings(hopscope: Command, csv: Path) -> None:
     more = ("--limit", 3, "--few-shot", 1, "--seed", 4, "--match", "substring")
     done = hopscope("grade", *TINY, "-q", csv, *more, "--max-new-tokens", 2, "--json")
     run = json.loads(done.out)["run"]
-    assert run["settings"] == {"match": "substring", "max_new_tokens": 2, "one_line": True}
+    rule = {"match": "substring", "max_new_tokens": 2, "one_line": True}
+    assert run["settings"] == {**rule, "relation_shortcut": "whole"}
     assert run["queries"]["n"] == 3
     assert (run["queries"]["few_shot"], run["queries"]["few_shot_seed"]) == (1, 4)
 
@@ -345,7 +346,7 @@ def test_back_patch_takes_its_settings(hopscope: Command, csv: Path) -> None:
 
 
 def test_parity_is_the_papers_way(hopscope: Command, csv: Path) -> None:
-    done = hopscope("back-patch", *TINY, "-q", csv, "--parity", "--few-shot", 1, "--json")
+    done = hopscope("back-patch", *TINY, "-q", csv, "--parity", "--json")
     run = json.loads(done.out)["run"]
     settings = run["settings"]
     assert (settings["match"], settings["stop_early"]) == ("substring", False)

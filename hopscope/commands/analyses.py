@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,10 +17,12 @@ from typer.core import TyperGroup
 from hopscope.commands.options import (
     CommonOptions,
     DocumentOptions,
+    Parity,
     QueryOptions,
     SubsetOptions,
     choice,
     example,
+    given_options,
     split_commas,
     with_options,
 )
@@ -41,7 +42,6 @@ OPTIONS: Mapping[str, type[CommonOptions]] = {
 """What a command takes, by what its analysis asks for."""
 TYPES = {"bool": bool, "control": bool, "int": int, "float": float}
 """The types of options that are no text."""
-PARITY = "The paper's own setting, with no demonstrations."
 
 
 class CatalogueGroup(TyperGroup):
@@ -67,29 +67,33 @@ def command_of(spec: CommandSpec) -> Any:
     without = () if spec.shards else ("shard",)
     usual = {"subset": spec.usual_subset} if spec.asks == "subset" else {}
 
-    def run(options: Any, **given: Any) -> None:
+    def run(options: Any, context: typer.Context, **given: Any) -> None:
         entry = _registered(spec)
         shown = {each.name: given[each.name] for each in spec.printed}
         arguments = {each.parameter: _read(each, given[each.name]) for each in spec.own}
+        rule: dict[str, Any] = {}
         if given.get("parity"):
-            arguments |= entry.parity
-            options = replace(options, few_shot=0)
+            said = given_options(context)
+            own = {each.parameter for each in spec.own if each.name in said}
+            arguments |= entry.with_parity({name: arguments[name] for name in own})
+            options = options.zero_shot()
+            rule = _grading_parity() if entry.asks == "subset" else {}
+        rule |= {name: arguments[name] for name in entry.grades}
         entry.check({**arguments, **shown})  # before anything is loaded
         common = {k: v for k, v in options.settings().items() if k in entry.keywords}
         if options.dry_run:
-            show_estimates(_estimates(entry, options, arguments, common), options.as_json)
+            show_estimates(_estimates(entry, options, arguments, common, rule), options.as_json)
             return
-        model, inputs = _loaded(entry, options, arguments)
+        model, inputs = _loaded(entry, options, arguments, rule)
         result = entry.function(model, inputs, **arguments, **common)
         show_tables(
             result, result.printed(seed=options.seed, **shown), options.as_json, options.full
         )
 
-    parameters = [
-        _keyword(each.name, each.default, _hint(each)) for each in (*spec.own, *spec.printed)
-    ]
+    own = [_keyword(each.name, each.default, _hint(each)) for each in (*spec.own, *spec.printed)]
+    parameters = [_keyword("context", inspect.Parameter.empty, typer.Context), *own]
     if spec.parity:
-        parameters.append(_keyword("parity", False, Annotated[bool, typer.Option(help=PARITY)]))
+        parameters.append(_keyword("parity", False, Parity))
     first = inspect.Parameter("options", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     run.__signature__ = inspect.Signature([first, *parameters])  # type: ignore[attr-defined]
     run.__doc__ = f"{spec.summary}\n\n{spec.question}"
@@ -113,18 +117,21 @@ def _registered(spec: CommandSpec) -> Analysis:
     return entry
 
 
-def _loaded(entry: Analysis, options: Any, arguments: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The model and its inputs."""
+def _grading_parity() -> dict[str, Any]:
+    """How the paper's code grades."""
+    importlib.import_module("hopscope.experiments.two_hop.grading")
+    return dict(REGISTERED["grading"].parity)
+
+
+def _loaded(
+    entry: Analysis, options: Any, arguments: Mapping[str, Any], rule: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    """The model and its inputs; `rule` says how queries are graded."""
     if entry.asks == "documents":
         return options.load(arguments.get("orders") or [arguments.get("order", "original")])  # type: ignore[no-any-return]
     if entry.asks == "subset":
-        return options.load(**_rule(entry, arguments))  # type: ignore[no-any-return]
+        return options.load(**rule)  # type: ignore[no-any-return]
     return options.load_both()  # type: ignore[no-any-return]
-
-
-def _rule(entry: Analysis, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that also hold when queries are graded for an analysis."""
-    return {name: arguments[name] for name in entry.grades}
 
 
 def _estimates(
@@ -132,6 +139,7 @@ def _estimates(
     options: Any,
     arguments: Mapping[str, Any],
     common: Mapping[str, Any],
+    rule: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What a command would cost: grading, how many queries that leaves, and the analysis.
 
@@ -148,7 +156,6 @@ def _estimates(
 
         model, queries = options.load_candidates()
         at_least = options.limit if options.goes_on else len(queries)
-        rule = _rule(entry, arguments)
         sample = GradedSample.of(options.grade, model, queries, options.needed, at_least, **rule)
         inputs = limited(sample.subset(options.subset), options.most, options.seed)
         if sample.cost is not None:
@@ -156,7 +163,7 @@ def _estimates(
             common = {**common, "out": options.out and temporary_path(options.out)}
         found[options.subset] = sample.expected(options.subset, options.most)
     else:
-        model, inputs = _loaded(entry, options, arguments)
+        model, inputs = _loaded(entry, options, arguments, rule)
     found[entry.name] = estimate(entry.function, model, inputs, **arguments, **common)
     return found
 

@@ -12,7 +12,16 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, TypeVar, get_args, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Concatenate,
+    Self,
+    TypeVar,
+    get_args,
+    get_type_hints,
+)
 
 import typer
 from typer.models import OptionInfo
@@ -29,7 +38,7 @@ if TYPE_CHECKING:
     from hopscope.prompting.document_prompts import DocumentModel
     from hopscope.queries.query_set import QuerySet
 
-SUBSETS = ("incorrect", "correct", "all")
+SUBSETS = ("incorrect", "correct", "inconsistent", "all")
 
 
 def choice(known: Sequence[str], **described: Any) -> Any:
@@ -55,7 +64,12 @@ Questions = Annotated[
     typer.Option("--questions", "-q", help="world-docs, world-docs-real, a file, or a hub id."),
 ]
 Subset = Annotated[
-    str, choice(SUBSETS, help="Queries whose two hops are answered wrong or right, graded first.")
+    str,
+    choice(
+        SUBSETS,
+        help="Queries whose two hops are answered wrong or right, graded first; inconsistent: "
+        "wrong, whatever the shortcuts.",
+    ),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use a random sample of this size.")]
 Most = Annotated[
@@ -89,6 +103,9 @@ Tokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens to 
 Match = Annotated[
     str,
     choice(("word", "substring"), help="How an answer is recognised; substring is the paper's."),
+]
+Parity = Annotated[
+    bool, typer.Option(help="The setting of the paper's own code, with no demonstrations.")
 ]
 Step = Annotated[int, typer.Option("--layer-step", min=1, help="Use only every n-th layer.")]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
@@ -150,7 +167,19 @@ DryRun = Annotated[
         "--dry-run", help="Only say what it would cost, measured on a few queries; write nothing."
     ),
 ]
-Preset = Annotated[str, choice(("quick", "paper"), help="Minutes, or everything.")]
+Preset = Annotated[
+    str,
+    choice(
+        ("quick", "paper", "hopping-too-late"),
+        help="Minutes, or everything; hopping-too-late: in the setting of that paper's code.",
+    ),
+]
+
+
+def given_options(context: typer.Context) -> set[str]:
+    """The names of the options of a command that the shell was given."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
 @dataclass(frozen=True)
@@ -197,6 +226,19 @@ class CommonOptions:
         usual = (None, "float32") if device_of(self.device).type == "cpu" else (None,)
         dtype = self.dtype and self.dtype.removeprefix("torch.")
         return [each for each in (None if dtype in usual else dtype, self.quantization) if each]
+
+    def zero_shot(self) -> Self:
+        """The same with no demonstrations, as the papers' settings have it.
+
+        Raises:
+            UsageError: if some were asked for.
+        """
+        if self.few_shot:
+            raise UsageError(
+                f"the setting of the paper has no demonstrations: leave out --few-shot "
+                f"{self.few_shot}, or give the paper's other settings one by one"
+            )
+        return replace(self, few_shot=0)
 
     def settings(self) -> dict[str, Any]:
         """The arguments that every experiment takes: seed, out and shard."""
@@ -251,18 +293,17 @@ class SubsetOptions(QueryOptions):
         super().__post_init__()
         one_of("subset", self.subset, SUBSETS)
 
-    def load(self, match: str = "word", max_new_tokens: int = 10) -> tuple[LanguageModel, QuerySet]:
+    def load(self, **rule: Any) -> tuple[LanguageModel, QuerySet]:
         """The model and the subset, graded into a folder beside `out`.
 
         Args:
-            match: how answers are recognised when graded.
-            max_new_tokens: to generate when graded.
+            **rule: how it is graded: settings of `hopscope.grade`.
         """
         from hopscope.experiments.analysis import limited
 
         model, queries = self.load_candidates()
         if self.subset != "all":
-            queries = self.grade(model, queries, match, max_new_tokens).subset(self.subset)
+            queries = self.grade(model, queries, **rule).subset(self.subset)
         return model, limited(queries, self.most, self.seed)
 
     def load_candidates(self) -> tuple[LanguageModel, QuerySet]:
@@ -284,17 +325,10 @@ class SubsetOptions(QueryOptions):
         enough = self.need if self.most is None else min(self.need, self.most)
         return {self.subset: enough} if self.goes_on else {}
 
-    def grade(
-        self,
-        model: LanguageModel,
-        queries: QuerySet,
-        match: str = "word",
-        max_new_tokens: int = 10,
-    ) -> Grading:
+    def grade(self, model: LanguageModel, queries: QuerySet, **rule: Any) -> Grading:
         """Grade queries into a folder beside `out`."""
         from hopscope.experiments.two_hop.grading import grade, grade_until
 
-        rule: Any = {"match": match, "max_new_tokens": max_new_tokens}
         if not self.goes_on:
             return grade(model, queries, out=self._beside("grading"), **rule)
         out, at_least = self._beside("graded"), self.limit or 0

@@ -11,12 +11,14 @@ import typer
 
 from hopscope.commands.options import (
     Match,
+    Parity,
     QueryOptions,
     Step,
     Tokens,
     choice,
     example,
     file_option,
+    given_options,
     with_options,
 )
 from hopscope.commands.printing import records, show, show_estimates, show_tables, table_text
@@ -27,14 +29,28 @@ queries_app = typer.Typer()
 @queries_app.command("grade", epilog=example("grade -m smollm2-135m --limit 100 -o runs/grading"))
 @with_options(QueryOptions, without=["full"])
 def grade_command(
-    options: QueryOptions, *, match: Match = "word", max_new_tokens: Tokens = 10
+    options: QueryOptions,
+    *,
+    context: typer.Context,
+    match: Match = "word",
+    max_new_tokens: Tokens = 10,
+    relation_shortcut: Annotated[
+        str, choice(("whole", "cut"), help="The relation shortcut, or as the paper's code cuts it.")
+    ] = "whole",
+    parity: Parity = False,
 ) -> None:
     """Ask first hop, second hop, two hops and shortcuts: right or wrong."""
     from hopscope.experiments.estimate import estimate
+    from hopscope.experiments.registry import REGISTERED
     from hopscope.experiments.two_hop.grading import grade
 
-    model, queries = options.load_both()
     run: dict[str, Any] = {"match": match, "max_new_tokens": max_new_tokens}
+    run["relation_shortcut"] = relation_shortcut
+    if parity:
+        said = given_options(context)
+        run = REGISTERED["grading"].with_parity({name: run[name] for name in run if name in said})
+        options = options.zero_shot()
+    model, queries = options.load_both()
     run |= {"out": options.out, "shard": options.part}
     if options.dry_run:
         show_estimates({"grading": estimate(grade, model, queries, **run)}, options.as_json)

@@ -116,7 +116,11 @@ def as_json() -> str:
 def spec_of(entry: Analysis) -> CommandSpec:
     """The command of an analysis: its parameters and those of its result's `printed`."""
     of_layers = () if entry.layers is None else tuple(entry.layers(range(1)))
-    own = [each for each in entry.own_parameters.values() if each.name not in of_layers]
+    own = [
+        each
+        for each in entry.own_parameters.values()
+        if each.name not in of_layers and _kinds(each.annotation) != {Mapping}
+    ]
     printed = inspect.signature(entry.result.printed, eval_str=True).parameters.values()
     return CommandSpec(
         str(entry.command),

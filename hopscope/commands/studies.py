@@ -56,6 +56,7 @@ def study_command(
     from hopscope.study import presets, report, study
 
     size = replace(presets.preset(preset), need=need)
+    options = options.zero_shot() if size.setting else options
     if limit is not None:
         size = replace(size, limit=limit, most=max(limit, need), questions=limit, probed=limit)
     model, queries = options.load_both()
@@ -139,6 +140,7 @@ def figures_command(
     from hopscope.study.presets import preset as preset_named
 
     size = preset_named(preset)
+    options = options.zero_shot() if size.setting else options
     committed, strict = rendered or (scripts or Path("figures")) / "rendered", bool(names)
     scripts = scripts or study_figures.scripts_folder()
     chosen = list(study_figures.figure_scripts(scripts, names or []))

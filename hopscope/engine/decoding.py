@@ -126,16 +126,17 @@ def next_tokens(
     )
     if read_out.draws is None:
         return likeliest
-    drawn = _drawn(logits, rows, read_out.draws[torch.as_tensor(cells), step]).cpu().numpy()
+    draws = read_out.draws[torch.as_tensor(cells), step]
+    drawn = _drawn(read_out.sampling.probabilities(logits), rows, draws).cpu().numpy()
     return np.where(likeliest == NO_TOKEN, NO_TOKEN, drawn)
 
 
-def _drawn(logits: Tensor, rows: np.ndarray, draws: Tensor) -> Tensor:
-    """Tokens drawn from rows of logits by inverting their cumulative sums, shape (cell,)."""
-    cumulative = torch.softmax(logits.float(), dim=-1).cumsum(dim=-1)
-    of_cell = torch.as_tensor(rows, device=logits.device)
+def _drawn(probabilities: Tensor, rows: np.ndarray, draws: Tensor) -> Tensor:
+    """Tokens drawn from rows of probabilities by inverting their sums, shape (cell,)."""
+    cumulative = probabilities.cumsum(dim=-1)
+    of_cell = torch.as_tensor(rows, device=cumulative.device)
     pieces = zip(
         torch.split(of_cell, 64), torch.split(draws.to(cumulative)[:, None], 64), strict=True
     )
     found = [torch.searchsorted(cumulative[row], draw, right=True) for row, draw in pieces]
-    return torch.cat(found)[:, 0].clamp(max=logits.shape[-1] - 1)
+    return torch.cat(found)[:, 0].clamp(max=cumulative.shape[-1] - 1)

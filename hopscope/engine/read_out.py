@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hopscope.documents.layout import Layout
+from hopscope.engine.sampling import Sampling
 from hopscope.engine.work import count
 from hopscope.masks.algebra import Mask
 from hopscope.probes.logit_lens import rank_among
@@ -41,6 +42,8 @@ class Readings:
     masses: tuple[Float[Tensor, "_token layer head _segment"], ...] | None = None
 
 
+AS_IT_IS = Sampling()
+"""Tokens are drawn from all that the model says."""
 Stop = Callable[[tuple[int, ...]], bool]
 
 
@@ -58,6 +61,7 @@ class ReadOut:
         draws: numbers in [0, 1), shape (cell, max_new_tokens): token `s` of a cell is not the
             likeliest one but drawn from the model's distribution, by inverting its cumulative
             sum at `draws[cell, s]`. So a draw does not depend on which cells run together.
+        sampling: from which tokens, and how sharply, is drawn where there are `draws`.
         also_rank: first tokens of another entity, such as the bridge, that are ranked as those of
             the answer are.
     """
@@ -69,6 +73,7 @@ class ReadOut:
     track: tuple[int, ...] = ()
     draws: Tensor | None = None
     also_rank: tuple[int, ...] = ()
+    sampling: Sampling = AS_IT_IS
 
     @property
     def beside(self) -> tuple[int, ...]:

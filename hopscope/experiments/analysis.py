@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
 
 from hopscope.documents.question_set import QuestionSet
-from hopscope.errors import UsageError
+from hopscope.errors import UsageError, one_of
 from hopscope.experiments.arguments import (
     AtLeast,
     Constraint,
@@ -50,6 +50,7 @@ class RunKeywords(TypedDict, total=False):
     out: str | Path | None
     shard: tuple[int, int] | None
     layer_step: int
+    preset: str | None
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class RunOptions:
         out: run folder; a run that was stopped there goes on.
         shard: (i, n): compute only every n-th part, from the i-th (1 to n) on; needs `out`.
         layer_step: use only every n-th layer.
+        preset: the name of a paper, such as `hopping-too-late`: what is not given is as in the code
+            of its authors, and prompts have no demonstrations. docs/papers.md says what differs.
     """
 
     seed: int = 0
@@ -71,9 +74,12 @@ class RunOptions:
     out: str | Path | None = None
     shard: tuple[int, int] | None = None
     layer_step: int = 1
+    preset: str | None = None
 
 
-RUN_KEYWORDS = tuple(each.name for each in fields(RunOptions) if each.name != "layer_step")
+AT_CALL = ("layer_step", "preset")
+"""Keywords that are put into the analysis's own arguments as it is called."""
+RUN_KEYWORDS = tuple(each.name for each in fields(RunOptions) if each.name not in AT_CALL)
 WITHOUT_MEMORY = tuple(name for name in RUN_KEYWORDS if name != "max_memory")
 """The keywords of an analysis that sweeps no cells; the memory of its batches is measured."""
 POSITIONAL = ("seed", "progress")
@@ -86,6 +92,12 @@ INPUTS: Mapping[str, Mapping[str, Constraint]] = {
     "models": {},
 }
 """What the inputs of an analysis may be, by what it asks for."""
+PAPERS: Mapping[str, str] = {
+    "subset": "hopping-too-late",
+    "queries": "hopping-too-late",
+    "documents": "masking-in-multi-hop-qa",
+}
+"""The paper whose setting `Analysis.parity` repeats, by what the analysis asks for."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +141,8 @@ class Analysis:
         layers: turns layers into arguments; the analysis then also takes `layer_step`.
         in_study: further arguments in a study.
         chosen: the inputs that a study analyses, of those that it has.
-        parity: the arguments that repeat the paper's own setting.
+        parity: the arguments that repeat the setting of the paper's own code; the analysis then
+            also takes `preset`, whose name follows from what it asks for.
         grades: the parameters that also hold when queries are graded for it.
         parts: the analyses whose results `combine` puts together, in a study.
         combine: makes a result of those of `parts`.
@@ -173,7 +186,26 @@ class Analysis:
         signature = inspect.signature(self.function, eval_str=True)
         inputs = 1 if self.asks == "models" else 2
         own = list(signature.parameters.values())[inputs:]
-        return {each.name: each for each in own if each.name not in RUN_KEYWORDS}
+        common = (*RUN_KEYWORDS, "preset")
+        return {each.name: each for each in own if each.name not in common}
+
+    @property
+    def preset(self) -> str | None:
+        """The name under which `parity` is asked for; None if there is none."""
+        return PAPERS[self.asks] if self.parity else None
+
+    def with_parity(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments, with those of `parity` where they say nothing; also within mappings.
+
+        Args:
+            given: arguments by name.
+        """
+        inner = {
+            name: {**value, **given[name]}
+            for name, value in self.parity.items()
+            if isinstance(value, Mapping) and isinstance(given.get(name), Mapping)
+        }
+        return {**self.parity, **given, **inner}
 
     def check(self, given: Mapping[str, Any], model: TokenModel | None = None) -> dict[str, Any]:
         """Arguments as the analysis wants them.
@@ -203,7 +235,11 @@ class Analysis:
             UsageError: for an argument that the analysis cannot do, or layers beside a step.
         """
         named = set(call.arguments)
+        preset = call.arguments.pop("preset", None)
+        if preset is not None:
+            call.arguments = self._at_preset(preset, call.arguments)
         call.apply_defaults()
+        call.arguments.pop("preset", None)
         arguments = self.check(call.arguments, call.arguments.get("model"))
         if self.layers is not None:
             of_layers = self.at_layers(arguments["model"], arguments.pop("layer_step"))
@@ -211,6 +247,18 @@ class Analysis:
                 raise UsageError(f"give {name} or layer_step, not both")
             arguments |= self.check(of_layers, arguments["model"])
         return arguments
+
+    def _at_preset(self, preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call under a preset: what was not given, and no demonstrations.
+
+        Raises:
+            UsageError: for an unknown preset, or inputs that are none.
+        """
+        one_of("preset", preset, [str(self.preset)])
+        _, inputs = INPUTS[self.asks]
+        asked = self.check({inputs: given[inputs]})[inputs]
+        zero_shot = {inputs: asked.with_few_shot(0, asked.few_shot_seed)}
+        return self.with_parity({**given, **zero_shot})
 
 
 def analysis(command: str | None, *, name: str = "", **described: Any) -> Callable[[F], F]:
@@ -235,7 +283,8 @@ def analysis(command: str | None, *, name: str = "", **described: Any) -> Callab
         result = get_type_hints(function)["return"]
         keywords = described.get("keywords", RUN_KEYWORDS)
         stepped = {"layer_step": AtLeast(1)} if described.get("layers") else {}
-        taken = (*stepped, *keywords)
+        named = ("preset",) if described.get("parity") else ()
+        taken = (*stepped, *keywords, *named)
         signature = _with_keywords(inspect.signature(function, eval_str=True), taken)
 
         @functools.wraps(function)

@@ -7,7 +7,7 @@ the model let everything pass before it is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from types import UnionType
@@ -18,6 +18,7 @@ from hopscope.documents.question_set import QuestionSet
 from hopscope.engine.edits import Knockout
 from hopscope.engine.masked.reader import reader_of
 from hopscope.errors import UsageError, one_of
+from hopscope.experiments.registry import REGISTERED
 from hopscope.masks.algebra import Mask
 from hopscope.masks.named import mask_of
 from hopscope.models.token_model import TokenModel
@@ -244,6 +245,28 @@ class Edges:
                 ends = f", each one of {', '.join(self.spans)}" if self.spans else ""
                 raise UsageError(f"{edge!r} is no edge: write 'query->key'{ends}")
         return list(dict.fromkeys(given))
+
+
+@dataclass(frozen=True)
+class SettingsOf:
+    """Settings of another analysis, by name, as that one checks them.
+
+    Attributes:
+        analysis: the name under which it is registered.
+    """
+
+    analysis: str
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> dict[str, Any]:
+        entry = REGISTERED[self.analysis]
+        if not isinstance(value, Mapping):
+            known = ", ".join(entry.own_parameters)
+            raise UsageError(
+                f"{name} must be a dictionary of settings with any of {known}, not {kind_of(value)}"
+            )
+        for setting in value:
+            one_of(f"setting of {name}", setting, entry.own_parameters)
+        return dict(entry.check(value, model))
 
 
 def check_masks(

@@ -352,6 +352,7 @@ class TokenModel:
         variants: bool = False,
         required: bool = True,
         after: str | None = None,
+        articles: bool = False,
     ) -> tuple[int, ...]:
         """Return the first token of each name in its place behind a prompt.
 
@@ -372,6 +373,7 @@ class TokenModel:
                 otherwise there are no tokens for them.
             after: the prompt, or its end; "" for names that begin a text. If None, some text and
                 a space.
+            articles: keep leading articles among the variants, as the code of that paper does.
 
         Returns:
             Token ids without repeats, in the order of the names.
@@ -386,7 +388,7 @@ class TokenModel:
             if not variants:
                 tokens[self._first_token(before, unicodedata.normalize("NFC", name))] = None
                 continue
-            plain = _ARTICLE.sub("", name)
+            plain = name if articles else _ARTICLE.sub("", name)
             for spelling in (plain, plain.lower()):
                 tokens[self._first_token(_SOME_TEXT, spelling, whole=False)] = None
                 tokens[self._first_token("\n", spelling, whole=False)] = None

@@ -9,7 +9,7 @@ from hopscope.errors import QueryError, one_of
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.prompts import Prompt, token_position, token_span
 
-SPANS = ("t1", "t2", "e1", "r1", "r2", "before", "few_shot")
+SPANS = ("t1", "t2", "e1", "r1", "r2", "r1_word", "r2_word", "before", "few_shot")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ class TokenizedPrompt:
         Args:
             name: `t1`, `t2`: the last token of the first-hop phrase, and of the prompt; `e1`: the
                 source entity; `r1`: the rest of the first-hop phrase; `r2`: the rest of the
-                question but the prompt's last token; `before`: all tokens but the last;
+                question but the prompt's last token; `r1_word`, `r2_word`: the last token of the
+                third word from the end of a relation's template, where it has so many, which the
+                code of Hopping Too Late takes for the relation; `before`: all tokens but the last;
                 `few_shot`: the demonstrations, and in a chat the turns before.
 
         Raises:
@@ -81,6 +83,8 @@ class TokenizedPrompt:
         last = len(self.ids) - 1
         if name in ("t1", "t2"):
             return (self.position(name),)
+        if name in ("r1_word", "r2_word"):
+            return (self.position(name),) if name in self.prompt.spans else ()
         if name == "before":
             return tuple(range(last))
         if name == "few_shot":

@@ -354,6 +354,26 @@ def decided(text: str, names: Iterable[str], match: Match = "word") -> bool:
     return _find_word(text, names, closed=True) is not None
 
 
+def delimited(text: str, names: Iterable[str]) -> bool:
+    """Return whether a description names an entity, by the rule of Hopping Too Late's code.
+
+    A name must stand between the marks of "Name: description": behind ": " and before a space, a
+    comma, a full stop or a colon, or before ": ", in any case. Line breaks count as spaces; space
+    at the ends of the text does not count, and neither do aliases of a single character.
+
+    Example:
+        >>> delimited(": France is a country", ["France"]), delimited("x in France", ["France"])
+        (True, False)
+    """
+    label, *aliases = _checked(names) or ("",)
+    usable = [label, *(alias for alias in aliases if len(alias) > 1)] if label else []
+    lowered = text.strip().replace("\n", " ").lower()
+    return any(
+        f"{name}: " in lowered or any(f": {name}{mark}" in lowered for mark in " ,.:")
+        for name in map(str.lower, usable)
+    )
+
+
 def squashed(text: str) -> str:
     """Return the letters and digits of a text, of any script, in lower case.
 

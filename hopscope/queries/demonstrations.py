@@ -11,12 +11,13 @@ from itertools import islice
 
 from hopscope.errors import QueryError, one_of
 from hopscope.queries.answers import normalise
-from hopscope.queries.two_hop_query import FORMS, Form, TwoHopQuery
+from hopscope.queries.two_hop_query import PROMPT_FORMS, Form, TwoHopQuery
 from hopscope.scripts import HANGUL, UNSPACED, needs_space
 
 DEMONSTRATION_FORMS: Mapping[Form, Form] = {
     "two_hop": "two_hop",
     "relation_shortcut": "two_hop",
+    "relation_shortcut_cut": "two_hop",
     "first_hop": "first_hop",
     "second_hop": "second_hop",
     "entity_shortcut": "second_hop",
@@ -165,8 +166,8 @@ class Demonstrations:
 
     def shown(self, query: TwoHopQuery, form: Form) -> tuple[tuple[str, str], ...]:
         """Return the demonstrations of a query for a prompt of one form, each with its answer."""
-        demonstration_form = DEMONSTRATION_FORMS[one_of("prompt form", form, FORMS, QueryError)]
-        return tuple(demonstration(each, demonstration_form) for each in self.of(query))
+        one_of("prompt form", form, PROMPT_FORMS, QueryError)
+        return tuple(demonstration(each, DEMONSTRATION_FORMS[form]) for each in self.of(query))
 
     def text(self, query: TwoHopQuery, form: Form) -> str:
         """Return the demonstrations of a query as text, one per line, for a prompt of one form."""

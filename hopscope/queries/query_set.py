@@ -19,7 +19,7 @@ from hopscope.queries.chat import INSTRUCTION, PREFILL, Chat
 from hopscope.queries.demonstrations import Demonstrations
 from hopscope.queries.formats import from_frame, to_frame, write_csv
 from hopscope.queries.prompts import Prompt, token_position, token_span
-from hopscope.queries.two_hop_query import FORMS, Form, TwoHopQuery
+from hopscope.queries.two_hop_query import FORMS, PROMPT_FORMS, Form, TwoHopQuery
 
 if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]
@@ -248,13 +248,13 @@ class QuerySet(Sequence[TwoHopQuery]):
         """Return the prompts of all queries in one form, each preceded by its demonstrations.
 
         Args:
-            form: form of the question: `two_hop`, `first_hop`, `second_hop`, `entity_shortcut` or
-                `relation_shortcut`.
+            form: form of the question: `two_hop`, `first_hop`, `second_hop`, `entity_shortcut`,
+                `relation_shortcut` or `relation_shortcut_cut`.
 
         Raises:
             QueryError: for an unknown form, or if the pool has too few demonstrations for a query.
         """
-        one_of("prompt form", form, FORMS, QueryError)
+        one_of("prompt form", form, PROMPT_FORMS, QueryError)
         if form not in self._prompts:
             framed = self._framed if self.chat is None else self._chatted
             self._prompts[form] = tuple(framed(form))

@@ -10,8 +10,18 @@ from typing import Literal, get_args
 from hopscope.errors import QueryError, one_of
 from hopscope.queries.answers import name_text
 
-Form = Literal["two_hop", "first_hop", "second_hop", "entity_shortcut", "relation_shortcut"]
-FORMS: tuple[Form, ...] = get_args(Form)
+Form = Literal[
+    "two_hop",
+    "first_hop",
+    "second_hop",
+    "entity_shortcut",
+    "relation_shortcut",
+    "relation_shortcut_cut",
+]
+PROMPT_FORMS: tuple[Form, ...] = get_args(Form)
+FORMS = PROMPT_FORMS[:5]
+"""What is asked of a query; `relation_shortcut_cut` is the relation shortcut as the authors of
+Hopping Too Late write it."""
 Span = tuple[int, int]
 
 _SLOT = "{}"
@@ -174,17 +184,26 @@ class TwoHopQuery:
         """Return the prompt with both relations but no source entity, ``r2(r1) is``."""
         return self.compose("relation_shortcut")[0]
 
+    def relation_shortcut_cut(self) -> str:
+        """Return the relation shortcut of the authors of Hopping Too Late: no " is", and cut.
+
+        The last four characters are left out, " of " where the first template ends in "of {}",
+        and the end of a word where it does not.
+        """
+        return self.compose("relation_shortcut_cut")[0]
+
     def compose(self, form: Form) -> tuple[str, dict[str, Span]]:
         """Return the text of a prompt and its half-open character spans by name.
 
         The spans are "t2", the whole prompt; "e1" or "e2", the entity in it; and for `two_hop` and
         `first_hop` also the phrase of the first hop, as "r1e1" and as "t1", the name of the
-        position at its last token.
+        position at its last token. `r1_word` and `r2_word` are the third words from the end of the
+        templates, where these have so many ("capital" in "the capital of {}").
 
         Raises:
             QueryError: for an unknown form.
         """
-        one_of("prompt form", form, FORMS, QueryError)
+        one_of("prompt form", form, PROMPT_FORMS, QueryError)
         if form == "first_hop":
             text, spans = self._first_hop_phrase(self.r1_template)
             text += self.r1_ending
@@ -193,8 +212,12 @@ class TwoHopQuery:
             start = self.r2_template.index(_SLOT)
             text = self._second(phrase)
             spans = {name: (start + a, start + b) for name, (a, b) in inner.items()}
+            spans |= _third_last_word("r2_word", self.r2_template, phrase)
         elif form == "relation_shortcut":
             text, spans = self._second(self._inner(relation_only(self.r1_template))), {}
+        elif form == "relation_shortcut_cut":
+            phrase = self._inner(self.r1_template).replace(_SLOT, "")
+            text, spans = self.r2_template.replace(_SLOT, phrase)[:-4], {}
         else:
             entity = "e2" if form == "second_hop" else "e1"
             label = getattr(self, f"{entity}_label")
@@ -215,4 +238,16 @@ class TwoHopQuery:
         start = template.index(_SLOT)
         phrase = template.replace(_SLOT, self.e1_label)
         whole = (0, len(phrase))
-        return phrase, {"e1": (start, start + len(self.e1_label)), "r1e1": whole, "t1": whole}
+        entity = {"e1": (start, start + len(self.e1_label)), "r1e1": whole, "t1": whole}
+        return phrase, entity | _third_last_word("r1_word", template, self.e1_label)
+
+
+def _third_last_word(name: str, template: str, argument: str) -> dict[str, Span]:
+    """The span of a template's third word from the end, once it has its argument; none without."""
+    before, space, after = template.rpartition(" ")[0].rpartition(" ")[0].rpartition(" ")
+    if not after or _SLOT in after:
+        return {}
+    start = len(before) + len(space)
+    if _SLOT in before:
+        start += len(argument) - len(_SLOT)
+    return {name: (start, start + len(after))}

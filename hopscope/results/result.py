@@ -51,6 +51,8 @@ class Result:
     """The columns of `frame` and their types."""
     rules: ClassVar[Mapping[str, int]] = {}
     """Versions of rules that its numbers follow, beside what was asked; for its run's record."""
+    added_settings: ClassVar[Mapping[str, Any]] = {}
+    """Settings that records of earlier versions lack, and what they were then."""
     kinds: ClassVar[dict[str, type[Result]]] = {}
 
     frame: pd.DataFrame
@@ -244,6 +246,25 @@ def _kinds_with_grids() -> list[str]:
     return sorted(name for name, each in Result.kinds.items() if each.grid is not Result.grid)
 
 
+def upgrade_record(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's record with the settings that those of earlier versions lack, as they were then.
+
+    Args:
+        run: the record; settings may themselves be those of other kinds, by name.
+    """
+    settings = run.get("settings")
+    if not isinstance(settings, Mapping):
+        return dict(run)
+    filled = {
+        name: upgrade_record({"kind": name, "settings": value})["settings"]
+        if name in Result.kinds and isinstance(value, Mapping)
+        else value
+        for name, value in settings.items()
+    }
+    kind = Result.kinds.get(str(run.get("kind")), Result)
+    return {**run, "settings": {**kind.added_settings, **filled}}
+
+
 def read_result(path: Path, kinds: Mapping[str, type[Result]]) -> Result:
     """Read a run folder that holds a result of one of some kinds.
 
@@ -263,7 +284,7 @@ def read_result(path: Path, kinds: Mapping[str, type[Result]]) -> Result:
     if "n" not in run.get("queries", {}):
         raise DamagedResultError(f"{path / 'run.json'} is damaged: it does not say what was asked")
     run.pop(PARTS, None)  # of the folder, not of the result
-    tables = read_parts(path)
+    run, tables = upgrade_record(run), read_parts(path)
     found, asked = tables["details"]["query"].nunique(), run["queries"]["n"]
     if found < asked and "need" not in run.get("settings", {}):
         logger.warning("%s is not finished: %d of %d queries", path, found, asked)

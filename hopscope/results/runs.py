@@ -16,7 +16,7 @@ from hopscope.display.progress import showing
 from hopscope.errors import QueryError, ResultError, TakenError, UsageError
 from hopscope.files import check_place, clear_leftovers, make_folder, write_json_once
 from hopscope.models.interrupts import interrupt_safe, n_stops
-from hopscope.results.result import Result
+from hopscope.results.result import Result, upgrade_record
 from hopscope.results.run_folder import (
     RECORD,
     Tables,
@@ -386,7 +386,7 @@ def check_run(path: Path, run: Mapping[str, Any]) -> None:
         raise TakenError(f"{path} is there and is not a run folder; choose another place")
     if not is_run(path):
         return
-    differing = difference(read_run(path), run)
+    differing = difference(upgrade_record(read_run(path)), run)
     if differing is not None:
         name, before, now = differing
         raise TakenError(

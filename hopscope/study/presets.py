@@ -20,6 +20,8 @@ class Preset:
         of_world: questions of each split of a world.
         probed: queries that are probed at most, graded or not.
         need: queries of each subset, for which more than `limit` are graded if they are there.
+        setting: the preset of the analyses that have it (see `Analysis.parity`), in which queries
+            have no demonstrations; None for what the analyses do by themselves.
     """
 
     limit: int | None
@@ -30,11 +32,13 @@ class Preset:
     of_world: int = 1000
     need: int = 0
     probed: int = 1000
+    setting: str | None = None
 
 
 PRESETS = {
     "quick": Preset(limit=256, most=16, layer_step=3, questions=40, shuffles=8, of_world=36),
     "paper": Preset(None, None, 1),
+    "hopping-too-late": Preset(None, None, 1, setting="hopping-too-late"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 import sys
@@ -19,7 +20,8 @@ from hopscope.errors import ModelError, QueryError, UsageError
 from hopscope.experiments.analysis import Analysis, Scale, limited
 from hopscope.experiments.catalogue import analyses
 from hopscope.experiments.estimate import Estimate, rehearse
-from hopscope.experiments.two_hop.grading import SUBSETS, Grading, grade, grade_until
+from hopscope.experiments.registry import REGISTERED
+from hopscope.experiments.two_hop.grading import Grading, grade, grade_until
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.query_set import QuerySet
 from hopscope.results.result import Result
@@ -33,6 +35,8 @@ DOCUMENTS = "world-docs"
 """The questions over documents that a study asks."""
 COMPOSED = {"claims": ("back_patching", "description", "knockout", "projection")}
 """The analyses of figures that are drawn from several."""
+GRADED = ("correct", "incorrect")
+"""The subsets that a study analyses."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ def run_study(
 
     An analysis that finds no query is left out, and a warning says so.
     """
+    queries = _asked(queries, size)
     graded = _graded(model, queries, size, seed, out=folder / "grading", progress=progress)
     task = _Task(model, queries, graded, folder, size, seed, progress)
     entries = _chosen(steps)
@@ -117,10 +122,17 @@ def _graded(
     model: LanguageModel, queries: QuerySet, size: Preset, seed: int, **run: Any
 ) -> Grading:
     """The grading of as many queries as are wanted and needed; one without a need goes on so."""
+    grading = REGISTERED["grading"]
+    run |= grading.parity if size.setting == grading.preset else {}
     if size.limit is None or not _goes_on(size, run["out"]):
         return grade(model, limited(queries, size.limit, seed), **run)
-    need = dict.fromkeys(SUBSETS, size.need)
+    need = dict.fromkeys(GRADED, size.need)
     return grade_until(model, queries, need, size.limit, seed=seed, **run)
+
+
+def _asked(queries: QuerySet, size: Preset) -> QuerySet:
+    """The queries as a study asks them: in the setting of a paper without demonstrations."""
+    return queries if size.setting is None else queries.with_few_shot(0, queries.few_shot_seed)
 
 
 def _goes_on(size: Preset, grading: Path) -> bool:
@@ -147,10 +159,10 @@ def estimate_study(
     If the queries are not graded yet, a few are, and the subsets are taken to be as large as they
     are among these.
     """
-    out = folder / "grading"
+    queries, out = _asked(queries, size), folder / "grading"
     goes_on = _goes_on(size, out)
     asked = queries if goes_on else limited(queries, size.limit, seed)
-    need = dict.fromkeys(SUBSETS, size.need) if goes_on else {}
+    need = dict.fromkeys(GRADED, size.need) if goes_on else {}
     at_least = (size.limit if goes_on else None) or len(asked)
 
     sample = GradedSample.of(_graded, model, asked, need, at_least, size=size, seed=seed, out=out)
@@ -202,10 +214,17 @@ class _Task:
             if any(part is None for part in parts):
                 needed = ", ".join(entry.parts)
                 raise QueryError(f"it needs the results of {needed} of the same queries")
-            combined = entry.combine(*parts)
+            combined = entry.combine(*parts, **self.of_combining(entry))
             combined.save(out)
             return combined
         return self.run_on(entry, subset, self.model)
+
+    def of_combining(self, entry: Analysis) -> Mapping[str, Any]:
+        """The arguments of the study's setting that putting results together takes."""
+        assert entry.combine is not None
+        taken = inspect.signature(entry.combine).parameters
+        there = entry.parity if entry.preset == self.size.setting else {}
+        return {name: value for name, value in there.items() if name in taken}
 
     def run_on(self, entry: Analysis, subset: str, model: LanguageModel) -> Result:
         """Run an analysis."""
@@ -213,6 +232,8 @@ class _Task:
         scaled = {} if entry.in_study is None else entry.in_study(self.scale)
         layers = entry.at_layers(self.model, self.size.layer_step)
         common: dict[str, Any] = {"seed": self.seed, "progress": self.progress, "out": out}
+        if entry.parity and entry.preset == self.size.setting:
+            common["preset"] = entry.preset
         result: Result = entry.function(model, inputs, **scaled, **layers, **common)
         return result
 

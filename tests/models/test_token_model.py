@@ -222,6 +222,15 @@ def test_variants_are_with_a_space_and_without(kind: str) -> None:
     assert all(words), "no space alone"
 
 
+@pytest.mark.parametrize("kind", SPACES)
+def test_variants_may_keep_their_articles(kind: str) -> None:
+    model = spaced(kind)
+    kept = model.first_tokens(["the Louvre"], variants=True, articles=True)
+    words = {model.tokenizer.convert_ids_to_tokens(token).strip("▁Ġ") for token in kept}
+    assert all(word and "the".startswith(word) for word in words)
+    assert not set(kept) & set(model.first_tokens(["the Louvre"], variants=True))
+
+
 @pytest.mark.parametrize("kind", ["prepended", "single digits"])
 def test_names_that_no_first_token_tells_are_refused(kind: str) -> None:
     """Where a space stands by itself, as in front of single digits, it is the first of many."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import numpy as np
@@ -15,6 +16,7 @@ from hopscope.queries.answers import (
     Match,
     contains,
     decided,
+    delimited,
     exact_match,
     f1_score,
     find_answer,
@@ -197,6 +199,49 @@ def test_word_match(text: str, name: str, expected: bool) -> None:
 @pytest.mark.parametrize(("text", "name", "expected"), SUBSTRING_CASES)
 def test_substring_match_is_the_rule_of_the_paper(text: str, name: str, expected: bool) -> None:
     assert matches(text, (name,), "substring") is expected
+
+
+KINGDOM = ("United Kingdom", "UK", "Britain", "U")
+MARKED = [
+    (": United Kingdom is an island", True),
+    ("x: the United Kingdom, an island", False),
+    (": UK, an island", True),
+    (": uk.", True),
+    (": Britain: an island", True),
+    ("britain: an island", True),
+    (": Britain\nAn island", True),  # a line break is a space
+    (": Britain", False),  # whose end says nothing
+    (": Britain\n", False),
+    (": Great Britain, an island", False),
+    (": Britains, islands", False),
+    (":Britain, an island", False),
+    (": U, an alias of one letter", False),
+    ("", False),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), MARKED)
+def test_delimited_by_hand(text: str, expected: bool) -> None:
+    assert delimited(text, KINGDOM) == expected
+
+
+PIECES = st.lists(st.sampled_from([": ", "UK", "uk", "Britain", " ", ",", ".", ":", "\n", "x"]))
+
+
+@given(PIECES)
+def test_delimited_is_one_of_five_patterns(pieces: list[str]) -> None:
+    """As a regular expression: case aside, on the text as the paper's code keeps it."""
+    text = "".join(pieces)
+    kept = text.strip().replace("\n", " ")
+    names = "|".join(re.escape(name) for name in KINGDOM[:3])
+    found = re.search(rf": (?:{names})[ ,.:]|(?:{names}): ", kept, re.IGNORECASE)
+    assert delimited(text, KINGDOM) == (found is not None)
+
+
+def test_a_label_of_one_letter_is_delimited_too() -> None:
+    assert delimited(": Q, a letter", ["Q", "R"])
+    assert not delimited(": R, a letter", ["Q", "R"])
+    assert not delimited(": , ", [])
 
 
 def test_the_matched_name_is_returned_as_it_was_given() -> None:

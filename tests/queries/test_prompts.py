@@ -45,6 +45,55 @@ def test_the_five_prompts() -> None:
     assert LOUVRE.relation_shortcut() == "The capital of the country is"
 
 
+def test_the_relation_shortcut_of_the_papers_code() -> None:
+    """Without " is", and without the last four characters, whatever they are."""
+    assert LOUVRE.relation_shortcut_cut() == "The capital of the country"
+    where = query(r1_template="the country where {} is located", r2_template="the capital of {}")
+    assert where.relation_shortcut_cut() == "the capital of the country where  is loc"
+    for each in (LOUVRE, where, query(r1_template="the work by {}", r2_template="{}'s mother")):
+        first = each.r1_template[0].lower() + each.r1_template[1:]
+        first = each.r1_template if each.r2_template.startswith("{}") else first
+        assert each.relation_shortcut_cut() == each.r2_template.format(first.format(""))[:-4]
+
+
+WORDS = [
+    ("the capital of {}", "capital"),
+    ("the name of the author of {}", "author"),
+    ("mother of {}", "mother"),
+    ("the country where {} is located", None),  # that is e1
+    ("the place where {} was born last", "was"),
+    ("{}'s mother", None),
+    ("mother of  {}", "of"),  # of two spaces the second one begins a word
+]
+
+
+@pytest.mark.parametrize(("template", "word"), WORDS)
+@pytest.mark.parametrize("label", ["X", "the Louvre in Paris"])
+def test_the_third_word_from_the_end_of_a_template(
+    template: str, word: str | None, label: str
+) -> None:
+    """That is what the paper's code blocks for a relation."""
+    words = template.split(" ")
+    assert (words[-3:-2] or ["{}"]) == [word or "{}"]
+    made = query(r1_template=template, r2_template=template, e1_label=label)
+    text, spans = made.compose("two_hop")
+    for name, (start, end) in (
+        ("r1_word", spans["r1e1"]),
+        ("r2_word", (0, len(text))),
+    ):
+        if word is None:
+            assert name not in spans
+            continue
+        a, b = spans[name]
+        assert text[a:b] == word
+        argument = label if name == "r1_word" else text[slice(*spans["r1e1"])]
+        whole = text[start:end].removesuffix(" is")
+        before = template.format(argument).removesuffix(whole)
+        behind = " ".join(words[-2:]).replace("{}", argument)
+        assert before == ""
+        assert text[b : start + len(whole)] == f" {behind}"
+
+
 def test_a_lower_case_template_is_left_as_it_is() -> None:
     plain = query(r1_template="the country of {}", r2_template="the capital of {}")
     assert plain.two_hop() == "the capital of the country of the Louvre is"
@@ -148,10 +197,11 @@ def test_spans_name_what_stands_there(form: str, before: str) -> None:
     assert texts["t2"] == prompt.text[len(before) :] == getattr(LOUVRE, form)()
     expected = {"e1": "the Louvre", "e2": "France"}
     article = "the" if form == "two_hop" else "The"
+    expected |= {"r1_word": "country", "r2_word": "capital"}
     expected["r1e1"] = expected["t1"] = f"{article} country of the Louvre"
     kept = {
-        "two_hop": ("e1", "r1e1", "t1"),
-        "first_hop": ("e1", "r1e1", "t1"),
+        "two_hop": ("e1", "r1e1", "t1", "r1_word", "r2_word"),
+        "first_hop": ("e1", "r1e1", "t1", "r1_word"),
         "second_hop": ("e2",),
         "entity_shortcut": ("e1",),
         "relation_shortcut": (),

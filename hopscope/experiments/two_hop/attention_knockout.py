@@ -43,7 +43,14 @@ Criterion = Literal["generation", "first_token"]
 CRITERIA = get_args(Criterion)
 Measure = Literal["changed", "prediction_change", "answer_change"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
+Compare = Literal["text", "answer"]
+COMPARES = get_args(Compare)
 EDGES = ("t2->t1", "t2->e1", "t2->r1", "t1->e1")
+PAPER_EDGES = (
+    *("t2->t1", "t2->r1_word", "t2->r2_word"),
+    *("t1->r1_word", "t1->r2_word", "r1_word->r2_word"),
+)
+"""Those of the paper's code: from the end, e1 and r1 to e1, r1 and r2, each a single token."""
 CONTROLS = ("random",)
 PER_PART = 4
 
@@ -68,14 +75,15 @@ class Knockouts(Result):
     """What the model says when it cannot look from one part of the question to another.
 
     `frame` has one row a query, edge, control and layer, the middle of the window: `changed`
-    (does the model say something else), `hit` (is it the answer), `prediction_change` and
-    `answer_change` (nats by which the log-probability of the token that the clean model
-    predicts, and of the answer's first token, changes), `answer_rank`, `answer_logprob`,
-    `generation`. `details` has one row a query and edge.
+    (does the model say something else; see `compare` of `knockout`), `hit` (is it the answer),
+    `prediction_change` and `answer_change` (nats by which the log-probability of the token that the
+    clean model predicts, and of the answer's first token, changes), `answer_rank`,
+    `answer_logprob`, `generation`. `details` has one row a query and edge.
     """
 
     kind = "knockout"
     rules = FIRST_TOKENS
+    added_settings: ClassVar = {"compare": "text"}
     columns: ClassVar = {
         "query": "str",
         "edge": "str",
@@ -194,6 +202,15 @@ class Knockouts(Result):
         "criterion": OneOf(CRITERIA),
         "max_new_tokens": AtLeast(1),
         "match": OneOf(MATCHES),
+        "compare": OneOf(COMPARES),
+    },
+    parity={
+        "edges": PAPER_EDGES,
+        "window": 3,
+        "max_new_tokens": 10,
+        "match": "substring",
+        "one_line": False,
+        "compare": "answer",
     },
     layers=lambda layers: {"layers": layers},
     grades=("match", "max_new_tokens"),
@@ -211,6 +228,7 @@ def knockout(
     match: Match = "word",
     *,
     one_line: bool | None = None,
+    compare: Compare = "text",
     **run: Unpack[RunKeywords],
 ) -> Knockouts:
     """Block attention between two parts of the question in a window of layers, for every layer.
@@ -223,8 +241,10 @@ def knockout(
         queries: usually `graded.correct()`.
         edges: pairs of parts, such as `t2->t1`: the end of the prompt does not see the end of the
             first-hop phrase. Parts: `t1`, `t2` (one token each), `e1` (the source entity), `r1`
-            (the rest of the first-hop phrase), `r2` (the rest of the question), `before` (all
-            that comes before), `few_shot` (the demonstrations).
+            (the rest of the first-hop phrase), `r2` (the rest of the question), `r1_word`,
+            `r2_word` (one token each: the end of the third word from the end of the template,
+            which the paper's code takes for the relation), `before` (all that comes before),
+            `few_shot` (the demonstrations).
         controls: `random`: as many edges from the same tokens to other ones of the relations,
             neither e1 nor t1, drawn by seed; none where there are too few. () for no control.
         window: layers on each side of the middle one.
@@ -235,6 +255,8 @@ def knockout(
         max_new_tokens: how many tokens to generate.
         match: how an answer is recognised: as whole words, or (the paper) as a substring.
         one_line: whether an answer is the first line only; if None, for few-shot prompts.
+        compare: what makes an answer a changed one: another `text`, or, as the paper's code has
+            it, another `answer`: another text, unless it is right before and after.
 
     Raises:
         UsageError: for an empty set, an unknown part, control, layer or head.
@@ -253,6 +275,7 @@ def knockout(
         "max_new_tokens": max_new_tokens if criterion == "generation" else 1,
         "match": match,
         "one_line": queries.few_shot > 0 if one_line is None else one_line,
+        "compare": compare,
         "seed": options.seed,
     }
     prompts = QueryPrompts.of(model, queries, max_new_tokens, max_memory=options.max_memory)
@@ -357,14 +380,19 @@ class _Blocker:
         last = self.prompts.model.vocab_size  # of a name that no first token identifies
         rank, logprob = np.where(outputs.rank < 0, last, outputs.rank), outputs.logprob.numpy()
         predicted = outputs.tracked[:, 0].numpy()
+        right = [self._hit(hits[text], r) for text, r in zip(texts, rank, strict=True)]
+        same = [
+            self._same(text, texts[0], hit and right[0])
+            for text, hit in zip(texts, right, strict=True)
+        ]
         return pd.DataFrame(
             {
                 "query": query.id,
                 "edge": [edge.name for edge in edges for _ in layers],
                 "control": [edge.control for edge in edges for _ in layers],
                 "layer": [layer for _ in edges for layer in layers],
-                "changed": [not same_answer(text, texts[0], line) for text in texts[1:]],
-                "hit": [self._hit(hits[text], r) for text, r in zip(texts, rank, strict=True)][1:],
+                "changed": [not each for each in same[1:]],
+                "hit": right[1:],
                 "prediction_change": predicted[1:] - predicted[0],
                 "answer_change": logprob[1:] - logprob[0],
                 "answer_rank": rank[1:],
@@ -380,6 +408,14 @@ class _Blocker:
 
     def _hit(self, names_answer: bool, rank: int) -> bool:
         return bool(rank == 0) if self.settings["criterion"] == "first_token" else names_answer
+
+    def _same(self, text: str, clean: str, both_right: bool) -> bool:
+        """Whether an answer is unchanged."""
+        line = self.settings["one_line"]
+        if self.settings["compare"] == "text":
+            return same_answer(text, clean, line)
+        answers = (answer_text(each, line).strip().replace("\n", " ") for each in (text, clean))
+        return both_right or len(set(answers)) == 1
 
     def _details(
         self, query: TwoHopQuery, prompt: TokenizedPrompt, edge: _Edge, outputs: CellOutputs

@@ -8,8 +8,8 @@ another prompt. Beside it stands how often the names of another query's entities
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, get_args
 
 import pandas as pd
 import torch
@@ -20,6 +20,7 @@ from hopscope.engine.cache import Prefix
 from hopscope.engine.clean_run import CleanRun, clean_run
 from hopscope.engine.edits import Cell, Patch
 from hopscope.engine.read_out import ReadOut
+from hopscope.engine.sampling import Sampling
 from hopscope.errors import UsageError, one_of
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
 from hopscope.experiments.arguments import AtLeast, Layers, ListOf, OneOf
@@ -28,7 +29,7 @@ from hopscope.experiments.two_hop.controls import choose_others, fingerprint
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.token_model import TokenModel
 from hopscope.prompting.query_prompts import QueryPrompts, question
-from hopscope.queries.answers import MATCHES, Match, matches
+from hopscope.queries.answers import MATCHES, Match, delimited, matches
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.result import Result
@@ -48,12 +49,21 @@ PROMPTS = {
         "corporation, x"
     ),
     "identity": "cat->cat; 135->135; hello->hello; ?",
+    "sentences": (
+        "Syria: Syria is a country in the Middle East, Leonardo DiCaprio: Leonardo DiCaprio is an "
+        "American actor, Samsung: Samsung is a South Korean multinational corporation, x"
+    ),
 }
-"""Target prompts of Patchscopes; the placeholder is the last token."""
+"""Target prompts of Patchscopes, and the `sentences` of Hopping Too Late; the placeholder is the
+last token."""
 
 Entity = Literal["e1", "e2", "e3", "other"]
 ENTITIES = ("e1", "e2", "e3")
 CONTROLS = ("e2_other", "e3_other")
+Naming = Literal["anywhere", "delimited"]
+NAMINGS = get_args(Naming)
+Drawing = Literal["model", "checkpoint"]
+DRAWINGS = get_args(Drawing)
 POSITIONS = ("t1", "t2", "e1")
 PER_PART = 2
 
@@ -70,6 +80,7 @@ class Description(Result):
     """
 
     kind = "description"
+    added_settings: ClassVar = {"naming": "anywhere", "sampling": "model"}
     columns: ClassVar = {
         "query": "str",
         "prompt": "str",
@@ -236,6 +247,16 @@ class TargetPrompts:
         "samples": AtLeast(0),
         "max_new_tokens": AtLeast(1),
         "match": OneOf(MATCHES),
+        "naming": OneOf(NAMINGS),
+        "sampling": OneOf(DRAWINGS),
+    },
+    parity={
+        "prompts": ("sentences",),
+        "samples": 3,
+        "max_new_tokens": 10,
+        "match": "substring",
+        "naming": "delimited",
+        "sampling": "checkpoint",
     },
     layers=lambda layers: {"source_layers": layers, "target_layers": layers},
     grades=("match",),
@@ -250,6 +271,9 @@ def describe(
     samples: int = 0,
     max_new_tokens: int = 10,
     match: Match = "word",
+    *,
+    naming: Naming = "anywhere",
+    sampling: Drawing = "model",
     **run: Unpack[RunKeywords],
 ) -> Description:
     """Patch hidden states into a prompt that asks what `x` is, and let the model describe them.
@@ -262,21 +286,32 @@ def describe(
         model: the model.
         queries: any; usually `graded.correct()` or `graded.incorrect()`.
         positions: any of `t1`, `t2`, `e1`.
-        prompts: `description` and `identity`, or texts of your own by name, the placeholder last.
+        prompts: `description`, `identity` and `sentences` (those of the paper's code), or texts of
+            your own by name, the placeholder last.
         source_layers: blocks whose outputs are read; all if None.
         target_layers: blocks whose outputs are replaced; all if None.
         samples: texts that are drawn for each cell; 0 for a greedy one. The paper draws three.
         max_new_tokens: how many tokens to generate.
         match: how a name is recognised: as whole words, or (the paper) as a substring.
+        naming: where in a text a name counts: `anywhere`, or, as the paper's code has it,
+            `delimited`: as a substring between the marks of "Name: description", and for one
+            entity alone, e1 before e2 before e3; see `hopscope.queries.answers.delimited`.
+        sampling: samples are drawn from all that the `model` says, or, as the paper's code has it,
+            with the temperature, top-p and top-k of the `checkpoint`; see
+            `hopscope.engine.sampling.Sampling.of_checkpoint`.
 
     Raises:
-        UsageError: for an empty set, an unknown position, prompt or layer.
+        UsageError: for an empty set, an unknown position, prompt or layer, or delimited names that
+            are matched as words.
 
     Example:
         >>> describe(model, graded.correct()).described()  # doctest: +SKIP
     """
     assert isinstance(prompts, Mapping)  # `accepts` has looked up the names
+    if naming == "delimited" and match != "substring":
+        raise UsageError("naming='delimited' is a rule of substrings: give match='substring', too")
     options = RunOptions(**run)
+    drawn_as = Sampling.of_checkpoint(model) if sampling == "checkpoint" else Sampling()
     others = choose_others(queries, options.seed)
     settings = {
         "positions": positions,
@@ -286,6 +321,8 @@ def describe(
         "samples": samples,
         "max_new_tokens": max_new_tokens,
         "match": match,
+        "naming": naming,
+        "sampling": asdict(drawn_as) if sampling == "checkpoint" else sampling,
         "seed": options.seed,
         "others": fingerprint(others),
     }
@@ -294,6 +331,7 @@ def describe(
         {name: _Target.of(model, text, max_new_tokens) for name, text in prompts.items()},
         others,
         settings,
+        drawn_as,
     )
     return run_in_parts(
         Description, model, queries, settings, describer.tables, options, per_part=PER_PART
@@ -321,6 +359,7 @@ class _Describer:
     targets: Mapping[str, _Target]
     others: Mapping[str, TwoHopQuery]
     settings: Mapping[str, Any]
+    sampling: Sampling
 
     def tables(self, queries: QuerySet) -> Tables:
         """Frame and details of some queries."""
@@ -370,7 +409,9 @@ class _Describer:
             for b in targets
         ]
         read_out = ReadOut(
-            max_new_tokens=self.settings["max_new_tokens"], draws=self._draws(vectors, name)
+            max_new_tokens=self.settings["max_new_tokens"],
+            draws=self._draws(vectors, name),
+            sampling=self.sampling,
         )
         outputs = self.prompts.sweep(target.ids, cells, read_out, target.clean)
         texts = [self.prompts.model.decode(tokens) for tokens in outputs.tokens]
@@ -415,17 +456,28 @@ class _Describer:
 
     def _named(self, query: TwoHopQuery, texts: Sequence[str]) -> dict[str, pd.Series[Any]]:
         """Which entities each text names; missing for the controls of a query without another."""
-        match, other = self.settings["match"], self.others.get(query.id)
-        names = {entity: query.names(entity) for entity in ENTITIES}  # type: ignore[arg-type]
-        if other is not None:
-            names |= {"e2_other": other.names("e2"), "e3_other": other.names("e3")}
+        other, own = self.others.get(query.id), query.names("e1")
+        names = {"e1": own, "e2": query.names("e2"), "e3": query.names("e3")}
         distinct = list(dict.fromkeys(texts))
-        found: dict[str, pd.Series[Any]] = {}
-        for entity in (*ENTITIES, *CONTROLS):
-            kind: Any = "bool" if entity in ENTITIES else "boolean"
-            if entity in names:
-                verdict = {text: matches(text, names[entity], match) for text in distinct}
-                found[entity] = pd.Series([verdict[text] for text in texts], dtype=kind)
-            else:
-                found[entity] = pd.Series([None] * len(texts), dtype=kind)
-        return found
+        verdicts = {text: self._entities_in(text, names) for text in distinct}
+        if other is not None:
+            theirs = {"e1": own, "e2_other": other.names("e2"), "e3_other": other.names("e3")}
+            verdicts = {
+                text: {**self._entities_in(text, theirs), **found}
+                for text, found in verdicts.items()
+            }
+        return {
+            entity: pd.Series(
+                [verdicts[text].get(entity) for text in texts],
+                dtype="bool" if entity in ENTITIES else "boolean",
+            )
+            for entity in (*ENTITIES, *CONTROLS)
+        }
+
+    def _entities_in(self, text: str, names: Mapping[str, Sequence[str]]) -> dict[str, bool]:
+        """Which entities a text names; where names are delimited, the first one alone."""
+        if self.settings["naming"] == "anywhere":
+            match = self.settings["match"]
+            return {entity: matches(text, each, match) for entity, each in names.items()}
+        first = next((entity for entity, each in names.items() if delimited(text, each)), None)
+        return {entity: entity == first for entity in names}

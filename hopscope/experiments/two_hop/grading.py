@@ -6,7 +6,7 @@ import logging
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, get_args
 
 import pandas as pd
 
@@ -39,8 +39,10 @@ PER_PART = 128
 BATCH = 128
 LEAST_CHANCE = 0.5
 """Of finding enough queries of any subset that lacks some, below which no more are graded."""
-SUBSETS = ("correct", "incorrect")
+SUBSETS = ("correct", "incorrect", "inconsistent")
 SHORTCUTS: tuple[Form, ...] = ("entity_shortcut", "relation_shortcut")
+RelationShortcut = Literal["whole", "cut"]
+RELATION_SHORTCUTS = get_args(RelationShortcut)
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,6 +53,7 @@ class Grading(Result):
     """
 
     kind = "grading"
+    added_settings: ClassVar = {"relation_shortcut": "whole"}
     columns: ClassVar = {
         "query": "str",
         "form": "str",
@@ -75,8 +78,15 @@ class Grading(Result):
         """The queries with both hops right, the composition wrong, and no shortcut right."""
         return self.subset("incorrect", queries)
 
+    def inconsistent(self, queries: QuerySet | None = None) -> QuerySet:
+        """The queries with both hops right and the composition wrong, whatever the shortcuts.
+
+        CaKE (2025) analyses these.
+        """
+        return self.subset("inconsistent", queries)
+
     def counts(self) -> dict[str, int]:
-        """How many queries are `graded`, `correct` and `incorrect`."""
+        """How many queries are `graded`, `correct`, `incorrect` and `inconsistent`."""
         table = self.verdicts()
         of_subset = {name: int(those.sum()) for name, those in self._subsets(table).items()}
         return {"graded": len(table), **of_subset}
@@ -89,10 +99,11 @@ class Grading(Result):
         return {
             "correct": table["first_hop"] & table["two_hop"] & ~shortcut,
             "incorrect": hops & ~table["two_hop"] & ~shortcut,
+            "inconsistent": hops & ~table["two_hop"],
         }
 
     def subset(self, name: str, queries: QuerySet | None = None) -> QuerySet:
-        """The queries that are `correct` or `incorrect`.
+        """The queries that are `correct`, `incorrect` or `inconsistent`.
 
         Args:
             name: of the subset.
@@ -100,7 +111,9 @@ class Grading(Result):
 
         Raises:
             ResultError: for a loaded result without its queries.
+            UsageError: for an unknown subset.
         """
+        OneOf(SUBSETS).checked("subset", name, None)
         source = self.queries if queries is None else queries
         if source is None:
             raise ResultError("a loaded grading needs its queries: pass the query set it graded")
@@ -135,7 +148,8 @@ class Grading(Result):
             f"The entity shortcut alone gives the answer in {share['entity_shortcut']}, the "
             f"relation shortcut in {share['relation_shortcut']}. Without shortcuts, "
             f"{rows['correct']['right']} queries are answered (subset correct), and "
-            f"{rows['incorrect']['right']} fail although both hops are known (subset incorrect).",
+            f"{rows['incorrect']['right']} fail although both hops are known (subset incorrect); "
+            f"with them, {rows['inconsistent']['right']} do (subset inconsistent).",
         ]
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -153,7 +167,17 @@ class Grading(Result):
     control="both shortcuts",
     asks="queries",
     order=0,
-    accepts={"match": OneOf(MATCHES), "max_new_tokens": AtLeast(1)},
+    accepts={
+        "match": OneOf(MATCHES),
+        "max_new_tokens": AtLeast(1),
+        "relation_shortcut": OneOf(RELATION_SHORTCUTS),
+    },
+    parity={
+        "match": "substring",
+        "max_new_tokens": 10,
+        "one_line": False,
+        "relation_shortcut": "cut",
+    },
 )
 def grade(
     model: LanguageModel,
@@ -162,6 +186,7 @@ def grade(
     match: Match = "word",
     max_new_tokens: int = 10,
     one_line: bool | None = None,
+    relation_shortcut: RelationShortcut = "whole",
     **run: Unpack[RunKeywords],
 ) -> Grading:
     """Ask each query's first hop, second hop, two hops and both shortcuts, greedily.
@@ -175,9 +200,11 @@ def grade(
         match: how an answer is recognised: as whole words, or (the paper) as a substring.
         max_new_tokens: how many tokens are generated.
         one_line: whether an answer is the first line only; if None, for few-shot prompts.
+        relation_shortcut: the two-hop prompt without e1 as a `whole` question, or, as the authors'
+            code has it, `cut` before its last four characters and without " is".
 
     Returns:
-        A `Grading`: `frame`, `summary()`, `correct()`, `incorrect()`.
+        A `Grading`: `frame`, `summary()`, `correct()`, `incorrect()`, `inconsistent()`.
 
     Raises:
         UsageError: for an empty set, or a prompt that does not fit into the context.
@@ -185,7 +212,7 @@ def grade(
     Example:
         >>> wrong = grade(model, load_queries("world").sample(200)).incorrect()  # doctest: +SKIP
     """
-    settings = _settings(queries, match, max_new_tokens, one_line)
+    settings = _settings(queries, match, max_new_tokens, one_line, relation_shortcut)
     return _grade(model, queries, settings, RunOptions(**run), PER_PART)
 
 
@@ -198,6 +225,7 @@ def grade_until(
     match: Match = "word",
     max_new_tokens: int = 10,
     one_line: bool | None = None,
+    relation_shortcut: RelationShortcut = "whole",
     **run: Unpack[RunKeywords],
 ) -> Grading:
     """Grade queries until there are enough of each subset, or these can hardly be found.
@@ -205,9 +233,9 @@ def grade_until(
     Args:
         model: the model.
         queries: what is asked at most; a sample of `at_least` comes first, then the others.
-        need: how many there shall be of the subsets `correct` and `incorrect`.
+        need: how many there shall be of the subsets `correct`, `incorrect` and `inconsistent`.
         at_least: how many are graded in any case.
-        match, max_new_tokens, one_line: as for `grade`.
+        match, max_new_tokens, one_line, relation_shortcut: as for `grade`.
         **run: `seed`, of the sample and the order of the others, `progress`, `max_memory`, `out`.
 
     Returns:
@@ -224,6 +252,7 @@ def grade_until(
     """
     options, queries = RunOptions(**run), Queries().checked("queries", queries, model)
     OneOf(MATCHES).checked("match", match, model)
+    OneOf(RELATION_SHORTCUTS).checked("relation_shortcut", relation_shortcut, model)
     for subset in need:
         OneOf(SUBSETS).checked("subset", subset, model)
     if options.shard is not None:
@@ -231,7 +260,7 @@ def grade_until(
     if not len(queries):
         raise QueryError(f"{queries.name} is an empty query set: nothing to grade")
     ordered = _sample_first(queries, min(at_least, len(queries)), options.seed)
-    settings = _settings(queries, match, max_new_tokens, one_line)
+    settings = _settings(queries, match, max_new_tokens, one_line, relation_shortcut)
     settings |= {"need": dict(need), "at_least": at_least}
 
     def until(tables: Tables) -> str | None:
@@ -261,11 +290,20 @@ def grade_until(
 
 
 def _settings(
-    queries: QuerySet, match: Match, max_new_tokens: int, one_line: bool | None
+    queries: QuerySet,
+    match: Match,
+    max_new_tokens: int,
+    one_line: bool | None,
+    relation_shortcut: RelationShortcut,
 ) -> dict[str, Any]:
     """What says how answers are made and recognised, for the run's record."""
     line = queries.few_shot > 0 if one_line is None else one_line
-    return {"match": match, "max_new_tokens": max_new_tokens, "one_line": line}
+    return {
+        "match": match,
+        "max_new_tokens": max_new_tokens,
+        "one_line": line,
+        "relation_shortcut": relation_shortcut,
+    }
 
 
 def _sample_first(queries: QuerySet, n: int, seed: int) -> QuerySet:
@@ -286,11 +324,11 @@ def _grade(
     until: Until | None = None,
 ) -> Grading:
     """Grade queries, part by part."""
-    match, n_new, line = (settings[name] for name in ("match", "max_new_tokens", "one_line"))
+    match, line = settings["match"], settings["one_line"]
     store = PrefixStore(model, most=64)
 
     def compute(part: QuerySet) -> Tables:
-        generations = _generations(model, part, store, n_new, line, options.max_memory)
+        generations = _generations(model, part, store, settings, options.max_memory)
         return {"frame": _verdicts(part, generations, match, line), "details": _answers(part)}
 
     graded = run_in_parts(
@@ -303,19 +341,20 @@ def _generations(
     model: LanguageModel,
     queries: QuerySet,
     store: PrefixStore,
-    max_new_tokens: int,
-    one_line: bool,
+    settings: Mapping[str, Any],
     max_memory: int | None,
 ) -> dict[tuple[str, Form], tuple[str, str]]:
     """Prompt and generation of each query and form."""
+    n_new, cut = settings["max_new_tokens"], settings["relation_shortcut"] == "cut"
+    written: dict[Form, Form] = {"relation_shortcut_cut": "relation_shortcut"} if cut else {}
+    asked = [form for form in FORMS if form not in written.values()] + list(written)
     prompts = [
-        TokenizedPrompt.of(model, prompt, room=max_new_tokens)
-        for form in FORMS
+        TokenizedPrompt.of(model, prompt, room=n_new)
+        for form in asked
         for prompt in queries.prompts(form)
     ]
-    read_out = ReadOut(
-        max_new_tokens=max_new_tokens, stop=stop_at_line_end(model) if one_line else None
-    )
+    stop = stop_at_line_end(model) if settings["one_line"] else None
+    read_out = ReadOut(max_new_tokens=n_new, stop=stop)
     found: dict[tuple[str, Form], tuple[str, str]] = {}
     for group in divided(by_prefix(prompts, BATCH)):
         rows = [prompts[index] for index in group]
@@ -324,8 +363,8 @@ def _generations(
             model, [row.ids for row in rows], read_out, shared=shared, max_memory=max_memory
         )
         for row, tokens in zip(rows, outputs.tokens, strict=True):
-            key = row.prompt.query_id, row.prompt.form
-            found[key] = question(row), model.decode(tokens)
+            form = written.get(row.prompt.form, row.prompt.form)
+            found[row.prompt.query_id, form] = question(row), model.decode(tokens)
     return found
 
 

@@ -59,6 +59,7 @@ class Projection(Result):
 
     kind = "projection"
     rules = FIRST_TOKENS
+    added_settings: ClassVar = {"articles": False}
     columns: ClassVar = {
         "query": "str",
         "position": "str",
@@ -92,9 +93,14 @@ class Projection(Result):
         """How many queries resolve each target, and how early.
 
         Returns:
-            Columns `position, site, target, n, share, low, high, mean_first_layer`.
+            Columns `position, site, target, n, share, low, high, mean_first_layer, mean_layer`;
+            the last is the mean over all layers of all queries in which the target is resolved,
+            as the code of Hopping Too Late has it.
         """
-        return first_layer_shares(self.resolved(rank), ["position", "site", "target"], seed)
+        keys = ["position", "site", "target"]
+        shares = first_layer_shares(self.resolved(rank), keys, seed)
+        there = self.frame[self.frame["rank"] <= rank].groupby(keys, sort=False)["layer"].mean()
+        return shares.merge(there.rename("mean_layer").reset_index(), on=keys, how="left")
 
     def by_layer(self, rank: int = 0, seed: int = 0) -> pd.DataFrame:
         """Share of queries in which a target is resolved, and its mean log-probability, by layer.
@@ -171,6 +177,7 @@ class Projection(Result):
     subsets=("incorrect", "correct"),
     order=30,
     keywords=WITHOUT_MEMORY,
+    parity={"articles": True},
     accepts={"positions": ListOf(POSITIONS), "sites": ListOf(SITES), "rank": AtLeast(0)},
 )
 def project(
@@ -178,19 +185,23 @@ def project(
     queries: QuerySet,
     positions: Sequence[str] = ("t1", "t2"),
     sites: Sequence[str] = SITES,
+    *,
+    articles: bool = False,
     **run: Unpack[RunKeywords],
 ) -> Projection:
     """Project attention, MLP and residual stream onto the vocabulary: ranks of bridge and answer.
 
     The output of a sublayer goes through the final norm, once, and the unembedding. A target's
     tokens are the first ones of its label and aliases, with and without a space before, also in
-    lower case; an article before a name is left out.
+    lower case; an article before a name is left out if it is not asked for.
 
     Args:
         model: the model.
         queries: any; usually `graded.correct()` or `graded.incorrect()`.
         positions: any of `t1`, `t2`, `e1`.
         sites: any of `attn_out`, `mlp_out`, `resid_post`.
+        articles: keep articles before names, as the paper's code does: "The" then stands for "The
+            Beatles".
 
     Raises:
         UsageError: for an empty set, or an unknown position or site.
@@ -203,6 +214,7 @@ def project(
     settings = {
         "positions": positions,
         "sites": sites,
+        "articles": articles,
         "seed": options.seed,
         "others": fingerprint(others),
     }
@@ -280,19 +292,24 @@ class _Projector:
 
         A target that no first token identifies is left out.
         """
-        model, other = self.prompts.model, self.others.get(query.id)
+        other = self.others.get(query.id)
         targets = {
-            "e2": model.first_tokens(query.names("e2"), variants=True, required=False),
-            "e3": model.first_tokens(query.names("e3"), variants=True, required=False),
+            "e2": self._first_tokens(query.names("e2")),
+            "e3": self._first_tokens(query.names("e3")),
             "prediction": (predicted,),
         }
         if other is not None:
             for entity in ("e2", "e3"):
-                tokens = model.first_tokens(other.names(entity), variants=True, required=False)
+                tokens = self._first_tokens(other.names(entity))
                 others = tuple(token for token in tokens if token not in targets[entity])
                 if others and targets[entity]:
                     targets[f"{entity}_other"] = others
         return {name: tokens for name, tokens in targets.items() if tokens}
+
+    def _first_tokens(self, names: Sequence[str]) -> tuple[int, ...]:
+        return self.prompts.model.first_tokens(
+            names, variants=True, required=False, articles=self.settings["articles"]
+        )
 
 
 def read_targets(logits: Tensor, targets: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -12,14 +12,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Unpack
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, get_args
 
 import pandas as pd
 
 from hopscope.errors import ResultError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
-from hopscope.experiments.arguments import Layers
-from hopscope.experiments.two_hop.attention_knockout import Knockouts, knockout
+from hopscope.experiments.arguments import Layers, OneOf, SettingsOf
+from hopscope.experiments.registry import REGISTERED
+from hopscope.experiments.two_hop.attention_knockout import Knockouts
+from hopscope.experiments.two_hop.attention_knockout import knockout as knock_out
 from hopscope.experiments.two_hop.description import Description, describe
 from hopscope.experiments.two_hop.projection import Projection, project
 from hopscope.models.language_model import LanguageModel
@@ -41,6 +44,15 @@ STAGES: Mapping[str, int] = {
     "MLP at t2 projects prediction": 4,
 }
 """The measures of the paper's four stages, in its order; two of them measure the second."""
+MEAN_STAGE = "information leaves t1, mean of three"
+"""What stands for the two measures of the second stage where the paper's code is followed."""
+NUMBERS: Mapping[str, int] = dict(
+    sorted({**STAGES, MEAN_STAGE: 2}.items(), key=lambda item: item[1])
+)
+"""The number of every stage that a result may have, in their order."""
+
+SecondStage = Literal["apart", "mean"]
+KnockoutLayer = Literal["end", "middle"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,6 +64,7 @@ class Stages(Result):
     """
 
     kind = "stages"
+    added_settings: ClassVar = {"second_stage": "apart", "knockout_layer": "end"}
     columns: ClassVar = {
         "query": "str",
         "stage": "str",
@@ -87,12 +100,12 @@ class Stages(Result):
         wide = self.frame.pivot_table(
             index="query", columns="stage", values="first_layer", sort=False, dropna=False
         )
-        there = [stage for stage in STAGES if stage in wide]
+        there = [stage for stage in NUMBERS if stage in wide]
         tolerance = int(self.run.get("settings", {}).get("tolerance", 0))
         rows, any_broken = [], pd.Series(False, index=wide.index)
         paired = pd.Series(False, index=wide.index)
         for earlier, later in combinations(there, 2):
-            if STAGES[earlier] == STAGES[later]:
+            if NUMBERS[earlier] == NUMBERS[later]:
                 continue
             both = wide[[earlier, later]].notna().all(axis=1)
             wrong = both & (wide[earlier] > wide[later] + tolerance)
@@ -144,10 +157,23 @@ class Stages(Result):
         return plots.stage_axis(self.frame, self.summary(), ax)
 
 
-def combine(described: Description, knocked: Knockouts, projected: Projection) -> Stages:
+def combine(
+    described: Description,
+    knocked: Knockouts,
+    projected: Projection,
+    *,
+    second_stage: SecondStage = "apart",
+    knockout_layer: KnockoutLayer = "end",
+) -> Stages:
     """The stages that three results of the same queries and model show.
 
-    A knockout bites at the last layer of the first window that changes the answer.
+    Args:
+        described, knocked, projected: the results.
+        second_stage: the measures of the second stage `apart`; or, as the paper's code has it,
+            the `mean`, over those that show, of the knockout, of attention that projects e2, and
+            of e2 described at t2.
+        knockout_layer: a knockout bites at the `end` of the first window that changes the answer,
+            or, as the paper's code has it, at its `middle`.
 
     Raises:
         ResultError: if they are of different models or queries.
@@ -161,23 +187,34 @@ def combine(described: Description, knocked: Knockouts, projected: Projection) -
                 f"the three results are not of the same {key}: run describe, knockout and "
                 "project on one model and one query set"
             )
+    middle = knockout_layer == "middle"
+    second = {
+        "knockout t2->t1 bites": knocked.first_layers() if middle else _last_of_window(knocked),
+        "attention at t2 projects bridge": projected.first_layers("e2", "t2", "attn_out"),
+    }
+    if second_stage == "mean":
+        measures = [*second.values(), described.first_layers("e2", "t2")]
+        second = {MEAN_STAGE: pd.concat(measures, axis=1).mean(axis=1)}
     firsts = {
         "bridge described at t1": described.first_layers("e2", "t1"),
-        "knockout t2->t1 bites": _last_of_window(knocked),
-        "attention at t2 projects bridge": projected.first_layers("e2", "t2", "attn_out"),
+        **second,
         "answer described at t2": described.first_layers("e3", "t2"),
         "MLP at t2 projects prediction": projected.first_layers("prediction", "t2", "mlp_out"),
     }
     table = pd.DataFrame(firsts).rename_axis("query")
     frame = table.melt(ignore_index=False, var_name="stage", value_name="first_layer")
     frame = frame.reset_index()
-    frame.insert(2, "number", frame["stage"].map(dict(STAGES)))
+    frame.insert(2, "number", frame["stage"].map(dict(NUMBERS)))
     details = projected.details[["query", "prompt", "bridge", "answer"]]
     run: dict[str, Any] = {
         **projected.run,
         "kind": Stages.kind,
         "settings": {one["kind"]: one["settings"] for one in runs if "kind" in one}
-        | {"tolerance": _step(described) - 1},
+        | {
+            "tolerance": _step(described) - 1,
+            "second_stage": second_stage,
+            "knockout_layer": knockout_layer,
+        },
     }
     return Stages(frame, details, run)
 
@@ -204,7 +241,21 @@ def _step(described: Description) -> int:
     subsets=("incorrect", "correct"),
     order=50,
     keywords=("seed", "progress", "max_memory", "out"),
-    accepts={"layers": Layers()},
+    accepts={
+        "layers": Layers(),
+        "description": SettingsOf("description"),
+        "knockout": SettingsOf("knockout"),
+        "projection": SettingsOf("projection"),
+        "second_stage": OneOf(get_args(SecondStage)),
+        "knockout_layer": OneOf(get_args(KnockoutLayer)),
+    },
+    parity={
+        "second_stage": "mean",
+        "knockout_layer": "middle",
+        "description": REGISTERED["description"].parity,
+        "knockout": {**REGISTERED["knockout"].parity, "edges": ("t2->t1",)},
+        "projection": REGISTERED["projection"].parity,
+    },
     layers=lambda layers: {"layers": layers},
     parts=("description", "knockout", "projection"),
     combine=combine,
@@ -214,6 +265,11 @@ def stages(
     queries: QuerySet,
     *,
     layers: Iterable[int] | None = None,
+    description: Mapping[str, Any] = MappingProxyType({}),
+    knockout: Mapping[str, Any] = MappingProxyType({}),
+    projection: Mapping[str, Any] = MappingProxyType({}),
+    second_stage: SecondStage = "apart",
+    knockout_layer: KnockoutLayer = "end",
     **run: Unpack[RunKeywords],
 ) -> Stages:
     """Run description, knockout and projection, and put their first layers on one axis.
@@ -222,9 +278,17 @@ def stages(
         model: the model.
         queries: usually `graded.correct()`.
         layers: source and target layers of the description; all if None.
+        description, knockout, projection: further settings of `describe`, `knockout` and
+            `project`, by name.
+        second_stage: the two measures of the second stage `apart`; or, as the paper's code has
+            it, the `mean`, over those that show, of the knockout, of attention that projects e2,
+            and of e2 described at t2.
+        knockout_layer: a knockout bites at the `end` of the first window that changes the answer,
+            or, as the paper's code has it, at its `middle`.
 
     Raises:
-        UsageError: for an empty set, or a layer that the model does not have.
+        UsageError: for an empty set, a layer that the model does not have, or a setting that
+            its analysis does not have.
 
     Example:
         >>> stages(model, graded.correct()).summary()  # doctest: +SKIP
@@ -237,13 +301,14 @@ def stages(
         common: RunKeywords = {"seed": options.seed, "progress": options.progress, "out": out}
         return {**common, "max_memory": options.max_memory} if sweeps else common
 
-    described: dict[str, Any] = {"source_layers": layers, "target_layers": layers}
+    at_layers = {} if layers is None else {"source_layers": layers, "target_layers": layers}
+    described, knocked = at_layers | dict(description), {"edges": ["t2->t1"], **knockout}
     results = run_each(
         lambda: describe(model, queries, **described, **given("description")),
-        lambda: knockout(model, queries, edges=["t2->t1"], **given("knockout")),
-        lambda: project(model, queries, **given("projection", sweeps=False)),
+        lambda: knock_out(model, queries, **knocked, **given("knockout")),
+        lambda: project(model, queries, **projection, **given("projection", sweeps=False)),
     )
-    result = combine(*results)
+    result = combine(*results, second_stage=second_stage, knockout_layer=knockout_layer)
     if folder is not None:
         result.save(folder / "stages")
     return result

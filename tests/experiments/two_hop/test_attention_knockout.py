@@ -159,6 +159,57 @@ def test_layers_can_be_chosen() -> None:
     assert bites(result, "early-1", "t2->t1") == {1, 2}
 
 
+def test_the_words_that_stand_for_relations() -> None:
+    """ "country" and "capital" are the third words from the ends; a template of two has none."""
+    edges = ["t2->r1_word", "t2->r2_word", "t1->r1_word", "t1->r2_word", "r1_word->r2_word"]
+    result = knocked(chosen("early-1", "late-2"), edges=edges, controls=(), window=0)
+    for query, last in (("early-1", 7), ("late-2", 8)):
+        found = {edge: tokens_of(result, query, edge, "none") for edge in edges}
+        assert found == {
+            "t2->r1_word": ([last], [4]),
+            "t2->r2_word": ([last], [1]),
+            "t1->r1_word": ([last - 1], [4]),
+            "t1->r2_word": ([last - 1], [1]),
+            "r1_word->r2_word": ([4], [1]),
+        }
+    assert bites(result, "early-1", "t1->r1_word") == bites(result, "early-1", "t2->r2_word") == {0}
+    assert bites(result, "early-1", "t2->r1_word") == set()
+    short = [replace(each, r1_template="country {}") for each in chosen("early-1")]
+    without = knocked(QuerySet(tuple(short), "short"), edges=edges[:2], controls=())
+    assert set(without.frame["edge"]) == {"t2->r2_word"}
+
+
+def test_an_answer_that_stays_right_is_unchanged_where_answers_are_compared() -> None:
+    """The bridge comes before the answer where "Wrongville" came before it: both are right."""
+    settings: dict[str, Any] = {"edges": ["t2->t1"], "window": 0, "max_new_tokens": 5}
+    queries = chosen("early-1", "late-1", "second-line", "longer")
+    text, answer = (knocked(queries, compare=each, **settings) for each in ("text", "answer"))
+    assert bites(text, "second-line", "t2->t1") == {2}
+    assert bites(answer, "second-line", "t2->t1") == set()
+    rest = ["early-1", "late-1", "longer"]  # right and then wrong, or wrong before
+    assert [bites(answer, each, "t2->t1") for each in rest] == [{2}, {4}, {2}]
+    pd.testing.assert_frame_equal(
+        text.frame.drop(columns="changed"), answer.frame.drop(columns="changed")
+    )
+    clean = dict(zip(answer.details["query"], answer.details["clean_generation"], strict=True))
+    for row in answer.frame.itertuples():
+        names = [name.lower() for name in queries.by_id(row.query).names("e3")]
+        before, after = (" ".join(each.split("\n")) for each in (clean[row.query], row.generation))
+        right = [any(name in each.lower().split() for name in names) for each in (before, after)]
+        assert row.changed == (not all(right) and before.strip() != after.strip())
+
+
+def test_the_papers_setting() -> None:
+    queries = chosen("early-1").with_few_shot(2)
+    result = knocked(queries, preset="hopping-too-late", layers=[2], max_new_tokens=3)
+    settings = result.run["settings"]
+    assert (settings["compare"], settings["match"]) == ("answer", "substring")
+    assert (settings["window"], settings["one_line"]) == (3, False)
+    assert settings["max_new_tokens"] == 3  # which was given
+    assert settings["edges"][:3] == ["t2->t1", "t2->r1_word", "t2->r2_word"]
+    assert result.run["queries"]["few_shot"] == 0
+
+
 def test_few_shot_prompts_bite_in_the_same_windows() -> None:
     queries = chosen("early-1", "late-2").with_few_shot(2)
     edges = ["t2->t1", "t2->few_shot", "t1->few_shot", "t2->before", "t2->r2"]
@@ -439,6 +490,9 @@ class Plain:
         source = text.index(query.e1_label, hop)
         ends = {"hop": (hop, text.rindex(" is")), "e1": (source, source + len(query.e1_label))}
         ends["r2"] = (question, len(text))
+        # third words from the end of "The country where {} lies" and of "The capital of {}"
+        ends["r1_word"] = (hop, hop + len("the country where"))
+        ends["r2_word"] = (question, question + len("The capital"))
         cut = {name: tuple(self.length(text[:end]) for end in ends[name]) for name in ends}
         inside = {name: [*range(*both)] for name, both in cut.items()}
         last = inside["r2"].pop()
@@ -446,6 +500,8 @@ class Plain:
             "t1": inside["hop"][-1:],
             "t2": [last],
             "e1": inside["e1"],
+            "r1_word": inside["r1_word"][-1:],
+            "r2_word": inside["r2_word"][-1:],
             "r1": [token for token in inside["hop"] if token not in inside["e1"]],
             "r2": [token for token in inside["r2"] if token not in inside["hop"]],
             "few_shot": [*range(inside["r2"][0])],
@@ -483,6 +539,8 @@ CASES = (
     Case("llama", 1, edges=("t2->few_shot", "t2->t1"), heads=(0,)),
     Case("mistral", 1, edges=("t2->t1",), criterion="first_token"),
     Case("gpt2", 1, edges=("t1->e1",)),
+    Case("gemma2", edges=("t2->r1_word", "t1->r2_word"), window=0),
+    Case("qwen3", 1, edges=("t2->r2_word", "r1_word->r2_word")),
 )
 ASKED_LAYERS = (0, 3)
 

@@ -16,6 +16,10 @@ from conftest import loaded
 from known import CONTEXT, N_LAYERS, known_model, known_queries
 from plain import patched, plain_output, states
 from torch import Tensor
+from transformers import GenerationConfig
+from transformers import TemperatureLogitsWarper as Temperature
+from transformers import TopKLogitsWarper as TopK
+from transformers import TopPLogitsWarper as TopP
 
 import hopscope as hs
 from hopscope.engine.edits import Patch
@@ -292,7 +296,9 @@ class Plain:
         return self.decoded(found.tokens)
 
     @torch.no_grad()
-    def drawn(self, text: str, patch: Patch, draws: Sequence[float]) -> str | None:
+    def drawn(
+        self, text: str, patch: Patch, draws: Sequence[float], warpers: Sequence[Any] = ()
+    ) -> str | None:
         """Tokens drawn one by one, each from a hooked forward over all that came before.
 
         None if a number lies so near to the border of two tokens that rounding decides.
@@ -301,6 +307,8 @@ class Plain:
         for draw in draws:
             with patched(self.hf, [patch], len(ids)):
                 logits = self.hf(input_ids=torch.tensor([[*ids, *tokens]])).logits[0, -1]
+            for warper in warpers:
+                logits = warper(None, logits[None])[0]
             sums = torch.softmax(logits, -1).cumsum(-1)
             token = int((sums <= draw).sum())
             if float((sums - draw).abs().min()) < BORDER:
@@ -385,6 +393,97 @@ def test_samples_are_drawn_from_the_models_distribution(family: str) -> None:
     assert np.mean(clear) > 0.8
     assert list(result.frame["generation"][clear]) == [text for text in texts if text is not None]
     assert len(set(texts)) > len(texts) // 2
+
+
+@pytest.mark.parametrize(
+    ("told", "warpers"),
+    [
+        ({"temperature": 0.6, "top_p": 0.9}, [Temperature(0.6), TopK(50), TopP(0.9)]),
+        ({"top_k": 3}, [TopK(3)]),
+        ({"temperature": 1.5, "top_k": 0, "top_p": 0.5}, [Temperature(1.5), TopP(0.5)]),
+        ({}, [TopK(50)]),
+    ],
+)
+def test_samples_are_drawn_as_the_checkpoint_says(
+    told: dict[str, float], warpers: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As transformers draws by itself: in its order, and of 50 tokens where nothing is said."""
+    model, queries = loaded("tiny-random-llama"), places()[:2]
+    monkeypatch.setattr(model.hf, "generation_config", GenerationConfig(**told))
+    result = describe_places(model, queries, samples=2, sampling="checkpoint")
+    sampling = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, **told}
+    assert result.run["settings"]["sampling"] == sampling
+    plain, texts = Plain(model, queries), list[str | None]()
+    for (name, text), query, position in itertools.product(TWO_PROMPTS.items(), queries, POSITIONS):
+        cells = list(itertools.product((0, 1), SOURCES, TARGETS))
+        generator = generator_for(0, name, query.id, position)
+        draws = torch.rand(len(cells), N_TOKENS, generator=generator)
+        for (_, a, b), numbers in zip(cells, draws.tolist(), strict=True):
+            patch = plain.patch(query.id, position, text, a, b)
+            texts.append(plain.drawn(text, patch, numbers, warpers))
+    clear = [text is not None for text in texts]
+    assert np.mean(clear) > 0.8
+    assert list(result.frame["generation"][clear]) == [text for text in texts if text is not None]
+    other = describe_places(model, queries, samples=2).frame
+    assert (other["generation"] != result.frame["generation"]).any()
+
+
+SAID = {
+    ": Aland is a": "e2",
+    "x: Alba, the": "e3",
+    ": Alba. It": "e3",
+    ": Alba: a": "e3",
+    "alba: what": "e3",
+    "Alba: what, : Aland, ": "e2",
+    ": Aland, : Arbor. ": "e1",
+    ": Alban": None,
+    ": Alba": None,
+    "Alba is Aland": None,
+    ":Alba, ": None,
+}
+"""What a text is a description of, by the rule of the paper's code, where e1 is Arbor."""
+
+
+def test_delimited_names_count_for_one_entity(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries = chosen("early-1", "early-2")
+    settings: dict[str, Any] = {"positions": ["t2"], "match": "substring", "max_new_tokens": 1}
+    layers = {"source_layers": [0], "target_layers": [0]}
+    for text, entity in SAID.items():
+        monkeypatch.setattr(type(known_model()), "decode", lambda *_, said=text: said)
+        result = described(queries, naming="delimited", **settings, **layers)
+        row = result.frame.iloc[0]
+        assert {each: bool(row[each]) for each in ENTITIES} == {e: e == entity for e in ENTITIES}
+        other = result.frame.iloc[1]  # whose control early-1 is, but for e1
+        theirs = {": Aland, : Arbor. ": "e2"}.get(text, entity)
+        assert {each: bool(other[f"{each}_other"]) for each in ("e2", "e3")} == {
+            each: each == theirs for each in ("e2", "e3")
+        }
+        assert not any(other[each] for each in ENTITIES)
+    loose = described(queries, **settings, **layers)  # of the last text, by substring alone
+    assert loose.frame["e3"].tolist() == [True, False]
+
+
+def test_delimited_names_are_no_words() -> None:
+    with pytest.raises(UsageError, match="is a rule of substrings: give match='substring'"):
+        described(chosen("early-1"), naming="delimited")
+
+
+def test_the_papers_setting() -> None:
+    result = describe(
+        loaded("tiny-random-llama"),
+        places()[:1].with_few_shot(1),
+        preset="hopping-too-late",
+        source_layers=[1],
+        target_layers=[0],
+        progress=False,
+    )
+    settings = result.run["settings"]
+    assert settings["prompts"] == {"sentences": PROMPTS["sentences"]}
+    assert PROMPTS["sentences"].startswith("Syria: Syria is a country in the Middle East, Leonardo")
+    assert (settings["samples"], settings["naming"]) == (3, "delimited")
+    assert settings["sampling"]["top_k"] == 50
+    assert set(result.frame["sample"]) == {0, 1, 2}
+    assert result.run["queries"]["few_shot"] == 0
 
 
 def test_the_comparison_is_not_idle() -> None:

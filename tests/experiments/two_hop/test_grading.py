@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from conftest import loaded
 from known import (
     CONTEXT,
     CORRECT,
@@ -196,6 +197,7 @@ def test_summary_counts_forms_and_subsets(graded: Grading) -> None:
         "both_hops": 8,
         "correct": 3,
         "incorrect": 3,
+        "inconsistent": 3,
     }
     assert set(summary["n"]) == {12}
 
@@ -221,7 +223,7 @@ def test_plot_draws_the_summary(graded: Grading) -> None:
     ax = graded.plot()
     assert isinstance(ax, Axes)
     widths = [bar.get_width() for bar in ax.patches if isinstance(bar, Rectangle)]
-    summary = graded.summary().set_index("what")["share"]
+    summary = graded.summary().set_index("what")["share"].drop("inconsistent")
     assert sorted(widths) == pytest.approx(sorted(summary))
 
 
@@ -354,3 +356,76 @@ def test_a_grading_with_enough_needs_no_place_to_write(
     pd.testing.assert_frame_equal(
         grade_until(model, queries, {"correct": 1}, 1, **given).frame, found.frame
     )
+
+
+def test_inconsistent_queries_may_have_shortcuts() -> None:
+    hops = {"first_hop", "second_hop"}
+    right = {
+        "plain": hops,
+        "entity": {*hops, "entity_shortcut"},
+        "relation": {*hops, "relation_shortcut"},
+        "composed": {*hops, "two_hop"},
+        "one hop": {"second_hop"},
+    }
+    graded = made_grading(right)
+    queries = QuerySet(tuple(replace(known_queries()[0], id=name) for name in right), "made")
+    assert ids(graded.inconsistent(queries)) == ["plain", "entity", "relation"]
+    assert ids(graded.incorrect(queries)) == ["plain"]
+    assert graded.counts() == {"graded": 5, "correct": 1, "incorrect": 1, "inconsistent": 3}
+    with pytest.raises(UsageError, match=r"unknown subset 'inconsistant': .*mean inconsistent"):
+        graded.subset("inconsistant", queries)
+
+
+def cut_shortcut(query: TwoHopQuery) -> str:
+    """The relation shortcut of the paper's code, whose templates have no capitals."""
+    first = query.r1_template[0].lower() + query.r1_template[1:]
+    return query.r2_template.format(first.format(""))[:-4]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_cut_relation_shortcut_is_asked(family: str) -> None:
+    """Prompts are the paper's, texts those of transformers; other forms are as ever."""
+    where = [
+        replace(each, id=f"{each.id} where", r1_template="The country where {} is located")
+        for each in small_queries()
+    ]
+    queries = QuerySet((*small_queries(), *where), "both")
+    model = loaded(family)
+    cut, whole = (
+        grade(model, queries, relation_shortcut=each, max_new_tokens=3, progress=False)  # type: ignore[arg-type]
+        for each in ("cut", "whole")
+    )
+    assert cut.run["settings"]["relation_shortcut"] == "cut"
+    shortcut = cut.frame["form"] == "relation_shortcut"
+    keys = ["query", "form", "prompt", "generation", "correct"]
+    pd.testing.assert_frame_equal(cut.frame[~shortcut][keys], whole.frame[~shortcut][keys])
+    prompts = cut.frame[shortcut].set_index("query")["prompt"]
+    assert list(prompts.index) == [query.id for query in queries]
+    assert prompts["0"] == "The capital of the country"
+    assert prompts["0 where"] == "The capital of the country where  is loc"
+    for query in queries:
+        assert prompts[query.id] == cut_shortcut(query)
+        inputs = model.tokenizer(prompts[query.id], return_tensors="pt")
+        with torch.no_grad():
+            said = model.hf.generate(**inputs, do_sample=False, max_new_tokens=3)
+        new = said[0, inputs["input_ids"].shape[1] :]
+        expected = model.tokenizer.decode(new, skip_special_tokens=True)
+        assert generation(cut, query.id, "relation_shortcut") == expected
+
+
+def test_the_papers_setting() -> None:
+    few = known_queries().with_few_shot(2, 3)
+    asked = grade(known_model(), few, preset="hopping-too-late", progress=False)
+    alone = grade(
+        known_model(),
+        known_queries(),
+        match="substring",
+        one_line=False,
+        relation_shortcut="cut",
+        progress=False,
+    )
+    pd.testing.assert_frame_equal(asked.frame, alone.frame)
+    assert asked.run["settings"] == alone.run["settings"]
+    assert asked.run["queries"]["few_shot"] == 0
+    words = grade(known_model(), few, preset="hopping-too-late", match="word", progress=False)
+    assert words.run["settings"] == {**asked.run["settings"], "match": "word"}

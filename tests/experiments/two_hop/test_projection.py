@@ -242,8 +242,10 @@ def plain_logits(hf: PreTrainedModel, ids: Sequence[int]) -> tuple[dict[str, Ten
 class Plain:
     """The rows of one query, computed without hopscope."""
 
-    def __init__(self, model: LanguageModel, text: str, query: TwoHopQuery) -> None:
-        self.tokenizer, self.query = model.tokenizer, query
+    def __init__(
+        self, model: LanguageModel, text: str, query: TwoHopQuery, articles: bool = False
+    ) -> None:
+        self.tokenizer, self.query, self.articles = model.tokenizer, query, articles
         ids = self.ids(text)
         self.logits, self.own = plain_logits(model.hf, ids)
         source = text.rindex(query.e1_label) + len(query.e1_label)
@@ -256,6 +258,7 @@ class Plain:
     def first_tokens(self, names: Sequence[str]) -> set[int]:
         """With and without a space, as it stands and in lower case; without an article."""
         plain = [name.removeprefix("the ").removeprefix("The ") for name in names]
+        plain = list(names) if self.articles else plain
         cases = [each for name in plain for each in (name, name.lower())]
         spellings = [space + each for each in cases for space in ("", " ")]
         ids = {self.tokenizer(s, add_special_tokens=False)["input_ids"][0] for s in spellings}
@@ -330,6 +333,26 @@ def test_every_row_equals_raw_hooks(family: str, few_shot: int) -> None:
     for plain, details in zip(plains, result.details.itertuples(), strict=True):
         assert (details.t1, details.t2) == (plain.at["t1"], plain.at["t2"])
         assert details.prediction == model.decode([int(plain.own.argmax())])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_articles_can_stand_for_names(family: str) -> None:
+    """Then "the" and " The" are first tokens of "the French Republic", as in the paper's code."""
+    model, queries = loaded(f"tiny-random-{family}"), places()
+    result = projected(queries, model, positions=POSITIONS, preset="hopping-too-late")
+    assert result.run["settings"]["articles"] is True
+    others = dict(zip(result.details["query"], result.details["other"], strict=True))
+    rows = []
+    for prompt in queries.prompts():
+        query = queries.by_id(prompt.query_id)
+        plain = Plain(model, prompt.text, query, articles=True)
+        rows += plain.rows(queries.by_id(others[query.id]))
+    expected = pd.DataFrame(rows)
+    pd.testing.assert_frame_equal(result.frame[KEYS], expected[KEYS], check_dtype=False)
+    np.testing.assert_allclose(result.frame["logprob"], expected["logprob"], rtol=0, atol=2e-4)
+    usual = run_places(family, 0)[1].frame
+    same = result.frame.merge(usual, on=KEYS)
+    assert (same["rank_x"] < same["rank_y"]).any()
 
 
 @pytest.mark.parametrize("few_shot", [0, 1])
@@ -511,16 +534,19 @@ def test_resolved_is_the_first_layer_of_a_low_rank() -> None:
 def test_summary_by_hand() -> None:
     table = made().summary()
     names = ["position", "site", "target", "n", "share", "low", "high", "mean_first_layer"]
-    assert list(table.columns) == names
+    assert list(table.columns) == [*names, "mean_layer"]
     found = table.set_index(["position", "site", "target"])
     answers, bridges = found.loc[("t2", "mlp_out", "e3")], found.loc[("t2", "attn_out", "e2")]
     assert (answers["n"], answers["mean_first_layer"]) == (3, 2.0)
     assert answers["share"] == pytest.approx(2 / 3)
     assert answers["low"] <= 2 / 3 <= answers["high"]
+    assert answers["mean_layer"] == pytest.approx((1 + 3 + 3) / 3)  # of a at 1 and 3, of c at 3
+    assert bridges["mean_layer"] == 0.0
     assert (bridges["n"], bridges["share"], bridges["mean_first_layer"]) == (2, 0.5, 0.0)
     never = found.loc[("t1", "mlp_out", "e3")]
     assert (never["n"], never["share"]) == (1, 0.0)
     assert np.isnan(never["mean_first_layer"])
+    assert np.isnan(never["mean_layer"])
     looser = made().summary(rank=2).set_index(["position", "site", "target"])
     assert looser.loc[("t2", "mlp_out", "e3"), "share"] == 1.0
     assert looser.loc[("t2", "mlp_out", "e3"), "mean_first_layer"] == 2.0

@@ -23,7 +23,7 @@ from hopscope.errors import QueryError, ResultError, UsageError
 from hopscope.experiments.two_hop.attention_knockout import Knockouts, knockout
 from hopscope.experiments.two_hop.description import CONTROLS, ENTITIES, PROMPTS, Description
 from hopscope.experiments.two_hop.projection import Projection
-from hopscope.experiments.two_hop.stages import STAGES, Stages, combine, stages
+from hopscope.experiments.two_hop.stages import MEAN_STAGE, STAGES, Stages, combine, stages
 from hopscope.queries.query_set import QuerySet
 
 MODULES = {
@@ -132,6 +132,8 @@ def test_a_combined_result_tells_where_it_is_from(tmp_path: Path) -> None:
     assert result.run["settings"] == {
         **{kind: {"of": kind} for kind in kinds},
         "tolerance": 0,
+        "second_stage": "apart",
+        "knockout_layer": "end",
     }
     assert list(result.details.columns) == ["query", "prompt", "bridge", "answer"]
     assert repr(result) == "Stages(made-up, by-hand, 6 queries, 30 rows)"
@@ -256,8 +258,9 @@ def test_known_stages() -> None:
     assert broken.loc[(KNOCKOUT, ANSWER), ["n", "broken"]].tolist() == [2, 1]
     assert broken.loc[("any", "any"), ["n", "broken"]].tolist() == [2, 1]
     assert list(result.details["answer"]) == ["Alba", "Crag"]
-    assert result.run["settings"].pop("tolerance") == 0
-    assert set(result.run["settings"]) == {"description", "knockout", "projection"}
+    kinds = {"description", "knockout", "projection"}
+    assert set(result.run["settings"]) == {*kinds, "tolerance", "second_stage", "knockout_layer"}
+    assert result.run["settings"]["tolerance"] == 0
     assert result.run["settings"]["knockout"]["edges"] == ["t2->t1"]
 
 
@@ -269,7 +272,7 @@ def test_layers_of_the_description_can_be_skipped() -> None:
     assert settings["description"]["source_layers"] == [0, 3]
     assert settings["description"]["target_layers"] == [0, 3]
     assert settings["knockout"]["layers"] == list(range(6))
-    assert {settings[kind]["seed"] for kind in settings} == {4}
+    assert {settings[kind]["seed"] for kind in MODULES} == {4}
     # Of the known cells (see test_description.py) those of layers 0 and 3 are left.
     assert {query: found[0] for query, found in first_layers(result).items()} == {
         "early-1": None,
@@ -279,6 +282,95 @@ def test_layers_of_the_description_can_be_skipped() -> None:
         "early-1": 3,
         "late-1": None,
     }
+
+
+def windowed(results: tuple[Description, Knockouts, Projection]) -> tuple[Any, ...]:
+    """The same with a knockout of windows of two layers on each side."""
+    described, knocked, projected = results
+    run = {**knocked.run, "settings": {"window": 2}}
+    return described, replace(knocked, run=run), projected
+
+
+def test_the_second_stage_of_the_papers_code_by_hand() -> None:
+    """The mean, of those that show, of the middle, attention and e2 at t2 (here always at 0)."""
+    parts = windowed(made(BY_HAND))
+    described = parts[0].frame
+    late = (described["position"] == "t2") & (described["source_layer"] < 4)
+    described.loc[late | (described["query"] == "d"), "e2"] = False  # e2 at t2 from layer 4 on
+    result = combine(*parts, second_stage="mean", knockout_layer="middle")
+    assert list(result.summary()["stage"]) == [BRIDGE, MEAN_STAGE, ANSWER, PREDICTION]
+    assert list(result.summary()["number"]) == [1, 2, 3, 4]
+    found = result.frame[result.frame["stage"] == MEAN_STAGE].set_index("query")["first_layer"]
+    expected = {"a": (2 + 2 + 4) / 3, "b": (2 + 4 + 4) / 3, "c": (4 + 4) / 2, "e": 4.0}
+    for query, mean in {**expected, "f": (6 + 1 + 4) / 3}.items():
+        assert found[query] == pytest.approx(mean), query
+    assert np.isnan(found["d"])
+    broken = result.broken().set_index(["earlier", "later"])["broken"]
+    assert broken[BRIDGE, MEAN_STAGE] == 0
+    assert broken[MEAN_STAGE, ANSWER] == 2  # c and f
+    assert {result.run["settings"][name] for name in ("second_stage", "knockout_layer")} == {
+        "mean",
+        "middle",
+    }
+    assert "information leaves t1, mean of three layer" in result.findings()[0]
+    assert len(result.plot().get_yticks()) == 4
+
+
+def test_a_knockout_bites_at_the_end_or_the_middle_of_its_window() -> None:
+    end, middle = (
+        combine(*windowed(made(BY_HAND)), knockout_layer=each)  # type: ignore[arg-type]
+        for each in ("end", "middle")
+    )
+    assert [first_layers(each)["a"][1] for each in (end, middle)] == [4, 2]
+
+
+@pytest.mark.usefixtures("short_target_prompt")
+def test_parts_take_their_own_settings() -> None:
+    result = staged(
+        chosen("early-1"),
+        layer_step=3,
+        description={"max_new_tokens": 3, "target_layers": [1]},
+        knockout={"window": 0, "compare": "answer"},
+        projection={"articles": True},
+        knockout_layer="middle",
+    )
+    settings = result.run["settings"]
+    assert settings["description"]["max_new_tokens"] == 3
+    assert settings["description"]["source_layers"] == [0, 3]
+    assert settings["description"]["target_layers"] == [1]
+    assert (settings["knockout"]["window"], settings["knockout"]["compare"]) == (0, "answer")
+    assert settings["projection"]["articles"] is True
+    assert first_layers(result)["early-1"][1] == 2  # see BITES of test_attention_knockout.py
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"knockout": {"windows": 1}}, "unknown setting of knockout 'windows': .*mean window"),
+        ({"knockout": {"window": -1}}, "window must be 0 or more, not -1"),
+        ({"description": {"match": "words"}}, "unknown match 'words'"),
+        ({"projection": ["articles"]}, "projection must be a dictionary of settings with any of"),
+        ({"second_stage": "means"}, "unknown second_stage 'means': .*mean"),
+    ],
+    ids=str,
+)
+def test_a_mistaken_setting_of_a_part_is_told(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        staged(chosen("early-1"), **settings)
+
+
+def test_the_papers_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROMPTS, "sentences", "The country of")
+    given: dict[str, Any] = {"description": {"samples": 1}, "layer_step": 3}
+    result = staged(chosen("early-1").with_few_shot(2), preset="hopping-too-late", **given)
+    settings = result.run["settings"]
+    assert (settings["second_stage"], settings["knockout_layer"]) == ("mean", "middle")
+    assert settings["description"]["samples"] == 1  # which was given, beside the paper's
+    assert settings["description"]["naming"] == "delimited"
+    assert settings["knockout"]["edges"] == ["t2->t1"]
+    assert settings["knockout"]["compare"] == "answer"
+    assert settings["projection"]["articles"] is True
+    assert result.run["queries"]["few_shot"] == 0
 
 
 def refuse(*_: object, **__: object) -> NoReturn:
