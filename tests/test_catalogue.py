@@ -206,6 +206,7 @@ INVALID: dict[str, Any] = {
     "Edges": ["no edge"],
     "TargetPrompts": ["no such prompt"],
     "Routes": ["no such route"],
+    "SettingsOf": {"no such setting": 1},
     "Loaded": "smollm2-135m",
     "Queries": ["The capital of France is"],
     "Questions": ["Where was the author of Emma born?"],
