@@ -96,6 +96,7 @@ PAPERS: Mapping[str, str] = {
     "subset": "hopping-too-late",
     "queries": "hopping-too-late",
     "documents": "masking-in-multi-hop-qa",
+    "models": "masking-in-multi-hop-qa",
 }
 """The paper whose setting `Analysis.parity` repeats, by what the analysis asks for."""
 
@@ -255,9 +256,10 @@ class Analysis:
             UsageError: for an unknown preset, or inputs that are none.
         """
         one_of("preset", preset, [str(self.preset)])
-        _, inputs = INPUTS[self.asks]
-        asked = self.check({inputs: given[inputs]})[inputs]
-        zero_shot = {inputs: asked.with_few_shot(0, asked.few_shot_seed)}
+        asked = self.check({name: given[name] for name in [*INPUTS[self.asks]][1:]})
+        zero_shot = {
+            name: each.with_few_shot(0, each.few_shot_seed) for name, each in asked.items()
+        }
         return self.with_parity({**given, **zero_shot})
 
 

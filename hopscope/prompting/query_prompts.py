@@ -68,6 +68,10 @@ class QueryPrompts:
         """The next tokens that tell a query's answer from its bridge; none if it cannot be told."""
         return self.tokens_of(self.by_query[query.id], query, "e3", "e2")
 
+    def bridge_tokens(self, query: TwoHopQuery) -> tuple[int, ...]:
+        """The next tokens that tell a query's bridge from its answer; none if it cannot be told."""
+        return self.tokens_of(self.by_query[query.id], query, "e2", "e3")
+
     def tokens_of(
         self, prompt: Prompt, query: TwoHopQuery, entity: Entity, other: Entity
     ) -> tuple[int, ...]:

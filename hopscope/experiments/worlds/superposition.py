@@ -137,7 +137,6 @@ class Superposition(Result):
     order=320,
     keywords=("progress", "out"),
     accepts={"groups": OneOf(GROUPS), "embeddings": OneOf(EMBEDDINGS)},
-    parity={"groups": "nested", "embeddings": "input"},
 )
 def superposition(
     worlds: Sequence[World],
