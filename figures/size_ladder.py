@@ -48,15 +48,18 @@ def draw(runs: Path) -> Drawn:
         raise ResultError(f"{root} holds no result of a model: run `hopscope figures size_ladder`")
     table["p_holm"] = holm(table["p"].to_numpy(dtype=float))
     models = [model for model in LADDER if model in set(table["model"])]
-    figure, axes = panels(len(SUBSETS), 3, 5.4, width_ratios=(1, 1, 0.8))
+    staged = bool((table["cells"] == "stages").any())
+    figure, axes = panels(len(SUBSETS), 2 + staged, 5.4)
     for row, subset in zip(axes, SUBSETS, strict=True):
         rows = table[table["subset"] == subset]
         for ax, (cells, title) in zip(row, CELLS.items(), strict=False):
             _gains(ax, rows[rows["cells"] == cells], title, models)
         row[0].set_ylabel(f"{SUBSET_TITLES[subset]}\n\ngain over the control")
-        _broken(row[-1], rows[rows["cells"] == "stages"], models)
+        if staged:
+            _broken(row[-1], rows[rows["cells"] == "stages"], models)
     shared_legend(figure, axes)
-    figure.suptitle("Back-patching and the order of the stages, by model size")
+    order = " and the order of the stages" if staged else ""
+    figure.suptitle(f"Back-patching{order}, by model size")
     return figure, table
 
 
@@ -114,7 +117,7 @@ def _model_axis(ax: Axes, rows: pd.DataFrame, title: str, models: Sequence[str])
     ax.set_xlim(-0.5, len(models) - 0.5)
     ax.set_title(title)
     ax.grid(axis="y", color=FAINT, lw=0.6)
-    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
 
 
 if __name__ == "__main__":

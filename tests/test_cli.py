@@ -592,7 +592,7 @@ def test_figures_in_another_dtype_are_of_another_folder(
     assert names == [usual, f"{usual}-bfloat16"]
     refused = hopscope(*figures, "grading", "world_circuit", "--chat", "--quantization", "nf4")
     assert refused.code == 2
-    assert "the figure world_circuit brings its own models, which take no --chat" in refused.err
+    assert "the figure world_circuit takes no model of yours, and no --chat" in refused.err
 
 
 def test_a_picture_is_drawn_before_the_next_analysis_runs(

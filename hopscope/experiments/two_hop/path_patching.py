@@ -269,7 +269,6 @@ def _found(rows: pd.DataFrame, gains: pd.DataFrame) -> str:
     question="Which sublayers and heads tell the answer to later ones, or to the logits, directly?",
     source="Wang et al. 2022; Goldowsky-Dill et al. 2023",
     control="a random vector of the same norm",
-    subsets=("correct",),
     order=67,
     accepts={
         "positions": ListOf(POSITIONS),

