@@ -13,6 +13,7 @@ from hopscope.plots import figures, heatmaps
 from hopscope.plots.figures import Drawn
 from hopscope.plots.style import CONTROLS, parts, shared_legend
 from hopscope.study.figures import by_subset, figure_script, main
+from hopscope.study.reference_marks import marks
 
 ANY, MEAN = "any cell", "mean of cells"
 MEASURES = {
@@ -34,6 +35,10 @@ def draw(results: Mapping[str, BackPatching]) -> Drawn:
         panel = DRAWN[subset]
         rates = numbers[(numbers["panel"] == panel) & (numbers["subset"] == subset)]
         plots.success_bars(rates, ax, figures.panel_title(result, subset), MEASURES[panel])
+        if subset == "incorrect":  # of t1 and t2 together, so beside both
+            reported = marks(ax, result, "back_patching", {("", ""): 0.5}, subset=subset)
+            drawn = [numbers, *([reported.assign(panel="reference")] if len(reported) else [])]
+            numbers = pd.concat(drawn, ignore_index=True)
     shared_legend(figure, axes)
     for part, (subset, result) in zip(below, results.items(), strict=True):
         cells = numbers[(numbers["panel"] == "cell") & (numbers["subset"] == subset)]

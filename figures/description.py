@@ -13,6 +13,7 @@ from hopscope.plots import figures, heatmaps
 from hopscope.plots.figures import Drawn
 from hopscope.plots.style import parts, shared_legend
 from hopscope.study.figures import by_subset, figure_script, main
+from hopscope.study.reference_marks import marks
 
 PANELS = {
     ("e2", "t1"): "bridge at t1",
@@ -23,6 +24,9 @@ PANELS = {
     ("e3_other", "t2"): "another answer at t2",
 }
 """The heatmaps, each beside that of its control."""
+OWN_BARS = (("t1", "e2"), ("t2", "e2"), ("t1", "e3"), ("t2", "e3"))
+PLACES = {each: place - 0.2 for place, each in enumerate(OWN_BARS)}
+"""Where `plots.described_bars` has the bars of the query's own entities."""
 
 
 @figure_script("description", by_subset("description", Description))
@@ -40,6 +44,8 @@ def draw(results: Mapping[str, Description]) -> Drawn:
     for ax, part, (subset, result) in zip(axes[0], below, results.items(), strict=True):
         described, title = result.described(), figures.panel_title(result, subset)
         plots.described_bars(described, ax, title)
+        reported = marks(ax, result, "description", PLACES, measure="share", subset=subset)
+        numbers += [reported.assign(panel="reference")] if len(reported) else []
         ax.label_outer(remove_inner_ticks=True)
         numbers.append(described.assign(subset=subset, panel="any cell"))
         named = {textwrap.fill(PANELS[each], 16): share for each, share in shares[subset].items()}
