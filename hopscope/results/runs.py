@@ -386,7 +386,7 @@ def check_run(path: Path, run: Mapping[str, Any]) -> None:
         raise TakenError(f"{path} is there and is not a run folder; choose another place")
     if not is_run(path):
         return
-    differing = difference(upgrade_record(read_run(path)), run)
+    differing = difference(upgrade_record(read_run(path)), upgrade_record(run))
     if differing is not None:
         name, before, now = differing
         raise TakenError(

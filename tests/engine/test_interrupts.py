@@ -137,7 +137,7 @@ def test_an_interrupt_that_a_library_turns_into_an_error_is_one_again(
 ) -> None:
     model, queries = known_model(), known_queries()[:4]
     whole = back_patch(model, queries, progress=False)
-    tables, calls = back_patching._Patcher.tables, []
+    tables, calls = back_patching._BackPatcher.tables, []
 
     def swallowing(self: Any, part: Any) -> Any:
         calls.append(part)
@@ -148,7 +148,7 @@ def test_an_interrupt_that_a_library_turns_into_an_error_is_one_again(
                 raise TypeError("a library's own") from None
         return tables(self, part)
 
-    monkeypatch.setattr(back_patching._Patcher, "tables", swallowing)
+    monkeypatch.setattr(back_patching._BackPatcher, "tables", swallowing)
     with pytest.raises(KeyboardInterrupt):
         back_patch(model, queries, progress=False)
     done = hs.partial()

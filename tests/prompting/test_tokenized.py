@@ -165,7 +165,9 @@ def test_a_first_hop_that_is_the_source_alone_has_no_relation(llama: LanguageMod
 @pytest.mark.parametrize("name", ["bridge", "r1e1", "", "T1"])
 def test_an_unknown_part_is_told(llama: LanguageModel, name: str) -> None:
     prompt = TokenizedPrompt.of(llama, Prompt.of(QUERY))
-    with pytest.raises(QueryError, match=r"unknown span .*t1, t2, e1, r1, r2, before, few_shot"):
+    with pytest.raises(
+        QueryError, match=r"unknown span .*t1, t2, e1, r1, r2, r1_word, r2_word, before, few_shot"
+    ):
         prompt.tokens(name)
 
 

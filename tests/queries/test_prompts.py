@@ -351,5 +351,5 @@ def test_no_token_in_a_span_is_an_error_that_names_it() -> None:
     prompt = Prompt.of(LOUVRE)
     with pytest.raises(QueryError, match=r"query '7'.*'e1' \('the Louvre'\).*The capital of"):
         token_position(prompt, "e1", [(0, 0), (0, 3), (3, 11), (0, 0)])
-    with pytest.raises(QueryError, match="no span 'e9'; it has e1, r1e1, t1, t2"):
+    with pytest.raises(QueryError, match="no span 'e9'; it has e1, r1_word, r1e1, r2_word, t1, t2"):
         token_span(prompt, "e9", [(0, 3)])

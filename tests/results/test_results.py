@@ -18,7 +18,7 @@ from hopscope.errors import HopscopeError, ResultError, UsageError
 from hopscope.experiments.two_hop.back_patching import BackPatching, back_patch
 from hopscope.experiments.two_hop.grading import Grading, grade
 from hopscope.results import result as result_module
-from hopscope.results.result import Result
+from hopscope.results.result import Result, upgrade_record
 from hopscope.results.run_record import provenance
 from hopscope.results.runs import parse_shard
 from hopscope.statistics import mean_interval, mean_intervals
@@ -43,7 +43,7 @@ def test_a_saved_result_reads_back_the_same(result: Result, tmp_path: Path) -> N
     assert type(loaded) is type(result)
     pd.testing.assert_frame_equal(loaded.frame, result.frame)
     pd.testing.assert_frame_equal(loaded.details, result.details)
-    assert loaded.run == result.run
+    assert loaded.run == upgrade_record(result.run)
 
 
 def test_a_real_result_keeps_its_types(tmp_path: Path) -> None:
@@ -219,7 +219,12 @@ def test_a_result_carries_versions_and_commit() -> None:
 
 def test_a_result_carries_its_settings() -> None:
     graded, patched = runs()
-    assert graded["settings"] == {"match": "substring", "max_new_tokens": 10, "one_line": True}
+    assert graded["settings"] == {
+        "match": "substring",
+        "max_new_tokens": 10,
+        "one_line": True,
+        "relation_shortcut": "whole",
+    }
     assert patched["settings"] == {
         "positions": ["t1", "t2"],
         "controls": ["other", "random"],

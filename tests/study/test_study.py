@@ -35,7 +35,14 @@ from hopscope.queries.query_set import QuerySet
 from hopscope.study.figures import draw_figures, figure_scripts, results_of, scripts_folder
 from hopscope.study.presets import PRESETS, Preset, preset
 from hopscope.study.standalone_figures import STANDALONE_FIGURES
-from hopscope.study.study import Study, estimate_study, run_study, study_analyses, study_folder
+from hopscope.study.study import (
+    COMPOSED,
+    Study,
+    estimate_study,
+    run_study,
+    study_analyses,
+    study_folder,
+)
 
 SCRIPTS = Path(__file__).parents[2] / "figures"
 CELLS = [(a, b) for a in range(5) for b in range(a)]
@@ -84,9 +91,11 @@ def test_presets() -> None:
 
 
 def test_an_unknown_preset_is_told() -> None:
-    with pytest.raises(UsageError, match="unknown preset 'full': choose one of quick, paper"):
+    with pytest.raises(
+        UsageError, match="unknown preset 'full': choose one of quick, paper, hopping-too-late"
+    ):
         preset("full")
-    assert set(PRESETS) == {"quick", "paper"}
+    assert set(PRESETS) == {"quick", "paper", "hopping-too-late"}
 
 
 @pytest.mark.parametrize(
@@ -124,7 +133,7 @@ def test_what_figures_need() -> None:
         "stages",
     ]
     assert not set(every) & set(STANDALONE_FIGURES)
-    drawn = {*every, *STANDALONE_FIGURES, "grading"}
+    drawn = {*every, *STANDALONE_FIGURES, *COMPOSED, "grading"}
     assert drawn == set(figure_scripts(SCRIPTS, []))
 
 
