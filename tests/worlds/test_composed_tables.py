@@ -78,11 +78,12 @@ def test_seeds_draw_other_tables():
 
 @pytest.mark.parametrize("structure", ["two_hop", "path_ambiguity"])
 @pytest.mark.parametrize("n_examples", [6, 20, 40, 60])
+@pytest.mark.parametrize("same_answer", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_fast_cutoffs_equal_exact_ones(structure, n_examples, seed):
+def test_fast_cutoffs_equal_exact_ones(structure, n_examples, same_answer, seed):
     task = ComposedTables(structure, n_tokens=4, n_examples=n_examples, seed=seed)
-    fast = cutoffs(task.inputs, task.answers, task.examples)
-    exact = exact_cutoffs(task.inputs, task.answers, task.examples)
+    asked = task.inputs, task.answers, task.examples, same_answer
+    fast, exact = cutoffs(*asked), exact_cutoffs(*asked)
     np.testing.assert_array_equal(fast, exact)
     assert (fast[task.examples] >= 1).all()
 
@@ -110,6 +111,19 @@ def test_the_cutoff_counts_the_contexts_that_agree():
     assert two[1, 1, 3] == 0
     one = by_hand({(0, 0, 0): 5, (1, 1, 0): 5, (0, 0, 2): 7})
     assert one[1, 1, 2] == 1
+
+
+def test_answers_that_were_not_seen_decide_nothing_unless_they_are_asked_for():
+    # (0, 0) and (1, 1) agree in context 0; in context 1, where (0, 0) was seen, (1, 1) has another.
+    inputs = np.array(list(np.ndindex(2, 2, 2)))
+    place = {tuple(int(n) for n in each): index for index, each in enumerate(inputs)}
+    answers = np.arange(10, 10 + len(inputs))
+    answers[[place[0, 0, 0], place[1, 1, 0]]] = 5
+    examples = np.array([place[0, 0, 0], place[1, 1, 0], place[0, 0, 1]])
+    for same_answer, wanted in ((False, 1), (True, 0)):
+        found = cutoffs(inputs, answers, examples, same_answer)
+        assert found[place[1, 1, 1]] == wanted
+        assert (found[examples] == 1).all()
 
 
 def test_one_contradiction_is_enough():

@@ -85,12 +85,14 @@ class Coverage(Result):
     order=330,
     keywords=(),
 )
-def coverage(world: World, progress: bool = False) -> Coverage:
+def coverage(world: World, progress: bool = False, same_answer: bool = False) -> Coverage:
     """Measure accuracy and IICG by the cutoffs of a world's held-out inputs.
 
     Args:
         world: one whose task is `ComposedTables`.
         progress: show a progress bar.
+        same_answer: let substitutions join inputs of the same answer only, as the authors' code
+            does; see `hopscope.experiments.worlds.coverage_cutoffs`.
 
     Raises:
         UsageError: for a world of another task.
@@ -103,7 +105,7 @@ def coverage(world: World, progress: bool = False) -> Coverage:
     if not isinstance(task, ComposedTables):
         raise UsageError(f"{world.name} composes no tables; take a world such as 'coverage'")
     held_out, queries = task.held_out, world.queries()
-    cutoff = cutoffs(task.inputs, task.answers, task.examples)[held_out]
+    cutoff = cutoffs(task.inputs, task.answers, task.examples, same_answer)[held_out]
     right = answered(model, task.written(held_out)).numpy()
     texts = [query.two_hop() for query in queries]
     places = range(task.n_places)
@@ -129,7 +131,9 @@ def coverage(world: World, progress: bool = False) -> Coverage:
     )
     columns = ["measure", "cutoff", "grouping", "position", "layer", "value", "n"]
     frame = pd.concat(frames, ignore_index=True).reindex(columns=columns)
-    run = provenance(model, queries, Coverage.kind, {"world": world.record["recipe"]})
+    settings = {"world": world.record["recipe"]}
+    settings |= {"same_answer": True} if same_answer else {}  # records of earlier versions lack it
+    run = provenance(model, queries, Coverage.kind, settings)
     return Coverage.of({"frame": frame, "details": details}, run)
 
 

@@ -5,6 +5,11 @@ input's places; its context is the rest. Two fragments are k-equivalent if at le
 seen with both, and all that were seen with both agree. An input is k-covered if k-equivalent
 fragments, put in place of each other one after the other, lead from an example to it. Its cutoff
 is the largest such k: how much evidence the weakest link has.
+
+A substitution leads from one input to another whatever their answers are, since a learner does not
+know those that it was not shown. The authors' code joins inputs of the same answer only, which
+takes the answers of the test for it; that is `same_answer`. Where equivalent fragments are really
+equal in function, both are the same.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ def cutoffs(
     inputs: Int[np.ndarray, "input place"],
     answers: Int[np.ndarray, " input"],
     examples: Int[np.ndarray, " example"],
+    same_answer: bool = False,
 ) -> Int[np.ndarray, " input"]:
     """The k-cutoff of every input.
 
@@ -33,6 +39,7 @@ def cutoffs(
         inputs: all inputs, each place a number from 0 on.
         answers: of each.
         examples: the indices of those that are seen.
+        same_answer: join inputs of the same answer only, as the authors' code does.
 
     Returns:
         0 for an input that no substitution leads to. An example is covered at every k, and gets
@@ -41,9 +48,10 @@ def cutoffs(
     parts = [_Fragments(inputs, answers, examples, places) for places in subsets(inputs.shape[1])]
     found = np.zeros(len(inputs), dtype=int)
     found[examples] = 1
+    answer = answers if same_answer else np.zeros_like(answers)
     levels = np.unique(np.concatenate([part.weights.data for part in parts] or [[]]))
     for k in levels[levels > 0].astype(int):
-        found[_reached([part.classes(k) for part in parts], len(inputs), examples)] = k
+        found[_reached([part.classes(k, answer) for part in parts], len(inputs), examples)] = k
     return found
 
 
@@ -51,6 +59,7 @@ def exact_cutoffs(
     inputs: Int[np.ndarray, "input place"],
     answers: Int[np.ndarray, " input"],
     examples: Int[np.ndarray, " example"],
+    same_answer: bool = False,
 ) -> Int[np.ndarray, " input"]:
     """The same, word by word as defined: every pair of inputs, every subset of places.
 
@@ -61,7 +70,11 @@ def exact_cutoffs(
     links: list[tuple[int, int, int]] = []
     for places in subsets(inputs.shape[1]):
         evidence = _evidence(answer_of, places)
+        if same_answer:  # or an equivalent fragment of another answer would break a chain
+            evidence = _through_others(evidence)
         for one, other in combinations(range(len(everything)), 2):
+            if same_answer and answers[one] != answers[other]:
+                continue
             a, b = everything[one], everything[other]
             rest = [place for place in range(len(a)) if place not in places]
             if all(a[place] == b[place] for place in rest):
@@ -102,13 +115,19 @@ class _Fragments:
         self.weights.setdiag(0)
         self.weights.eliminate_zeros()
 
-    def classes(self, k: int) -> np.ndarray:
-        """The class of each input's fragment in its context, if more than one is in it, or -1."""
+    def classes(self, k: int, answer: np.ndarray) -> np.ndarray:
+        """The class of each input's fragment in its context, if more than one is in it, or -1.
+
+        Args:
+            k: how much evidence there must be.
+            answer: of each input; those of different answers are in different classes.
+        """
         strong = self.weights >= k
         n, label = connected_components(strong, directed=False)
         size = np.bincount(label, minlength=n)
         own = label[self.fragment]
         named = own.astype(np.int64) * (int(self.context.max()) + 1) + self.context
+        named = named * (int(answer.max()) + 1) + answer
         return np.where(size[own] > 1, named, -1)
 
 
@@ -149,6 +168,21 @@ def _evidence(
             shared = a.keys() & b.keys()
             if one != other and all(a[context] == b[context] for context in shared):
                 found[one, other] = len(shared)
+    return found
+
+
+def _through_others(
+    evidence: dict[tuple[tuple[int, ...], tuple[int, ...]], int],
+) -> dict[tuple[tuple[int, ...], tuple[int, ...]], int]:
+    """For each two fragments the evidence of the weakest link of the best chain between them."""
+    found = dict(evidence)
+    fragments = sorted({fragment for pair in evidence for fragment in pair})
+    for between in fragments:
+        for one in fragments:
+            for other in fragments:
+                through = min(found.get((one, between), 0), found.get((between, other), 0))
+                if one != other and through > found.get((one, other), 0):
+                    found[one, other] = through
     return found
 
 
