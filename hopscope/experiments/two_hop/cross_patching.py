@@ -271,8 +271,8 @@ def cross_patch(
         name: _Bound.of(route, kept, pairs[route.whose], options.seed, "other" in controls)
         for name, route in routes.items()
     }
-    everyone = {q.id: q for each in bound.values() for q in each.asked.values()}
-    asking = replace(queries, queries=(*kept, *(q for q in everyone.values() if q not in kept)))
+    others = (query for each in bound.values() for query in each.asked.values())
+    asking = replace(queries, queries=tuple({q.id: q for q in (*kept, *others)}.values()))
     forms = dict.fromkeys(place.form for each in routes.values() for place in each.places)
     settings = {
         "routes": {name: route.record for name, route in routes.items()},
