@@ -16,6 +16,7 @@ import pandas as pd
 from torch import Tensor
 
 from hopscope.display.progress import divided
+from hopscope.engine.clean_run import CleanRun
 from hopscope.engine.edits import Patch
 from hopscope.engine.read_out import CellOutputs, ReadOut
 from hopscope.errors import UsageError
@@ -418,6 +419,7 @@ class Vectors:
 
     Attributes:
         prompt: the prompt.
+        clean: its unedited run.
         token: the index of the token whose state is replaced.
         states: by control, a state for each layer, of shape (layer, width).
         asked: the query whose answer counts.
@@ -426,6 +428,7 @@ class Vectors:
     """
 
     prompt: TokenizedPrompt
+    clean: CleanRun
     token: int
     states: Mapping[str, Tensor]
     asked: TwoHopQuery
@@ -461,8 +464,8 @@ class CellPatcher(ABC):
                 for states in given.states.values()
                 for a, b in self.pairs
             ]
-            read_out, clean = self._read_out(prompts, given), prompts.clean(given.prompt)
-            outputs = prompts.sweep(given.prompt.ids, [[], *cells], read_out, clean)
+            read_out = self._read_out(prompts, given)
+            outputs = prompts.sweep(given.prompt.ids, [[], *cells], read_out, given.clean)
             frame = self._frame(prompts.model, given, outputs)
             frame = frame.assign(query=query.id, position=position)
             frames.append(frame.iloc[1:])
@@ -559,5 +562,5 @@ class _BackPatcher(CellPatcher):
                 states["random"] = random_like(states["none"], self.settings["seed"], *named)
             token = prompt.position(write or read)
             told = {"token": prompt.position(read)}
-            given = Vectors(prompt, token, states, query, donor, told)
+            given = Vectors(prompt, clean, token, states, query, donor, told)
             yield position, self.prompts, given

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, Unpack
 from torch import Tensor
 
 from hopscope.display.progress import divided
+from hopscope.engine.clean_run import CleanRun
 from hopscope.errors import QueryError, UsageError, one_of
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
 from hopscope.experiments.arguments import AtLeast, Layers, ListOf, OneOf
@@ -335,22 +336,33 @@ class _CrossPatcher(CellPatcher):
     prompts: Mapping[str, QueryPrompts]
 
     def vectors(self, query: TwoHopQuery) -> Iterator[tuple[str, QueryPrompts, Vectors]]:
+        runs: dict[tuple[int, ...], CleanRun] = {}  # several routes read or write one prompt
+
+        def clean(place: Place, prompt: TokenizedPrompt) -> CleanRun:
+            if prompt.ids not in runs:
+                runs[prompt.ids] = self.prompts[place.form].clean(prompt)
+            return runs[prompt.ids]
+
+        def state(place: Place, prompt: TokenizedPrompt) -> Tensor:
+            return clean(place, prompt).state(prompt.position(place.position))
+
         for name in divided(list(self.routes)):
             bound = self.routes[name]
             route, asked = bound.route, bound.asked[query.id]
             donor = bound.donors.get(asked.id)
             source = self._tokenized(route.source, query, asked)
             target = self._tokenized(route.target, query, query)
-            states = {"none": self._state(route.source, source)}
+            states = {"none": state(route.source, source)}
             if donor is not None:
                 lent = self._tokenized(route.source, donor.query, donor.query)
-                states["other"] = self._state(route.source, lent)
+                states["other"] = state(route.source, lent)
             if "random" in self.settings["controls"]:
                 seed = self.settings["seed"]
                 states["random"] = random_like(states["none"], seed, query.id, name)
             token = target.position(route.target.position)
             told = {"token": token, "source_prompt": question(source), "partner": asked.id}
-            given = Vectors(target, token, states, asked, donor, told)
+            run = clean(route.target, target)
+            given = Vectors(target, run, token, states, asked, donor, told)
             yield name, self.prompts[route.target.form], given
 
     def _tokenized(self, place: Place, of: TwoHopQuery, asked: TwoHopQuery) -> TokenizedPrompt:
@@ -358,11 +370,6 @@ class _CrossPatcher(CellPatcher):
         prompts = self.prompts[place.form]
         prompt = place.prompt(prompts.by_query[of.id], asked)
         return TokenizedPrompt.of(prompts.model, prompt, prompts.room)
-
-    def _state(self, place: Place, prompt: TokenizedPrompt) -> Tensor:
-        """The states of all layers at a place."""
-        clean = self.prompts[place.form].clean(prompt)
-        return clean.state(prompt.position(place.position))
 
 
 def _relation_spans(prompt: Prompt, query: TwoHopQuery) -> dict[str, Span]:
