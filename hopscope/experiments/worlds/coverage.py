@@ -45,6 +45,7 @@ class Coverage(Result):
     """
 
     kind: ClassVar[str] = "coverage"
+    added_settings: ClassVar = {"same_answer": False}
 
     def accuracy(self, seed: int = 0) -> pd.DataFrame:
         """The share of right answers by cutoff.
@@ -131,8 +132,7 @@ def coverage(world: World, progress: bool = False, same_answer: bool = False) ->
     )
     columns = ["measure", "cutoff", "grouping", "position", "layer", "value", "n"]
     frame = pd.concat(frames, ignore_index=True).reindex(columns=columns)
-    settings = {"world": world.record["recipe"]}
-    settings |= {"same_answer": True} if same_answer else {}  # records of earlier versions lack it
+    settings = {"world": world.record["recipe"], "same_answer": same_answer}
     run = provenance(model, queries, Coverage.kind, settings)
     return Coverage.of({"frame": frame, "details": details}, run)
 

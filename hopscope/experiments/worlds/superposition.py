@@ -77,6 +77,7 @@ class Superposition(Result):
     """
 
     kind: ClassVar[str] = "superposition"
+    added_settings: ClassVar = {"groups": "disjoint", "embeddings": "output"}
 
     def summary(self) -> pd.DataFrame:
         """The mean of each measure over seeds, with its 95 % t interval over them.
@@ -169,9 +170,7 @@ def superposition(
         of_world = world.task.path_prompts()[:limit]
         everything += [replace(each, id=_id(world, each.id)) for each in of_world]
     models = [[world.name, world.seed, world.model.fingerprint] for world in worlds]
-    settings = {"worlds": models, "limit": limit}
-    grouped = {"groups": groups, "embeddings": embeddings}  # records of earlier versions lack these
-    settings |= {k: v for k, v in grouped.items() if v not in (GROUPS[0], EMBEDDINGS[0])}
+    settings = {"worlds": models, "limit": limit, "groups": groups, "embeddings": embeddings}
     prompts = PathSet(tuple(everything), "worlds")
     first, *others = [world.model for world in worlds]
     record = provenance(first, prompts, Superposition.kind, settings, others)
@@ -195,9 +194,10 @@ def _tables(world: World, limit: int, nested: bool, of_inputs: bool) -> Tables:
     right = answered(world.model, written, thought_of(task, world.model)).tolist()
     vocabulary = world.model.tokenizer.get_vocab()
     vertices = torch.tensor([vocabulary[vertex] for vertex in task.vertices])
-    hf: Any = world.model.hf
-    inputs = hf.get_input_embeddings()(vertices.to(world.model.device)).detach().float().cpu()
-    embedded = inputs if of_inputs else unembedding_rows(world.model)[vertices]
+    embedded = unembedding_rows(world.model)[vertices]
+    if of_inputs:
+        hf: Any = world.model.hf
+        embedded = hf.get_input_embeddings()(vertices.to(world.model.device)).detach().float().cpu()
     rows: list[tuple[object, ...]] = []
     for start in range(0, len(mazes), ROWS_AT_ONCE):
         some = mazes[start : start + ROWS_AT_ONCE]
