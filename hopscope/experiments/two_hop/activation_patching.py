@@ -137,12 +137,7 @@ class ActivationPatching(Result):
             if len(own) and own["recovery"].notna().any():
                 random = rows[rows["control"] == "random"]
                 sentences.append(_found_at(position, own, random, gains))
-        ceiling = self.details["partner_answers"].mean()
-        return [
-            *sentences,
-            "The other question by itself has its answer as the likeliest token in "
-            f"{percent(ceiling)}: about so many flips can be expected at most.",
-        ]
+        return [*sentences, flips_at_most(self.details)]
 
     def headline(self) -> Headline | None:
         """How much oftener the other question's state flips the answer than a random vector."""
@@ -244,18 +239,37 @@ def _found_at(position: str, own: pd.DataFrame, random: pd.DataFrame, gains: pd.
             f"; it is at least one half in {len(half)} of {len(own)} layers, from "
             f"{half.min()} to {half.max()}"
         )
-    control = row_where(random, layer=best["layer"])
+    where = {"position": position, "site": "resid_post", "layer": best["layer"]}
+    control, gain = row_where(random, layer=best["layer"]), row_where(gains, **where)
+    return f"{sentence}{beside_random(control, gain)}."
+
+
+def beside_random(control: Mapping[str, Any] | None, gain: Mapping[str, Any] | None) -> str:
+    """What a random vector does at a place, for the end of a sentence on the partner's state.
+
+    Args:
+        control: the row of `recoveries_and_flips` there; None if it was not run.
+        gain: the row of `flips_above_chance` there; None if there is none.
+    """
+    told = ""
     if control is not None:
-        sentence += (
+        told += (
             f"; a random vector there: recovery {control['recovery']:.2f}, flipped in "
             f"{percent(control['flip_rate'])}"
         )
-    where = {"position": position, "site": "resid_post", "layer": best["layer"]}
-    gain = row_where(gains, **where)
     if gain is not None:
         difference = points(gain["difference"], gain["low"], gain["high"])
-        sentence += f", {difference}: {verdict(gain)}"
-    return f"{sentence}."
+        told += f", {difference}: {verdict(gain)}"
+    return told
+
+
+def flips_at_most(details: pd.DataFrame) -> str:
+    """How many flips can be expected, in a sentence; `details` are of `ActivationPatching`."""
+    return (
+        "The other question by itself has its answer as the likeliest token in "
+        f"{percent(details['partner_answers'].mean())}: about so many flips can be expected at "
+        "most."
+    )
 
 
 @analysis(

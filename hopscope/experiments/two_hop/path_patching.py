@@ -31,7 +31,9 @@ from hopscope.experiments.two_hop.activation_patching import (
     POSITIONS,
     Patcher,
     Where,
+    beside_random,
     flips_above_chance,
+    flips_at_most,
     mean_of_heads,
     recoveries_and_flips,
 )
@@ -55,12 +57,8 @@ from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.wording import (
     largest_row,
-    percent,
-    points,
     row_where,
-    rows_where,
     value_with_interval,
-    verdict,
     with_interval,
 )
 
@@ -164,12 +162,8 @@ class PathPatching(Result):
     def findings(self) -> list[str]:
         summary, gains = self.summary(), self.above_chance()
         groups = summary.groupby(["receiver", "site", "position"], sort=False)
-        ceiling = self.details["partner_answers"].mean()
-        return [
-            *(_found(rows, gains) for _, rows in groups if _tells(rows)),
-            "The other question by itself has its answer as the likeliest token in "
-            f"{percent(ceiling)}: about so many flips can be expected at most.",
-        ]
+        found = (_found(rows, gains) for _, rows in groups if _tells(rows))
+        return [*found, flips_at_most(self.details)]
 
     def grid(self) -> Grid | None:
         """What the interactive heatmap shows."""
@@ -251,16 +245,8 @@ def _found(rows: pd.DataFrame, gains: pd.DataFrame) -> str:
         f"{value_with_interval(best['recovery'], best['low'], best['high'])}, answer flipped in "
         f"{with_interval(best['flip_rate'], best['flip_low'], best['flip_high'])}"
     )
-    for control in rows_where(rows, **place, control="random"):
-        sentence += (
-            f"; a random vector there: recovery {control['recovery']:.2f}, flipped in "
-            f"{percent(control['flip_rate'])}"
-        )
-    gain = row_where(gains, **place)
-    if gain is not None:
-        difference = points(gain["difference"], gain["low"], gain["high"])
-        sentence += f", {difference}: {verdict(gain)}"
-    return f"{sentence}."
+    control = row_where(rows, **place, control="random")
+    return f"{sentence}{beside_random(control, row_where(gains, **place))}."
 
 
 @analysis(
