@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
@@ -70,11 +70,17 @@ class Template:
 
     def as_record(self) -> dict[str, Any]:
         """Return what a run's record says; of the attributes in `ADDED` only those that are set."""
-        return {
-            each.name: getattr(self, each.name)
-            for each in fields(self)
-            if each.name not in ADDED or getattr(self, each.name) != each.default
-        }
+        return without_unset(self, ADDED)
+
+
+def without_unset(settings: Any, added: Collection[str]) -> dict[str, Any]:
+    """The fields of a dataclass by name, of those that were `added` only the ones that are set."""
+    found = {each.name: (getattr(settings, each.name), each.default) for each in fields(settings)}
+    return {
+        name: value
+        for name, (value, default) in found.items()
+        if name not in added or value != default
+    }
 
 
 _DOCUMENT = "Document{label}(Title: {title}) {text}\n"

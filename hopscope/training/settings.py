@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from hopscope.documents.templates import Template, template_of
+from hopscope.documents.templates import Template, template_of, without_unset
 from hopscope.documents.world_docs import NAMES
 from hopscope.errors import UsageError, one_of
 
@@ -72,10 +72,7 @@ class Schedule:
 
     def as_record(self) -> dict[str, Any]:
         """Return what a run's record says; of the settings in `ADDED` only those that are set."""
-        given = asdict(self)
-        for each in fields(self):
-            if each.name in ADDED and given[each.name] == each.default:
-                del given[each.name]
+        given = without_unset(self, ADDED)
         if isinstance(template := getattr(self, "template", None), Template):
             given["template"] = template.as_record()
         return given
