@@ -19,7 +19,7 @@ from hopscope.plots.figures import SUBSET_TITLES, Drawn
 from hopscope.plots.style import BLUE, ERROR_BARS, FAINT, GREY, VERMILION, panels, shared_legend
 from hopscope.results.result import Result
 from hopscope.results.run_folder import is_run
-from hopscope.results.wording import CONTROL_NAMES
+from hopscope.results.wording import CONTROL_NAMES, ENTITY_NAMES
 from hopscope.statistics import holm, paired
 from hopscope.study.figures import figure_script, main
 
@@ -120,7 +120,7 @@ def _compared(table: pd.DataFrame) -> dict[str, Any]:
 def _described(result: Description) -> Rows:
     """Whether some cell names an entity, and another query's."""
     for entity, position in (("e2", "t1"), ("e2", "t2"), ("e3", "t2")):
-        name = "bridge" if entity == "e2" else "answer"
+        name = ENTITY_NAMES[entity]
         pair = {
             "own": result.first_layers(entity, position).notna(),
             "base": result.first_layers(f"{entity}_other", position).notna(),
@@ -153,8 +153,7 @@ def _projected(result: Projection) -> Rows:
             name: result.first_layers(each, "t2", site).notna()
             for name, each in (("own", target), ("base", f"{target}_other"))
         }
-        other = "another bridge" if target == "e2" else "another answer"
-        yield words, other, pd.DataFrame(pair)
+        yield words, f"another {ENTITY_NAMES[target]}", pd.DataFrame(pair)
 
 
 def _repaired(result: BackPatching) -> Rows:
