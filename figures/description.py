@@ -24,9 +24,6 @@ PANELS = {
     ("e3_other", "t2"): "another answer at t2",
 }
 """The heatmaps, each beside that of its control."""
-OWN_BARS = (("t1", "e2"), ("t2", "e2"), ("t1", "e3"), ("t2", "e3"))
-PLACES = {each: place - 0.2 for place, each in enumerate(OWN_BARS)}
-"""Where `plots.described_bars` has the bars of the query's own entities."""
 
 
 @figure_script("description", by_subset("description", Description))
@@ -44,7 +41,9 @@ def draw(results: Mapping[str, Description]) -> Drawn:
     for ax, part, (subset, result) in zip(axes[0], below, results.items(), strict=True):
         described, title = result.described(), figures.panel_title(result, subset)
         plots.described_bars(described, ax, title)
-        reported = marks(ax, result, "description", PLACES, measure="share", subset=subset)
+        own = plots.described_places(described)
+        places = {(at, entity): place + plots.OWN_BAR for (entity, at), place in own.items()}
+        reported = marks(ax, result, "description", places, measure="share", subset=subset)
         numbers += [reported.assign(panel="reference")] if len(reported) else []
         ax.label_outer(remove_inner_ticks=True)
         numbers.append(described.assign(subset=subset, panel="any cell"))

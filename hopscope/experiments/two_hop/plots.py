@@ -82,6 +82,17 @@ def success_bars(
     return ax
 
 
+def described_places(described: pd.DataFrame) -> dict[tuple[str, str], int]:
+    """Where `described_bars` has each entity at each position, by both; those that there are."""
+    wanted = [("e2", "t1"), ("e2", "t2"), ("e3", "t1"), ("e3", "t2")]
+    there = set(zip(described["entity"], described["position"], strict=True))
+    return {each: place for place, each in enumerate(each for each in wanted if each in there)}
+
+
+OWN_BAR = -0.2
+"""Where the bar of the query's own entity is, beside that of another one."""
+
+
 def described_bars(described: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
     """Share of queries in which some state is described as an entity, beside another one's.
 
@@ -91,12 +102,10 @@ def described_bars(described: pd.DataFrame, ax: Axes | None = None, title: str =
         title: of the axes.
     """
     ax = axes_or_new(ax, 2.4)
-    wanted = [("e2", "t1"), ("e2", "t2"), ("e3", "t1"), ("e3", "t2")]
-    there = set(zip(described["entity"], described["position"], strict=True))
-    named = [each for each in wanted if each in there]
+    named = list(described_places(described))
     for offset, other, look in (
-        (-0.2, "", CONTROLS["none"]._replace(label="own entity")),
-        (0.2, "_other", CONTROLS["other"]._replace(label="another query's entity")),
+        (OWN_BAR, "", CONTROLS["none"]._replace(label="own entity")),
+        (-OWN_BAR, "_other", CONTROLS["other"]._replace(label="another query's entity")),
     ):
         table = described.drop_duplicates(["entity", "position"]).set_index(["entity", "position"])
         rows = table.reindex([(f"{entity}{other}", position) for entity, position in named])
