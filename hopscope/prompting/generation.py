@@ -36,6 +36,11 @@ def stop_at_line_end(model: TokenModel) -> Stop:
     return stop
 
 
+def reads_one_line(few_shot: int, asked: bool | None) -> bool:
+    """Whether an answer is the first line only: as asked, or if None for few-shot prompts."""
+    return few_shot > 0 if asked is None else asked
+
+
 def answer_text(text: str, one_line: bool) -> str:
     """The part of a generation that counts as the answer; thoughts before it do not."""
     said = without_thoughts(text)

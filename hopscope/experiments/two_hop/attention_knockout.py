@@ -22,7 +22,7 @@ from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run
 from hopscope.experiments.arguments import AtLeast, Edges, Heads, Layers, ListOf, OneOf
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.token_model import FIRST_TOKENS
-from hopscope.prompting.generation import answer_text, same_answer, stop_at_line_end
+from hopscope.prompting.generation import answer_text, reads_one_line, same_answer, stop_at_line_end
 from hopscope.prompting.query_prompts import QueryPrompts, question, with_first_tokens
 from hopscope.prompting.tokenized import SPANS, TokenizedPrompt
 from hopscope.queries.answers import MATCHES, Match, matches
@@ -274,7 +274,7 @@ def knockout(
         "criterion": criterion,
         "max_new_tokens": max_new_tokens if criterion == "generation" else 1,
         "match": match,
-        "one_line": queries.few_shot > 0 if one_line is None else one_line,
+        "one_line": reads_one_line(queries.few_shot, one_line),
         "compare": compare,
         "seed": options.seed,
     }

@@ -26,7 +26,7 @@ from hopscope.experiments.randomness import random_like
 from hopscope.experiments.two_hop.controls import Donor, choose_donors
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.token_model import FIRST_TOKENS
-from hopscope.prompting.generation import answer_text, stop_when_answered
+from hopscope.prompting.generation import answer_text, reads_one_line, stop_when_answered
 from hopscope.prompting.query_prompts import QueryPrompts, question, with_first_tokens
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.answers import MATCHES, Match, matches
@@ -399,7 +399,7 @@ def back_patch(
         "match": match,
         "cells": "source > target" if cells is None else cells,
         "stop_early": stop_early,
-        "one_line": queries.few_shot > 0 if one_line is None else one_line,
+        "one_line": reads_one_line(queries.few_shot, one_line),
         "seed": options.seed,
     }
     patcher = _BackPatcher(

@@ -42,6 +42,7 @@ from hopscope.experiments.two_hop.partners import (
 )
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.token_model import TokenModel
+from hopscope.prompting.generation import reads_one_line
 from hopscope.prompting.query_prompts import QueryPrompts, question
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.answers import MATCHES, Match
@@ -284,7 +285,7 @@ def cross_patch(
         "max_new_tokens": room,
         "match": match,
         "stop_early": stop_early,
-        "one_line": queries.few_shot > 0 if one_line is None else one_line,
+        "one_line": reads_one_line(queries.few_shot, one_line),
         "seed": options.seed,
         "partners": {whose: fingerprint(each) for whose, each in pairs.items() if each},
     }

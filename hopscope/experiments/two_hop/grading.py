@@ -18,7 +18,7 @@ from hopscope.errors import QueryError, ResultError, UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
 from hopscope.experiments.arguments import AtLeast, OneOf, Queries
 from hopscope.models.language_model import LanguageModel
-from hopscope.prompting.generation import answer_text, stop_at_line_end
+from hopscope.prompting.generation import answer_text, reads_one_line, stop_at_line_end
 from hopscope.prompting.query_prompts import question
 from hopscope.prompting.tokenized import TokenizedPrompt, by_prefix
 from hopscope.queries.answers import MATCHES, Match, matches
@@ -297,11 +297,10 @@ def _settings(
     relation_shortcut: RelationShortcut,
 ) -> dict[str, Any]:
     """What says how answers are made and recognised, for the run's record."""
-    line = queries.few_shot > 0 if one_line is None else one_line
     return {
         "match": match,
         "max_new_tokens": max_new_tokens,
-        "one_line": line,
+        "one_line": reads_one_line(queries.few_shot, one_line),
         "relation_shortcut": relation_shortcut,
     }
 
