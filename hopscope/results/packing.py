@@ -50,6 +50,6 @@ def pack_run(run: str | Path, into: str | Path) -> Path:
     sizes = [[part, *(len(tables[each]) for each in TABLES)] for part, tables in parts.items()]
     with replacing_folder(into, is_of_run) as temporary:
         tables = joined(list(parts.values()))
-        write_part(temporary, PACKED, tables, compression="zstd", compression_level=19)
+        write_part(temporary, PACKED, tables)
         write_json(temporary / RECORD, {**record, PARTS: sizes})
     return into
