@@ -24,6 +24,9 @@
 # (`hs.sweep`), and what is read of each (`hs.ReadOut`). Then comes what makes a number worth quoting: a
 # cell that is checked by a plain hook, two controls, and an interval.
 #
+# If you want to put a state into *another prompt*, look at `hs.cross_patch` first: it has eight such
+# routes with their controls, and `hs.Route` makes more.
+#
 # For your own model: `papermill 08_your_own_sweep.ipynb mine.ipynb -p model_name my/model -p n_queries 100
 # -y 'sources: []'`; the text speaks of the run that is shown.
 
