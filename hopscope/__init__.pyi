@@ -1,5 +1,7 @@
 """The names of `hopscope`, each with the module that defines it."""
 
+from .distributed.ray_cluster import Ray as Ray
+from .distributed.slurm import Slurm as Slurm
 from .documents.question_set import MultiDocQuestion as MultiDocQuestion
 from .documents.question_set import QuestionSet as QuestionSet
 from .engine.editing import edit as edit

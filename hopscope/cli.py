@@ -13,6 +13,7 @@ from hopscope import __version__
 from hopscope.commands.analyses import CatalogueGroup
 from hopscope.commands.models import models_app
 from hopscope.commands.queries import queries_app
+from hopscope.commands.runs import runs_app
 from hopscope.commands.studies import studies_app
 from hopscope.commands.worlds import worlds_app
 from hopscope.errors import HopscopeError, UsageError
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.add_typer(queries_app)
 app.add_typer(studies_app)
 app.add_typer(models_app, name="models")
+app.add_typer(runs_app, name="runs")
 app.add_typer(worlds_app, name="worlds")
 
 INTERRUPTED = 130

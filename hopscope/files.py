@@ -51,11 +51,11 @@ def temporary_path(path: Path) -> Path:
         True
     """
     name = path.name.encode()[:_LONGEST_NAME].decode(errors="ignore")
-    return path.with_name(f".{name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    return path.with_name(f".{name}.{host_name()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
 @cache
-def _host() -> str:
+def host_name() -> str:
     """The name of this host, and a digest of what tells its process ids from those of others.
 
     That is, on Linux, the id of the boot and the namespace of process ids, which two containers may
@@ -90,7 +90,7 @@ def clear_leftovers(
     with suppress(OSError):
         for entry in os.scandir(folder):
             found = _TEMPORARY.fullmatch(entry.name)
-            if found is None or _is_alive(entry, found[2], int(found[3])):
+            if found is None or _may_write(entry, found[2], int(found[3])):
                 continue
             path, target = Path(entry), folder / found[1]
             if found[4] == "old" and not target.exists():
@@ -99,16 +99,25 @@ def clear_leftovers(
                 _remove(path, target, is_own)
 
 
-def _is_alive(entry: os.DirEntry[str], host: str, process: int) -> bool:
+def _may_write(entry: os.DirEntry[str], host: str, process: int) -> bool:
     """Whether the writer of an unfinished file may be at work."""
-    if host != _host():
+    if host != host_name():
         return time.time() - entry.stat(follow_symlinks=False).st_mtime < _DAY
+    return is_alive(process)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this host runs; one that was killed and not yet buried does not."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except OSError:
         return True  # a process of another user
+    with suppress(OSError):
+        return not re.search(
+            r"\) [ZX] ", Path(f"/proc/{process}/stat").read_text("utf-8", "replace")
+        )
     return True
 
 

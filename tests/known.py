@@ -145,6 +145,24 @@ def known_queries() -> QuerySet:
     return QuerySet(queries, "known", pool=strange)
 
 
+def many_queries() -> QuerySet:
+    """Queries of which the model knows nothing."""
+    return QuerySet(
+        tuple(
+            TwoHopQuery(
+                id=f"q{number}",
+                e1_label=f"Tower {number}",
+                e2_label=f"Land {number}",
+                e3_label=f"City {number}",
+                r1_template="The country of {}",
+                r2_template="The capital of {}",
+            )
+            for number in range(40)
+        ),
+        "many",
+    )
+
+
 def _words() -> list[str]:
     names = (
         word for f in FACTS for name in (f.source, f.bridge, f.answer) for word in name.split()

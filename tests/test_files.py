@@ -174,7 +174,7 @@ def dead_process() -> int:
 def left_by(path: Path, process: int, host: str | None = None, age: float = 0) -> Path:
     """What a killed writer of `path` has left."""
     name = temporary_path(path).name.replace(f".{os.getpid()}.", f".{process}.")
-    left = path.with_name(name if host is None else name.replace(files._host(), host))
+    left = path.with_name(name if host is None else name.replace(files.host_name(), host))
     left.write_text("half")
     os.utime(left, (time.time() - age,) * 2)
     return left

@@ -84,8 +84,9 @@ def command_of(spec: CommandSpec) -> Any:
         if options.dry_run:
             show_estimates(_estimates(entry, options, arguments, common, rule), options.as_json)
             return
-        model, inputs = _loaded(entry, options, arguments, rule)
-        result = entry.function(model, inputs, **arguments, **common)
+        with options.holding():
+            model, inputs = _loaded(entry, options, arguments, rule)
+            result = entry.function(model, inputs, **arguments, **common)
         show_tables(
             result, result.printed(seed=options.seed, **shown), options.as_json, options.full
         )

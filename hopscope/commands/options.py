@@ -10,6 +10,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import (
@@ -31,10 +32,13 @@ from hopscope.errors import TakenError, UsageError, one_of
 from hopscope.files import check_place
 
 if TYPE_CHECKING:
+    from hopscope.distributed.ray_cluster import Ray
+    from hopscope.distributed.slurm import Slurm
     from hopscope.documents.orders import Order
     from hopscope.documents.question_set import QuestionSet
     from hopscope.experiments.two_hop.grading import Grading
     from hopscope.models.language_model import LanguageModel
+    from hopscope.models.reference import ModelReference
     from hopscope.prompting.document_prompts import DocumentModel
     from hopscope.queries.query_set import QuerySet
 
@@ -153,6 +157,19 @@ Out = Annotated[
 Shard = Annotated[
     str | None, typer.Option(help="i/n: compute only the i-th of n shares of the queries.")
 ]
+On = Annotated[
+    str | None,
+    choice(("ray", "slurm"), help="Compute the parts of runs by Ray or by jobs of Slurm."),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Workers of Ray; by default one for each GPU of the cluster."),
+]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Jobs of Slurm; 1 by default.")]
+Partition = Annotated[str | None, typer.Option(help="The partition of the jobs of Slurm.")]
+GpusEach = Annotated[
+    int | None, typer.Option("--gpus-each", min=0, help="GPUs of each worker or job.")
+]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")
 ]
@@ -196,6 +213,11 @@ class CommonOptions:
     seed: Seed = 0
     out: Out = None
     shard: Shard = None
+    on: On = None
+    workers: Workers = None
+    jobs: Jobs = None
+    partition: Partition = None
+    gpus_each: GpusEach = None
     device: Device = None
     dtype: Dtype = None
     quantization: Quantization = None
@@ -204,7 +226,7 @@ class CommonOptions:
     as_json: AsJson = False
 
     def __post_init__(self) -> None:
-        _ = self.part  # report a bad shard before loading anything
+        _ = self.part, self.engine  # report what cannot be before loading anything
 
     @property
     def part(self) -> tuple[int, int] | None:
@@ -212,6 +234,54 @@ class CommonOptions:
         from hopscope.results.runs import parse_shard
 
         return None if self.shard is None else parse_shard(self.shard)
+
+    @property
+    def engine(self) -> Ray | Slurm | None:
+        """What computes the parts of runs.
+
+        Raises:
+            UsageError: for an option of another engine.
+        """
+        from hopscope.distributed.ray_cluster import Ray
+        from hopscope.distributed.slurm import Slurm
+
+        if self.on is not None:
+            one_of("engine", self.on, ("ray", "slurm"))
+        goes_with = {
+            "workers": ("ray",),
+            "jobs": ("slurm",),
+            "partition": ("slurm",),
+            "gpus_each": ("ray", "slurm"),
+        }
+        for name, engines in goes_with.items():
+            if getattr(self, name) is not None and self.on not in engines:
+                needed = " or --on ".join(engines)
+                raise UsageError(f"--{name.replace('_', '-')} goes with --on {needed}")
+        if self.on is None:
+            return None
+        if self.on == "ray":
+            return Ray(self.workers, self.gpus_each)
+        return Slurm(self.partition, self.gpus_each, jobs=self.jobs or 1)
+
+    def here(self) -> Self:
+        """The same with the model in this process."""
+        return replace(self, on=None, workers=None, jobs=None, partition=None, gpus_each=None)
+
+    def holding(self) -> AbstractContextManager[None]:
+        """Keep the workers of the engine from one run to the next while the context is open."""
+        engine = None if self.dry_run else self.engine
+        return nullcontext() if engine is None else engine.held()
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the model need not be loaded here, since workers load it."""
+        return self.on is not None and not self.dry_run
+
+    def reference(self) -> ModelReference:
+        """What workers load the model by."""
+        from hopscope.models.reference import ModelReference
+
+        return ModelReference.of(self.model, dtype=self.dtype, quantization=self.quantization)
 
     @property
     def loading(self) -> dict[str, Any]:
@@ -241,8 +311,9 @@ class CommonOptions:
         return replace(self, few_shot=0)
 
     def settings(self) -> dict[str, Any]:
-        """The arguments that every experiment takes: seed, out and shard."""
-        return {"seed": self.seed, "out": self.out, "shard": self.part}
+        """The arguments that every experiment takes: seed, out, shard and on."""
+        on = None if self.dry_run else self.engine
+        return {"seed": self.seed, "out": self.out, "shard": self.part, "on": on}
 
 
 @dataclass(frozen=True)
@@ -271,8 +342,10 @@ class QueryOptions(CommonOptions):
         return queries.with_chat(model) if self.chat else queries
 
     def load_both(self) -> tuple[LanguageModel, QuerySet]:
-        """The model, and the queries as it is asked them."""
+        """The model, or what workers load it by, and the queries as it is asked them."""
         queries = self.load_queries()  # first, so that a mistake is reported before the model loads
+        if self.is_elsewhere and not self.chat:
+            return self.reference(), queries  # type: ignore[return-value]
         model = self.load_model()
         return model, self.asked(model, queries)
 
@@ -329,6 +402,7 @@ class SubsetOptions(QueryOptions):
         """Grade queries into a folder beside `out`."""
         from hopscope.experiments.two_hop.grading import grade, grade_until
 
+        rule |= {} if self.dry_run else {"on": self.engine}
         if not self.goes_on:
             return grade(model, queries, out=self._beside("grading"), **rule)
         out, at_least = self._beside("graded"), self.limit or 0
@@ -362,11 +436,18 @@ class DocumentOptions(CommonOptions):
         loaded = loaded.with_few_shot(shots, self.seed)
         chosen = that_allow(loaded, orders) if self.skip_impossible else loaded
         questions = limited(chosen, self.limit, self.seed)
+        if self.is_elsewhere:
+            return self.reference(), questions  # type: ignore[return-value]
         return load_any(self.model, **self.loading), questions
 
 
+ENGINE = ("on", "workers", "jobs", "partition", "gpus_each")
+"""Options that say where the parts of runs are computed."""
 FIRST = ("model", "queries", "questions", "subset", "limit", "need", "most", "few_shot", "chat")
-LAST = ("seed", "out", "shard", "device", "dtype", "quantization", "dry_run", "full", "as_json")
+LAST = (
+    *("seed", "out", "shard", *ENGINE),
+    *("device", "dtype", "quantization", "dry_run", "full", "as_json"),
+)
 """Options that `--help` lists first and last; a command's own come in between, and then others."""
 PANELS = {
     "Model": ("model", "device", "dtype", "quantization"),
@@ -375,6 +456,7 @@ PANELS = {
         *("distractors", "skip_impossible"),
     ),
     "Run": ("preset", "seed", "out", "runs", "from_runs", "shard", "dry_run", "check", "tolerance"),
+    "Elsewhere": ENGINE,
     "Output": ("scripts", "rendered", "save", "full", "as_json"),
 }
 """The groups in which `--help` lists options; those that are in none are of the analysis."""

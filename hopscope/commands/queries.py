@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from hopscope.commands.options import (
+    ENGINE,
     Match,
     Parity,
     QueryOptions,
@@ -51,7 +52,7 @@ def grade_command(
         run = REGISTERED["grading"].with_parity({name: run[name] for name in run if name in said})
         options = options.zero_shot()
     model, queries = options.load_both()
-    run |= {"out": options.out, "shard": options.part}
+    run |= {name: each for name, each in options.settings().items() if name != "seed"}
     if options.dry_run:
         show_estimates({"grading": estimate(grade, model, queries, **run)}, options.as_json)
         return
@@ -62,7 +63,7 @@ def grade_command(
 
 
 @queries_app.command("probe", epilog=example("probe -m smollm2-135m --layer-step 3 -o runs/probe"))
-@with_options(QueryOptions, without=["shard", "dry_run"], limit=1000)
+@with_options(QueryOptions, without=["shard", "dry_run", *ENGINE], limit=1000)
 def probe_command(
     options: QueryOptions,
     *,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hopscope.commands.options import (
+    ENGINE,
     Need,
     Preset,
     QueryOptions,
@@ -59,6 +60,7 @@ def study_command(
     options = options.zero_shot() if size.setting else options
     if limit is not None:
         size = replace(size, limit=limit, most=max(limit, need), questions=limit, probed=limit)
+    on, options = options.engine, options.here()
     model, queries = options.load_both()
     if options.dry_run:
         costs = study.estimate_study(model, queries, out / "runs", size, seed=options.seed)
@@ -69,7 +71,7 @@ def study_command(
             lambda: f"{table_text(overview(costs))}\n\nin all {duration(total)}",
         )
         return
-    found = study.run_study(model, queries, out / "runs", size, seed=options.seed)
+    found = study.run_study(model, queries, out / "runs", size, seed=options.seed, on=on)
     sections = report.sections(found)
     page, findings = report.write(found, out, sections), report.sentences(sections)
     show(
@@ -99,7 +101,7 @@ def accuracy_table_command(
 
 
 @studies_app.command("figures", epilog=example("figures back_patching -m smollm2-135m --limit 100"))
-@with_options(QueryOptions, without=["out", "shard", "dry_run", "full", "as_json"])
+@with_options(QueryOptions, without=["out", "shard", *ENGINE, "dry_run", "full", "as_json"])
 def figures_command(
     options: QueryOptions,
     *,

@@ -11,10 +11,13 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
 
+from hopscope.distributed.engines import compute_on, engine_of
+from hopscope.distributed.ray_cluster import Ray
+from hopscope.distributed.slurm import Slurm
 from hopscope.documents.question_set import QuestionSet
 from hopscope.errors import UsageError, one_of
 from hopscope.experiments.arguments import (
@@ -25,9 +28,12 @@ from hopscope.experiments.arguments import (
     Questions,
     layers_of,
 )
+from hopscope.experiments.recipe import OF_CALL, CallRecipe, recipe_of
 from hopscope.experiments.registry import REGISTERED
+from hopscope.models.reference import ModelReference, reference_of
 from hopscope.models.token_model import TokenModel
 from hopscope.queries.query_set import QuerySet
+from hopscope.results.recipes import recording
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import provenance
@@ -51,6 +57,7 @@ class RunKeywords(TypedDict, total=False):
     shard: tuple[int, int] | None
     layer_step: int
     preset: str | None
+    on: str | Ray | Slurm | None
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,8 @@ class RunOptions:
         layer_step: use only every n-th layer.
         preset: the name of a paper, such as `hopping-too-late`: what is not given is as in the code
             of its authors, and prompts have no demonstrations. docs/papers.md says what differs.
+        on: where parts are computed: `ray` or `slurm`, `hs.Ray(...)` or `hs.Slurm(...)`; here if
+            None. The model may then be given by its name, so that the workers alone load it.
     """
 
     seed: int = 0
@@ -75,6 +84,7 @@ class RunOptions:
     shard: tuple[int, int] | None = None
     layer_step: int = 1
     preset: str | None = None
+    on: str | Ray | Slurm | None = None
 
 
 AT_CALL = ("layer_step", "preset")
@@ -241,12 +251,31 @@ class Analysis:
             call.arguments = self._at_preset(preset, call.arguments)
         call.apply_defaults()
         call.arguments.pop("preset", None)
+        if call.arguments.get("on") is not None and not is_loaded(call.arguments):
+            return self._by_name(call.arguments)
         arguments = self.check(call.arguments, call.arguments.get("model"))
         if self.layers is not None:
             of_layers = self.at_layers(arguments["model"], arguments.pop("layer_step"))
             for name in named & set(of_layers):
                 raise UsageError(f"give {name} or layer_step, not both")
             arguments |= self.check(of_layers, arguments["model"])
+        return arguments
+
+    def _by_name(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call whose model is loaded elsewhere, as far as they can be checked.
+
+        Raises:
+            UsageError: for an argument that the analysis cannot do.
+        """
+        if self.combine is not None and given.get("layer_step", 1) != 1:
+            raise UsageError(
+                "layer_step needs a model that is loaded here: load it, or give the layers"
+            )
+        others = {name: value for name, value in given.items() if name != "model"}
+        reference = reference_of(given["model"])
+        arguments = {"model": reference, **self.check(others)}
+        if self.combine is not None:
+            arguments.pop("layer_step", None)
         return arguments
 
     def _at_preset(self, preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -295,7 +324,19 @@ def analysis(command: str | None, *, name: str = "", **described: Any) -> Callab
                 call = signature.bind(*args, **given)
             except TypeError as error:
                 raise TypeError(f"{function.__name__}() {error}") from None
-            return function(**entry.arguments(call))
+            recipe = None
+            if entry.asks != "models":
+                recipe = recipe_of(entry.name, function.__module__, call.arguments)
+            options = _where(call.arguments)
+            arguments = entry.arguments(call)
+            if options.on is None or recipe is None:
+                with recording(None if options.out is None else recipe):
+                    return function(**arguments)
+            if entry.combine is not None:  # each of its runs is computed there
+                with engine_of(options.on).held():
+                    return function(**arguments)
+            inputs = arguments[[*INPUTS[entry.asks]][1]]
+            return run_elsewhere(result, recipe, options, inputs)
 
         called.__signature__ = signature  # type: ignore[attr-defined]
         called.__doc__ = _documented(inspect.getdoc(function) or "", taken)
@@ -306,6 +347,46 @@ def analysis(command: str | None, *, name: str = "", **described: Any) -> Callab
         return called  # type: ignore[return-value]
 
     return register
+
+
+def is_loaded(given: Mapping[str, Any]) -> bool:
+    """Whether the model of a call is loaded, and not named."""
+    return not isinstance(given.get("model"), str | Path | ModelReference)
+
+
+def _where(given: Mapping[str, Any]) -> RunOptions:
+    """Where a call is made."""
+    return RunOptions(**{name: given[name] for name in OF_CALL if name in given})
+
+
+def run_elsewhere(kind: type[R], recipe: CallRecipe, options: RunOptions, inputs: Any) -> R:
+    """Compute the parts of a call by the engine that is asked for, and read the result.
+
+    Args:
+        kind: of the result.
+        recipe: the call.
+        options: the engine, where the run folder is, and whether a bar is shown.
+        inputs: what the result keeps as its `queries`, if it does.
+
+    Raises:
+        UsageError: for a shard, or a call that cannot be made in another process.
+        ResultError: if parts failed.
+    """
+    if options.shard is not None:
+        raise UsageError("the engine shares the parts out: leave out either on or shard")
+
+    def read(folder: Path) -> R:
+        result = kind.load(folder)
+        return replace(result, queries=inputs) if "queries" in vars(result) else result  # type: ignore[call-arg]
+
+    return compute_on(
+        options.on,
+        recipe.told(),
+        recipe.files,
+        read,
+        out=options.out,
+        progress=options.progress,
+    )
 
 
 def _with_keywords(own: inspect.Signature, keywords: Sequence[str]) -> inspect.Signature:

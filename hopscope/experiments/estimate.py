@@ -211,15 +211,24 @@ def measured_run(
         pending: the parts.
         now: tells what was computed so far, by `COSTS`.
         seconds: for how long to measure after the first input, which is computed twice.
+
+    Raises:
+        UsageError: for parts that are computed in one piece.
     """
-    begun = now()
+    begun, compute = now(), pending.compute
+    if compute is None:
+        raise UsageError(
+            f"{pending.run['kind']} is computed in one piece or trains models: what it costs "
+            "cannot be told from a small part of it. Try it with less, such as fewer queries or "
+            "steps"
+        )
 
     def time_left() -> float:
         return seconds - float((now() - warm)["seconds"])
 
     def measured(part: int, n: int) -> _Measurement:
         before = now()
-        tables = pending.compute(part, size - left[part], n)
+        tables = compute(part, size - left[part], n)
         return _Measurement(n, (now() - before) / n, tables)
 
     size = max(pending.sizes.values())
@@ -270,7 +279,7 @@ def estimate(
         *args: further arguments of the analysis.
         seconds: for how long to measure, after the first query, which is computed twice. An
             analysis that consists of several, such as `stages`, takes as long for each.
-        **given: keyword arguments of the analysis.
+        **given: keyword arguments of the analysis; it is measured here, whatever `on` is.
 
     Returns:
         An `Estimate`.
@@ -282,6 +291,7 @@ def estimate(
     Example:
         >>> hs.estimate(hs.back_patch, model, queries, positions=["t1"])  # doctest: +SKIP
     """
+    given.pop("on", None)
     entry = next((each for each in REGISTERED.values() if each.function is analysis), None)
     if entry is not None and entry.asks == "models":
         raise UsageError(

@@ -8,8 +8,9 @@ import pkgutil
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -35,6 +36,7 @@ from hopscope.models.cpu_speed import advise_on_dtype
 from hopscope.models.encoder_decoder import EncoderDecoder
 from hopscope.models.gguf import read_gguf
 from hopscope.models.hub import SAFE_WEIGHTS, HubEntry, hub_models
+from hopscope.models.kept_digests import kept_digests, stamp_of
 from hopscope.models.kinds import (
     LoadedParts,
     ModelClass,
@@ -54,6 +56,7 @@ from hopscope.models.quantization import (
     keep_packing,
     quantization_config,
 )
+from hopscope.models.reference import ModelReference
 from hopscope.models.text_bars import text_bars
 from hopscope.models.tiny import TINY_ENCODER_DECODERS, TINY_FAMILIES, build_tiny
 from hopscope.models.token_model import TokenModel
@@ -61,6 +64,7 @@ from hopscope.models.wrapped import unwrap
 from hopscope.models.zoo import pull, zoo
 
 logger = logging.getLogger(__name__)
+M = TypeVar("M", bound=TokenModel)
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 LARGE = 50_000_000
@@ -129,7 +133,7 @@ def load_model(
     options = _LoadOptions(
         device, dtype, device_map, quantization, tokenizer, trust_remote_code, allow_pickle
     )
-    return LanguageModel(*_load(x, name, options, (LanguageModel,)))
+    return _loaded(LanguageModel(*_load(x, name, options, (LanguageModel,))), x, name, options)
 
 
 def load_encoder_decoder(
@@ -171,7 +175,7 @@ def load_encoder_decoder(
     options = _LoadOptions(
         device, dtype, device_map, quantization, tokenizer, trust_remote_code, allow_pickle
     )
-    return EncoderDecoder(*_load(x, name, options, (EncoderDecoder,)))
+    return _loaded(EncoderDecoder(*_load(x, name, options, (EncoderDecoder,))), x, name, options)
 
 
 def load_any(
@@ -209,7 +213,7 @@ def load_any(
     )
     parts = _load(x, name, options, (LanguageModel, EncoderDecoder))
     model_class: ModelClass = EncoderDecoder if is_t5(parts[0].config.to_dict()) else LanguageModel
-    return model_class(*parts)
+    return _loaded(model_class(*parts), x, name, options)
 
 
 @dataclass(frozen=True)
@@ -223,6 +227,28 @@ class _LoadOptions:
     tokenizer: PreTrainedTokenizerBase | None
     trust_remote_code: bool
     allow_pickle: bool
+
+
+def _loaded(model: M, x: object, name: str | None, options: _LoadOptions) -> M:
+    """A model that knows what it was loaded by, where that can be told."""
+    told = options.quantization is None or isinstance(options.quantization, str)
+    if isinstance(x, (str, Path)) and options.tokenizer is None and told:
+        dtype = options.dtype
+        if dtype is None and options.quantization is None:
+            dtype = model.dtype
+        model.reference = ModelReference.of(
+            x,
+            name=name,
+            dtype=None if dtype is None else str(dtype).removeprefix("torch."),
+            quantization=options.quantization,
+            trust_remote_code=options.trust_remote_code,
+            allow_pickle=options.allow_pickle,
+        )
+        how = {"dtype": str(model.dtype), "quantization": model.quantization}
+        stamp = stamp_of(str(getattr(model.hf.config, "_name_or_path", "")), how)
+        if stamp is not None:
+            model.keep_digests(partial(kept_digests, stamp))
+    return model
 
 
 def _load(

@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,6 +26,7 @@ from hopscope.models.fingerprint import (
     weights_state,
 )
 from hopscope.models.offload import device_of_module
+from hopscope.models.reference import ModelReference
 from hopscope.scripts import needs_space
 
 FIRST_TOKENS = {"first_tokens": 2}
@@ -72,6 +73,7 @@ class TokenModel:
             token) belong to a prompt. If not they are dropped, since nothing follows them.
         answers_anew: whether an answer begins a text of its own, whatever the prompt is.
         probed: properties of the model that were found by a short run, by name; a cache.
+        reference: what it was loaded by; None for a model that was given as an object.
     """
 
     keeps_end = False
@@ -89,8 +91,10 @@ class TokenModel:
         self.name = name
         self.wrapped = wrapped
         self.probed: dict[str, Any] = {}
+        self.reference: ModelReference | None = None
         self._turn_ends: dict[str, frozenset[int]] = {}
         self._digests: tuple[object, str, str] | None = None
+        self._as_read: tuple[object, Callable[..., tuple[str, str]]] | None = None
         self.config = self.hf.config.get_text_config()
 
     def __repr__(self) -> str:
@@ -194,8 +198,24 @@ class TokenModel:
         """The digests of parameters and buffers, anew if a parameter was changed or replaced."""
         state = weights_state(self.hf)
         if self._digests is None or self._digests[0] != state:
-            self._digests = state, weights_digest(self.hf), buffers_digest(self.hf)
+            as_read = self._as_read is not None and self._as_read[0] == state
+            found = self._as_read[1](self._digested) if as_read else self._digested()  # type: ignore[index]
+            self._digests = state, *found
         return self._digests[1:]
+
+    def _digested(self) -> tuple[str, str]:
+        """The digests of parameters and buffers."""
+        return weights_digest(self.hf), buffers_digest(self.hf)
+
+    def keep_digests(
+        self, kept: Callable[[Callable[[], tuple[str, str]]], tuple[str, str]]
+    ) -> None:
+        """Look digests up as long as the weights are what they are now.
+
+        Args:
+            kept: gives those that are known, or computes them by what it is given.
+        """
+        self._as_read = weights_state(self.hf), kept
 
     def forward(self, **inputs: Any) -> Any:
         """Run the Hugging Face model in evaluation mode; each pass of the engine is one such call.

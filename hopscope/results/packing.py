@@ -11,6 +11,7 @@ from hopscope.results.run_folder import (
     PARTS,
     RECORD,
     TABLES,
+    copy_inputs,
     is_of_run,
     joined,
     parts_of,
@@ -51,5 +52,6 @@ def pack_run(run: str | Path, into: str | Path) -> Path:
     with replacing_folder(into, is_of_run) as temporary:
         tables = joined(list(parts.values()))
         write_part(temporary, PACKED, tables)
+        copy_inputs(source, temporary)
         write_json(temporary / RECORD, {**record, PARTS: sizes})
     return into

@@ -15,7 +15,7 @@ from hopscope.errors import DamagedResultError, ResultError, TakenError, UsageEr
 from hopscope.files import replacing_folder, write_json
 from hopscope.results.headline import Headline
 from hopscope.results.run_folder import (
-    PARTS,
+    OF_FOLDER,
     RECORD,
     Tables,
     is_of_run,
@@ -283,7 +283,8 @@ def read_result(path: Path, kinds: Mapping[str, type[Result]]) -> Result:
         )
     if "n" not in run.get("queries", {}):
         raise DamagedResultError(f"{path / 'run.json'} is damaged: it does not say what was asked")
-    run.pop(PARTS, None)  # of the folder, not of the result
+    for of_folder in OF_FOLDER:
+        run.pop(of_folder, None)
     run, tables = upgrade_record(run), read_parts(path)
     found, asked = tables["details"]["query"].nunique(), run["queries"]["n"]
     if found < asked and "need" not in run.get("settings", {}):

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Collection, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -25,9 +26,17 @@ TABLES = ("frame", "details")
 RECORD = "run.json"
 PARTS = "parts"
 """What the record of a packed run says of the parts that were put together; see `packing`."""
+PLAN = "plan"
+"""What the record says of the parts that there will be: how many inputs, and how many in a part."""
+RECIPE = "recipe"
+"""What the record says of the call, so that any process can compute parts; see `recipes`."""
+OF_FOLDER = (PARTS, PLAN, RECIPE)
+"""What belongs to the folder, not to the result."""
 PACKED = "packed"
 """What stands for a part's number in the names of the files that hold all parts together."""
 _PART = re.compile(rf"({'|'.join(TABLES)})-([0-9]{{6,}}|{PACKED})\.parquet")
+_BESIDE = re.compile(r"\.(claim|failed)-[0-9]{6,}|\.ahead|inputs-[0-9a-f]{64}\.json\.gz")
+"""What workers leave beside the parts (see `claims`), and inputs that no name stands for."""
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -64,7 +73,16 @@ def is_taken(path: Path, record: str) -> bool:
 
 def is_of_run(name: str) -> bool:
     """Whether a file of a run folder is the run's own, by its name."""
-    return name == RECORD or is_temporary(name) or _PART.fullmatch(name) is not None
+    known = (_PART, _BESIDE)
+    return name == RECORD or is_temporary(name) or any(each.fullmatch(name) for each in known)
+
+
+def copy_inputs(path: Path, into: Path) -> None:
+    """Copy the inputs that lie beside the parts of a run, because no name stands for them."""
+    for file in path.glob("inputs-*"):
+        if _BESIDE.fullmatch(file.name) and not (into / file.name).exists():
+            with replacing(into / file.name) as temporary:
+                shutil.copyfile(file, temporary)
 
 
 def part_path(path: Path, table: str, part: int | str) -> Path:
@@ -100,6 +118,12 @@ def _densest(table: pd.DataFrame) -> dict[str, Any]:
         "use_dictionary": [name for name in table if name not in floats],
         "column_encoding": dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
     }
+
+
+def remove_part(path: Path, part: int) -> None:
+    """Remove a part; `frame` goes first, since it stands for the whole part."""
+    for table in TABLES:
+        part_path(path, table, part).unlink(missing_ok=True)
 
 
 def has_part(path: Path, part: int) -> bool:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,10 +16,15 @@ from hopscope.display.progress import showing
 from hopscope.errors import QueryError, ResultError, TakenError, UsageError
 from hopscope.files import check_place, clear_leftovers, make_folder, write_json_once
 from hopscope.models.interrupts import interrupt_safe, n_stops
+from hopscope.results.claims import AHEAD
+from hopscope.results.recipes import recipe_now
 from hopscope.results.result import Result, upgrade_record
 from hopscope.results.run_folder import (
+    PLAN,
+    RECIPE,
     RECORD,
     Tables,
+    finished_parts,
     has_part,
     is_run,
     is_taken,
@@ -28,6 +33,7 @@ from hopscope.results.run_folder import (
     parts_of,
     read_parts,
     read_run,
+    remove_part,
     unpack,
     write_part,
 )
@@ -41,25 +47,69 @@ logger = logging.getLogger(__name__)
 class Pending:
     """The parts of a run that are left to compute.
 
+    What computes holds nothing that the analysis closes: it can be called when that has ended.
+
     Attributes:
-        sizes: how many inputs each part has, by its number.
+        sizes: how many inputs each part has that is left, by its number.
         n_done: how many inputs the parts have that are there.
         compute: gives the tables of some inputs of a part: of which part, by its number, from
-            which of its inputs on, and of how many.
+            which of its inputs on, and of how many; None if a part is computed in one piece.
         done: gives the tables of the parts that are there.
+        whole: gives the tables of a part.
+        run: the run's record.
+        folder: the run folder, if there is one.
+        parts: how many inputs each part has, whether it is there or left.
+        until: looks at the tables of the first parts, and may say that they are enough.
     """
 
     sizes: Mapping[int, int]
     n_done: int
-    compute: Callable[[int, int, int], Tables]
+    compute: Callable[[int, int, int], Tables] | None
     done: Callable[[], Sequence[Tables]] = list
+    whole: Callable[[int], Tables] | None = None
+    run: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    parts: Mapping[int, int] = field(default_factory=dict)
+    until: Until | None = None
+
+    def open(self) -> Path:
+        """Make the run folder, or go on with the one that is there; the folder.
+
+        Raises:
+            TakenError: if it holds something else.
+            PlaceError, WriteError: if it cannot be made.
+        """
+        assert self.folder is not None
+        _prepare(self.folder)
+        open_run(self.folder, self.run, self.parts)
+        if self.until is not None:
+            (self.folder / AHEAD).touch()
+        return self.folder
+
+    def write(self, part: int) -> None:
+        """Compute a part and write it into the run folder, which must be open."""
+        assert self.folder is not None
+        assert self.whole is not None
+        write_part(self.folder, part, self.whole(part))
+
+    def settle(self) -> str | None:
+        """What is shown of the first parts that are there; None if they are enough.
+
+        Parts that were computed in vain are removed then. Always "" for a run that has no `until`.
+        """
+        if self.until is None:
+            return ""
+        assert self.folder is not None
+        return _settle(self.folder, list(self.parts), self.until)
 
 
 class RehearsedError(Exception):
     """Ends an analysis where its run would have ended that was rehearsed instead."""
 
 
-Rehearse = Callable[[Pending], None]
+Until = Callable[[Tables], str | None]
+"""Looks at the tables of the parts so far: None ends the run, a text is shown in its bar."""
+Rehearse = Callable[["Pending"], None]
 _rehearse: ContextVar[Rehearse | None] = ContextVar("hopscope_rehearsal", default=None)
 
 
@@ -68,9 +118,6 @@ def rehearsing(rehearse: Rehearse) -> Iterator[None]:
     """Hand the parts of a run to `rehearse` instead of computing them, while the context is open.
 
     An analysis ends there, and nothing is written. One whose parts are all there is run as ever.
-
-    Raises:
-        UsageError: for a run whose parts cannot be computed in part.
     """
     token = _rehearse.set(rehearse)
     try:
@@ -89,10 +136,6 @@ def run_each(*runs: Callable[[], Any]) -> list[Any]:
     if len(results) < len(runs):
         raise RehearsedError
     return results
-
-
-Until = Callable[[Tables], str | None]
-"""Looks at the tables of the parts so far: None ends the run, a text is shown in its bar."""
 
 
 class Inputs(Described, Protocol):
@@ -227,29 +270,21 @@ def _run(
     if folder is not None:
         _check_rules(folder, run)
     if (rehearse := _rehearse.get()) is not None:
-        if some_of is None:
-            raise UsageError(
-                f"{run['kind']} is computed in one piece or trains models: what it costs cannot be "
-                "told from a small part of it. Try it with less, such as fewer queries or steps"
-            )
-        left = {part: sizes[part] for part in parts if part not in there}
-        n_done = sum(sizes[part] for part in there)
 
         def done() -> Sequence[Tables]:
             return list(parts_of(folder, sizes).values()) if folder is not None and there else []
 
-        rehearse(Pending(left, n_done, some_of, done))
+        left = {part: sizes[part] for part in parts if part not in there}
+        n_done = sum(sizes[part] for part in there)
+        rehearse(Pending(left, n_done, some_of, done, compute, run, folder, sizes, until))
         raise RehearsedError
     if folder is not None:
-        check_place(folder)
-        clear_leftovers(folder)
-        if packed_parts(folder):
-            unpack(folder)
+        _prepare(folder)
     if at_once and folder is not None:
-        open_run(folder, run)
-    kept: list[Tables] = []
+        open_run(folder, run, sizes)
+    kept: dict[int, Tables] = {}
     if folder is not None and until is not None and there:
-        kept.append(read_parts(folder, sizes))
+        kept |= parts_of(folder, sizes)
     with (
         _keeping_what_is_done(run, folder, kept),
         ProgressBar(
@@ -265,14 +300,60 @@ def _run(
         for part in (each for each in parts if each not in there):
             tables = _computed(compute, part, sizes[part], bar)
             if folder is not None:
-                write_part(open_run(folder, run), part, tables)
+                write_part(open_run(folder, run, sizes), part, tables)
             if folder is None or until is not None:
-                kept.append(tables)
-            shown = "" if until is None else until(joined(kept))
+                kept[part] = tables
+            shown = "" if until is None else _look(kept, parts, part, until)[0]
             if shown is None:
                 break
             bar.set_postfix_str(shown)
-    return joined(kept) if folder is None else read_parts(folder, sizes)
+    if folder is None:
+        return joined(list(kept.values()))
+    if until is not None and (folder / AHEAD).exists():
+        _settle(folder, parts, until)
+    return read_parts(folder, sizes)
+
+
+def _prepare(folder: Path) -> None:
+    """Make a place ready for writing parts into it; no folder is made that is not there.
+
+    Raises:
+        PlaceError, WriteError: if it cannot be written to.
+    """
+    check_place(folder)
+    clear_leftovers(folder)
+    if packed_parts(folder):
+        unpack(folder)
+
+
+def _look(
+    there: Mapping[int, Tables], parts: Sequence[int], new: int, until: Until
+) -> tuple[str | None, int]:
+    """Look at the first parts, up to one that is new, and on where others come after it.
+
+    Returns:
+        What is shown, or None if they are enough; and how many they are.
+    """
+    n = parts.index(new) + 1
+    while (shown := until(joined([there[part] for part in parts[:n]]))) is not None:
+        if n == len(parts) or parts[n] not in there:
+            break
+        n += 1
+    return shown, n
+
+
+def _settle(folder: Path, parts: Sequence[int], until: Until) -> str | None:
+    """Look at the parts of a run whose parts were given out ahead, as `Pending.settle`."""
+    there = parts_of(folder, parts) if finished_parts(folder, parts) else {}
+    if parts[0] not in there:
+        return ""
+    shown, n = _look(there, parts, parts[0], until)
+    if shown is None or n == len(parts):
+        for part in set(there) - set(parts[:n]):
+            remove_part(folder, part)
+        (folder / AHEAD).unlink(missing_ok=True)
+        return None
+    return shown
 
 
 def _computed(compute: Callable[[int], Tables], part: int, n: int, bar: ProgressBar) -> Tables:
@@ -295,14 +376,21 @@ def _finished(
     check_run(folder, run)
     packed = packed_parts(folder)
     there = {part for part in parts if part in packed or has_part(folder, part)}
-    if there and until is not None and until(read_parts(folder, parts)) is None:
+    if there and until is not None and _enough(folder, parts, until):
         return set(parts)
     return there
 
 
+def _enough(folder: Path, parts: Sequence[int], until: Until) -> bool:
+    """Whether the parts that are there are enough."""
+    if (folder / AHEAD).exists():
+        return _settle(folder, parts, until) is None
+    return until(read_parts(folder, parts)) is None
+
+
 @interrupt_safe
 def _keeping_what_is_done(
-    run: Mapping[str, Any], folder: Path | None, kept: Sequence[Tables]
+    run: Mapping[str, Any], folder: Path | None, kept: Mapping[int, Tables]
 ) -> Iterator[None]:
     """When a run is interrupted, keep its finished parts for `partial`.
 
@@ -316,7 +404,7 @@ def _keeping_what_is_done(
         if n_stops() == stopped and not isinstance(error, KeyboardInterrupt):
             raise
         if folder is None:
-            tables = joined(kept) if kept else None
+            tables = joined(list(kept.values())) if kept else None
         else:
             tables = read_parts(folder) if any(folder.glob("frame-*.parquet")) else None
         _interrupted[:] = [] if tables is None else [(run, tables)]
@@ -411,17 +499,27 @@ def _check_rules(path: Path, run: Mapping[str, Any]) -> None:
         )
 
 
-def open_run(path: Path, run: Mapping[str, Any]) -> Path:
+def open_run(path: Path, run: Mapping[str, Any], sizes: Mapping[int, int]) -> Path:
     """Make a run folder, or go on with one that asks the same.
+
+    Args:
+        path: the folder.
+        run: the run's record; the recipe of the call that is being made is written beside it.
+        sizes: how many inputs each of its parts has.
 
     Raises:
         TakenError: if the folder holds something else.
         PlaceError, WriteError: if it cannot be made.
     """
     check_run(path, run)
+    recipe = recipe_now()
     if not is_run(path):
-        write_json_once(make_folder(path) / RECORD, run)
+        plan = {"inputs": sum(sizes.values()), "per_part": next(iter(sizes.values()), 1)}
+        told = {} if recipe is None else {RECIPE: recipe.as_json()}
+        write_json_once(make_folder(path) / RECORD, {**run, PLAN: plan, **told})
         check_run(path, run)  # another process may have been first
+    if recipe is not None:
+        recipe.write_inputs(path)
     return path
 
 

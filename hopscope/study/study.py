@@ -7,6 +7,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from hopscope.distributed.engines import engine_of
 from hopscope.documents.load import load_questions
 from hopscope.documents.question_set import QuestionSet
 from hopscope.errors import ModelError, QueryError, UsageError
@@ -78,6 +80,7 @@ def run_study(
     *,
     seed: int = 0,
     progress: bool = True,
+    on: Any = None,
     finished: Callable[[str], None] | None = None,
 ) -> Study:
     """Grade, and run analyses on what was graded, into `folder`; finished parts are kept.
@@ -91,13 +94,31 @@ def run_study(
             where these do.
         seed: of everything that is drawn at random.
         progress: show progress bars.
+        on: where the parts of each run are computed; see `RunOptions`.
         finished: called with the name of each analysis when all its results are there.
 
     An analysis that finds no query is left out, and a warning says so.
     """
+    with nullcontext() if on is None else engine_of(on).held():
+        return _run_study(model, queries, folder, size, steps, seed, progress, on, finished)
+
+
+def _run_study(
+    model: LanguageModel,
+    queries: QuerySet,
+    folder: Path,
+    size: Preset,
+    steps: Sequence[str] | None,
+    seed: int,
+    progress: bool,
+    on: Any,
+    finished: Callable[[str], None] | None,
+) -> Study:
+    """Grade and run analyses, as `run_study`, whose engine is held."""
     queries = _asked(queries, size)
-    graded = _graded(model, queries, size, seed, out=folder / "grading", progress=progress)
-    task = _Task(model, queries, graded, folder, size, seed, progress)
+    run: dict[str, Any] = {"out": folder / "grading", "progress": progress, "on": on}
+    graded = _graded(model, queries, size, seed, **run)
+    task = _Task(model, queries, graded, folder, size, seed, progress, on)
     entries = _chosen(steps)
     results: dict[str, Result] = {}
     left_out: dict[str, str] = {}
@@ -198,6 +219,7 @@ class _Task:
     size: Preset
     seed: int
     progress: bool
+    on: Any = None
 
     @property
     def scale(self) -> Scale:
@@ -232,6 +254,8 @@ class _Task:
         scaled = {} if entry.in_study is None else entry.in_study(self.scale)
         layers = entry.at_layers(self.model, self.size.layer_step)
         common: dict[str, Any] = {"seed": self.seed, "progress": self.progress, "out": out}
+        if "on" in entry.keywords:
+            common["on"] = self.on
         if entry.parity and entry.preset == self.size.setting:
             common["preset"] = entry.preset
         result: Result = entry.function(model, inputs, **scaled, **layers, **common)

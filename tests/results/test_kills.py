@@ -18,8 +18,9 @@ import pandas as pd
 import pytest
 import torch
 from conftest import loaded
-from known import RIGHT, known_queries, made_grading
-from test_runs import Compute, many_queries, run_of
+from forks import ended, forked
+from known import RIGHT, known_queries, made_grading, many_queries
+from test_runs import Compute, run_of
 
 import hopscope as hs
 from hopscope.errors import ResultError
@@ -31,24 +32,6 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 LATER = {form: RIGHT[form] for form in list(RIGHT)[:2]}
 STEPS = ("link", "replace", "mkdir", "rmdir", "unlink")
 """The functions of `os` by which files are put in place, and removed."""
-
-
-def forked(run: Callable[[], object]) -> int:
-    """Start a child that runs something, and ends with 0 if it did."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        run()
-        code = 0
-    finally:
-        os._exit(code)
-
-
-def ended(child: int) -> int:
-    """How a child ended: its code, or minus the signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def killed_at(step: int, run: Callable[[], object]) -> bool:
@@ -93,7 +76,7 @@ def test_a_run_that_is_killed_at_random_moments_loses_nothing(tmp_path: Path) ->
     assert torch.get_num_threads() == 1
     run("whole")
     whole = contents(tmp_path / "whole")
-    assert len(whole) == 24
+    assert len(whole) == 25
     generator, finished = random.Random(0), dict[str, bytes]()
     for _ in range(10):
         wanted = len(finished) + generator.randint(0, 2)

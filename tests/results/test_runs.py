@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from known import known_model, known_queries
+from known import known_model, known_queries, many_queries
 
 import hopscope as hs
 from hopscope.display.front_end import ProgressBar
@@ -34,7 +34,6 @@ from hopscope.errors import (
 from hopscope.experiments.two_hop.back_patching import back_patch
 from hopscope.loading import load_result
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results import packing, run_folder
 from hopscope.results.packing import pack_run
 from hopscope.results.run_folder import Tables
@@ -593,23 +592,6 @@ def test_back_patching_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     again = back_patch(known_model(), queries, out=tmp_path / "run", **settings)
     pd.testing.assert_frame_equal(again.frame, whole.frame)
     assert parts(tmp_path / "run") == parts(tmp_path / "whole")
-
-
-def many_queries() -> QuerySet:
-    return QuerySet(
-        tuple(
-            TwoHopQuery(
-                id=f"q{number}",
-                e1_label=f"Tower {number}",
-                e2_label=f"Land {number}",
-                e3_label=f"City {number}",
-                r1_template="The country of {}",
-                r2_template="The capital of {}",
-            )
-            for number in range(40)
-        ),
-        "many",
-    )
 
 
 @pytest.fixture

@@ -15,8 +15,15 @@ from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.read_out import ReadOut
 from hopscope.engine.sweep import generate
 from hopscope.errors import QueryError, ResultError, UsageError
-from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
+from hopscope.experiments.analysis import (
+    RunKeywords,
+    RunOptions,
+    analysis,
+    run_elsewhere,
+    run_in_parts,
+)
 from hopscope.experiments.arguments import AtLeast, OneOf, Queries
+from hopscope.experiments.recipe import recipe_of
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.generation import answer_text, reads_one_line, stop_at_line_end
 from hopscope.prompting.query_prompts import question
@@ -24,6 +31,7 @@ from hopscope.prompting.tokenized import TokenizedPrompt, by_prefix
 from hopscope.queries.answers import MATCHES, Match, matches
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import FORMS, Form
+from hopscope.results.recipes import recording
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.runs import Until
@@ -236,7 +244,8 @@ def grade_until(
         need: how many there shall be of the subsets `correct`, `incorrect` and `inconsistent`.
         at_least: how many are graded in any case.
         match, max_new_tokens, one_line, relation_shortcut: as for `grade`.
-        **run: `seed`, of the sample and the order of the others, `progress`, `max_memory`, `out`.
+        **run: `seed`, of the sample and the order of the others, `progress`, `max_memory`, `out`,
+            `on`.
 
     Returns:
         A `Grading` of the queries that were graded. The progress bar shows how many of each subset
@@ -285,8 +294,15 @@ def grade_until(
             logger.warning("all %d queries are graded, with %s", n, shown)
         return None
 
+    asked = {"need": dict(need), "at_least": at_least, "match": match, "one_line": one_line}
+    asked |= {"max_new_tokens": max_new_tokens, "relation_shortcut": relation_shortcut}
+    given = {"model": model, "queries": queries, **asked, **run}
+    recipe = recipe_of("grade_until", __name__, given)
+    if options.on is not None:
+        return run_elsewhere(Grading, recipe, options, ordered)
     per_part = min(PER_PART, max(at_least, 32))
-    return _grade(model, ordered, settings, options, per_part, until)
+    with recording(None if options.out is None else recipe):
+        return _grade(model, ordered, settings, options, per_part, until)
 
 
 def _settings(

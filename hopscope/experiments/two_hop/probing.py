@@ -129,7 +129,7 @@ def _probed_in_study(queries: QuerySet, scale: Scale) -> QuerySet:
     asks="queries",
     subsets=("all",),
     order=90,
-    keywords=("seed", "progress", "out"),
+    keywords=("seed", "progress", "out", "on"),
     accepts={
         "target": OneOf(TARGETS),
         "position": OneOf(POSITIONS),

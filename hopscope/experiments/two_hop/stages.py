@@ -240,7 +240,7 @@ def _step(described: Description) -> int:
     control="the share of queries that break the order",
     subsets=("incorrect", "correct"),
     order=50,
-    keywords=("seed", "progress", "max_memory", "out"),
+    keywords=("seed", "progress", "max_memory", "out", "on"),
     accepts={
         "layers": Layers(),
         "description": SettingsOf("description"),
@@ -299,6 +299,7 @@ def stages(
     def given(name: str, sweeps: bool = True) -> RunKeywords:
         out = None if folder is None else folder / name
         common: RunKeywords = {"seed": options.seed, "progress": options.progress, "out": out}
+        common["on"] = options.on
         return {**common, "max_memory": options.max_memory} if sweeps else common
 
     at_layers = {} if layers is None else {"source_layers": layers, "target_layers": layers}

@@ -1,0 +1,157 @@
+"""Tests of on='ray', on a cluster of two nodes of this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import loaded
+from known import many_queries
+from test_work import parts
+
+import hopscope as hs
+from hopscope.errors import ModelError, ResultError, UsageError
+from hopscope.results.status import status_of
+
+pytest.importorskip("ray")
+BACK: dict[str, Any] = {"positions": ["t1"], "max_new_tokens": 2, "progress": False}
+NAME: Any = "tiny-random-llama"
+
+
+@pytest.fixture(scope="module")
+def on() -> Iterator[hs.Ray]:
+    """Two workers, on two nodes of one core each, which are kept from one run to the next."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    for _ in range(2):
+        cluster.add_node(num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20)
+    before = os.environ.get("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = cluster.address
+    engine = hs.Ray(workers=2)
+    with engine.held():
+        yield engine
+    ray.shutdown()
+    cluster.shutdown()
+    os.environ.pop("RAY_ADDRESS") if before is None else os.environ.update(RAY_ADDRESS=before)
+
+
+def kill_one(folder: Path, seen: list[int]) -> None:
+    """Kill the worker of some part once four parts are done."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        if len(list(folder.glob("frame-*"))) >= 4:
+            for claim in folder.glob(".claim-*"):
+                try:
+                    process = json.loads(claim.read_text())["process"]
+                except (OSError, ValueError):
+                    continue
+                os.kill(process, signal.SIGKILL)
+                seen.append(process)
+                return
+        time.sleep(0.001)
+
+
+def test_two_workers_of_which_one_is_killed_give_the_same_bytes(on: hs.Ray, tmp_path: Path) -> None:
+    """The model is given by its name, so that workers alone load it."""
+    queries = many_queries()
+    one = hs.back_patch(loaded(NAME), queries, out=tmp_path / "one", **BACK)
+    killed = list[int]()
+    killer = threading.Thread(target=kill_one, args=(tmp_path / "two", killed))
+    killer.start()
+    two = hs.back_patch(NAME, queries, out=tmp_path / "two", on=on, **BACK)
+    killer.join()
+    assert killed
+    assert parts(tmp_path / "two") == parts(tmp_path / "one")
+    pd.testing.assert_frame_equal(two.frame, one.frame)
+    assert {k: two.run[k] for k in ("kind", "settings", "model", "queries")} == {
+        k: one.run[k] for k in ("kind", "settings", "model", "queries")
+    }
+    assert [path.name for path in (tmp_path / "two").glob(".*")] == []
+    assert status_of(tmp_path / "two").is_finished
+
+
+def test_a_model_that_is_loaded_here_goes_by_its_name(on: hs.Ray, tmp_path: Path) -> None:
+    queries, out = many_queries()[:6], tmp_path / "run"
+    two = hs.grade(loaded(NAME), queries, max_new_tokens=2, progress=False, out=out, on=on)
+    one = hs.grade(loaded(NAME), queries, max_new_tokens=2, progress=False)
+    pd.testing.assert_frame_equal(two.frame, one.frame)
+    assert two.incorrect() == one.incorrect()
+
+
+def test_grading_until_there_are_enough_ends_with_the_same_parts(
+    on: hs.Ray, tmp_path: Path
+) -> None:
+    queries, need = hs.load_queries("world", few_shot=0).sample(400), {"correct": 1}
+    run: dict[str, Any] = {"max_new_tokens": 1, "progress": False}
+    one = hs.grade_until(loaded(NAME), queries, need, 64, out=tmp_path / "one", **run)
+    two = hs.grade_until(NAME, queries, need, 64, out=tmp_path / "two", on=on, **run)
+    assert 2 < len(parts(tmp_path / "one")) < 14
+    assert parts(tmp_path / "two") == parts(tmp_path / "one")
+    assert one.counts() == two.counts()
+
+
+def test_an_analysis_of_several_runs_computes_each_of_them(on: hs.Ray, tmp_path: Path) -> None:
+    queries, settings = many_queries()[:4], {"layers": [1, 2], "progress": False}
+    two = hs.stages(NAME, queries, on=on, out=tmp_path / "two", **settings)  # type: ignore[arg-type]
+    one = hs.stages(loaded(NAME), queries, out=tmp_path / "one", **settings)  # type: ignore[arg-type]
+    pd.testing.assert_frame_equal(two.frame, one.frame)
+    for name in ("description", "knockout", "projection"):
+        assert parts(tmp_path / "two" / name) == parts(tmp_path / "one" / name)
+
+
+def test_what_the_analysis_refuses_is_told_as_it_is_here(on: hs.Ray, tmp_path: Path) -> None:
+    queries = many_queries()[:4]
+    with pytest.raises(UsageError, match="unknown position 't3'"):
+        hs.back_patch(NAME, queries, positions=["t3"], on=on)
+    with pytest.raises(UsageError) as error:
+        hs.back_patch(NAME, queries, cells=[(99, 1)], on=on, out=tmp_path / "run")
+    assert type(error.value).__module__.startswith("hopscope")
+    no_model: Any = "no-such-model"
+    with pytest.raises(ModelError, match="unknown model 'no-such-model'"):
+        hs.back_patch(no_model, queries, on=on, out=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_that_fails_is_told_and_the_others_are_kept(on: hs.Ray, tmp_path: Path) -> None:
+    """A folder in a part's place: the part cannot be written."""
+    queries = many_queries()[:6]
+    hs.back_patch(loaded(NAME), queries, out=tmp_path / "run", **BACK)
+    for path in (tmp_path / "run").glob("*.parquet"):
+        path.unlink()
+    (tmp_path / "run" / "details-000002.parquet").mkdir()
+    with pytest.raises((ResultError, hs.HopscopeError), match="details-000002"):
+        hs.back_patch(NAME, queries, out=tmp_path / "run", on=on, **BACK)
+
+
+def test_a_run_that_is_finished_is_read(on: hs.Ray, tmp_path: Path) -> None:
+    queries = many_queries()[:4]
+    one = hs.back_patch(loaded(NAME), queries, out=tmp_path / "run", **BACK)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    two = hs.back_patch(NAME, queries, out=tmp_path / "run", on=on, **BACK)
+    pd.testing.assert_frame_equal(one.frame, two.frame)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_what_cannot_be_is_refused_before_anything_is_started(tmp_path: Path) -> None:
+    queries = many_queries()[:4]
+    with pytest.raises(UsageError, match="unknown engine 'spark'"):
+        hs.back_patch(NAME, queries, on="spark")
+    with pytest.raises(UsageError, match="on must be"):
+        hs.back_patch(NAME, queries, on=3)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="leave out either on or shard"):
+        hs.back_patch(NAME, queries, on="ray", shard=(1, 2), out=tmp_path / "run")
+    with pytest.raises(UsageError, match="workers must be 1 or more"):
+        hs.Ray(workers=0)
+    with pytest.raises(UsageError, match="give out="):
+        hs.back_patch(NAME, queries, on=hs.Ray(address="somewhere:1"))

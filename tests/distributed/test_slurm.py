@@ -1,0 +1,88 @@
+"""Tests of on=hs.Slurm(...) without Slurm: jobs are processes of this machine, or this process."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import loaded
+from known import many_queries
+from test_work import parts
+
+import hopscope as hs
+from hopscope.errors import UsageError
+from hopscope.results.run_folder import read_run
+
+pytest.importorskip("submitit")
+BACK: dict[str, Any] = {"positions": ["t1"], "max_new_tokens": 2, "progress": False}
+NAME: Any = "tiny-random-llama"
+
+
+def test_jobs_on_this_machine_give_the_same_bytes(tmp_path: Path) -> None:
+    queries = many_queries()[:12]
+    one = hs.back_patch(loaded(NAME), queries, out=tmp_path / "one", **BACK)
+    on = hs.Slurm(cluster="local", jobs=2)
+    two = hs.back_patch(NAME, queries, out=tmp_path / "two", on=on, **BACK)
+    assert parts(tmp_path / "two") == parts(tmp_path / "one")
+    pd.testing.assert_frame_equal(two.frame, one.frame)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+def test_a_job_in_this_process_is_the_same(tmp_path: Path) -> None:
+    queries, on = many_queries()[:4], hs.Slurm(cluster="debug")
+    one = hs.back_patch(loaded(NAME), queries, out=tmp_path / "one", **BACK)
+    two = hs.back_patch(NAME, queries, on=on, **BACK)
+    pd.testing.assert_frame_equal(two.frame, one.frame)
+    with pytest.raises(UsageError) as error:
+        hs.back_patch(NAME, queries, cells=[(99, 1)], out=tmp_path / "two", on=on)
+    assert "cells are" in str(error.value)
+    assert not (tmp_path / "two").exists()
+
+
+def test_a_job_that_is_preempted_is_queued_with_the_same_work() -> None:
+    import submitit
+
+    from hopscope.distributed.job import Job
+    from hopscope.distributed.slurm import _Share
+
+    share = _Share(Job("runs/x"))
+    queued = share.checkpoint()
+    assert isinstance(queued, submitit.helpers.DelayedSubmission)
+    assert queued.function == share
+
+
+def test_slurm_is_asked_for_what_was_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on = hs.Slurm("gpu", gpus=2, time=30, jobs=8, cpus=4, memory=64, more={"slurm_qos": "low"})
+    with pytest.raises(UsageError, match="no Slurm on this machine"):
+        hs.back_patch(NAME, many_queries()[:4], out=tmp_path / "run", on=on)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    import submitit
+
+    monkeypatch.setattr(submitit.SlurmExecutor, "affinity", classmethod(lambda cls: 2))
+    asked = on._executor(tmp_path / "run")._executor.parameters
+    assert {
+        "partition": "gpu",
+        "gpus_per_node": 2,
+        "time": 30,
+        "qos": "low",
+    }.items() <= asked.items()
+    assert (asked["cpus_per_task"], asked["array_parallelism"]) == (4, 8)
+
+
+def test_a_folder_that_all_see_is_asked_for() -> None:
+    with pytest.raises(UsageError, match="give out="):
+        hs.back_patch(NAME, many_queries()[:4], on="slurm")
+    with pytest.raises(UsageError, match="unknown cluster"):
+        hs.Slurm(cluster="pbs")
+
+
+def test_what_was_asked_is_in_the_folder(tmp_path: Path) -> None:
+    hs.back_patch(
+        NAME, many_queries()[:2], out=tmp_path / "run", on=hs.Slurm(cluster="debug"), **BACK
+    )
+    recipe = read_run(tmp_path / "run")["recipe"]
+    assert recipe["model"]["source"] == NAME
+    assert recipe["arguments"] == {"positions": ["t1"], "max_new_tokens": 2}
