@@ -41,6 +41,10 @@ class DamagedResultError(ResultError):
     """A saved result whose files cannot be read, or do not belong together."""
 
 
+class EngineError(HopscopeError):
+    """Parts of a run that workers elsewhere could not compute, or workers that cannot be had."""
+
+
 def one_of(kind: str, name: T, known: Iterable[str], error: type[UsageError] = UsageError) -> T:
     """Return a name that is one of those that are known.
 

@@ -9,7 +9,7 @@ import typer
 
 from hopscope.commands.options import Device, example
 from hopscope.commands.printing import AsJson, show, table_text
-from hopscope.errors import ResultError, UsageError
+from hopscope.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
     from hopscope.distributed.job import Outcome
@@ -92,7 +92,7 @@ def _work(runs: list[Path], device: str | None, threads: int | None) -> None:
     """Compute what runs lack.
 
     Raises:
-        ResultError: if parts were given up.
+        EngineError: if parts were given up.
     """
     from hopscope.distributed.job import Job
     from hopscope.distributed.work import work_on
@@ -103,4 +103,4 @@ def _work(runs: list[Path], device: str | None, threads: int | None) -> None:
         failed += [(each, found) for found in work_on(job, progress=True)]
     if failed:
         told = "\n  ".join(f"{run}, part {each.part}: {each.error}" for run, each in failed)
-        raise ResultError(f"{len(failed)} parts failed three times:\n  {told}")
+        raise EngineError(f"{len(failed)} parts failed three times:\n  {told}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,10 +11,10 @@ from typing import Any, Protocol, TypeVar
 from hopscope.distributed.job import Job, Outcome
 from hopscope.distributed.ray_cluster import Ray
 from hopscope.distributed.slurm import Slurm
-from hopscope.errors import ResultError, UsageError, one_of
+from hopscope.errors import EngineError, UsageError, one_of
 from hopscope.results.claims import clear_failures
+from hopscope.results.runs import keep_interrupted
 
-logger = logging.getLogger(__name__)
 R = TypeVar("R")
 _TOLD = 5
 """How many failed parts an error tells of."""
@@ -78,7 +77,7 @@ def compute_on(
 
     Raises:
         UsageError: without a folder that the workers see.
-        ResultError: if parts were given up.
+        EngineError: if parts were given up, or workers cannot be had.
     """
     engine = engine_of(on)
     if out is None and not engine.is_local:
@@ -92,21 +91,18 @@ def compute_on(
         try:
             failed = engine.compute(Job(str(folder), recipe, files), progress=progress)
         except KeyboardInterrupt:
-            if out is not None:
-                logger.warning(
-                    "stopped: the same call with out=%r goes on from its last full part", str(out)
-                )
+            keep_interrupted(folder, is_kept=out is not None)
             raise
         if failed:
             raise _failed(failed, folder, kept=out is not None)
         return read(folder)
 
 
-def _failed(failed: list[Outcome], folder: Path, *, kept: bool) -> ResultError:
+def _failed(failed: list[Outcome], folder: Path, *, kept: bool) -> EngineError:
     """The error that tells of parts that were given up."""
     told = [f"part {each.part}: {each.error}" for each in failed[:_TOLD]]
     more = [f"and {len(failed) - _TOLD} more"] if len(failed) > _TOLD else []
-    return ResultError(
+    return EngineError(
         f"{len(failed)} part{'s' * (len(failed) > 1)} failed three times:\n  "
         + "\n  ".join([*told, *more])
         + (

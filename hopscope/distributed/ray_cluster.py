@@ -13,7 +13,7 @@ from typing import Any
 
 from hopscope.display.front_end import ProgressBar
 from hopscope.distributed.job import Job, Outcome, Plan, Worker, open_worker
-from hopscope.errors import ResultError, UsageError
+from hopscope.errors import EngineError, UsageError
 from hopscope.results.claims import TRIES, note_failure
 
 ADDRESS = "RAY_ADDRESS"
@@ -114,18 +114,22 @@ class Ray:
             return
         address = self.address or os.environ.get(ADDRESS)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        if address:
-            ray.init(address=address, **quiet)
-        else:
-            cores = max(os.cpu_count() or 1, (self.workers or 1) * self.cpus_per_worker)
-            ray.init(
-                address="local",
-                num_cpus=cores,
-                include_dashboard=False,
-                object_store_memory=_OBJECTS,
-                _node_ip_address="127.0.0.1",
-                **quiet,
-            )
+        cores = max(os.cpu_count() or 1, (self.workers or 1) * self.cpus_per_worker)
+        here = {
+            "num_cpus": cores,
+            "include_dashboard": False,
+            "object_store_memory": _OBJECTS,
+            "_node_ip_address": "127.0.0.1",
+        }
+        try:
+            ray.init(address=address or "local", **quiet, **({} if address else here))
+        except Exception as error:  # of several kinds, from Ray and below
+            if address:
+                raise UsageError(
+                    f"there is no Ray cluster at {address!r}: {error}. Start one with `ray start "
+                    f"--head`, or unset {ADDRESS}"
+                ) from error
+            raise EngineError(f"Ray cannot be started on this machine: {error}") from error
         try:
             yield ray
         finally:
@@ -297,11 +301,11 @@ class _Run:
         """Start a worker in place of one that was lost, and give its part again.
 
         Raises:
-            ResultError: if workers are lost one after the other, before they finish a part.
+            EngineError: if workers are lost one after the other, before they finish a part.
         """
         self.starts_failed += 1
         if self.starts_failed > TRIES * len(self.pool.actors):
-            raise ResultError(f"the workers of Ray are lost as they begin: {error}") from error
+            raise EngineError(f"the workers of Ray are lost as they begin: {error}") from error
         if part is not None:
             self.lost[part] = self.lost.get(part, 0) + 1
             if self.lost[part] < TRIES:

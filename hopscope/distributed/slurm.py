@@ -13,7 +13,7 @@ from typing import Any
 from hopscope.display.front_end import ProgressBar
 from hopscope.distributed.job import Job, Outcome
 from hopscope.distributed.work import work_on
-from hopscope.errors import HopscopeError, ResultError, UsageError, one_of
+from hopscope.errors import EngineError, HopscopeError, UsageError, one_of
 from hopscope.results.claims import failures
 from hopscope.results.status import status_of
 
@@ -108,7 +108,7 @@ class Slurm:
             done = state.n_done
             if rounds > _ROUNDS:
                 lost = next((str(each) for each in ended if each is not None), "no error is told")
-                raise ResultError(f"the jobs are lost before they finish a part: {lost}")
+                raise EngineError(f"the jobs are lost before they finish a part: {lost}")
         shutil.rmtree(_logs(folder), ignore_errors=True)
         return [
             Outcome(each.part, "failed", each.error, is_final=True) for each in failures(folder)

@@ -370,7 +370,7 @@ def run_elsewhere(kind: type[R], recipe: CallRecipe, options: RunOptions, inputs
 
     Raises:
         UsageError: for a shard, or a call that cannot be made in another process.
-        ResultError: if parts failed.
+        EngineError: if parts failed.
     """
     if options.shard is not None:
         raise UsageError("the engine shares the parts out: leave out either on or shard")

@@ -1,8 +1,8 @@
 """Provides kept_digests(): digests of weights, computed once for the files that they come from.
 
 A large model takes minutes to digest, and every worker of a machine would do so again. What was
-found is kept in the cache under the sizes and times of the files; a file that is replaced or
-written anew is digested again.
+found is kept in the cache under the sizes and times of the files, and a checksum of the tensors; a
+file that is replaced or written anew, and a model that was changed, is digested again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -18,8 +17,10 @@ from typing import Any
 
 from filelock import FileLock
 from huggingface_hub import try_to_load_from_cache
+from transformers import PreTrainedModel
 
 from hopscope.files import make_folder, write_json
+from hopscope.models.fingerprint import digests, tensors_checksum
 from hopscope.models.zoo import cache_dir
 
 logger = logging.getLogger(__name__)
@@ -59,12 +60,16 @@ def stamp_of(place: str, how: dict[str, Any]) -> str | None:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def kept_digests(stamp: str, compute: Callable[[], Digests]) -> Digests:
-    """The digests that are kept under a stamp, or those that are computed now, and are kept.
+def kept_digests(stamp: str, hf: PreTrainedModel) -> Digests:
+    """The digests that are kept of a model, or those that are computed now, and are kept.
 
     Of several processes that ask at once, one computes. Where nothing can be kept, each does.
+
+    Args:
+        stamp: of the files that it was read from.
+        hf: the model.
     """
-    path = cache_dir() / "digests" / f"{stamp}.json"
+    path = cache_dir() / "digests" / f"{stamp}-{tensors_checksum(hf)}.json"
     found = _read(path)
     if found is not None:
         return found
@@ -73,12 +78,12 @@ def kept_digests(stamp: str, compute: Callable[[], Digests]) -> Digests:
         with FileLock(path.with_suffix(".lock")):
             found = _read(path)
             if found is None:
-                found = compute()
+                found = digests(hf)
                 write_json(path, {"parameters": found[0], "buffers": found[1]})
         return found
     except OSError as error:  # a cache that is read-only, say
         logger.debug("digests are not kept: %s", error)
-        return compute() if found is None else found
+        return digests(hf) if found is None else found
 
 
 def _read(path: Path) -> Digests | None:

@@ -247,7 +247,7 @@ def _loaded(model: M, x: object, name: str | None, options: _LoadOptions) -> M:
         how = {"dtype": str(model.dtype), "quantization": model.quantization}
         stamp = stamp_of(str(getattr(model.hf.config, "_name_or_path", "")), how)
         if stamp is not None:
-            model.keep_digests(partial(kept_digests, stamp))
+            model.kept_digests = partial(kept_digests, stamp)
     return model
 
 

@@ -19,12 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hopscope.errors import ModelError, UsageError
 from hopscope.models.chat import MARKERS, end_of_turn
 from hopscope.models.evaluation import evaluating
-from hopscope.models.fingerprint import (
-    buffers_digest,
-    setup_of,
-    weights_digest,
-    weights_state,
-)
+from hopscope.models.fingerprint import digests, setup_of, weights_state
 from hopscope.models.offload import device_of_module
 from hopscope.models.reference import ModelReference
 from hopscope.scripts import needs_space
@@ -74,6 +69,8 @@ class TokenModel:
         answers_anew: whether an answer begins a text of its own, whatever the prompt is.
         probed: properties of the model that were found by a short run, by name; a cache.
         reference: what it was loaded by; None for a model that was given as an object.
+        kept_digests: gives the digests of `hopscope.models.fingerprint.digests` where they may be
+            known already; None to compute them.
     """
 
     keeps_end = False
@@ -94,7 +91,7 @@ class TokenModel:
         self.reference: ModelReference | None = None
         self._turn_ends: dict[str, frozenset[int]] = {}
         self._digests: tuple[object, str, str] | None = None
-        self._as_read: tuple[object, Callable[..., tuple[str, str]]] | None = None
+        self.kept_digests: Callable[[PreTrainedModel], tuple[str, str]] | None = None
         self.config = self.hf.config.get_text_config()
 
     def __repr__(self) -> str:
@@ -198,24 +195,9 @@ class TokenModel:
         """The digests of parameters and buffers, anew if a parameter was changed or replaced."""
         state = weights_state(self.hf)
         if self._digests is None or self._digests[0] != state:
-            as_read = self._as_read is not None and self._as_read[0] == state
-            found = self._as_read[1](self._digested) if as_read else self._digested()  # type: ignore[index]
-            self._digests = state, *found
+            digested = self.kept_digests or digests
+            self._digests = state, *digested(self.hf)
         return self._digests[1:]
-
-    def _digested(self) -> tuple[str, str]:
-        """The digests of parameters and buffers."""
-        return weights_digest(self.hf), buffers_digest(self.hf)
-
-    def keep_digests(
-        self, kept: Callable[[Callable[[], tuple[str, str]]], tuple[str, str]]
-    ) -> None:
-        """Look digests up as long as the weights are what they are now.
-
-        Args:
-            kept: gives those that are known, or computes them by what it is given.
-        """
-        self._as_read = weights_state(self.hf), kept
 
     def forward(self, **inputs: Any) -> Any:
         """Run the Hugging Face model in evaluation mode; each pass of the engine is one such call.

@@ -20,6 +20,7 @@ from hopscope.results.claims import AHEAD
 from hopscope.results.recipes import recipe_now
 from hopscope.results.result import Result, upgrade_record
 from hopscope.results.run_folder import (
+    OF_FOLDER,
     PLAN,
     RECIPE,
     RECORD,
@@ -412,6 +413,24 @@ def _keeping_what_is_done(
         if isinstance(error, KeyboardInterrupt):
             raise
         raise KeyboardInterrupt from error
+
+
+def keep_interrupted(folder: Path, *, is_kept: bool) -> None:
+    """Keep what a run that was interrupted has in its folder for `partial`, and say how it goes on.
+
+    Args:
+        folder: the run folder.
+        is_kept: whether it stays when the program ends.
+    """
+    found = is_run(folder) and finished_parts(folder)
+    tables = read_parts(folder) if found else None
+    run = (
+        {name: each for name, each in read_run(folder).items() if name not in OF_FOLDER}
+        if found
+        else {}
+    )
+    _interrupted[:] = [] if tables is None else [(run, tables)]
+    logger.warning("stopped: %s", _left_behind(tables, folder if is_kept else None))
 
 
 def _left_behind(tables: Tables | None, folder: Path | None) -> str:

@@ -18,7 +18,7 @@ from known import many_queries
 from test_work import parts
 
 import hopscope as hs
-from hopscope.errors import ModelError, ResultError, UsageError
+from hopscope.errors import ModelError, PlaceError, UsageError
 from hopscope.results.status import status_of
 
 pytest.importorskip("ray")
@@ -26,24 +26,35 @@ BACK: dict[str, Any] = {"positions": ["t1"], "max_new_tokens": 2, "progress": Fa
 NAME: Any = "tiny-random-llama"
 
 
-@pytest.fixture(scope="module")
-def on() -> Iterator[hs.Ray]:
-    """Two workers, on two nodes of one core each, which are kept from one run to the next."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    import ray
+def started(attempts: int = 3) -> Any:
+    """A cluster of two nodes of one core each; on a busy machine a node may come too late."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster()
-    for _ in range(2):
-        cluster.add_node(num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20)
-    before = os.environ.get("RAY_ADDRESS")
-    os.environ["RAY_ADDRESS"] = cluster.address
-    engine = hs.Ray(workers=2)
-    with engine.held():
-        yield engine
-    ray.shutdown()
-    cluster.shutdown()
-    os.environ.pop("RAY_ADDRESS") if before is None else os.environ.update(RAY_ADDRESS=before)
+    for attempt in range(attempts):
+        cluster = Cluster()
+        try:
+            for _ in range(2):
+                cluster.add_node(num_cpus=1, include_dashboard=False, object_store_memory=2**27)
+        except Exception:
+            cluster.shutdown()
+            if attempt == attempts - 1:
+                raise
+        else:
+            return cluster
+    return None
+
+
+@pytest.fixture(scope="module")
+def on() -> Iterator[hs.Ray]:
+    """Two workers, which are kept from one run to the next."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        cluster = started()
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        engine = hs.Ray(workers=2)
+        with engine.held():
+            yield engine
+        cluster.shutdown()
 
 
 def kill_one(folder: Path, seen: list[int]) -> None:
@@ -130,8 +141,31 @@ def test_a_part_that_fails_is_told_and_the_others_are_kept(on: hs.Ray, tmp_path:
     for path in (tmp_path / "run").glob("*.parquet"):
         path.unlink()
     (tmp_path / "run" / "details-000002.parquet").mkdir()
-    with pytest.raises((ResultError, hs.HopscopeError), match="details-000002"):
+    with pytest.raises(PlaceError, match="details-000002"):
         hs.back_patch(NAME, queries, out=tmp_path / "run", on=on, **BACK)
+
+
+def test_a_stop_leaves_a_folder_that_goes_on(
+    on: hs.Ray, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    queries, out = many_queries(), tmp_path / "run"
+    one = hs.back_patch(loaded(NAME), queries, **BACK)
+
+    def stop() -> None:
+        while len(list(out.glob("frame-*"))) < 4:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    with pytest.raises(KeyboardInterrupt):
+        hs.back_patch(NAME, queries, out=out, on=on, **BACK)
+    stopper.join()
+    assert "the same call with out=" in caplog.text
+    done = hs.partial().frame
+    assert 0 < done["query"].nunique() < len(queries)
+    two = hs.back_patch(NAME, queries, out=out, on=on, **BACK)
+    pd.testing.assert_frame_equal(two.frame, one.frame)
 
 
 def test_a_run_that_is_finished_is_read(on: hs.Ray, tmp_path: Path) -> None:
