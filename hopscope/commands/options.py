@@ -242,9 +242,6 @@ class CommonOptions:
         Raises:
             UsageError: for an option of another engine.
         """
-        from hopscope.distributed.ray_cluster import Ray
-        from hopscope.distributed.slurm import Slurm
-
         if self.on is not None:
             one_of("engine", self.on, ("ray", "slurm"))
         goes_with = {
@@ -259,6 +256,9 @@ class CommonOptions:
                 raise UsageError(f"--{name.replace('_', '-')} goes with --on {needed}")
         if self.on is None:
             return None
+        from hopscope.distributed.ray_cluster import Ray
+        from hopscope.distributed.slurm import Slurm
+
         if self.on == "ray":
             return Ray(self.workers, self.gpus_each)
         return Slurm(self.partition, self.gpus_each, jobs=self.jobs or 1)

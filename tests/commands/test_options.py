@@ -54,7 +54,8 @@ def test_own_options_stand_between_those_that_are_shared() -> None:
     assert list(inspect.signature(command.callback).parameters) == [
         "model", "queries", "subset", "limit", "need", "few_shot", "chat",
         "window",
-        "seed", "out", "device", "dtype", "quantization", "dry_run", "full", "as_json",
+        "seed", "out", "on", "workers", "jobs", "partition", "gpus_each",
+        "device", "dtype", "quantization", "dry_run", "full", "as_json",
     ]  # fmt: skip
     assert command.callback.__doc__ == "Do something."
 
