@@ -160,6 +160,10 @@ def shared_prefix_attention(
         visible = rearrange(visible, "row (kv group) q k -> row kv group q k", group=groups)
         scores = torch.where(visible, scores, torch.finfo(scores.dtype).min)
     weights = _softmax(scores, s_aux).to(value.dtype)
+    given = active.plan.weights.get(layer)
+    if given is not None:
+        given = given.to(weights).view_as(weights)
+        weights = torch.where(given.isnan(), weights, given)
     if cache.patterns is not None:
         cache.patterns[layer] = weights.flatten(1, 2)
     return _weighted(cache, layer, weights, value), None

@@ -51,6 +51,9 @@ class PassPlan:
             query, key), or None where it is causal. Only for a `MaskedCache`.
         positions: the position ids of the tokens, shape (row, token); for a `MaskedCache` those
             of all keys, by which windows are measured. None where they just follow.
+        weights: by block, attention weights that are put in place of what the softmax gives; the
+            others stay, so that a row may sum to more than 1. Shape (row, head, query, key), NaN
+            where a weight stays. Not for a `MaskedCache`.
     """
 
     parents: Sequence[Tensor | None] = ()
@@ -58,6 +61,7 @@ class PassPlan:
     blocked: Mapping[int, Tensor] = field(default_factory=dict)
     visible: Sequence[Tensor | None] = ()
     positions: Tensor | None = None
+    weights: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 class StreamCache:

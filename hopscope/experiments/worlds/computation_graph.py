@@ -4,9 +4,10 @@ Transformers Struggle to Learn to Search (Saparov et al. 2024), section 4. Each 
 as holding a set of vertices, at first its own. An operation, attention of a head from one token to
 an earlier one, merges their sets. It is explained if it depends on the word of a vertex that both
 sets have, or on the places of both tokens; and an example is, if edges whose two vertices the last
-token holds in the end lead from start to goal. As a control it is checked whether they lead to
-another vertex that is as far away as the goal; where there is none, whether they lead as far
-between vertices that the start does not lead to.
+token holds in the end lead from start to goal. An operation may also be negative: one that must not
+be as strong as its key can be, which the paper's code looks for, too. As a control it is checked
+whether they lead to another vertex that is as far away as the goal; where there is none, whether
+they lead as far between vertices that the start does not lead to.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ import torch
 from hopscope.engine.support import shares_prefixes
 from hopscope.errors import ModelError, QueryError, UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_numbered
+from hopscope.experiments.arguments import OneOf
 from hopscope.experiments.worlds.graph_operations import (
     PER_PART,
+    SIGNS,
     TYPES,
     OperationSearch,
+    Signs,
     Thresholds,
 )
 from hopscope.models.language_model import LanguageModel
@@ -45,18 +49,20 @@ class ComputationGraph(Result):
     """The important attention operations of each prompt.
 
     `frame` has one row an operation: `query`, `layer`, `head`, `to_token`, `from_token` (places
-    in the prompt), `logit_drop` and `score_drop` (of the answer, and the largest one among the
-    important operations of later blocks, when the operation alone is knocked out), `words` and
-    `places` (the tokens on whose word or place its score depends, as text), `explained`. `details`
-    has one row a prompt: `group`, `prompt`, `tokens`, `answer`, `said`, `correct`, `n_operations`,
-    `n_explained`, `joined`: whether what was merged at the last token joins start and goal, and
-    `joined_other`, whether it joins the start and any other vertex as far away; if there is none,
-    any two vertices as far apart that the start does not lead to. Where there are none of these
-    either, it is False.
+    in the prompt), `sign` (1; -1 of a negative one), `logit_drop` and `score_drop` (of the answer,
+    and the largest one among the important operations of later blocks, when the operation alone is
+    knocked out, or, if it is negative, made strong; the score of a negative one drops as it rises),
+    `words` and `places` (the tokens on whose word or place its score depends, as text),
+    `explained`. `details` has one row a prompt: `group`, `prompt`, `tokens`, `answer`, `said`,
+    `correct`, `n_operations`, `n_explained`, `joined`: whether what was merged at the last token
+    joins start and goal, and `joined_other`, whether it joins the start and any other vertex as far
+    away; if there is none, any two vertices as far apart that the start does not lead to. Where
+    there are none of these either, it is False.
     """
 
     kind: ClassVar[str] = "computation_graph"
     columns: ClassVar = TYPES
+    added_settings: ClassVar = {"signs": "positive"}
 
     def explained(self, seed: int = 0) -> pd.DataFrame:
         """The share of prompts whose merged set joins start and goal, by group.
@@ -103,11 +109,13 @@ class ComputationGraph(Result):
     asks="models",
     order=300,
     keywords=("progress", "out"),
+    accepts={"signs": OneOf(SIGNS)},
 )
 def computation_graph(
     model: LanguageModel,
     prompts: PathSet,
     thresholds: Thresholds | None = None,
+    signs: Signs = "positive",
     **run: Unpack[RunKeywords],
 ) -> ComputationGraph:
     """Extract the attention operations that a search through a graph is made of.
@@ -122,6 +130,10 @@ def computation_graph(
             the mean; on a place that position ids do not tell nothing depends.
         prompts: with a graph in each; `world.paths()` of a world that searches.
         thresholds: of what counts.
+        signs: which operations are looked for: `positive`, those without which the answer's logit
+            or a later score falls; `both`, also those with which it falls if their weight is as
+            large as the largest that any token gives their key; `fewer`, as in the paper's code: of
+            each block, by each measure, those of which there are fewer, if there are any.
 
     Raises:
         QueryError: for an empty set, or places that a prompt does not have.
@@ -148,11 +160,12 @@ def computation_graph(
             model.dtype,
         )
     options, thresholds = RunOptions(**run), thresholds or Thresholds()
-    record = provenance(model, prompts, ComputationGraph.kind, asdict(thresholds))
+    settings = {**asdict(thresholds), "signs": signs}
+    record = provenance(model, prompts, ComputationGraph.kind, settings)
 
     def compute(part: int) -> Tables:
         chosen = prompts[part * PER_PART : (part + 1) * PER_PART]
-        found = (OperationSearch(model, each, thresholds).tables() for each in chosen)
+        found = (OperationSearch(model, each, thresholds, signs).tables() for each in chosen)
         return ComputationGraph.gathered((frame, [row]) for frame, row in found)
 
     n_parts = -(-len(prompts) // PER_PART)

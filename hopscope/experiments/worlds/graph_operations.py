@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import pandas as pd
 import torch
@@ -37,13 +37,23 @@ ADDED = 1e-3
 """Share of what words add to the states above which places are held to be added, too."""
 
 
+Signs = Literal["positive", "both", "fewer"]
+SIGNS: tuple[Signs, ...] = ("positive", "both", "fewer")
+"""Which operations are looked for: those that are needed; also those that must not be stronger; of
+both in a block, by each measure, those of which there are fewer, as in the paper's code."""
+
+
 class Operation(NamedTuple):
-    """Attention of a head of a block to a token from an earlier one."""
+    """Attention of a head of a block to a token from an earlier one.
+
+    Its sign is 1 if it is needed, and -1 if it must not be strong.
+    """
 
     layer: int
     head: int
     to: int
     source: int
+    sign: int = 1
 
 
 @dataclass(frozen=True)
@@ -79,24 +89,25 @@ class _Versions:
     """Versions of a prompt, a row each; by default it alone, as it is.
 
     Attributes:
-        without: the operation that is knocked out in each row, all of one block.
+        changed: an operation in each row, all of one block and sign: it is knocked out, or, if its
+            sign is -1, made as strong as its key's strongest in that head.
         added: what is added to the states before the first block.
         positions: the position ids of the tokens.
     """
 
-    without: Sequence[Operation] = ()
+    changed: Sequence[Operation] = ()
     added: Float[Tensor, "row token d_model"] | None = None
     positions: Int[Tensor, "row token"] | None = None
 
     @property
     def n_rows(self) -> int:
-        given = (each for each in (self.without, self.added, self.positions) if each is not None)
+        given = (each for each in (self.changed, self.added, self.positions) if each is not None)
         return max(1, *(len(each) for each in given))
 
     def part(self, rows: slice) -> _Versions:
         """Some of the versions."""
         return _Versions(
-            self.without[rows],
+            self.changed[rows],
             None if self.added is None else self.added[rows],
             None if self.positions is None else self.positions[rows],
         )
@@ -116,8 +127,14 @@ class _Passed(NamedTuple):
 class OperationSearch:
     """The operations of one prompt."""
 
-    def __init__(self, model: LanguageModel, prompt: PathPrompt, thresholds: Thresholds) -> None:
-        self.model, self.prompt, self.thresholds = model, prompt, thresholds
+    def __init__(
+        self,
+        model: LanguageModel,
+        prompt: PathPrompt,
+        thresholds: Thresholds,
+        signs: Signs = "positive",
+    ) -> None:
+        self.model, self.prompt, self.thresholds, self.signs = model, prompt, thresholds, signs
         encoded = model.encode(prompt.text)
         self.ids = torch.tensor(encoded.ids, device=model.device)
         self.n = len(encoded.ids)
@@ -133,6 +150,7 @@ class OperationSearch:
         if not answers:
             raise QueryError(f"path prompt {prompt.id!r} has no answer")
         self.answer = answers[0]
+        self.strongest: dict[int, Float[Tensor, "head key"]] = {}
         self.clean, self.clean_scores = self._run(_Versions())
         if not bool(is_finite(self.clean).all()):
             refuse_not_finite(model, "logits", encoded.ids)
@@ -155,6 +173,7 @@ class OperationSearch:
                 "head": each.head,
                 "to_token": each.to,
                 "from_token": each.source,
+                "sign": each.sign,
                 "logit_drop": drops[each][0],
                 "score_drop": drops[each][1],
                 "words": " ".join(map(str, words[each])),
@@ -181,18 +200,25 @@ class OperationSearch:
     @torch.no_grad()
     def _run(self, versions: _Versions) -> tuple[Float[Tensor, "row vocab"], Mapping[int, Tensor]]:
         """The logits after the prompt, and by block the scores (row, head, query, key)."""
-        added, without = versions.added, versions.without
+        added, changed = versions.added, versions.changed
 
         def rewrite(boundary: int, hidden: Tensor) -> Tensor | None:
             return None if boundary or added is None else hidden + added.to(hidden)
 
-        cache = StreamCache(Prefix(), self.model.n_layers, record_scores=True)
-        blocked = {without[0].layer: self._blocked(without)} if without else {}
-        plan = PassPlan(blocked=blocked, positions=versions.positions)
+        n_layers, clean = self.model.n_layers, not self.strongest
+        cache = StreamCache(Prefix(), n_layers, record_patterns=clean, record_scores=True)
+        plan = PassPlan(positions=versions.positions)
+        if changed and changed[0].sign > 0:
+            plan = replace(plan, blocked={changed[0].layer: self._edges(changed)})
+        elif changed:
+            plan = replace(plan, weights={changed[0].layer: self._strong(changed)})
         with rewriting_residual(self.model, rewrite):
             rows = self.ids.expand(versions.n_rows, -1)
             logits = forward_streams(self.model, cache, rows, plan)
         assert cache.scores is not None
+        if cache.patterns is not None:
+            own = cache.patterns.items()
+            self.strongest = {layer: each[0].amax(dim=1) for layer, each in own}
         return logits.float(), cache.scores
 
     def _passes(self, versions: _Versions, at: Sequence[Operation]) -> _Passed:
@@ -210,10 +236,14 @@ class OperationSearch:
     def _falls(
         self, versions: _Versions, at: Sequence[Operation]
     ) -> tuple[Float[Tensor, " row"], Float[Tensor, "row operation"]]:
-        """How far the answer's logit and some scores fall in versions of the prompt."""
+        """How far the answer's logit falls in versions of the prompt, and some scores.
+
+        The score of an operation that must not be strong is worse where it rises.
+        """
         passed = self._passes(versions, at)
         clean = _at(self.clean_scores, at, self.clean)
-        return self.clean[:, self.answer] - passed.answer, clean - passed.scores
+        falls = (clean - passed.scores) * clean.new_tensor([each.sign for each in at])
+        return self.clean[:, self.answer] - passed.answer, falls
 
     def _important(self) -> dict[Operation, tuple[float, float]]:
         """Important operations, with the falls of the answer's logit and of later scores."""
@@ -228,22 +258,46 @@ class OperationSearch:
             ]
             if not tried:
                 continue
-            falls, of_scores = self._falls(_Versions(without=tried), list(found))
-            logit = falls.tolist()
-            score = of_scores.amax(dim=1).tolist() if found else [0.0] * len(tried)
-            for each, *drops in zip(tried, logit, score, strict=True):
-                if drops[0] > self.thresholds.logit or drops[1] > self.thresholds.score:
-                    found[each] = drops[0], drops[1]
+            found |= self._of_block(tried, list(found))
             read |= {each.source for each in found if each.layer == layer}
         return found
 
-    def _blocked(self, operations: Sequence[Operation]) -> Bool[Tensor, "row head query key"]:
-        """For each operation the edges that are blocked: itself."""
+    def _of_block(
+        self, tried: Sequence[Operation], later: Sequence[Operation]
+    ) -> dict[Operation, tuple[float, float]]:
+        """The important ones of some operations of one block, given those of later blocks."""
+        signs = [1] if self.signs == "positive" else [1, -1]
+        versions = [[each._replace(sign=sign) for each in tried] for sign in signs]
+        measured = [self._falls(_Versions(each), later) for each in versions]
+        falls = torch.stack([torch.cat([a[:, None], b], dim=1) for a, b in measured])
+        limits = torch.full_like(falls[0, 0], self.thresholds.score)
+        limits[0] = self.thresholds.logit
+        fell = falls > limits  # (sign, operation, measure): the logit, and each score
+        if self.signs == "fewer":
+            fell &= _fewer(fell.sum(dim=1))[:, None]
+        important = fell.any(dim=2)
+        important[1:] &= ~important[0]  # what is needed is not negative, too
+        most = falls[:, :, 1:].amax(dim=2) if later else torch.zeros_like(falls[:, :, 0])
+        return {
+            versions[sign][at]: (float(falls[sign, at, 0]), float(most[sign, at]))
+            for sign, at in important.nonzero().tolist()
+        }
+
+    def _edges(self, operations: Sequence[Operation]) -> Bool[Tensor, "row head query key"]:
+        """For each operation its own edge."""
         shape = len(operations), self.model.n_heads, self.n, self.n
-        blocked = torch.zeros(shape, dtype=torch.bool, device=self.model.device)
-        _, head, to, source = torch.tensor(operations).T
-        blocked[torch.arange(len(operations)), head, to, source] = True
-        return blocked
+        edges = torch.zeros(shape, dtype=torch.bool, device=self.model.device)
+        _, head, to, source, _ = torch.tensor(operations).T
+        edges[torch.arange(len(operations)), head, to, source] = True
+        return edges
+
+    def _strong(self, operations: Sequence[Operation]) -> Float[Tensor, "row head query key"]:
+        """For each operation the weights that it changes: its own, to the key's largest.
+
+        The others stay, as in the paper's code.
+        """
+        strongest = self.strongest[operations[0].layer][:, None]
+        return torch.where(self._edges(operations), strongest, torch.nan)
 
     def _dependences(
         self, operations: Sequence[Operation]
@@ -318,7 +372,10 @@ class OperationSearch:
         words: Mapping[Operation, Sequence[int]],
         places: Mapping[Operation, Sequence[int]],
     ) -> tuple[set[Operation], set[str]]:
-        """The explained operations, and the vertices that the last token holds in the end."""
+        """The explained operations, and the vertices that the last token holds in the end.
+
+        Negative ones are explained and merge as the others do, as in the paper's code.
+        """
         held = [{word} for word in self.words]
         explained = set()
         for layer in range(self.model.n_layers):
@@ -358,14 +415,24 @@ def _at(
 ) -> Float[Tensor, "row operation"]:
     """The scores of some operations, in a tensor like the logits."""
     found = logits.new_zeros(len(logits), len(operations))
-    for column, (layer, head, to, source) in enumerate(operations):
+    for column, (layer, head, to, source, _) in enumerate(operations):
         found[:, column] = scores[layer][:, head, to, source]
     return found
 
 
+def _fewer(counts: Int[Tensor, "sign measure"]) -> Bool[Tensor, "sign measure"]:
+    """For each measure the sign of which there are fewer operations, if there are any.
+
+    Of as many of both, those that are needed.
+    """
+    needed, strong = counts
+    first = (needed > 0) & (needed <= strong) | (strong == 0)
+    return torch.stack([first, ~first])
+
+
 TYPES = {
     "query": "str",
-    **dict.fromkeys(("layer", "head", "to_token", "from_token"), "int64"),
+    **dict.fromkeys(("layer", "head", "to_token", "from_token", "sign"), "int64"),
     **dict.fromkeys(("logit_drop", "score_drop"), "float64"),
     **dict.fromkeys(("words", "places"), "str"),
     "explained": "bool",

@@ -71,8 +71,9 @@ def operations(
     for later, earlier in pairwise(chain):  # what stays at a token until it is read
         stays = layers[earlier] + 1, layers[later]
         ax.plot([sources[later]] * 2, stays, color=EXPLAINED, lw=2.4, zorder=3)
-    columns = ["layer", "from_token", "to_token", "explained", "words"]
-    for index, layer, source, to, explained, words in table[columns].itertuples(name=None):
+    table = table if "sign" in table else table.assign(sign=1)  # results of earlier versions
+    columns = ["layer", "from_token", "to_token", "explained", "words", "sign"]
+    for index, layer, source, to, explained, words, sign in table[columns].itertuples(name=None):
         named = index in chain
         ax.plot(
             [source, to],
@@ -82,8 +83,8 @@ def operations(
             lw=2.4 if named else 0.7,
             alpha=1 if named else 0.45,
             zorder=3 if named else 2,
-            marker="o",
-            ms=4 if named else 2,
+            marker="o" if sign > 0 else "x",
+            ms=4 if named or sign < 0 else 2,
         )
         used[source] = min(used.get(source, n_layers), layer)
         used.setdefault(to, layer + 1)
@@ -102,6 +103,8 @@ def operations(
         Line2D([], [], color="black", label="depends on words"),
         Line2D([], [], color="black", ls=":", label="on places alone"),
     ]
+    if (table["sign"] < 0).any():
+        handles.append(Line2D([], [], color="black", marker="x", ms=4, label="negative"))
     ax.legend(handles=handles, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return ax
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import loaded
+from transformers import AttentionInterface, AttentionMaskInterface
 
 import hopscope as hs
 from hopscope.engine.edits import Knockout
@@ -19,6 +20,7 @@ from hopscope.experiments.worlds.graph_operations import (
     Operation,
     OperationSearch,
     Thresholds,
+    _fewer,
     _Versions,
 )
 from hopscope.experiments.worlds.graph_plots import longest_chain
@@ -53,7 +55,7 @@ def test_an_operation_is_left_out_as_by_a_hook_of_its_own(family):
     search = OperationSearch(model, PROMPT, Thresholds())
     ids = search.ids.tolist()
     for each in all_operations(model, len(ids))[::7]:
-        passed = search._passes(_Versions(without=[each]), [])
+        passed = search._passes(_Versions(changed=[each]), [])
         hooked = plain_logits(
             model, ids, [Knockout([each.layer], [each.to], [each.source], [each.head])]
         )
@@ -72,7 +74,7 @@ def test_scores_are_what_the_attention_weights_are_the_softmax_of(family):
     ]
     asked = sorted({*every, *diagonal})
     scores = torch.zeros(model.n_layers, model.n_heads, search.n, search.n)
-    layer, head, to, source = torch.tensor(asked).T
+    layer, head, to, source, _ = torch.tensor(asked).T
     scores[layer, head, to, source] = search._passes(_Versions(), asked).scores[0]
     hidden = torch.ones(search.n, search.n).triu(1).bool()
     for layer in range(model.n_layers):
@@ -105,6 +107,96 @@ def test_importance_is_what_a_plain_loop_finds(family):
     assert drops, "the test must test something"
     for each, drop in drops.items():
         assert found[each][0] == pytest.approx(drop, abs=1e-4)
+
+
+def strong_logits(model: LanguageModel, ids: list[int], each: Operation) -> torch.Tensor:
+    """Logits with one weight as large as the largest of its key, by an attention of its own."""
+    last: dict[int, torch.Tensor] = {}
+    given: dict[int, float] = {}
+
+    def plain(module, query, key, value, attention_mask, scaling=None, **_):
+        groups = query.shape[1] // key.shape[1]
+        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        scores = query @ key.mT * scale
+        future = torch.ones(scores.shape[-2:]).triu(1).bool()
+        weights = scores.masked_fill(future, float("-inf")).softmax(-1)
+        last[module.layer_idx] = weights[0]
+        if module.layer_idx in given:
+            weights[0, each.head, each.to, each.source] = given[module.layer_idx]
+        return (weights @ value).transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register("plain_for_a_test", plain)
+    AttentionMaskInterface.register("plain_for_a_test", lambda **_: None)
+    before = model.config._attn_implementation
+    model.config._attn_implementation = "plain_for_a_test"
+    try:
+        with torch.no_grad():
+            model.hf(input_ids=torch.tensor([ids]))
+            given[each.layer] = float(last[each.layer][each.head, :, each.source].max())
+            return model.hf(input_ids=torch.tensor([ids])).logits[0, -1].float()
+    finally:
+        model.config._attn_implementation = before
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_negative_operations_are_what_a_plain_loop_finds(family):
+    model = loaded(f"tiny-random-{family}")
+    limits = Thresholds(logit=0.02, score=1e9)
+    search = OperationSearch(model, PROMPT, limits, "both")
+    ids = search.ids.tolist()
+    clean = plain_logits(model, ids, [])[search.answer]
+    needed = set(OperationSearch(model, PROMPT, limits)._important())
+    drops, read = {}, {len(ids) - 1}
+    for layer in reversed(range(model.n_layers)):
+        for each in all_operations(model, len(ids)):
+            if each.layer != layer or each.to not in read:
+                continue
+            drop = float(clean - strong_logits(model, ids, each)[search.answer])
+            edit = Knockout([layer], [each.to], [each.source], [each.head])
+            without = float(clean - plain_logits(model, ids, [edit])[search.answer])
+            if without > limits.logit:
+                drops[each] = without
+            elif drop > limits.logit:
+                drops[each._replace(sign=-1)] = drop
+        read |= {each.source for each in drops if each.layer == layer}
+    found = search._important()
+    assert set(found) == set(drops)
+    assert any(each.sign < 0 for each in found), "the test must test something"
+    assert needed <= set(found)
+    for each, drop in drops.items():
+        assert found[each][0] == pytest.approx(drop, abs=1e-4)
+
+
+def test_the_score_of_a_negative_operation_falls_as_it_rises():
+    model = loaded("tiny-random-gpt2")
+    search = OperationSearch(model, PROMPT, Thresholds(dependence=0.003))
+    operations = [each for each in all_operations(model, search.n) if each.layer < 2][::9]
+    negative = [each._replace(sign=-1) for each in operations]
+    words, _ = search._starts()
+    falls = search._changed(operations, words)
+    torch.testing.assert_close(search._changed(negative, words), -falls)
+    of_words, _ = search._dependences(negative)
+    for each, column in zip(negative, falls.T, strict=True):
+        assert of_words[each] == (column < -0.003).nonzero().flatten().tolist()
+
+
+def test_of_both_signs_those_of_which_there_are_fewer():
+    needed, strong = [3, 1, 2, 4, 0, 0], [1, 3, 2, 0, 4, 0]
+    found = _fewer(torch.tensor([needed, strong]))
+    # As many: those that are needed. Where one kind is missing, the other.
+    assert found[0].tolist() == [False, True, True, True, False, True]
+    assert found[1].tolist() == [True, False, False, False, True, False]
+    model = loaded("tiny-random-gpt2")
+    limits = Thresholds(logit=0.02, score=1e9)
+    both, fewer = (
+        OperationSearch(model, PROMPT, limits, signs)._important() for signs in ("both", "fewer")
+    )
+    last = model.n_layers - 1
+    counted = [sum(each.layer == last and each.sign == sign for each in both) for sign in (1, -1)]
+    kept = {each.sign for each in fewer if each.layer == last}
+    assert min(counted) > 0, "the test must test something"
+    assert kept == {1 if counted[0] <= counted[1] else -1}
 
 
 def test_an_operation_may_matter_by_the_scores_of_later_blocks_alone():
@@ -311,7 +403,13 @@ def test_the_tables_the_plot_and_the_run_folder(tmp_path):
     assert table["n"].tolist() == [5, 5]
     assert result.details["n_operations"].sum() == len(result.frame)
     assert result.details["n_explained"].sum() == result.frame["explained"].sum()
-    ax = result.plot("3")
+    both = computation_graph(model, prompts, limits, signs="both", progress=False)
+    assert set(both.frame["sign"]) == {1, -1}
+    assert set(result.frame["sign"]) == {1}
+    crosses = [line for line in both.plot("3").get_lines() if line.get_marker() == "x"]
+    assert len(crosses) == (both.frame[both.frame["query"] == "3"]["sign"] < 0).sum()
+    older = replace(result, frame=result.frame.drop(columns="sign"))
+    ax = older.plot("3")
     tokens = OperationSearch(model, PROMPT, limits).tokens.split(" ")
     assert [label.get_text() for label in ax.get_xticklabels()] == tokens
     shown = result.frame[result.frame["query"] == "3"]
