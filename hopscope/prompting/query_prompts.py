@@ -18,6 +18,7 @@ from hopscope.engine.sweep import sweep
 from hopscope.errors import QueryError
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.tokenized import TokenizedPrompt
+from hopscope.queries.list_questions import right_answers
 from hopscope.queries.prompts import Prompt
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import Form, TwoHopQuery
@@ -67,6 +68,14 @@ class QueryPrompts:
     def answer_tokens(self, query: TwoHopQuery) -> tuple[int, ...]:
         """The next tokens that tell a query's answer from its bridge; none if it cannot be told."""
         return self.tokens_of(self.by_query[query.id], query, "e3", "e2")
+
+    def each_answer(self, query: TwoHopQuery) -> tuple[tuple[int, ...], ...]:
+        """The next tokens that tell each right answer of a list question from its bridge."""
+        end, bridge = self.by_query[query.id].end, query.names("e2")
+        return tuple(
+            self.model.answer_tokens(names, required=False, after=end, beside=bridge)
+            for names in right_answers(query)
+        )
 
     def bridge_tokens(self, query: TwoHopQuery) -> tuple[int, ...]:
         """The next tokens that tell a query's bridge from its answer; none if it cannot be told."""

@@ -10,9 +10,10 @@ import pandas as pd
 
 from hopscope.errors import QueryError, did_you_mean
 from hopscope.queries.formats import SUFFIXES, read_hub, read_table
+from hopscope.queries.list_questions import world_lists
 from hopscope.queries.query_set import QuerySet
 
-BUNDLED_QUERY_SETS = {"world": 5}
+BUNDLED_QUERY_SETS = {"world": 5, "world-lists": 5}
 """The query sets that come with hopscope, each with its default number of demonstrations."""
 RESOLVERS = {"world": "hopscope.worlds.load:world_queries"}
 """By scheme, as in `world:NAME`, the function that loads its query sets. Like entry points they
@@ -34,13 +35,14 @@ def load_queries(
     columns are kept as ``extra``; a first column without a name becomes ``Unnamed: 0``.
 
     Args:
-        source: "world", the bundled set; "world:NAME.SPLIT", the questions of one of
+        source: "world", the bundled set; "world-lists", questions with several right answers, a row
+            for each, as `rank_neighbours` takes them; "world:NAME.SPLIT", the questions of one of
             `hopscope.worlds` (such as "world:two-hop-looped.first_hop_ood"); the path of a .csv,
             .parquet or .jsonl file; the id of a data set on the Hugging Face hub; a data frame;
             or a query set.
         split: split of a hub data set; by default its only split, or else "train".
-        few_shot: number of demonstrations in each prompt. By default 5 for "world", 0 for other
-            tables, and unchanged for a query set.
+        few_shot: number of demonstrations in each prompt. By default 5 for the bundled sets, 0
+            for other tables, and unchanged for a query set.
 
     Raises:
         QueryError: for an unknown name, a missing file or column, a row that cannot be converted
@@ -61,6 +63,8 @@ def _load(source: object, split: str | None) -> tuple[QuerySet, int]:
         return source, source.few_shot
     if isinstance(source, pd.DataFrame):
         return QuerySet.from_pandas(source), 0
+    if isinstance(source, str) and source == "world-lists":
+        return QuerySet.from_pandas(world_lists(), source), BUNDLED_QUERY_SETS[source]
     if isinstance(source, str) and source in BUNDLED_QUERY_SETS:
         with resources.as_file(resources.files("hopscope.data") / f"{source}.csv") as path:
             return QuerySet.from_pandas(read_table(path), source), BUNDLED_QUERY_SETS[source]

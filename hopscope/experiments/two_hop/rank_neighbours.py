@@ -1,7 +1,9 @@
 """Whether the middle of a ranking is drawn to the neighbours of its top.
 
 After Peng et al. 2024: the rows of the unembedding are keys; a token that the model ranks in the
-middle is often there because its key is near that of a top token.
+middle is often there because its key is near that of a top token. Whether it is right as often as
+others can be told best of list questions, which have several right answers: queries of one prompt
+are one question, of which all their answers are right.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from hopscope.models.linear import unembedding_rows
 from hopscope.models.token_model import FIRST_TOKENS
 from hopscope.probes import key_clusters
 from hopscope.prompting.query_prompts import QueryPrompts, question, with_first_tokens
+from hopscope.queries.list_questions import one_of_each_prompt
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.result import Result
@@ -46,12 +49,14 @@ class RankNeighbours(Result):
 
     `frame` has one row a query, control and rank (0-based): `inside` (whether the token shares a
     cluster of the unembedding's rows with one of the top tokens) and `right` (whether it begins
-    a name of the answer). With the control `shuffled` the clusters have the same sizes, but
-    tokens at random. `details` has one row a query: its prompt, answer and the answer's rank.
+    a name of a right answer that is not among the top). With the control `shuffled` the clusters
+    have the same sizes, but tokens at random. `details` has one row a query: its prompt, answer,
+    the rank of its best right answer, how many right answers it has (`n_answers`) and how many of
+    them are among the top (`n_in_top`).
     """
 
     kind = "rank_neighbours"
-    rules = FIRST_TOKENS
+    rules: ClassVar = {**FIRST_TOKENS, "right_answers": 1}
     columns: ClassVar = {
         "query": "str",
         "control": "str",
@@ -72,16 +77,19 @@ class RankNeighbours(Result):
     def accuracy(self, seed: int = 0) -> pd.DataFrame:
         """The share of right tokens among middle ranks inside and outside the clusters.
 
-        Only queries whose answer is not among the top count: for the others a right token in the
-        middle is another spelling of what stands near it anyway.
+        Only queries with a right answer that is not among the top count: of those that are, a token
+        in the middle is another spelling of what stands near it anyway.
 
         Returns:
             Columns control, inside, n (queries with such ranks), accuracy, low, high: means over
             queries, 95 % bootstrap intervals.
         """
         keys = ["query", "control", "inside"]
-        top = self.run["settings"]["top"]
-        missed = self.details[self.details["answer_rank"] >= top]["query"]
+        details = self.details
+        if "n_in_top" in details:
+            missed = details[details["n_in_top"] < details["n_answers"]]["query"]
+        else:  # results of earlier versions, with one answer each
+            missed = details[details["answer_rank"] >= self.run["settings"]["top"]]["query"]
         frame = self.frame[self.frame["query"].isin(missed)]
         shares = frame.groupby(keys, sort=False)["right"].mean().reset_index()
         return intervals(shares, ["control", "inside"], "right", "accuracy", seed)
@@ -134,7 +142,8 @@ def rank_neighbours(
 
     Args:
         model: the model.
-        queries: usually graded ones, right or wrong.
+        queries: usually graded ones, right or wrong; or list questions, a query for each right
+            answer, such as `load_queries("world-lists")`.
         n_clusters: number of clusters of k-means over the rows, each scaled to length 1.
         top: ranks that are the top; those after them, up to `ranks`, are the middle.
         ranks: how many ranks are looked at.
@@ -160,8 +169,9 @@ def rank_neighbours(
         "seed": options.seed,
         "controls": controls,
     }
+    queries = one_of_each_prompt(queries)
     prompts = QueryPrompts.of(model, queries)
-    queries = with_first_tokens(model, queries, prompts.answer_tokens)
+    queries = with_first_tokens(model, queries, lambda query: sum(prompts.each_answer(query), ()))
     clusters = {"none": unembedding_clusters(model, n_clusters, options.seed)}
     if "shuffled" in controls:
         generator = torch.Generator().manual_seed(options.seed)
@@ -190,11 +200,14 @@ class _Ranker:
     def _of_query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, object]]]:
         model, prompt = self.prompts.model, self.prompts.prompt(query)
         shared = self.prompts.store.get(prompt.shared)
-        answers = self.prompts.answer_tokens(query)
+        each_answer = [tokens for tokens in self.prompts.each_answer(query) if tokens]
+        answers = tuple(dict.fromkeys(sum(each_answer, ())))
         read_out = ReadOut(answer_tokens=answers, top_k=self.ranks)
         found = generate(model, [prompt.ids], read_out, shared=shared, max_memory=self.max_memory)
         ranked = found.top_tokens[:1]
-        right = torch.isin(ranked, torch.tensor(answers))
+        top = set(ranked[0, : self.top].tolist())
+        missed = [tokens for tokens in each_answer if top.isdisjoint(tokens)]
+        right = torch.isin(ranked, torch.tensor(sum(missed, ()), dtype=ranked.dtype))
         middle = range(self.top, self.ranks)
         tables = []
         for control, labels in self.clusters.items():
@@ -207,6 +220,8 @@ class _Ranker:
             "answer": query.e3_label,
             "answer_tokens": model.texts_of(answers),
             "answer_rank": int(found.rank[0]),
+            "n_answers": len(each_answer),
+            "n_in_top": len(each_answer) - len(missed),
         }
         return pd.concat(tables), [details]
 

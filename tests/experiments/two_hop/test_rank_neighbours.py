@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -19,6 +21,8 @@ from hopscope.experiments.two_hop.rank_neighbours import (
 )
 from hopscope.models.tiny import build_tiny
 from hopscope.prompting.query_prompts import QueryPrompts
+from hopscope.queries.build_bundled import DATA, load_facts, read_rows
+from hopscope.queries.list_questions import one_of_each_prompt, right_answers
 
 HOW = {"n_clusters": 7, "top": 3, "ranks": 12, "progress": False}
 
@@ -45,7 +49,74 @@ def test_ranks_are_those_of_plain_logits(family, queries):
         assert own["rank"].tolist() == list(range(3, 12))
         assert own["inside"].tolist() == [int(clusters[token]) in near for token in order[3:]]
         right = QueryPrompts.of(model, queries).answer_tokens(query)
-        assert own["right"].tolist() == [token in right for token in order[3:]]
+        known = not set(right).isdisjoint(order[:3])
+        assert own["right"].tolist() == [token in right and not known for token in order[3:]]
+
+
+def listed(model: hs.LanguageModel) -> tuple[hs.QuerySet, list[int]]:
+    """A query for each of three right answers, tokens that are ranked high, and their ranks."""
+    base = hs.load_queries("world", few_shot=0)[0]
+    ids = torch.tensor([model.encode(base.two_hop()).ids])
+    with torch.no_grad():
+        order = model.hf(ids).logits[0, -1].argsort(descending=True).tolist()
+    names = {}
+    for rank, token in enumerate(order):
+        name = model.tokenizer.decode([token]).strip()
+        if name and model.first_tokens([name], required=False, after=base.two_hop()) == (token,):
+            names[rank] = name
+    ranks = list(names)[:3]
+    answers = [names[rank] for rank in ranks]
+    rows = [
+        replace(base, id=name, e2_label="?", e2_aliases=(), e3_label=name, e3_aliases=())
+        for name in answers
+    ]
+    return hs.QuerySet(rows, "lists"), ranks
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_list_question_has_all_its_answers_but_those_at_the_top(family):
+    model = loaded(f"tiny-random-{family}")
+    asked, ranks = listed(model)
+    top, last = ranks[1], ranks[2] + 2
+    options = {**HOW, "top": top, "ranks": last, "controls": ()}
+    result = rank_neighbours(model, asked, **options)
+    (row,) = result.details.to_dict("records")
+    assert (row["n_answers"], row["n_in_top"], row["answer_rank"]) == (3, 1, ranks[0])
+    right = result.frame.set_index("rank")["right"]
+    assert right[right].index.tolist() == ranks[1:]
+    assert result.accuracy()["n"].max() == 1, "an answer is still to be found"
+    one = rank_neighbours(model, asked[:1], **options)
+    assert not one.frame["right"].any(), "another spelling of what is at the top"
+    assert one.accuracy().empty
+
+
+def test_the_bundled_lists_are_facts_the_other_way_round():
+    rows = hs.load_queries("world-lists", few_shot=2)
+    questions = one_of_each_prompt(rows)
+    assert 50 < len(questions) < len(rows)
+    facts = load_facts()
+    kinds = {
+        f"{each['subject_type']}-of-{each['relation']}": each
+        for each in read_rows(DATA / "facts" / "lists.csv")
+    }
+    for query in questions:
+        answers, each = right_answers(query), kinds[query.r2]
+        assert len(answers) >= 5
+        wanted = {
+            facts.entities[subject].label
+            for (subject, relation), target in facts.objects.items()
+            if (relation, target) == (each["relation"], query.e2)
+            and facts.entities[subject].type == each["subject_type"]
+        }
+        found = {names[0] for names in answers}
+        assert found <= wanted
+        assert facts.objects[query.e1, query.r1] == query.e2
+        assert query.e1_label not in found
+    assert "A city in the country containing" in " ".join(query.two_hop() for query in questions)
+    for query, prompt in list(zip(questions, questions.prompts(), strict=True))[::20]:
+        shown = prompt.text.removesuffix(query.two_hop())
+        for names in right_answers(query):
+            assert not any(f" {name}\n" in shown for name in names), "a demonstration gives it away"
 
 
 def test_clusters_are_of_directions_and_come_back_with_the_seed():
