@@ -81,6 +81,8 @@ def _mask_style(mask: str, index: int) -> tuple[str, str, str]:
 PEAK = "peak attention to a document\n(weight, sum over layers)"
 ANSWER_COLORS = {True: GREEN, False: VERMILION}
 ANSWER_MARKS = {True: "o", False: "D"}
+ANSWER_SIDES = {True: -0.18, False: 0.18}
+"""Where right and wrong answers stand beside the place of an order."""
 
 
 def peak_strips(
@@ -98,9 +100,9 @@ def peak_strips(
     labels = []
     for place, row in enumerate(compare.to_dict("records")):
         here = peaks[(peaks["order"] == row["order"]) & (peaks["mask"] == row["mask"])]
-        for right, side in ((True, 0.18), (False, -0.18)):
+        for right, side in ANSWER_SIDES.items():
             values = here.loc[here["correct"] == right, "peak"].to_numpy()
-            color, mark, x = ANSWER_COLORS[right], ANSWER_MARKS[right], place - side
+            color, mark, x = ANSWER_COLORS[right], ANSWER_MARKS[right], place + side
             jitter = np.linspace(-0.1, 0.1, len(values)) if len(values) > 1 else np.zeros(1)
             ax.plot(x + jitter[: len(values)], values, mark, ms=3.5, mew=0, color=color, alpha=0.5)
             if len(values):
