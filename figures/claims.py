@@ -16,7 +16,15 @@ from hopscope.experiments.two_hop.back_patching import BackPatching
 from hopscope.experiments.two_hop.description import Description
 from hopscope.experiments.two_hop.projection import Projection
 from hopscope.plots.figures import SUBSET_TITLES, Drawn
-from hopscope.plots.style import BLUE, ERROR_BARS, FAINT, GREY, VERMILION, panels, shared_legend
+from hopscope.plots.style import (
+    BLUE,
+    FAINT,
+    GREY,
+    VERMILION,
+    difference_mark,
+    panels,
+    shared_legend,
+)
 from hopscope.results.result import Result
 from hopscope.results.run_folder import is_run
 from hopscope.results.wording import CONTROL_NAMES, ENTITY_NAMES
@@ -83,17 +91,7 @@ def _forest(ax: Axes, table: pd.DataFrame, claims: list[tuple[str, str]]) -> Non
         ax.plot([], [], mark, color=color, ms=4, label=f"{SUBSET_TITLES[subset]} (n ≤ {n})")
         for row in here.to_dict("records"):
             place = claims.index((row["claim"], row["control"])) + (index - 0.5) * 0.34
-            bounds = [[row["difference"] - row["low"]], [row["high"] - row["difference"]]]
-            ax.errorbar(
-                [row["difference"]],
-                [place],
-                xerr=bounds,
-                fmt=mark,
-                ms=4,
-                color=color,
-                mfc=color if row["p_holm"] < 0.05 else "white",
-                **{**ERROR_BARS, "ecolor": color},
-            )
+            difference_mark(ax, place, row, mark, color, across=True)
             ax.annotate(
                 f"{row['own']:.0%} against {row['base']:.0%}",
                 (1.01, place),

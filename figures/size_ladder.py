@@ -21,6 +21,7 @@ from hopscope.plots.style import (
     GREEN,
     GREY,
     VERMILION,
+    difference_mark,
     errors_of,
     panels,
     shared_legend,
@@ -82,18 +83,8 @@ def _gains(ax: Axes, rows: pd.DataFrame, title: str, models: Sequence[str]) -> N
         label = f"{position}, over {CONTROL_NAMES[control]}"
         ax.plot([], [], MARKERS[control], color=color, ms=4, label=label)
         for row in chosen.to_dict("records"):
-            low, high = ([row["difference"] - row["low"]], [row["high"] - row["difference"]])
-            fill = color if row["p_holm"] < 0.05 else "white"
-            ax.errorbar(
-                [models.index(row["model"]) + offset],
-                [row["difference"]],
-                [low, high],
-                fmt=MARKERS[control],
-                ms=4,
-                mfc=fill,
-                color=color,
-                **{**ERROR_BARS, "ecolor": color},
-            )
+            place = models.index(row["model"]) + offset
+            difference_mark(ax, place, row, MARKERS[control], color)
     ax.axhline(0, color=GREY, lw=0.8, zorder=0)
     _model_axis(ax, rows, title, models)
 

@@ -179,6 +179,34 @@ def bars(ax: Axes, places: Any, rows: pd.DataFrame, value: str, width: float, **
     ax.bar(places, rows[value], width, yerr=errors, error_kw=ERROR_BARS, **look)
 
 
+def difference_mark(
+    ax: Axes, place: float, row: Mapping[Any, Any], mark: str, color: str, *, across: bool = False
+) -> None:
+    """Draw a difference with its interval; the mark is filled if it is told apart from zero.
+
+    Args:
+        ax: where to draw.
+        place: where on the other axis.
+        row: `difference`, `low`, `high`, and `p_holm`, its corrected p value.
+        mark: of matplotlib.
+        color: of the mark and its interval.
+        across: whether differences lie on the horizontal axis.
+    """
+    errors = [[row["difference"] - row["low"]], [row["high"] - row["difference"]]]
+    x, y = (row["difference"], place) if across else (place, row["difference"])
+    ax.errorbar(
+        [x],
+        [y],
+        xerr=errors if across else None,
+        yerr=None if across else errors,
+        fmt=mark,
+        ms=4,
+        mfc=color if row["p_holm"] < 0.05 else "white",
+        color=color,
+        **{**ERROR_BARS, "ecolor": color},
+    )
+
+
 def size_of(ax: Axes) -> tuple[float, float]:
     """Return width and height of axes in inches, before the layout of the figure."""
     box, dpi = ax.get_window_extent(), ax.figure.dpi

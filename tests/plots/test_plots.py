@@ -115,6 +115,21 @@ def test_an_unknown_interval_is_drawn_as_none() -> None:
     assert spans(drawn) == [(0.5, 0.5)]
 
 
+@pytest.mark.parametrize("across", [False, True])
+def test_a_difference_is_filled_if_it_is_told_apart(across: bool) -> None:
+    row = {"difference": 0.25, "low": 0.125, "high": 0.75, "p": 0.01, "p_holm": 0.04}
+    axes = plt.figure().subplots(1, 2)
+    for ax, p in zip(axes, (0.04, 0.06), strict=True):
+        style.difference_mark(ax, 3, {**row, "p_holm": p}, "s", style.BLUE, across=across)
+        (drawn,) = ax.containers
+        mark, _, (interval,) = drawn.lines
+        at, ends = [3, 0.25], [[3, 0.125], [3, 0.75]]
+        assert mark.get_xydata().tolist() == [at[::-1] if across else at]
+        found = [[each[::-1] for each in ends] if across else ends]
+        assert [each.tolist() for each in interval.get_segments()] == found
+        assert mark.get_markerfacecolor() == (style.BLUE if p < 0.05 else "white")
+
+
 def test_an_axes_that_is_given_is_drawn_on() -> None:
     _, (left, right) = plt.subplots(1, 2)
     assert plots.success_bars(RATES, left) is left
