@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from hopscope.errors import ResultError
+from hopscope.experiments.registry import REGISTERED
 from hopscope.experiments.two_hop.attention_knockout import Knockouts
 from hopscope.experiments.two_hop.back_patching import BackPatching
 from hopscope.experiments.two_hop.description import Description
@@ -30,14 +31,10 @@ from hopscope.results.run_folder import is_run
 from hopscope.results.wording import CONTROL_NAMES, ENTITY_NAMES
 from hopscope.statistics import holm, paired
 from hopscope.study.figures import figure_script, main
+from hopscope.study.study import COMPOSED
 
 LOOKS = {"correct": (BLUE, "o"), "incorrect": (VERMILION, "s")}
-KINDS: Mapping[str, type[Result]] = {
-    "description": Description,
-    "knockout": Knockouts,
-    "projection": Projection,
-    "back_patching": BackPatching,
-}
+STEPS = COMPOSED["claims"]
 SUBSETS: Mapping[str, tuple[str, ...]] = {"back_patching": ("incorrect",)}
 """Of what is not read of all: some cell nearly always keeps an answer that is right already."""
 Rows = Iterator[tuple[str, str, pd.DataFrame]]
@@ -51,13 +48,13 @@ def load(runs: Path) -> dict[tuple[str, str], Result]:
         ResultError: if there is none.
     """
     found = {
-        (step, subset): kind.load(runs / f"{step}.{subset}")
-        for step, kind in KINDS.items()
+        (step, subset): REGISTERED[step].result.load(runs / f"{step}.{subset}")
+        for step in STEPS
         for subset in SUBSETS.get(step, tuple(LOOKS))
         if is_run(runs / f"{step}.{subset}")
     }
     if not found:
-        raise ResultError(f"{runs} holds none of {', '.join(KINDS)}: run `hopscope study`")
+        raise ResultError(f"{runs} holds none of {', '.join(STEPS)}: run `hopscope study`")
     return found
 
 
@@ -66,8 +63,8 @@ def draw(results: Mapping[tuple[str, str], Result]) -> Drawn:
     """Draw the figure, and give the numbers that it shows."""
     rows = [
         {"claim": claim, "control": control, "subset": subset, **_compared(table)}
-        for (step, subset), result in results.items()
-        for claim, control, table in READ[step](result)
+        for (_, subset), result in results.items()
+        for claim, control, table in READ[type(result)](result)
     ]
     table = pd.DataFrame(rows)
     table["p_holm"] = holm(table["p"].to_numpy(dtype=float))
@@ -164,11 +161,11 @@ def _repaired(result: BackPatching) -> Rows:
             yield f"Back-patching {position} has the answer", CONTROL_NAMES[control], pair
 
 
-READ: Mapping[str, Callable[[Any], Rows]] = {
-    "description": _described,
-    "knockout": _blocked,
-    "projection": _projected,
-    "back_patching": _repaired,
+READ: Mapping[type[Result], Callable[[Any], Rows]] = {
+    Description: _described,
+    Knockouts: _blocked,
+    Projection: _projected,
+    BackPatching: _repaired,
 }
 
 

@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 
 DOCUMENTS = "world-docs"
 """The questions over documents that a study asks."""
-COMPOSED = {"claims": ("back_patching", "description", "knockout", "projection")}
-"""The analyses of figures that are drawn from several."""
+COMPOSED = {"claims": ("description", "knockout", "projection", "back_patching")}
+"""The analyses of figures that are drawn from several, in the order in which they are drawn."""
 GRADED = ("correct", "incorrect")
 """The subsets that a study analyses."""
 
