@@ -387,21 +387,17 @@ def back_patch(
         >>> result.success_rate()  # doctest: +SKIP
     """
     options = RunOptions(**run)
-    room = max_new_tokens if criterion == "generation" else 1
+    settings = {
+        "positions": positions,
+        "cells": "source > target" if cells is None else cells,
+        **cell_settings(
+            queries, controls, criterion, max_new_tokens, match, stop_early, one_line, options
+        ),
+    }
+    room = settings["max_new_tokens"]
     prompts = QueryPrompts.of(model, queries, room, max_memory=options.max_memory)
     if criterion == "first_token":
         queries = with_first_tokens(model, queries, prompts.answer_tokens)
-    settings = {
-        "positions": positions,
-        "controls": controls,
-        "criterion": criterion,
-        "max_new_tokens": room,
-        "match": match,
-        "cells": "source > target" if cells is None else cells,
-        "stop_early": stop_early,
-        "one_line": reads_one_line(queries.few_shot, one_line),
-        "seed": options.seed,
-    }
     patcher = _BackPatcher(
         cells_of(range(model.n_layers)) if cells is None else list(cells),
         settings,
@@ -411,6 +407,28 @@ def back_patch(
     return run_in_parts(
         BackPatching, model, queries, settings, patcher.tables, options, per_part=PER_PART
     )
+
+
+def cell_settings(
+    queries: QuerySet,
+    controls: Sequence[str],
+    criterion: Criterion,
+    max_new_tokens: int,
+    match: Match,
+    stop_early: bool,
+    one_line: bool | None,
+    options: RunOptions,
+) -> dict[str, Any]:
+    """What a `CellPatcher` goes by, for the run's record; arguments are those of `back_patch`."""
+    return {
+        "controls": controls,
+        "criterion": criterion,
+        "max_new_tokens": max_new_tokens if criterion == "generation" else 1,
+        "match": match,
+        "stop_early": stop_early,
+        "one_line": reads_one_line(queries.few_shot, one_line),
+        "seed": options.seed,
+    }
 
 
 @dataclass(frozen=True)

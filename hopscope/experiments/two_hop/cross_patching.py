@@ -30,6 +30,7 @@ from hopscope.experiments.two_hop.back_patching import (
     CellPatcher,
     Criterion,
     Vectors,
+    cell_settings,
 )
 from hopscope.experiments.two_hop.controls import Donor, choose_donors, first_relation
 from hopscope.experiments.two_hop.partners import (
@@ -42,7 +43,6 @@ from hopscope.experiments.two_hop.partners import (
 )
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.token_model import TokenModel
-from hopscope.prompting.generation import reads_one_line
 from hopscope.prompting.query_prompts import QueryPrompts, question
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.answers import MATCHES, Match
@@ -255,7 +255,6 @@ def cross_patch(
     """
     assert isinstance(routes, Mapping)  # `accepts` has looked up the names
     options = RunOptions(**run)
-    room = max_new_tokens if criterion == "generation" else 1
     alike = {route.whose: PARTNERS[route.whose] for route in routes.values()}
     pairs = {
         whose: {} if each is None else pair_up(model, queries, options.seed, each)
@@ -278,17 +277,14 @@ def cross_patch(
     forms = dict.fromkeys(place.form for each in routes.values() for place in each.places)
     settings = {
         "routes": {name: route.record for name, route in routes.items()},
-        "controls": controls,
         "source_layers": source_layers,
         "target_layers": target_layers,
-        "criterion": criterion,
-        "max_new_tokens": room,
-        "match": match,
-        "stop_early": stop_early,
-        "one_line": reads_one_line(queries.few_shot, one_line),
-        "seed": options.seed,
+        **cell_settings(
+            queries, controls, criterion, max_new_tokens, match, stop_early, one_line, options
+        ),
         "partners": {whose: fingerprint(each) for whose, each in pairs.items() if each},
     }
+    room = settings["max_new_tokens"]
     patcher = _CrossPatcher(
         list(product(source_layers or (), target_layers or ())),
         settings,
