@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 from hopscope.errors import one_of
 from hopscope.queries.answers import ANSWER_RULES
-
-ADDED = ("system", "first_number", "verbatim", "answer", "metric")
-"""Attributes that templates of earlier versions lack, whose runs are recorded without them."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,15 @@ class Template:
         UsageError: for an unknown `answer`.
     """
 
+    added_settings: ClassVar = {
+        "system": "",
+        "first_number": 1,
+        "verbatim": False,
+        "answer": "answer_is",
+        "metric": "",
+    }
+    """Attributes that records of earlier versions lack, and what they were then."""
+
     instruction: str
     document: str
     question: str
@@ -69,17 +75,16 @@ class Template:
         return replace(self, chat=False, system="", prefill="")
 
     def as_record(self) -> dict[str, Any]:
-        """Return what a run's record says; of the attributes in `ADDED` only those that are set."""
-        return without_unset(self, ADDED)
+        """Return what a run's record says; of `added_settings` only those that are set."""
+        return without_unset(self)
 
 
-def without_unset(settings: Any, added: Collection[str]) -> dict[str, Any]:
-    """The fields of a dataclass by name, of those that were `added` only the ones that are set."""
-    found = {each.name: (getattr(settings, each.name), each.default) for each in fields(settings)}
+def without_unset(settings: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name, of its `added_settings` only those that are set."""
+    added = settings.added_settings
+    found = {each.name: getattr(settings, each.name) for each in fields(settings)}
     return {
-        name: value
-        for name, (value, default) in found.items()
-        if name not in added or value != default
+        name: value for name, value in found.items() if name not in added or value != added[name]
     }
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from hopscope.documents.templates import Template, template_of, without_unset
 from hopscope.documents.world_docs import NAMES
 from hopscope.errors import UsageError, one_of
 
 Decay = Literal["cosine", "linear"]
-ADDED = ("decay", "betas", "lora_dropout", "epochs")
-"""Settings that earlier versions lack, whose runs are recorded without them."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,9 @@ class Schedule:
     Raises:
         UsageError: if a value is out of range.
     """
+
+    added_settings: ClassVar[Mapping[str, Any]] = {"decay": "cosine", "betas": (0.9, 0.98)}
+    """Settings that records of earlier versions lack, and what they were then."""
 
     steps: int = 2000
     batch_size: int = 256
@@ -71,8 +73,8 @@ class Schedule:
         return self.learning_rate * left
 
     def as_record(self) -> dict[str, Any]:
-        """Return what a run's record says; of the settings in `ADDED` only those that are set."""
-        given = without_unset(self, ADDED)
+        """Return what a run's record says; of `added_settings` only those that are set."""
+        given = without_unset(self)
         if isinstance(template := getattr(self, "template", None), Template):
             given["template"] = template.as_record()
         return given
@@ -148,6 +150,12 @@ class TrainingSettings(Schedule):
     Raises:
         UsageError: if a value is out of range, or the template is unknown.
     """
+
+    added_settings: ClassVar[Mapping[str, Any]] = {
+        **Schedule.added_settings,
+        "lora_dropout": 0.0,
+        "epochs": None,
+    }
 
     steps: int = 2000
     batch_size: int = 128
