@@ -22,7 +22,6 @@ from hopscope.commands.options import (
     SubsetOptions,
     choice,
     example,
-    given_options,
     split_commas,
     with_options,
 )
@@ -73,10 +72,8 @@ def command_of(spec: CommandSpec) -> Any:
         arguments = {each.parameter: _read(each, given[each.name]) for each in spec.own}
         rule: dict[str, Any] = {}
         if given.get("parity"):
-            said = given_options(context)
-            own = {each.parameter for each in spec.own if each.name in said}
-            arguments |= entry.with_parity({name: arguments[name] for name in own})
-            options = options.zero_shot()
+            names = {each.parameter: each.name for each in spec.own}
+            options, arguments = options.at_parity(entry, context, arguments, **names)
             rule = _grading_parity() if entry.asks == "subset" else {}
         rule |= {name: arguments[name] for name in entry.grades}
         entry.check({**arguments, **shown})  # before anything is loaded

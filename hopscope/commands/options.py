@@ -9,7 +9,7 @@ import copy
 import functools
 import inspect
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from hopscope.distributed.slurm import Slurm
     from hopscope.documents.orders import Order
     from hopscope.documents.question_set import QuestionSet
+    from hopscope.experiments.analysis import Analysis
     from hopscope.experiments.two_hop.grading import Grading
     from hopscope.models.language_model import LanguageModel
     from hopscope.models.reference import ModelReference
@@ -296,6 +297,24 @@ class CommonOptions:
         usual = (None, "float32") if device_of(self.device).type == "cpu" else (None,)
         dtype = self.dtype and self.dtype.removeprefix("torch.")
         return [each for each in (None if dtype in usual else dtype, self.quantization) if each]
+
+    def at_parity(
+        self, entry: Analysis, context: typer.Context, arguments: Mapping[str, Any], **names: str
+    ) -> tuple[Self, dict[str, Any]]:
+        """The options and arguments of a command in the setting of a paper.
+
+        Args:
+            entry: the analysis.
+            context: of the command; what the shell was given wins.
+            arguments: of the analysis, by name.
+            **names: the name of an argument's option, where it is another one.
+
+        Raises:
+            UsageError: if demonstrations were asked for.
+        """
+        said = given_options(context)
+        own = {each: arguments[each] for each in arguments if names.get(each, each) in said}
+        return self.zero_shot(), {**arguments, **entry.with_parity(own)}
 
     def zero_shot(self) -> Self:
         """The same with no demonstrations, as the papers' settings have it.

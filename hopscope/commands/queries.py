@@ -19,7 +19,6 @@ from hopscope.commands.options import (
     choice,
     example,
     file_option,
-    given_options,
     with_options,
 )
 from hopscope.commands.printing import records, show, show_estimates, show_tables, table_text
@@ -48,9 +47,7 @@ def grade_command(
     run: dict[str, Any] = {"match": match, "max_new_tokens": max_new_tokens}
     run["relation_shortcut"] = relation_shortcut
     if parity:
-        said = given_options(context)
-        run = REGISTERED["grading"].with_parity({name: run[name] for name in run if name in said})
-        options = options.zero_shot()
+        options, run = options.at_parity(REGISTERED["grading"], context, run)
     model, queries = options.load_both()
     run |= {name: each for name, each in options.settings().items() if name != "seed"}
     if options.dry_run:
