@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from types import UnionType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from hopscope.documents.orders import Order, order_name
 from hopscope.documents.question_set import QuestionSet
@@ -63,46 +63,55 @@ def kind_of(value: object) -> str:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class _Made:
+    """Something that hopscope makes.
+
+    Attributes:
+        kind: its class.
+        wanted: what it must be, in words.
+        advice: how it is made.
+    """
+
+    kind: ClassVar[type]
+    wanted: ClassVar[str]
+    advice: ClassVar[str]
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> Any:
+        if isinstance(value, self.kind):
+            return value
+        raise UsageError(f"{name} must be {self.wanted}, not {kind_of(value)}: {self.advice}")
+
+
+class Loaded(_Made):
     """A model that was loaded."""
 
-    def checked(self, name: str, value: Any, model: TokenModel | None) -> TokenModel:
-        if isinstance(value, TokenModel):
-            return value
-        raise UsageError(
-            f"{name} must be one that hs.load_model gives, not {kind_of(value)}: it loads a "
-            "name, a folder, a hub id, or a model of transformers"
-        )
+    kind = TokenModel
+    wanted = "one that hs.load_model gives"
+    advice = "it loads a name, a folder, a hub id, or a model of transformers"
 
 
-@dataclass(frozen=True)
-class Queries:
+class Queries(_Made):
     """A set of two-hop queries."""
 
-    def checked(self, name: str, value: Any, model: TokenModel | None) -> QuerySet:
-        if isinstance(value, QuerySet):
-            return value
-        raise UsageError(
-            f"{name} must be a QuerySet, not {kind_of(value)}: make one with hs.load_queries(...) "
-            "of 'world', a .csv, .parquet or .jsonl file, a hub id or a data frame, or with "
-            "hs.QuerySet([hs.TwoHopQuery(...), ...]); texts alone do not say which entities and "
-            "relations they have"
-        )
+    kind = QuerySet
+    wanted = "a QuerySet"
+    advice = (
+        "make one with hs.load_queries(...) of 'world', a .csv, .parquet or .jsonl file, a hub id "
+        "or a data frame, or with hs.QuerySet([hs.TwoHopQuery(...), ...]); texts alone do not say "
+        "which entities and relations they have"
+    )
 
 
-@dataclass(frozen=True)
-class Questions:
+class Questions(_Made):
     """A set of questions over documents."""
 
-    def checked(self, name: str, value: Any, model: TokenModel | None) -> QuestionSet:
-        if isinstance(value, QuestionSet):
-            return value
-        raise UsageError(
-            f"{name} must be a QuestionSet, not {kind_of(value)}: make one with "
-            "hs.load_questions(...) of 'world-docs', 'world-docs-real', a .jsonl, .json or "
-            ".parquet file, a hub id or rows (frame.to_dict('records')), or with "
-            "hs.QuestionSet([hs.MultiDocQuestion(...), ...])"
-        )
+    kind = QuestionSet
+    wanted = "a QuestionSet"
+    advice = (
+        "make one with hs.load_questions(...) of 'world-docs', 'world-docs-real', a .jsonl, .json "
+        "or .parquet file, a hub id or rows (frame.to_dict('records')), or with "
+        "hs.QuestionSet([hs.MultiDocQuestion(...), ...])"
+    )
 
 
 @dataclass(frozen=True)
