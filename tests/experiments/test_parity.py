@@ -61,6 +61,52 @@ def test_every_analysis_of_the_paper_has_its_setting() -> None:
     assert [entry(name).command for name in OF_THE_PAPER] == with_option[: len(OF_THE_PAPER)]
 
 
+DESCRIBED: dict[str, Any] = {
+    "prompts": ("sentences",),
+    "samples": 3,
+    "max_new_tokens": 10,
+    "match": "substring",
+    "naming": "delimited",
+    "sampling": "checkpoint",
+}
+BLOCKED: dict[str, Any] = {
+    "edges": (
+        *("t2->t1", "t2->r1_word", "t2->r2_word"),
+        *("t1->r1_word", "t1->r2_word", "r1_word->r2_word"),
+    ),
+    "window": 3,
+    "max_new_tokens": 10,
+    "match": "substring",
+    "one_line": False,
+    "compare": "answer",
+}
+THEIRS: dict[str, dict[str, Any]] = {
+    "grading": {
+        "match": "substring",
+        "max_new_tokens": 10,
+        "one_line": False,
+        "relation_shortcut": "cut",
+    },
+    "back_patching": {"match": "substring", "stop_early": False},
+    "description": DESCRIBED,
+    "projection": {"articles": True},
+    "knockout": BLOCKED,
+    "stages": {
+        "second_stage": "mean",
+        "knockout_layer": "middle",
+        "description": DESCRIBED,
+        "knockout": {**BLOCKED, "edges": ("t2->t1",)},
+        "projection": {"articles": True},
+    },
+}
+"""What the authors' code does, as docs/papers.md says it."""
+
+
+@pytest.mark.parametrize("name", OF_THE_PAPER)
+def test_the_setting_is_that_of_the_authors(name: str) -> None:
+    assert dict(entry(name).parity) == THEIRS[name]
+
+
 @pytest.mark.parametrize("name", OF_THE_PAPER)
 def test_a_preset_is_its_arguments_without_demonstrations(name: str) -> None:
     result = asked(name, preset=HOPPING)

@@ -7,10 +7,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from known import known_model, known_queries
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 import hopscope as hs
 from hopscope.errors import ResultError
-from hopscope.statistics import paired
+from hopscope.statistics import holm, paired
 from hopscope.study.figures import draw_figures
 from hopscope.study.study import COMPOSED, study_analyses
 
@@ -48,18 +50,65 @@ def test_claims_are_counted_query_by_query(runs: Path, tmp_path: Path) -> None:
     assert (row["own"], row["base"]) == (hits["none"].mean(), hits["random"].mean())
     assert (row["difference"], row["p"]) == pytest.approx((wanted["difference"], wanted["p"]))
     blocked = hs.load_result(runs / "knockout.correct").frame
-    late = blocked[(blocked["edge"] == "t2->t1") & (blocked["layer"] >= 3)]
-    own = late[late["control"] == "none"].groupby("query")["changed"].any()
-    claim = "Blocking t2 → t1 in late layers changes the answer"
-    row = table.loc[claim, "random edges", "correct"]
-    other = late[late["control"] == "random"].groupby("query")["changed"].any()
-    assert row["own"] == own[other.index].mean()
+    for edge, at in (("t1->e1", "t1 → e1"), ("t2->t1", "t2 → t1")):
+        for where, layers in (("early", (0, 1, 2)), ("late", (3, 4, 5))):
+            here = blocked[(blocked["edge"] == edge) & blocked["layer"].isin(layers)]
+            own, other = (
+                here[here["control"] == control].groupby("query")["changed"].any()
+                for control in ("none", "random")
+            )
+            claim = f"Blocking {at} in {where} layers changes the answer"
+            row = table.loc[claim, "random edges", "correct"]
+            shares = own[other.index].mean(), other.mean()
+            assert (row["own"], row["base"]) == pytest.approx(shares, abs=1e-6)
     read = hs.load_result(runs / "projection.correct").frame
     read = read[(read["site"] == "mlp_out") & (read["position"] == "t2") & (read["rank"] == 0)]
     row = table.loc["An MLP at t2 has the answer", "another answer", "correct"]
     n = row["n"]
     assert row["own"] * n == read[read["target"] == "e3"]["query"].nunique()
-    assert (table["p_holm"] >= table["p"]).all()
+    claim, control = "Attention at t2 has the bridge", "another bridge"
+    first = hs.load_result(runs / "projection.correct").frame
+    first = first[(first["site"] == "attn_out") & (first["position"] == "t2")]
+    for column, target in (("own", "e2"), ("base", "e2_other")):
+        found = first[(first["target"] == target) & (first["rank"] == 0)]["query"].nunique()
+        assert table.loc[claim, control, "correct"][column] * n == pytest.approx(found, abs=1e-3)
+    assert table["p_holm"].to_numpy() == pytest.approx(
+        holm(table["p"].to_numpy()), abs=1e-5, nan_ok=True
+    )
+    assert (table["p_holm"] > table["p"]).any()
+    patched = hs.load_result(runs / "back_patching.incorrect").repaired()
+    for at in ("t1", "t2"):
+        here = patched[patched["position"] == at].groupby("control")["hit"].mean()
+        for control, named in (("other", "another query's state"), ("random", "a random vector")):
+            row = table.loc[f"Back-patching {at} has the answer", named, "incorrect"]
+            assert (row["own"], row["base"]) == pytest.approx((here["none"], here[control]))
+
+
+def test_a_description_is_counted_beside_that_of_another_entity(runs: Path, tmp_path: Path) -> None:
+    table = drawn(runs, tmp_path).set_index("claim")
+    described = hs.load_result(runs / "description.correct").described()
+    shares = described.set_index(["entity", "position"])["share"]
+    for claim, entity, position in (
+        ("The bridge is described at t1", "e2", "t1"),
+        ("The bridge is described at t2", "e2", "t2"),
+        ("The answer is described at t2", "e3", "t2"),
+    ):
+        row = table.loc[claim]
+        wanted = shares[entity, position], shares[f"{entity}_other", position]
+        assert (row["own"], row["base"]) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_the_picture_says_how_many_queries_show_each_claim(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Figure] = []
+    monkeypatch.setattr(plt, "close", kept.append)
+    table = drawn(runs, tmp_path)
+    (ax,) = kept[0].axes
+    wanted = [f"{row.own:.0%} against {row.base:.0%}" for row in table.itertuples()]
+    assert sorted(each.get_text() for each in ax.texts) == sorted(wanted)
+    claims = dict.fromkeys(f"{row.claim}\nover {row.control}" for row in table.itertuples())
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(claims)
 
 
 def test_a_right_answer_that_some_cell_keeps_is_no_claim(runs: Path, tmp_path: Path) -> None:

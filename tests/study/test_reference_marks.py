@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 
 import hopscope as hs
 from hopscope.experiments.documents.attention import DocumentAttention
+from hopscope.experiments.documents.order_choice import OrderChoice
 from hopscope.experiments.documents.permutation import Permutation
 from hopscope.experiments.two_hop import description
 from hopscope.study.figures import draw_figures
@@ -46,6 +48,8 @@ def test_a_result_follows_its_paper_if_every_rule_is_theirs(
     assert follows_paper(
         hs.project(known_model(), known_queries()[:1], articles=True, progress=False)
     )
+    blocked = {"layers": [1], "progress": False, "preset": HOPPING}
+    assert follows_paper(hs.knockout(known_model(), known_queries()[:1], **blocked))
 
 
 def test_marks_are_the_papers_numbers_at_their_places(
@@ -78,6 +82,7 @@ def test_the_figure_tells_which_numbers_are_the_papers(
     )
     assert "paper" not in usual
     reported = theirs[theirs["panel"] == "reference"]
+    assert set(reported["measure"]) == {"share"}
     assert set(reported["model"]) == {"Llama-3-8B-Instruct", "Qwen2.5-7B-Instruct"}
     assert set(reported["subset"]) == {"correct"}
 
@@ -115,6 +120,69 @@ def over_documents(kind: str, template: object, family: str = "llama") -> hs.Res
     return Permutation(pd.DataFrame(rows, columns=list(Permutation.columns)), details, run)
 
 
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
+    """The figures that scripts draw, to look into."""
+    kept: list[Figure] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(plt, "close", kept.append)
+        yield kept
+    plt.close("all")
+
+
+def of_papers(figure: Figure, paper: str) -> dict[str, list[list[float]]]:
+    """The marks of a paper's numbers, by their labels."""
+    lines = [line for ax in figure.axes for line in ax.lines if paper in str(line.get_label())]
+    return {str(line.get_label()): line.get_xydata().tolist() for line in lines}
+
+
+def test_descriptions_are_marked_at_the_bars_of_the_querys_own_entity(
+    usual_and_theirs: list[hs.Description], tmp_path: Path, figures: list[Figure]
+) -> None:
+    usual_and_theirs[1].save(tmp_path / "description.correct")
+    draw_figures(SCRIPTS, ["description"], tmp_path, tmp_path / "drawn")
+    bars = sorted(each.get_x() + each.get_width() / 2 for each in figures[0].axes[0].patches)
+    for found in of_papers(figures[0], "CaKE").values():
+        for x, _ in found:
+            assert any(x == pytest.approx(bar) for bar in bars[::2])
+
+
+def test_back_patching_is_marked_for_wrong_compositions(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    given = {"cells": [(3, 1)], "progress": False, "preset": HOPPING}
+    for subset in ("incorrect", "correct"):
+        result = hs.back_patch(known_model(), known_queries()[:2], **given)
+        result.save(tmp_path / f"back_patching.{subset}")
+    draw_figures(SCRIPTS, ["back_patching"], tmp_path, tmp_path / "drawn")
+    found = of_papers(figures[0], "Hopping Too Late")
+    assert sorted(y for each in found.values() for _, y in each) == [0.32, 0.57, 0.66]
+    assert {x for each in found.values() for x, _ in each} == {0.5}  # beside t1 and t2
+    table = pd.read_csv(tmp_path / "drawn" / "back_patching.csv")
+    assert set(table[table["panel"] == "reference"]["subset"]) == {"incorrect"}
+
+
+def test_the_choice_of_an_order_is_marked_at_the_highest_peak(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    rows = [
+        (query, shuffle, f"shuffle_{shuffle}", "Yoko", 1.0 + shuffle, True, True, True, 1.0)
+        for query in "ab"
+        for shuffle in (0, 1)
+    ]
+    details = pd.DataFrame({"query": ["a", "b"], "names": '["Yoko"]'})
+    run = {
+        "settings": {"template": "paper_whole", "read": "generated", "k": 2},
+        "queries": {**OF_DOCUMENTS, "n": 2},
+        "model": {"name": "small", "family": "llama", "n_layers": 1},
+    }
+    result = OrderChoice(pd.DataFrame(rows, columns=list(OrderChoice.columns)), details, run)
+    assert len(drawn_of(result, "order_choice", tmp_path)) == 2
+    ax, found = figures[0].axes[0], of_papers(figures[0], "Masking")
+    place = [label.get_text() for label in ax.get_xticklabels()].index("highest\npeak")
+    assert sorted(found.values()) == [[[place + 0.2, 0.286]], [[place + 0.2, 0.337]]]
+
+
 def drawn_of(result: hs.Result, name: str, folder: Path) -> pd.DataFrame:
     """What the figure's table has of the papers."""
     result.save(folder / "runs" / f"{name}.documents")
@@ -146,26 +214,20 @@ def test_of_other_templates_nothing_is_told(name: str, template: object, tmp_pat
     assert drawn_of(over_documents(name, template), name, tmp_path).empty
 
 
-def test_peaks_have_the_papers_medians_beside_right_and_wrong_answers(tmp_path: Path) -> None:
+def test_peaks_have_the_papers_medians_beside_right_and_wrong_answers(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
     result = over_documents("attention_peaks", "paper_whole")
     table = drawn_of(result, "attention_peaks", tmp_path).set_index("subset")
     assert table["value"].to_dict() == {"right": 2.22, "wrong": 1.72}
-    ax = plt.figure().subplots()
-    places = {("right",): -0.36, ("wrong",): 0.36}
-    marks(ax, result, "attention_peaks", places, by=("subset",))
-    (line,) = ax.lines
-    assert line.get_label() == "Masking in Multi-hop QA"
-    assert line.get_xydata().tolist() == [[-0.36, 2.22], [0.36, 1.72]]
-    plt.close("all")
+    found = of_papers(figures[0], "Masking in Multi-hop QA")
+    assert found == {"Masking in Multi-hop QA": [[-0.36, 2.22], [0.36, 1.72]]}  # right is left
 
 
-def test_marks_stand_at_the_original_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    kept: list[Figure] = []
-    monkeypatch.setattr(plt, "close", kept.append)
+def test_marks_stand_at_the_original_order(tmp_path: Path, figures: list[Figure]) -> None:
     drawn_of(over_documents("document_order", "paper"), "document_order", tmp_path)
-    (ax,) = kept[0].axes
-    reported = [line for line in ax.lines if "Masking" in str(line.get_label())]
-    assert len(reported) == 5
-    for line in reported:
-        assert line.get_xdata() == pytest.approx([1.42])  # forward is at 0
-        assert line.get_ydata()[0] < ax.get_ylim()[1]
+    found = of_papers(figures[0], "Masking")
+    assert len(found) == 5
+    for ((x, y),) in found.values():
+        assert x == pytest.approx(1.42)  # forward is at 0
+        assert y < figures[0].axes[0].get_ylim()[1]
