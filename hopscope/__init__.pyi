@@ -2,6 +2,8 @@
 
 from .distributed.ray_cluster import Ray as Ray
 from .distributed.slurm import Slurm as Slurm
+from .documents.corpus import load_corpus as load_corpus
+from .documents.haystack import haystack as haystack
 from .documents.question_set import MultiDocQuestion as MultiDocQuestion
 from .documents.question_set import QuestionSet as QuestionSet
 from .engine.editing import edit as edit
@@ -14,6 +16,8 @@ from .engine.sweep import sweep as sweep
 from .errors import HopscopeError as HopscopeError
 from .experiments.documents.attention import DocumentAttention as DocumentAttention
 from .experiments.documents.attention import attention_to_documents as attention_to_documents
+from .experiments.documents.haystack import Haystacks as Haystacks
+from .experiments.documents.haystack import compare_retrievers as compare_retrievers
 from .experiments.documents.masked_paths import MaskedPaths as MaskedPaths
 from .experiments.documents.masked_paths import masked_paths as masked_paths
 from .experiments.documents.order_choice import OrderChoice as OrderChoice

@@ -209,6 +209,7 @@ INVALID: dict[str, Any] = {
     "SettingsOf": {"no such setting": 1},
     "Loaded": "smollm2-135m",
     "Queries": ["The capital of France is"],
+    "Retrievers": ["bm52"],
     "Questions": ["Where was the author of Emma born?"],
 }
 

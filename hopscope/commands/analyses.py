@@ -64,7 +64,10 @@ def command_of(spec: CommandSpec) -> Any:
     """The command of an analysis."""
     options = OPTIONS[spec.asks]
     without = () if spec.shards else ("shard",)
-    usual = {"subset": spec.usual_subset} if spec.asks == "subset" else {}
+    usual = {
+        "subset": {"subset": spec.usual_subset},
+        "documents": {"questions": spec.usual_questions},
+    }.get(spec.asks, {})
 
     def run(options: Any, context: typer.Context, **given: Any) -> None:
         entry = _registered(spec)

@@ -66,7 +66,11 @@ Queries = Annotated[
 ]
 Questions = Annotated[
     str,
-    typer.Option("--questions", "-q", help="world-docs, world-docs-real, a file, or a hub id."),
+    typer.Option(
+        "--questions",
+        "-q",
+        help="world-docs, world-docs-shared, a file, or a hub id.",
+    ),
 ]
 Subset = Annotated[
     str,

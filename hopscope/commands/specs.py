@@ -64,6 +64,7 @@ class CommandSpec:
         module: where the analysis is registered.
         asks: of what it is.
         usual_subset: what it analyses if nothing else is said.
+        usual_questions: the questions over documents that it asks if nothing else is said.
         shards: whether it can compute some parts only.
         parity: whether it has a setting of the paper's.
         own: its options that are arguments of the analysis.
@@ -77,6 +78,7 @@ class CommandSpec:
     module: str
     asks: str
     usual_subset: str
+    usual_questions: str
     shards: bool
     parity: bool
     own: tuple[OptionSpec, ...]
@@ -130,6 +132,7 @@ def spec_of(entry: Analysis) -> CommandSpec:
         entry.function.__module__,
         entry.asks,
         entry.usual_subset,
+        entry.usual_questions,
         "shard" in entry.keywords,
         bool(entry.parity),
         _options(entry, own, entry.function),

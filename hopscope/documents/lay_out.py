@@ -11,7 +11,7 @@ import numpy as np
 
 from hopscope.documents.layout import Encode, Label, Layout, Way
 from hopscope.documents.orders import Order, arrange
-from hopscope.documents.question_set import MultiDocQuestion
+from hopscope.documents.question_set import Document, MultiDocQuestion
 from hopscope.documents.templates import Template, template_of
 from hopscope.errors import QueryError, UsageError, one_of
 
@@ -120,12 +120,16 @@ def _parts(
             "fixed": template.number(question.numbers[index]),
             "none": "",
         }[label]
-        document = question.documents[index]
-        title, text = document.title, document.text
-        if not template.verbatim:
-            title, text = _one_line(title), _one_line(text)
-        parts.append(template.document.format(label=number, title=title, text=text))
+        parts.append(document_text(question.documents[index], template, number))
     return [*parts, template.question.format(question=question.question)]
+
+
+def document_text(document: Document, template: Template, number: str) -> str:
+    """Return a document as it stands in a prompt, with its number."""
+    title, text = document.title, document.text
+    if not template.verbatim:
+        title, text = _one_line(title), _one_line(text)
+    return template.document.format(label=number, title=title, text=text)
 
 
 def _demonstration(question: MultiDocQuestion, template: Template, label: Label) -> str:

@@ -23,7 +23,10 @@ Encode = Callable[[str], tuple[Sequence[int], Sequence[tuple[int, int]]]]
 """A tokenizer: maps a text to token ids and the half-open character range of each token."""
 
 Span = str | Sequence[int]
-SPAN_NAMES = "instruction, documents, document N, gold, gold N, distractors, question, answer, last"
+SPAN_NAMES = (
+    "instruction, documents, document N, gold, gold N, distractors, distractor N, question, "
+    "answer, last"
+)
 """The names that `Layout.tokens` accepts."""
 
 
@@ -96,9 +99,9 @@ class Layout:
 
         Args:
             span: `instruction`; `documents`; `document N`, by its number; `gold`; `gold N`, the
-                N-th document of the chain, from 1; `distractors`; `question`; `answer`; `last`,
-                the last token of the prompt; or token indices, where negative ones count from the
-                end.
+                N-th document of the chain, from 1; `distractors`; `distractor N`, the N-th of
+                them in the original order, from 1; `question`; `answer`; `last`, the last token of
+                the prompt; or token indices, where negative ones count from the end.
 
         Returns:
             The indices; none if the part is not in the prompt.
@@ -128,17 +131,18 @@ class Layout:
         return tuple(range(*segment.get(name, self._question_segment)))
 
     def _numbered_document(self, name: str, number: str) -> tuple[int, ...]:
-        """Return the token indices of `document N` or `gold N`."""
-        gold = self.question.gold
-        if name not in ("document", "gold") or not number.isdigit():
+        """Return the token indices of `document N`, `gold N` or `distractor N`."""
+        question = self.question
+        groups = {"gold": ("gold documents", question.gold)}
+        groups["distractor"] = ("distractors", question.distractors)
+        if name not in ("document", *groups) or not number.isdigit():
             raise QueryError(f"unknown span '{name} {number}': choose one of {SPAN_NAMES}")
         if name == "document":
             return tuple(self.document(self._index(int(number))))
-        if not 1 <= int(number) <= len(gold):
-            raise QueryError(
-                f"no {name} {number}: the question has gold documents 1 to {len(gold)}"
-            )
-        return tuple(self.document(gold[int(number) - 1]))
+        noun, group = groups[name]
+        if not 1 <= int(number) <= len(group):
+            raise QueryError(f"no {name} {number}: the question has {noun} 1 to {len(group)}")
+        return tuple(self.document(group[int(number) - 1]))
 
     def _index(self, number: int) -> int:
         """Return the index of a document by the number that it had before others were dropped."""

@@ -9,7 +9,11 @@ from typing import Any
 from hopscope.documents.question_set import QuestionSet
 from hopscope.errors import QueryError, did_you_mean
 
-BUNDLED_QUESTION_SETS = {"world-docs": "invented", "world-docs-real": "real"}
+BUNDLED_QUESTION_SETS = {
+    "world-docs": "invented",
+    "world-docs-shared": "shared",
+    "world-docs-real": "real",
+}
 """The question sets that come with hopscope, each with the kind of names in its documents."""
 
 
@@ -35,10 +39,10 @@ def load_questions(
 
     Args:
         source: "world-docs" (two-hop questions over short documents, with invented names, so that
-            they cannot be answered from memory) or "world-docs-real" (the same facts with real
-            names); the path of a .jsonl, .json or .parquet file; the id of a data set on the
-            Hugging Face hub; a sequence of mappings, one for each row; or a question set, which
-            is returned as it is.
+            they cannot be answered from memory), "world-docs-shared" (each entity has one invented
+            name in all questions) or "world-docs-real" (the same facts with real names); the path
+            of a .jsonl, .json or .parquet file; the id of a data set on the Hugging Face hub; a
+            sequence of mappings, one for each row; or a question set, which is returned as it is.
         split: split of a hub data set; by default its only split, or else "validation".
         distractors: for the bundled sets, the number of documents besides the two gold ones.
         seed: for the bundled sets, the seed of names, distractors and the original order.

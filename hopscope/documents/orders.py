@@ -1,4 +1,4 @@
-"""Provides orders of documents: named orders, seeded shuffles, and explicit lists of indices."""
+"""Provides orders of documents: named orders, seeded shuffles, a question's own, and indices."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ Order = str | Sequence[int]
 NAMES = (
     "original, forward, backward, forward_G, backward_G, rm_first, gold, gold_original, shuffle_K"
 )
+RETRIEVED = ("retrieved", "retrieved_reversed")
+"""The orders that questions whose documents were retrieved have beside them."""
 _SPACED = re.compile(r"(forward|backward)_(\d+)")
 _SHUFFLE = re.compile(r"shuffle_(\d+)")
 
@@ -42,6 +44,9 @@ def arrange(question: MultiDocQuestion, order: Order, seed: int = 0) -> tuple[in
     - `gold_original`: only the gold documents, in their original order, as in the code of Huang et
       al.
     - `shuffle_K`: the K-th seeded shuffle, counted from 0.
+    - `retrieved`, `retrieved_reversed`: by the scores of the retriever, the nearest document first
+      or last (questions of `hopscope.documents.haystack.haystack`); any other name in the
+      question's own `orders`.
     - A sequence of document numbers gives exactly these documents, and leaves out the others.
 
     Args:
@@ -72,7 +77,7 @@ def arrange(question: MultiDocQuestion, order: Order, seed: int = 0) -> tuple[in
         return question.gold
     spaced = _SPACED.fullmatch(order)
     if order not in ("forward", "backward", "rm_first", "gold", "gold_original") and spaced is None:
-        raise QueryError(f"unknown order {order!r}: give one of {NAMES}, or a list of indices")
+        return _own(question, order)
     if not question.ordered:
         raise ImpossibleOrderError(
             f"question {question.id!r} cannot be put in the order {order!r}: the order of its "
@@ -87,6 +92,20 @@ def arrange(question: MultiDocQuestion, order: Order, seed: int = 0) -> tuple[in
         return _spaced(question, chain, int(spaced[2]), order)
     places = iter(chain)
     return tuple(next(places) if each in chain else each for each in everything)
+
+
+def _own(question: MultiDocQuestion, order: str) -> tuple[int, ...]:
+    """Return the indices of documents in an order that the question brings along."""
+    if order in question.orders:
+        numbers = [each for each in question.orders[order] if each in question.numbers]
+        return _explicit(question, numbers)
+    if order in RETRIEVED:
+        raise ImpossibleOrderError(
+            f"question {question.id!r} cannot be put in the order {order!r}: its documents were "
+            "not retrieved; make the questions with hs.haystack(questions, ...)"
+        )
+    known = ", ".join((NAMES, *question.orders))
+    raise QueryError(f"unknown order {order!r}: give one of {known}, or a list of indices")
 
 
 def _explicit(question: MultiDocQuestion, order: Sequence[int]) -> tuple[int, ...]:
@@ -151,13 +170,15 @@ def shuffles(question: MultiDocQuestion, k: int, seed: int = 0) -> list[tuple[in
 def that_allow(questions: QuestionSet, orders: Sequence[Order], seed: int = 0) -> QuestionSet:
     """Return the questions whose documents can be put in every one of the given orders.
 
+    Those by a retriever's scores do not count: documents may yet be retrieved.
+
     Raises:
         QueryError: for an unknown order.
     """
 
     def allows(question: MultiDocQuestion) -> bool:
         try:
-            for order in orders:
+            for order in (each for each in orders if each not in RETRIEVED):
                 arrange(question, order, seed)
         except ImpossibleOrderError:
             return False

@@ -23,10 +23,17 @@ DEMONSTRATION_DISTRACTORS = 2
 
 @dataclass(frozen=True)
 class Document:
-    """A document with a title and a text."""
+    """A document with a title and a text.
+
+    Attributes:
+        title: the title.
+        text: the text.
+        links: titles of the documents that it links to; None where that is not known.
+    """
 
     title: str
     text: str
+    links: tuple[str, ...] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,8 @@ class MultiDocQuestion:
         aliases: other names of the answer.
         ordered: whether the order of the hops is known, which HotpotQA does not always state.
         numbers: number of each document: its index before other documents were dropped.
+        orders: orders of this question's documents by name, each as document numbers; those of
+            other questions may differ.
         extra: other fields of the row.
 
     Raises:
@@ -76,6 +85,7 @@ class MultiDocQuestion:
     aliases: tuple[str, ...] = ()
     ordered: bool = True
     numbers: tuple[int, ...] = ()
+    orders: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
@@ -121,6 +131,16 @@ class MultiDocQuestion:
     def names(self) -> tuple[str, ...]:
         """The answer and its aliases; numbers as text."""
         return tuple(name for name in map(name_text, (self.answer, *self.aliases)) if name)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What is asked, for fingerprints: all but `extra` and the links between documents."""
+        content = {**asdict(self), "extra": None}
+        for document in content["documents"]:
+            del document["links"]
+        if not self.orders:  # sets of earlier versions have none
+            del content["orders"]
+        return content
 
     @property
     def mentioned(self) -> frozenset[str]:
@@ -225,8 +245,7 @@ class QuestionSet(Sequence[MultiDocQuestion]):
         """sha256 over the questions, the few-shot settings and, if it is used, the pool."""
         digest = hashlib.sha256()
         for each in (*self.questions, *(self.pool if self.few_shot else ())):
-            content = {**asdict(each), "extra": None}
-            digest.update(json.dumps(content, sort_keys=True, default=str).encode())
+            digest.update(json.dumps(each.content, sort_keys=True, default=str).encode())
         digest.update(f"{len(self)} {self.few_shot} {self.few_shot_seed}".encode())
         return digest.hexdigest()
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+from hopscope.documents.question_set import QuestionSet
 from hopscope.errors import one_of
 from hopscope.queries.answers import ANSWER_RULES
 
@@ -161,3 +162,11 @@ def template_of(template: str | Template) -> Template:
     if isinstance(template, Template):
         return template
     return TEMPLATES[one_of("template", template, TEMPLATES)]
+
+
+def template_for(questions: QuestionSet, template: str | Template | None) -> str | Template:
+    """The template that was asked for, or the one that suits the set: `plain` for short documents
+    with demonstrations."""
+    if template is not None:
+        return template
+    return "plain" if questions.few_shot else "answer_only"

@@ -61,12 +61,15 @@ def world_docs(
     A document is one sentence that states one fact; its title is the subject of the fact. Where
     possible, distractors are chains of the same two relations about other entities, so that the
     relations do not give away the gold documents. All documents of a question have different
-    subjects, and no distractor leads to the answer. `extra["others"]` of a question holds, for each
-    complete chain of distractors, the two-hop question and both single hops about it, with answers.
+    subjects, and no distractor leads to the answer. A document links to those about the object of
+    its fact. `extra["others"]` of a question holds, for each complete chain of distractors, the
+    two-hop question and both single hops about it, with answers; `extra["own_names"]` says whether
+    its names mean something else in other questions.
 
     Args:
         names: `invented` gives each entity an invented name, drawn anew for each question, so that
-            questions cannot be answered from memory; `real` keeps the names.
+            questions cannot be answered from memory; `shared` gives it one for the whole set, so
+            that the documents of all questions are about one world; `real` keeps the names.
         distractors: number of documents besides the two gold ones.
         seed: seed of names, distractors and the original order.
         name: name of the set.
@@ -77,15 +80,19 @@ def world_docs(
     Raises:
         QueryError: for other `names`, or if the facts do not give enough distractors.
     """
-    one_of("names", names, ("invented", "real"), QueryError)
+    one_of("names", names, ("invented", "shared", "real"), QueryError)
     if distractors < 0:
         raise QueryError(f"distractors must be 0 or more, not {distractors}")
     queries = load_queries("world", few_shot=0)
     by_relations: dict[tuple[str, str], list[TwoHopQuery]] = defaultdict(list)
     for query in queries:
         by_relations[query.r1, query.r2].append(query)
+    given: Mapping[str, str] | None = None if names == "invented" else {}
+    if names == "shared":
+        facts = [fact for query in queries for fact in (_first(query), _second(query))]
+        given = _renamed(facts, random.Random(seed))
     questions = [
-        _question(query, by_relations[query.r1, query.r2], queries, names, distractors, seed, terse)
+        _question(query, by_relations[query.r1, query.r2], queries, given, distractors, seed, terse)
         for query in queries
     ]
     return QuestionSet(tuple(questions), name, few_shot=FEW_SHOT)
@@ -95,12 +102,19 @@ def _question(
     query: TwoHopQuery,
     same_relations: Sequence[TwoHopQuery],
     all_queries: Sequence[TwoHopQuery],
-    names: str,
+    given: Mapping[str, str] | None,
     distractors: int,
     seed: int,
     terse: bool,
 ) -> MultiDocQuestion:
-    """Build the question over documents of one query; arguments as for `world_docs`."""
+    """Build the question over documents of one query.
+
+    Args:
+        query: the query.
+        same_relations, all_queries: where distractors come from.
+        given: other names for entities; None to draw them for this question.
+        distractors, seed, terse: as for `world_docs`.
+    """
     rng = random.Random(f"{seed} {query.id}")
     facts, others = [_first(query), _second(query)], list[TwoHopQuery]()
     for other, fact in _distractor_facts(query, same_relations, all_queries, rng):
@@ -115,7 +129,7 @@ def _question(
                 f"the facts give question {query.id!r} only {len(facts) - 2} distractors, not "
                 f"{distractors}; take fewer"
             )
-    renamed = _renamed(facts, rng) if names == "invented" else {}
+    renamed = _renamed(facts, rng) if given is None else given
     order = rng.sample(range(len(facts)), len(facts))
     write_document, write_questions = (
         (_terse_document, _terse_questions) if terse else (_document, _questions)
@@ -128,7 +142,10 @@ def _question(
         documents=tuple(write_document(facts[place], renamed) for place in order),
         hops=(Hop(*first, order.index(0)), Hop(*second, order.index(1))),
         aliases=() if renamed else query.e3_aliases,
-        extra={"others": tuple(write_questions(other, renamed) for other in others)},
+        extra={
+            "others": tuple(write_questions(other, renamed) for other in others),
+            "own_names": given is None,
+        },
     )
 
 
@@ -251,7 +268,7 @@ def _terse_document(fact: Fact, renamed: Mapping[str, str]) -> Document:
     """Write a fact as its subject and object alone."""
     _, subject, target = fact
     subject, target = renamed.get(subject, subject), renamed.get(target, target)
-    return Document(subject, f"{subject} {target}")
+    return Document(subject, f"{subject} {target}", (target,))
 
 
 def _document(fact: Fact, renamed: Mapping[str, str]) -> Document:
@@ -259,7 +276,7 @@ def _document(fact: Fact, renamed: Mapping[str, str]) -> Document:
     relation, subject, target = fact
     subject, target = renamed.get(subject, subject), renamed.get(target, target)
     sentence = _sentences()[relation].format(subject=subject, object=target)
-    return Document(subject, sentence[:1].upper() + sentence[1:])
+    return Document(subject, sentence[:1].upper() + sentence[1:], (target,))
 
 
 def _renamed(facts: Sequence[Fact], rng: random.Random) -> Mapping[str, str]:

@@ -47,6 +47,10 @@ Asks = Literal["subset", "queries", "documents", "models"]
 documents, or models that it is given or makes itself."""
 
 
+DOCUMENTS = "world-docs"
+"""The questions over documents that analyses ask, unless they say others."""
+
+
 class RunKeywords(TypedDict, total=False):
     """The keywords that analyses have in common, as `RunOptions` describes them."""
 
@@ -146,6 +150,8 @@ class Analysis:
         asks: of what it is.
         subsets: the subsets that a study runs it on; none if it is no part of a study.
         usual_subset: what the command analyses if nothing else is said.
+        usual_questions: the questions over documents that the command and a study ask if nothing
+            else is said.
         order: its place among the others.
         accepts: what its parameters may be.
         keywords: which of the keywords of `RunOptions` it takes.
@@ -170,6 +176,7 @@ class Analysis:
     asks: Asks = "subset"
     subsets: tuple[str, ...] = ()
     usual_subset: str = "correct"
+    usual_questions: str = DOCUMENTS
     order: int = 1000
     accepts: Mapping[str, Constraint] = field(default_factory=dict)
     keywords: Sequence[str] = RUN_KEYWORDS

@@ -108,9 +108,9 @@ class Questions(_Made):
     kind = QuestionSet
     wanted = "a QuestionSet"
     advice = (
-        "make one with hs.load_questions(...) of 'world-docs', 'world-docs-real', a .jsonl, .json "
-        "or .parquet file, a hub id or rows (frame.to_dict('records')), or with "
-        "hs.QuestionSet([hs.MultiDocQuestion(...), ...])"
+        "make one with hs.load_questions(...) of 'world-docs', 'world-docs-shared', "
+        "'world-docs-real', a .jsonl, .json or .parquet file, a hub id or rows "
+        "(frame.to_dict('records')), or with hs.QuestionSet([hs.MultiDocQuestion(...), ...])"
     )
 
 

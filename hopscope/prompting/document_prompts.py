@@ -20,7 +20,7 @@ from hopscope.documents.lay_out import check_positions, lay_out
 from hopscope.documents.layout import Encode, Label, Layout, Way
 from hopscope.documents.orders import Order, arrange
 from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
-from hopscope.documents.templates import TEMPLATES, Template, template_of
+from hopscope.documents.templates import TEMPLATES, Template, template_for, template_of
 from hopscope.engine.masked.reader import Reader, reader_of
 from hopscope.engine.read_out import Readings, ReadOut, Version
 from hopscope.errors import QueryError, ResultError, one_of
@@ -396,11 +396,3 @@ def accuracies(frame: pd.DataFrame, by: Sequence[str], metric: str, seed: int = 
     """
     check_metric(metric)
     return intervals(frame, by, metric, "accuracy", seed)
-
-
-def template_for(questions: QuestionSet, template: str | Template | None) -> str | Template:
-    """The template that was asked for, or the one that suits the set: `plain` for short documents
-    with demonstrations."""
-    if template is not None:
-        return template
-    return "plain" if questions.few_shot else "answer_only"

@@ -33,8 +33,6 @@ from hopscope.study.presets import Preset
 
 logger = logging.getLogger(__name__)
 
-DOCUMENTS = "world-docs"
-"""The questions over documents that a study asks."""
 COMPOSED = {"claims": ("description", "knockout", "projection", "back_patching")}
 """The analyses of figures that are drawn from several, in the order in which they are drawn."""
 GRADED = ("correct", "incorrect")
@@ -271,7 +269,7 @@ class _Task:
         if entry.asks == "subset":
             inputs = self.subset(subset)
         elif entry.asks == "documents":
-            questions = load_questions(DOCUMENTS, seed=self.seed)
+            questions = load_questions(entry.usual_questions, seed=self.seed)
             inputs = limited(questions, self.size.questions, self.seed)
         chosen: QuerySet | QuestionSet = (
             inputs if entry.chosen is None else entry.chosen(inputs, self.scale)

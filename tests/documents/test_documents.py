@@ -265,7 +265,7 @@ def test_a_question_set_is_returned_as_it_is() -> None:
 def test_an_unknown_name_is_an_error_that_says_what_is_known(source: str, meant: str) -> None:
     with pytest.raises(QueryError, match=meant) as error:
         load_questions(source)
-    assert "world-docs, world-docs-real" in str(error.value)
+    assert "world-docs, world-docs-shared, world-docs-real" in str(error.value)
 
 
 def test_a_path_is_never_the_name_of_a_bundled_set() -> None:

@@ -230,7 +230,9 @@ def test_more_distractors_than_there_are_facts_is_an_error() -> None:
 
 
 def test_other_names_and_negative_numbers_are_errors() -> None:
-    with pytest.raises(QueryError, match="unknown names 'fake': choose one of invented, real"):
+    with pytest.raises(
+        QueryError, match="unknown names 'fake': choose one of invented, shared, re"
+    ):
         world_docs("fake")
     with pytest.raises(QueryError, match="0 or more, not -1"):
         load_questions("world-docs", distractors=-1)

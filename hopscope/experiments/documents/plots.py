@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -206,3 +209,143 @@ def path_lines(
     return edge_effects(
         effect, ax, title, "distractor", "to a distractor instead", PATH_LABELS[measure]
     )
+
+
+RETRIEVER_STYLES = {
+    "bm25": (BLUE, "o"),
+    "dense": (GREEN, "^"),
+    "ppr": (VERMILION, "s"),
+    "random": (GREY, "D"),
+}
+"""Colour and mark of each retriever; random distractors are a control."""
+SCORE_LABELS = {"f1": "largest F1", "answer_logprob": "log P(answer), nats"}
+
+
+def retriever_styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and mark of each retriever, in the order of first appearance."""
+    others = iter((PINK, ORANGE, SKY, BLACK) * 9)
+    return {
+        name: RETRIEVER_STYLES.get(name) or (next(others), "v") for name in dict.fromkeys(names)
+    }
+
+
+def retriever_points(
+    accuracy: pd.DataFrame, ax: Axes | None = None, title: str = "", measure: str = ""
+) -> Axes:
+    """Answers by order, a colour for each retriever; a grey line at the gold documents alone.
+
+    Args:
+        accuracy: `Haystacks.accuracy()`.
+        ax: where to draw.
+        title: of the axes.
+        measure: what the numbers are; shares of questions unless it is `answer_logprob`.
+    """
+    ax = axes_or_new(ax, 2.6)
+    alone = accuracy[accuracy["retriever"] == "gold alone"]
+    found = accuracy[accuracy["retriever"] != "gold alone"]
+    for row in alone.to_dict("records"):
+        ax.axhspan(row["low"], row["high"], color=FAINT, lw=0, zorder=0)
+        ax.axhline(row["accuracy"], color=BLACK, ls="--", lw=1, label="gold alone")
+    _by_order(ax, found, "accuracy")
+    ax.set(ylabel=SCORE_LABELS.get(measure, "questions answered"), title=title)
+    if measure != "answer_logprob":
+        ax.set_ylim(bottom=min(0, *ax.get_ylim()))
+        ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
+    legend_below(ax, gap=0.5)
+    return ax
+
+
+def _by_order(ax: Axes, rows: pd.DataFrame, value: str) -> None:
+    """Draw a point with its interval for each order (and mask) and retriever."""
+    keys = list(dict.fromkeys(zip(rows["order"], rows["mask"], strict=True)))
+    styles = retriever_styles(rows["retriever"])
+    for index, (name, (color, mark)) in enumerate(styles.items()):
+        own = rows[rows["retriever"] == name]
+        shift = (index - (len(styles) - 1) / 2) * min(0.16, 0.7 / len(styles))
+        places = [keys.index(key) for key in zip(own["order"], own["mask"], strict=True)]
+        errors = errors_of(own, value)
+        at = np.array(places) + shift
+        ax.errorbar(at, own[value], errors, None, mark, color=color, ms=4, label=name, **_BARS)
+    labels = [_order_label(order, mask) for order, mask in keys]
+    ax.set_xticks(range(len(keys)), labels)
+    ax.set_xlim(-0.5, len(keys) - 0.5)
+    ax.grid(axis="y", color=FAINT, lw=0.6)
+    ax.set_axisbelow(True)
+
+
+_BARS: Mapping[str, Any] = {"elinewidth": 0.8, "capsize": 1.5}
+
+
+def _order_label(order: str, mask: str) -> str:
+    words = order if mask != "document_block" else f"{order} (blind documents)"
+    return "\n".join(words.replace("_", " ").split(" ", 1))
+
+
+def retriever_gains(gains: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """How much each retriever changes the answer against another, by order.
+
+    Args:
+        gains: `Haystacks.compare(measure="answer_logprob")`.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = axes_or_new(ax, 2.6)
+    _by_order(ax, gains[gains["retriever"] != "gold alone"], "difference")
+    ax.axhline(0, color=GREY, lw=0.8, zorder=0)
+    base = gains["base"].iloc[0] if len(gains) else "random"
+    ax.set(ylabel=f"log P(answer) less {base}, nats", title=title)
+    legend_below(ax, gap=0.5)
+    return ax
+
+
+def rank_lines(attention: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """The attention to a distractor by its rank, a line for each retriever.
+
+    Args:
+        attention: `Haystacks.attention_by_rank()` of one order and mask.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = axes_or_new(ax, 2.6)
+    distractors = attention[attention["rank"] > 0]
+    most = distractors.groupby("retriever")["n"].transform("max")
+    distractors = distractors[distractors["n"] == most]  # ranks that every question has
+    styles = retriever_styles(distractors["retriever"])
+    for index, (name, (color, mark)) in enumerate(styles.items()):
+        rows = distractors[distractors["retriever"] == name]
+        ax.plot(rows["rank"], rows["ic"], "-", marker=mark, ms=3, color=color, lw=1.2, label=name)
+        some = Whiskers(index, len(styles)).some(len(rows))
+        ax.vlines(rows["rank"][some], rows["low"][some], rows["high"][some], color=color, lw=0.7)
+    for row in attention[(attention["rank"] == 0)].head(1).to_dict("records"):
+        ax.axhline(row["ic"], color=BLACK, ls="--", lw=1, label="gold, on average")
+    ax.set(xlabel="rank of the distractor", ylabel="attention to it (IC)", title=title)
+    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    ax.set_ylim(bottom=0)
+    legend_below(ax)
+    return ax
+
+
+def cut_points(cuts: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """What blocking one distractor does, by retriever: the nearest filled, another one hollow.
+
+    Args:
+        cuts: `Haystacks.cuts()` of one order.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = axes_or_new(ax, 2.6)
+    styles = retriever_styles(cuts["retriever"])
+    for place, (name, (color, mark)) in enumerate(styles.items()):
+        for cut, shift in (("hardest", -0.12), ("other", 0.12)):
+            rows = cuts[(cuts["retriever"] == name) & (cuts["cut"] == cut)]
+            at, errors = [place + shift] * len(rows), errors_of(rows, "effect")
+            fill = color if cut == "hardest" else "white"
+            look: dict[str, Any] = {"color": color, "mfc": fill, "ms": 4, **_BARS}
+            ax.errorbar(at, rows["effect"], errors, None, mark, **look)
+    for fill, label in ((BLACK, "the nearest distractor"), ("white", "another of its length")):
+        ax.plot([], [], "o", color=BLACK, mfc=fill, ms=4, label=label)
+    ax.axhline(0, color=GREY, lw=0.8, zorder=0)
+    ax.set_xticks(range(len(styles)), list(styles))
+    ax.set(ylabel=PATH_LABELS["answer_change"], title=title, xlim=(-0.5, len(styles) - 0.5))
+    legend_below(ax)
+    return ax
