@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+from collections.abc import Hashable, Iterable
+from numbers import Integral
+from pathlib import Path
+from types import UnionType
 from typing import TypeVar
 
 T = TypeVar("T")
+
+MAX_SEED = 2**32 - 1
+"""The largest seed that all generators take."""
+LONGEST_SHOWN = 80
+"""Characters of a name that a message shows."""
 
 
 class HopscopeError(Exception):
@@ -25,6 +34,10 @@ class UnknownModelError(ModelError, UsageError):
     """A model name that nothing answers to."""
 
 
+class UnusableModelError(ModelError, UsageError):
+    """What was given as a model is none, is of another kind, or lies in files that are damaged."""
+
+
 class UntrustedModelError(ModelError, UsageError):
     """A model that could run code of its own when it is read, which the call does not allow."""
 
@@ -35,6 +48,10 @@ class QueryError(UsageError):
 
 class ResultError(HopscopeError):
     """A saved result that cannot be read, or does not belong to what was asked."""
+
+
+class NoResultError(ResultError, UsageError):
+    """A place that was named for a saved result, and holds none."""
 
 
 class DamagedResultError(ResultError):
@@ -62,10 +79,89 @@ def one_of(kind: str, name: T, known: Iterable[str], error: type[UsageError] = U
         'causal'
     """
     known = list(known)
-    if name not in known:
+    if not isinstance(name, Hashable) or name not in known:  # tables compare to tables
         choices = f"choose one of {', '.join(known)}{did_you_mean(str(name), known)}"
-        raise error(f"unknown {kind} {name!r}: {choices}")
+        raise error(f"unknown {kind} {_shortened(repr(name))}: {choices}")
     return name
+
+
+def whole_number(
+    name: str,
+    value: object,
+    least: int | None = None,
+    most: int | None = None,
+    error: type[UsageError] = UsageError,
+) -> int:
+    """Return a whole number that lies between two others.
+
+    Args:
+        name: what it is of, for the message.
+        value: what was given.
+        least, most: the smallest and the largest it may be; any if None.
+        error: the class of the error.
+
+    Raises:
+        UsageError: or `error`: for anything else.
+
+    Example:
+        >>> whole_number("draws", 3, least=1)
+        3
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise error(f"{name} must be a whole number, not {_shortened(repr(value))}")
+    if least is not None and value < least:
+        raise error(f"{name} must be {least} or more, not {value}")
+    if most is not None and value > most:
+        raise error(f"{name} must be {most} at most, not {value}")
+    return int(value)
+
+
+def of_type(
+    name: str,
+    value: T,
+    kinds: type | UnionType,
+    hint: str = "",
+    error: type[UsageError] = UsageError,
+) -> T:
+    """Return an argument that is of a type.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was given.
+        kinds: the type, or a union of several.
+        hint: how such a thing is made, for the message.
+        error: the class of the error.
+
+    Raises:
+        UsageError: or `error`: if it is not.
+
+    Example:
+        >>> of_type("name", "Kyoto", str)
+        'Kyoto'
+    """
+    if not isinstance(value, kinds):
+        known = getattr(kinds, "__args__", (kinds,))
+        names = " or ".join(each.__name__ for each in known)
+        shown = f"{_shortened(repr(value))} of type {type(value).__name__}"
+        raise error(f"{name} must be a {names}, not {shown}{hint and f': {hint}'}")
+    return value
+
+
+def path_of(name: str, value: object) -> Path:
+    """Return an argument that names a file or folder as a path.
+
+    Raises:
+        UsageError: for what is no path, has no name, or has a null byte in it.
+    """
+    if isinstance(value, str | os.PathLike) and str(value) and "\0" not in str(value):
+        return Path(value)
+    raise UsageError(f"{name} must be the path of a file or folder, not {_shortened(repr(value))}")
+
+
+def _shortened(text: str) -> str:
+    """A text in one line that a message can hold."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST_SHOWN else f"{line[: LONGEST_SHOWN - 4]} ..."
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hopscope.errors import PlaceError, WriteError
+from hopscope.interrupts import interrupt_safe, uninterrupted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -216,7 +217,7 @@ def _write_errors() -> tuple[type[Exception], ...]:
     return (OSError,) if safetensors is None else (OSError, safetensors.SafetensorError)
 
 
-@contextmanager
+@interrupt_safe
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to, and rename it to `path` when the block ends.
 
@@ -257,6 +258,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, _as_json(content))
 
 
+@uninterrupted
 def write_json_once(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file unless it is there; of several writers at once the first prevails."""
     with writing(path):
@@ -277,7 +279,7 @@ def _as_json(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-@contextmanager
+@interrupt_safe
 def temporary_folder(path: Path, is_own: Callable[[str], bool] | None = None) -> Iterator[Path]:
     """Give an empty temporary folder beside `path`, which is removed when the block ends.
 
@@ -301,6 +303,7 @@ def temporary_folder(path: Path, is_own: Callable[[str], bool] | None = None) ->
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@uninterrupted
 def publish_folder(
     temporary: Path,
     path: Path,
@@ -345,7 +348,7 @@ def publish_folder(
             _remove(old, path, is_own)
 
 
-@contextmanager
+@interrupt_safe
 def replacing_folder(path: Path, is_own: Callable[[str], bool] | None = None) -> Iterator[Path]:
     """Give an empty temporary folder to fill, and rename it to `path` when the block ends.
 
@@ -369,7 +372,7 @@ def replacing_folder(path: Path, is_own: Callable[[str], bool] | None = None) ->
             publish_folder(temporary, path, is_own=is_own)
 
 
-@contextmanager
+@interrupt_safe
 def filling_folder(folder: Path, last: str) -> Iterator[Path]:
     """Give an empty temporary folder, and move its files into `folder` when the block ends.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hopscope.documents.load import load_questions as load_questions
+from hopscope.errors import path_of
 from hopscope.models.load import load_any as load_any
 from hopscope.models.load import load_encoder_decoder as load_encoder_decoder
 from hopscope.models.load import load_model as load_model
@@ -22,4 +23,4 @@ def load_result(path: str | Path) -> Result:
     Example:
         >>> load_result("runs/mine").summary()  # doctest: +SKIP
     """
-    return read_result(Path(path), Result.kinds)
+    return read_result(path_of("path", path), Result.kinds)

@@ -28,7 +28,7 @@ import typer
 from typer.models import OptionInfo
 
 from hopscope.commands.printing import AsJson, Full
-from hopscope.errors import TakenError, UsageError, one_of
+from hopscope.errors import MAX_SEED, TakenError, UsageError, one_of
 from hopscope.files import check_place
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ Parity = Annotated[
     bool, typer.Option(help="The setting of the paper's own code, with no demonstrations.")
 ]
 Step = Annotated[int, typer.Option("--layer-step", min=1, help="Use only every n-th layer.")]
-Seed = Annotated[int, typer.Option(help="Random seed.")]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Random seed.")]
 
 
 def folder_option(path: Path | None) -> Path | None:

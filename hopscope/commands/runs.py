@@ -74,6 +74,21 @@ def merge_command(
     print(f"{merge_runs(into, runs)} parts were added to {into}")
 
 
+@runs_app.command("repair", epilog=example("runs repair runs/back-patch"))
+def repair_command(folder: Folder) -> None:
+    """Remove the parts that cannot be read, so that the run computes them again.
+
+    What is removed is listed; all else stays.
+    """
+    from hopscope.results.run_folder import repair
+
+    removed = [run / name for run in _runs(folder) for name in repair(run)]
+    for path in removed:
+        print(path)
+    if not removed:
+        print(f"nothing in {folder} is damaged")
+
+
 def _runs(folder: Path) -> list[Path]:
     """The runs in a folder.
 

@@ -9,6 +9,7 @@ import typer
 
 from hopscope.commands.options import example, folder_option
 from hopscope.commands.printing import AsJson, show, table_text
+from hopscope.errors import MAX_SEED
 
 worlds_app = typer.Typer(
     no_args_is_help=True, help="Small models that are trained here, whose two hops are known."
@@ -31,7 +32,9 @@ def worlds_list(as_json: AsJson = False) -> None:
 @worlds_app.command("train", epilog=example("worlds train two-hop-looped --seed 3"))
 def worlds_train(
     name: Annotated[str, typer.Argument(help="A name of `hopscope worlds list`.")],
-    seed: Annotated[int, typer.Option(min=0, help="Seed of facts, weights and batches.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Seed of facts, weights and batches.")
+    ] = 0,
     out: Annotated[
         Path | None,
         typer.Option(

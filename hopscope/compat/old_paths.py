@@ -98,6 +98,7 @@ MOVED: Mapping[str, Sequence[str]] = {
     ),
     "masks": ("masks.algebra", "masks.named", "masks.lowering"),
     "models": ("models.load", "models.language_model", "models.encoder_decoder"),
+    "models.interrupts": ("interrupts",),
     "orders": ("documents.orders",),
     "paths": ("queries.graph_paths",),
     "plots": ("experiments.two_hop.plots", "plots.lines", "plots.heatmaps", "plots.figures"),

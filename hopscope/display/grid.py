@@ -121,7 +121,7 @@ class Slice:
 
 def _numbers(column: pd.Series[Any]) -> list[float | None]:
     values = column.to_numpy(dtype=float)
-    return [None if np.isnan(each) else _short(each) for each in values]
+    return [_short(each) if np.isfinite(each) else None for each in values]  # JSON has no others
 
 
 def _short(value: float) -> float:

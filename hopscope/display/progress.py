@@ -7,10 +7,11 @@ positions into shares of one size, a sweep into its chunks, a chunk into its pas
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
+
+from hopscope.interrupts import interrupt_safe
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ class _Work:
 _work: ContextVar[_Work | None] = ContextVar("hopscope_progress", default=None)
 
 
-@contextmanager
+@interrupt_safe
 def showing(show: Callable[[float], None]) -> Iterator[None]:
     """Tell how much is done of what is computed while the context is open.
 
@@ -57,7 +58,7 @@ def showing(show: Callable[[float], None]) -> Iterator[None]:
         _work.reset(token)
 
 
-@contextmanager
+@interrupt_safe
 def share(low: float, high: float, *, in_chunk: bool = False) -> Iterator[None]:
     """Say that what is computed while the context is open is a share of the work around it.
 

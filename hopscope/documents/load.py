@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hopscope.documents.question_set import QuestionSet
-from hopscope.errors import QueryError, did_you_mean
+from hopscope.errors import QueryError, did_you_mean, of_type, whole_number
 
 BUNDLED_QUESTION_SETS = {
     "world-docs": "invented",
@@ -20,7 +20,7 @@ BUNDLED_QUESTION_SETS = {
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # raised for a name that is too long, for instance
+    except (OSError, ValueError):  # raised for a name that is too long, for instance
         return False
 
 
@@ -60,12 +60,15 @@ def load_questions(
 
     if isinstance(source, QuestionSet):
         return source
+    whole_number("distractors", distractors, least=0, error=QueryError)
+    whole_number("seed", seed, error=QueryError)
     if isinstance(source, str) and source in BUNDLED_QUESTION_SETS:
         from hopscope.documents.world_docs import world_docs
 
         return world_docs(BUNDLED_QUESTION_SETS[source], distractors, seed, name=source)
     if not isinstance(source, str | Path):
-        return from_rows(source, "rows")
+        rows = of_type("source", source, Sequence, "a name, a path or a list of rows", QueryError)
+        return from_rows(rows, "rows")
     path = Path(source)
     if _is_file(path):
         return from_rows(read_rows(path), path.stem)

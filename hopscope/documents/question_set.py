@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, overload
 
-from hopscope.errors import QueryError
+from hopscope.errors import QueryError, whole_number
 from hopscope.queries.answers import name_text
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,15 @@ class MultiDocQuestion:
             object.__setattr__(self, "numbers", tuple(range(len(self.documents))))
         answer = name_text(self.answer) or ""
         object.__setattr__(self, "answer", answer if answer.strip() else "")
+        texts = {"question": self.question}
+        for index, document in enumerate(self.documents):
+            texts |= {f"title of document {index}": document.title}
+            texts |= {f"text of document {index}": document.text}
+        for name, text in texts.items():
+            if not isinstance(text, str):
+                raise QueryError(
+                    f"question {self.id!r}: its {name} must be a text, not {text!r:.60}"
+                )
         if not self.question.strip():
             raise QueryError(f"question {self.id!r} has an empty question")
         if not self.hops and not self.answer:
@@ -198,14 +208,31 @@ class QuestionSet(Sequence[MultiDocQuestion]):
     pool: tuple[MultiDocQuestion, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "questions", tuple(self.questions))
-        object.__setattr__(self, "pool", tuple(self.pool) or self.questions)
-        if self.few_shot < 0:
-            raise QueryError(f"few_shot must be 0 or more, not {self.few_shot}")
+        for name in ("questions", "pool"):
+            object.__setattr__(self, name, self._checked(name))
+        object.__setattr__(self, "pool", self.pool or self.questions)
+        whole_number("few_shot", self.few_shot, least=0, error=QueryError)
+        whole_number("few_shot_seed", self.few_shot_seed, error=QueryError)
         ids = [question.id for question in self.questions]
         if len(set(ids)) < len(ids):
             twice = next(each for each in ids if ids.count(each) > 1)
             raise QueryError(f"{self.name}: two questions have the id {twice!r}; ids must differ")
+
+    def _checked(self, name: str) -> tuple[MultiDocQuestion, ...]:
+        """The questions in a field.
+
+        Raises:
+            QueryError: if it holds anything else.
+        """
+        given: object = getattr(self, name)
+        found = tuple(given) if isinstance(given, Iterable) else (given,)
+        wrong = [each for each in found if not isinstance(each, MultiDocQuestion)]
+        if wrong:
+            raise QueryError(
+                f"{name} must be MultiDocQuestion objects, not {wrong[0]!r:.60}: make them with "
+                "hs.MultiDocQuestion(...), or load rows with hs.load_questions"
+            )
+        return found
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -238,7 +265,7 @@ class QuestionSet(Sequence[MultiDocQuestion]):
             }
             for each in self.questions[:10]
         ]
-        return f"<p>{self!r}</p>{pd.DataFrame(rows).to_html(index=False)}"
+        return f"<p>{html.escape(repr(self))}</p>{pd.DataFrame(rows).to_html(index=False)}"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -305,7 +332,7 @@ class QuestionSet(Sequence[MultiDocQuestion]):
         Raises:
             QueryError: if `n` is not between 1 and the number of questions.
         """
-        if not 1 <= n <= len(self):
+        if not 1 <= whole_number("n", n, error=QueryError) <= len(self):
             raise QueryError(
                 f"cannot sample {n} questions from {self.name}, which has {len(self)}; "
                 f"take a number from 1 to {len(self)}"

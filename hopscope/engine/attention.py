@@ -30,7 +30,7 @@ from hopscope.engine.cache import (
     by_rule,
 )
 from hopscope.engine.hooks import contiguous_rows
-from hopscope.models.interrupts import interrupt_safe
+from hopscope.interrupts import interrupt_safe
 from hopscope.models.language_model import LanguageModel
 
 ATTENTION_NAME = "hopscope_shared_prefix"
@@ -237,15 +237,30 @@ def attending(
     Returns:
         What the model is given in place of a cache of its own.
     """
-    before = model.config._attn_implementation
+    remember_attention(model)
     active = Pass(cache, plan or PassPlan())
     token = _active.set(active)
     model.config._attn_implementation = ATTENTION_NAME
     try:
         yield active
     finally:
-        model.config._attn_implementation = before
+        model.config._attn_implementation = model.own_attention
         _active.reset(token)
+
+
+def remember_attention(model: LanguageModel) -> None:
+    """Remember the attention that a model has by itself; the engine's is never taken for it."""
+    if model.config._attn_implementation != ATTENTION_NAME:
+        model.own_attention = model.config._attn_implementation
+
+
+def give_back_attention(model: LanguageModel) -> None:
+    """Give a model its own attention back if it still has the engine's, from a pass that is over.
+
+    Where it has and no pass is open, what ended the pass was cut short.
+    """
+    if _active.get() is None and model.config._attn_implementation == ATTENTION_NAME:
+        model.config._attn_implementation = model.own_attention
 
 
 def forward_streams(

@@ -32,8 +32,8 @@ from hopscope.engine.sublayers import (
     writer_of,
     writing_layers,
 )
-from hopscope.errors import ModelError
-from hopscope.models.interrupts import interrupt_safe
+from hopscope.errors import ModelError, of_type, whole_number
+from hopscope.interrupts import interrupt_safe
 from hopscope.models.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,11 @@ def edit(model: LanguageModel, edits: Sequence[Edit], n_tokens: int) -> Iterator
         >>> with edit(model, [Patch(3, -1, vector)], n_tokens=ids.shape[1]):  # doctest: +SKIP
         ...     logits = model.hf(input_ids=ids).logits
     """
-    placed = [each.placed(model, n_tokens) for each in edits]
+    whole_number("n_tokens", n_tokens, least=1)
+    of_type("edits", edits, Sequence)
+    placed = [
+        of_type("each edit", each, Patch | Knockout).placed(model, n_tokens) for each in edits
+    ]
     check_edits(model, placed)
     with _making(model, placed, n_tokens):
         yield

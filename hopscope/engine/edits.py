@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import Tensor
 
-from hopscope.errors import UsageError, one_of
+from hopscope.errors import UsageError, of_type, one_of, whole_number
 
 if TYPE_CHECKING:
     from hopscope.models.language_model import LanguageModel
@@ -45,6 +45,11 @@ class Patch:
 
     def __post_init__(self) -> None:
         one_of("site", self.site, get_args(PatchSite))
+        whole_number("the layer of a patch", self.layer)
+        whole_number("the position of a patch", self.position)
+        if self.head is not None:
+            whole_number("the head of a patch", self.head)
+        of_type("the vector of a patch", self.vector, Tensor)
         if self.vector.ndim != 1:
             raise UsageError(
                 "a patch takes one vector of shape (d_model,), or (head_dim,) for site 'z', not "
@@ -125,7 +130,9 @@ class Knockout:
         for name in ("layers", "queries", "keys", "heads"):
             given = getattr(self, name)
             if given is not None:
-                object.__setattr__(self, name, tuple(sorted({int(each) for each in given})))
+                of_type(f"{name} of a knockout", given, Iterable)
+                numbers = {whole_number(f"each of {name}", each) for each in given}
+                object.__setattr__(self, name, tuple(sorted(numbers)))
             if given is not None and not getattr(self, name):
                 raise UsageError(f"a knockout without {name} blocks nothing: give at least one")
 

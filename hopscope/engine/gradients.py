@@ -26,7 +26,7 @@ from hopscope.engine.sublayers import check_site
 from hopscope.engine.support import shares_prefixes
 from hopscope.engine.work import count
 from hopscope.errors import ModelError
-from hopscope.models.interrupts import interrupt_safe
+from hopscope.interrupts import interrupt_safe
 from hopscope.models.language_model import LanguageModel
 
 Metric = Callable[[Float[Tensor, " vocabulary"]], Tensor]

@@ -13,8 +13,8 @@ from transformers import Cache
 
 from hopscope.engine.edits import Knockout
 from hopscope.errors import ModelError
+from hopscope.interrupts import interrupt_safe
 from hopscope.masks.lowering import lower, within_window
-from hopscope.models.interrupts import interrupt_safe
 from hopscope.models.language_model import LanguageModel
 
 Rewrite = Callable[[int, Tensor], Tensor | None]

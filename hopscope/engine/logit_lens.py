@@ -6,7 +6,7 @@ import torch
 
 from hopscope.engine.finite import refuse_not_finite
 from hopscope.engine.hooks import probed, run_short_prompt
-from hopscope.errors import ModelError
+from hopscope.errors import ModelError, of_type
 from hopscope.models.language_model import LanguageModel
 from hopscope.probes import LogitLens
 
@@ -24,6 +24,7 @@ def logit_lens(model: LanguageModel) -> LogitLens:
         ModelError: if something else stands between the last block and the logits, or they are
             not finite numbers.
     """
+    of_type("model", model, LanguageModel, "load one with hs.load_model")
     caps = (getattr(model.config, name, None) for name in SOFTCAPS)
     softcap = next((cap for cap in caps if cap is not None), None)
     scale = probed(model, "lens scale", lambda model: _scale(model, softcap))

@@ -15,7 +15,7 @@ from hopscope.engine.logit_lens import logit_lens
 from hopscope.engine.plain import check_masks
 from hopscope.engine.sublayers import SITES, writer_of
 from hopscope.engine.support import position_limit, why_plain
-from hopscope.errors import ModelError
+from hopscope.errors import ModelError, of_type
 from hopscope.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def check_model(model: LanguageModel) -> pd.DataFrame:
     """
     import pandas as pd
 
+    of_type("model", model, LanguageModel, "load one with hs.load_model")
     ids, _, logits = tried(model)
     if not logits.isfinite().all():
         refuse_not_finite(model, "logits", ids[0].tolist())

@@ -16,7 +16,7 @@ from hopscope.engine.editing import SiteRewrite, rewriting
 from hopscope.engine.edits import RESIDUAL, Cell, Knockout, Patch
 from hopscope.engine.hooks import rewriting_residual
 from hopscope.engine.rows import RowLayout
-from hopscope.models.interrupts import interrupt_safe
+from hopscope.interrupts import interrupt_safe
 from hopscope.models.language_model import LanguageModel
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from hopscope.documents.layout import Layout
 from hopscope.engine.sampling import Sampling
 from hopscope.engine.work import count
+from hopscope.errors import whole_number
 from hopscope.masks.algebra import Mask
 from hopscope.probes.logit_lens import rank_among
 
@@ -74,6 +75,10 @@ class ReadOut:
     draws: Tensor | None = None
     also_rank: tuple[int, ...] = ()
     sampling: Sampling = AS_IT_IS
+
+    def __post_init__(self) -> None:
+        whole_number("max_new_tokens", self.max_new_tokens, least=0)
+        whole_number("top_k", self.top_k, least=0)
 
     @property
     def beside(self) -> tuple[int, ...]:

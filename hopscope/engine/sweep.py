@@ -31,6 +31,7 @@ from hopscope.engine.read_out import CellOutputs, ReadOut
 from hopscope.engine.rows import Histories, RowLayout
 from hopscope.engine.support import shares_prefixes
 from hopscope.engine.work import count
+from hopscope.errors import QueryError
 from hopscope.models.language_model import LanguageModel
 
 
@@ -61,10 +62,12 @@ def sweep(
         The outputs, in the order of the cells.
 
     Raises:
+        QueryError: for a prompt without tokens, or with one that the model does not know.
         UsageError: if an edit does not fit the model or the prompt, or the draws do not fit
             the cells.
         ModelError: if the logits of an unedited cell, or of all cells, are not finite numbers.
     """
+    check_ids(model, ids)
     placed, always = (
         [[each.placed(model, len(ids)) for each in cell] for cell in group]
         for group in (cells, [base])
@@ -117,6 +120,20 @@ def generate(
     no_edits: list[Cell] = [[] for _ in prompts]
     swept = SweptCells(model, prefix, rows, no_edits, np.array(start), padding)
     return check_finite(model, swept.run(read_out, max_memory), prompts)
+
+
+def check_ids(model: LanguageModel, ids: Sequence[int]) -> None:
+    """Check the tokens of a prompt.
+
+    Raises:
+        QueryError: if there is none, or one that the model does not know.
+    """
+    if not len(ids):
+        raise QueryError("the prompt has no token; give some text")
+    if not 0 <= min(ids) <= max(ids) < model.vocab_size:
+        raise QueryError(
+            f"tokens are numbers from 0 to {model.vocab_size - 1}, as {model.name} has"
+        )
 
 
 @dataclass

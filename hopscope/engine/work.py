@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from hopscope.engine.hooks import reading_outputs
-from hopscope.models.interrupts import interrupt_safe
+from hopscope.interrupts import interrupt_safe
 from hopscope.models.token_model import TokenModel
 
 

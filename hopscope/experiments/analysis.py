@@ -19,13 +19,16 @@ from hopscope.distributed.engines import compute_on, engine_of
 from hopscope.distributed.ray_cluster import Ray
 from hopscope.distributed.slurm import Slurm
 from hopscope.documents.question_set import QuestionSet
-from hopscope.errors import UsageError, one_of
+from hopscope.errors import MAX_SEED, UsageError, one_of
 from hopscope.experiments.arguments import (
     AtLeast,
     Constraint,
+    Flag,
+    Folder,
     Loaded,
     Queries,
     Questions,
+    Shard,
     layers_of,
 )
 from hopscope.experiments.recipe import OF_CALL, CallRecipe, recipe_of
@@ -37,7 +40,7 @@ from hopscope.results.recipes import recording
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import provenance
-from hopscope.results.runs import Inputs, Until, run_over, run_parts
+from hopscope.results.runs import Inputs, Until, calling, run_over, run_parts
 
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R", bound=Result)
@@ -102,10 +105,19 @@ _DEFAULTS = {each.name: each.default for each in fields(RunOptions)}
 INPUTS: Mapping[str, Mapping[str, Constraint]] = {
     "subset": {"model": Loaded(), "queries": Queries()},
     "queries": {"model": Loaded(), "queries": Queries()},
-    "documents": {"model": Loaded(), "questions": Questions()},
+    "documents": {"model": Loaded(TokenModel), "questions": Questions()},
     "models": {},
 }
 """What the inputs of an analysis may be, by what it asks for."""
+COMMON: Mapping[str, Constraint] = {
+    "seed": AtLeast(0, MAX_SEED),
+    "progress": Flag(),
+    "max_memory": AtLeast(1, optional=True),
+    "out": Folder(),
+    "shard": Shard(),
+    "layer_step": AtLeast(1),
+}
+"""What the common keywords may be."""
 PAPERS: Mapping[str, str] = {
     "subset": "hopping-too-late",
     "queries": "hopping-too-late",
@@ -320,9 +332,10 @@ def analysis(command: str | None, *, name: str = "", **described: Any) -> Callab
     def register(function: F) -> F:
         result = get_type_hints(function)["return"]
         keywords = described.get("keywords", RUN_KEYWORDS)
-        stepped = {"layer_step": AtLeast(1)} if described.get("layers") else {}
+        stepped = ("layer_step",) if described.get("layers") else ()
         named = ("preset",) if described.get("parity") else ()
         taken = (*stepped, *keywords, *named)
+        common = {name: COMMON[name] for name in taken if name in COMMON}
         signature = _with_keywords(inspect.signature(function, eval_str=True), taken)
 
         @functools.wraps(function)
@@ -335,20 +348,21 @@ def analysis(command: str | None, *, name: str = "", **described: Any) -> Callab
             if entry.asks != "models":
                 recipe = recipe_of(entry.name, function.__module__, call.arguments)
             options = _where(call.arguments)
-            arguments = entry.arguments(call)
-            if options.on is None or recipe is None:
-                with recording(None if options.out is None else recipe):
-                    return function(**arguments)
-            if entry.combine is not None:  # each of its runs is computed there
-                with engine_of(options.on).held():
-                    return function(**arguments)
-            inputs = arguments[[*INPUTS[entry.asks]][1]]
-            return run_elsewhere(result, recipe, options, inputs)
+            with calling():
+                arguments = entry.arguments(call)
+                if options.on is None or recipe is None:
+                    with recording(None if options.out is None else recipe):
+                        return function(**arguments)
+                if entry.combine is not None:  # each of its runs is computed there
+                    with engine_of(options.on).held():
+                        return function(**arguments)
+                inputs = arguments[[*INPUTS[entry.asks]][1]]
+                return run_elsewhere(result, recipe, options, inputs)
 
         called.__signature__ = signature  # type: ignore[attr-defined]
         called.__doc__ = _documented(inspect.getdoc(function) or "", taken)
         inputs, own = INPUTS[described.get("asks", "subset")], described.get("accepts", {})
-        told = described | {"accepts": {**inputs, **own, **stepped}}
+        told = described | {"accepts": {**inputs, **own, **common}}
         entry = Analysis(name or result.kind, command, called, result, **told)
         REGISTERED[entry.name] = entry
         return called  # type: ignore[return-value]

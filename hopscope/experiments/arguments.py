@@ -7,23 +7,29 @@ the model let everything pass before it is loaded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from types import UnionType
 from typing import Any, ClassVar, Protocol
 
 from hopscope.documents.orders import Order, order_name
 from hopscope.documents.question_set import QuestionSet
+from hopscope.documents.templates import Template, template_of
+from hopscope.engine.attention import give_back_attention
 from hopscope.engine.edits import Knockout
 from hopscope.engine.masked.reader import reader_of
-from hopscope.errors import UsageError, one_of
+from hopscope.errors import UsageError, of_type, one_of, path_of, whole_number
 from hopscope.experiments.registry import REGISTERED
 from hopscope.masks.algebra import Mask
 from hopscope.masks.named import mask_of
+from hopscope.models.language_model import LanguageModel
+from hopscope.models.load import device_of
 from hopscope.models.token_model import TokenModel
 from hopscope.prompting.document_prompts import DocumentModel
 from hopscope.queries.query_set import QuerySet
+from hopscope.results.runs import check_shard
 
 
 class Constraint(Protocol):
@@ -42,19 +48,30 @@ class Constraint(Protocol):
         """
 
 
-def as_list(value: Any, single: type | UnionType = str) -> list[Any]:
+def as_list(value: Any, single: type | UnionType = str, name: str = "this argument") -> list[Any]:
     """What was given as a list; one alone makes a list of one.
 
     Args:
         value: several, or one alone.
         single: the type of one.
+        name: of the parameter, for the message.
+
+    Raises:
+        UsageError: for what is neither one nor several.
     """
-    return [value] if isinstance(value, single) else list(value)
+    if isinstance(value, single):
+        return [value]
+    try:
+        if not isinstance(value, str | bytes | Mapping):
+            return list(value)
+    except TypeError:  # not all that has parts can be gone through, such as a number in an array
+        pass
+    raise UsageError(f"{name} must be a list, not {kind_of(value)}")
 
 
 def kind_of(value: object) -> str:
     """What kind of thing was given, in words: `a list of str`, `a DataFrame`, `'world'`."""
-    if isinstance(value, str) or value is None:
+    if isinstance(value, str | bool | int | float) or value is None:
         return repr(value)
     kind = f"a {type(value).__name__}"
     if isinstance(value, list | tuple) and value:
@@ -82,12 +99,30 @@ class _Made:
         raise UsageError(f"{name} must be {self.wanted}, not {kind_of(value)}: {self.advice}")
 
 
-class Loaded(_Made):
-    """A model that was loaded."""
+@dataclass(frozen=True)
+class Loaded:
+    """A model that was loaded.
 
-    kind = TokenModel
-    wanted = "one that hs.load_model gives"
-    advice = "it loads a name, a folder, a hub id, or a model of transformers"
+    Attributes:
+        kind: its class; an analysis that says no other goes from left to right.
+    """
+
+    kind: type[TokenModel] = LanguageModel
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> TokenModel:
+        if not isinstance(value, TokenModel):
+            raise UsageError(
+                f"{name} must be one that hs.load_model gives, not {kind_of(value)}: it loads a "
+                "name, a folder, a hub id, or a model of transformers"
+            )
+        if not isinstance(value, self.kind):
+            raise UsageError(
+                f"{name} must generate from left to right, and {value.name} is an "
+                "encoder-decoder: give one that hs.load_model gives"
+            )
+        if isinstance(value, LanguageModel):
+            give_back_attention(value)
+        return value
 
 
 class Queries(_Made):
@@ -129,7 +164,13 @@ class OneOf:
     def checked(self, name: str, value: Any, model: TokenModel | None) -> str | None:
         if value is None and self.optional:
             return None
-        return str(one_of(name, value, self.known))
+        return str(_named(name, value, self.known))
+
+
+def _named(noun: str, value: Any, known: Sequence[str]) -> str:
+    """One of some names; what is no name, such as a list or a table, is told by its kind."""
+    shown = value if isinstance(value, str) else kind_of(value)
+    return one_of(noun, shown, known)
 
 
 @dataclass(frozen=True)
@@ -147,36 +188,159 @@ class ListOf:
     empty: bool = False
 
     def checked(self, name: str, value: Any, model: TokenModel | None) -> list[str]:
-        noun, given = self.noun or name.removesuffix("s"), as_list(value)
+        noun, given = self.noun or name.removesuffix("s"), as_list(value, name=name)
         if not (self.empty or given):
             known = ", ".join(self.known)
             raise UsageError(f"give a list of {noun}s with any of {known}, not {value!r}")
-        return [one_of(noun, each, self.known) for each in dict.fromkeys(given)]
+        return list(dict.fromkeys(_named(noun, each, self.known) for each in given))
 
 
 @dataclass(frozen=True)
 class AtLeast:
-    """A number that is not below another."""
+    """A whole number that is not below another, nor above a third.
+
+    Attributes:
+        least, most: the smallest and the largest.
+        optional: whether it may be None.
+    """
 
     least: int
+    most: int | None = None
+    optional: bool = False
 
     def checked(self, name: str, value: Any, model: TokenModel | None) -> Any:
-        if not value >= self.least:
-            raise UsageError(f"{name} must be {self.least} or more, not {value}")
-        return value
+        if value is None and self.optional:
+            return None
+        return whole_number(name, value, self.least, self.most)
 
 
 @dataclass(frozen=True)
 class Above:
-    """A number above another, and perhaps not above a third."""
+    """A finite number above another, and perhaps not above a third."""
 
     least: float
     most: float = float("inf")
 
     def checked(self, name: str, value: Any, model: TokenModel | None) -> Any:
-        if not self.least < value <= self.most:
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise UsageError(f"{name} must be a number, not {kind_of(value)}")
+        if not self.least < float(value) <= self.most or not math.isfinite(value):
             upper = "" if self.most == float("inf") else f" and at most {self.most:g}"
             raise UsageError(f"{name} must be above {self.least:g}{upper}, not {value}")
+        return value
+
+
+@dataclass(frozen=True)
+class WholeNumbers:
+    """Whole numbers that are not below another; one alone is a list of one.
+
+    Attributes:
+        least: the smallest.
+        optional: whether it may be None.
+    """
+
+    least: int = 0
+    optional: bool = False
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> Any:
+        if value is None and self.optional:
+            return None
+        each_of = AtLeast(self.least)
+        given = as_list(value, Integral, name)
+        return [each_of.checked(f"each of {name}", each, model) for each in given]
+
+
+@dataclass(frozen=True)
+class NumbersEach:
+    """For each of several things a list of whole numbers; None for the usual ones."""
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> Any:
+        if value is None:
+            return None
+        of_one = WholeNumbers(1)
+        given = as_list(value, name=name)
+        return [of_one.checked(f"each of {name}", each, model) for each in given]
+
+
+@dataclass(frozen=True)
+class Flag:
+    """True or False.
+
+    Attributes:
+        optional: whether it may be None.
+    """
+
+    optional: bool = False
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> Any:
+        if isinstance(value, bool) or (value is None and self.optional):
+            return value
+        raise UsageError(f"{name} must be True or False, not {kind_of(value)}")
+
+
+@dataclass(frozen=True)
+class InstanceOf:
+    """An object of a class, or of one of several.
+
+    Attributes:
+        kinds: the classes.
+        optional: whether it may be None.
+    """
+
+    kinds: type | UnionType
+    optional: bool = False
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> Any:
+        return None if value is None and self.optional else of_type(name, value, self.kinds)
+
+
+@dataclass(frozen=True)
+class SeveralOf:
+    """Objects of a class; one alone is a list of one."""
+
+    kind: type
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> list[Any]:
+        given, each_of = as_list(value, self.kind, name), InstanceOf(self.kind)
+        if not given:
+            raise UsageError(f"{name} is empty: give at least one {self.kind.__name__}")
+        return [each_of.checked(f"each of {name}", each, model) for each in given]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A path to a folder.
+
+    Attributes:
+        optional: whether it may be None.
+    """
+
+    optional: bool = True
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> Any:
+        return None if value is None and self.optional else path_of(name, value)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard (i, n), the i-th of n, or None."""
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> Any:
+        if value is None:
+            return None
+        given = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else []
+        if len(given) != 2 or not all(isinstance(each, Integral) for each in given):
+            raise UsageError(f"{name} must be two numbers (i, n), not {kind_of(value)}")
+        return check_shard(int(given[0]), int(given[1]))
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that torch knows and this machine has; None for the usual one."""
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> Any:
+        if value is not None:
+            device_of(value)
         return value
 
 
@@ -195,7 +359,8 @@ class Heads:
     def checked(self, name: str, value: Any, model: Any) -> Any:
         if value is None or model is None:
             return value
-        return list(Knockout([0], [1], [0], as_list(value, Integral)).placed(model, 2).heads or ())
+        given = WholeNumbers().checked(name, value, model)
+        return list(Knockout([0], [1], [0], given).placed(model, 2).heads or ())
 
 
 @dataclass(frozen=True)
@@ -205,7 +370,7 @@ class Cells:
     def checked(self, name: str, value: Any, model: TokenModel | None) -> Any:
         if value is None or model is None:
             return value
-        given, last = list(value), model.n_layers - 1
+        given, last = as_list(value, name=name), model.n_layers - 1
         wrong = [cell for cell in given if not _is_cell(cell, last)]
         if wrong or not given:
             raise UsageError(
@@ -226,12 +391,57 @@ class Orders:
     """Orders of documents, each once."""
 
     def checked(self, name: str, value: Any, model: TokenModel | None) -> list[Order]:
-        given = as_list(value)
+        given = as_list(value, name=name)
         if not given:
             raise UsageError(
                 f"give a list of orders such as ['original', 'forward'], not {value!r}"
             )
-        return list({order_name(order): order for order in given}.values())
+        orders = [OneOrder().checked(f"each of {name}", order, model) for order in given]
+        return list({order_name(order): order for order in orders}.values())
+
+
+@dataclass(frozen=True)
+class OneOrder:
+    """An order of documents: a name, or a list of their indices."""
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> Order:
+        if isinstance(value, str):
+            return value
+        if isinstance(value, Sequence) and all(isinstance(each, Integral) for each in value):
+            return value
+        raise UsageError(
+            f"{name} must be a name, such as 'forward', or a list of indices, not {kind_of(value)}"
+        )
+
+
+@dataclass(frozen=True)
+class OneTemplate:
+    """A template by name or as it is; None for the one that suits the questions."""
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> str | Template | None:
+        if value is not None and not isinstance(value, Template):
+            template_of(value if isinstance(value, str) else kind_of(value))
+        return value  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Masks by name or as they are; one alone is a list of one.
+
+    Attributes:
+        optional: whether it may be None, for the model's usual one.
+    """
+
+    optional: bool = True
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> Any:
+        if value is None and self.optional:
+            return None
+        given = as_list(value, str | Mask, name)
+        if not given:
+            raise UsageError("give at least one mask, such as 'causal'")
+        named = [each if isinstance(each, str | Mask) else kind_of(each) for each in given]
+        return [mask_of(each) for each in named]
 
 
 @dataclass(frozen=True)
@@ -245,11 +455,11 @@ class Edges:
     spans: Sequence[str] = ()
 
     def checked(self, name: str, value: Any, model: TokenModel | None) -> list[str]:
-        given = as_list(value)
+        given = as_list(value, name=name)
         if not given:
             raise UsageError(f"give a list of edges such as ['query->key'], not {value!r}")
         for edge in given:
-            query, arrow, key = edge.partition("->")
+            query, arrow, key = str(edge).partition("->")
             if not arrow or (self.spans and {query, key} - set(self.spans)):
                 ends = f", each one of {', '.join(self.spans)}" if self.spans else ""
                 raise UsageError(f"{edge!r} is no edge: write 'query->key'{ends}")
@@ -307,10 +517,14 @@ def check_layers(layers: Iterable[int] | int | None, n_layers: int) -> list[int]
     """
     if layers is None:
         return list(range(n_layers))
-    given = list(dict.fromkeys(int(layer) for layer in as_list(layers, Integral)))
-    wrong = [layer for layer in given if not 0 <= layer < n_layers]
+    given = as_list(layers, Integral, "layers")
+    wrong = [each for each in given if not _is_index(each, n_layers)]
     if wrong or not given:
         raise UsageError(
             f"layers are numbers from 0 to {n_layers - 1}; got {wrong[0] if wrong else 'none'}"
         )
-    return given
+    return list(dict.fromkeys(int(layer) for layer in given))
+
+
+def _is_index(value: object, n: int) -> bool:
+    return isinstance(value, Integral) and 0 <= int(value) < n

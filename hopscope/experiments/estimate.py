@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from hopscope.engine.work import counting
-from hopscope.errors import UsageError
+from hopscope.errors import UsageError, of_type
 from hopscope.experiments.registry import REGISTERED
 from hopscope.models.token_model import TokenModel
 from hopscope.results.run_folder import Tables, joined
@@ -292,6 +292,7 @@ def estimate(
         >>> hs.estimate(hs.back_patch, model, queries, positions=["t1"])  # doctest: +SKIP
     """
     given.pop("on", None)
+    of_type("analysis", analysis, Callable, "a function such as hs.back_patch")  # type: ignore[arg-type]
     entry = next((each for each in REGISTERED.values() if each.function is analysis), None)
     if entry is not None and entry.asks == "models":
         raise UsageError(

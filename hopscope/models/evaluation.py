@@ -1,14 +1,18 @@
-"""Provides evaluating(): a model that computes as in evaluation, however it is set."""
+"""Provides evaluating(): a model that computes as in evaluation, however it is set.
+
+And torch_modes(), which leaves torch itself as it was.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from hopscope.models.interrupts import interrupt_safe
+from hopscope.interrupts import interrupt_safe
 
 PLAIN_OUTPUTS: Mapping[str, bool] = MappingProxyType(
     {
@@ -21,6 +25,25 @@ PLAIN_OUTPUTS: Mapping[str, bool] = MappingProxyType(
 )
 """The settings of a configuration that say in which form a forward pass returns what it computes,
 with the values that give logits and nothing more."""
+
+
+@interrupt_safe
+def torch_modes() -> Iterator[None]:
+    """Leave torch's gradient mode, autocast and number of threads as they were before.
+
+    An interrupt inside `torch.no_grad()` or `torch.autocast` themselves can leave them changed.
+    """
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    gradients, n_threads = torch.is_grad_enabled(), torch.get_num_threads()
+    autocast = {device: torch.is_autocast_enabled(device) for device in devices}
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(gradients)
+        for device, enabled in autocast.items():
+            torch.set_autocast_enabled(device, enabled)
+        if torch.get_num_threads() != n_threads:
+            torch.set_num_threads(n_threads)
 
 
 @interrupt_safe

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from hopscope.errors import ModelError
-from hopscope.models.interrupts import interrupt_safe
+from hopscope.interrupts import interrupt_safe
 from hopscope.models.kinds import check_complete
 from hopscope.models.text_bars import text_bars
 
@@ -58,9 +58,9 @@ def read_gguf(
         check_complete(
             model, {**report, "unexpected_keys": ()}
         )  # a GGUF file has tensors of its own
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         raise
-    except (ValueError, OSError, KeyError, NotImplementedError, RuntimeError) as error:
+    except Exception as error:  # what a damaged file breaks in the readers has many types
         raise ModelError(
             f"cannot read {path} as a GGUF model: {error}. Expected a complete GGUF file of an "
             "architecture that transformers can dequantise."

@@ -10,9 +10,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 from huggingface_hub import try_to_load_from_cache
+from transformers.utils import has_file
 
 WEIGHTS, INDEX = SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 """What the weights of a saved model are called: one file, or a list of several."""
+PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+"""What they are called as a pickle."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
 """What the vocabulary of a saved tokenizer is called: one of these."""
 
@@ -59,3 +62,18 @@ def is_cached(hub_id: str) -> bool:
         return False
     shards = set(json.loads(Path(index).read_text("utf-8"))["weight_map"].values())
     return all(Path(index).with_name(shard).is_file() for shard in shards)
+
+
+def has_only_pickles(hub_id: str) -> bool:
+    """Returns whether a repository of the hub has pickled weights and no safetensors.
+
+    Nothing is fetched; of a hub that does not answer, what lies in the cache counts.
+    """
+
+    def is_there(name: str) -> bool:
+        try:
+            return bool(has_file(hub_id, name))
+        except Exception:  # the hub client raises many unrelated types of errors
+            return False
+
+    return any(map(is_there, PICKLED_WEIGHTS)) and not any(map(is_there, SAFE_WEIGHTS))

@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from hopscope.errors import ModelError, UntrustedModelError
+from hopscope.errors import ModelError, UntrustedModelError, UnusableModelError
 from hopscope.models.encoder_decoder import T5_TYPES, EncoderDecoder
 from hopscope.models.language_model import LanguageModel
 
@@ -46,7 +46,7 @@ def check_model_type(config: dict[str, Any], name: str, classes: tuple[ModelClas
         expected = "a causal language model such as 'llama'"
         if LanguageModel not in classes:
             expected = "an encoder-decoder such as 't5'"
-        raise ModelError(
+        raise UnusableModelError(
             f"{name} has a config.json whose model_type is {model_type!r}, which this version of "
             f"transformers does not know; expected {expected}"
         )
@@ -142,4 +142,4 @@ def wrong_class_error(
             "is not a causal language model, nor an encoder-decoder that can be read here; "
             f"expected a {causal}; or {t5}"
         )
-    return ModelError(f"{name} (model_type {config.get('model_type')!r}) {text}")
+    return UnusableModelError(f"{name} (model_type {config.get('model_type')!r}) {text}")

@@ -73,6 +73,7 @@ class LanguageModel(TokenModel):
         wrapped: object | None = None,
     ) -> None:
         super().__init__(hf, tokenizer, name, wrapped)
+        self.own_attention: str | None = self.config._attn_implementation
         self.stack, self.layers = _find_layers(self.hf, self.config.num_hidden_layers)
         self.final_norm = _child(self.stack, NORM_NAMES, "final norm")
         self.unembedding = _find_unembedding(self.hf)

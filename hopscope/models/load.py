@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -29,13 +29,15 @@ from hopscope.errors import (
     ModelError,
     UnknownModelError,
     UntrustedModelError,
+    UnusableModelError,
     UsageError,
     did_you_mean,
+    of_type,
 )
 from hopscope.models.cpu_speed import advise_on_dtype
 from hopscope.models.encoder_decoder import EncoderDecoder
 from hopscope.models.gguf import read_gguf
-from hopscope.models.hub import SAFE_WEIGHTS, HubEntry, hub_models
+from hopscope.models.hub import SAFE_WEIGHTS, HubEntry, has_only_pickles, hub_models
 from hopscope.models.kept_digests import kept_digests, stamp_of
 from hopscope.models.kinds import (
     LoadedParts,
@@ -120,8 +122,9 @@ def load_model(
     Raises:
         UnknownModelError: If `x` is neither a known name nor an existing hub id, folder or file.
         UntrustedModelError: If it needs code that is not trusted, or has pickled weights only.
-        ModelError: If the model cannot be fetched, read or quantised, or is not a causal language
-            model.
+        UnusableModelError: If `x` is no model, is not a causal language model, or lies in a folder
+            or file that cannot be read.
+        ModelError: If the model cannot be fetched or quantised, or has parts that are not known.
         UsageError: If `device`, `dtype` or `quantization` cannot be used.
 
     Example:
@@ -163,7 +166,9 @@ def load_encoder_decoder(
     Raises:
         UnknownModelError: If `x` is neither a known name nor an existing hub id, folder or file.
         UntrustedModelError: If it needs code that is not trusted, or has pickled weights only.
-        ModelError: If the model cannot be fetched, read or quantised, or is not T5-like.
+        UnusableModelError: If `x` is no model, is not T5-like, or lies in a folder that cannot be
+            read.
+        ModelError: If the model cannot be fetched or quantised, or has parts that are not known.
         UsageError: If `device`, `dtype` or `quantization` cannot be used.
 
     Example:
@@ -203,7 +208,9 @@ def load_any(
     Raises:
         UnknownModelError: If `x` is neither a known name nor an existing hub id, folder or file.
         UntrustedModelError: If it needs code that is not trusted, or has pickled weights only.
-        ModelError: If the model cannot be fetched, read or quantised, or is of neither kind.
+        UnusableModelError: If `x` is no model, is of neither kind, or lies in a folder or file that
+            cannot be read.
+        ModelError: If the model cannot be fetched or quantised, or has parts that are not known.
         UsageError: If `device`, `dtype` or `quantization` cannot be used.
     """
     if isinstance(x, (LanguageModel, EncoderDecoder)):
@@ -259,6 +266,9 @@ def _load(
     The wrapper is `x`, or None if `x` is not a wrapper around the model.
     """
     wrapped = None
+    of_type("name", name, str | NoneType)
+    of_type("tokenizer", options.tokenizer, PreTrainedTokenizerBase | NoneType)
+    of_type("quantization", options.quantization, str | QuantizationConfigMixin | NoneType)
     if isinstance(x, TokenModel):
         raise wrong_class_error(x.config.to_dict(), x.name, classes)
     if isinstance(x, (str, Path)):
@@ -301,8 +311,14 @@ class _Reader:
 
     def __call__(self, x: str | Path) -> LoadedParts:
         text = str(x)
+        if not text.strip():
+            raise _unknown(text, self.classes)
         path = Path(x).expanduser()
-        if (path / "config.json").is_file():
+        try:
+            is_folder = (path / "config.json").is_file()
+        except (OSError, ValueError):  # a name that is too long, for instance
+            raise _unknown(text, self.classes) from None
+        if is_folder:
             return self._folder(path)
         if isinstance(x, str) and x in zoo():
             advice = f"Run `hopscope models pull {x} --force` to restore it."
@@ -327,17 +343,22 @@ class _Reader:
     def _folder(self, path: Path) -> LoadedParts:
         """Load a folder with weights."""
         self._check_folder(path)
-        return self._checkpoint(path, path.resolve().name, "Check that the folder has all files.")
+        advice = "Check that the folder has all files."
+        return self._checkpoint(path, path.resolve().name, advice, UnusableModelError)
 
     def _file(self, path: Path) -> LoadedParts:
         """Load a GGUF file."""
         if path.suffix != ".gguf":
-            raise ModelError(
+            raise UnusableModelError(
                 f"{path} is a file, but not a .gguf one; give the folder that holds config.json "
                 "and the safetensors"
             )
         dtype = self.dtype if isinstance(self.dtype, torch.dtype) else torch.float32
-        return self._placed(*read_gguf(path, dtype), path.stem)
+        try:
+            parts = read_gguf(path, dtype)
+        except ModelError as error:
+            raise UnusableModelError(str(error)) from error
+        return self._placed(*parts, path.stem)
 
     def _placed(
         self,
@@ -367,38 +388,41 @@ class _Reader:
         if not (folder / "config.json").is_file():
             gguf = sorted(path.name for path in folder.glob("*.gguf"))
             hint = f"; give the file itself: {folder / gguf[0]}" if gguf else ""
-            raise ModelError(
+            raise UnusableModelError(
                 f"{folder} has no config.json, so that it is not the folder of a saved model{hint}"
             )
         if any((folder / weights).is_file() for weights in SAFE_WEIGHTS):
             return
         pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
         if not pickled:
-            raise ModelError(
+            raise UnusableModelError(
                 f"{folder} has a config.json but no weights; expected {' or '.join(SAFE_WEIGHTS)}"
             )
         if not self.allow_pickle:
             raise _pickle_refusal(f"{folder} ({', '.join(pickled)})")
 
-    def _checkpoint(self, place: str | Path, name: str, advice: str) -> LoadedParts:
-        """Load a folder or a hub id; a failure becomes a ModelError that ends in `advice`."""
-        config = self._read(
-            lambda: PreTrainedConfig.get_config_dict(str(place))[0], "configuration", place, advice
-        )
+    def _checkpoint(
+        self,
+        place: str | Path,
+        name: str,
+        advice: str,
+        failure: type[ModelError] = ModelError,
+    ) -> LoadedParts:
+        """Load a folder or a hub id; what fails raises `failure`, which ends in `advice`."""
+        read = partial(self._read, place=place, advice=advice, failure=failure)
+        config = read(lambda: _config_of(place), "configuration")
         check_remote_code(config, name, self.trust_remote_code)
         check_model_type(config, name, self.classes)
         if self.quantization is not None:
             check_dense(config, name)
         auto: Any = AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM
         auto = AutoModelForSeq2SeqLM if is_t5(config) else auto
-        hf = self._read(lambda: self._weights(auto, place, config), "weights", place, advice)
-        tokenizer = self.tokenizer or self._read(
+        hf = read(lambda: self._weights(auto, place, config), "weights")
+        tokenizer = self.tokenizer or read(
             lambda: AutoTokenizer.from_pretrained(
                 str(place), trust_remote_code=self.trust_remote_code
             ),
             "tokenizer",
-            place,
-            advice,
         )
         return hf, tokenizer, name
 
@@ -421,19 +445,38 @@ class _Reader:
         check_complete(hf, report)
         return hf  # type: ignore[no-any-return]
 
-    def _read(self, read: Callable[[], Any], part: str, place: str | Path, advice: str) -> Any:
-        """Call `read`, and turn its failure into a ModelError that names the part and place."""
+    def _read(
+        self,
+        read: Callable[[], Any],
+        part: str,
+        *,
+        place: str | Path,
+        advice: str,
+        failure: type[ModelError],
+    ) -> Any:
+        """Call `read`, and turn its error into a `failure` that names the part and place."""
         try:
             return read()
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, MemoryError):
             raise
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        except Exception as error:  # what a damaged file breaks in the readers has many types
             reason = str(error).strip() or type(error).__name__
             if isinstance(error, ImportError):  # the reason names what is to be installed
+                failure = ModelError
                 advice = "Install that library, or take the checkpoint that this one was made from."
-            if not self.allow_pickle and "safetensors" in reason and "appear to have" in reason:
+            if part == "weights" and not self.allow_pickle and has_only_pickles(str(place)):
                 raise _pickle_refusal(str(place)) from error
-            raise ModelError(f"cannot read the {part} of {place}: {reason}\n{advice}") from error
+            raise failure(f"cannot read the {part} of {place}: {reason}\n{advice}") from error
+
+
+def _config_of(place: str | Path) -> dict[str, Any]:
+    """Return the configuration of a folder or hub id; a ValueError if it is no object."""
+    config: Any = PreTrainedConfig.get_config_dict(str(place))[0]
+    if not isinstance(config, dict):
+        raise ValueError(f"config.json holds a {type(config).__name__}, not an object with fields")
+    if not isinstance(config.get("model_type", ""), str):
+        raise ValueError(f"the model_type of config.json is {config['model_type']!r}, not a name")
+    return config
 
 
 def _unknown(text: str, classes: tuple[ModelClass, ...]) -> UnknownModelError:
@@ -541,7 +584,7 @@ def device_of(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise UsageError(
             f"unknown device {device!r}; expected 'cpu', 'cuda' or such as 'cuda:1'"
         ) from error

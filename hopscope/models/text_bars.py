@@ -8,7 +8,7 @@ from typing import Any
 from transformers.utils import logging
 
 from hopscope.display.front_end import ProgressBar
-from hopscope.models.interrupts import interrupt_safe
+from hopscope.interrupts import interrupt_safe
 
 
 @interrupt_safe

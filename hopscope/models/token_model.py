@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hopscope.errors import ModelError, UsageError
+from hopscope.errors import ModelError, QueryError
 from hopscope.models.chat import MARKERS, end_of_turn
 from hopscope.models.evaluation import evaluating
 from hopscope.models.fingerprint import digests, setup_of, weights_state
@@ -220,14 +220,14 @@ class TokenModel:
             special: whether to add the special tokens; the text of a chat has its own.
 
         Raises:
-            UsageError: if the prompt has no token, or one that the model does not know, or does not
+            QueryError: if the prompt has no token, or one that the model does not know, or does not
                 fit into the context together with `room` further tokens.
         """
         encoded = self.tokenize(text, special)
         if not encoded.ids:
-            raise UsageError(f"the prompt {text!r} has no token; give some text")
+            raise QueryError(f"the prompt {text!r} has no token; give some text")
         if self.max_context is not None and len(encoded) + room > self.max_context:
-            raise UsageError(
+            raise QueryError(
                 f"the prompt has {len(encoded)} tokens and {room} are to be generated, but the "
                 f"context of {self.name} is {self.max_context} tokens: {text[:80]!r}... "
                 "Use fewer demonstrations (with_few_shot) or a shorter prompt."
@@ -245,7 +245,7 @@ class TokenModel:
             special: whether to add the special tokens that the model expects.
 
         Raises:
-            UsageError: if the model does not know one of the tokens.
+            QueryError: if the model does not know one of the tokens.
         """
         row = self.tokenizer(
             text,
@@ -266,11 +266,11 @@ class TokenModel:
         """Return token ids that the model knows.
 
         Raises:
-            UsageError: if it does not know one of them.
+            QueryError: if it does not know one of them.
         """
         unknown = [token for token in ids if token >= self.vocab_size]
         if unknown:
-            raise UsageError(
+            raise QueryError(
                 f"the tokenizer gives {self.tokenizer.convert_ids_to_tokens(unknown[0])!r} the id "
                 f"{unknown[0]}, but {self.name} knows {self.vocab_size} tokens: pass the model's "
                 "own tokenizer, or leave that token out of the text"
@@ -335,7 +335,7 @@ class TokenModel:
                 counts for the answer.
 
         Raises:
-            UsageError: if `required`, and no token tells the answer.
+            QueryError: if `required`, and no token tells the answer.
         """
         names = tuple(names)
         plain = [name for name in names if not _ARTICLE.match(name.strip())]
@@ -381,7 +381,7 @@ class TokenModel:
             Token ids without repeats, in the order of the names.
 
         Raises:
-            UsageError: if `required`, and there are names but no tokens that identify them.
+            QueryError: if `required`, and there are names but no tokens that identify them.
         """
         names = [name for name in (name.strip() for name in names) if name]
         before = "" if self.answers_anew else _SOME_TEXT if after is None else after
@@ -399,10 +399,10 @@ class TokenModel:
             raise self._untold(names)
         return found
 
-    def _untold(self, names: Sequence[str]) -> UsageError:
+    def _untold(self, names: Sequence[str]) -> QueryError:
         """Return the error for names that no first token tells."""
         shown = " or ".join(map(repr, names[:3]))
-        return UsageError(
+        return QueryError(
             f"{self.name} cannot identify {shown} by its first token, with which others begin, "
             "too (a space, an article, a part of a character, the unknown token): leave the query "
             "out, add an alias that begins otherwise, or let the prompt end with the space"

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hopscope.errors import ModelError
+from hopscope.errors import ModelError, UnusableModelError
 from hopscope.models.kinds import LoadedParts
 from hopscope.models.tiny import TINY_ENCODER_DECODERS, TINY_FAMILIES
 
@@ -28,7 +28,8 @@ def unwrap(x: object, tokenizer: PreTrainedTokenizerBase | None) -> LoadedParts:
         tokenizer: the tokenizer to use instead of the model's own.
 
     Raises:
-        ModelError: if `x` is none of these, if it learned a prompt, or if its tokenizer cannot be
+        UnusableModelError: if `x` is none of these.
+        ModelError: if it learned a prompt, or if its tokenizer cannot be
             found.
     """
     if _comes_from(x, "transformer_lens"):
@@ -41,7 +42,7 @@ def unwrap(x: object, tokenizer: PreTrainedTokenizerBase | None) -> LoadedParts:
     else:
         hf, own_tokenizer = x, None
     if not isinstance(hf, PreTrainedModel):
-        raise ModelError(
+        raise UnusableModelError(
             f"cannot use a {type(x).__module__}.{type(x).__name__} as a model; expected a name, a "
             "path, a PreTrainedModel, a TransformerBridge, or an nnsight or peft model of a "
             "transformers model"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -18,7 +18,7 @@ from hopscope.engine.finite import check_states
 from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.support import shares_prefixes
 from hopscope.engine.work import count
-from hopscope.errors import ModelError, UsageError, one_of
+from hopscope.errors import ModelError, UsageError, of_type, one_of
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.linear import without_bias
 from hopscope.prompting.tokenized import TokenizedPrompt, by_shape
@@ -144,6 +144,8 @@ def capture(
     Raises:
         UsageError: for an unknown site, no prompt, or a prompt without such a position.
     """
+    of_type("model", model, LanguageModel, "load one with hs.load_model")
+    of_type("prompts", prompts, Iterable)
     for site in sites:
         one_of("site", site, SITES)
     if not sites or not prompts or not positions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hopscope.errors import QueryError, one_of
+from hopscope.errors import QueryError, of_type, one_of, whole_number
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.prompts import Prompt, token_position, token_span
 
@@ -35,7 +35,7 @@ class TokenizedPrompt:
         Raises:
             UsageError: if it is empty or too long for the model's context.
         """
-        if isinstance(prompt, str):
+        if isinstance(of_type("prompt", prompt, str | Prompt, error=QueryError), str):
             prompt = Prompt(prompt, query_id="", form="two_hop", spans={"t2": (0, len(prompt))})
         encoded = model.encode(prompt.text, room, special=not prompt.chat)
         return cls(prompt, encoded.ids, encoded.offsets, encoded.special)
@@ -61,6 +61,7 @@ class TokenizedPrompt:
         """
         if isinstance(name, str):
             return token_position(self.prompt, name, self.offsets)
+        whole_number("the place of a token", name, error=QueryError)
         if not -len(self.ids) <= name < len(self.ids):
             raise QueryError(f"no token {name}: {self.prompt.text!r} has {len(self.ids)} tokens")
         return name % len(self.ids)

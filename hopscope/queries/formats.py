@@ -9,7 +9,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,10 @@ def parse_json(text: str) -> Any:
         refuse_repeats([name for name, _ in pairs])
         return dict(pairs)
 
-    return json.loads(text, object_pairs_hook=distinct)
+    try:
+        return json.loads(text, object_pairs_hook=distinct)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def refuse_repeats(names: Sequence[str]) -> None:
@@ -259,9 +262,15 @@ def _plain(value: Any) -> Any:
 
 
 def _text(value: object) -> str:
-    """Return a cell as text; an integer that missing values turned into 57.0 becomes 57 again."""
+    """Return a cell as text; an integer that missing values turned into 57.0 becomes 57 again.
+
+    Raises:
+        QueryError: for a list, or anything else that has parts.
+    """
     if value is None:
         return ""
+    if isinstance(value, Container) and not isinstance(value, str):
+        raise QueryError(f"{value!r:.60} stands where one text is expected")
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 

@@ -77,11 +77,18 @@ def _load(source: object, split: str | None) -> tuple[QuerySet, int]:
     if scheme in RESOLVERS:
         return pkgutil.resolve_name(RESOLVERS[scheme])(source), 0
     path = Path(source)
-    if path.is_file():
+    if _is_file(path):
         return QuerySet.from_pandas(read_table(path), path.stem), 0
     if isinstance(source, str) and source.count("/") == 1 and path.suffix not in SUFFIXES:
         return QuerySet.from_datasets(read_hub(source, split, "train"), source), 0
     raise QueryError(_not_found(path))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # raised for a name that is too long, for instance
+        return False
 
 
 def _not_found(path: Path) -> str:

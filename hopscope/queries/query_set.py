@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 import pandas as pd
 
-from hopscope.errors import QueryError, did_you_mean, one_of
+from hopscope.errors import QueryError, did_you_mean, of_type, one_of, whole_number
 from hopscope.queries.chat import INSTRUCTION, PREFILL, Chat
 from hopscope.queries.demonstrations import Demonstrations
 from hopscope.queries.formats import from_frame, to_frame, write_csv
@@ -67,19 +69,36 @@ class QuerySet(Sequence[TwoHopQuery]):
     chat: Chat | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "queries", tuple(self.queries))
-        object.__setattr__(self, "pool", tuple(self.pool) or self.queries)
+        for name in ("queries", "pool"):
+            object.__setattr__(self, name, self._checked(name))
+        object.__setattr__(self, "pool", self.pool or self.queries)
         if len(self._by_id) < len(self.queries):
             ids = [query.id for query in self.queries]
             twice = next(each for each in ids if ids.count(each) > 1)
             raise QueryError(f"{self.name}: two queries have the id {twice!r}; ids must differ")
-        if self.few_shot < 0:
-            raise QueryError(f"few_shot must be 0 or more, not {self.few_shot}")
+        whole_number("few_shot", self.few_shot, least=0, error=QueryError)
+        whole_number("few_shot_seed", self.few_shot_seed, error=QueryError)
         if self.few_shot and self.queries and self.few_shot >= len(self.pool):
             raise QueryError(
                 f"{self.few_shot} demonstrations were asked for, but {self.name} has only "
                 f"{len(self.pool)} queries to take them from; take a smaller k or a larger set"
             )
+
+    def _checked(self, name: str) -> tuple[TwoHopQuery, ...]:
+        """The queries in a field.
+
+        Raises:
+            QueryError: if it holds anything else.
+        """
+        given: object = getattr(self, name)
+        found = tuple(given) if isinstance(given, Iterable) else (given,)
+        wrong = [each for each in found if not isinstance(each, TwoHopQuery)]
+        if wrong:
+            raise QueryError(
+                f"{name} must be TwoHopQuery objects, not {wrong[0]!r:.60}: make them with "
+                "hs.TwoHopQuery(...), or load a table with hs.load_queries"
+            )
+        return found
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -103,7 +122,7 @@ class QuerySet(Sequence[TwoHopQuery]):
     def _repr_html_(self) -> str:
         columns = ["id", "source_prompt", "e2_label", "e3_label"]
         table = to_frame(self.queries[:10])[columns].to_html(index=False)
-        return f"<p>{self!r}</p>{table}"
+        return f"<p>{html.escape(repr(self))}</p>{table}"
 
     @cached_property
     def _by_id(self) -> dict[str, TwoHopQuery]:
@@ -153,7 +172,7 @@ class QuerySet(Sequence[TwoHopQuery]):
         Raises:
             QueryError: if ``n`` is not between 1 and the number of queries.
         """
-        if not 1 <= n <= len(self):
+        if not 1 <= whole_number("n", n, error=QueryError) <= len(self):
             raise QueryError(
                 f"cannot sample {n} queries from {self.name}, which has {len(self)}; "
                 f"take a number from 1 to {len(self)}"
@@ -172,8 +191,9 @@ class QuerySet(Sequence[TwoHopQuery]):
         Raises:
             QueryError: if no query has the field ``by``, or if ``most`` is less than 1.
         """
-        if most < 1:
-            raise QueryError(f"most must be 1 or more, not {most}")
+        whole_number("most", most, least=1, error=QueryError)
+        if not isinstance(by, str):
+            raise QueryError(f"by must be the name of a field, not {by!r:.60}")
         groups: dict[object, list[int]] = defaultdict(list)
         for index, query in enumerate(self.queries):
             groups[_value(query, by)].append(index)
@@ -195,7 +215,7 @@ class QuerySet(Sequence[TwoHopQuery]):
         Raises:
             QueryError: if ``fraction`` is not between 0 and 1.
         """
-        if not 0 < fraction < 1:
+        if not isinstance(fraction, Real) or not 0 < fraction < 1:
             raise QueryError(f"fraction must lie between 0 and 1, not {fraction}")
         count = round(fraction * len(self))
         first = set(random.Random(seed).sample(range(len(self)), count))
@@ -284,6 +304,7 @@ class QuerySet(Sequence[TwoHopQuery]):
     @classmethod
     def from_pandas(cls, frame: pd.DataFrame, name: str = "frame") -> QuerySet:
         """Convert a table in the Hopping Too Late or the TwoHopFact format; see `load_queries`."""
+        frame = of_type("frame", frame, pd.DataFrame, error=QueryError)
         return cls(from_frame(frame, name), name)
 
     def to_csv(self, path: str | Path) -> None:

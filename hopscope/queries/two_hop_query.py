@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -87,6 +87,14 @@ def _is_participle(words: Sequence[str], index: int) -> bool:
     return index > 1 and _PARTICIPLE.fullmatch(words[index]) is not None
 
 
+TEXTS = (
+    *("id", "e1_label", "e2_label", "e3_label", "r1_template", "r2_template"),
+    *("e1", "r1", "e2", "r2", "e3"),
+    *("e1_type", "r1_type", "e2_type", "r2_type", "e3_type", "r1_ending", "r2_ending"),
+)
+"""The fields of a query that are texts."""
+
+
 @dataclass(frozen=True, slots=True)
 class TwoHopQuery:
     """A two-hop query r2(r1(e1)) with source entity e1, bridge entity e2 and answer e3.
@@ -107,7 +115,8 @@ class TwoHopQuery:
         extra: further columns of the table, by name; do not modify it.
 
     Raises:
-        QueryError: if a template does not have exactly one ``{}``, or if a label is empty.
+        QueryError: if a template does not have exactly one ``{}``, if a label is empty, or if what
+            should be a text or a list of names is none.
 
     Example:
         >>> query = TwoHopQuery(
@@ -142,6 +151,17 @@ class TwoHopQuery:
     extra: Mapping[str, object] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        for name in TEXTS:
+            if not isinstance(getattr(self, name), str):
+                raise QueryError(
+                    f"query {self.id!r}: {name} must be a text, not {getattr(self, name)!r:.60}"
+                )
+        for name in ("e1_aliases", "e2_aliases", "e3_aliases"):
+            aliases = getattr(self, name)
+            if isinstance(aliases, str) or not isinstance(aliases, Iterable):
+                raise QueryError(
+                    f"query {self.id!r}: {name} must be a list of names, not {aliases!r:.60}"
+                )
         for label in ("e1_label", "e2_label", "e3_label"):
             if not getattr(self, label).strip():
                 raise QueryError(f"query {self.id!r}: {label} is empty; give the entity a name")

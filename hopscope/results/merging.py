@@ -7,15 +7,18 @@ from pathlib import Path
 
 from hopscope.files import clear_leftovers, make_folder, write_json_once
 from hopscope.results.run_folder import (
+    MACHINES,
     PARTS,
     RECORD,
     copy_inputs,
     has_part,
     is_run,
+    machines_of,
     packed_parts,
     parts_of,
     read_run,
     unpack,
+    write_machine,
     write_part,
 )
 from hopscope.results.runs import check_run
@@ -37,7 +40,8 @@ def merge_runs(into: Path, runs: Sequence[Path]) -> int:
     """
     first = into if is_run(into) else runs[0]
     record = read_run(first)
-    record.pop(PARTS, None)
+    for name in (PARTS, MACHINES):
+        record.pop(name, None)
     for each in runs:
         read_run(each)
         check_run(each, record)
@@ -50,8 +54,11 @@ def merge_runs(into: Path, runs: Sequence[Path]) -> int:
     added = 0
     for each in runs:
         copy_inputs(each, into)
+        machines = machines_of(each)
         for part, tables in parts_of(each).items():
             if not has_part(into, part):
+                if part in machines:
+                    write_machine(into, part, machines[part])
                 write_part(into, part, tables)
                 added += 1
     return added

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hopscope.errors import ResultError
+from hopscope.errors import ResultError, path_of
 from hopscope.files import replacing_folder, write_json
 from hopscope.results.run_folder import (
+    MACHINES,
     PACKED,
     PARTS,
     RECORD,
@@ -14,6 +15,7 @@ from hopscope.results.run_folder import (
     copy_inputs,
     is_of_run,
     joined,
+    machines_of,
     parts_of,
     read_run,
     write_part,
@@ -43,7 +45,7 @@ def pack_run(run: str | Path, into: str | Path) -> Path:
     Example:
         >>> hs.pack_run("runs/mine", "kept/mine")  # doctest: +SKIP
     """
-    source, into = Path(run), Path(into)
+    source, into = path_of("run", run), path_of("into", into)
     record, parts = read_run(source), parts_of(source)
     if not parts:
         raise ResultError(f"{source} has no finished part yet: there is nothing to pack")
@@ -53,5 +55,7 @@ def pack_run(run: str | Path, into: str | Path) -> Path:
         tables = joined(list(parts.values()))
         write_part(temporary, PACKED, tables)
         copy_inputs(source, temporary)
-        write_json(temporary / RECORD, {**record, PARTS: sizes})
+        machines = {str(part): each for part, each in machines_of(source).items()}
+        told = {MACHINES: machines} if machines else {}
+        write_json(temporary / RECORD, {**record, PARTS: sizes, **told})
     return into

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pandas as pd
 
-from hopscope.errors import DamagedResultError, ResultError, TakenError, UsageError
+from hopscope.errors import (
+    DamagedResultError,
+    ResultError,
+    TakenError,
+    UsageError,
+    one_of,
+    path_of,
+)
 from hopscope.files import replacing_folder, write_json
 from hopscope.results.headline import Headline
 from hopscope.results.run_folder import (
@@ -136,7 +143,8 @@ class Result:
         Raises:
             UsageError: with the values that there are.
         """
-        there = list(dict.fromkeys((self.frame if table is None else table)[column]))
+        table = self.frame if table is None else table
+        there = list(dict.fromkeys(table[one_of("column", column, map(str, table.columns))]))
         if (column, value) == ("control", OWN):
             value = "none"
         if value is not None and value not in there:
@@ -199,7 +207,7 @@ class Result:
             TakenError: if the path is something else than a run folder.
             PlaceError, WriteError: if it cannot be written.
         """
-        path = Path(path)
+        path = path_of("path", path)
         if is_taken(path, RECORD):
             raise TakenError(f"{path} is not a run folder of hopscope; choose another place")
         with replacing_folder(path, is_of_run) as temporary:
@@ -214,7 +222,7 @@ class Result:
         Raises:
             ResultError: if there is none, it is damaged, or of another kind.
         """
-        result = read_result(Path(path), {cls.kind: cls} if cls.kind else cls.kinds)
+        result = read_result(path_of("path", path), {cls.kind: cls} if cls.kind else cls.kinds)
         assert isinstance(result, cls)
         return result
 

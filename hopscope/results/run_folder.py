@@ -7,7 +7,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ import pandas as pd
 import pyarrow as pa  # type: ignore[import-untyped]
 from pyarrow import parquet
 
-from hopscope.errors import DamagedResultError, ResultError
-from hopscope.files import is_temporary, replacing, write_json
+from hopscope.errors import DamagedResultError, NoResultError, ResultError
+from hopscope.files import clear_leftovers, is_temporary, replacing, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +31,16 @@ PLAN = "plan"
 """What the record says of the parts that there will be: how many inputs, and how many in a part."""
 RECIPE = "recipe"
 """What the record says of the call, so that any process can compute parts; see `recipes`."""
-OF_FOLDER = (PARTS, PLAN, RECIPE)
+MACHINES = "machines"
+"""What the record of a packed run says of the machines that computed the parts, by part."""
+OF_FOLDER = (PARTS, PLAN, RECIPE, MACHINES)
 """What belongs to the folder, not to the result."""
 PACKED = "packed"
 """What stands for a part's number in the names of the files that hold all parts together."""
 _PART = re.compile(rf"({'|'.join(TABLES)})-([0-9]{{6,}}|{PACKED})\.parquet")
 _BESIDE = re.compile(r"\.(claim|failed)-[0-9]{6,}|\.ahead|inputs-[0-9a-f]{64}\.json\.gz")
 """What workers leave beside the parts (see `claims`), and inputs that no name stands for."""
+_MACHINE = re.compile(r"machine-([0-9]{6,})\.json")
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -44,7 +48,7 @@ def read_run(path: Path) -> dict[str, Any]:
     try:
         run = json.loads((path / RECORD).read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise ResultError(f"{path} is not a run folder: it has no run.json") from None
+        raise NoResultError(f"{path} is not a run folder: it has no run.json") from None
     except OSError as error:
         raise ResultError(f"{path / RECORD} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -73,7 +77,7 @@ def is_taken(path: Path, record: str) -> bool:
 
 def is_of_run(name: str) -> bool:
     """Whether a file of a run folder is the run's own, by its name."""
-    known = (_PART, _BESIDE)
+    known = (_PART, _BESIDE, _MACHINE)
     return name == RECORD or is_temporary(name) or any(each.fullmatch(name) for each in known)
 
 
@@ -88,6 +92,33 @@ def copy_inputs(path: Path, into: Path) -> None:
 def part_path(path: Path, table: str, part: int | str) -> Path:
     """Where a part of a table lies in a run folder, or all parts together, as `PACKED`."""
     return path / f"{table}-{part:0>6}.parquet"
+
+
+def machine_path(path: Path, part: int) -> Path:
+    """Where it lies what machine computed a part."""
+    return path / f"machine-{part:0>6}.json"
+
+
+def write_machine(path: Path, part: int, machine: Mapping[str, Any]) -> None:
+    """Write what machine computes a part, beside its tables: these have the same bytes anywhere."""
+    write_json(machine_path(path, part), machine)
+
+
+def machines_of(path: Path) -> dict[int, dict[str, Any]]:
+    """What machine computed each part of a run folder, packed or not: device, host and versions.
+
+    Parts of earlier versions, which did not write it, are missing.
+    """
+    packed = read_run(path).get(MACHINES, {})
+    found = {int(part): machine for part, machine in packed.items()}
+    for file in sorted(path.glob("machine-*.json")):
+        number = _MACHINE.fullmatch(file.name)
+        if number is not None and part_path(path, "frame", int(number[1])).exists():
+            with suppress(
+                OSError, ValueError
+            ):  # it is told beside the numbers, which do not need it
+                found[int(number[1])] = json.loads(file.read_text("utf-8"))
+    return found
 
 
 def write_part(path: Path, part: int | str, tables: Tables) -> None:
@@ -122,8 +153,13 @@ def _densest(table: pd.DataFrame) -> dict[str, Any]:
 
 def remove_part(path: Path, part: int) -> None:
     """Remove a part; `frame` goes first, since it stands for the whole part."""
-    for table in TABLES:
-        part_path(path, table, part).unlink(missing_ok=True)
+    for file in _files_of(path, part):
+        file.unlink(missing_ok=True)
+
+
+def _files_of(path: Path, part: int) -> list[Path]:
+    """The files of a part: its tables, and what machine computed it."""
+    return [*(part_path(path, table, part) for table in TABLES), machine_path(path, part)]
 
 
 def has_part(path: Path, part: int) -> bool:
@@ -218,10 +254,14 @@ def unpack(path: Path) -> None:
     Raises:
         DamagedResultError: If its record does not fit its tables.
     """
+    machines = machines_of(path)
     for part, tables in parts_of(path).items():
+        if part in machines:
+            write_machine(path, part, machines[part])
         write_part(path, part, tables)
     record = read_run(path)
     record.pop(PARTS, None)
+    record.pop(MACHINES, None)
     write_json(path / RECORD, record)
     for table in TABLES:
         part_path(path, table, PACKED).unlink(missing_ok=True)
@@ -248,6 +288,36 @@ def finished_parts(path: Path, known: Collection[int] | None = None) -> list[int
     return sorted(parts)
 
 
+def repair(path: Path) -> list[str]:
+    """Remove the parts of a run folder that cannot be read, so that the run computes them again.
+
+    What machine computed them goes, too, and what dead writers left.
+
+    Returns:
+        The names of the files that were removed.
+
+    Raises:
+        ResultError: if it is no run folder, or a file may not be read or removed.
+        DamagedResultError: if the run is packed, so that no part of it can be removed alone, or its
+            record is damaged.
+    """
+    if packed_parts(path):
+        read_part(path, PACKED)
+        return []
+    read_run(path)
+    clear_leftovers(path)
+    found = filter(None, map(_PART.fullmatch, os.listdir(path)))
+    numbers = {int(each[2]) for each in found if each[2] != PACKED}
+    removed = []
+    for part in sorted(numbers):
+        try:
+            read_part(path, part)
+        except DamagedResultError:
+            removed += [each.name for each in _files_of(path, part) if each.is_file()]
+            remove_part(path, part)
+    return removed
+
+
 def read_part(path: Path, part: int | str) -> Tables:
     """One part of each table, or all of them, as `PACKED`.
 
@@ -263,6 +333,6 @@ def read_part(path: Path, part: int | str) -> Tables:
     except (OSError, ValueError) as error:
         raise DamagedResultError(
             f"a table in {path} is damaged: {error}; "
-            f"delete {' and '.join(file.name for file in files.values())}, "
-            "and run again"
+            f"hopscope runs repair {path} removes what cannot be read, and the same call then "
+            "computes it again"
         ) from error

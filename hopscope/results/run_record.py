@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -99,6 +100,22 @@ def provenance(
     return as_saved
 
 
+def machine_of(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What is recorded with each part of a run that this machine computes: device, host, versions.
+
+    Two parts may be of two machines, under two versions of a library, but of one kind of device.
+
+    Args:
+        run: the record of the run, as this process made it.
+    """
+    model = run.get("model") or {}
+    return {
+        "device": model.get("device"),
+        "host": socket.gethostname(),
+        "versions": run.get("versions") or {},
+    }
+
+
 def summary_of(run: Mapping[str, Any]) -> dict[str, str]:
     """Return what a page says of how a result was made, by name: model, queries and versions.
 
@@ -129,8 +146,9 @@ EMPTY = (None, "")
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     """Where a run differs from the one that a folder holds, if they are not the same.
 
-    The device may differ, since a run can go on elsewhere. Of a record of an earlier version, or
-    one whose `setup` has another rule, it counts what it says.
+    The device may differ, since a run that is finished is the same everywhere; see `other_device`.
+    Of a record of an earlier version, or one whose `setup` has another rule, it counts what it
+    says.
 
     Args:
         before: the record of the folder.
@@ -149,6 +167,12 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, 
     return next(
         filter(None, (_first(key, *(each.get(key) for each in pairs)) for key in SAME)), None
     )
+
+
+def other_device(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The devices of a folder's record and of a run that would go on, if they are of two kinds."""
+    first, second = ((each.get("model") or {}).get("device") for each in (before, now))
+    return None if first in (*EMPTY, second) or second in EMPTY else (first, second)
 
 
 def other_rules(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,8 @@ from hopscope.display.front_end import ProgressBar
 from hopscope.display.progress import showing
 from hopscope.errors import QueryError, ResultError, TakenError, UsageError
 from hopscope.files import check_place, clear_leftovers, make_folder, write_json_once
-from hopscope.models.interrupts import interrupt_safe, n_stops
+from hopscope.interrupts import interrupt_safe, n_stops
+from hopscope.models.evaluation import torch_modes
 from hopscope.results.claims import AHEAD
 from hopscope.results.recipes import recipe_now
 from hopscope.results.result import Result, upgrade_record
@@ -36,10 +37,11 @@ from hopscope.results.run_folder import (
     read_run,
     remove_part,
     unpack,
+    write_machine,
     write_part,
 )
 from hopscope.results.run_record import SAME as SAME
-from hopscope.results.run_record import Described, difference, other_rules
+from hopscope.results.run_record import Described, difference, machine_of, other_device, other_rules
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +93,7 @@ class Pending:
         """Compute a part and write it into the run folder, which must be open."""
         assert self.folder is not None
         assert self.whole is not None
-        write_part(self.folder, part, self.whole(part))
+        _write(self.folder, part, self.run, self.whole(part))
 
     def settle(self) -> str | None:
         """What is shown of the first parts that are there; None if they are enough.
@@ -269,7 +271,7 @@ def _run(
     if folder is not None and there == set(parts):
         return read_parts(folder, sizes)
     if folder is not None:
-        _check_rules(folder, run)
+        _check_goes_on(folder, run)
     if (rehearse := _rehearse.get()) is not None:
 
         def done() -> Sequence[Tables]:
@@ -301,18 +303,24 @@ def _run(
         for part in (each for each in parts if each not in there):
             tables = _computed(compute, part, sizes[part], bar)
             if folder is not None:
-                write_part(open_run(folder, run, sizes), part, tables)
+                _write(open_run(folder, run, sizes), part, run, tables)
             if folder is None or until is not None:
                 kept[part] = tables
             shown = "" if until is None else _look(kept, parts, part, until)[0]
             if shown is None:
                 break
             bar.set_postfix_str(shown)
-    if folder is None:
-        return joined(list(kept.values()))
-    if until is not None and (folder / AHEAD).exists():
-        _settle(folder, parts, until)
-    return read_parts(folder, sizes)
+        if folder is not None and until is not None and (folder / AHEAD).exists():
+            _settle(folder, parts, until)
+        tables = joined(list(kept.values())) if folder is None else read_parts(folder, sizes)
+        _finished_run[:] = [(run, tables)]
+    return tables
+
+
+def _write(folder: Path, part: int, run: Mapping[str, Any], tables: Tables) -> None:
+    """Write a part, and beside it what machine has computed it."""
+    write_machine(folder, part, machine_of(run))
+    write_part(folder, part, tables)
 
 
 def _prepare(folder: Path) -> None:
@@ -398,6 +406,7 @@ def _keeping_what_is_done(
     An interrupt that a library has turned into an error of its own is an interrupt again.
     """
     _interrupted.clear()
+    _finished_run.clear()
     stopped = n_stops()
     try:
         yield
@@ -446,6 +455,26 @@ def _left_behind(tables: Tables | None, folder: Path | None) -> str:
 
 _interrupted: list[tuple[Mapping[str, Any], Tables]] = []
 """What and how much the last interrupted run had done; empty if it had done nothing."""
+_finished_run: list[tuple[Mapping[str, Any], Tables]] = []
+"""The run that was finished last in a call that goes on."""
+
+
+@interrupt_safe
+def calling() -> Iterator[None]:
+    """One call of an analysis, after which torch's modes are as before.
+
+    When it is interrupted, `partial` has what it had done, and nothing of calls before.
+    """
+    _interrupted.clear()
+    try:
+        with torch_modes():
+            yield
+    except KeyboardInterrupt:
+        if not _interrupted:
+            _interrupted[:] = _finished_run
+        raise
+    finally:
+        _finished_run.clear()
 
 
 def partial() -> Result:
@@ -503,14 +532,21 @@ def check_run(path: Path, run: Mapping[str, Any]) -> None:
     logger.info("going on with %s", path)
 
 
-def _check_rules(path: Path, run: Mapping[str, Any]) -> None:
-    """Check that a run that goes on follows the rules that its finished parts follow.
+def _check_goes_on(path: Path, run: Mapping[str, Any]) -> None:
+    """Check that a run that goes on has the rules and the kind of device of its finished parts.
 
     Raises:
         TakenError: if it does not.
     """
-    other = other_rules(read_run(path), run) if is_run(path) else []
-    if other:
+    if not is_run(path):
+        return
+    before = read_run(path)
+    if devices := other_device(before, run):
+        raise TakenError(
+            f"{path} was begun on {devices[0]}, and this is {devices[1]}: what would be added "
+            "differs in its last digits. Go on with it on such a device, or choose another folder"
+        )
+    if other := other_rules(before, run):
         raise TakenError(
             f"{path} was begun by another version of hopscope, by another rule of "
             f"{', '.join(other).replace('_', ' ')}: what would be added does not go with what is "
@@ -537,6 +573,7 @@ def open_run(path: Path, run: Mapping[str, Any], sizes: Mapping[int, int]) -> Pa
         told = {} if recipe is None else {RECIPE: recipe.as_json()}
         write_json_once(make_folder(path) / RECORD, {**run, PLAN: plan, **told})
         check_run(path, run)  # another process may have been first
+        _check_goes_on(path, run)
     if recipe is not None:
         recipe.write_inputs(path)
     return path

@@ -29,7 +29,7 @@ def check_committed(committed: Path, names: Sequence[str]) -> None:
         names: of the figures that must have one; if empty, any will do.
 
     Raises:
-        UsageError: if there is none.
+        UsageError: if there is none, or one cannot be read.
     """
     absent = [f"{name}.csv" for name in names if not (committed / f"{name}.csv").is_file()]
     if not names and not any(committed.glob("*.csv")):
@@ -40,6 +40,22 @@ def check_committed(committed: Path, names: Sequence[str]) -> None:
             "of hopscope, name a folder in which figures were drawn with --rendered, or draw them "
             "once without --check"
         )
+    for name in names or [path.stem for path in sorted(committed.glob("*.csv"))]:
+        _read(committed / f"{name}.csv")
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """A table of numbers.
+
+    Raises:
+        UsageError: if the file is none.
+    """
+    try:
+        return pd.read_csv(path)
+    except (ValueError, OSError) as error:  # includes parse errors of pandas
+        raise UsageError(
+            f"{path} holds no table of numbers: {error}. Draw the figure once without --check"
+        ) from error
 
 
 def moved(
@@ -67,7 +83,7 @@ def moved(
             raise ResultError(
                 f"{before} is not there: draw the figure once without --check, and commit it"
             )
-        rows += _differences(name, pd.read_csv(before), pd.read_csv(after), tolerance)
+        rows += _differences(name, _read(before), _read(after), tolerance)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

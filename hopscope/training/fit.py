@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from hopscope.display.front_end import ProgressBar
 from hopscope.errors import ModelError, ResultError, TakenError
 from hopscope.files import clear_leftovers, make_folder, replacing, write_json
-from hopscope.models.interrupts import interrupt_safe
+from hopscope.interrupts import interrupt_safe
+from hopscope.models.evaluation import torch_modes
 from hopscope.results.run_folder import is_taken
 from hopscope.training.settings import Schedule
 
@@ -231,7 +232,7 @@ def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) 
 def torch_seed(device: torch.device, seed: int) -> Iterator[None]:
     """Seed torch on the CPU and one device for a block, and restore the random state after it."""
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch_modes(), torch.random.fork_rng(devices=devices):
         seed_all(device, seed)
         yield
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hopscope.documents.question_set import QuestionSet
 from hopscope.documents.templates import template_of
-from hopscope.errors import QueryError
+from hopscope.errors import MAX_SEED, QueryError, of_type, path_of, whole_number
 from hopscope.masks.algebra import Mask
 from hopscope.masks.named import mask_of
 from hopscope.models.language_model import LanguageModel
@@ -69,12 +69,15 @@ def train(
         >>> questions = load_questions("world-docs", distractors=2)        # doctest: +SKIP
         >>> trained = train(questions, "prefix_bidirectional", out="tiny")  # doctest: +SKIP
     """
-    settings, mask = settings or TrainingSettings(), mask_of(mask)
+    of_type("questions", questions, QuestionSet, "load one with hs.load_questions", QueryError)
+    seed = whole_number("seed", seed, 0, MAX_SEED)
+    settings = of_type("settings", settings or TrainingSettings(), TrainingSettings)
+    mask = mask_of(mask)
     if not len(questions):
         raise QueryError(f"{questions.name} is an empty question set: there is nothing to train on")
     settings = settings.for_questions(len(questions))
     start = small_model(questions, settings, seed) if model is None else load_model(model)
-    folder = None if out is None else Path(out)
+    folder = None if out is None else path_of("out", out)
     if folder is not None:
         recipe = _recipe(start, questions, mask, settings, seed)
         open_training(folder, recipe, lambda record: _upgrade_record(record, recipe))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from numbers import Real
 from typing import Any, ClassVar, Literal, get_args
 
 from hopscope.documents.templates import Template, template_of, without_unset
 from hopscope.documents.world_docs import NAMES
-from hopscope.errors import UsageError, one_of
+from hopscope.errors import UsageError, one_of, whole_number
 
 Decay = Literal["cosine", "linear"]
 
@@ -54,7 +55,7 @@ class Schedule:
     def __post_init__(self) -> None:
         check_positive(self, "steps", "batch_size", "learning_rate", "clip", "checkpoint_every")
         check_not_negative(self, "warmup_steps", "weight_decay")
-        if not 0 <= self.hold < 1:
+        if not 0 <= _number(self, "hold") < 1:
             raise UsageError(
                 f"hold must be a share of the steps from 0 to below 1, not {self.hold}"
             )
@@ -87,7 +88,7 @@ def check_positive(settings: object, *names: str) -> None:
         UsageError: for the first that is not.
     """
     for name in names:
-        if not getattr(settings, name) > 0:
+        if not _number(settings, name) > 0:
             raise UsageError(f"{name} must be more than 0, not {getattr(settings, name)}")
 
 
@@ -98,8 +99,22 @@ def check_not_negative(settings: object, *names: str) -> None:
         UsageError: for the first that is not.
     """
     for name in names:
-        if not getattr(settings, name) >= 0:
+        if not _number(settings, name) >= 0:
             raise UsageError(f"{name} must be 0 or more, not {getattr(settings, name)}")
+
+
+def _number(settings: Any, name: str) -> Any:
+    """A setting that is a finite number, and a whole one where it is declared as such.
+
+    Raises:
+        UsageError: if it is not.
+    """
+    value = getattr(settings, name)
+    if {each.name: each.type for each in fields(settings)}[name] == "int":
+        return whole_number(name, value)
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise UsageError(f"{name} must be a number, not {value!r:.60}")
+    return value
 
 
 def check_shares(settings: object, *names: str) -> None:
@@ -110,7 +125,7 @@ def check_shares(settings: object, *names: str) -> None:
     """
     for name in names:
         share = getattr(settings, name)
-        if share is not None and not 0 <= share <= 1:
+        if share is not None and not 0 <= _number(settings, name) <= 1:
             raise UsageError(f"{name} must be a share from 0 to 1, not {share}")
 
 

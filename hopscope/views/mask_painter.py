@@ -15,9 +15,10 @@ from hopscope.documents.orders import Order
 from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
 from hopscope.documents.templates import Template
 from hopscope.engine.read_out import ReadOut, Version
-from hopscope.errors import HopscopeError, QueryError, UsageError
+from hopscope.errors import HopscopeError, QueryError, UsageError, of_type
 from hopscope.masks.algebra import Mask
 from hopscope.masks.named import MASKS, mask_of, painted, switched
+from hopscope.models.token_model import TokenModel
 from hopscope.prompting.document_prompts import DocumentModel, DocumentPrompts
 from hopscope.prompting.generation import answer_text
 from hopscope.queries.answers import matches
@@ -229,6 +230,8 @@ def paint_mask(
         >>> painter = hs.paint_mask(model, hs.load_questions("world-docs"))  # doctest: +SKIP
         >>> painter.mask                                                      # doctest: +SKIP
     """
+    of_type("model", model, TokenModel, "load one with hs.load_any")
+    of_type("questions", questions, QuestionSet | MultiDocQuestion)
     if isinstance(questions, MultiDocQuestion):
         questions = QuestionSet((questions,), "one question")
     if not len(questions):

@@ -29,7 +29,7 @@ from hopscope.display.widgets import View
 from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.read_out import ReadOut
 from hopscope.engine.sweep import generate
-from hopscope.errors import HopscopeError, ModelError, QueryError, UsageError
+from hopscope.errors import HopscopeError, ModelError, QueryError, UsageError, of_type
 from hopscope.experiments.two_hop.back_patching import BackPatching, Criterion, back_patch
 from hopscope.experiments.two_hop.grids import HIT, BackPatchingGrid
 from hopscope.models.language_model import LanguageModel
@@ -327,6 +327,7 @@ def explore(
         >>> explorer = hs.explore(model)                                            # doctest: +SKIP
         >>> explorer.ask("The spouse of [the performer of [Imagine]] is")           # doctest: +SKIP
     """
+    of_type("model", model, LanguageModel, "load one with hs.load_model")
     return PromptExplorer(model, load_queries(queries), layer_step)
 
 

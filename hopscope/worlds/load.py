@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from hopscope.errors import ResultError, UsageError
+from hopscope.errors import MAX_SEED, ResultError, UsageError, path_of, whole_number
 from hopscope.queries.query_set import QuerySet
 from hopscope.worlds.catalogue import WORLDS, recipe_of
 from hopscope.worlds.folders import ABOUT, cached_folder, places_of, world_name
@@ -35,9 +35,10 @@ def load_world(
         >>> world.queries("first_hop_ood")[0].two_hop()
         'e00 r05 r00'
     """
+    seed = whole_number("seed", seed, 0, MAX_SEED)
     if isinstance(world, str) and world in WORLDS:
         return read_world(world_folder(world, seed, device=device), device)
-    return read_world(Path(world), device)
+    return read_world(path_of("world", world), device)
 
 
 def world_folder(name: str, seed: int = 0, *, device: str | torch.device | None = None) -> Path:

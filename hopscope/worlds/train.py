@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hopscope.errors import UsageError
+from hopscope.errors import MAX_SEED, UsageError, path_of, whole_number
 from hopscope.files import write_json
 from hopscope.models.evaluation import evaluating
 from hopscope.models.language_model import LanguageModel
@@ -69,6 +69,9 @@ def train_world(
         >>> world = train_world("two-hop-looped", out="worlds/looped")  # doctest: +SKIP
         >>> world.accuracy["in_distribution"]                           # doctest: +SKIP
     """
+    seed = whole_number("seed", seed, 0, MAX_SEED)
+    for step in snapshots:
+        whole_number("each of snapshots", step, least=0)
     recipe = (recipe_of(name) if recipe is None else recipe).seeded(seed)
     if snapshots and out is None:
         raise UsageError("snapshots are saved in a folder: pass out=")
@@ -77,7 +80,7 @@ def train_world(
             f"the world could not be read back: register its task in "
             f"hopscope.worlds.recipe.TASKS[{recipe.task.kind!r}] first"
         )
-    folder = None if out is None else Path(out)
+    folder = None if out is None else path_of("out", out)
     chosen = device_of(device)
     settings = {"world": name, "seed": seed, "recipe": recipe.as_json()}
     if folder is not None:

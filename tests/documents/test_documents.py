@@ -119,6 +119,7 @@ def test_a_set_is_a_sequence() -> None:
     assert questions[1:3].name == "five"
     assert repr(questions) == "QuestionSet('five', 5 questions, few_shot=0)"
     assert "Which of 4?" in questions._repr_html_()
+    assert "<img" not in replace(questions, name="<img src=x onerror=alert(1)>")._repr_html_()
 
 
 def test_ids_must_differ() -> None:

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from hopscope.errors import ModelError, UnknownModelError, UntrustedModelError, UsageError
-from hopscope.models import cpu_speed
+from hopscope.models import cpu_speed, hub
 from hopscope.models.gguf import read_gguf
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import _dtype, device_of, load_model
@@ -398,19 +398,26 @@ def test_pickled_weights_beside_other_safetensors(folder: Path) -> None:
 def test_hub_models_are_asked_for_safetensors_alone(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hub repository cannot be looked into first, so the refusal is left to transformers."""
+    """What a repository has is asked for when reading fails, whatever the failure is called."""
     asked: list[bool | None] = []
 
     def refuse(*_: object, use_safetensors: bool | None, **__: object) -> None:
         asked.append(use_safetensors)
-        raise OSError("x does not appear to have a file named model.safetensors or ...")
+        raise OSError("in words that change from version to version")
 
+    there = {"pytorch_model.bin"}
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", refuse)
-    with pytest.raises(UntrustedModelError, match="pickle can run any code"):
+    monkeypatch.setattr(hub, "has_file", lambda _, name: name in there)
+    with pytest.raises(UntrustedModelError, match="pickle can run any code") as refused:
         load_model(folder)
-    with pytest.raises(ModelError, match="does not appear"):
+    assert isinstance(refused.value, UsageError)
+    with pytest.raises(ModelError, match="in words that change"):
         load_model(folder, allow_pickle=True)
-    assert asked == [True, None]
+    there.add("model.safetensors")
+    with pytest.raises(ModelError, match="in words that change") as failed:
+        load_model(folder)
+    assert not isinstance(failed.value, UsageError)
+    assert asked == [True, None, True]
 
 
 def test_truncated_weights(folder: Path) -> None:

@@ -44,6 +44,10 @@ def test_it_is_a_sequence() -> None:
     assert repr(QUERIES) == "QuerySet('invented', 30 queries, few_shot=0)"
     assert "The capital of the country of Town9" in QUERIES._repr_html_()
     assert "Town10" not in QUERIES._repr_html_()
+    query = dataclasses.replace(QUERIES[0], e2_label="<script>")
+    strange = QuerySet((query, *QUERIES[1:]), "<img src=x onerror=alert(1)>")
+    assert "<img" not in strange._repr_html_()
+    assert "<script" not in strange._repr_html_()
 
 
 def test_it_is_immutable_copied_and_pickled() -> None:

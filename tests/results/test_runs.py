@@ -6,10 +6,12 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -90,7 +92,8 @@ def test_a_run_folder_has_a_part_for_each_few_queries(tmp_path: Path) -> None:
     names = sorted(path.name for path in (tmp_path / "a" / "run").iterdir())
     starts = [f"{start:06d}" for start in range(0, 12, 2)]
     tables = [f"{table}-{start}.parquet" for table in ("details", "frame") for start in starts]
-    assert names == sorted([*tables, "run.json"])
+    machines = [f"machine-{start}.json" for start in starts]
+    assert names == sorted([*tables, *machines, "run.json"])
     second = pd.read_parquet(tmp_path / "a" / "run" / "frame-000002.parquet")
     assert list(second["query"]) == ["late-1", "late-2"]
 
@@ -420,7 +423,8 @@ def test_the_frame_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     noting("link")
     noting("replace")
     run(tmp_path / "run", queries=known_queries()[:2])
-    assert written == ["run.json", "details-000000.parquet", "frame-000000.parquet"]
+    tables = ["details-000000.parquet", "frame-000000.parquet"]
+    assert written == ["run.json", "machine-000000.json", *tables]
 
 
 @pytest.mark.parametrize("table", ["frame", "details"])
@@ -454,6 +458,75 @@ def test_what_may_not_be_read_is_not_called_damaged(
     monkeypatch.setattr(Path, "read_bytes", forbidden)
     with pytest.raises(ResultError, match=r"frame-000000.parquet cannot be read: Permission"):
         load_result(tmp_path / "run")
+
+
+@pytest.mark.parametrize("table", ["frame", "details"])
+def test_parts_that_cannot_be_read_are_removed_and_computed_again(
+    tmp_path: Path, table: str
+) -> None:
+    """Also those whose damage lies in the middle, where nothing looks until they are read."""
+    whole, folder = run(tmp_path / "run"), tmp_path / "run"
+    before, file = parts(folder), folder / f"{table}-000004.parquet"
+    content = bytearray(file.read_bytes())
+    content[4:60] = bytes(56)
+    file.write_bytes(content)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(DamagedResultError, match=rf"hopscope runs repair {folder}"):
+        run(folder)
+    removed = [f"{each}-000004.parquet" for each in ("frame", "details")]
+    assert run_folder.repair(folder) == [*removed, "machine-000004.json"]
+    assert run_folder.repair(folder) == []
+    again = Compute()
+    pd.testing.assert_frame_equal(run(folder, again)["frame"], whole["frame"])
+    assert again.asked == [query.id for query in known_queries()][4:6]
+    assert parts(folder) == before
+    assert (folder / "notes.txt").read_text() == "mine"
+    with pytest.raises(ResultError, match="is not a run folder"):
+        run_folder.repair(tmp_path)
+    with pytest.raises(ResultError, match="is not a run folder"):
+        run_folder.repair(tmp_path / "gone")
+
+
+def on_card(name: str, torch: str = "2.9") -> dict[str, Any]:
+    asked = run_of(known_queries())
+    return {**asked, "model": {**asked["model"], "device": name}, "versions": {"torch": torch}}
+
+
+def test_each_part_says_what_computed_it_and_its_tables_do_not(tmp_path: Path) -> None:
+    """A run may go on on another host, under other versions."""
+    run(tmp_path / "whole")
+    for version, fail_at in (("2.8", known_queries()[5].id), ("2.9", None)):
+        more: dict[str, Any] = {"per_part": 2, "progress": False, "out": tmp_path / "run"}
+        with suppress(RuntimeError):
+            run_over(known_queries(), Compute(fail_at), on_card("H100", version), **more)
+    assert parts(tmp_path / "run") == parts(tmp_path / "whole")
+    machines = run_folder.machines_of(tmp_path / "run")
+    assert {part: each["versions"] for part, each in machines.items()} == {
+        **{part: {"torch": "2.8"} for part in (0, 2)},
+        **{part: {"torch": "2.9"} for part in (4, 6, 8, 10)},
+    }
+    assert {each["device"] for each in machines.values()} == {"H100"}
+    assert machines[4]["host"] == socket.gethostname()
+    kept = pack_run(tmp_path / "run", tmp_path / "kept")
+    assert run_folder.machines_of(kept) == machines
+    run_folder.unpack(kept)
+    assert run_folder.machines_of(kept) == machines
+    written = json.loads((kept / "run.json").read_text())
+    assert written.keys() - set(run_folder.OF_FOLDER) == on_card("", "").keys()
+    assert all(run_folder.is_of_run(path.name) for path in kept.iterdir())
+    assert "machines" not in load_result(tmp_path / "run").run
+
+
+def test_a_run_does_not_go_on_on_another_kind_of_card(tmp_path: Path) -> None:
+    more: dict[str, Any] = {"per_part": 2, "progress": False, "out": tmp_path / "run"}
+    with suppress(RuntimeError):
+        run_over(known_queries(), Compute(known_queries()[5].id), on_card("H100"), **more)
+    before = parts(tmp_path / "run")
+    with pytest.raises(TakenError, match=r"was begun on H100, and this is A100: .* choose another"):
+        run_over(known_queries(), Compute(), on_card("A100"), **more)
+    assert parts(tmp_path / "run") == before
+    run_over(known_queries(), Compute(), on_card("H100"), **more)
+    run_over(known_queries(), Compute(), on_card("A100"), **more)  # nothing is added
 
 
 def test_a_folder_in_the_place_of_a_part_is_told(tmp_path: Path) -> None:

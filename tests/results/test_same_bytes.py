@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,21 @@ ANALYSES: dict[str, Callable[..., Any]] = {
     "permute": hs.permute_documents,
     "best-order": lambda *given, **more: hs.best_order(*given, k=2, **more),
     "masked-paths": hs.masked_paths,
+}
+OF_QUERIES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "grade": (hs.grade, {"max_new_tokens": 2}),
+    "back_patch": (hs.back_patch, {"max_new_tokens": 2}),
+    "knockout": (hs.knockout, {"max_new_tokens": 2}),
+    "describe": (hs.describe, {"max_new_tokens": 2, "samples": 2}),
+    "project": (hs.project, {}),
+    "cross_patch": (hs.cross_patch, {"max_new_tokens": 2}),
+    "activation_patch": (hs.activation_patch, {}),
+    "attribution_patch": (hs.attribution_patch, {"exact": 2}),
+    "path_patch": (hs.path_patch, {}),
+    "trace": (hs.trace, {"draws": 2}),
+    "recall": (hs.recall, {}),
+    "classify_heads": (hs.classify_heads, {}),
+    "rank_neighbours": (hs.rank_neighbours, {"n_clusters": 8}),
 }
 CASES = [(analysis, "tiny-random-qwen2") for analysis in ANALYSES] + [
     ("attention", "tiny-random-t5")
@@ -39,12 +55,34 @@ def test_analyses_over_documents_give_equal_bytes(
         given = {"max_new_tokens": 4, "progress": False, "out": tmp_path / folder, **more}
         ANALYSES[analysis](model, questions, **given)
 
+    compare_ways(run, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("name", OF_QUERIES)
+def test_analyses_of_queries_give_equal_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    model = hs.load_any("tiny-random-qwen2", device="cpu")
+    function, settings = OF_QUERIES[name]
+    queries = hs.load_queries("world", few_shot=2).sample(9)
+    module = inspect.getmodule(inspect.unwrap(function))
+    monkeypatch.setattr(module, "PER_PART", 3)
+
+    def run(folder: str, **more: Any) -> None:
+        function(model, queries, progress=False, out=tmp_path / folder, **settings, **more)
+
+    compare_ways(run, tmp_path, monkeypatch)
+
+
+def compare_ways(run: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare the bytes of a whole run with those of its shards, last first, and after a stop."""
     run("whole")
     whole = parts(tmp_path / "whole")
     n_parts = len(whole) // 2
     for index in range(n_parts, 0, -1):
         run("shards", shard=(index, n_parts))
     assert parts(tmp_path / "shards") == whole
+    assert n_parts > 1
 
     written = []
 

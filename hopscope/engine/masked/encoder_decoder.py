@@ -32,10 +32,10 @@ from hopscope.engine.masked.prompt import MaskedPrompt, by_layer
 from hopscope.engine.memory import memory_budget
 from hopscope.engine.read_out import CellOutputs, Readings, ReadOut, Version
 from hopscope.errors import UsageError
+from hopscope.interrupts import interrupt_safe
 from hopscope.masks.lowering import lower
 from hopscope.models.encoder_decoder import EncoderDecoder
 from hopscope.models.evaluation import evaluating
-from hopscope.models.interrupts import interrupt_safe
 
 
 @torch.no_grad()

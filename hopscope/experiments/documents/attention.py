@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any, ClassVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack, get_args
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ from hopscope.experiments.analysis import (
     analysis,
     run_in_parts,
 )
-from hopscope.experiments.arguments import OneOf, Orders, check_masks
+from hopscope.experiments.arguments import AtLeast, Masks, OneOf, OneTemplate, Orders, check_masks
 from hopscope.masks.algebra import Mask
 from hopscope.prompting.document_prompts import (
     RIGHT_OR_WRONG,
@@ -211,6 +211,10 @@ def _against(right: np.ndarray, wrong: np.ndarray) -> tuple[Any, ...]:
         "orders": Orders(),
         "read": OneOf(READ),
         "metric": OneOf(RIGHT_OR_WRONG, optional=True),
+        "masks": Masks(),
+        "template": OneTemplate(),
+        "label": OneOf(get_args(Label)),
+        "max_new_tokens": AtLeast(1, optional=True),
     },
     in_study=lambda _: {"orders": ("forward", "backward")},
     parity={"template": "paper_whole", "read": "generated"},

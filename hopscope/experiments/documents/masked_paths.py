@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Unpack
+from typing import TYPE_CHECKING, ClassVar, Unpack, get_args
 
 import numpy as np
 import pandas as pd
@@ -30,7 +30,15 @@ from hopscope.experiments.analysis import (
     limited,
     run_in_parts,
 )
-from hopscope.experiments.arguments import AtLeast, Edges, Layers, ListOf, OneOf
+from hopscope.experiments.arguments import (
+    AtLeast,
+    Edges,
+    Layers,
+    ListOf,
+    OneOf,
+    OneOrder,
+    OneTemplate,
+)
 from hopscope.experiments.randomness import generator_for
 from hopscope.models.token_model import FIRST_TOKENS
 from hopscope.prompting.document_prompts import (
@@ -170,6 +178,10 @@ class MaskedPaths(Result):
         "window": AtLeast(0),
         "layers": Layers(),
         "measure": OneOf(MEASURES),
+        "order": OneOrder(),
+        "template": OneTemplate(),
+        "label": OneOf(get_args(Label)),
+        "max_new_tokens": AtLeast(1, optional=True),
     },
     layers=lambda layers: {"layers": layers},
     chosen=lambda questions, scale: limited(questions, scale.most, scale.seed),

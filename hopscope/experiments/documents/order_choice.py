@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Unpack
+from typing import TYPE_CHECKING, ClassVar, Unpack, get_args
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ from hopscope.experiments.analysis import (
     analysis,
     run_in_parts,
 )
-from hopscope.experiments.arguments import AtLeast, OneOf, check_masks
+from hopscope.experiments.arguments import AtLeast, InstanceOf, OneOf, OneTemplate, check_masks
 from hopscope.experiments.documents.attention import READ, peak_of, read_masses
 from hopscope.masks.algebra import Mask
 from hopscope.prompting.document_prompts import (
@@ -165,7 +165,15 @@ class OrderChoice(Result):
     subsets=("documents",),
     order=120,
     keywords=WITHOUT_MEMORY,
-    accepts={"k": AtLeast(1), "read": OneOf(READ), "metric": OneOf(tuple(METRICS), optional=True)},
+    accepts={
+        "k": AtLeast(1),
+        "mask": InstanceOf(str | Mask, optional=True),
+        "read": OneOf(READ),
+        "metric": OneOf(tuple(METRICS), optional=True),
+        "template": OneTemplate(),
+        "label": OneOf(get_args(Label)),
+        "max_new_tokens": AtLeast(1, optional=True),
+    },
     in_study=lambda scale: {"k": scale.shuffles},
     parity={"template": "paper_whole", "read": "generated"},
 )

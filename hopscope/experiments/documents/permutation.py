@@ -26,7 +26,15 @@ from hopscope.experiments.analysis import (
     analysis,
     run_in_parts,
 )
-from hopscope.experiments.arguments import ListOf, OneOf, Orders, check_masks
+from hopscope.experiments.arguments import (
+    AtLeast,
+    ListOf,
+    Masks,
+    OneOf,
+    OneTemplate,
+    Orders,
+    check_masks,
+)
 from hopscope.masks.algebra import Mask
 from hopscope.prompting.document_prompts import (
     DEFAULT_ORDERS,
@@ -273,6 +281,10 @@ def accuracy_table(results: Iterable[Permutation], metric: str | None = None) ->
         "orders": Orders(),
         "permuting": ListOf(get_args(Way), noun="way"),
         "metric": OneOf(tuple(METRICS), optional=True),
+        "masks": Masks(),
+        "template": OneTemplate(),
+        "label": OneOf(get_args(Label)),
+        "max_new_tokens": AtLeast(1, optional=True),
     },
     parity={"template": "paper"},
     in_study=lambda _: {"masks": STUDIED_MASKS},

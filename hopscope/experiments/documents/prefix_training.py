@@ -24,7 +24,7 @@ from hopscope.documents.world_docs import NAMES, with_names, world_docs
 from hopscope.engine.read_out import Version
 from hopscope.errors import UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
-from hopscope.experiments.arguments import as_list
+from hopscope.experiments.arguments import AtLeast, InstanceOf, Masks, Orders, WholeNumbers, as_list
 from hopscope.masks.algebra import Mask
 from hopscope.masks.named import mask_of
 from hopscope.models.language_model import LanguageModel
@@ -206,6 +206,16 @@ def many_world_docs(
     asks="models",
     order=140,
     keywords=("progress", "out"),
+    accepts={
+        "masks": Masks(optional=False),
+        "seeds": WholeNumbers(),
+        "questions": InstanceOf(QuestionSet, optional=True),
+        "held_out": AtLeast(1),
+        "orders": Orders(),
+        "model": InstanceOf(str | LanguageModel, optional=True),
+        "settings": InstanceOf(TrainingSettings, optional=True),
+        "pretraining": InstanceOf(TrainingSettings, optional=True),
+    },
     parity={"settings": PAPER_FINETUNING},
 )
 def compare_masks(

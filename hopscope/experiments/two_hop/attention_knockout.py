@@ -18,8 +18,9 @@ import pandas as pd
 from hopscope.display.progress import divided
 from hopscope.engine.edits import Cell, Knockout
 from hopscope.engine.read_out import CellOutputs, ReadOut
+from hopscope.errors import QueryError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
-from hopscope.experiments.arguments import AtLeast, Edges, Heads, Layers, ListOf, OneOf
+from hopscope.experiments.arguments import AtLeast, Edges, Flag, Heads, Layers, ListOf, OneOf
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.token_model import FIRST_TOKENS
 from hopscope.prompting.generation import answer_text, reads_one_line, same_answer, stop_at_line_end
@@ -203,6 +204,7 @@ class Knockouts(Result):
         "max_new_tokens": AtLeast(1),
         "match": OneOf(MATCHES),
         "compare": OneOf(COMPARES),
+        "one_line": Flag(optional=True),
     },
     parity={
         "edges": PAPER_EDGES,
@@ -260,6 +262,7 @@ def knockout(
 
     Raises:
         UsageError: for an empty set, an unknown part, control, layer or head.
+        QueryError: for an edge that looks ahead in every query, which would do nothing.
 
     Example:
         >>> knockout(model, graded.correct()).plot()  # doctest: +SKIP
@@ -282,6 +285,7 @@ def knockout(
     if criterion == "first_token":
         queries = with_first_tokens(model, queries, prompts.answer_tokens)
     blocker = _Blocker(prompts, settings)
+    blocker.check_edges(queries)
     return run_in_parts(
         Knockouts, model, queries, settings, blocker.tables, options, per_part=PER_PART
     )
@@ -303,6 +307,28 @@ class _Blocker:
 
     prompts: QueryPrompts
     settings: Mapping[str, Any]
+
+    def check_edges(self, queries: QuerySet) -> None:
+        """Check that each edge of which a query has both ends can be blocked in some query.
+
+        Raises:
+            QueryError: for one that looks ahead in all of them.
+        """
+        for name in self.settings["edges"]:
+            ahead = False
+            for query in queries:
+                prompt = self.prompts.prompt(query)
+                asking, keys = (prompt.tokens(part) for part in name.split("->"))
+                if asking and keys and min(keys) < max(asking):
+                    break
+                ahead = ahead or bool(asking and keys)
+            else:
+                if ahead:
+                    raise QueryError(
+                        f"the edge {name} cannot be blocked: {name.partition('->')[2]} comes after "
+                        f"{name.partition('->')[0]} in every query, and attention looks back only. "
+                        "Leave it out"
+                    )
 
     def tables(self, queries: QuerySet) -> Tables:
         """Frame and details of some queries."""

@@ -21,7 +21,7 @@ from hopscope.engine.edits import Patch
 from hopscope.engine.read_out import CellOutputs, ReadOut
 from hopscope.errors import UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
-from hopscope.experiments.arguments import AtLeast, Cells, ListOf, OneOf
+from hopscope.experiments.arguments import AtLeast, Cells, Flag, ListOf, OneOf
 from hopscope.experiments.randomness import random_like
 from hopscope.experiments.two_hop.controls import Donor, choose_donors
 from hopscope.models.language_model import LanguageModel
@@ -335,6 +335,8 @@ def _found_at(found: str, position: str, rates: pd.DataFrame, gains: pd.DataFram
         "controls": ListOf(CONTROLS, empty=True),
         "criterion": OneOf(CRITERIA),
         "max_new_tokens": AtLeast(1),
+        "stop_early": Flag(),
+        "one_line": Flag(optional=True),
         "match": OneOf(MATCHES),
         "cells": Cells(),
     },

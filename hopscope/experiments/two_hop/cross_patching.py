@@ -21,7 +21,7 @@ from hopscope.display.progress import divided
 from hopscope.engine.clean_run import CleanRun
 from hopscope.errors import QueryError, UsageError, one_of
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
-from hopscope.experiments.arguments import AtLeast, Layers, ListOf, OneOf
+from hopscope.experiments.arguments import AtLeast, Flag, Layers, ListOf, OneOf
 from hopscope.experiments.randomness import random_like
 from hopscope.experiments.two_hop.back_patching import (
     CONTROLS,
@@ -206,6 +206,8 @@ class Routes:
         "target_layers": Layers(),
         "criterion": OneOf(CRITERIA),
         "max_new_tokens": AtLeast(1),
+        "stop_early": Flag(),
+        "one_line": Flag(optional=True),
         "match": OneOf(MATCHES),
     },
     layers=lambda layers: {"source_layers": layers, "target_layers": layers},

@@ -225,7 +225,7 @@ class TargetPrompts:
     ) -> Mapping[str, str]:
         """The texts by name."""
         if isinstance(value, Mapping):
-            if not value or not all(text.strip() for text in value.values()):
+            if not value or not all(isinstance(e, str) and e.strip() for e in value.values()):
                 raise UsageError("give at least one target prompt, each with some text")
             return dict(value)
         return {each: PROMPTS[each] for each in ListOf(tuple(PROMPTS)).checked(name, value, model)}

@@ -22,8 +22,9 @@ from hopscope.experiments.analysis import (
     run_elsewhere,
     run_in_parts,
 )
-from hopscope.experiments.arguments import AtLeast, OneOf, Queries
+from hopscope.experiments.arguments import AtLeast, Flag, InstanceOf, OneOf
 from hopscope.experiments.recipe import recipe_of
+from hopscope.experiments.registry import REGISTERED
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.generation import answer_text, reads_one_line, stop_at_line_end
 from hopscope.prompting.query_prompts import question
@@ -34,7 +35,7 @@ from hopscope.queries.two_hop_query import FORMS, Form
 from hopscope.results.recipes import recording
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.runs import Until
+from hopscope.results.runs import Until, calling
 from hopscope.results.wording import rows_where, with_interval
 from hopscope.statistics import chance_of_more, wilson
 
@@ -179,6 +180,7 @@ class Grading(Result):
         "match": OneOf(MATCHES),
         "max_new_tokens": AtLeast(1),
         "relation_shortcut": OneOf(RELATION_SHORTCUTS),
+        "one_line": Flag(optional=True),
     },
     parity={
         "match": "substring",
@@ -259,11 +261,20 @@ def grade_until(
     Example:
         >>> graded = grade_until(model, load_queries("world"), {"incorrect": 16})  # doctest: +SKIP
     """
-    options, queries = RunOptions(**run), Queries().checked("queries", queries, model)
-    OneOf(MATCHES).checked("match", match, model)
-    OneOf(RELATION_SHORTCUTS).checked("relation_shortcut", relation_shortcut, model)
-    for subset in need:
+    settings = {
+        "match": match,
+        "max_new_tokens": max_new_tokens,
+        "one_line": one_line,
+        "relation_shortcut": relation_shortcut,
+    }
+    inputs = {"model": model, "queries": queries}
+    queries = REGISTERED["grading"].check({**inputs, **settings, **run}, model)["queries"]
+    options = RunOptions(**run)
+    InstanceOf(Mapping).checked("need", need, model)
+    for subset, n in need.items():
         OneOf(SUBSETS).checked("subset", subset, model)
+        AtLeast(0).checked(f"the need of {subset}", n, model)
+    AtLeast(0).checked("at_least", at_least, model)
     if options.shard is not None:
         raise UsageError("grading until there are enough has no shards: grade all with grade()")
     if not len(queries):
@@ -301,7 +312,7 @@ def grade_until(
     if options.on is not None:
         return run_elsewhere(Grading, recipe, options, ordered)
     per_part = min(PER_PART, max(at_least, 32))
-    with recording(None if options.out is None else recipe):
+    with calling(), recording(None if options.out is None else recipe):
         return _grade(model, ordered, settings, options, per_part, until)
 
 

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from hopscope.errors import QueryError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, Scale, analysis
-from hopscope.experiments.arguments import AtLeast, Layers, OneOf, Queries, check_layers
+from hopscope.experiments.arguments import Above, AtLeast, Layers, OneOf
+from hopscope.experiments.registry import REGISTERED
 from hopscope.models.language_model import LanguageModel
 from hopscope.probes import LinearProbe, cross_validate, selectivity
 from hopscope.prompting.capture import capture
@@ -135,6 +136,7 @@ def _probed_in_study(queries: QuerySet, scale: Scale) -> QuerySet:
         "position": OneOf(POSITIONS),
         "layers": Layers(),
         "folds": AtLeast(2),
+        "l2": Above(0),
     },
     layers=lambda layers: {"layers": layers},
     chosen=_probed_in_study,
@@ -304,7 +306,9 @@ def fit_probe(
 
     Arguments and errors as for `probe`.
     """
-    queries = Queries().checked("queries", queries, model)
-    kept, labels, classes = labelled(queries, target, folds)
-    acts = _states(model, kept, position, check_layers(layers, model.n_layers), progress)
+    given = {"model": model, "queries": queries, "target": target, "position": position}
+    given |= {"layers": layers, "folds": folds, "progress": progress}
+    given = REGISTERED["probing"].check(given, model)
+    kept, labels, classes = labelled(given["queries"], target, folds)
+    acts = _states(model, kept, position, given["layers"], progress)
     return LinearProbe(len(classes), l2=l2, classes=classes).fit(acts, labels.to(acts.device))

@@ -23,7 +23,7 @@ from hopscope.experiments.analysis import (
     analysis,
     run_in_parts,
 )
-from hopscope.experiments.arguments import AtLeast, ListOf
+from hopscope.experiments.arguments import AtLeast, Flag, ListOf
 from hopscope.experiments.two_hop.controls import choose_others, fingerprint
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.token_model import FIRST_TOKENS
@@ -178,7 +178,12 @@ class Projection(Result):
     order=30,
     keywords=WITHOUT_MEMORY,
     parity={"articles": True},
-    accepts={"positions": ListOf(POSITIONS), "sites": ListOf(SITES), "rank": AtLeast(0)},
+    accepts={
+        "positions": ListOf(POSITIONS),
+        "sites": ListOf(SITES),
+        "rank": AtLeast(0),
+        "articles": Flag(),
+    },
 )
 def project(
     model: LanguageModel,

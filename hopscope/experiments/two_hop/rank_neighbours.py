@@ -22,7 +22,7 @@ from hopscope.engine.read_out import ReadOut
 from hopscope.engine.sweep import generate
 from hopscope.errors import ModelError, UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
-from hopscope.experiments.arguments import ListOf
+from hopscope.experiments.arguments import AtLeast, ListOf
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.linear import unembedding_rows
 from hopscope.models.token_model import FIRST_TOKENS
@@ -127,7 +127,12 @@ class RankNeighbours(Result):
     control="shuffled clusters",
     asks="queries",
     order=210,
-    accepts={"controls": ListOf(CONTROLS, empty=True)},
+    accepts={
+        "n_clusters": AtLeast(1),
+        "top": AtLeast(1),
+        "ranks": AtLeast(1),
+        "controls": ListOf(CONTROLS, empty=True),
+    },
 )
 def rank_neighbours(
     model: LanguageModel,

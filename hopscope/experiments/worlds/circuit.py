@@ -16,11 +16,11 @@ import pandas as pd
 import torch
 
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_numbered
-from hopscope.experiments.arguments import AtLeast
+from hopscope.experiments.arguments import AtLeast, SeveralOf
 from hopscope.experiments.two_hop.attention_knockout import knockout
 from hopscope.experiments.two_hop.back_patching import back_patch
 from hopscope.experiments.two_hop.projection import project
-from hopscope.models.interrupts import interrupt_safe
+from hopscope.interrupts import interrupt_safe
 from hopscope.queries.query_set import QuerySet
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
@@ -90,7 +90,7 @@ class Circuit(Result):
     asks="models",
     order=310,
     keywords=("seed", "progress", "out"),
-    accepts={"limit": AtLeast(2)},
+    accepts={"worlds": SeveralOf(World), "limit": AtLeast(2)},
 )
 def circuit(
     worlds: Sequence[World],

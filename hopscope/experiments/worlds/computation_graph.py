@@ -22,7 +22,7 @@ import torch
 from hopscope.engine.support import shares_prefixes
 from hopscope.errors import ModelError, QueryError, UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_numbered
-from hopscope.experiments.arguments import OneOf
+from hopscope.experiments.arguments import InstanceOf, Loaded, OneOf
 from hopscope.experiments.worlds.graph_operations import (
     PER_PART,
     SIGNS,
@@ -109,7 +109,12 @@ class ComputationGraph(Result):
     asks="models",
     order=300,
     keywords=("progress", "out"),
-    accepts={"signs": OneOf(SIGNS)},
+    accepts={
+        "model": Loaded(),
+        "prompts": InstanceOf(PathSet),
+        "signs": OneOf(SIGNS),
+        "thresholds": InstanceOf(Thresholds, optional=True),
+    },
 )
 def computation_graph(
     model: LanguageModel,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hopscope.errors import UsageError, one_of
 from hopscope.experiments.analysis import analysis
+from hopscope.experiments.arguments import Flag, InstanceOf
 from hopscope.experiments.worlds.coverage_cutoffs import cutoffs
 from hopscope.probes import iicg
 from hopscope.prompting.capture import capture
@@ -85,6 +86,7 @@ class Coverage(Result):
     asks="models",
     order=330,
     keywords=(),
+    accepts={"world": InstanceOf(World), "progress": Flag(), "same_answer": Flag()},
 )
 def coverage(world: World, progress: bool = False, same_answer: bool = False) -> Coverage:
     """Measure accuracy and IICG by the cutoffs of a world's held-out inputs.

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Unpack
+from typing import TYPE_CHECKING, ClassVar, Unpack, get_args
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,14 @@ from scipy import stats
 
 from hopscope.errors import UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_numbered
-from hopscope.experiments.arguments import as_list
+from hopscope.experiments.arguments import (
+    Device,
+    InstanceOf,
+    NumbersEach,
+    OneOf,
+    WholeNumbers,
+    as_list,
+)
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import device_name, provenance
@@ -138,6 +145,15 @@ def examples_to_try(
     asks="models",
     order=340,
     keywords=("progress", "out", "shard"),
+    accepts={
+        "sizes": WholeNumbers(1),
+        "structure": OneOf(get_args(Structure)),
+        "seeds": WholeNumbers(),
+        "examples": NumbersEach(),
+        "shape": InstanceOf(Shape),
+        "schedule": InstanceOf(Schedule),
+        "device": Device(),
+    },
 )
 def data_needed(
     sizes: Sequence[int] = (14, 18, 23, 30),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hopscope.errors import ResultError, UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, run_numbered
 from hopscope.experiments.analysis import analysis as register
+from hopscope.experiments.arguments import Device, Folder, InstanceOf, WholeNumbers
 from hopscope.models.load import load_model
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
@@ -156,6 +157,12 @@ def _kept_weights(hf: nn.Module, path: Path) -> Iterator[tuple[Tensor, Tensor]]:
     asks="models",
     order=350,
     keywords=("progress", "out"),
+    accepts={
+        "folder": Folder(optional=False),
+        "analysis": InstanceOf(Callable),  # type: ignore[arg-type]
+        "steps": WholeNumbers(optional=True),
+        "device": Device(),
+    },
 )
 def over_checkpoints(
     folder: str | Path,

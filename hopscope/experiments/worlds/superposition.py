@@ -18,9 +18,9 @@ from torch import Tensor
 
 from hopscope.errors import UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_numbered
-from hopscope.experiments.arguments import OneOf
+from hopscope.experiments.arguments import AtLeast, OneOf, SeveralOf
+from hopscope.interrupts import interrupt_safe
 from hopscope.models.evaluation import evaluating
-from hopscope.models.interrupts import interrupt_safe
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.linear import unembedding_rows
 from hopscope.queries.graph_paths import PathSet, reachable
@@ -137,7 +137,12 @@ class Superposition(Result):
     asks="models",
     order=320,
     keywords=("progress", "out"),
-    accepts={"groups": OneOf(GROUPS), "embeddings": OneOf(EMBEDDINGS)},
+    accepts={
+        "worlds": SeveralOf(World),
+        "limit": AtLeast(1),
+        "groups": OneOf(GROUPS),
+        "embeddings": OneOf(EMBEDDINGS),
+    },
 )
 def superposition(
     worlds: Sequence[World],

@@ -1,7 +1,8 @@
-"""Provides interrupt_safe(): contexts whose set-up and tear-down the stop button cannot cut in two.
+"""Provides interrupt_safe() and uninterrupted(): what the stop button cannot cut in two.
 
 A model is changed while the engine runs it: hooks, and an attention of the engine's own. An
-interrupt (SIGINT) between the change and what undoes it would leave the change in the model.
+interrupt (SIGINT) between the change and what undoes it would leave the change in the model; one
+between two renames would leave a folder that was put aside.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import wraps
+from functools import partial, wraps
 from types import FrameType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T", covariant=True)
+R = TypeVar("R")
 
 
 class _Handler:
@@ -159,3 +161,20 @@ def interrupt_safe(
         return _Safe(make(*args, **kwargs))
 
     return made
+
+
+@interrupt_safe
+def _result_of(call: Callable[[], R]) -> Iterator[R]:
+    """Call a function while the context is set up."""
+    yield call()
+
+
+def uninterrupted(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a function that runs to its end: an interrupt in the main thread arrives after it."""
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _result_of(partial(function, *args, **kwargs)) as result:
+            return result
+
+    return called

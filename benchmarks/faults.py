@@ -1,0 +1,312 @@
+"""Kills and interrupts at random moments: nothing is lost, nothing is left, no byte is another.
+
+    python -m benchmarks.faults kills --times 100
+    python -m benchmarks.faults interrupts --times 1000
+
+Kills are SIGKILL, to commands that are forked from this process, on tiny models: a study,
+back-patching, orders of documents and the training of a world, each run on by the next child until
+it is done, and then compared with a run that was never stopped; of back-patching and orders two
+workers share a folder, too. Interrupts are SIGINT, to analyses in this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+import hopscope as hs
+from hopscope import cli
+from hopscope.errors import ResultError
+from hopscope.experiments.catalogue import import_all
+from hopscope.worlds import catalogue
+
+MODEL = ("--model", "tiny-random-llama", "--device", "cpu")
+N = 12
+"""Queries of a run."""
+COMMANDS: Mapping[str, Sequence[str]] = {
+    "study": ("study", *MODEL, "--limit", "4", "--need", "2", "--queries", "{queries}"),
+    "back-patch": (
+        *("back-patch", *MODEL, "--subset", "all", "--queries", "{queries}"),
+        *("--max-new-tokens", "4"),
+    ),
+    "permute": (
+        "permute",
+        *MODEL,
+        "--limit",
+        str(N),
+        "--distractors",
+        "1",
+        "--max-new-tokens",
+        "3",
+    ),
+    "worlds train": ("worlds", "train", "faults"),
+}
+SHARED = ("back-patch", "permute")
+"""Those that two workers share, each with a shard of its own."""
+TIMES = ("time", "seconds")
+"""What a record says of when a run was, by name."""
+
+
+def forked(run: Callable[[], object]) -> int:
+    """Start a child that runs something silently; its process id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 1)
+        os.dup2(nothing, 2)
+        run()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        os._exit(code)
+
+
+def command(*arguments: str) -> None:
+    """Run the command with these arguments."""
+    torch.set_num_threads(1)
+    sys.argv = ["hopscope", *arguments]
+    cli.main()
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """Every file of a folder; of a record all but when it was made."""
+    found: dict[str, object] = {}
+    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+        name = str(path.relative_to(folder))
+        if path.name in ("run.json", "world.json"):
+            record = json.loads(path.read_text("utf-8"))
+            found[name] = {key: each for key, each in record.items() if key not in TIMES}
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+@dataclass
+class Tally:
+    """What was counted of one command.
+
+    Attributes:
+        kills: how often it was killed.
+        runs: how many runs were finished.
+        lost: finished parts that a later look did not find, or found with other bytes.
+        differing: files of finished runs that are not those of the run that was never stopped.
+        left: files that lie beside these.
+        failed: calls that ended by themselves with an error.
+    """
+
+    kills: int = 0
+    runs: int = 0
+    lost: list[str] = field(default_factory=list)
+    differing: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+
+def arguments_of(name: str, place: Path, queries: Path, shard: str | None = None) -> list[str]:
+    """The arguments of a command that writes into a place."""
+    given = [each.format(queries=queries) for each in COMMANDS[name]]
+    return [*given, "--out", str(place), *(["--shard", shard] if shard else [])]
+
+
+def kill_at_random(
+    name: str, shards: Sequence[str | None], times: int, folder: Path, draw: random.Random
+) -> Tally:
+    """Kill one command, or several workers of it in turn, until there were so many kills."""
+    queries, whole_place = folder / "queries.csv", folder / f"{name}.whole"
+    started = time.perf_counter()
+    assert ended(forked(partial(command, *arguments_of(name, whole_place, queries)))) == 0, name
+    seconds, whole, tally = time.perf_counter() - started, contents(whole_place), Tally()
+    while tally.kills < times:
+        place = folder / f"{name}.run"
+        waiting: list[str | None] = list(shards)
+        kept: dict[str, object] = {}
+        while waiting:
+            shard = waiting.pop(0)
+            arguments = arguments_of(name, place, queries, shard)
+            child = forked(partial(command, *arguments))
+            if tally.kills < times:
+                time.sleep(draw.uniform(0, seconds / len(shards)))
+                os.kill(child, signal.SIGKILL)
+            code = ended(child)
+            if code == -signal.SIGKILL:
+                tally.kills += 1
+                waiting.append(shard)
+            elif code:
+                tally.failed.append(f"{' '.join(arguments)}: {code}")
+            there = finished(place, whole)
+            tally.lost += [each for each in kept if there.get(each) != kept[each]]
+            kept = there
+        found = contents(place)
+        tally.runs += 1
+        tally.differing += [each for each in whole if found.get(each) != whole[each]]
+        tally.left += [each for each in found if each not in whole]
+        tally.left += [each.name for each in folder.iterdir() if each.name.startswith(".")]
+        shutil.rmtree(place)
+        for each in folder.glob(f"{name}.run*"):
+            tally.left.append(each.name)
+            shutil.rmtree(each, ignore_errors=True)
+    return tally
+
+
+def ended(child: int) -> int:
+    """Wait for a child; its code, or minus the signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def finished(place: Path, whole: Mapping[str, object]) -> dict[str, object]:
+    """The finished parts, results and pages that are there; the others are being written."""
+    if not place.exists():
+        return {}
+    there = contents(place)
+    return {each: there[each] for each in there if there[each] == whole.get(each)}
+
+
+def answered() -> hs.QuerySet:
+    """Queries whose names are what the random model says, so that half are composed right."""
+    torch.set_num_threads(1)
+    model = hs.load_model(MODEL[1], device="cpu")
+    queries = hs.load_queries("world", few_shot=0).sample(N)
+    frame = hs.grade(model, queries, progress=False).frame
+    said = {(row.query, row.form): str(row.generation).strip() for row in frame.itertuples()}
+    return hs.QuerySet(
+        tuple(
+            replace(
+                query,
+                e2_aliases=(said[query.id, "first_hop"],),
+                e3_aliases=(said[query.id, "two_hop" if number % 2 else "second_hop"],),
+            )
+            for number, query in enumerate(queries)
+        ),
+        "answered",
+    )
+
+
+def kills(times: int, seed: int) -> None:
+    """Kill every command so often in all, and print what was counted."""
+    folder, draw = Path(tempfile.mkdtemp(prefix="faults-")), random.Random(seed)
+    answered().to_csv(folder / "queries.csv")
+    recipe = catalogue.WORLDS["two-hop-looped"]
+    schedule = replace(recipe.schedule, steps=60, warmup_steps=5, batch_size=16, checkpoint_every=5)
+    worlds = {**catalogue.WORLDS, "faults": replace(recipe, schedule=schedule)}
+    catalogue.WORLDS = worlds  # type: ignore[misc]
+    import_all()
+    jobs: list[tuple[str, tuple[str | None, ...]]] = [(name, (None,)) for name in COMMANDS]
+    jobs += [(name, ("1/2", "2/2")) for name in SHARED]
+    for index, (name, shards) in enumerate(jobs):
+        share = times // len(jobs) + (index < times % len(jobs))
+        tally = kill_at_random(name, shards, share, folder, draw)
+        print(f"{name}, {len(shards)} worker(s): {tally}", flush=True)
+    shutil.rmtree(folder)
+
+
+def hooks_of(model: hs.LanguageModel) -> int:
+    """How many hooks a model has."""
+    modules = model.hf.modules()
+    return sum(len(each._forward_hooks) + len(each._forward_pre_hooks) for each in modules)
+
+
+def interrupts(times: int, seed: int) -> None:
+    """Interrupt analyses so often, and print what was counted."""
+    draw = random.Random(seed)
+    torch.set_num_threads(1)
+    model = hs.load_model("tiny-random-llama", device="cpu")
+    queries = hs.load_queries("world", few_shot=1).sample(6)
+    questions = hs.load_questions("world-docs", distractors=1)[:4]
+    shared: dict[str, Any] = {"progress": False}
+    calls: dict[str, Callable[[], hs.Result]] = {
+        "back_patch": lambda: hs.back_patch(model, queries, max_new_tokens=2, **shared),
+        "knockout": lambda: hs.knockout(model, queries, max_new_tokens=2, **shared),
+        "attribution": lambda: hs.attribution_patch(model, queries, exact=2, **shared),
+        "trace": lambda: hs.trace(model, queries, draws=1, **shared),
+        "permute": lambda: hs.permute_documents(model, questions, max_new_tokens=2, **shared),
+        "attention": lambda: hs.attention_to_documents(
+            model, questions, max_new_tokens=2, **shared
+        ),
+    }
+    ids = torch.tensor([model.encode("The capital of the country of Kyoto is").ids])
+    wholes, seconds = dict[str, hs.Result](), dict[str, float]()
+    for name, call in calls.items():
+        call()  # what is looked up once is there
+        started = time.perf_counter()
+        wholes[name] = call()
+        seconds[name] = time.perf_counter() - started
+    with torch.no_grad():
+        logits = model.hf(ids).logits
+    attention, handler = model.config._attn_implementation, signal.getsignal(signal.SIGINT)
+    counted: Counter[str] = Counter()
+    while counted["interrupts"] < times:
+        name = draw.choice(list(calls))
+        wait = draw.uniform(0, seconds[name])
+        timer = threading.Timer(wait, os.kill, (os.getpid(), signal.SIGINT))
+        result = None
+        try:
+            timer.start()
+            result = calls[name]()
+            timer.join()
+            counted["came too late"] += 1
+        except KeyboardInterrupt:
+            counted["interrupts"] += 1
+        except BaseException as error:
+            counted[f"{name} ended with {type(error).__name__}: {error}"] += 1
+        timer.join()
+        counted["hooks left"] += hooks_of(model) > 0
+        counted["attention changed"] += model.config._attn_implementation != attention
+        counted["training"] += any(each.training for each in model.hf.modules())
+        counted["gradients off"] += not torch.is_grad_enabled()
+        counted["SIGINT not given back"] += signal.getsignal(signal.SIGINT) is not handler
+        with torch.no_grad():
+            counted["logits changed"] += not torch.equal(model.hf(ids).logits, logits)
+        if result is not None:
+            counted["results changed"] += not result.frame.equals(wholes[name].frame)
+            continue
+        try:
+            done = hs.partial()
+        except ResultError:
+            counted["nothing was finished"] += 1
+            continue
+        counted["partial results"] += 1
+        whole = wholes[name].frame
+        same = type(done) is type(wholes[name]) and starts_with(whole, done.frame)
+        counted["partial results that are wrong"] += not same
+    for what, n in sorted(counted.items()):
+        print(f"{n:6} {what}", flush=True)
+
+
+def starts_with(whole: pd.DataFrame, part: pd.DataFrame) -> bool:
+    """Whether a table is the beginning of another."""
+    return bool(len(part)) and part.equals(whole.head(len(part)))
+
+
+def main() -> None:
+    """Run what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("kills", "interrupts"))
+    parser.add_argument("--times", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    {"kills": kills, "interrupts": interrupts}[given.what](given.times, given.seed)
+
+
+if __name__ == "__main__":
+    main()
