@@ -121,7 +121,7 @@ def main() -> None:
     settings: dict[str, Any] = {"positions": ["t1"], "controls": [], "progress": False}
     settings |= {"criterion": "first_token", "layer_step": 3}
     plain = {key: value for key, value in settings.items() if key != "layer_step"}
-    measures = {
+    measures: dict[str, Callable[[], dict[str, float]]] = {
         "throughput": lambda: throughput(given.model, given.queries, settings),
         "part": lambda: cost_of_a_part(2 * given.parts, plain),
         "planning": planning,

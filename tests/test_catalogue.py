@@ -178,7 +178,7 @@ def test_what_a_toy_leaves_is_gone() -> None:
 def test_common_keywords_are_described_and_taken_by_position() -> None:
     signature = inspect.signature(hs.trace)
     names = list(signature.parameters)
-    assert names[-5:] == [*RUN_KEYWORDS]
+    assert names[-len(RUN_KEYWORDS) :] == [*RUN_KEYWORDS]
     assert names.index("seed") == names.index("window") + 1
     assert "out: run folder; a run that was stopped there goes on." in (hs.trace.__doc__ or "")
     with pytest.raises(TypeError, match="unexpected keyword argument 'shards'"):
@@ -315,7 +315,7 @@ def test_choices_are_shown_in_groups(capsys: pytest.CaptureFixture[str]) -> None
     assert re.search(r"--match +word\|substring ", text)
     assert re.search(r"--positions +t1\|t2\|t1->t2\|e1 ", text)
     panels = re.findall(r"─ (\w+) ─", text)
-    assert panels == ["Options", "Model", "Queries", "Analysis", "Run", "Output"]
+    assert panels == ["Options", "Model", "Queries", "Analysis", "Run", "Elsewhere", "Output"]
 
 
 def test_the_written_commands_are_those_of_the_catalogue() -> None:

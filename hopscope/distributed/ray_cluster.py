@@ -275,9 +275,9 @@ class _Run:
             return
         self.plan = plan
         self.queue.extend(plan.sizes)
-        bar.total = plan.n_done + sum(plan.sizes.values())
-        bar.initial = plan.n_done
-        bar.reach(plan.n_done)
+        bar.reset(total=plan.n_done + sum(plan.sizes.values()))  # the time left is told from now on
+        bar.initial = bar.n = plan.n_done
+        bar.refresh()
 
     def _give_out(self) -> None:
         while self.free and self.queue and not self.ended:

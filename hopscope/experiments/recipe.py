@@ -278,7 +278,7 @@ def _tagged(name: str, value: Any) -> Any:
     address = f"{kind.__module__}:{kind.__qualname__}"
     if isinstance(value, FunctionType):
         return {"function": address}
-    held = _fields(kind)
+    held = _fields(type(value))
     if held is None:
         raise _refusal(name, value)
     told = {each: _tagged(name, getattr(value, each)) for each in held}

@@ -20,6 +20,8 @@ from test_work import parts
 import hopscope as hs
 from hopscope.errors import ModelError, PlaceError, UsageError
 from hopscope.results.status import status_of
+from hopscope.study.presets import Preset
+from hopscope.study.study import run_study
 
 pytest.importorskip("ray")
 BACK: dict[str, Any] = {"positions": ["t1"], "max_new_tokens": 2, "progress": False}
@@ -119,6 +121,17 @@ def test_an_analysis_of_several_runs_computes_each_of_them(on: hs.Ray, tmp_path:
     pd.testing.assert_frame_equal(two.frame, one.frame)
     for name in ("description", "knockout", "projection"):
         assert parts(tmp_path / "two" / name) == parts(tmp_path / "one" / name)
+
+
+def test_a_study_computes_each_of_its_runs(on: hs.Ray, tmp_path: Path) -> None:
+    size = Preset(limit=4, most=2, layer_step=1, questions=3)
+    given: Any = (loaded(NAME), many_queries()[:8])
+    steps = ["document_order"]
+    two = run_study(*given, tmp_path / "two", size, steps, progress=False, on=on)
+    one = run_study(*given, tmp_path / "one", size, steps, progress=False)
+    assert list(two.results) == list(one.results) == ["document_order.documents"]
+    for name in ("grading", "document_order.documents"):
+        assert parts(tmp_path / "two" / name) == parts(tmp_path / "one" / name) != {}
 
 
 def test_what_the_analysis_refuses_is_told_as_it_is_here(on: hs.Ray, tmp_path: Path) -> None:
