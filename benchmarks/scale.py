@@ -19,8 +19,11 @@ from typing import Any
 
 import pandas as pd
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import hopscope as hs
+from hopscope.distributed import ray_cluster
+from hopscope.distributed.job import Outcome
 from hopscope.queries.query_set import QuerySet
 from hopscope.results.run_folder import Tables, write_part
 from hopscope.results.run_record import provenance
@@ -46,16 +49,37 @@ def many(n: int) -> QuerySet:
 
 
 def throughput(model: Any, n: int, settings: dict[str, Any]) -> dict[str, float]:
-    """Seconds that a run of `n` queries takes one and two workers that have loaded the model."""
+    """Seconds that a run of `n` queries takes one and two workers that have loaded the model.
+
+    `busy` is the share of the time in which workers computed. Where other programs take the cores,
+    the ratio says little, and twice the share of two workers over that of one says what it would be
+    on cores of their own.
+    """
     queries, found = many(n), {}
+    outcomes: list[Outcome] = []
+    note = ray_cluster._Run._note
+
+    def noting(run: Any, outcome: Outcome, bar: Any) -> None:
+        outcomes.append(outcome)
+        note(run, outcome, bar)
+
+    ray_cluster._Run._note = noting  # type: ignore[method-assign]
     for workers in (1, 2):
         on = hs.Ray(workers=workers)
         with on.held():
-            hs.back_patch(model, queries[: 2 * workers], on=on, **settings)
-            found[f"seconds_{workers}"] = timed(
+            hs.back_patch(model, queries[: 4 * workers], on=on, **settings)
+            outcomes.clear()
+            found[f"seconds_{workers}"] = wall = timed(
                 lambda: hs.back_patch(model, queries, on=on, **settings)  # noqa: B023
             )
-    return {"queries": n, **found, "ratio": found["seconds_1"] / found["seconds_2"]}
+            found[f"busy_{workers}"] = sum(each.seconds for each in outcomes) / wall / workers
+    ray_cluster._Run._note = note  # type: ignore[method-assign]
+    return {
+        "queries": n,
+        **found,
+        "ratio": found["seconds_1"] / found["seconds_2"],
+        "ratio_by_busy": 2 * found["busy_2"] / found["busy_1"],
+    }
 
 
 def cost_of_a_part(n: int, settings: dict[str, Any]) -> dict[str, float]:
@@ -110,21 +134,55 @@ def memory(sizes: tuple[int, ...], settings: dict[str, Any]) -> dict[str, float]
     return found
 
 
+def on_paper(n_layers: int = 80, step: int = 8, n: int = 4) -> dict[str, float]:
+    """Layer-tokens and rows of the unembedding that a query takes of a model with many layers.
+
+    They are counted on a narrow model with random weights, whose answers are never cut short by
+    their meaning; what a layer-token costs depends on the width, which it has not.
+    """
+    small = hs.load_model("smollm2-135m", device="cpu")
+    config = LlamaConfig(
+        vocab_size=small.vocab_size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=n_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    torch.manual_seed(0)
+    model = hs.load_model(LlamaForCausalLM(config), tokenizer=small.tokenizer, name="narrow")
+    queries, found = hs.load_queries("world").sample(n), {}
+    settings = {"seconds": 0, "layer_step": step}
+    analyses: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+        "grade": (hs.grade, {"seconds": 0}),
+        "back_patch": (hs.back_patch, settings),
+        "describe": (hs.describe, settings),
+        "knockout": (hs.knockout, {"seconds": 0}),
+        "project": (hs.project, {"seconds": 0}),
+    }
+    for name, (analysis, given) in analyses.items():
+        told = hs.estimate(analysis, model, queries, **given)
+        found[f"{name}_layer_tokens"] = told.layer_tokens / told.n
+        found[f"{name}_logit_rows"] = told.logit_rows / told.n
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="smollm2-135m", help="of the throughput")
     parser.add_argument("--queries", type=int, default=24, help="of the throughput")
     parser.add_argument("--parts", type=int, default=100, help="of the cost of a part")
-    parser.add_argument("--only", choices=("throughput", "part", "planning", "memory"))
+    parser.add_argument("--only", choices=("throughput", "part", "planning", "memory", "paper"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     settings: dict[str, Any] = {"positions": ["t1"], "controls": [], "progress": False}
-    settings |= {"criterion": "first_token", "layer_step": 3}
+    settings |= {"max_new_tokens": 1, "layer_step": 3}
     plain = {key: value for key, value in settings.items() if key != "layer_step"}
     measures: dict[str, Callable[[], dict[str, float]]] = {
         "throughput": lambda: throughput(given.model, given.queries, settings),
         "part": lambda: cost_of_a_part(2 * given.parts, plain),
         "planning": planning,
+        "paper": on_paper,
         "memory": lambda: memory((50, 200, 800), plain),
     }
     for name, measure in measures.items():

@@ -55,6 +55,7 @@ class Outcome:
         error: why it failed.
         is_final: whether it failed so often that it is not tried again.
         shown: what the first parts show; None if they are enough.
+        seconds: that computing it took.
     """
 
     part: int
@@ -62,6 +63,7 @@ class Outcome:
     error: str = ""
     is_final: bool = False
     shown: str | None = ""
+    seconds: float = 0.0
 
 
 class Worker(Protocol):

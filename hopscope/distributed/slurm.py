@@ -154,9 +154,12 @@ class Slurm:
         if self.cluster == "debug":  # a job runs when its result is asked for
             return
         with ProgressBar(desc="parts", unit="part", disable=not progress, smoothing=0) as bar:
+            pause = _POLL
             while not all(each.done() for each in jobs):
-                time.sleep(_POLL)
+                time.sleep(pause)
+                begun = time.perf_counter()
                 state = status_of(folder)
+                pause = max(_POLL, 10 * (time.perf_counter() - begun))
                 bar.total = state.n_parts or None
                 bar.reach(state.n_done)
                 bar.set_postfix_str(f"{len(state.running)} running")

@@ -58,7 +58,7 @@ class Worker:
             WriteError: if it cannot be written.
         """
         assert self.pending is not None
-        pending, folder = self.pending, Path(self.job.folder)
+        pending, folder, begun = self.pending, Path(self.job.folder), time.perf_counter()
         if not has_part(folder, part):
             before = failure_of(folder, part)
             if before is not None and before.is_final:
@@ -76,7 +76,8 @@ class Worker:
                     failure = note_failure(folder, part, told)
                     return Outcome(part, "failed", told, is_final=failure.is_final)
             clear_failure(folder, part)
-        return Outcome(part, "done", shown=self._settle())
+        seconds = time.perf_counter() - begun
+        return Outcome(part, "done", shown=self._settle(), seconds=seconds)
 
     def _settle(self) -> str | None:
         """What is shown of the first parts; None if they are enough."""
