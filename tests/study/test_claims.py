@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -96,6 +97,17 @@ def test_a_description_is_counted_beside_that_of_another_entity(runs: Path, tmp_
         row = table.loc[claim]
         wanted = shares[entity, position], shares[f"{entity}_other", position]
         assert (row["own"], row["base"]) == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize(("layer", "where"), [(2, "early"), (3, "late")])
+def test_the_middle_layer_is_a_late_one(runs: Path, tmp_path: Path, layer: int, where: str) -> None:
+    blocked = hs.load_result(runs / "knockout.correct")
+    changed = (blocked.frame["layer"] == layer) & (blocked.frame["control"] == "none")
+    made = replace(blocked, frame=blocked.frame.assign(changed=changed))
+    made.save(tmp_path / "runs" / "knockout.correct")
+    table = drawn(tmp_path / "runs", tmp_path)
+    assert table["own"].tolist() == [float(where in claim) for claim in table["claim"]]
+    assert not table["base"].any()
 
 
 def test_the_picture_says_how_many_queries_show_each_claim(

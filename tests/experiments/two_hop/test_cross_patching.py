@@ -108,6 +108,33 @@ def test_cells_equal_one_hooked_forward_each(family: str, route: str) -> None:
         assert row.answer_logprob == pytest.approx(plain.logprob(tokens), abs=1e-4)
 
 
+def test_the_other_state_is_read_in_the_donors_own_prompt() -> None:
+    model, capitals = model_of("llama"), QUERIES.filter(lambda query: query.r2_template[0] == "T")
+    result = hs.cross_patch(
+        model,
+        capitals,
+        ["t1->r2(x)"],
+        controls=["other"],
+        source_layers=[1],
+        target_layers=[0],
+        criterion="first_token",
+        progress=False,
+    )
+    text, found = "The capital of x is", result.frame.query("control == 'other'")
+    donors = result.details.set_index("query")["donor"]
+    for row in found.itertuples():
+        query, lent = QUERIES.by_id(row.query), QUERIES.by_id(donors[row.query]).two_hop()
+        state = states(model.hf, model.tokenizer(lent)["input_ids"])[
+            1, ends_of(model, lent, " lies")
+        ]
+        patch = Patch(0, ends_of(model, text, " x"), state)
+        ids = model.tokenizer(text)["input_ids"]
+        plain = plain_output(model.hf, ids, [patch], 1, model.end_tokens)
+        tokens = model.answer_tokens(query.names("e3"), beside=query.names("e2"), after=text)
+        assert row.answer_logprob == pytest.approx(plain.logprob(tokens), abs=1e-4)
+    assert len(found) == len(capitals)
+
+
 def patched(queries: QuerySet, *routes: str, **settings: Any) -> CrossPatching:
     return hs.cross_patch(known_model(), queries, routes, progress=False, **settings)
 
@@ -129,6 +156,10 @@ def test_a_partner_brings_its_own_answer() -> None:
     result = patched(known_queries(), "e1<->e1", controls=())
     partners = dict(zip(result.details["query"], result.details["partner"], strict=True))
     assert all(query != partner for query, partner in partners.items())
+    told = result.run["settings"]["partners"]
+    other = patched(known("late-1", "early-1"), "e1<->e1", "t1->r2(x)", controls=())
+    assert set(told) == set(other.run["settings"]["partners"]) == {"source"}
+    assert told != other.run["settings"]["partners"], "with other partners it is another run"
     answers = {query.id: query.e3_label for query in known_queries()}
     for query, answer in zip(result.details["query"], result.details["answer"], strict=True):
         assert answer == answers[partners[query]]
