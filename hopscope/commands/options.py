@@ -409,17 +409,16 @@ class SubsetOptions(QueryOptions):
     @property
     def goes_on(self) -> bool:
         """Whether queries are graded beyond `limit`, until there are enough."""
-        from hopscope.results.run_folder import is_run
-
-        before = self._beside("grading")  # of a run that an earlier version began, too
-        begun = before is not None and is_run(before)
-        return self.subset != "all" and not begun and self.limit is not None and self.need > 0
+        return bool(self.needed)
 
     @property
     def needed(self) -> dict[str, int]:
         """Until how many there are of the subset queries are graded; none if all are graded."""
+        from hopscope.experiments.two_hop.grading import needed
+
         enough = self.need if self.most is None else min(self.need, self.most)
-        return {self.subset: enough} if self.goes_on else {}
+        need = {} if self.subset == "all" else {self.subset: enough}
+        return needed(need, self.limit, self._beside("grading"))
 
     def grade(self, model: LanguageModel, queries: QuerySet, **rule: Any) -> Grading:
         """Grade queries into a folder beside `out`."""

@@ -23,11 +23,10 @@ from hopscope.experiments.analysis import Analysis, Scale, limited
 from hopscope.experiments.catalogue import analyses
 from hopscope.experiments.estimate import Estimate, rehearse
 from hopscope.experiments.registry import REGISTERED
-from hopscope.experiments.two_hop.grading import Grading, grade, grade_until
+from hopscope.experiments.two_hop.grading import Grading, grade, grade_until, needed
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.query_set import QuerySet
 from hopscope.results.result import Result
-from hopscope.results.run_folder import is_run, read_run
 from hopscope.study.estimates import GradedSample
 from hopscope.study.presets import Preset
 
@@ -143,21 +142,20 @@ def _graded(
     """The grading of as many queries as are wanted and needed; one without a need goes on so."""
     grading = REGISTERED["grading"]
     run |= grading.parity if size.setting == grading.preset else {}
-    if size.limit is None or not _goes_on(size, run["out"]):
+    need = _needed(size, run["out"])
+    if size.limit is None or not need:
         return grade(model, limited(queries, size.limit, seed), **run)
-    need = dict.fromkeys(GRADED, size.need)
     return grade_until(model, queries, need, size.limit, seed=seed, **run)
+
+
+def _needed(size: Preset, grading: Path) -> dict[str, int]:
+    """Until how many there are of each subset queries are graded beyond the limit."""
+    return needed(dict.fromkeys(GRADED, size.need), size.limit, grading)
 
 
 def _asked(queries: QuerySet, size: Preset) -> QuerySet:
     """The queries as a study asks them: in the setting of a paper without demonstrations."""
     return queries if size.setting is None else queries.with_few_shot(0, queries.few_shot_seed)
-
-
-def _goes_on(size: Preset, grading: Path) -> bool:
-    """Whether queries are graded until there are enough; not if a run without that was begun."""
-    begun = is_run(grading) and "need" not in read_run(grading)["settings"]
-    return not begun and size.need > 0 and size.limit is not None
 
 
 def estimate_study(
@@ -179,10 +177,9 @@ def estimate_study(
     are among these.
     """
     queries, out = _asked(queries, size), folder / "grading"
-    goes_on = _goes_on(size, out)
-    asked = queries if goes_on else limited(queries, size.limit, seed)
-    need = dict.fromkeys(GRADED, size.need) if goes_on else {}
-    at_least = (size.limit if goes_on else None) or len(asked)
+    need = _needed(size, out)
+    asked = queries if need else limited(queries, size.limit, seed)
+    at_least = (size.limit if need else None) or len(asked)
 
     sample = GradedSample.of(_graded, model, asked, need, at_least, size=size, seed=seed, out=out)
     task = _Task(model, queries, sample, folder, size, seed, progress=False)

@@ -6,6 +6,7 @@ import logging
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, get_args
 
 import pandas as pd
@@ -34,7 +35,7 @@ from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import FORMS, Form
 from hopscope.results.recipes import recording
 from hopscope.results.result import Result
-from hopscope.results.run_folder import Tables
+from hopscope.results.run_folder import Tables, is_run, read_run
 from hopscope.results.runs import Until, calling
 from hopscope.results.wording import rows_where, with_interval
 from hopscope.statistics import chance_of_more, wilson
@@ -314,6 +315,23 @@ def grade_until(
     per_part = min(PER_PART, max(at_least, 32))
     with calling(), recording(None if options.out is None else recipe):
         return _grade(model, ordered, settings, options, per_part, until)
+
+
+def needed(
+    need: Mapping[str, int], limit: int | None, folder: Path | None = None
+) -> dict[str, int]:
+    """Until how many there are of each subset more than `limit` queries are graded.
+
+    Args:
+        need: how many are wanted of each.
+        limit: how many queries are graded in any case; all if None.
+        folder: of the grading; one that was begun with a fixed number there stays so.
+
+    Returns:
+        `need`, for `grade_until`; nothing if `grade` does.
+    """
+    begun = folder is not None and is_run(folder) and "need" not in read_run(folder)["settings"]
+    return {} if begun or limit is None else {name: n for name, n in need.items() if n > 0}
 
 
 def _settings(
