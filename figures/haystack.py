@@ -21,15 +21,17 @@ def draw(result: Haystacks) -> Drawn:
         "attention": _in_last_order(result.attention_by_rank()),
         "cut": _in_last_order(result.cuts()),
     }
-    figure, ((first, second), (third, fourth)) = panels(2, 2, 5.2)
+    figure, axes = panels(2, 2, 5.4)
+    first, second, third, fourth = axes.flat
     document_plots.retriever_points(tables["f1"], first, "Answers", "f1")
     document_plots.retriever_gains(tables["gain"], second, "The answer's probability")
     order = tables["attention"]["order"].iloc[0].replace("_", " ")
     document_plots.rank_lines(tables["attention"], third, f"Attention by rank, {order}")
     document_plots.cut_points(tables["cut"], fourth, f"One distractor blocked, {order}")
-    fourth.get_legend().set_loc("best")
+    shared_legend(figure, axes.flat[:3])
+    fourth.get_legend().remove()
+    fourth.legend(loc="best")
     n, tokens = result.n_queries, result.run["settings"]["tokens"]
-    shared_legend(figure, [first, second, third])
     title = figures.title_of(result, f"Haystacks with {tokens} tokens of distractors")
     figure.suptitle(f"{title} (n = {n})")
     return figure, pd.concat([each.assign(panel=name) for name, each in tables.items()])
@@ -38,7 +40,8 @@ def draw(result: Haystacks) -> Drawn:
 def _in_last_order(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of the last order under the usual mask: shuffled, unless others were asked for."""
     usual = table[table["mask"] != BLOCK] if "mask" in table else table
-    return usual[usual["order"] == usual["order"].iloc[-1]]
+    last: pd.DataFrame = usual[usual["order"] == usual["order"].iloc[-1]]
+    return last
 
 
 if __name__ == "__main__":

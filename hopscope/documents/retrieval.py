@@ -354,7 +354,8 @@ def retriever_of(
                     "or Dense(encoder) with a model of sentence-transformers or a function"
                 )
             return Dense(model)
-        return {"bm25": BM25(), "ppr": PageRank(), "random": Random()}[retriever]
+        named: dict[str, Retriever] = {"bm25": BM25(), "ppr": PageRank(), "random": Random()}
+        return named[retriever]
     if isinstance(retriever, Retriever):
         return retriever
     if callable(retriever):

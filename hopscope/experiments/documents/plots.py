@@ -277,8 +277,7 @@ _BARS: Mapping[str, Any] = {"elinewidth": 0.8, "capsize": 1.5}
 
 
 def _order_label(order: str, mask: str) -> str:
-    words = order if mask != "document_block" else f"{order} (blind documents)"
-    return "\n".join(words.replace("_", " ").split(" ", 1))
+    return "no order" if mask == "document_block" else order.replace("_", " ")
 
 
 def retriever_gains(gains: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
@@ -299,7 +298,7 @@ def retriever_gains(gains: pd.DataFrame, ax: Axes | None = None, title: str = ""
 
 
 def rank_lines(attention: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
-    """The attention to a distractor by its rank, a line for each retriever.
+    """The attention to a distractor by its rank, a line for each retriever; gold at the left.
 
     Args:
         attention: `Haystacks.attention_by_rank()` of one order and mask.
@@ -307,19 +306,21 @@ def rank_lines(attention: pd.DataFrame, ax: Axes | None = None, title: str = "")
         title: of the axes.
     """
     ax = axes_or_new(ax, 2.6)
-    distractors = attention[attention["rank"] > 0]
-    most = distractors.groupby("retriever")["n"].transform("max")
-    distractors = distractors[distractors["n"] == most]  # ranks that every question has
-    styles = retriever_styles(distractors["retriever"])
+    most = attention.groupby("retriever")["n"].transform("max")
+    attention = attention[attention["n"] == most]  # ranks that every question has
+    styles = retriever_styles(attention["retriever"])
     for index, (name, (color, mark)) in enumerate(styles.items()):
-        rows = distractors[distractors["retriever"] == name]
+        rows = attention[attention["retriever"] == name]
+        gold, rows = rows[rows["rank"] == 0], rows[rows["rank"] > 0]
         ax.plot(rows["rank"], rows["ic"], "-", marker=mark, ms=3, color=color, lw=1.2, label=name)
         some = Whiskers(index, len(styles)).some(len(rows))
         ax.vlines(rows["rank"][some], rows["low"][some], rows["high"][some], color=color, lw=0.7)
-    for row in attention[(attention["rank"] == 0)].head(1).to_dict("records"):
-        ax.axhline(row["ic"], color=BLACK, ls="--", lw=1, label="gold, on average")
+        at = gold["rank"] + 0.15 * (index - (len(styles) - 1) / 2)
+        ax.errorbar(at, gold["ic"], errors_of(gold, "ic"), None, mark, color=color, ms=4, **_BARS)
     ax.set(xlabel="rank of the distractor", ylabel="attention to it (IC)", title=title)
-    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    last = int(attention["rank"].max())
+    ticks = [0, *range(1, last + 1, max(1, last // 8))]
+    ax.set_xticks(ticks, ["gold", *map(str, ticks[1:])])
     ax.set_ylim(bottom=0)
     legend_below(ax)
     return ax

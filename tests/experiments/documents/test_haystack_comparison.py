@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import loaded, short_name
+from drawn import lines
 from first_document import FORM, first_model, first_questions
 from multidoc import OTHER, QUESTION, by_brute_force, with_attention
 
@@ -24,6 +25,7 @@ from hopscope.documents.question_set import Document, MultiDocQuestion, Question
 from hopscope.documents.retrieval import Random
 from hopscope.documents.templates import Template
 from hopscope.errors import HopscopeError, QueryError, UsageError
+from hopscope.experiments.documents import plots
 from hopscope.experiments.documents.haystack import (
     ANY,
     BLOCK,
@@ -35,7 +37,9 @@ from hopscope.experiments.documents.haystack import (
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import load_encoder_decoder, load_model
 from hopscope.models.tiny import build_tiny
+from hopscope.study.figures import draw_figures
 
+FIGURES = Path(__file__).parents[3] / "figures"
 N_TOKENS = 2
 TOKENS = 40
 FORM_SHORT = Template("Answer.\n", "{label} {title}: {text}\n", "Question: {question}\nAnswer:")
@@ -476,3 +480,28 @@ def test_masked_paths_from_the_nearest_distractor(llama: LanguageModel) -> None:
         progress=False,
     )
     assert set(result.frame["control"]) == {"none", "distractor"}
+
+
+def test_the_figure_of_a_result(tmp_path: Path) -> None:
+    by_hand().save(tmp_path / "haystack.documents")
+    drawn = [
+        draw_figures(FIGURES, ["haystack"], tmp_path, tmp_path / place) for place in ("one", "two")
+    ]
+    for one, other in zip(*drawn, strict=True):
+        assert one.read_bytes() == other.read_bytes(), one.name
+    table = pd.read_csv(drawn[0][2]).set_index(["panel", "retriever"])
+    assert table.loc[("gain", "bm25"), "difference"] == -2.0
+    assert table.loc[("f1", "bm25"), "accuracy"] == 0.25
+
+
+def test_pictures_show_each_retriever_by_order() -> None:
+    result = by_hand()
+    ax = result.plot()
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["shuffle 0"]
+    assert ax.get_legend_handles_labels()[1] == ["gold alone", "bm25", "random"]
+    ax = plots.rank_lines(result.attention_by_rank())
+    assert lines(ax) == {"bm25": [4.5, 0.5], "random": [4.5, 0.5]}
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["gold", "1", "2"]
+    ax = plots.cut_points(result.cuts())
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["bm25", "random"]
+    assert all(len(table.columns) for table in result.tables().values())
