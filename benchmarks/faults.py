@@ -35,13 +35,14 @@ import hopscope as hs
 from hopscope import cli
 from hopscope.errors import ResultError
 from hopscope.experiments.catalogue import import_all
+from hopscope.study import presets
 from hopscope.worlds import catalogue
 
 MODEL = ("--model", "tiny-random-llama", "--device", "cpu")
 N = 12
 """Queries of a run."""
 COMMANDS: Mapping[str, Sequence[str]] = {
-    "study": ("study", *MODEL, "--limit", "4", "--need", "2", "--queries", "{queries}"),
+    "study": ("study", *MODEL, "--need", "2", "--queries", "{queries}"),
     "back-patch": (
         *("back-patch", *MODEL, "--subset", "all", "--queries", "{queries}"),
         *("--max-new-tokens", "4"),
@@ -130,14 +131,23 @@ def arguments_of(name: str, place: Path, queries: Path, shard: str | None = None
 
 
 def kill_at_random(
-    name: str, shards: Sequence[str | None], times: int, folder: Path, draw: random.Random
+    name: str,
+    shards: Sequence[str | None],
+    times: int,
+    folder: Path,
+    draw: random.Random,
+    most_seconds: float,
 ) -> Tally:
-    """Kill one command, or several workers of it in turn, until there were so many kills."""
+    """Kill one command, or several workers of it in turn, until there were so many kills.
+
+    When the time is over, the run that goes on is finished without a kill.
+    """
+    until = time.perf_counter() + most_seconds
     queries, whole_place = folder / "queries.csv", folder / f"{name}.whole"
     started = time.perf_counter()
     assert ended(forked(partial(command, *arguments_of(name, whole_place, queries)))) == 0, name
     seconds, whole, tally = time.perf_counter() - started, contents(whole_place), Tally()
-    while tally.kills < times:
+    while tally.kills < times and time.perf_counter() < until:
         place = folder / f"{name}.run"
         waiting: list[str | None] = list(shards)
         kept: dict[str, object] = {}
@@ -145,7 +155,7 @@ def kill_at_random(
             shard = waiting.pop(0)
             arguments = arguments_of(name, place, queries, shard)
             child = forked(partial(command, *arguments))
-            if tally.kills < times:
+            if tally.kills < times and time.perf_counter() < until:
                 time.sleep(draw.uniform(0, seconds / len(shards)))
                 os.kill(child, signal.SIGKILL)
             code = ended(child)
@@ -202,7 +212,7 @@ def answered() -> hs.QuerySet:
     )
 
 
-def kills(times: int, seed: int) -> None:
+def kills(times: int, seed: int, seconds: float) -> None:
     """Kill every command so often in all, and print what was counted."""
     folder, draw = Path(tempfile.mkdtemp(prefix="faults-")), random.Random(seed)
     answered().to_csv(folder / "queries.csv")
@@ -210,12 +220,14 @@ def kills(times: int, seed: int) -> None:
     schedule = replace(recipe.schedule, steps=60, warmup_steps=5, batch_size=16, checkpoint_every=5)
     worlds = {**catalogue.WORLDS, "faults": replace(recipe, schedule=schedule)}
     catalogue.WORLDS = worlds  # type: ignore[misc]
+    small = presets.Preset(limit=4, most=2, layer_step=2, questions=2, shuffles=2, probed=4)
+    presets.PRESETS["quick"] = small
     import_all()
     jobs: list[tuple[str, tuple[str | None, ...]]] = [(name, (None,)) for name in COMMANDS]
     jobs += [(name, ("1/2", "2/2")) for name in SHARED]
     for index, (name, shards) in enumerate(jobs):
         share = times // len(jobs) + (index < times % len(jobs))
-        tally = kill_at_random(name, shards, share, folder, draw)
+        tally = kill_at_random(name, shards, share, folder, draw, seconds / len(jobs))
         print(f"{name}, {len(shards)} worker(s): {tally}", flush=True)
     shutil.rmtree(folder)
 
@@ -226,23 +238,22 @@ def hooks_of(model: hs.LanguageModel) -> int:
     return sum(len(each._forward_hooks) + len(each._forward_pre_hooks) for each in modules)
 
 
-def interrupts(times: int, seed: int) -> None:
+def interrupts(times: int, seed: int, seconds: float) -> None:
     """Interrupt analyses so often, and print what was counted."""
     draw = random.Random(seed)
     torch.set_num_threads(1)
     model = hs.load_model("tiny-random-llama", device="cpu")
     queries = hs.load_queries("world", few_shot=1).sample(6)
     questions = hs.load_questions("world-docs", distractors=1)[:4]
-    shared: dict[str, Any] = {"progress": False}
+    few: dict[str, Any] = {"max_new_tokens": 1, "progress": False}
+    quick: dict[str, Any] = {"sites": ["resid_post"], "positions": "t2", "progress": False}
     calls: dict[str, Callable[[], hs.Result]] = {
-        "back_patch": lambda: hs.back_patch(model, queries, max_new_tokens=2, **shared),
-        "knockout": lambda: hs.knockout(model, queries, max_new_tokens=2, **shared),
-        "attribution": lambda: hs.attribution_patch(model, queries, exact=2, **shared),
-        "trace": lambda: hs.trace(model, queries, draws=1, **shared),
-        "permute": lambda: hs.permute_documents(model, questions, max_new_tokens=2, **shared),
-        "attention": lambda: hs.attention_to_documents(
-            model, questions, max_new_tokens=2, **shared
-        ),
+        "back_patch": lambda: hs.back_patch(model, queries, "t2", cells=[(2, 1), (3, 1)], **few),
+        "knockout": lambda: hs.knockout(model, queries, "t2->t1", layers=[1, 2], **few),
+        "attribution": lambda: hs.attribution_patch(model, queries, exact=0, **quick),
+        "trace": lambda: hs.trace(model, queries, draws=1, **quick),
+        "permute": lambda: hs.permute_documents(model, questions, ["forward", "backward"], **few),
+        "attention": lambda: hs.attention_to_documents(model, questions, **few),
     }
     ids = torch.tensor([model.encode("The capital of the country of Kyoto is").ids])
     wholes, seconds = dict[str, hs.Result](), dict[str, float]()
@@ -255,7 +266,8 @@ def interrupts(times: int, seed: int) -> None:
         logits = model.hf(ids).logits
     attention, handler = model.config._attn_implementation, signal.getsignal(signal.SIGINT)
     counted: Counter[str] = Counter()
-    while counted["interrupts"] < times:
+    until = time.perf_counter() + seconds
+    while counted["interrupts"] < times and time.perf_counter() < until:
         name = draw.choice(list(calls))
         wait = draw.uniform(0, seconds[name])
         timer = threading.Timer(wait, os.kill, (os.getpid(), signal.SIGINT))
@@ -304,8 +316,9 @@ def main() -> None:
     parser.add_argument("what", choices=("kills", "interrupts"))
     parser.add_argument("--times", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="at most")
     given = parser.parse_args()
-    {"kills": kills, "interrupts": interrupts}[given.what](given.times, given.seed)
+    {"kills": kills, "interrupts": interrupts}[given.what](given.times, given.seed, given.seconds)
 
 
 if __name__ == "__main__":

@@ -109,11 +109,12 @@ def whole_number(
     """
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise error(f"{name} must be a whole number, not {_shortened(repr(value))}")
-    if least is not None and value < least:
-        raise error(f"{name} must be {least} or more, not {value}")
-    if most is not None and value > most:
-        raise error(f"{name} must be {most} at most, not {value}")
-    return int(value)
+    number = int(value)
+    if least is not None and number < least:
+        raise error(f"{name} must be {least} or more, not {number}")
+    if most is not None and number > most:
+        raise error(f"{name} must be {most} at most, not {number}")
+    return number
 
 
 def of_type(
@@ -140,7 +141,7 @@ def of_type(
         'Kyoto'
     """
     if not isinstance(value, kinds):
-        known = getattr(kinds, "__args__", (kinds,))
+        known: tuple[type, ...] = getattr(kinds, "__args__", (kinds,))
         names = " or ".join(each.__name__ for each in known)
         shown = f"{_shortened(repr(value))} of type {type(value).__name__}"
         raise error(f"{name} must be a {names}, not {shown}{hint and f': {hint}'}")

@@ -216,9 +216,9 @@ INVALID: dict[str, Any] = {
 
 def invalid(constraint: Any) -> Any:
     """A value that a constraint does not accept."""
-    if hasattr(constraint, "least"):
+    if getattr(constraint, "least", None) is not None:
         return constraint.least - 1
-    return INVALID[type(constraint).__name__]
+    return INVALID.get(type(constraint).__name__, object())
 
 
 CHECKED = [

@@ -340,24 +340,12 @@ def analysis(command: str | None, *, name: str = "", **described: Any) -> Callab
 
         @functools.wraps(function)
         def called(*args: Any, **given: Any) -> Any:
-            try:
-                call = signature.bind(*args, **given)
-            except TypeError as error:
-                raise TypeError(f"{function.__name__}() {error}") from None
-            recipe = None
-            if entry.asks != "models":
-                recipe = recipe_of(entry.name, function.__module__, call.arguments)
-            options = _where(call.arguments)
             with calling():
-                arguments = entry.arguments(call)
-                if options.on is None or recipe is None:
-                    with recording(None if options.out is None else recipe):
-                        return function(**arguments)
-                if entry.combine is not None:  # each of its runs is computed there
-                    with engine_of(options.on).held():
-                        return function(**arguments)
-                inputs = arguments[[*INPUTS[entry.asks]][1]]
-                return run_elsewhere(result, recipe, options, inputs)
+                try:
+                    call = signature.bind(*args, **given)
+                except TypeError as error:
+                    raise TypeError(f"{function.__name__}() {error}") from None
+                return _made(entry, function, call)
 
         called.__signature__ = signature  # type: ignore[attr-defined]
         called.__doc__ = _documented(inspect.getdoc(function) or "", taken)
@@ -408,6 +396,23 @@ def run_elsewhere(kind: type[R], recipe: CallRecipe, options: RunOptions, inputs
         out=options.out,
         progress=options.progress,
     )
+
+
+def _made(entry: Analysis, function: Callable[..., Any], call: inspect.BoundArguments) -> Any:
+    """The result of a call of an analysis, computed here or where `on` says."""
+    recipe = None
+    if entry.asks != "models":
+        recipe = recipe_of(entry.name, function.__module__, call.arguments)
+    options = _where(call.arguments)
+    arguments = entry.arguments(call)
+    if options.on is None or recipe is None:
+        with recording(None if options.out is None else recipe):
+            return function(**arguments)
+    if entry.combine is not None:  # each of its runs is computed there
+        with engine_of(options.on).held():
+            return function(**arguments)
+    inputs = arguments[[*INPUTS[entry.asks]][1]]
+    return run_elsewhere(entry.result, recipe, options, inputs)
 
 
 def _with_keywords(own: inspect.Signature, keywords: Sequence[str]) -> inspect.Signature:

@@ -235,19 +235,18 @@ class WholeNumbers:
     """Whole numbers that are not below another; one alone is a list of one.
 
     Attributes:
-        least: the smallest.
+        least: the smallest; any if None.
         optional: whether it may be None.
     """
 
-    least: int = 0
+    least: int | None = 0
     optional: bool = False
 
     def checked(self, name: str, value: Any, model: TokenModel | None) -> Any:
         if value is None and self.optional:
             return None
-        each_of = AtLeast(self.least)
         given = as_list(value, Integral, name)
-        return [each_of.checked(f"each of {name}", each, model) for each in given]
+        return [whole_number(f"each of {name}", each, self.least) for each in given]
 
 
 @dataclass(frozen=True)
@@ -359,7 +358,7 @@ class Heads:
     def checked(self, name: str, value: Any, model: Any) -> Any:
         if value is None or model is None:
             return value
-        given = WholeNumbers().checked(name, value, model)
+        given = WholeNumbers(None).checked(name, value, model)
         return list(Knockout([0], [1], [0], given).placed(model, 2).heads or ())
 
 

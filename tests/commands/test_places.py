@@ -111,7 +111,7 @@ def test_places_that_are_only_read_need_not_be_writable(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], folder: Path
 ) -> None:
     """Numbers are compared, or a picture drawn from runs, where nothing else can be written."""
-    (folder / "kept" / "recall.csv").touch()
+    (folder / "kept" / "recall.csv").write_text("layer\n1\n")
     for more in (["--check"], []):
         place = folder / ("kept" if more else "pictures")
         arguments = ["figures", "recall", "--scripts", SCRIPTS, "--from", folder / "kept", *more]

@@ -109,30 +109,37 @@ def test_the_model_is_left_as_it_was_wherever_the_engine_is_stopped(llama: Langu
         assert torch.equal(llama.hf(torch.tensor([ids])).logits, before)
 
 
-WATCHED_SETUPS = ("contextlib.py", "interrupts.py", "grad_mode.py")
-"""Files of what opens and closes contexts, beside those that are opened and closed."""
-EVERY = int(os.environ.get("HOPSCOPE_EVERY_LINE", "5"))
+OPENING = (
+    *("contextlib.py", "hopscope/interrupts.py", "torch/autograd/grad_mode.py"),
+    *("hopscope/display/progress.py", "hopscope/models/evaluation.py", "hopscope/training/fit.py"),
+    *("hopscope/results/runs.py", "hopscope/experiments/worlds/superposition.py"),
+    *("hopscope/engine/hooks.py", "hopscope/engine/attention.py", "hopscope/engine/editing.py"),
+    *("hopscope/engine/gradients.py", "hopscope/engine/placed_edits.py", "encoder_decoder.py"),
+)
+"""Files of what opens and closes contexts."""
+EVERY = int(os.environ.get("HOPSCOPE_EVERY_LINE", "40"))
 """Of the lines of set-up and tear-down every so-manieth is tried; all of them, if it is 1."""
+Passed = tuple[str, int, bool]
 
 
-def at_edges(run: Callable[[], object], stop_at: int | None = None) -> list[tuple[str, int, str]]:
+def at_edges(run: Callable[[], object], stop_at: int | None = None) -> list[Passed]:
     """The lines of set-up and tear-down that a run passes, and those right before and after.
 
-    Each with how it is passed: inside (`in`), or right before or after (`edge`).
+    Each with whether it is inside; others are None. The stop button is pressed at one of them.
     """
-    passed: list[tuple[str, int, str]] = []
-    inside = False
+    passed: list[Passed | None] = []
+    depth, inside = 0, False
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal inside
-        file = frame.f_code.co_filename
-        if "hopscope" not in file and not file.endswith(WATCHED_SETUPS):
+        nonlocal depth, inside
+        if event == "call" and not frame.f_code.co_filename.endswith(OPENING):
             return None
+        if frame.f_code in interrupts._CODES and event in ("call", "return"):
+            depth += 1 if event == "call" else -1
         if event == "line":
-            before, inside = inside, interrupts._in_between(frame)
-            passed.append((file, frame.f_lineno, "in" if inside and before else "edge"))
-            if not (inside or before):
-                passed[-1] = (file, frame.f_lineno, "out")
+            before, inside = inside, depth > 0
+            place = (frame.f_code.co_filename, frame.f_lineno, inside and before)
+            passed.append(place if inside or before else None)
             if len(passed) - 1 == stop_at:
                 signal.raise_signal(signal.SIGINT)
         return trace
@@ -142,13 +149,15 @@ def at_edges(run: Callable[[], object], stop_at: int | None = None) -> list[tupl
         run()
     finally:
         sys.settrace(None)
-    return passed
+    return passed  # type: ignore[return-value]
 
 
+@cache
 def documents() -> hs.QuestionSet:
     return hs.load_questions("world-docs", distractors=1)[:1]
 
 
+@cache
 def thinking_world() -> hs.World:
     return hs.load_world("reachability")
 
@@ -162,14 +171,15 @@ def trained() -> object:
 def calls() -> dict[str, tuple[Any, Callable[[], object]]]:
     """Of each kind of set-up one call that is short, with the model that it is of."""
     llama, t5 = loaded("tiny-random-llama"), hs.load_any("tiny-random-t5", device="cpu")
-    queries = hs.load_queries("world", few_shot=0)[:1]
+    some = hs.load_queries("world", few_shot=0)[:3]
+    queries = some[:1]
     quiet: dict[str, Any] = {"progress": False}
     return {
         "back_patch": (llama, lambda: hs.back_patch(llama, queries, cells=[(2, 1)], **quiet)),
         "knockout": (llama, lambda: hs.knockout(llama, queries, "t2->e1", layers=[1], **quiet)),
         "attribution": (
             llama,
-            lambda: hs.attribution_patch(llama, hs.load_queries("world")[:3], exact=1, **quiet),
+            lambda: hs.attribution_patch(llama, some, "t2", exact=1, **quiet),
         ),
         "permute": (
             llama,
@@ -234,13 +244,10 @@ def test_nothing_is_left_wherever_a_set_up_or_tear_down_is_stopped(name: str) ->
     run()  # what is looked up once is there
     before, logits = state_of(model), logits_of(model)
     passed = at_edges(run)
-    places = {place: index for index, place in reversed([*enumerate(passed)])}
-    last = {place: index for index, place in enumerate(passed)}
-    chosen = sorted(
-        {each[place] for each in (places, last) for place in places if place[2] != "out"}
-    )
-    assert len(chosen) > 20
-    for index in chosen[::EVERY]:
+    first = {place: index for index, place in reversed([*enumerate(passed)]) if place}
+    final = {place: index for index, place in enumerate(passed) if place}
+    assert len(first) > 20
+    for index in sorted({*first.values(), *final.values()})[::EVERY]:
         with pytest.raises(KeyboardInterrupt):
             at_edges(run, stop_at=index)
         assert state_of(model) == before, passed[index]
@@ -296,7 +303,9 @@ def test_what_was_finished_is_in_hand_wherever_a_run_is_stopped(
     first = {line: index for index, line in reversed([*enumerate(seen)])}
     final = {line: index for index, line in enumerate(seen)}
     found = Counter[int]()
-    for index in sorted({*first.values(), *final.values()})[::EVERY]:
+    begun = next(index for index, (file, _) in enumerate(seen) if file.endswith("runs.py"))
+    chosen = sorted(index for index in {*first.values(), *final.values()} if index >= begun)
+    for index in chosen[:: max(1, EVERY // 8)]:
         runs._interrupted[:] = [({"kind": "grading"}, {})]  # what a run before was stopped at
         with pytest.raises(KeyboardInterrupt):
             lines_of(run, index, of_run)

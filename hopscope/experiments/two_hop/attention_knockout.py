@@ -309,26 +309,28 @@ class _Blocker:
     settings: Mapping[str, Any]
 
     def check_edges(self, queries: QuerySet) -> None:
-        """Check that each edge of which a query has both ends can be blocked in some query.
+        """Check that no edge looks ahead in every query that has both its ends.
 
         Raises:
-            QueryError: for one that looks ahead in all of them.
+            QueryError: for one that does, and would do nothing.
         """
         for name in self.settings["edges"]:
-            ahead = False
-            for query in queries:
-                prompt = self.prompts.prompt(query)
-                asking, keys = (prompt.tokens(part) for part in name.split("->"))
-                if asking and keys and min(keys) < max(asking):
-                    break
-                ahead = ahead or bool(asking and keys)
-            else:
-                if ahead:
-                    raise QueryError(
-                        f"the edge {name} cannot be blocked: {name.partition('->')[2]} comes after "
-                        f"{name.partition('->')[0]} in every query, and attention looks back only. "
-                        "Leave it out"
-                    )
+            asking, _, keys = name.partition("->")
+            ahead = (self._looks_ahead(query, asking, keys) for query in queries)
+            known = (each for each in ahead if each is not None)
+            if next(known, False) and all(known):
+                raise QueryError(
+                    f"the edge {name} cannot be blocked: {keys} does not come before {asking} in "
+                    "any query, and attention looks back only. Leave it out"
+                )
+
+    def _looks_ahead(self, query: TwoHopQuery, asking: str, keys: str) -> bool | None:
+        """Whether an edge leads to what comes later, or to itself; None without both its ends."""
+        prompt = self.prompts.prompt(query)
+        ends = prompt.tokens(asking), prompt.tokens(keys)
+        if not all(ends):
+            return None
+        return min(ends[1]) > max(ends[0]) or (asking == keys and len(ends[0]) == 1)
 
     def tables(self, queries: QuerySet) -> Tables:
         """Frame and details of some queries."""
