@@ -69,6 +69,20 @@ def test_stages_follow_one_another_and_name_the_vertex_on_the_way():
         assert {words.count(THOUGHT) for words in said} == expected
 
 
+def test_with_a_lead_there_is_a_thought_less_than_steps():
+    task = replace(TASK, depth=3, lead=1)
+    assert task.n_thoughts == 2
+    assert task.longest == TASK.longest
+    maze = task.mazes()[0]
+    for stage in (1, 2, 3):
+        example = task.example(maze, stage)
+        assert example.prompt == (*maze.prompt, *[THOUGHT] * (stage - 1), "A")
+        assert example.answer == (maze.way[stage],)
+    drawn = [task.batches(VOCABULARY, 1, 1)(step).ids[0].tolist() for step in (0, 29)]
+    assert [row.count(VOCABULARY[THOUGHT]) for row in drawn] == [0, 2]
+    assert task.path_prompts()[0].text.split().count(THOUGHT) == 2
+
+
 def plain_thinking(model: LanguageModel, ids: torch.Tensor, thought: int) -> torch.Tensor:
     """Logits with each thought put in by a pass of its own over all that stands before it."""
     hf = model.hf
@@ -132,7 +146,10 @@ def test_thoughts_at_different_places_are_refused():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"n_vertices": 9}, {"depth": 5}, {"depth": 0}, {"n_edges": 7}, {"earlier": 1.1}],
+    [
+        *({"n_vertices": 9}, {"depth": 5}, {"depth": 0}, {"n_edges": 7}, {"earlier": 1.1}),
+        *({"lead": 2}, {"lead": -1}, {"lead": 1, "depth": 1}),
+    ],
 )
 def test_trees_that_cannot_be_are_refused(wrong):
     with pytest.raises(UsageError):

@@ -210,7 +210,7 @@ def _tables(world: World, limit: int, nested: bool, of_inputs: bool) -> Tables:
         for row, maze in enumerate(some):
             query = _id(world, str(start + row))
             verdict = float(right[start + row])
-            rows.append((query, "correct", "none", task.depth, "none", verdict, 1))
+            rows.append((query, "correct", "none", task.n_thoughts, "none", verdict, 1))
             found = _of_maze(embedded, task, maze, passed, row, nested)
             rows += [(query, *each) for each in found]
     columns = ["query", "measure", "read_at", "thought", "vertices", "value"]
@@ -268,7 +268,7 @@ def _of_maze(
     first = len(maze.prompt)
     to_tokens = passed.attention[0][row, :, : 3 * len(maze.edges)]
     to_edges = to_tokens.reshape(-1, len(maze.edges), 3).sum(dim=-1)
-    for thought in range(1, task.depth + 1):
+    for thought in range(1, task.n_thoughts + 1):
         kinds = [_kind(steps.get(each), each, maze, thought) for each in task.vertices]
         # A step goes along edges out of what was reached so far.
         following = maze.way[thought - 1 : thought + 1]

@@ -3,6 +3,8 @@
 The task of Zhu et al. 2025 (Reasoning by Superposition): edges `u v E`, then `Q a b R root`, then
 thoughts, then `A` and whichever of a and b can be reached from the root. The model is trained in
 stages: after c thoughts it must name the c-th vertex on the path, whose last vertex is the answer.
+The token that names it can make a step itself, so that each thought may lag a step behind; with one
+thought less (`lead`) none may.
 """
 
 from __future__ import annotations
@@ -48,15 +50,17 @@ class GraphReachability:
     Attributes:
         n_vertices: number of vertices, half of them in each tree.
         n_edges: number of edges.
-        depth: steps from the root to the answer, which is also the number of thoughts.
+        depth: steps from the root to the answer.
+        lead: how many thoughts fewer than steps there are: 0 or 1.
         continuous: whether a thought is continuous: the last hidden state, fed back as the next
             input embedding. Otherwise it is a pause token with a learned embedding.
-        stage_steps: training steps in each stage but the last.
+        stage_steps: training steps in each stage, one a step of the path, but the last.
         earlier: share of the batches that come from an earlier stage, from the second stage on.
         seed: seed of everything that is drawn.
 
     Raises:
-        UsageError: if the trees do not fit the vertices and edges, or if `earlier` is not a share.
+        UsageError: if the trees do not fit the vertices and edges, if `earlier` is not a share, or
+            if there would be no thought.
     """
 
     kind: ClassVar[str] = "graph_reachability"
@@ -69,8 +73,13 @@ class GraphReachability:
     stage_steps: int = 2000
     earlier: float = 0.1
     seed: int = 0
+    lead: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.lead <= min(1, self.depth - 1):
+            raise UsageError(
+                f"lead must be 0 or 1, and less than the depth {self.depth}, not {self.lead}"
+            )
         half = self.n_vertices // 2
         if self.n_vertices % 2 or not 1 <= self.depth < half:
             raise UsageError(
@@ -83,6 +92,11 @@ class GraphReachability:
                 f"{2 * (half - 1)} to {2 * (half - 1) + half * half}"
             )
         check_shares(self, "earlier")
+
+    @property
+    def n_thoughts(self) -> int:
+        """Number of thoughts before the answer."""
+        return self.depth - self.lead
 
     @property
     def thought(self) -> str | None:
@@ -102,7 +116,7 @@ class GraphReachability:
     @property
     def longest(self) -> int:
         """Number of tokens of a prompt with all thoughts and the answer."""
-        return 3 * self.n_edges + 5 + self.depth + 2
+        return 3 * self.n_edges + 5 + self.n_thoughts + 2
 
     def _maze(self, rng: random.Random) -> Maze:
         """Draw a graph and its query."""
@@ -119,8 +133,8 @@ class GraphReachability:
         return Maze(tuple(edges), (a, b), tuple(reachable[: self.depth + 1]))
 
     def example(self, maze: Maze, stage: int) -> Example:
-        """Return the example of a stage: `stage` thoughts, and the vertex after as many steps."""
-        prompt = (*maze.prompt, *[THOUGHT] * stage, "A")
+        """Return the example of a stage: the vertex after `stage` steps, and its thoughts."""
+        prompt = (*maze.prompt, *[THOUGHT] * (stage - self.lead), "A")
         return Example(prompt, (maze.way[stage],), ended=False)
 
     told = example

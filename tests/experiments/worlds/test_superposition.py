@@ -158,6 +158,17 @@ def test_the_token_at_which_a_step_is_made_is_told(worlds):
         assert all(told in sentence for sentence in again.findings())
 
 
+def test_a_world_with_a_lead_has_a_thought_less_than_steps():
+    leading = train_world(
+        "leading", recipe=replace(TINY, task=replace(TASK, lead=1)), progress=False
+    )
+    result = superposition([leading], limit=2, progress=False)
+    assert set(result.frame["thought"]) == {1}
+    world = superposition([train_world("tiny", recipe=TINY, progress=False)], 2, progress=False)
+    assert set(world.frame["thought"]) == {1, 2}
+    assert result.details["prompt"].str.count(" T ").tolist() == [1, 1]
+
+
 def test_the_summary_is_over_seeds_and_the_picture_has_a_row_a_world(worlds, tmp_path):
     again = replace(worlds[0], seed=5)
     result = superposition([*worlds, again], limit=4, progress=False, out=tmp_path / "run")
