@@ -13,8 +13,9 @@ they lead as far between vertices that the start does not lead to.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, ClassVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
 
 import pandas as pd
 import torch
@@ -63,6 +64,14 @@ class ComputationGraph(Result):
     kind: ClassVar[str] = "computation_graph"
     columns: ClassVar = TYPES
     added_settings: ClassVar = {"signs": "positive"}
+
+    @classmethod
+    def of(cls, tables: Tables, run: Mapping[str, Any]) -> Self:
+        """The result in these tables; what earlier versions found are positive operations."""
+        frame = tables["frame"]
+        signs = frame["sign"].fillna(1) if "sign" in frame else 1
+        frame = frame.assign(sign=signs).astype({"sign": TYPES["sign"]})[list(TYPES)]
+        return super().of({**tables, "frame": frame}, run)
 
     def explained(self, seed: int = 0) -> pd.DataFrame:
         """The share of prompts whose merged set joins start and goal, by group.

@@ -71,7 +71,6 @@ def operations(
     for later, earlier in pairwise(chain):  # what stays at a token until it is read
         stays = layers[earlier] + 1, layers[later]
         ax.plot([sources[later]] * 2, stays, color=EXPLAINED, lw=2.4, zorder=3)
-    table = table if "sign" in table else table.assign(sign=1)  # results of earlier versions
     columns = ["layer", "from_token", "to_token", "explained", "words", "sign"]
     for index, layer, source, to, explained, words, sign in table[columns].itertuples(name=None):
         named = index in chain

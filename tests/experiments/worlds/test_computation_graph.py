@@ -408,8 +408,8 @@ def test_the_tables_the_plot_and_the_run_folder(tmp_path):
     assert set(result.frame["sign"]) == {1}
     crosses = [line for line in both.plot("3").get_lines() if line.get_marker() == "x"]
     assert len(crosses) == (both.frame[both.frame["query"] == "3"]["sign"] < 0).sum()
-    older = replace(result, frame=result.frame.drop(columns="sign"))
-    ax = older.plot("3")
+    older = {"frame": result.frame.drop(columns="sign"), "details": result.details}
+    ax = ComputationGraph.of(older, result.run).plot("3")
     tokens = OperationSearch(model, PROMPT, limits).tokens.split(" ")
     assert [label.get_text() for label in ax.get_xticklabels()] == tokens
     shown = result.frame[result.frame["query"] == "3"]
