@@ -77,7 +77,11 @@ def test_work_computes_what_is_missing_and_retry_what_failed(
     code, _, _ = shell(capsys, "runs", "retry", half, "--device", "cpu", "--threads", 1)
     assert code == 0
     assert parts(half) == parts(whole)
-    assert {path.name.partition("-")[0] for path in half.glob("[!df]*")} == {RECORD, "inputs", "machine"}
+    assert {path.name.partition("-")[0] for path in half.glob("[!df]*")} == {
+        RECORD,
+        "inputs",
+        "machine",
+    }
 
 
 def test_merge_puts_parts_of_two_machines_together(

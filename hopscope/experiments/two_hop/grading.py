@@ -306,7 +306,12 @@ def grade_until(
             logger.warning("all %d queries are graded, with %s", n, shown)
         return None
 
-    asked = {"need": dict(need), "at_least": at_least, "match": match, "one_line": one_line}
+    asked: dict[str, Any] = {
+        "need": dict(need),
+        "at_least": at_least,
+        "match": match,
+        "one_line": one_line,
+    }
     asked |= {"max_new_tokens": max_new_tokens, "relation_shortcut": relation_shortcut}
     given = {"model": model, "queries": queries, **asked, **run}
     recipe = recipe_of("grade_until", __name__, given)
