@@ -63,7 +63,7 @@ def throughput(model: Any, n: int, settings: dict[str, Any]) -> dict[str, float]
         outcomes.append(outcome)
         note(run, outcome, bar)
 
-    ray_cluster._Run._note = noting  # type: ignore[method-assign]
+    ray_cluster._Run._note = noting  # type: ignore[method-assign, assignment]
     for workers in (1, 2):
         on = hs.Ray(workers=workers)
         with on.held():

@@ -71,8 +71,10 @@ def test_a_process_that_was_killed_and_not_yet_buried_is_gone(tmp_path: Path) ->
     left_by(tmp_path, 0, process=child.pid)
     assert running(tmp_path) == [0]
     os.kill(child.pid, signal.SIGKILL)
-    while running(tmp_path):
+    end = time.monotonic() + 10
+    while running(tmp_path) and time.monotonic() < end:
         time.sleep(0.01)
+    assert running(tmp_path) == []
     child.wait()
 
 
@@ -89,8 +91,10 @@ def test_who_works_touches_its_claim(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with claimed(tmp_path, 0):
         (path,) = tmp_path.iterdir()
         os.utime(path, (0, 0))
-        while path.stat().st_mtime == 0:
+        end = time.monotonic() + 10
+        while path.stat().st_mtime == 0 and time.monotonic() < end:
             time.sleep(0.01)
+        assert path.stat().st_mtime > 0
 
 
 def test_a_claim_that_was_taken_away_is_not_released_by_its_former_owner(tmp_path: Path) -> None:
