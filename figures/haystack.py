@@ -28,9 +28,7 @@ def draw(result: Haystacks) -> Drawn:
     order = tables["attention"]["order"].iloc[0].replace("_", " ")
     document_plots.rank_lines(tables["attention"], third, f"Attention by rank, {order}")
     document_plots.cut_points(tables["cut"], fourth, f"One distractor blocked, {order}")
-    shared_legend(figure, axes.flat[:3])
-    fourth.get_legend().remove()
-    fourth.legend(loc="best")
+    shared_legend(figure, axes)
     n, tokens = result.n_queries, result.run["settings"]["tokens"]
     title = figures.title_of(result, f"Haystacks with {tokens} tokens of distractors")
     figure.suptitle(f"{title} (n = {n})")

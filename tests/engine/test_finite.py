@@ -47,7 +47,8 @@ def broken(how: str) -> LanguageModel:
 def inputs(entry: Analysis) -> QuerySet | hs.QuestionSet:
     """A few queries or questions; as many as there are where labels are needed."""
     if entry.asks == "documents":
-        return hs.load_questions("world-docs", distractors=0).sample(2, 0).with_few_shot(0, 0)
+        questions = hs.load_questions(entry.usual_questions, distractors=0)
+        return questions.sample(2, 0).with_few_shot(0, 0)
     queries = hs.load_queries("world").with_few_shot(1, 0)
     return queries if entry.name == "probing" else queries.sample(4, 0)
 
@@ -65,7 +66,7 @@ CASES = [
 
 @pytest.mark.parametrize(("entry", "how"), CASES, ids=lambda each: getattr(each, "name", each))
 def test_every_analysis_refuses_a_model_that_computes_no_numbers(entry: Analysis, how: str) -> None:
-    fewer = {"k": 2} if entry.name == "order_choice" else {}
+    fewer = {"order_choice": {"k": 2}, "haystack": {"tokens": 24}}.get(entry.name, {})
     with pytest.raises(ModelError, match=r"(that ends in '.*|the unembedding .*) not finite"):
         entry.function(broken(how), inputs(entry), progress=False, **fewer)
 

@@ -464,6 +464,10 @@ def test_a_run_goes_on_and_loads(tmp_path: Path, llama: LanguageModel) -> None:
     pd.testing.assert_frame_equal(again.frame, whole.frame)
     assert again.frame.dtypes.astype(str).to_dict() == dict(Haystacks.columns)
     assert again.n_queries == 3
+    for index in (2, 1):
+        compared(llama, both, out=tmp_path / "shards", orders=["retrieved"], shard=(index, 2))
+    for path in (tmp_path / "run").glob("*.parquet"):
+        assert path.read_bytes() == (tmp_path / "shards" / path.name).read_bytes()
     assert again.gold_places()["place"].between(0, 1).all()
     assert set(again.tables()) == set(whole.tables())
 
