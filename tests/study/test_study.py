@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -25,6 +26,7 @@ from known import (
 )
 
 import hopscope as hs
+from hopscope.documents.question_set import QuestionSet
 from hopscope.errors import ResultError, UsageError
 from hopscope.experiments.analysis import limited
 from hopscope.experiments.documents.order_choice import OrderChoice
@@ -32,6 +34,7 @@ from hopscope.experiments.documents.permutation import STUDIED_MASKS, Permutatio
 from hopscope.experiments.two_hop.back_patching import BackPatching, cells_of
 from hopscope.models.load import load_model
 from hopscope.queries.query_set import QuerySet
+from hopscope.study import study
 from hopscope.study.figures import draw_figures, figure_scripts, results_of, scripts_folder
 from hopscope.study.presets import PRESETS, Preset, preset
 from hopscope.study.standalone_figures import STANDALONE_FIGURES
@@ -208,6 +211,25 @@ def test_a_study_has_a_folder_of_its_own(tmp_path: Path) -> None:
     assert folder.parent == tmp_path
     assert folder.name == "known.my-set-2-csv.0-shot.quick"
     assert study_folder(tmp_path, model, queries, "paper") != folder
+
+
+def test_a_study_asks_each_analysis_its_usual_questions(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    def loaded(name: str, **_: Any) -> QuestionSet:
+        asked.append(name)
+        return first_questions()
+
+    monkeypatch.setattr("hopscope.study.study.load_questions", loaded)
+    size = Preset(limit=None, most=2, layer_step=1, questions=3)
+    task: Any = study._Task(first_model(), known_queries(), Any, tmp_path, size, 0, False)  # type: ignore[arg-type]
+    steps = {each.name: each for each in study_analyses() if each.asks == "documents"}
+    found = {name: len(task.inputs(entry, "documents")) for name, entry in steps.items()}
+    assert dict(zip(steps, asked, strict=True))["haystack"] == "world-docs-shared"
+    assert set(asked) == {"world-docs", "world-docs-shared"}
+    assert (found["document_order"], found["haystack"]) == (3, 2)
 
 
 DOCUMENT_STEPS = ["document_order", "attention_peaks", "order_choice", "document_paths"]
