@@ -142,11 +142,11 @@ def kill_at_random(
 
     When the time is over, the run that goes on is finished without a kill.
     """
-    until = time.perf_counter() + most_seconds
     queries, whole_place = folder / "queries.csv", folder / f"{name}.whole"
     started = time.perf_counter()
     assert ended(forked(partial(command, *arguments_of(name, whole_place, queries)))) == 0, name
     seconds, whole, tally = time.perf_counter() - started, contents(whole_place), Tally()
+    until = time.perf_counter() + most_seconds
     while tally.kills < times and time.perf_counter() < until:
         place = folder / f"{name}.run"
         waiting: list[str | None] = list(shards)
@@ -219,7 +219,7 @@ def kills(times: int, seed: int, seconds: float) -> None:
     recipe = catalogue.WORLDS["two-hop-looped"]
     schedule = replace(recipe.schedule, steps=60, warmup_steps=5, batch_size=16, checkpoint_every=5)
     worlds = {**catalogue.WORLDS, "faults": replace(recipe, schedule=schedule)}
-    catalogue.WORLDS = worlds  # type: ignore[misc]
+    catalogue.WORLDS = worlds
     small = presets.Preset(limit=4, most=2, layer_step=2, questions=2, shuffles=2, probed=4)
     presets.PRESETS["quick"] = small
     import_all()
@@ -256,12 +256,12 @@ def interrupts(times: int, seed: int, seconds: float) -> None:
         "attention": lambda: hs.attention_to_documents(model, questions, **few),
     }
     ids = torch.tensor([model.encode("The capital of the country of Kyoto is").ids])
-    wholes, seconds = dict[str, hs.Result](), dict[str, float]()
+    wholes, took = dict[str, hs.Result](), dict[str, float]()
     for name, call in calls.items():
         call()  # what is looked up once is there
         started = time.perf_counter()
         wholes[name] = call()
-        seconds[name] = time.perf_counter() - started
+        took[name] = time.perf_counter() - started
     with torch.no_grad():
         logits = model.hf(ids).logits
     attention, handler = model.config._attn_implementation, signal.getsignal(signal.SIGINT)
@@ -269,7 +269,7 @@ def interrupts(times: int, seed: int, seconds: float) -> None:
     until = time.perf_counter() + seconds
     while counted["interrupts"] < times and time.perf_counter() < until:
         name = draw.choice(list(calls))
-        wait = draw.uniform(0, seconds[name])
+        wait = draw.uniform(0, took[name])
         timer = threading.Timer(wait, os.kill, (os.getpid(), signal.SIGINT))
         result = None
         try:

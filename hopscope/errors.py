@@ -141,7 +141,7 @@ def of_type(
         'Kyoto'
     """
     if not isinstance(value, kinds):
-        known: tuple[type, ...] = getattr(kinds, "__args__", (kinds,))
+        known = kinds.__args__ if isinstance(kinds, UnionType) else (kinds,)
         names = " or ".join(each.__name__ for each in known)
         shown = f"{_shortened(repr(value))} of type {type(value).__name__}"
         raise error(f"{name} must be a {names}, not {shown}{hint and f': {hint}'}")

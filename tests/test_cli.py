@@ -845,10 +845,10 @@ def test_a_foreign_folder_exits_with_2(hopscope: Command, csv: Path) -> None:
     assert [path.name for path in Path("thesis").iterdir()] == ["thesis.tex"]
 
 
-def test_a_model_that_cannot_be_read_exits_with_1(hopscope: Command, csv: Path) -> None:
+def test_a_folder_that_is_no_model_exits_with_2(hopscope: Command, csv: Path) -> None:
     Path("model").mkdir()
     done = hopscope("grade", "-m", "model", "-q", csv)
-    assert done.code == 1
+    assert done.code == 2
     assert "hopscope: model has no config.json" in done.err
 
 

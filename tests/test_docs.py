@@ -155,7 +155,7 @@ def test_the_page_of_errors_quotes_messages_that_there_are() -> None:
     [
         ("two paragraphs have the same idx", "two of its paragraphs have the same idx"),
         ("noise must be above 0", "noise must be 0 or above"),
-        ("… is damaged: …; delete the folder to train again", "… is damaged: …; delete it"),
+        ("… is damaged: …; delete the folder to train again", "… is damaged: …; throw it away"),
         ("fewer than folds=…", "fewer than n_folds=…"),
     ],
 )

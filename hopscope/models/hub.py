@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from huggingface_hub import try_to_load_from_cache
-from transformers.utils import has_file
+from transformers.utils.hub import has_file
 
 WEIGHTS, INDEX = SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 """What the weights of a saved model are called: one file, or a list of several."""

@@ -35,7 +35,8 @@ class TokenizedPrompt:
         Raises:
             UsageError: if it is empty or too long for the model's context.
         """
-        if isinstance(of_type("prompt", prompt, str | Prompt, error=QueryError), str):
+        of_type("prompt", prompt, str | Prompt, error=QueryError)
+        if isinstance(prompt, str):
             prompt = Prompt(prompt, query_id="", form="two_hop", spans={"t2": (0, len(prompt))})
         encoded = model.encode(prompt.text, room, special=not prompt.chat)
         return cls(prompt, encoded.ids, encoded.offsets, encoded.special)

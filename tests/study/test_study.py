@@ -473,3 +473,16 @@ def test_what_a_study_costs_is_told_before_and_nothing_is_written(tmp_path: Path
     assert "grading" not in done
     assert done["recall.correct"].n == 0
     assert done["back_patching.correct"].n == 2
+
+
+def test_an_analysis_that_does_not_fit_the_context_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a world's model knows has few tokens, and some analyses ask more than it reads."""
+    model = load_model("world:two-hop-looped", device="cpu")
+    queries = hs.load_queries("world:two-hop-looped.in_distribution")
+    size = Preset(limit=6, most=2, layer_step=1, questions=1, shuffles=2, probed=6)
+    steps = ["description", "document_order"]
+    found = run_study(model, queries, tmp_path, size, steps, progress=False)
+    assert set(found.left_out) >= {"description.correct", "document_order.documents"}
+    assert "description.correct is left out" in caplog.text

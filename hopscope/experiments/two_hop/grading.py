@@ -262,14 +262,15 @@ def grade_until(
     Example:
         >>> graded = grade_until(model, load_queries("world"), {"incorrect": 16})  # doctest: +SKIP
     """
-    settings = {
+    given = {
+        "model": model,
+        "queries": queries,
         "match": match,
         "max_new_tokens": max_new_tokens,
         "one_line": one_line,
         "relation_shortcut": relation_shortcut,
     }
-    inputs = {"model": model, "queries": queries}
-    queries = REGISTERED["grading"].check({**inputs, **settings, **run}, model)["queries"]
+    queries = REGISTERED["grading"].check({**given, **run}, model)["queries"]
     options = RunOptions(**run)
     InstanceOf(Mapping).checked("need", need, model)
     for subset, n in need.items():
