@@ -14,6 +14,7 @@ from hopscope.distributed.slurm import Slurm
 from hopscope.errors import EngineError, UsageError, one_of
 from hopscope.results.claims import clear_failures
 from hopscope.results.runs import keep_interrupted
+from hopscope.results.status import status_of
 
 R = TypeVar("R")
 _TOLD = 5
@@ -95,6 +96,12 @@ def compute_on(
             raise
         if failed:
             raise _failed(failed, folder, kept=out is not None)
+        state = status_of(folder)
+        if not state.is_finished:
+            raise EngineError(
+                f"{state.n_left} of {state.n_parts} parts are missing, and no worker has said why: "
+                "the same call computes them"
+            )
         return read(folder)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -205,3 +206,16 @@ def test_what_cannot_be_is_refused_before_anything_is_started(tmp_path: Path) ->
         hs.Ray(workers=0)
     with pytest.raises(UsageError, match="give out="):
         hs.back_patch(NAME, queries, on=hs.Ray(address="somewhere:1"))
+
+
+@pytest.mark.parametrize(
+    ("module", "on"), [("ray", "ray"), ("submitit", hs.Slurm(cluster="local"))]
+)
+def test_what_is_to_be_installed_is_told(
+    module: str, on: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    extra = "ray" if module == "ray" else "slurm"
+    with pytest.raises(UsageError, match=rf"pip install 'hopscope\[{extra}\]'"):
+        hs.back_patch(NAME, many_queries()[:4], out=tmp_path / "run", on=on)
+    assert list(tmp_path.iterdir()) == []
