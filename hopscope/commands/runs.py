@@ -111,9 +111,13 @@ def _work(runs: list[Path], device: str | None, threads: int | None) -> None:
     """
     from hopscope.distributed.job import Job
     from hopscope.distributed.work import work_on
+    from hopscope.results.run_folder import RECIPE, read_run
+    from hopscope.results.status import status_of
 
     failed: list[tuple[Path, Outcome]] = []
     for each in runs:
+        if RECIPE not in read_run(each) and status_of(each).is_finished:
+            continue  # a result that was saved, such as those that a study puts together
         job = Job(str(each.resolve()), device=device, threads=threads)
         failed += [(each, found) for found in work_on(job, progress=True)]
     if failed:

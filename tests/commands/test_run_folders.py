@@ -84,6 +84,15 @@ def test_work_computes_what_is_missing_and_retry_what_failed(
     }
 
 
+def test_work_leaves_results_alone_that_were_saved_among_runs(
+    whole: Path, half: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hs.load_result(whole).save(half.parent / "saved")
+    assert shell(capsys, "runs", "work", half.parent, "--device", "cpu", "--threads", 1)[0] == 0
+    assert parts(half) == parts(whole)
+    assert len(parts(half.parent / "saved")) == 2
+
+
 def test_merge_puts_parts_of_two_machines_together(
     whole: Path, half: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
