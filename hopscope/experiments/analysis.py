@@ -26,6 +26,7 @@ from hopscope.experiments.arguments import (
     Flag,
     Folder,
     Loaded,
+    OnEngine,
     Queries,
     Questions,
     Shard,
@@ -115,6 +116,7 @@ COMMON: Mapping[str, Constraint] = {
     "max_memory": AtLeast(1, optional=True),
     "out": Folder(),
     "shard": Shard(),
+    "on": OnEngine(),
     "layer_step": AtLeast(1),
 }
 """What the common keywords may be."""

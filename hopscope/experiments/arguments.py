@@ -14,6 +14,7 @@ from numbers import Integral, Real
 from types import UnionType
 from typing import Any, ClassVar, Protocol
 
+from hopscope.distributed.engines import engine_of
 from hopscope.documents.orders import Order, order_name
 from hopscope.documents.question_set import QuestionSet
 from hopscope.documents.templates import Template, template_of
@@ -331,6 +332,16 @@ class Shard:
         if len(given) != 2 or not all(isinstance(each, Integral) for each in given):
             raise UsageError(f"{name} must be two numbers (i, n), not {kind_of(value)}")
         return check_shard(int(given[0]), int(given[1]))
+
+
+@dataclass(frozen=True)
+class OnEngine:
+    """What computes the parts of a run elsewhere, or its name; None for this process."""
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> Any:
+        if value is not None:
+            engine_of(value)
+        return value
 
 
 @dataclass(frozen=True)

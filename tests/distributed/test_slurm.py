@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from conftest import loaded
 from known import many_queries
-from test_work import parts
+from test_workers import parts
 
 import hopscope as hs
 from hopscope.errors import UsageError

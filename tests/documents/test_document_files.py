@@ -158,7 +158,7 @@ BROKEN = [
     ({"paragraphs": None}, "damaged"),
     ({"answer": " "}, "has an empty answer"),
     ({"question": ""}, "has an empty question"),
-    ({"question": None}, "damaged"),
+    ({"question": None}, "its question must be a text, not None"),
     ({"answer": True}, "answer is True; expected a text or a number"),
     ({"answer": ["Paris"]}, "answer is .'Paris'.; expected a text or a number"),
     ({"answerable": "maybe"}, "answerable is 'maybe'; expected true or false"),

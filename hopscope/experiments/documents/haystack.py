@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack, get_args
 
 import numpy as np
 import pandas as pd
@@ -35,7 +35,14 @@ from hopscope.experiments.analysis import (
     limited,
     run_in_parts,
 )
-from hopscope.experiments.arguments import AtLeast, OneOf, Orders, as_list
+from hopscope.experiments.arguments import (
+    AtLeast,
+    InstanceOf,
+    OneOf,
+    OneTemplate,
+    Orders,
+    as_list,
+)
 from hopscope.experiments.documents.attention import read_masses
 from hopscope.experiments.randomness import generator_for
 from hopscope.masks.named import document_block, knock_out, mask_of
@@ -395,6 +402,10 @@ def _difference(row: Mapping[str, Any]) -> str:
         "orders": Orders(),
         "tokens": AtLeast(1),
         "measure": OneOf(MEASURES, optional=True),
+        "corpus": InstanceOf(Corpus | str | Path, optional=True),
+        "template": OneTemplate(),
+        "label": OneOf(get_args(Label)),
+        "max_new_tokens": AtLeast(1, optional=True),
     },
     in_study=lambda _: {"tokens": 96},
     chosen=lambda questions, scale: limited(questions, scale.most, scale.seed),

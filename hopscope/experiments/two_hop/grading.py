@@ -262,15 +262,16 @@ def grade_until(
     Example:
         >>> graded = grade_until(model, load_queries("world"), {"incorrect": 16})  # doctest: +SKIP
     """
-    given = {
-        "model": model,
+    here = {} if run.get("on") is not None else {"model": model}  # else it may be a name
+    given: dict[str, Any] = {
+        **here,
         "queries": queries,
         "match": match,
         "max_new_tokens": max_new_tokens,
         "one_line": one_line,
         "relation_shortcut": relation_shortcut,
     }
-    queries = REGISTERED["grading"].check({**given, **run}, model)["queries"]
+    queries = REGISTERED["grading"].check({**given, **run}, here.get("model"))["queries"]
     options = RunOptions(**run)
     InstanceOf(Mapping).checked("need", need, model)
     for subset, n in need.items():

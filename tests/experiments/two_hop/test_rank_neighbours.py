@@ -185,7 +185,7 @@ def test_the_picture_shows_both_sides():
 def test_numbers_that_leave_no_middle_are_refused(queries, wrong):
     with pytest.raises(UsageError, match="unknown control"):
         rank_neighbours(loaded("tiny-random-llama"), queries, controls=("other",), **HOW)
-    with pytest.raises(UsageError, match="do not fit"):
+    with pytest.raises(UsageError, match=r"do not fit|top must be 1 or more"):
         rank_neighbours(loaded("tiny-random-llama"), queries, **{**HOW, **wrong})
 
 
