@@ -16,7 +16,14 @@ from hopscope.experiments.recipe import ReadRecipe
 from hopscope.models.load import load_any
 from hopscope.models.reference import ModelReference
 from hopscope.models.token_model import TokenModel
-from hopscope.results.claims import claimed, clear_claims, clear_failure, failure_of, note_failure
+from hopscope.results.claims import (
+    claimed,
+    clear_claim,
+    clear_claims,
+    clear_failure,
+    failure_of,
+    note_failure,
+)
 from hopscope.results.run_folder import has_part
 from hopscope.results.runs import Pending, rehearsing
 
@@ -59,7 +66,10 @@ class Worker:
         """
         assert self.pending is not None
         pending, folder, begun = self.pending, Path(self.job.folder), time.perf_counter()
-        if not has_part(folder, part):
+        if has_part(folder, part):
+            if force:  # it was written by a worker that was lost before it could say so
+                clear_claim(folder, part)
+        else:
             before = failure_of(folder, part)
             if before is not None and before.is_final:
                 return Outcome(part, "failed", before.error, is_final=True)

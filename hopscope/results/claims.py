@@ -137,6 +137,11 @@ def running(folder: Path) -> list[int]:
     return [part for part, path in _marks(folder, "claim") if not _is_left(path)]
 
 
+def clear_claim(folder: Path, part: int) -> None:
+    """Remove the claim of a part that nobody computes."""
+    _path(folder, "claim", part).unlink(missing_ok=True)
+
+
 def clear_claims(folder: Path) -> None:
     """Remove the claims of processes that are gone."""
     for _, path in _marks(folder, "claim"):

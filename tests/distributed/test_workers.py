@@ -209,3 +209,14 @@ def test_a_killed_worker_is_followed_by_another(whole: Path, empty: Path) -> Non
     work_on(Job(str(empty), device="cpu"))
     assert parts(empty) == parts(whole)
     assert not list(empty.glob(".*"))
+
+
+def test_the_claim_of_a_worker_that_was_lost_after_its_part_is_removed(empty: Path) -> None:
+    worker = open_worker(Job(str(empty), device="cpu"))
+    assert worker.compute(4).state == "done"
+    claim = empty / ".claim-000004"
+    claim.write_text("{}")  # of a process that is not known to be gone
+    assert worker.compute(4).state == "done"
+    assert claim.exists()
+    assert worker.compute(4, force=True).state == "done"
+    assert not claim.exists()
