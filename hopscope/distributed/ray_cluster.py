@@ -94,8 +94,9 @@ class Ray:
             workers = self.workers or (gpus // each if each else 0)
             if not workers:
                 raise UsageError(
-                    f"the Ray cluster has {gpus} GPUs for workers of {each} each: say how many "
-                    "workers there shall be, in Python with on=hs.Ray(workers=2), in a shell with "
+                    f"the Ray cluster has {gpus or 'no'} GPUs"
+                    f"{f', and each worker takes {each}' if each else ''}: say how many workers "
+                    "there shall be, in Python with on=hs.Ray(workers=2), in a shell with "
                     "--workers 2"
                 )
             pool = _Pool(ray, each, self.cpus_per_worker)
