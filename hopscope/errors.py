@@ -148,6 +148,28 @@ def of_type(
     return value
 
 
+def tuple_of(
+    name: str, given: object, kind: type[T], advice: str, error: type[UsageError] = UsageError
+) -> tuple[T, ...]:
+    """Return several objects of one type, or one alone, as a tuple.
+
+    Args:
+        name: of the argument, for the message.
+        given: what was given.
+        kind: the type of each.
+        advice: how such objects are made, for the message.
+        error: the class of the error.
+
+    Raises:
+        UsageError: or `error`: if there is anything else among them.
+    """
+    found = tuple(given) if isinstance(given, Iterable) else (given,)
+    for each in found:
+        if not isinstance(each, kind):
+            raise error(f"{name} must be {kind.__name__} objects, not {each!r:.60}: {advice}")
+    return found
+
+
 def path_of(name: str, value: object) -> Path:
     """Return an argument that names a file or folder as a path.
 

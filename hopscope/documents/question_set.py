@@ -7,12 +7,12 @@ import html
 import json
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, overload
 
-from hopscope.errors import QueryError, whole_number
+from hopscope.errors import QueryError, tuple_of, whole_number
 from hopscope.queries.answers import name_text
 
 logger = logging.getLogger(__name__)
@@ -208,8 +208,10 @@ class QuestionSet(Sequence[MultiDocQuestion]):
     pool: tuple[MultiDocQuestion, ...] = ()
 
     def __post_init__(self) -> None:
+        advice = "make them with hs.MultiDocQuestion(...), or load rows with hs.load_questions"
         for name in ("questions", "pool"):
-            object.__setattr__(self, name, self._checked(name))
+            found = tuple_of(name, getattr(self, name), MultiDocQuestion, advice, QueryError)
+            object.__setattr__(self, name, found)
         object.__setattr__(self, "pool", self.pool or self.questions)
         whole_number("few_shot", self.few_shot, least=0, error=QueryError)
         whole_number("few_shot_seed", self.few_shot_seed, error=QueryError)
@@ -217,22 +219,6 @@ class QuestionSet(Sequence[MultiDocQuestion]):
         if len(set(ids)) < len(ids):
             twice = next(each for each in ids if ids.count(each) > 1)
             raise QueryError(f"{self.name}: two questions have the id {twice!r}; ids must differ")
-
-    def _checked(self, name: str) -> tuple[MultiDocQuestion, ...]:
-        """The questions in a field.
-
-        Raises:
-            QueryError: if it holds anything else.
-        """
-        given: object = getattr(self, name)
-        found = tuple(given) if isinstance(given, Iterable) else (given,)
-        wrong = [each for each in found if not isinstance(each, MultiDocQuestion)]
-        if wrong:
-            raise QueryError(
-                f"{name} must be MultiDocQuestion objects, not {wrong[0]!r:.60}: make them with "
-                "hs.MultiDocQuestion(...), or load rows with hs.load_questions"
-            )
-        return found
 
     def __len__(self) -> int:
         return len(self.questions)

@@ -7,7 +7,7 @@ import html
 import json
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from numbers import Real
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, overload
 
 import pandas as pd
 
-from hopscope.errors import QueryError, did_you_mean, of_type, one_of, whole_number
+from hopscope.errors import QueryError, did_you_mean, of_type, one_of, tuple_of, whole_number
 from hopscope.queries.chat import INSTRUCTION, PREFILL, Chat
 from hopscope.queries.demonstrations import Demonstrations
 from hopscope.queries.formats import from_frame, to_frame, write_csv
@@ -69,8 +69,10 @@ class QuerySet(Sequence[TwoHopQuery]):
     chat: Chat | None = None
 
     def __post_init__(self) -> None:
+        advice = "make them with hs.TwoHopQuery(...), or load a table with hs.load_queries"
         for name in ("queries", "pool"):
-            object.__setattr__(self, name, self._checked(name))
+            found = tuple_of(name, getattr(self, name), TwoHopQuery, advice, QueryError)
+            object.__setattr__(self, name, found)
         object.__setattr__(self, "pool", self.pool or self.queries)
         if len(self._by_id) < len(self.queries):
             ids = [query.id for query in self.queries]
@@ -83,22 +85,6 @@ class QuerySet(Sequence[TwoHopQuery]):
                 f"{self.few_shot} demonstrations were asked for, but {self.name} has only "
                 f"{len(self.pool)} queries to take them from; take a smaller k or a larger set"
             )
-
-    def _checked(self, name: str) -> tuple[TwoHopQuery, ...]:
-        """The queries in a field.
-
-        Raises:
-            QueryError: if it holds anything else.
-        """
-        given: object = getattr(self, name)
-        found = tuple(given) if isinstance(given, Iterable) else (given,)
-        wrong = [each for each in found if not isinstance(each, TwoHopQuery)]
-        if wrong:
-            raise QueryError(
-                f"{name} must be TwoHopQuery objects, not {wrong[0]!r:.60}: make them with "
-                "hs.TwoHopQuery(...), or load a table with hs.load_queries"
-            )
-        return found
 
     def __len__(self) -> int:
         return len(self.queries)

@@ -262,16 +262,15 @@ def grade_until(
     Example:
         >>> graded = grade_until(model, load_queries("world"), {"incorrect": 16})  # doctest: +SKIP
     """
-    here = {} if run.get("on") is not None else {"model": model}  # else it may be a name
-    given: dict[str, Any] = {
-        **here,
-        "queries": queries,
+    asked: dict[str, Any] = {
         "match": match,
         "max_new_tokens": max_new_tokens,
         "one_line": one_line,
         "relation_shortcut": relation_shortcut,
     }
-    queries = REGISTERED["grading"].check({**given, **run}, here.get("model"))["queries"]
+    here = {} if run.get("on") is not None else {"model": model}  # else it may be a name
+    given = {**here, "queries": queries, **asked, **run}
+    queries = REGISTERED["grading"].check(given, here.get("model"))["queries"]
     options = RunOptions(**run)
     InstanceOf(Mapping).checked("need", need, model)
     for subset, n in need.items():
@@ -283,8 +282,8 @@ def grade_until(
     if not len(queries):
         raise QueryError(f"{queries.name} is an empty query set: nothing to grade")
     ordered = _sample_first(queries, min(at_least, len(queries)), options.seed)
-    settings = _settings(queries, match, max_new_tokens, one_line, relation_shortcut)
-    settings |= {"need": dict(need), "at_least": at_least}
+    wanted = {"need": dict(need), "at_least": at_least}
+    settings = _settings(queries, match, max_new_tokens, one_line, relation_shortcut) | wanted
 
     def until(tables: Tables) -> str | None:
         found = Grading.of(tables, {}).counts()
@@ -308,14 +307,7 @@ def grade_until(
             logger.warning("all %d queries are graded, with %s", n, shown)
         return None
 
-    asked: dict[str, Any] = {
-        "need": dict(need),
-        "at_least": at_least,
-        "match": match,
-        "one_line": one_line,
-    }
-    asked |= {"max_new_tokens": max_new_tokens, "relation_shortcut": relation_shortcut}
-    given = {"model": model, "queries": queries, **asked, **run}
+    given = {"model": model, "queries": queries, **wanted, **asked, **run}
     recipe = recipe_of("grade_until", __name__, given)
     if options.on is not None:
         return run_elsewhere(Grading, recipe, options, ordered)
