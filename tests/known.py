@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -390,3 +391,8 @@ def made_grading(right: Mapping[str, set[str]]) -> Grading:
         "queries": {"name": "by-hand", "n": len(right)},
     }
     return Grading(frame, details, run)
+
+
+def parts(folder: Path) -> dict[str, bytes]:
+    """The tables of a run folder, by the names of their files."""
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}

@@ -114,9 +114,7 @@ def machines_of(path: Path) -> dict[int, dict[str, Any]]:
     for file in sorted(path.glob("machine-*.json")):
         number = _MACHINE.fullmatch(file.name)
         if number is not None and part_path(path, "frame", int(number[1])).exists():
-            with suppress(
-                OSError, ValueError
-            ):  # it is told beside the numbers, which do not need it
+            with suppress(OSError, ValueError):  # the numbers do not need it
                 found[int(number[1])] = json.loads(file.read_text("utf-8"))
     return found
 

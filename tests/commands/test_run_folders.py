@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import loaded
-from known import many_queries
+from known import many_queries, parts
 
 import hopscope as hs
 from hopscope import cli
@@ -28,10 +28,6 @@ def shell(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, 
             cli.main()
     done = capsys.readouterr()
     return int(stop.value.code or 0), done.out, done.err
-
-
-def parts(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from conftest import loaded
-from known import many_queries
-from test_workers import parts
+from known import many_queries, parts
 
 import hopscope as hs
 from hopscope.errors import ModelError, PlaceError, UsageError

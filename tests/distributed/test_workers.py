@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import loaded
 from forks import ended, forked
-from known import many_queries
+from known import many_queries, parts
 
 import hopscope as hs
 from hopscope.distributed.job import Job, Outcome, Plan
@@ -26,10 +26,6 @@ from hopscope.results.status import status_of
 
 BACK: dict[str, Any] = {"positions": ["t1"], "max_new_tokens": 2, "progress": False}
 NEED = {"incorrect": 20}
-
-
-def parts(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
 
 
 def begun(folder: Path, run: Callable[[], Any]) -> Path:

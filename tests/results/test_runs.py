@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from known import known_model, known_queries, many_queries
+from known import known_model, known_queries, many_queries, parts
 
 import hopscope as hs
 from hopscope.display.front_end import ProgressBar
@@ -72,10 +72,6 @@ def run(
     asked = known_queries() if queries is None else queries
     given = {"per_part": 2, "progress": False, **more}
     return run_over(asked, compute or Compute(), run_of(asked), out=out, **given)
-
-
-def parts(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
 
 
 def test_tables_are_in_the_order_of_the_queries(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from known import parts
 
 import hopscope as hs
 from hopscope.results import runs
@@ -37,10 +38,6 @@ OF_QUERIES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 CASES = [(analysis, "tiny-random-qwen2") for analysis in ANALYSES] + [
     ("attention", "tiny-random-t5")
 ]
-
-
-def parts(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
 
 
 @pytest.mark.parametrize(("analysis", "name"), CASES)
