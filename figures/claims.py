@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from hopscope.plots.style import (
     panels,
     shared_legend,
 )
+from hopscope.queries.query import ENTITIES, POSITIONS
 from hopscope.results.result import Result
 from hopscope.results.run_folder import is_run
-from hopscope.results.wording import CONTROL_NAMES, ENTITY_NAMES
+from hopscope.results.wording import CONTROL_NAMES, entity_name
 from hopscope.statistics import holm, paired
 from hopscope.study.figures import figure_script, main
 from hopscope.study.study import COMPOSED
@@ -114,8 +116,8 @@ def _compared(table: pd.DataFrame) -> dict[str, Any]:
 
 def _described(result: Description) -> Rows:
     """Whether some cell names an entity, and another query's."""
-    for entity, position in (("e2", "t1"), ("e2", "t2"), ("e3", "t2")):
-        name = ENTITY_NAMES[entity]
+    for entity, position in result.places():
+        name = entity_name(entity, len(result.entities) - 1)
         pair = {
             "own": result.first_layers(entity, position).notna(),
             "base": result.first_layers(f"{entity}_other", position).notna(),
@@ -126,7 +128,7 @@ def _described(result: Description) -> Rows:
 def _blocked(result: Knockouts) -> Rows:
     """Whether blocking an edge in some window changes what is said, and random edges."""
     half = (int(result.frame["layer"].max()) + 1) / 2
-    for edge, early in (("t1->e1", True), ("t1->e1", False), ("t2->t1", True), ("t2->t1", False)):
+    for edge, early in product(_steps(result), (True, False)):
         rows = result.frame[result.frame["edge"] == edge]
         rows = rows[(rows["layer"] < half) == early]
         wide = rows.pivot_table(
@@ -138,22 +140,30 @@ def _blocked(result: Knockouts) -> Rows:
         yield claim, "random edges", wide.rename(columns={"none": "own", "random": "base"})
 
 
+def _steps(result: Knockouts) -> list[str]:
+    """The edges along which a chain is solved: from the source to each hop's end, in turn."""
+    wanted = ["t1->e1", *(f"{later}->{earlier}" for earlier, later in pairwise(POSITIONS))]
+    return [edge for edge in wanted if edge in set(result.frame["edge"])]
+
+
 def _projected(result: Projection) -> Rows:
     """Whether an entity is a sublayer's likeliest token in some layer, and another query's."""
+    n, last = result.n_hops, f"t{result.n_hops}"
     for target, site, words in (
-        ("e2", "attn_out", "Attention at t2 has the bridge"),
-        ("e3", "mlp_out", "An MLP at t2 has the answer"),
+        *((each, "attn_out", "Attention") for each in ENTITIES[1:n]),
+        (ENTITIES[n], "mlp_out", "An MLP"),
     ):
         pair = {
-            name: result.first_layers(each, "t2", site).notna()
+            name: result.first_layers(each, last, site).notna()
             for name, each in (("own", target), ("base", f"{target}_other"))
         }
-        yield words, f"another {ENTITY_NAMES[target]}", pd.DataFrame(pair)
+        name = entity_name(target, n)
+        yield f"{words} at {last} has the {name}", f"another {name}", pd.DataFrame(pair)
 
 
 def _repaired(result: BackPatching) -> Rows:
     """Whether some cell of back-patching has the answer, and those of the controls."""
-    for position in ("t1", "t2"):
+    for position in (each for each in POSITIONS if each in set(result.frame["position"])):
         here = result.repaired().query("position == @position")
         wide = here.pivot_table(index="query", columns="control", values="hit", aggfunc="any")
         for control in (name for name in CONTROL_NAMES if name in wide):

@@ -12,18 +12,19 @@ from hopscope.experiments.two_hop.description import Description
 from hopscope.plots import figures, heatmaps
 from hopscope.plots.figures import Drawn
 from hopscope.plots.style import parts, shared_legend
+from hopscope.results.wording import entity_name
 from hopscope.study.figures import by_subset, figure_script, main
 from hopscope.study.reference_marks import marks
 
-PANELS = {
-    ("e2", "t1"): "bridge at t1",
-    ("e2_other", "t1"): "another bridge at t1",
-    ("e2", "t2"): "bridge at t2",
-    ("e2_other", "t2"): "another bridge at t2",
-    ("e3", "t2"): "answer at t2",
-    ("e3_other", "t2"): "another answer at t2",
-}
-"""The heatmaps, each beside that of its control."""
+
+def panels_of(result: Description) -> dict[tuple[str, str], str]:
+    """The heatmaps with their names, each beside that of its control."""
+    n_hops, found = len(result.entities) - 1, {}
+    for entity, position in result.places():
+        name = entity_name(entity, n_hops)
+        found[entity, position] = f"{name} at {position}"
+        found[f"{entity}_other", position] = f"another {name} at {position}"
+    return found
 
 
 @figure_script("description", by_subset("description", Description))
@@ -32,8 +33,9 @@ def draw(results: Mapping[str, Description]) -> Drawn:
     heights = [1.25, *(1 for _ in results)]
     figure, (top, *below) = parts(len(heights), 1.8 * sum(heights) + 0.6, height_ratios=heights)
     axes = top.subplots(1, len(results), sharey=True, squeeze=False)
+    named_panels = panels_of(next(iter(results.values())))
     shares = {
-        subset: {panel: result.heatmap(*panel) for panel in PANELS}
+        subset: {panel: result.heatmap(*panel) for panel in named_panels}
         for subset, result in results.items()
     }
     darkest = max(float(share.max().max()) for each in shares.values() for share in each.values())
@@ -47,7 +49,9 @@ def draw(results: Mapping[str, Description]) -> Drawn:
         numbers += [reported.assign(panel="reference")] if len(reported) else []
         ax.label_outer(remove_inner_ticks=True)
         numbers.append(described.assign(subset=subset, panel="any cell"))
-        named = {textwrap.fill(PANELS[each], 16): share for each, share in shares[subset].items()}
+        named = {
+            textwrap.fill(named_panels[each], 16): share for each, share in shares[subset].items()
+        }
         heatmaps.layer_heatmaps(part, named, darkest, "texts that name it")
         part.suptitle(title)
         for (entity, position), share in shares[subset].items():

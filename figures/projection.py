@@ -13,7 +13,7 @@ from hopscope.experiments.two_hop.projection import Projection
 from hopscope.plots import figures
 from hopscope.plots.figures import Drawn
 from hopscope.plots.style import panels, shared_legend
-from hopscope.results.wording import ENTITY_NAMES
+from hopscope.results.wording import entity_name
 from hopscope.study.figures import by_subset, figure_script, main
 
 RANK = 9
@@ -28,7 +28,8 @@ def draw(results: Mapping[str, Projection]) -> Drawn:
         ("correct", results["correct"]) if "correct" in results else (next(iter(results.items())))
     )
     by_layer = result.by_layer(RANK)
-    targets = [each for each in plots.TARGET_COLORS if each in set(by_layer["target"])]
+    n_hops = result.n_hops
+    targets = [each for each in plots.target_colors(n_hops) if each in set(by_layer["target"])]
     positions, sites = (list(dict.fromkeys(by_layer[key])) for key in ("position", "site"))
     places = list(product(positions, sites))
     shape, height = (len(targets), len(places)), 1.35 * len(targets) + 0.7
@@ -37,9 +38,9 @@ def draw(results: Mapping[str, Projection]) -> Drawn:
         named = by_layer["target"].isin([target, f"{target}_other"])
         for ax, (position, site) in zip(row, places, strict=True):
             here = by_layer[named & (by_layer["position"] == position)]
-            plots.projection_lines(here, ax, position, site)
+            plots.projection_lines(here, ax, position, site, n_hops)
             ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, integer=True))
-            ax.set_ylabel(f"queries that resolve\nthe {ENTITY_NAMES[target]}")
+            ax.set_ylabel(f"queries that resolve\nthe {entity_name(target, n_hops)}")
             ax.label_outer()
     for ax in axes[1:].flat:
         ax.set_title("")

@@ -52,6 +52,8 @@ from .experiments.two_hop.grading import grade as grade
 from .experiments.two_hop.grading import grade_until as grade_until
 from .experiments.two_hop.head_retrieval import HeadRetrieval as HeadRetrieval
 from .experiments.two_hop.head_retrieval import classify_heads as classify_heads
+from .experiments.two_hop.layer_order import LayerOrder as LayerOrder
+from .experiments.two_hop.layer_order import layer_order as layer_order
 from .experiments.two_hop.path_patching import PathPatching as PathPatching
 from .experiments.two_hop.path_patching import path_patch as path_patch
 from .experiments.two_hop.probing import Probing as Probing
@@ -59,6 +61,8 @@ from .experiments.two_hop.probing import fit_probe as fit_probe
 from .experiments.two_hop.probing import probe as probe
 from .experiments.two_hop.projection import Projection as Projection
 from .experiments.two_hop.projection import project as project
+from .experiments.two_hop.prompt_conditions import PromptConditions as PromptConditions
+from .experiments.two_hop.prompt_conditions import prompt_conditions as prompt_conditions
 from .experiments.two_hop.rank_neighbours import RankNeighbours as RankNeighbours
 from .experiments.two_hop.rank_neighbours import rank_neighbours as rank_neighbours
 from .experiments.two_hop.stages import Stages as Stages
@@ -87,8 +91,10 @@ from .models.encoder_decoder import EncoderDecoder as EncoderDecoder
 from .models.language_model import LanguageModel as LanguageModel
 from .prompting.capture import Activations as Activations
 from .prompting.capture import capture as capture
+from .queries.conditions import Condition as Condition
 from .queries.graph_paths import PathPrompt as PathPrompt
 from .queries.graph_paths import PathSet as PathSet
+from .queries.multi_hop_query import MultiHopQuery as MultiHopQuery
 from .queries.query_set import QuerySet as QuerySet
 from .queries.two_hop_query import TwoHopQuery as TwoHopQuery
 from .results.packing import pack_run as pack_run

@@ -313,7 +313,7 @@ def test_choices_are_shown_in_groups(capsys: pytest.CaptureFixture[str]) -> None
     code, text = shell(capsys, "back-patch", "--help")
     assert code == 0
     assert re.search(r"--match +word\|substring ", text)
-    assert re.search(r"--positions +t1\|t2\|t1->t2\|e1 ", text)
+    assert re.search(r"--bridge +e2\|e3\|e4 ", text)
     panels = re.findall(r"─ (\w+) ─", text)
     assert panels == ["Options", "Model", "Queries", "Analysis", "Run", "Elsewhere", "Output"]
 

@@ -30,8 +30,10 @@ NAMES: dict[str, list[str]] = json.loads(
 )
 """Public names by module path, as commit c08e896 had them; those of commands' and a study's innards
 are left out, and so are `streams.agrees_with_plain`, a probe that says what differs instead today,
-`experiments.document_attention.answer_length`, which is a span today, and colours and dashes of
-figures that are drawn otherwise (`plots.TARGET_STYLES`, `worlds.emergence_plot.INSTRUMENTS`)."""
+`experiments.document_attention.answer_length`, which is a span today,
+`experiments.description.Entity` and `experiments.probing.Target`, which are any text, and colours
+and dashes of figures that are drawn otherwise (`plots.TARGET_STYLES`,
+`worlds.emergence_plot.INSTRUMENTS`)."""
 
 TOLD_LATER = {"answer_token", "answer_tokens", "bridge_token", "bridge_tokens"} | {
     "partner_answer_token",

@@ -30,6 +30,7 @@ from typer.models import OptionInfo
 from hopscope.commands.printing import AsJson, Full
 from hopscope.errors import MAX_SEED, TakenError, UsageError, one_of
 from hopscope.files import check_place
+from hopscope.queries.query import ENTITIES
 
 if TYPE_CHECKING:
     from hopscope.distributed.ray_cluster import Ray
@@ -98,6 +99,14 @@ FewShot = Annotated[
         min=0,
         help="Demonstrations per prompt; by default the number of the query set.",
     ),
+]
+Hops = Annotated[
+    int | None,
+    typer.Option(min=2, max=4, help="Keep queries of so many hops, of a file that has several."),
+]
+Bridge = Annotated[
+    str | None,
+    choice(ENTITIES[1:-1], help="Ask longer chains as two hops, divided at this entity."),
 ]
 InChat = Annotated[
     bool, typer.Option("--chat", help="Ask in the turns of the model's own chat template.")
@@ -341,9 +350,11 @@ class CommonOptions:
 
 @dataclass(frozen=True)
 class QueryOptions(CommonOptions):
-    """Which model is asked which two-hop queries."""
+    """Which model is asked which queries."""
 
     queries: Queries = "world"
+    hops: Hops = None
+    bridge: Bridge = None
     chat: InChat = False
 
     def load_model(self) -> LanguageModel:
@@ -357,7 +368,9 @@ class QueryOptions(CommonOptions):
         from hopscope.experiments.analysis import limited
         from hopscope.loading import load_queries
 
-        loaded = load_queries(self.queries, few_shot=self.few_shot)
+        loaded = load_queries(self.queries, few_shot=self.few_shot, hops=self.hops)
+        if self.bridge is not None:
+            loaded = loaded.as_two_hop(self.bridge)
         return limited(loaded.with_few_shot(loaded.few_shot, self.seed), self.limit, self.seed)
 
     def asked(self, model: LanguageModel, queries: QuerySet) -> QuerySet:
@@ -465,7 +478,10 @@ class DocumentOptions(CommonOptions):
 
 ENGINE = ("on", "workers", "jobs", "partition", "gpus_each")
 """Options that say where the parts of runs are computed."""
-FIRST = ("model", "queries", "questions", "subset", "limit", "need", "most", "few_shot", "chat")
+FIRST = (
+    *("model", "queries", "hops", "bridge", "questions", "subset", "limit", "need", "most"),
+    *("few_shot", "chat"),
+)
 LAST = (
     *("seed", "out", "shard", *ENGINE),
     *("device", "dtype", "quantization", "dry_run", "full", "as_json"),
@@ -474,7 +490,8 @@ LAST = (
 PANELS = {
     "Model": ("model", "device", "dtype", "quantization"),
     "Queries": (
-        *("queries", "questions", "subset", "limit", "need", "most", "few_shot", "chat"),
+        *("queries", "hops", "bridge", "questions", "subset", "limit", "need", "most"),
+        *("few_shot", "chat"),
         *("distractors", "skip_impossible"),
     ),
     "Run": ("preset", "seed", "out", "runs", "from_runs", "shard", "dry_run", "check", "tolerance"),

@@ -22,8 +22,12 @@ from hopscope.commands.options import (
     with_options,
 )
 from hopscope.commands.printing import records, show, show_estimates, show_tables, table_text
+from hopscope.queries.query import ENTITIES, POSITIONS
 
 queries_app = typer.Typer()
+
+BRIDGES = tuple(name for entity in ENTITIES[1:-1] for name in (entity, f"{entity}_type"))
+"""What a probe may read."""
 
 
 @queries_app.command("grade", epilog=example("grade -m smollm2-135m --limit 100 -o runs/grading"))
@@ -64,8 +68,8 @@ def grade_command(
 def probe_command(
     options: QueryOptions,
     *,
-    target: Annotated[str, choice(("e2", "e2_type"), help="The bridge, or its type.")] = "e2",
-    position: Annotated[str, choice(("t1", "t2", "e1"), help="Where states are read.")] = "t1",
+    target: Annotated[str, choice(BRIDGES, help="A bridge, or its type.")] = "e2",
+    position: Annotated[str, choice((*POSITIONS, "e1"), help="Where states are read.")] = "t1",
     folds: Annotated[int, typer.Option(min=2, help="Number of folds of the cross-validation.")] = 5,
     layer_step: Step = 1,
     save: Annotated[
@@ -82,15 +86,15 @@ def probe_command(
     from hopscope.experiments.two_hop.probing import fit_probe, labelled, probe, sample_entities
 
     everything = replace(options, limit=None).load_queries()
-    chosen = labelled(everything, target, folds)[0]  # type: ignore[arg-type]
+    chosen = labelled(everything, target, folds)[0]
     if options.limit is not None:
         chosen = sample_entities(chosen, options.limit, options.seed)
     model = options.load_model()
     chosen = options.asked(model, chosen)
     layers = range(0, model.n_layers, layer_step)
     settings: dict[str, Any] = {"position": position, "layers": layers, "folds": folds}
-    result = probe(model, chosen, target, seed=options.seed, out=options.out, **settings)  # type: ignore[arg-type]
+    result = probe(model, chosen, target, seed=options.seed, out=options.out, **settings)
     show_tables(result, {"selectivity": result.selectivity()}, options.as_json, options.full)
     if save is not None:
-        fitted = fit_probe(model, chosen, target, **settings)  # type: ignore[arg-type]
+        fitted = fit_probe(model, chosen, target, **settings)
         print(fitted.save(save), file=sys.stderr)

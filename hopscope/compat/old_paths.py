@@ -207,6 +207,9 @@ RENAMED: Mapping[str, str] = {
     "worlds.world.parsed": "parse_reference",
     "worlds.world.seeds_at_hand": "available_seeds",
     "masked.Openings": "PrefixCache",
+    **{
+        f"experiments.{name}.POSITIONS": "ENDS" for name in ("description", "probing", "projection")
+    },
     "worlds.examples.Batch": "TaskBatch",
     "worlds.examples.Drawn": "EpochBatches",
     "worlds.examples.Written": "Example",

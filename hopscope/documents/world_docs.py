@@ -10,11 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib import resources
+from typing import cast
 
 from hopscope.documents.question_set import Document, Hop, MultiDocQuestion, QuestionSet
 from hopscope.errors import QueryError, one_of
 from hopscope.queries.load import load_queries
-from hopscope.queries.two_hop_query import TwoHopQuery, lowered
+from hopscope.queries.query import lowered
+from hopscope.queries.two_hop_query import TwoHopQuery
 
 _NAMES = """
 Aaron Adam Agnes Albert Alice Amber Amy Andrew Angela Anna Arthur Ashley Audrey Barry Becky
@@ -85,15 +87,16 @@ def world_docs(
         raise QueryError(f"distractors must be 0 or more, not {distractors}")
     queries = load_queries("world", few_shot=0)
     by_relations: dict[tuple[str, str], list[TwoHopQuery]] = defaultdict(list)
-    for query in queries:
+    asked = cast("Sequence[TwoHopQuery]", queries)
+    for query in asked:
         by_relations[query.r1, query.r2].append(query)
     given: Mapping[str, str] | None = None if names == "invented" else {}
     if names == "shared":
-        facts = [fact for query in queries for fact in (_first(query), _second(query))]
+        facts = [fact for query in asked for fact in (_first(query), _second(query))]
         given = _renamed(facts, random.Random(seed))
     questions = [
-        _question(query, by_relations[query.r1, query.r2], queries, given, distractors, seed, terse)
-        for query in queries
+        _question(query, by_relations[query.r1, query.r2], asked, given, distractors, seed, terse)
+        for query in asked
     ]
     return QuestionSet(tuple(questions), name, few_shot=FEW_SHOT)
 

@@ -27,9 +27,9 @@ from hopscope.experiments.arguments import (
     Folder,
     Loaded,
     OnEngine,
-    Queries,
     Questions,
     Shard,
+    TwoHopQueries,
     layers_of,
 )
 from hopscope.experiments.recipe import OF_CALL, CallRecipe, recipe_of
@@ -104,12 +104,13 @@ POSITIONAL = ("seed", "progress")
 """Those that may also be given by position, behind the analysis's own."""
 _DEFAULTS = {each.name: each.default for each in fields(RunOptions)}
 INPUTS: Mapping[str, Mapping[str, Constraint]] = {
-    "subset": {"model": Loaded(), "queries": Queries()},
-    "queries": {"model": Loaded(), "queries": Queries()},
+    "subset": {"model": Loaded(), "queries": TwoHopQueries()},
+    "queries": {"model": Loaded(), "queries": TwoHopQueries()},
     "documents": {"model": Loaded(TokenModel), "questions": Questions()},
     "models": {},
 }
-"""What the inputs of an analysis may be, by what it asks for."""
+"""What the inputs of an analysis may be, by what it asks for. One that takes queries of more hops
+says so in its `accepts`."""
 COMMON: Mapping[str, Constraint] = {
     "seed": AtLeast(0, MAX_SEED),
     "progress": Flag(),

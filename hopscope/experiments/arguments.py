@@ -21,7 +21,7 @@ from hopscope.documents.templates import Template, template_of
 from hopscope.engine.attention import give_back_attention
 from hopscope.engine.edits import Knockout
 from hopscope.engine.masked.reader import reader_of
-from hopscope.errors import UsageError, of_type, one_of, path_of, whole_number
+from hopscope.errors import QueryError, UsageError, of_type, one_of, path_of, whole_number
 from hopscope.experiments.registry import REGISTERED
 from hopscope.masks.algebra import Mask
 from hopscope.masks.named import mask_of
@@ -127,7 +127,7 @@ class Loaded:
 
 
 class Queries(_Made):
-    """A set of two-hop queries."""
+    """A set of queries of two to four hops."""
 
     kind = QuerySet
     wanted = "a QuerySet"
@@ -136,6 +136,21 @@ class Queries(_Made):
         "or a data frame, or with hs.QuerySet([hs.TwoHopQuery(...), ...]); texts alone do not say "
         "which entities and relations they have"
     )
+
+
+class TwoHopQueries(Queries):
+    """A set of two-hop queries."""
+
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> QuerySet:
+        queries: QuerySet = super().checked(name, value, model)
+        if queries.n_hops != 2:
+            bridges = ", ".join(queries.entities[1:-1])
+            raise QueryError(
+                f"{name} have {queries.n_hops} hops, and this analysis takes two: divide them at a "
+                f"bridge, one of {bridges}, with queries.as_two_hop({queries.entities[-2]!r}), "
+                f"or --bridge {queries.entities[-2]} in a shell"
+            )
+        return queries
 
 
 class Questions(_Made):
@@ -182,13 +197,17 @@ class ListOf:
         known: the names.
         noun: what one of them is called; the parameter's name without its last letter if empty.
         empty: whether there may be none.
+        optional: whether it may be None.
     """
 
     known: Sequence[str]
     noun: str = ""
     empty: bool = False
+    optional: bool = False
 
-    def checked(self, name: str, value: Any, model: TokenModel | None) -> list[str]:
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> Any:
+        if value is None and self.optional:
+            return None
         noun, given = self.noun or name.removesuffix("s"), as_list(value, name=name)
         if not (self.empty or given):
             known = ", ".join(self.known)
@@ -460,11 +479,15 @@ class Edges:
 
     Attributes:
         spans: what the two ends may be; anything if there are none.
+        optional: whether it may be None.
     """
 
     spans: Sequence[str] = ()
+    optional: bool = False
 
-    def checked(self, name: str, value: Any, model: TokenModel | None) -> list[str]:
+    def checked(self, name: str, value: Any, model: TokenModel | None) -> Any:
+        if value is None and self.optional:
+            return None
         given = as_list(value, name=name)
         if not given:
             raise UsageError(f"give a list of edges such as ['query->key'], not {value!r}")

@@ -29,7 +29,10 @@ from hopscope.experiments.registry import REGISTERED
 from hopscope.files import replacing
 from hopscope.models.reference import ModelReference, reference_of
 from hopscope.models.token_model import TokenModel
+from hopscope.queries.conditions import Condition
 from hopscope.queries.load import BUNDLED_QUERY_SETS, load_queries
+from hopscope.queries.multi_hop_query import MultiHopQuery
+from hopscope.queries.query import Query
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.run_folder import RECIPE, read_run
@@ -336,7 +339,8 @@ def _written_inputs(inputs: Rows) -> str | None:
     rows = inputs.queries if isinstance(inputs, QuerySet) else inputs.questions
     chat = inputs.chat if isinstance(inputs, QuerySet) else None
     source = inputs.name if _is_bundled(inputs) else None
-    if source and len(rows) == len(inputs.pool) and chat is None:
+    condition = inputs.condition if isinstance(inputs, QuerySet) else None
+    if source and len(rows) == len(inputs.pool) and chat is None and condition is None:
         return None
     numbers = {id(each): index for index, each in enumerate(inputs.pool)}
     others = [each for each in rows if id(each) not in numbers]
@@ -352,6 +356,7 @@ def _written_inputs(inputs: Rows) -> str | None:
         "chosen": [numbers[id(each)] for each in rows],
         "chat": chat
         and {"instruction": chat.instruction, "prefill": chat.prefill, "system": chat.system},
+        **({} if condition is None else {"condition": asdict(condition)}),
     }
     return json.dumps(content, ensure_ascii=False, default=str)
 
@@ -366,7 +371,7 @@ def _is_bundled(inputs: Rows) -> bool:
 
 
 @cache
-def _bundled(name: str) -> tuple[TwoHopQuery, ...]:
+def _bundled(name: str) -> tuple[Query, ...]:
     return load_queries(name).queries
 
 
@@ -381,13 +386,21 @@ def _read_inputs(content: Mapping[str, Any], model: TokenModel) -> Rows:
     if content["source"]:
         queries = list(_bundled(content["source"]))
     picked = tuple(queries[each] for each in content["chosen"])
-    found = QuerySet(picked, pool=tuple(queries[: content["pool"]]), **few_shot)
+    condition = Condition(**content["condition"]) if "condition" in content else None
+    found = QuerySet(
+        picked, condition=condition, pool=tuple(queries[: content["pool"]]), **few_shot
+    )
     return found if content["chat"] is None else found.with_chat(model, **content["chat"])
 
 
-def _query(row: Mapping[str, Any]) -> TwoHopQuery:
-    aliases = {name: tuple(row[name]) for name in row if name.endswith("_aliases")}
-    return TwoHopQuery(**{**row, **aliases})
+def _query(row: Mapping[str, Any]) -> Query:
+    given = {name: _tuples(value) for name, value in row.items()}
+    return MultiHopQuery(**given) if "labels" in row else TwoHopQuery(**given)
+
+
+def _tuples(value: Any) -> Any:
+    """A value in which lists are tuples, as they were before they were written."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _question(row: Mapping[str, Any]) -> MultiDocQuestion:

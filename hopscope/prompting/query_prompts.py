@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from hopscope.engine.clean_run import CleanRun, clean_run
 from hopscope.engine.edits import Cell
@@ -20,12 +19,10 @@ from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.list_questions import right_answers
 from hopscope.queries.prompts import Prompt
+from hopscope.queries.query import Form, Query
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import Form, TwoHopQuery
 
 logger = logging.getLogger(__name__)
-
-Entity = Literal["e2", "e3"]
 
 
 @dataclass(frozen=True)
@@ -54,39 +51,40 @@ class QueryPrompts:
         model: LanguageModel,
         queries: QuerySet,
         room: int = 0,
-        form: Form = "two_hop",
+        form: Form | None = None,
         max_memory: int | None = None,
     ) -> QueryPrompts:
-        """One form of the queries' prompts, as the model reads them."""
+        """One form of the queries' prompts, as the model reads them; all hops if None."""
         by_query = {prompt.query_id: prompt for prompt in queries.prompts(form)}
         return cls(model, by_query, room, max_memory)
 
-    def prompt(self, query: TwoHopQuery) -> TokenizedPrompt:
+    def prompt(self, query: Query) -> TokenizedPrompt:
         """A query's prompt as tokens."""
         return TokenizedPrompt.of(self.model, self.by_query[query.id], self.room)
 
-    def answer_tokens(self, query: TwoHopQuery) -> tuple[int, ...]:
-        """The next tokens that tell a query's answer from its bridge; none if it cannot be told."""
-        return self.tokens_of(self.by_query[query.id], query, "e3", "e2")
+    def answer_tokens(self, query: Query) -> tuple[int, ...]:
+        """The next tokens that tell a query's answer; none if it cannot be told."""
+        return self.tokens_of(self.by_query[query.id], query, query.answer)
 
-    def each_answer(self, query: TwoHopQuery) -> tuple[tuple[int, ...], ...]:
+    def each_answer(self, query: Query) -> tuple[tuple[int, ...], ...]:
         """The next tokens that tell each right answer of a list question from its bridge."""
-        end, bridge = self.by_query[query.id].end, query.names("e2")
+        end, bridge = self.by_query[query.id].end, query.names(query.bridges[-1])
         return tuple(
             self.model.answer_tokens(names, required=False, after=end, beside=bridge)
             for names in right_answers(query)
         )
 
-    def bridge_tokens(self, query: TwoHopQuery) -> tuple[int, ...]:
-        """The next tokens that tell a query's bridge from its answer; none if it cannot be told."""
-        return self.tokens_of(self.by_query[query.id], query, "e2", "e3")
+    def bridge_tokens(self, query: Query, bridge: str = "e2") -> tuple[int, ...]:
+        """The next tokens that tell a bridge of a query; none if it cannot be told."""
+        return self.tokens_of(self.by_query[query.id], query, bridge)
 
-    def tokens_of(
-        self, prompt: Prompt, query: TwoHopQuery, entity: Entity, other: Entity
-    ) -> tuple[int, ...]:
-        """The next tokens of a prompt that tell one entity of a query from another of it."""
+    def tokens_of(self, prompt: Prompt, query: Query, entity: str) -> tuple[int, ...]:
+        """The next tokens of a prompt that tell a bridge or answer of a query from the others."""
+        others = [
+            name for other in query.entities[1:] for name in query.names(other) if other != entity
+        ]
         return self.model.answer_tokens(
-            query.names(entity), required=False, after=prompt.end, beside=query.names(other)
+            query.names(entity), required=False, after=prompt.end, beside=others
         )
 
     def clean(self, prompt: TokenizedPrompt) -> CleanRun:
@@ -109,7 +107,7 @@ class QueryPrompts:
 def with_first_tokens(
     model: LanguageModel,
     queries: QuerySet,
-    tokens_of: Callable[[TwoHopQuery], Sequence[int]],
+    tokens_of: Callable[[Query], Sequence[int]],
 ) -> QuerySet:
     """The queries of which first tokens can be read; the others are left out, with a warning.
 

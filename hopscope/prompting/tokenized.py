@@ -8,8 +8,19 @@ from dataclasses import dataclass
 from hopscope.errors import QueryError, of_type, one_of, whole_number
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.prompts import Prompt, token_position, token_span
+from hopscope.queries.query import MAX_HOPS, POSITIONS
 
-SPANS = ("t1", "t2", "e1", "r1", "r2", "r1_word", "r2_word", "before", "few_shot")
+
+def spans_of(n_hops: int) -> tuple[str, ...]:
+    """The parts of a prompt of n hops that `TokenizedPrompt.tokens` gives."""
+    hops = range(1, n_hops + 1)
+    ends, relations, words = ([f"{kind}{k}{what}" for k in hops] for kind, what in _OF_HOPS)
+    return (*ends, "e1", *relations, *words, "before", "few_shot")
+
+
+_OF_HOPS = (("t", ""), ("r", ""), ("r", "_word"))
+SPANS = spans_of(MAX_HOPS)
+"""Those of prompts of any number of hops."""
 
 
 @dataclass(frozen=True)
@@ -71,34 +82,52 @@ class TokenizedPrompt:
         """The indices of the tokens of a named part, in their order; there may be none.
 
         Args:
-            name: `t1`, `t2`: the last token of the first-hop phrase, and of the prompt; `e1`: the
-                source entity; `r1`: the rest of the first-hop phrase; `r2`: the rest of the
-                question but the prompt's last token; `r1_word`, `r2_word`: the last token of the
-                third word from the end of a relation's template, where it has so many, which the
-                code of Hopping Too Late takes for the relation; `before`: all tokens but the last;
-                `few_shot`: the demonstrations, and in a chat the turns before.
+            name: `t1`, `t2`, …: the last token of each hop's phrase, the last one of the prompt;
+                `e1`: the source entity; `r1`, `r2`, …: what a hop's phrase adds to the one before,
+                the last one but the prompt's last token; `r1_word`, `r2_word`, …: the last token of
+                the third word from the end of a relation's template, where it has so many, which
+                the code of Hopping Too Late takes for the relation; `before`: all tokens but the
+                last; `few_shot`: the demonstrations, and in a chat the turns before.
 
         Raises:
             QueryError: for another name, or a prompt without that part.
         """
-        one_of("span", name, SPANS, QueryError)
+        one_of("span", name, spans_of(self.n_hops), QueryError)
         last = len(self.ids) - 1
-        if name in ("t1", "t2"):
+        if name.startswith("t"):
             return (self.position(name),)
-        if name in ("r1_word", "r2_word"):
+        if name.endswith("_word"):
             return (self.position(name),) if name in self.prompt.spans else ()
         if name == "before":
             return tuple(range(last))
         if name == "few_shot":
             return tuple(range(self.n_shared))
-        entity, hop = (self._span(span) for span in ("e1", "r1e1"))
         if name == "e1":
-            return tuple(entity)
-        if name == "r1":
-            return tuple(index for index in hop if index not in entity)
+            return tuple(self._span("e1"))
+        hop = int(name[1:])
+        inner = self._span("e1" if hop == 1 else self._phrase(hop - 1))
+        if hop < self.n_hops:
+            whole: Sequence[int] = self._span(self._phrase(hop))
+        else:
+            whole = self.question
+        return tuple(index for index in whole if index not in inner)
+
+    @property
+    def question(self) -> list[int]:
+        """The indices of the tokens of the question, but for the prompt's last token."""
         start, end = max(self.n_shared, self.special), len(self.prompt.text) - self.prompt.after
-        rest = (index for index in range(start, last) if self.offsets[index][0] < end)
-        return tuple(index for index in rest if index not in hop)
+        inside = range(start, len(self.ids) - 1)
+        return [index for index in inside if self.offsets[index][0] < end]
+
+    @property
+    def n_hops(self) -> int:
+        """How many hops the question of the prompt has, by its positions."""
+        return max(int(name[1:]) for name in self.prompt.spans if name in POSITIONS)
+
+    @staticmethod
+    def _phrase(hop: int) -> str:
+        """The span of the phrase of a hop."""
+        return "r1e1" if hop == 1 else f"t{hop}"
 
     def _span(self, name: str) -> range:
         return range(*token_span(self.prompt, name, self.offsets))

@@ -1,32 +1,29 @@
-"""Composes the facts in ``hopscope/data/facts`` into the two-hop query set ``world.csv``.
+"""Composes the facts in ``hopscope/data/facts`` into the bundled query sets of two to four hops.
 
-Run ``python -m hopscope.queries.build_bundled`` to write the file. With ``--check``, nothing is
-written, and the exit status is 1 if the file differs from what the facts give. The same facts
-always give the same bytes.
+Run ``python -m hopscope.queries.build_bundled`` to write ``world.csv`` and its like. With
+``--check``, nothing is written, and the exit status is 1 if a file differs from what the facts
+give. The same facts always give the same bytes.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import io
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hopscope.files import write_text
+from hopscope.queries.formats import to_frame
+from hopscope.queries.multi_hop_query import MultiHopQuery
+from hopscope.queries.query import forms_of
 
 DATA = Path(__file__).resolve().parents[1] / "data"
-WORLD = DATA / "world.csv"
-COLUMNS = [
-    *("id", "e1", "r1", "e2", "r2", "e3", "e1_label", "e2_label", "e3_label"),
-    *("e1_aliases", "e2_aliases", "e3_aliases"),
-    *("e1_type", "r1_type", "e2_type", "r2_type", "e3_type"),
-    *("r1_template", "r2_template", "source_prompt"),
-]
+FILES = {2: DATA / "world.csv", 3: DATA / "world-three-hops.csv", 4: DATA / "world-four-hops.csv"}
+"""The file of the queries of so many hops."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +52,16 @@ class Relation:
 
 @dataclass(frozen=True)
 class Facts:
-    """The contents of the ``facts`` folder; ``objects`` maps (subject, relation) to an object."""
+    """The contents of the ``facts`` folder.
+
+    ``objects`` maps (subject, relation) to an object; ``chains`` holds the type of a source entity
+    and the relations, the innermost first, that are chained from it.
+    """
 
     entities: dict[str, Entity]
     relations: dict[str, Relation]
     objects: dict[tuple[str, str], str]
-    pairs: list[tuple[str, str, str]]
+    chains: list[tuple[str, tuple[str, ...]]]
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -105,34 +106,12 @@ def load_facts() -> Facts:
     for (subject, relation), target in objects.items():
         if not {subject, target} <= entities.keys() or relation not in relations:
             raise ValueError(f"unknown name in the fact {relation}({subject}) = {target}")
-    rows = read_rows(folder / "pairs.csv")
-    pairs = [(row["e1_type"], row["r1"], row["r2"]) for row in rows]
-    return Facts(entities, relations, objects, pairs)
-
-
-def lower_first(text: str) -> str:
-    """Lower-case the first letter, so that "The author of" fits inside a phrase."""
-    return text[:1].lower() + text[1:]
-
-
-def without_slot(template: str) -> str:
-    """Remove the slot and its preposition: "The author of {}" -> "The author"."""
-    return template.rsplit(" ", 2)[0]
-
-
-def two_hop_prompt(e1: str, r1: str, r2: str) -> str:
-    """Return the two-hop prompt r2(r1(e1)), from a label and two templates."""
-    return r2.format(lower_first(r1.format(e1))) + " is"
-
-
-def guarded_prompts(e1: Entity, r1: Relation, e2: Entity, r2: Relation) -> list[str]:
-    """Return the prompts that must not contain the answer."""
-    return [
-        two_hop_prompt(e1.label, r1.template, r2.template),
-        r2.template.format(e2.label),
-        r2.template.format(e1.label),
-        r2.template.format(lower_first(without_slot(r1.template))),
+    chains = [
+        (row["e1_type"], tuple(row[name] for name in ("r1", "r2", "r3", "r4") if row.get(name)))
+        for file in ("pairs.csv", "chains.csv")
+        for row in read_rows(folder / file)
     ]
+    return Facts(entities, relations, objects, chains)
 
 
 def fold(text: str) -> str:
@@ -148,75 +127,70 @@ def mentions(prompt: str, entity: Entity) -> bool:
     return any(re.search(pattern, text) for pattern in patterns)
 
 
-def is_clean(e1: Entity, r1: Relation, e2: Entity, r2: Relation, e3: Entity) -> bool:
-    """Return whether the three entities differ and no prompt contains a later one."""
-    if len({e1.id, e2.id, e3.id}) < 3:
-        return False
-    prompts = guarded_prompts(e1, r1, e2, r2)
-    bridge_leaks = mentions(prompts[0], e2) or mentions(r1.template.format(e1.label), e2)
-    return not bridge_leaks and not any(mentions(prompt, e3) for prompt in prompts)
+def chain_of(entities: Sequence[Entity], relations: Sequence[Relation]) -> MultiHopQuery | None:
+    """The query of a chain of facts; None if an entity comes twice, or a prompt gives one away.
+
+    No prompt that begins at a named entity contains a name of a later one, and no other prompt a
+    name of the answer.
+    """
+    query = MultiHopQuery(
+        ".".join([entities[0].id, *(relation.id for relation in relations)]),
+        tuple(entity.label for entity in entities),
+        tuple(relation.template for relation in relations),
+        aliases=tuple(entity.aliases for entity in entities),
+        entity_ids=tuple(entity.id for entity in entities),
+        relation_ids=tuple(relation.id for relation in relations),
+        entity_types=tuple(entity.type for entity in entities),
+        relation_types=tuple(relation.type for relation in relations),
+    )
+    if len({entity.id for entity in entities}) < len(entities):
+        return None
+    for form, asked in forms_of(len(relations)).items():
+        text = query.compose(form)[0]
+        if any(mentions(text, each) for each in entities[asked.start if asked.named else -1 :]):
+            return None
+    return query
 
 
-def make_row(e1: Entity, r1: Relation, e2: Entity, r2: Relation, e3: Entity) -> dict[str, str]:
-    """Return one query as a row of ``world.csv``."""
-    row = {
-        "id": f"{e1.id}.{r1.id}.{r2.id}",
-        "source_prompt": two_hop_prompt(e1.label, r1.template, r2.template),
-    }
-    for slot, entity in (("e1", e1), ("e2", e2), ("e3", e3)):
-        row[slot] = entity.id
-        row[f"{slot}_label"] = entity.label
-        row[f"{slot}_aliases"] = repr(list(entity.aliases))
-        row[f"{slot}_type"] = entity.type
-    for slot, relation in (("r1", r1), ("r2", r2)):
-        row[slot] = relation.id
-        row[f"{slot}_type"] = relation.type
-        row[f"{slot}_template"] = relation.template
-    return row
-
-
-def compose(facts: Facts) -> Iterator[dict[str, str]]:
-    """Chain the facts along each listed pair of relations, leaving out rows that leak an answer."""
+def compose(facts: Facts, n: int) -> Iterator[MultiHopQuery]:
+    """Chain the facts along each listed row of n relations, without what leaks an answer."""
     by_type: dict[str, list[Entity]] = {}
     for entity in sorted(facts.entities.values(), key=lambda entity: entity.id):
         by_type.setdefault(entity.type, []).append(entity)
-    for e1_type, r1_id, r2_id in facts.pairs:
-        r1, r2 = facts.relations[r1_id], facts.relations[r2_id]
-        for e1 in by_type[e1_type]:
-            bridge = facts.objects.get((e1.id, r1_id), "")
-            answer = facts.objects.get((bridge, r2_id), "")
-            if not answer:
+    for e1_type, relations in facts.chains:
+        for e1 in by_type[e1_type] if len(relations) == n else ():
+            chain = [e1.id]
+            for relation in relations:
+                chain.append(facts.objects.get((chain[-1], relation), ""))
+            if not chain[-1]:
                 continue
-            e2, e3 = facts.entities[bridge], facts.entities[answer]
-            if is_clean(e1, r1, e2, r2, e3):
-                yield make_row(e1, r1, e2, r2, e3)
+            entities = [facts.entities[each] for each in chain]
+            query = chain_of(entities, [facts.relations[each] for each in relations])
+            if query is not None:
+                yield query
 
 
-def render() -> bytes:
-    """Return the contents of ``world.csv`` in UTF-8."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(compose(load_facts()))
-    return buffer.getvalue().encode("utf-8")
+def render(n: int) -> str:
+    """Return the contents of the file of the queries of n hops."""
+    return to_frame(compose(load_facts(), n)).to_csv(index=False, lineterminator="\n")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write ``world.csv``, or compare it with ``--check``; return the exit status."""
-    parser = argparse.ArgumentParser(description="Build hopscope/data/world.csv.")
+    """Write the files, or compare them with ``--check``; return the exit status."""
+    parser = argparse.ArgumentParser(description="Build hopscope/data/world.csv and its like.")
     parser.add_argument("--check", action="store_true", help="compare, do not write")
-    args = parser.parse_args(argv)
-    fresh = render()
-    if not args.check:
-        write_text(WORLD, fresh.decode("utf-8"))
-        return 0
-    if WORLD.exists() and WORLD.read_bytes() == fresh:
-        return 0
-    print(
-        "world.csv differs from its facts: run python -m hopscope.queries.build_bundled",
-        file=sys.stderr,
-    )
-    return 1
+    check, status = parser.parse_args(argv).check, 0
+    for n, path in FILES.items():
+        fresh = render(n)
+        if not check:
+            write_text(path, fresh)
+        elif not path.exists() or path.read_bytes() != fresh.encode():
+            print(
+                f"{path.name} differs from its facts: run python -m hopscope.queries.build_bundled",
+                file=sys.stderr,
+            )
+            status = 1
+    return status
 
 
 if __name__ == "__main__":

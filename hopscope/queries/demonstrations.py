@@ -5,34 +5,42 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 
 from hopscope.errors import QueryError, one_of
 from hopscope.queries.answers import normalise
-from hopscope.queries.two_hop_query import PROMPT_FORMS, Form, TwoHopQuery
+from hopscope.queries.query import CUT, Form, Query, composed_template, forms_of
 from hopscope.scripts import HANGUL, UNSPACED, needs_space
 
-DEMONSTRATION_FORMS: Mapping[Form, Form] = {
-    "two_hop": "two_hop",
-    "relation_shortcut": "two_hop",
-    "relation_shortcut_cut": "two_hop",
-    "first_hop": "first_hop",
-    "second_hop": "second_hop",
-    "entity_shortcut": "second_hop",
-}
-"""For each form of prompt, the form of its demonstrations, with the same kind of answer. Prompts
-with the same demonstrations share a token prefix."""
 _COMMON = 0.02
 """An entity is common in a pool if it occurs in more than this share of the queries."""
 _FIRST_BLOCK = 64
 _UNSPACED = re.compile(f"[{UNSPACED}{HANGUL}]")
 
 
-def demonstration(query: TwoHopQuery, form: Form) -> tuple[str, str]:
+def demonstration_form(query: Query, form: Form) -> Form:
+    """The form of the demonstrations of a form of prompt, with the same kind of answer.
+
+    Prompts with the same demonstrations share a token prefix.
+
+    Raises:
+        QueryError: for an unknown form.
+    """
+    known = forms_of(query.n_hops)
+    if form == CUT and query.n_hops == 2:
+        form = "relation_shortcut"
+    return known[one_of("prompt form", form, known, QueryError)].like
+
+
+DEMONSTRATION_FORMS = {form: asked.like for form, asked in forms_of(2).items()}
+"""Those of two hops."""
+
+
+def demonstration(query: Query, form: Form) -> tuple[str, str]:
     """Return the prompt of a query in one form, and its answer."""
-    return query.compose(form)[0], query.e2_label if form == "first_hop" else query.e3_label
+    return query.compose(form)[0], query.label(forms_of(query.n_hops)[form].answer)
 
 
 def demonstration_line(text: str, answer: str) -> str:
@@ -52,25 +60,25 @@ def _occurs(name: str, words: str) -> bool:
     return (name.strip() if _UNSPACED.search(name) else name) in words
 
 
-def _names(query: TwoHopQuery) -> frozenset[str]:
+def _names(query: Query) -> frozenset[str]:
     """Return the names of the query's entities that have at least two letters or digits."""
-    names = (_words(name) for entity in ("e1", "e2", "e3") for name in query.names(entity))
+    names = (_words(name) for entity in query.entities for name in query.names(entity))
     return frozenset(name for name in names if len(name.replace(" ", "")) > 1)
 
 
-def _ids(query: TwoHopQuery) -> frozenset[str]:
-    return frozenset(filter(None, (query.e1, query.e2, query.e3)))
+def _ids(query: Query) -> frozenset[str]:
+    return frozenset(filter(None, query.entity_ids))
 
 
 class _Candidate:
     """A query of the pool, with the names, ids and texts that are compared with other queries."""
 
-    def __init__(self, query: TwoHopQuery) -> None:
+    def __init__(self, query: Query) -> None:
         self.query = query
         self.names = _names(query)
         self.ids = _ids(query)
-        self.labels = "".join(map(_words, (query.e1_label, query.e2_label, query.e3_label)))
-        forms = set(DEMONSTRATION_FORMS.values())
+        self.labels = "".join(map(_words, query.labels))
+        forms = {demonstration_form(query, form) for form in query.forms}
         lines = (demonstration_line(*demonstration(query, form)) for form in sorted(forms))
         self.text = "".join(map(_words, lines))
 
@@ -78,7 +86,7 @@ class _Candidate:
 class _Block:
     """Consecutive candidates, with the places at which a name, a word or an id stands in them."""
 
-    def __init__(self, queries: Sequence[TwoHopQuery]) -> None:
+    def __init__(self, queries: Sequence[Query]) -> None:
         self.candidates = [_Candidate(query) for query in queries]
         self._at: dict[tuple[str, str], list[int]] = defaultdict(list)
         for place, candidate in enumerate(self.candidates):
@@ -94,7 +102,7 @@ class _Block:
         names: frozenset[str],
         in_templates: frozenset[str],
         ids: frozenset[str],
-    ) -> Iterator[TwoHopQuery]:
+    ) -> Iterator[Query]:
         """The candidates that are not the query itself, and mention none of its entities."""
         keys = [("query", query_id), *(("id", id) for id in ids)]
         keys += [("name", name) for name in names - in_templates]
@@ -132,23 +140,23 @@ class Demonstrations:
         seed: seed of the order.
     """
 
-    def __init__(self, pool: Sequence[TwoHopQuery], k: int, seed: int) -> None:
+    def __init__(self, pool: Sequence[Query], k: int, seed: int) -> None:
         self.k = k
         self._order = demonstration_order(pool, seed)
         self._blocks: list[_Block] = []
 
-    def of(self, query: TwoHopQuery) -> tuple[TwoHopQuery, ...]:
+    def of(self, query: Query) -> tuple[Query, ...]:
         """Return the demonstrations of a query.
 
-        No demonstration contains, in any form, a name of the query's e1, e2 or e3 of two letters
-        or more as whole words, ignoring case and accents. A name that the templates of the query
+        No demonstration contains, in any form, a name of the query's entities of two letters or
+        more as whole words, ignoring case and accents. A name that the templates of the query
         contain themselves ("is", for Iceland) is excluded only from the demonstration's labels.
 
         Raises:
             QueryError: if the pool has fewer than k such queries.
         """
         names, ids = _names(query), _ids(query)
-        frame = _words(f"{query.r1_template} is {query.r2_template} is".replace("{}", " "))
+        frame = _words("".join(f"{each} is " for each in query.templates).replace("{}", " "))
         in_templates = frozenset(name for name in names if name in frame)
         fitting = (
             each
@@ -164,14 +172,21 @@ class Demonstrations:
             )
         return tuple(chosen)
 
-    def shown(self, query: TwoHopQuery, form: Form) -> tuple[tuple[str, str], ...]:
+    def shown(self, query: Query, form: Form) -> tuple[tuple[str, str], ...]:
         """Return the demonstrations of a query for a prompt of one form, each with its answer."""
-        one_of("prompt form", form, PROMPT_FORMS, QueryError)
-        return tuple(demonstration(each, DEMONSTRATION_FORMS[form]) for each in self.of(query))
+        like = demonstration_form(query, form)
+        return tuple(demonstration(each, like) for each in self.of(query))
 
-    def text(self, query: TwoHopQuery, form: Form) -> str:
+    def text(self, query: Query, form: Form) -> str:
         """Return the demonstrations of a query as text, one per line, for a prompt of one form."""
         return "".join(demonstration_line(*each) for each in self.shown(query, form))
+
+    def written(
+        self, query: Query, form: Form, line: Callable[[Query, Form], str]
+    ) -> Iterator[str]:
+        """Yield the demonstrations of a query for a prompt of one form, each as `line` has it."""
+        like = demonstration_form(query, form)
+        return (line(each, like) for each in self.of(query)) if self.k else iter(())
 
     def _all_blocks(self) -> Iterator[_Block]:
         """The candidates in their order, in blocks of growing size that are made when needed."""
@@ -184,7 +199,7 @@ class Demonstrations:
             number, start = number + 1, end
 
 
-def demonstration_order(pool: Sequence[TwoHopQuery], seed: int) -> tuple[TwoHopQuery, ...]:
+def demonstration_order(pool: Sequence[Query], seed: int) -> tuple[Query, ...]:
     """Shuffle a pool, alternate between its pairs of relations, and put repeated entities last.
 
     First come queries whose entities are neither in an earlier query nor common in the pool (a
@@ -196,11 +211,11 @@ def demonstration_order(pool: Sequence[TwoHopQuery], seed: int) -> tuple[TwoHopQ
         seed: seed of the shuffle.
     """
     counts = Counter(label for query in pool for label in _labels(query))
-    by_pair: dict[str, dict[str, list[TwoHopQuery]]] = defaultdict(lambda: defaultdict(list))
+    by_pair: dict[str, dict[str, list[Query]]] = defaultdict(lambda: defaultdict(list))
     for query in random.Random(seed).sample(pool, len(pool)):
-        by_pair[query.r2_template][query.r1_template].append(query)
+        by_pair[query.templates[-1]][composed_template(query.templates[:-1])].append(query)
     seen: set[str] = set()
-    ranked: tuple[list[TwoHopQuery], ...] = ([], [], [])
+    ranked: tuple[list[Query], ...] = ([], [], [])
     for query in _in_turn([_in_turn(list(pairs.values())) for pairs in by_pair.values()]):
         labels = _labels(query)
         common = max(counts[label] for label in labels) > _COMMON * len(pool)
@@ -209,9 +224,9 @@ def demonstration_order(pool: Sequence[TwoHopQuery], seed: int) -> tuple[TwoHopQ
     return tuple(query for rank in ranked for query in rank)
 
 
-def _in_turn(lists: Sequence[Sequence[TwoHopQuery]]) -> list[TwoHopQuery]:
+def _in_turn(lists: Sequence[Sequence[Query]]) -> list[Query]:
     """Return the first element of each list, then the second of each, and so on."""
-    found: list[TwoHopQuery] = []
+    found: list[Query] = []
     longer, column = [each for each in lists if each], 0
     while longer:
         found += [each[column] for each in longer]
@@ -220,5 +235,5 @@ def _in_turn(lists: Sequence[Sequence[TwoHopQuery]]) -> list[TwoHopQuery]:
     return found
 
 
-def _labels(query: TwoHopQuery) -> set[str]:
-    return {query.e1_label, query.e2_label, query.e3_label}
+def _labels(query: Query) -> set[str]:
+    return set(query.labels)

@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,10 @@ import pandas as pd
 
 from hopscope.errors import QueryError
 from hopscope.files import replacing
+from hopscope.queries import musique
 from hopscope.queries.answers import name_text
+from hopscope.queries.multi_hop_query import MultiHopQuery
+from hopscope.queries.query import MAX_HOPS, Query
 from hopscope.queries.two_hop_query import TwoHopQuery
 
 if TYPE_CHECKING:
@@ -29,22 +33,46 @@ Row = dict[str, Any]
 
 _ENTITIES = ("e1", "e2", "e3")
 _INDEX = "Unnamed: 0"  # the name that pandas gives to a first column without one
-COLUMNS = (
-    *("id", "e1", "r1", "e2", "r2", "e3"),
-    *("e1_label", "e2_label", "e3_label", "e1_aliases", "e2_aliases", "e3_aliases"),
-    *("e1_type", "r1_type", "e2_type", "r2_type", "e3_type"),
-    *("e1_popularity", "e2_popularity", "e3_popularity"),
-    *("r1_template", "r2_template", "source_prompt"),
-)
+
+
+def columns_of(n: int) -> tuple[str, ...]:
+    """The columns of queries of n hops, in the order of the Hopping Too Late CSV."""
+    entities, relations = range(1, n + 2), range(1, n + 1)
+    chain = [f"{kind}{k}" for k in entities for kind in ("e", "r")][:-1]
+    return (
+        "id",
+        *chain,
+        *(f"e{k}_label" for k in entities),
+        *(f"e{k}_aliases" for k in entities),
+        *(f"{part}_type" for part in chain),
+        *(f"e{k}_popularity" for k in entities),
+        *(f"r{k}_template" for k in relations),
+        "source_prompt",
+    )
+
+
+def _texts_of(n: int) -> tuple[str, ...]:
+    """The columns of queries of n hops that are texts which the prompts are made of."""
+    drop = ("popularity", "aliases", "source_prompt")
+    return tuple(name for name in columns_of(n) if not any(part in name for part in drop))
+
+
+def _names_of(kind: str, what: str, n: int) -> tuple[str, ...]:
+    """The columns of one part of each entity or relation of queries of n hops."""
+    return tuple(f"{kind}{k}_{what}" for k in range(1, n + 1 + (kind == "e")))
+
+
+def _required(n: int) -> tuple[str, ...]:
+    """The columns that a table of queries of n hops must have."""
+    parts = (("e", "label"), ("e", "aliases"), ("r", "template"))
+    return tuple(name for part in parts for name in _names_of(*part, n))
+
+
+COLUMNS = columns_of(2)
 """The columns of the Hopping Too Late CSV, in the order of that file."""
-_ALIASES = tuple(f"{entity}_aliases" for entity in _ENTITIES)
-_ENDINGS = ("r1_ending", "r2_ending")
-_TEXTS = tuple(
-    name
-    for name in COLUMNS
-    if "popularity" not in name and name not in (*_ALIASES, "source_prompt")
-)
-_REQUIRED = (*(f"{entity}_label" for entity in _ENTITIES), *_ALIASES, "r1_template", "r2_template")
+_TEXTS = _texts_of(MAX_HOPS)
+_ALIASES = _names_of("e", "aliases", MAX_HOPS)
+_ENDINGS = _names_of("r", "ending", MAX_HOPS)
 _FACT_PROMPTS = ("r1(e1).prompt", "r2(e2).prompt", "r2(r1(e1)).prompt")
 _FACT_REQUIRED = (*(f"{entity}.value" for entity in _ENTITIES), *_FACT_PROMPTS)
 SUFFIXES = (".csv", ".parquet", ".jsonl")
@@ -179,36 +207,46 @@ def write_csv(frame: pd.DataFrame, path: Path) -> None:
         frame.to_csv(temporary, index=False, header=header, lineterminator="\n", encoding="utf-8")
 
 
-def to_frame(queries: Iterable[TwoHopQuery]) -> pd.DataFrame:
-    """Return queries in the columns of the Hopping Too Late CSV, followed by extra columns."""
-    rows = [_to_row(query) for query in queries]
-    names = list(dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)]))
+def to_frame(queries: Iterable[Query]) -> pd.DataFrame:
+    """Return queries in the columns of the Hopping Too Late CSV, followed by extra columns.
+
+    Those of three and four hops have the like columns of their further entities and relations.
+    """
+    listed = list(queries)
+    rows = [_to_row(query) for query in listed]
+    n = max((query.n_hops for query in listed), default=2)
+    names = list(dict.fromkeys([*columns_of(n), *(name for row in rows for name in row)]))
     if _INDEX in names:
         names.insert(0, names.pop(names.index(_INDEX)))
     names = [name for name in names if "popularity" not in name or any(name in r for r in rows)]
-    defaults = dict.fromkeys(_ENDINGS, " is")
+    defaults = dict.fromkeys(_ENDINGS, " is")  # of rows beside one that has others
     return pd.DataFrame({n: _column([row.get(n, defaults.get(n)) for row in rows]) for n in names})
 
 
-def _to_row(query: TwoHopQuery) -> Row:
-    row: Row = {name: getattr(query, name) for name in _TEXTS}
-    row |= {name: repr(list(getattr(query, name))) for name in _ALIASES}
-    row["source_prompt"] = query.two_hop()
-    if (query.r1_ending, query.r2_ending) != (" is", " is"):
-        row |= {name: getattr(query, name) for name in _ENDINGS}
+def _to_row(query: Query) -> Row:
+    n = query.n_hops
+    row: Row = {name: query.value(name) for name in _texts_of(n)}
+    for entity, aliases in zip(query.entities, query.aliases, strict=True):
+        row[f"{entity}_aliases"] = repr(list(aliases))
+    row["source_prompt"] = query.compose()[0]
+    if set(query.endings) != {" is"}:
+        row |= {f"r{k}_ending": ending for k, ending in enumerate(query.endings, start=1)}
+    if isinstance(query, MultiHopQuery) and query.wording:
+        row["wording"] = query.wording
     return row | dict(query.extra)
 
 
-def from_frame(frame: pd.DataFrame, name: str) -> tuple[TwoHopQuery, ...]:
-    """Convert a table in the Hopping Too Late or the TwoHopFact format to queries.
+def from_frame(frame: pd.DataFrame, name: str, hops: int | None = None) -> tuple[Query, ...]:
+    """Convert a table to queries; for its format see `load_queries`.
 
     Args:
         frame: the table, one row per query.
         name: name of the query set, which error messages mention.
+        hops: keep the queries of so many hops alone; if None, all must have as many.
 
     Raises:
-        QueryError: for missing columns, an empty table, or a row that cannot be converted; the
-            message gives its number.
+        QueryError: for missing columns, an empty table, a row that cannot be converted (the
+            message gives its number), or no query, or several kinds of them, by hops.
     """
     columns = [str(column) for column in frame.columns]
     try:
@@ -219,13 +257,16 @@ def from_frame(frame: pd.DataFrame, name: str) -> tuple[TwoHopQuery, ...]:
     if frame.empty:
         raise QueryError(f"{name} holds no queries: the table has a header but no rows")
     rows_of: dict[str, int] = {}
-    queries = []
+    queries, left_out = list[Query](), 0
     for number, values in enumerate(frame.itertuples(index=False, name=None), start=1):
         row = {column: _plain(value) for column, value in zip(columns, values, strict=True)}
         try:
             query = read(row, number)
         except QueryError as error:
             raise QueryError(f"{name}, row {number} below the header: {error}") from error
+        if query is None:
+            left_out += 1
+            continue
         if query.id in rows_of:
             raise QueryError(
                 f"{name}, row {number} below the header: id {query.id!r} is already that of row "
@@ -233,19 +274,46 @@ def from_frame(frame: pd.DataFrame, name: str) -> tuple[TwoHopQuery, ...]:
             )
         rows_of[query.id] = number
         queries.append(query)
-    return tuple(queries)
+    if left_out:
+        logger.warning(
+            "%s: %d of %d rows are left out, since they are no chain of two to %d hops from an "
+            "entity that their first question names",
+            *(name, left_out, len(frame), MAX_HOPS),
+        )
+    return _of_hops(queries, name, hops)
 
 
-def _reader(columns: Sequence[str], name: str) -> Callable[[Row, int], TwoHopQuery]:
+def _of_hops(queries: Sequence[Query], name: str, hops: int | None) -> tuple[Query, ...]:
+    """The queries of so many hops.
+
+    Raises:
+        QueryError: if there is none, or if they have different numbers and none was asked for.
+    """
+    counts = Counter(query.n_hops for query in queries)
+    told = ", ".join(f"{count} of {n}" for n, count in sorted(counts.items())) or "none"
+    if hops is None and len(counts) > 1:
+        raise QueryError(
+            f"{name} has queries of several numbers of hops ({told}); choose one with hops="
+        )
+    kept = tuple(query for query in queries if hops in (None, query.n_hops))
+    if not kept:
+        raise QueryError(f"{name} has no query of {hops or 'two to four'} hops: it has {told}")
+    return kept
+
+
+def _reader(columns: Sequence[str], name: str) -> Callable[[Row, int], Query | None]:
     """Choose the conversion for a table by its columns."""
-    missing = [column for column in _REQUIRED if column not in columns]
+    if all(column in columns for column in musique.COLUMNS):
+        return _from_musique
+    n = max([2, *(k for k in range(3, MAX_HOPS + 1) if f"r{k}_template" in columns)])
+    missing = [column for column in _required(n) if column not in columns]
     missing_facts = [column for column in _FACT_REQUIRED if column not in columns]
     if not missing:
-        return _from_row
+        return _from_row if n == 2 else _from_chain
     if not missing_facts:
         return _from_fact
     form = "Hopping Too Late"
-    if len(missing_facts) / len(_FACT_REQUIRED) < len(missing) / len(_REQUIRED):
+    if len(missing_facts) / len(_FACT_REQUIRED) < len(missing) / len(_required(n)):
         form, missing = "TwoHopFact", missing_facts
     raise QueryError(
         f"{name}: missing column{'s' * (len(missing) > 1)} {', '.join(missing)} of the {form} "
@@ -349,19 +417,60 @@ def _flat(part: Any) -> tuple[Any, ...]:
 
 def _from_row(row: Row, number: int) -> TwoHopQuery:
     """Convert a row in the Hopping Too Late format (Biran et al. 2024)."""
-    fields: Row = {name: _text(row.pop(name, None)) for name in _TEXTS}
-    fields["id"] = fields["id"] or str(number - 1)
-    fields |= {name: parse_aliases(row.pop(name), name) for name in _ALIASES}
-    fields |= {name: _text(row.pop(name)) for name in _ENDINGS if row.get(name) is not None}
-    prompt = row.pop("source_prompt", None)
+    fields, prompt = _fields(row, number, 2)
     query = TwoHopQuery(**fields, extra=row)
-    if prompt and prompt.strip() != query.two_hop():
+    _warn_of_other_prompt(query, prompt)
+    return query
+
+
+def _from_chain(row: Row, number: int) -> MultiHopQuery:
+    """Convert a row with more relations; it has as many hops as it has templates."""
+    n = sum(bool(row.get(name)) for name in _names_of("r", "template", MAX_HOPS))
+    fields, prompt = _fields(row, number, n)
+    for name in (*_TEXTS, *_ALIASES, *_ENDINGS):
+        row.pop(name, None)  # those of hops that the row does not have
+    query = MultiHopQuery(
+        fields["id"],
+        tuple(fields[name] for name in _names_of("e", "label", n)),
+        tuple(fields[name] for name in _names_of("r", "template", n)),
+        aliases=tuple(fields[name] for name in _names_of("e", "aliases", n)),
+        entity_ids=tuple(fields[f"e{k}"] for k in range(1, n + 2)),
+        relation_ids=tuple(fields[f"r{k}"] for k in range(1, n + 1)),
+        entity_types=tuple(fields[name] for name in _names_of("e", "type", n)),
+        relation_types=tuple(fields[name] for name in _names_of("r", "type", n)),
+        endings=tuple(fields.get(name, " is") for name in _names_of("r", "ending", n)),
+        wording=_text(row.pop("wording", None)),
+        extra=row,
+    )
+    _warn_of_other_prompt(query, prompt)
+    return query
+
+
+def _fields(row: Row, number: int, n: int) -> tuple[Row, object]:
+    """The parts of a query of n hops, taken out of a row, and the prompt that it gives."""
+    fields: Row = {name: _text(row.pop(name, None)) for name in _texts_of(n)}
+    fields["id"] = fields["id"] or str(number - 1)
+    fields |= {name: parse_aliases(row.pop(name), name) for name in _names_of("e", "aliases", n)}
+    endings = _names_of("r", "ending", n)
+    fields |= {name: _text(row.pop(name)) for name in endings if row.get(name) is not None}
+    return fields, row.pop("source_prompt", None)
+
+
+def _warn_of_other_prompt(query: Query, prompt: object) -> None:
+    """Warn if the table gives a query another prompt than its templates."""
+    composed = query.compose()[0]
+    if prompt and str(prompt).strip() != composed.strip():
         logger.warning(
             "query %r: its templates give the prompt %r, which is used instead of its "
             "source_prompt %r",
-            *(query.id, query.two_hop(), prompt),
+            *(query.id, composed, prompt),
         )
-    return query
+
+
+def _from_musique(row: Row, number: int) -> MultiHopQuery | None:
+    """Convert a row of MuSiQue; None if it is no chain."""
+    query = musique.chain_of(row)
+    return query if query is None or query.id else replace(query, id=str(number - 1))
 
 
 def _from_fact(row: Row, number: int) -> TwoHopQuery:

@@ -13,16 +13,17 @@ from hopscope.queries.build_bundled import (
     Entity,
     Facts,
     Relation,
-    is_clean,
+    chain_of,
     load_facts,
-    make_row,
     read_rows,
 )
+from hopscope.queries.formats import to_frame
+from hopscope.queries.multi_hop_query import MultiHopQuery
+from hopscope.queries.query import Query
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import TwoHopQuery
 
 ANSWERS = "answers"
-"""The column of `TwoHopQuery.extra` that holds the names of each right answer."""
+"""The column of `Query.extra` that holds the names of each right answer."""
 LEAST = 5
 """Right answers of a question of `world-lists`, at least."""
 
@@ -38,24 +39,24 @@ def one_of_each_prompt(queries: QuerySet) -> QuerySet:
         >>> right_answers(one_of_each_prompt(asked)[0])                  # doctest: +SKIP
         (('Esbjerg',), ('Odense',), ...)
     """
-    same: dict[str, list[TwoHopQuery]] = defaultdict(list)
+    same: dict[str, list[Query]] = defaultdict(list)
     for query in queries:
-        same[query.two_hop()].append(query)
+        same[query.compose()[0]].append(query)
     return replace(queries, queries=tuple(map(_joined, same.values())))
 
 
-def _joined(same: list[TwoHopQuery]) -> TwoHopQuery:
+def _joined(same: list[Query]) -> Query:
     """One query with the answers of all."""
     first, *others = same
     answers = tuple(dict.fromkeys(names for query in same for names in right_answers(query)))
     if not others:
         return first
     names = dict.fromkeys(name for each in answers for name in each)
-    aliases = tuple(name for name in names if name != first.e3_label)
+    aliases = tuple(name for name in names if name != first.label("e3"))
     return replace(first, e3_aliases=aliases, extra={**first.extra, ANSWERS: answers})
 
 
-def right_answers(query: TwoHopQuery) -> tuple[tuple[str, ...], ...]:
+def right_answers(query: Query) -> tuple[tuple[str, ...], ...]:
     """The names of each right answer of a query; of one that is no list question, of e3 alone."""
     return query.extra.get(ANSWERS, (query.names("e3"),))  # type: ignore[return-value]
 
@@ -67,11 +68,14 @@ def world_lists() -> pd.DataFrame:
     is": the right answers are all that the facts have, and not all that there are.
     """
     facts = load_facts()
-    return pd.DataFrame(row for rows in _questions(facts) for row in rows)
+    return to_frame(query for same in _questions(facts) for query in same)
 
 
-def _questions(facts: Facts) -> Iterator[list[dict[str, str]]]:
-    """The rows of each question: an inverse relation, a bridge, and the first e1 that fits."""
+def _questions(facts: Facts) -> Iterator[list[MultiHopQuery]]:
+    """The queries of each question, one for each answer.
+
+    They have an inverse relation, a bridge, and the first e1 that fits.
+    """
     subjects: dict[tuple[str, str, str], list[Entity]] = defaultdict(list)
     leading: dict[str, list[tuple[Entity, Relation]]] = defaultdict(list)
     for (subject, relation), target in sorted(facts.objects.items()):
@@ -84,9 +88,8 @@ def _questions(facts: Facts) -> Iterator[list[dict[str, str]]]:
         for bridge in sorted(facts.entities):
             e2, answers = facts.entities[bridge], subjects.get((kind, relation, bridge), [])
             found = (
-                [make_row(e1, r1, e2, r2, e3) for e3 in answers if is_clean(e1, r1, e2, r2, e3)]
+                [query for e3 in answers if (query := chain_of((e1, e2, e3), (r1, r2)))]
                 for e1, r1 in leading[bridge]
             )
-            rows = next((rows for rows in found if len(rows) >= LEAST), [])
-            if rows:
-                yield [{**row, "id": f"{row['id']}.{row['e3']}"} for row in rows]
+            same = next((queries for queries in found if len(queries) >= LEAST), [])
+            yield [replace(each, id=f"{each.id}.{each.entity_ids[-1]}") for each in same]

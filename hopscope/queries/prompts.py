@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hopscope.errors import QueryError
-from hopscope.queries.two_hop_query import Form, Span, TwoHopQuery
+from hopscope.queries.conditions import Condition
+from hopscope.queries.query import Form, Query, Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +20,13 @@ class Prompt:
         form: form of the question.
         few_shot: length of what stands before the question in characters: the demonstrations, and
             in a chat the turns before; 0 for a zero-shot prompt.
-        spans: half-open character spans in ``text``, by name; see `TwoHopQuery.compose`. In a
-            chat, "t2" ends with the text.
+        spans: half-open character spans in ``text``, by name; see `Query.compose`. In a chat,
+            the last position ends with the text.
         after: length of what stands after the question in characters: in a chat the beginning of
             the assistant's turn.
         chat: whether the text is a chat, with its special tokens written out.
+        condition: what is written around the question; what it puts before the question is part of
+            it here.
     """
 
     text: str
@@ -33,31 +36,38 @@ class Prompt:
     spans: Mapping[str, Span] = field(default_factory=dict, hash=False)
     after: int = 0
     chat: bool = False
+    condition: Condition | None = None
 
     @classmethod
     def of(
         cls,
-        query: TwoHopQuery,
-        form: Form = "two_hop",
+        query: Query,
+        form: Form | None = None,
         demonstrations: str = "",
         after: str = "",
         chat: bool = False,
+        condition: Condition | None = None,
     ) -> Prompt:
         """Compose the prompt of a query, with what stands before and after its question.
 
         Args:
             query: the query.
-            form: form of the question.
+            form: form of the question; all hops if None.
             demonstrations: the text before the question, in a chat with the turns.
             after: the text after the question.
             chat: whether these texts are turns of a chat.
+            condition: what is written around the question; it says what stands after it.
         """
         text, spans = query.compose(form)
-        shift = len(demonstrations)
+        before = ""
+        if condition is not None:
+            before, after = condition.around(query, form or query.whole)
+        shift = len(demonstrations) + len(before)
         shifted = {name: (start + shift, end + shift) for name, (start, end) in spans.items()}
-        whole = demonstrations + text + after
-        shifted["t2"] = (shift, len(whole))
-        return cls(whole, query.id, form, shift, shifted, len(after), chat)
+        whole = demonstrations + before + text + after
+        shifted[query.positions[-1]] = (shift, len(whole))
+        n_shown, form = len(demonstrations), form or query.whole
+        return cls(whole, query.id, form, n_shown, shifted, len(after), chat, condition)
 
     @property
     def before(self) -> str:
@@ -74,10 +84,10 @@ class Prompt:
         """The text from the question on, which an answer continues."""
         return self.text[self.few_shot :]
 
-    def with_question(self, query: TwoHopQuery) -> Prompt:
+    def with_question(self, query: Query) -> Prompt:
         """Return the prompt of another query, with the same text before and after its question."""
         after = self.text[len(self.text) - self.after :]
-        return Prompt.of(query, self.form, self.before, after, self.chat)
+        return Prompt.of(query, self.form, self.before, after, self.chat, self.condition)
 
 
 def token_span(prompt: Prompt, name: str, offsets: Sequence[Span]) -> Span:

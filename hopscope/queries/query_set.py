@@ -18,10 +18,13 @@ import pandas as pd
 
 from hopscope.errors import QueryError, did_you_mean, of_type, one_of, tuple_of, whole_number
 from hopscope.queries.chat import INSTRUCTION, PREFILL, Chat
+from hopscope.queries.conditions import CONDITIONS, Condition
 from hopscope.queries.demonstrations import Demonstrations
 from hopscope.queries.formats import from_frame, to_frame, write_csv
+from hopscope.queries.multi_hop_query import MultiHopQuery
 from hopscope.queries.prompts import Prompt, token_position, token_span
-from hopscope.queries.two_hop_query import FORMS, PROMPT_FORMS, Form, TwoHopQuery
+from hopscope.queries.query import CUT, Query
+from hopscope.queries.two_hop_query import FORMS, Form, TwoHopQuery
 
 if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]
@@ -31,7 +34,9 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMS",
     "Form",
+    "MultiHopQuery",
     "Prompt",
+    "Query",
     "QuerySet",
     "TwoHopQuery",
     "token_position",
@@ -40,8 +45,8 @@ __all__ = [
 
 
 @dataclass(frozen=True, repr=False)
-class QuerySet(Sequence[TwoHopQuery]):
-    """An immutable sequence of two-hop queries with distinct ids.
+class QuerySet(Sequence[Query]):
+    """An immutable sequence of queries with distinct ids, all of as many hops.
 
     Args:
         queries: the queries.
@@ -51,9 +56,11 @@ class QuerySet(Sequence[TwoHopQuery]):
         pool: the queries from which demonstrations are chosen. An empty pool stands for the
             queries of the set; subsets keep the pool of the set that they were taken from.
         chat: how the queries are asked in a chat; None if they are asked as plain text.
+        condition: what is written around each question; nothing if None. Not in a chat.
 
     Raises:
-        QueryError: for repeated ids, or for as many demonstrations as the pool has queries.
+        QueryError: for repeated ids, for queries of different numbers of hops, or for as many
+            demonstrations as the pool has queries.
 
     Example:
         >>> queries = load_queries("world")
@@ -61,24 +68,41 @@ class QuerySet(Sequence[TwoHopQuery]):
         5
     """
 
-    queries: tuple[TwoHopQuery, ...]
+    queries: tuple[Query, ...]
     name: str = "queries"
     few_shot: int = 0
     few_shot_seed: int = 0
-    pool: tuple[TwoHopQuery, ...] = ()
+    pool: tuple[Query, ...] = ()
     chat: Chat | None = None
+    condition: Condition | None = None
 
     def __post_init__(self) -> None:
-        advice = "make them with hs.TwoHopQuery(...), or load a table with hs.load_queries"
+        advice = (
+            "make them with hs.TwoHopQuery(...) or hs.MultiHopQuery(...), or load a table with "
+            "hs.load_queries"
+        )
         for name in ("queries", "pool"):
-            found = tuple_of(name, getattr(self, name), TwoHopQuery, advice, QueryError)
+            found = tuple_of(name, getattr(self, name), Query, advice, QueryError)  # type: ignore[type-abstract]
             object.__setattr__(self, name, found)
         object.__setattr__(self, "pool", self.pool or self.queries)
         if len(self._by_id) < len(self.queries):
             ids = [query.id for query in self.queries]
             twice = next(each for each in ids if ids.count(each) > 1)
             raise QueryError(f"{self.name}: two queries have the id {twice!r}; ids must differ")
+        asked = {query.forms: query for query in (*self.queries, *self.pool)}
+        if len(asked) > 1:
+            first, second, *_ = asked.values()
+            raise QueryError(
+                f"{self.name}: queries {first.id!r} and {second.id!r} are not asked in the same "
+                f"forms ({first.whole}, {second.whole}); put queries of as many hops into one set, "
+                "and those with a wording of their own into another"
+            )
         whole_number("few_shot", self.few_shot, least=0, error=QueryError)
+        if self.condition is not None and self.chat is not None:
+            raise QueryError(
+                "a condition is written around plain prompts: in a chat, give with_chat() an "
+                "instruction or a prefill that says the same"
+            )
         whole_number("few_shot_seed", self.few_shot_seed, error=QueryError)
         if self.few_shot and self.queries and self.few_shot >= len(self.pool):
             raise QueryError(
@@ -89,20 +113,21 @@ class QuerySet(Sequence[TwoHopQuery]):
     def __len__(self) -> int:
         return len(self.queries)
 
-    def __iter__(self) -> Iterator[TwoHopQuery]:
+    def __iter__(self) -> Iterator[Query]:
         return iter(self.queries)
 
     @overload
-    def __getitem__(self, index: int) -> TwoHopQuery: ...
+    def __getitem__(self, index: int) -> Query: ...
     @overload
     def __getitem__(self, index: slice) -> QuerySet: ...
-    def __getitem__(self, index: int | slice) -> TwoHopQuery | QuerySet:
+    def __getitem__(self, index: int | slice) -> Query | QuerySet:
         if isinstance(index, slice):
             return self._subset(self.queries[index])
         return self.queries[index]
 
     def __repr__(self) -> str:
         chat = ", chat" if self.chat else ""
+        chat += f", {self.condition.name}" if self.condition else ""
         return f"QuerySet({self.name!r}, {len(self)} queries, few_shot={self.few_shot}{chat})"
 
     def _repr_html_(self) -> str:
@@ -111,7 +136,7 @@ class QuerySet(Sequence[TwoHopQuery]):
         return f"<p>{html.escape(repr(self))}</p>{table}"
 
     @cached_property
-    def _by_id(self) -> dict[str, TwoHopQuery]:
+    def _by_id(self) -> dict[str, Query]:
         return {query.id: query for query in self.queries}
 
     @cached_property
@@ -130,13 +155,66 @@ class QuerySet(Sequence[TwoHopQuery]):
             content += [self.few_shot, self.few_shot_seed, [asdict(query) for query in self.pool]]
         if self.chat is not None:
             content.append(self.chat.settings)
+        if self.condition is not None:
+            content.append(asdict(self.condition))
         text = json.dumps(content, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _subset(self, queries: Sequence[TwoHopQuery]) -> QuerySet:
+    @property
+    def _example(self) -> Query:
+        """A query like those of the set, which may be empty."""
+        return (*self.queries, *self.pool, _NO_QUERY)[0]
+
+    @property
+    def n_hops(self) -> int:
+        """How many hops the queries have."""
+        return self._example.n_hops
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """What can be asked of the queries, the whole question first; see `forms_of`."""
+        return self._example.forms
+
+    @property
+    def entities(self) -> tuple[str, ...]:
+        """The names of the queries' entities: "e1", … up to the answer."""
+        return self._example.entities
+
+    @property
+    def positions(self) -> tuple[str, ...]:
+        """The positions that the prompts of all hops have: "t1", … up to the end."""
+        return self._example.positions
+
+    def as_two_hop(self, bridge: str) -> QuerySet:
+        """The same questions as ones of two hops: all before a bridge entity, and all after it.
+
+        So every analysis of two hops can be run on a chain, at each of its bridges.
+
+        Args:
+            bridge: the entity that becomes e2: "e2", …, but neither the first nor the last.
+
+        Raises:
+            QueryError: for another entity, or questions in a wording of their own.
+
+        Example:
+            >>> chains = load_queries("world-three-hops")            # doctest: +SKIP
+            >>> hs.cross_patch(model, chains.as_two_hop("e3"))       # doctest: +SKIP
+        """
+
+        def divided(queries: Sequence[Query]) -> tuple[Query, ...]:
+            return tuple(
+                query.as_two_hop(bridge) if isinstance(query, MultiHopQuery) else query
+                for query in queries
+            )
+
+        one_of("bridge", bridge, self._example.bridges, QueryError)
+        name = self.name if self.n_hops == 2 else f"{self.name}.{bridge}"
+        return replace(self, queries=divided(self.queries), pool=divided(self.pool), name=name)
+
+    def _subset(self, queries: Sequence[Query]) -> QuerySet:
         return replace(self, queries=tuple(queries))
 
-    def by_id(self, id: str) -> TwoHopQuery:
+    def by_id(self, id: str) -> Query:
         """Return the query with an id.
 
         Raises:
@@ -148,7 +226,7 @@ class QuerySet(Sequence[TwoHopQuery]):
             f"{self.name} has no query {str(id)!r}{did_you_mean(str(id), list(self._by_id))}"
         )
 
-    def filter(self, predicate: Callable[[TwoHopQuery], bool]) -> QuerySet:
+    def filter(self, predicate: Callable[[Query], bool]) -> QuerySet:
         """Return the queries for which ``predicate`` is true; the result may be empty."""
         return self._subset([query for query in self.queries if predicate(query)])
 
@@ -170,7 +248,7 @@ class QuerySet(Sequence[TwoHopQuery]):
         """Return at most ``most`` random queries for each value of a field, in the set's order.
 
         Args:
-            by: a field of `TwoHopQuery`, or an extra column.
+            by: a part such as "e2_type", or an extra column.
             most: the largest number of queries to keep for each value.
             seed: seed of the choice.
 
@@ -182,7 +260,7 @@ class QuerySet(Sequence[TwoHopQuery]):
             raise QueryError(f"by must be the name of a field, not {by!r:.60}")
         groups: dict[object, list[int]] = defaultdict(list)
         for index, query in enumerate(self.queries):
-            groups[_value(query, by)].append(index)
+            groups[query.value(by)].append(index)
         if self.queries and set(groups) <= {None, ""}:
             raise QueryError(f"cannot balance {self.name} by {by!r}: no query has that field")
         chosen: list[int] = []
@@ -205,7 +283,7 @@ class QuerySet(Sequence[TwoHopQuery]):
             raise QueryError(f"fraction must lie between 0 and 1, not {fraction}")
         count = round(fraction * len(self))
         first = set(random.Random(seed).sample(range(len(self)), count))
-        parts: tuple[list[TwoHopQuery], list[TwoHopQuery]] = ([], [])
+        parts: tuple[list[Query], list[Query]] = ([], [])
         for index, query in enumerate(self.queries):
             parts[index not in first].append(query)
         return self._subset(parts[0]), self._subset(parts[1])
@@ -250,17 +328,38 @@ class QuerySet(Sequence[TwoHopQuery]):
         """
         return replace(self, chat=Chat(model.tokenizer, instruction, prefill, system))
 
-    def prompts(self, form: Form = "two_hop") -> list[Prompt]:
+    def with_condition(self, condition: str | Condition | None) -> QuerySet:
+        """Return the set, with something written around each question, in demonstrations, too.
+
+        Args:
+            condition: `repeated`: the question is asked twice; `filler`: ten dots stand before the
+                answer; `bridge_first`: the bridges are named before the answer, in brackets, and
+                the prompt ends where the first one is due; a `Condition` of your own; None for
+                nothing.
+
+        Raises:
+            QueryError: for an unknown condition, or a set that is asked in a chat.
+
+        Example:
+            >>> hs.grade(model, queries.with_condition("filler"))         # doctest: +SKIP
+        """
+        if isinstance(condition, str):
+            condition = CONDITIONS[one_of("condition", condition, CONDITIONS, QueryError)]
+        return replace(self, condition=condition)
+
+    def prompts(self, form: Form | None = None) -> list[Prompt]:
         """Return the prompts of all queries in one form, each preceded by its demonstrations.
 
         Args:
-            form: form of the question: `two_hop`, `first_hop`, `second_hop`, `entity_shortcut`,
-                `relation_shortcut` or `relation_shortcut_cut`.
+            form: form of the question, such as `two_hop`, `first_hop`, `second_hop`,
+                `entity_shortcut` or `relation_shortcut`; see `forms`. All hops if None.
 
         Raises:
             QueryError: for an unknown form, or if the pool has too few demonstrations for a query.
         """
-        one_of("prompt form", form, PROMPT_FORMS, QueryError)
+        form = self.forms[0] if form is None else form
+        known = (*self.forms, CUT) if self.n_hops == 2 else self.forms
+        one_of("prompt form", form, known, QueryError)
         if form not in self._prompts:
             framed = self._framed if self.chat is None else self._chatted
             self._prompts[form] = tuple(framed(form))
@@ -269,8 +368,12 @@ class QuerySet(Sequence[TwoHopQuery]):
     def _framed(self, form: Form) -> Iterator[Prompt]:
         """Yield the prompts as plain text."""
         for query in self.queries:
-            shown = self._demonstrations.text(query, form) if self.few_shot else ""
-            yield Prompt.of(query, form, shown)
+            if self.condition is None:
+                shown = self._demonstrations.text(query, form) if self.few_shot else ""
+                yield Prompt.of(query, form, shown)
+                continue
+            written = "".join(self._demonstrations.written(query, form, self.condition.line))
+            yield Prompt.of(query, form, written, condition=self.condition)
 
     def _chatted(self, form: Form) -> Iterator[Prompt]:
         """Yield the prompts as chats; most queries share their demonstrations."""
@@ -288,10 +391,12 @@ class QuerySet(Sequence[TwoHopQuery]):
         return to_frame(self.queries)
 
     @classmethod
-    def from_pandas(cls, frame: pd.DataFrame, name: str = "frame") -> QuerySet:
-        """Convert a table in the Hopping Too Late or the TwoHopFact format; see `load_queries`."""
+    def from_pandas(
+        cls, frame: pd.DataFrame, name: str = "frame", hops: int | None = None
+    ) -> QuerySet:
+        """Convert a table in one of the formats, of queries of so many hops; see `load_queries`."""
         frame = of_type("frame", frame, pd.DataFrame, error=QueryError)
-        return cls(from_frame(frame, name), name)
+        return cls(from_frame(frame, name, hops), name)
 
     def to_csv(self, path: str | Path) -> None:
         """Write the set as a CSV in the Hopping Too Late format.
@@ -308,14 +413,11 @@ class QuerySet(Sequence[TwoHopQuery]):
         return datasets.Dataset.from_pandas(self.to_pandas(), preserve_index=False)
 
     @classmethod
-    def from_datasets(cls, dataset: datasets.Dataset, name: str = "dataset") -> QuerySet:
+    def from_datasets(
+        cls, dataset: datasets.Dataset, name: str = "dataset", hops: int | None = None
+    ) -> QuerySet:
         """Convert a ``datasets.Dataset`` in one of the formats; see `load_queries`."""
-        return cls.from_pandas(dataset.to_pandas(), name)
+        return cls.from_pandas(dataset.to_pandas(), name, hops)
 
 
-def _value(query: TwoHopQuery, field: str) -> object:
-    """Return the value of a field of a query, or of an extra column."""
-    if field in TwoHopQuery.__dataclass_fields__ and field != "extra":
-        value: object = getattr(query, field)
-        return value
-    return query.extra.get(field)
+_NO_QUERY = TwoHopQuery("", "e1", "e2", "e3", "r1 {}", "r2 {}")

@@ -56,6 +56,8 @@ class Result:
     kind: ClassVar[str] = ""
     columns: ClassVar[Mapping[str, str]] = {}
     """The columns of `frame` and their types."""
+    further: ClassVar[Mapping[str, Any]] = {}
+    """Columns that `frame` has only where they apply, behind the others."""
     rules: ClassVar[Mapping[str, int]] = {}
     """Versions of rules that its numbers follow, beside what was asked; for its run's record."""
     added_settings: ClassVar[Mapping[str, Any]] = {}
@@ -233,7 +235,8 @@ class Result:
         if not filled:
             series = {name: pd.Series(dtype=kind) for name, kind in cls.columns.items()}
             return pd.DataFrame(series)
-        return pd.concat(filled, ignore_index=True)[list(cls.columns)]
+        frame = pd.concat(filled, ignore_index=True)
+        return frame[[*cls.columns, *(name for name in cls.further if name in frame)]]
 
     @classmethod
     def gathered(cls, done: Iterable[tuple[pd.DataFrame, Sequence[Mapping[str, Any]]]]) -> Tables:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,6 +22,20 @@ SITE_LABELS = {
 OWN = "own"
 """What is shown for the control `none` of the tables, where nothing is put in another's place."""
 ENTITY_NAMES = {"e1": "source", "e2": "bridge", "e3": "answer", "prediction": "prediction"}
+
+
+def entity_name(entity: str, n_hops: int = 2) -> str:
+    """What an entity of a query of n hops is called.
+
+    Example:
+        >>> entity_name("e3"), entity_name("e3", 3), entity_name("e4", 3)
+        ('answer', 'bridge e3', 'answer')
+    """
+    if n_hops == 2 or not re.fullmatch(r"e\d", entity) or entity == "e1":
+        return ENTITY_NAMES[entity]
+    return "answer" if entity == f"e{n_hops + 1}" else f"bridge {entity}"
+
+
 """What entities and other targets are, in words."""
 SUBSTITUTES = {"e1": "another source entity", "r1": "another first relation"}
 """What stands in a question in place of its source entity or its first relation."""

@@ -50,11 +50,13 @@ def states(model: LanguageModel, queries: QuerySet, n: int) -> Tensor:
 
 def by_source(queries: QuerySet) -> tuple[QuerySet, QuerySet]:
     """Questions about four fifths of the source entities, and about the others; shuffled."""
-    sources = sorted({query.e1_label for query in queries})
+    sources = sorted({query.label("e1") for query in queries})
     random.Random(0).shuffle(sources)
     train = set(sources[: len(sources) * 4 // 5])
     shuffled = random.Random(1).sample(list(queries), len(queries))
-    parts = [[q for q in shuffled if (q.e1_label in train) == wanted] for wanted in (True, False)]
+    parts = [
+        [q for q in shuffled if (q.label("e1") in train) == wanted] for wanted in (True, False)
+    ]
     return replace(queries, queries=tuple(parts[0])), replace(queries, queries=tuple(parts[1]))
 
 

@@ -28,6 +28,8 @@ LADDER_STEPS = (
     *("back_patching", "description", "knockout", "projection", "stages"),
     *("patching", "recall"),
 )
+MORE_HOPS = ("three-hop-looped", "world", "world-three-hops", "world-four-hops")
+"""A world of three hops, and the bundled chains of two, three and four."""
 NEEDED = 200
 """Queries of each subset that each model of the ladder is asked for, if it has them."""
 SNAPSHOTS = range(0, 2001, 200)
@@ -179,6 +181,23 @@ def _size_ladder(settings: Settings) -> None:
         )
 
 
+def _more_hops(settings: Settings) -> None:
+    from hopscope.experiments.analysis import limited
+    from hopscope.experiments.two_hop.layer_order import layer_order
+    from hopscope.loading import load_model, load_queries
+    from hopscope.worlds.load import load_world
+
+    world = load_world(MORE_HOPS[0], device=settings.device)
+    known = limited(world.queries(), 4 * settings.size.of_world, settings.seed)
+    run = settings.into("more_hops", world.name)
+    layer_order(world.model, known, rank=0, seed=settings.seed, **run)
+    model = load_model(HEADS[0], **settings.loading)
+    for name in MORE_HOPS[1:]:
+        queries = limited(load_queries(name), settings.size.limit, settings.seed)
+        run = settings.into("more_hops", name)
+        layer_order(model, queries, seed=settings.seed, **run)
+
+
 def _prefix_training(settings: Settings) -> None:
     from hopscope.experiments.documents.prefix_training import compare_masks
 
@@ -216,6 +235,7 @@ STANDALONE_FIGURES: Mapping[str, StandaloneFigure] = {
     "superposition": StandaloneFigure(_superposition, costly=True),
     "head_classes": StandaloneFigure(_head_classes, costly=True, pretrained=True),
     "size_ladder": StandaloneFigure(_size_ladder, costly=True, pretrained=True),
+    "more_hops": StandaloneFigure(_more_hops, costly=True, pretrained=True),
     "prefix_training": StandaloneFigure(_prefix_training, costly=True),
 }
 """The figures that take no model and no queries, and how their results are made."""

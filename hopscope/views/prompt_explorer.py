@@ -37,8 +37,9 @@ from hopscope.prompting.generation import answer_text, stop_at_line_end
 from hopscope.prompting.query_prompts import QueryPrompts, question
 from hopscope.queries.answers import exact_match, matches
 from hopscope.queries.load import load_queries
+from hopscope.queries.query import Form, Query
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import Form, TwoHopQuery
+from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.run_record import summary_of
 from hopscope.views.lens_grid import ENTITIES, LensGrid
 
@@ -331,7 +332,7 @@ def explore(
     return PromptExplorer(model, load_queries(queries), layer_step)
 
 
-def parse_query(text: str, bridge: str = "", answer: str = "") -> TwoHopQuery:
+def parse_query(text: str, bridge: str = "", answer: str = "") -> Query:
     """Parse a two-hop query that is written in one line, with first hop and entity in brackets.
 
     Args:
@@ -379,7 +380,7 @@ def _untold(model: LanguageModel, single: QuerySet) -> list[Literal["e2", "e3"]]
 
 
 def _warnings(
-    query: TwoHopQuery,
+    query: Query,
     own: Sequence[Literal["e2", "e3"]],
     untold: Sequence[Literal["e2", "e3"]],
 ) -> list[str]:
@@ -398,8 +399,8 @@ def _warnings(
             "single hop says, right or wrong; give names to check it."
         )
     for one, label, other, names in (
-        ("bridge", query.e2_label, "entity", query.names("e1")),
-        ("answer", query.e3_label, "bridge", query.names("e2")),
+        ("bridge", query.label("e2"), "entity", query.names("e1")),
+        ("answer", query.label("e3"), "bridge", query.names("e2")),
     ):
         if label != UNKNOWN and exact_match(label, names):
             found.append(f"The {one} equals the {other}, “{label}”: a hop that leads nowhere.")
@@ -411,7 +412,7 @@ def _warnings(
     return found
 
 
-def _named(query: TwoHopQuery, entities: Sequence[Literal["e2", "e3"]]) -> str:
+def _named(query: Query, entities: Sequence[Literal["e2", "e3"]]) -> str:
     """Return entities of a query with their names."""
     return " and ".join(f"the {ENTITIES[each]} “{query.names(each)[0]}”" for each in entities)
 
@@ -456,7 +457,7 @@ def _in_words(answer: Mapping[str, Any]) -> str:
     return f"{answer['prompt']} → {answer['says']} ({verdict})"
 
 
-def _as_typed(query: TwoHopQuery) -> dict[str, str]:
+def _as_typed(query: Query) -> dict[str, str]:
     """Return a query in the form that `parse_query` reads."""
     text, spans = query.compose("two_hop")
     (a, b), (c, d) = spans["r1e1"], spans["e1"]

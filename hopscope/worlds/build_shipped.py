@@ -23,6 +23,7 @@ from hopscope.worlds.world import World, read_world
 SHIPPED = {
     "two-hop-looped": (0, 1, 2),
     "two-hop-memoriser": (0, 1, 2),
+    "three-hop-looped": (0,),
     "graph-search": (0,),
     "in-context": (0,),
     "reachability": (0,),

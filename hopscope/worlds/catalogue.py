@@ -15,6 +15,7 @@ from hopscope.worlds.tasks.chains_in_context import ChainsInContext
 from hopscope.worlds.tasks.composed_tables import ComposedTables
 from hopscope.worlds.tasks.graph_reachability import GraphReachability
 from hopscope.worlds.tasks.graph_search import GraphSearch
+from hopscope.worlds.tasks.multi_hop_facts import MultiHopFacts
 from hopscope.worlds.tasks.two_hop_facts import TwoHopFacts
 
 COVERED = Schedule(steps=4000, batch_size=512, learning_rate=1e-3, weight_decay=1.0)
@@ -40,6 +41,12 @@ WORLDS: Mapping[str, Recipe] = MappingProxyType(
         "two-hop-memoriser": Recipe(
             "memorises: four blocks, atoms as often as two-hop facts",
             TwoHopFacts(atom_repeats=1),
+        ),
+        "three-hop-looped": Recipe(
+            "composes three hops: two blocks that run three times",
+            MultiHopFacts(),
+            Shape(n_blocks=2, n_loops=3),
+            Schedule(steps=3000),
         ),
         "in-context": Recipe(
             "follows chains in its prompt, whose first hop always came first",

@@ -15,6 +15,7 @@ from hopscope.worlds.tasks.chains_in_context import ChainsInContext
 from hopscope.worlds.tasks.composed_tables import ComposedTables
 from hopscope.worlds.tasks.graph_reachability import GraphReachability
 from hopscope.worlds.tasks.graph_search import GraphSearch
+from hopscope.worlds.tasks.multi_hop_facts import MultiHopFacts
 from hopscope.worlds.tasks.task import Task
 from hopscope.worlds.tasks.two_hop_facts import TwoHopFacts
 
@@ -22,6 +23,7 @@ TASKS: dict[str, type[Task]] = {
     task.kind: task
     for task in (
         TwoHopFacts,
+        MultiHopFacts,
         ComposedTables,
         ChainsInContext,
         GraphSearch,

@@ -52,7 +52,7 @@ def test_own_options_stand_between_those_that_are_shared() -> None:
     (command,) = app_of([], without=["shard", "most"]).registered_commands
     assert command.callback is not None
     assert list(inspect.signature(command.callback).parameters) == [
-        "model", "queries", "subset", "limit", "need", "few_shot", "chat",
+        "model", "queries", "hops", "bridge", "subset", "limit", "need", "few_shot", "chat",
         "window",
         "seed", "out", "on", "workers", "jobs", "partition", "gpus_each",
         "device", "dtype", "quantization", "dry_run", "full", "as_json",

@@ -101,6 +101,8 @@ def sets() -> dict[str, Any]:
         "bundled, with one of one's own": replace(world, queries=(*world[:2], odd), few_shot=0),
         "made here": hs.QuerySet((odd, *known[1:4]), "mine"),
         "of a pool": known.filter(lambda query: "late" in query.id),
+        "chains": hs.QuerySet(hs.load_queries("world-three-hops").queries[:3], "mine", few_shot=1),
+        "under a condition": world.with_condition("bridge_first"),
         "documents": docs.with_few_shot(1, 4)[3:6],
     }
 

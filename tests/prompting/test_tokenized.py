@@ -14,10 +14,11 @@ from hopscope.models.encoder_decoder import EncoderDecoder
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.tiny import build_tiny
 from hopscope.prompting.document_prompts import DocumentPrompts
-from hopscope.prompting.tokenized import SPANS, TokenizedPrompt, by_shape
+from hopscope.prompting.tokenized import TokenizedPrompt, by_shape, spans_of
 from hopscope.queries.prompts import Prompt
 from hopscope.queries.two_hop_query import TwoHopQuery
 
+SPANS = spans_of(2)
 QUERY = TwoHopQuery(
     id="1",
     e1_label="the Eiffel Tower",

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from hopscope.queries.load import load_queries
+
 Row = dict[str, str]
 Check = Callable[[list[Row]], list[str]]
 
@@ -310,6 +312,12 @@ def test_readme_counts() -> None:
     readme = (DATA / "README.md").read_text(encoding="utf-8")
     table = re.findall(r"^\| ([\w-]+) \| ([\w-]+) \| ([\w-]+) \| (\d+) \|$", readme, re.MULTILINE)
     assert {tuple(line[:3]): int(line[3]) for line in table} == dict(counts)
+
+
+def test_readme_counts_the_chains() -> None:
+    readme = (DATA / "README.md").read_text(encoding="utf-8")
+    counts = [len(load_queries(f"world-{n}-hops")) for n in ("three", "four")]
+    assert f"{counts[0]} queries of three hops and {counts[1]} of four" in readme
 
 
 def test_world_is_up_to_date() -> None:

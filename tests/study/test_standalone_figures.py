@@ -25,6 +25,7 @@ from hopscope.worlds.small_model import Shape
 from hopscope.worlds.tasks.composed_tables import ComposedTables
 from hopscope.worlds.tasks.graph_reachability import GraphReachability
 from hopscope.worlds.tasks.graph_search import GraphSearch
+from hopscope.worlds.tasks.multi_hop_facts import MultiHopFacts
 from hopscope.worlds.tasks.two_hop_facts import TwoHopFacts
 
 SCRIPTS = Path(__file__).parents[2] / "figures"
@@ -57,6 +58,12 @@ TINY = {
         SHORT,
     ),
 }
+TINY["three-hop-looped"] = Recipe(
+    "tiny",
+    MultiHopFacts(n_entities=5, n_relations=2, held_out=10, trained=20),
+    Shape(n_loops=2, **NARROW),
+    SHORT,
+)
 TINY["two-hop-memoriser"] = TINY["two-hop-looped"]
 TINY["reachability-pause"] = replace(
     TINY["reachability"], task=replace(TINY["reachability"].task, continuous=False)
@@ -79,7 +86,7 @@ def test_what_a_figures_own_models_cannot_be_is_refused(name: str) -> None:
     check_options([name], chat=False, precision=[])
     with pytest.raises(UsageError, match=f"{name} takes no model of yours, and no --chat"):
         check_options([name], chat=True, precision=[])
-    if name in ("head_classes", "size_ladder"):
+    if name in ("head_classes", "size_ladder", "more_hops"):
         check_options([name], chat=False, precision=["bfloat16"])
         return
     with pytest.raises(UsageError, match="and no bfloat16 or nf4"):
@@ -140,6 +147,13 @@ def test_a_figure_is_run_and_drawn_twice_alike(name, setting, tmp_path):
     assert len(table) > 3
 
 
+def test_chains_are_drawn_beside_their_world(setting, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "hopscope.loading.load_queries", lambda name: load_queries(name, few_shot=1)
+    )
+    test_a_figure_is_run_and_drawn_twice_alike("more_hops", setting, tmp_path)
+
+
 def test_the_ladder_is_drawn_of_the_models_that_have_results(setting, tmp_path, monkeypatch):
     monkeypatch.setattr("hopscope.loading.load_model", lambda *_, **__: known_model())
     monkeypatch.setattr("hopscope.loading.load_queries", lambda _: known_queries())
@@ -184,7 +198,9 @@ def test_coverage_is_drawn_of_every_seed_or_not_at_all(setting, tmp_path):
 
 def test_every_figure_of_its_own_is_named_after_its_script():
     assert set(STANDALONE_FIGURES) <= set(figures.figure_scripts(SCRIPTS, []))
-    assert {*SIMPLE, "data_needed", "prefix_training", "size_ladder"} == set(STANDALONE_FIGURES)
+    assert {*SIMPLE, "data_needed", "prefix_training", "size_ladder", "more_hops"} == set(
+        STANDALONE_FIGURES
+    )
 
 
 def test_only_what_comes_along_is_run_unasked():

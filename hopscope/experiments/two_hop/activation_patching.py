@@ -28,8 +28,8 @@ from hopscope.models.token_model import FIRST_TOKENS
 from hopscope.prompting.capture import capture
 from hopscope.prompting.query_prompts import QueryPrompts, question
 from hopscope.prompting.tokenized import TokenizedPrompt
+from hopscope.queries.query import Query
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.headline import Headline, compared
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
@@ -381,7 +381,7 @@ class Patcher:
         """Frame and details of some queries."""
         return ActivationPatching.gathered(self.query(query) for query in divided(queries))
 
-    def query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    def query(self, query: Query) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
         """The frame of one query, and its row of details."""
         where, cells = self.cells(query)
         outputs, details = self.read(query, cells)
@@ -394,7 +394,7 @@ class Patcher:
         )
         return frame, [details]
 
-    def read(self, query: TwoHopQuery, cells: Sequence[Cell]) -> tuple[CellOutputs, dict[str, Any]]:
+    def read(self, query: Query, cells: Sequence[Cell]) -> tuple[CellOutputs, dict[str, Any]]:
         """What is read of a query's prompt, first as it is, then with each cell; its details."""
         model, pair = self.prompts.model, self.pairs[query.id]
         prompt, partner = self.prompts.prompt(query), self.partner(query)
@@ -405,11 +405,11 @@ class Patcher:
         details = {
             "query": query.id,
             "prompt": question(prompt),
-            "answer": query.e3_label,
+            "answer": query.label("e3"),
             "answer_token": model.texts_of(pair.tokens[:1]),
             "partner": pair.partner.id,
             "partner_prompt": question(partner),
-            "partner_answer": pair.partner.e3_label,
+            "partner_answer": pair.partner.label("e3"),
             "partner_answer_token": model.texts_of(pair.tokens[1:]),
             "logit_diff": float(_difference(outputs)[0]),
             "partner_logit_diff": float(_difference(theirs)[0]),
@@ -417,9 +417,9 @@ class Patcher:
         }
         return outputs, details
 
-    def partner(self, query: TwoHopQuery) -> TokenizedPrompt:
+    def partner(self, query: Query) -> TokenizedPrompt:
         """The prompt of a query's partner, after the same demonstrations."""
-        label = self.pairs[query.id].partner.e1_label
+        label = self.pairs[query.id].partner.label("e1")
         changed = with_substitution(self.prompts.by_query[query.id], query, e1_label=label)
         return TokenizedPrompt.of(self.prompts.model, changed)
 
@@ -430,7 +430,7 @@ class Patcher:
         acts = capture(model, [prompt.prompt], sites, positions, store=store)
         return {site: acts[site][0] for site in sites}
 
-    def donors(self, query: TwoHopQuery) -> Iterator[tuple[str, str, str, Tensor]]:
+    def donors(self, query: Query) -> Iterator[tuple[str, str, str, Tensor]]:
         """What is patched into a query: site, position, control, and a state for each layer.
 
         The states have the shape (layer, width); those of `z` (layer, head, width).
@@ -442,7 +442,7 @@ class Patcher:
                     drawn = random_like(states, self.settings["seed"], query.id, site, position)
                     yield site, position, "random", drawn
 
-    def cells(self, query: TwoHopQuery) -> tuple[Sequence[Where], list[Cell]]:
+    def cells(self, query: Query) -> tuple[Sequence[Where], list[Cell]]:
         """Where something is patched into a query, and the cell of each of these places."""
         prompt = self.prompts.prompt(query)
         where: list[Where] = []

@@ -10,6 +10,7 @@ import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, combinations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, get_args
 
 import numpy as np
@@ -20,15 +21,25 @@ from hopscope.engine.edits import Cell, Knockout
 from hopscope.engine.read_out import CellOutputs, ReadOut
 from hopscope.errors import QueryError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
-from hopscope.experiments.arguments import AtLeast, Edges, Flag, Heads, Layers, ListOf, OneOf
+from hopscope.experiments.arguments import (
+    AtLeast,
+    Edges,
+    Flag,
+    Heads,
+    Layers,
+    ListOf,
+    OneOf,
+    Queries,
+)
+from hopscope.experiments.two_hop.chains import bridges_of
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.token_model import FIRST_TOKENS
 from hopscope.prompting.generation import answer_text, reads_one_line, same_answer, stop_at_line_end
 from hopscope.prompting.query_prompts import QueryPrompts, question, with_first_tokens
-from hopscope.prompting.tokenized import SPANS, TokenizedPrompt
+from hopscope.prompting.tokenized import SPANS, TokenizedPrompt, spans_of
 from hopscope.queries.answers import MATCHES, Match, matches
+from hopscope.queries.query import Query
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.headline import Headline, compared
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
@@ -47,6 +58,7 @@ MEASURES: tuple[Measure, ...] = get_args(Measure)
 Compare = Literal["text", "answer"]
 COMPARES = get_args(Compare)
 EDGES = ("t2->t1", "t2->e1", "t2->r1", "t1->e1")
+"""`usual_edges` of two hops."""
 PAPER_EDGES = (
     *("t2->t1", "t2->r1_word", "t2->r2_word"),
     *("t1->r1_word", "t1->r2_word", "r1_word->r2_word"),
@@ -195,7 +207,8 @@ class Knockouts(Result):
     subsets=("incorrect", "correct"),
     order=40,
     accepts={
-        "edges": Edges(SPANS),
+        "queries": Queries(),
+        "edges": Edges(SPANS, optional=True),
         "controls": ListOf(CONTROLS, empty=True),
         "window": AtLeast(0),
         "layers": Layers(),
@@ -220,7 +233,7 @@ class Knockouts(Result):
 def knockout(
     model: LanguageModel,
     queries: QuerySet,
-    edges: Sequence[str] = EDGES,
+    edges: Sequence[str] | None = None,
     controls: Sequence[str] = CONTROLS,
     window: int = 3,
     layers: Iterable[int] | None = None,
@@ -242,11 +255,11 @@ def knockout(
         model: the model.
         queries: usually `graded.correct()`.
         edges: pairs of parts, such as `t2->t1`: the end of the prompt does not see the end of the
-            first-hop phrase. Parts: `t1`, `t2` (one token each), `e1` (the source entity), `r1`
-            (the rest of the first-hop phrase), `r2` (the rest of the question), `r1_word`,
-            `r2_word` (one token each: the end of the third word from the end of the template,
-            which the paper's code takes for the relation), `before` (all that comes before),
-            `few_shot` (the demonstrations).
+            first-hop phrase. Parts: `t1`, `t2`, … (one token each), `e1` (the source entity), `r1`,
+            `r2`, … (what a hop's phrase adds), `r1_word`, `r2_word`, … (one token each: the end of
+            the third word from the end of the template, which the paper's code takes for the
+            relation), `before` (all that comes before), `few_shot` (the demonstrations). Those of
+            `usual_edges` if None.
         controls: `random`: as many edges from the same tokens to other ones of the relations,
             neither e1 nor t1, drawn by seed; none where there are too few. () for no control.
         window: layers on each side of the middle one.
@@ -269,7 +282,9 @@ def knockout(
     """
     options = RunOptions(**run)
     settings = {
-        "edges": edges,
+        "edges": Edges(spans_of(queries.n_hops)).checked(
+            "edges", usual_edges(queries) if edges is None else edges, model
+        ),
         "controls": controls,
         "window": window,
         "layers": layers,
@@ -289,6 +304,25 @@ def knockout(
     return run_in_parts(
         Knockouts, model, queries, settings, blocker.tables, options, per_part=PER_PART
     )
+
+
+def usual_edges(queries: QuerySet) -> list[str]:
+    """The edges that are blocked if none is named.
+
+    From the end of each hop's phrase to those before it, from the end of the prompt to the source
+    and the first relation, and from the end of the first phrase to the source.
+    """
+    ends = queries.positions
+    if len(ends) == 1:  # of a question in its own words, whose source alone can be told
+        return [f"{ends[0]}->e1"]
+    between = [f"{later}->{earlier}" for earlier, later in combinations(ends, 2)]
+    return [*reversed(between), f"{ends[-1]}->e1", f"{ends[-1]}->r1", f"{ends[0]}->e1"]
+
+
+def _tokens(prompt: TokenizedPrompt, part: str) -> tuple[int, ...]:
+    """The tokens of a part; none of a source that a question in its own words does not name."""
+    unnamed = part == "e1" and part not in prompt.prompt.spans
+    return () if unnamed else prompt.tokens(part)
 
 
 @dataclass(frozen=True)
@@ -324,10 +358,10 @@ class _Blocker:
                     "any query, and attention looks back only. Leave it out"
                 )
 
-    def _looks_ahead(self, query: TwoHopQuery, asking: str, keys: str) -> bool | None:
+    def _looks_ahead(self, query: Query, asking: str, keys: str) -> bool | None:
         """Whether an edge leads to what comes later, or to itself; None without both its ends."""
         prompt = self.prompts.prompt(query)
-        ends = prompt.tokens(asking), prompt.tokens(keys)
+        ends = _tokens(prompt, asking), _tokens(prompt, keys)
         if not all(ends):
             return None
         return min(ends[1]) > max(ends[0]) or (asking == keys and len(ends[0]) == 1)
@@ -337,7 +371,7 @@ class _Blocker:
         tables = Knockouts.gathered(self._query(query) for query in divided(queries))
         return {**tables, "details": tables["details"].reindex(columns=DETAILS)}
 
-    def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    def _query(self, query: Query) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
         prompt = self.prompts.prompt(query)
         edges = self._edges(query, prompt)
         layers, k = self.settings["layers"], self.settings["window"]
@@ -356,10 +390,10 @@ class _Blocker:
         rows = [self._details(query, prompt, edge, outputs) for edge in edges]
         return frame, rows or [{"query": query.id, "prompt": question(prompt)}]
 
-    def _edges(self, query: TwoHopQuery, prompt: TokenizedPrompt) -> list[_Edge]:
+    def _edges(self, query: Query, prompt: TokenizedPrompt) -> list[_Edge]:
         edges = []
         for name in self.settings["edges"]:
-            queries, keys = (prompt.tokens(part) for part in name.split("->"))
+            queries, keys = (_tokens(prompt, part) for part in name.split("->"))
             keys = tuple(key for key in keys if any(key < query for query in queries))
             if not queries or not any(key < query for query in queries for key in keys):
                 logger.info("query %s has no edge %s", query.id, name)
@@ -372,23 +406,22 @@ class _Blocker:
 
     def _others(
         self,
-        query: TwoHopQuery,
+        query: Query,
         prompt: TokenizedPrompt,
         name: str,
         queries: tuple[int, ...],
         keys: tuple[int, ...],
     ) -> tuple[int, ...] | None:
         """As many other tokens of the relations, all seen by the first of the queries."""
-        parts = (prompt.tokens(part) for part in ("r2", "r1"))
-        taken = {*keys, *queries, *prompt.tokens("e1"), *prompt.tokens("t1")}
-        pool = sorted({token for part in parts for token in part} - taken)
-        pool = [token for token in pool if token < min(queries)]
+        ends = (prompt.tokens(position) for position in query.positions[:-1])
+        taken = {*keys, *queries, *_tokens(prompt, "e1"), *chain.from_iterable(ends)}
+        pool = [t for t in prompt.question if t not in taken and t < min(queries)]
         if len(pool) < len(keys):
             return None
         draw = random.Random(f"{self.settings['seed']} {query.id} {name}")
         return tuple(sorted(draw.sample(pool, len(keys))))
 
-    def _read_out(self, query: TwoHopQuery, predicted: int) -> ReadOut:
+    def _read_out(self, query: Query, predicted: int) -> ReadOut:
         model, generates = self.prompts.model, self.settings["criterion"] == "generation"
         return ReadOut(
             answer_tokens=self.prompts.answer_tokens(query),
@@ -398,12 +431,10 @@ class _Blocker:
             track=(predicted,),
         )
 
-    def _frame(
-        self, query: TwoHopQuery, edges: Sequence[_Edge], outputs: CellOutputs
-    ) -> pd.DataFrame:
+    def _frame(self, query: Query, edges: Sequence[_Edge], outputs: CellOutputs) -> pd.DataFrame:
         layers, line = self.settings["layers"], self.settings["one_line"]
         texts = self._texts(outputs)
-        names, match = query.names("e3"), self.settings["match"]
+        names, match = query.names(query.answer), self.settings["match"]
         hits = {text: matches(answer_text(text, line), names, match) for text in set(texts)}
         last = self.prompts.model.vocab_size  # of a name that no first token identifies
         rank, logprob = np.where(outputs.rank < 0, last, outputs.rank), outputs.logprob.numpy()
@@ -446,15 +477,15 @@ class _Blocker:
         return both_right or len(set(answers)) == 1
 
     def _details(
-        self, query: TwoHopQuery, prompt: TokenizedPrompt, edge: _Edge, outputs: CellOutputs
+        self, query: Query, prompt: TokenizedPrompt, edge: _Edge, outputs: CellOutputs
     ) -> dict[str, Any]:
         return {
             "query": query.id,
             "edge": edge.name,
             "control": edge.control,
             "prompt": question(prompt),
-            "bridge": query.e2_label,
-            "answer": query.e3_label,
+            "bridge": bridges_of(query),
+            "answer": query.labels[-1],
             "answer_tokens": self.prompts.model.texts_of(self.prompts.answer_tokens(query)),
             "query_tokens": str(list(edge.queries)),
             "key_tokens": str(list(edge.keys)),

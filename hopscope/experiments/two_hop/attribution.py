@@ -36,8 +36,8 @@ from hopscope.experiments.two_hop.activation_patching import (
 )
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.token_model import FIRST_TOKENS
+from hopscope.queries.query import Query
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.wording import (
@@ -320,7 +320,7 @@ class _Attributor:
         """Frame and details of some queries."""
         return Attribution.gathered(self._query(query) for query in divided(queries))
 
-    def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    def _query(self, query: Query) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
         estimated = self._estimated(query)
         if query.id in self.swept:
             patched, (details,) = self.patcher.query(query)
@@ -333,7 +333,7 @@ class _Attributor:
             frame = estimated.assign(exact=np.float32(np.nan), exact_recovery=np.nan)
         return frame.assign(recovery=recovery(-frame["attribution"].to_numpy(), details)), [details]
 
-    def _estimated(self, query: TwoHopQuery) -> pd.DataFrame:
+    def _estimated(self, query: Query) -> pd.DataFrame:
         """The attributions of one query."""
         prompts, pair = self.patcher.prompts, self.patcher.pairs[query.id]
         prompt, (own, other) = prompts.prompt(query), pair.tokens

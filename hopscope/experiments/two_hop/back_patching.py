@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Unpack, get_args
 
 import numpy as np
@@ -21,8 +22,9 @@ from hopscope.engine.edits import Patch
 from hopscope.engine.read_out import CellOutputs, ReadOut
 from hopscope.errors import UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
-from hopscope.experiments.arguments import AtLeast, Cells, Flag, ListOf, OneOf
+from hopscope.experiments.arguments import AtLeast, Cells, Flag, ListOf, OneOf, Queries
 from hopscope.experiments.randomness import random_like
+from hopscope.experiments.two_hop.chains import bridge_at, positions_of
 from hopscope.experiments.two_hop.controls import Donor, choose_donors
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.token_model import FIRST_TOKENS
@@ -30,8 +32,9 @@ from hopscope.prompting.generation import answer_text, reads_one_line, stop_when
 from hopscope.prompting.query_prompts import QueryPrompts, question, with_first_tokens
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.answers import MATCHES, Match, matches
+from hopscope.queries.query import POSITIONS as HOP_ENDS
+from hopscope.queries.query import Query
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.headline import Headline
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
@@ -55,7 +58,7 @@ if TYPE_CHECKING:
 Criterion = Literal["generation", "first_token"]
 CRITERIA = get_args(Criterion)
 CONTROLS = ("other", "random")
-POSITIONS = ("t1", "t2", "t1->t2", "e1")
+POSITIONS = (*HOP_ENDS, *(f"{a}->{b}" for a, b in combinations(HOP_ENDS, 2)), "e1")
 PER_PART = 2
 
 
@@ -79,7 +82,8 @@ class BackPatching(Result):
     answer_rank, answer_logprob, bridge_rank, bridge_logprob, generation`. Layers are 0-based
     indices of the blocks whose outputs are read and replaced; `control` is `none`, `other` or
     `random`. Ranks (from 0) and log-probabilities (nats) are those of the best next token that
-    tells the answer or the bridge; where none does, the rank is the size of the vocabulary.
+    tells the answer or the bridge (that of the hop: e2 at t1, e3 at t2 of three; the last one at
+    the end); where none does, the rank is the size of the vocabulary.
     `details` has one row a query and position: prompt, bridge, answer, those tokens as texts, what
     the unpatched prompt gives, and the query that lent its vectors to the control.
     """
@@ -331,7 +335,8 @@ def _found_at(found: str, position: str, rates: pd.DataFrame, gains: pd.DataFram
     usual_subset="incorrect",
     order=10,
     accepts={
-        "positions": ListOf(POSITIONS),
+        "queries": Queries(),
+        "positions": ListOf(POSITIONS, optional=True),
         "controls": ListOf(CONTROLS, empty=True),
         "criterion": OneOf(CRITERIA),
         "max_new_tokens": AtLeast(1),
@@ -347,7 +352,7 @@ def _found_at(found: str, position: str, rates: pd.DataFrame, gains: pd.DataFram
 def back_patch(
     model: LanguageModel,
     queries: QuerySet,
-    positions: Sequence[str] = ("t1", "t2"),
+    positions: Sequence[str] | None = None,
     controls: Sequence[str] = ("other", "random"),
     criterion: Criterion = "generation",
     max_new_tokens: int = 10,
@@ -363,14 +368,15 @@ def back_patch(
     For each query, position and cell (a, b): the clean `resid_post[a]` replaces `resid_post[b]`
     at the same token while the prompt is read; then the model answers greedily. A query counts
     as repaired if any cell has its answer, which needs a chance level: with `other` the vectors
-    come from another query with another answer and the same second relation, with `random` they
+    come from another query with another answer and the same last relation, with `random` they
     are Gaussian with the norms of the query's own.
 
     Args:
         model: the model.
         queries: usually `graded.incorrect()` or `graded.correct()`.
-        positions: `t1` (end of the first-hop phrase), `t2` (end of the prompt), or `t1->t2`,
-            which reads at t1 and replaces at t2 (cross-patching, CaKE 2025).
+        positions: `t1` (end of the first-hop phrase), `t2` (end of the prompt, of two hops), and so
+            on; `e1`; or `t1->t2`, which reads at t1 and replaces at t2 (cross-patching, CaKE 2025).
+            The end of each hop if None.
         controls: any of `other`, `random`; () for none.
         criterion: `generation`: the answer is in the generated text; `first_token`: a first
             token of the answer is the likeliest next token, nothing more is generated.
@@ -390,7 +396,7 @@ def back_patch(
     """
     options = RunOptions(**run)
     settings = {
-        "positions": positions,
+        "positions": positions_of(queries, positions, POSITIONS),
         "cells": "source > target" if cells is None else cells,
         **cell_settings(
             queries, controls, criterion, max_new_tokens, match, stop_early, one_line, options
@@ -445,15 +451,17 @@ class Vectors:
         asked: the query whose answer counts.
         donor: who lent the states of the control `other`.
         told: what else the details say.
+        bridge: the bridge whose rank is read, too.
     """
 
     prompt: TokenizedPrompt
     clean: CleanRun
     token: int
     states: Mapping[str, Tensor]
-    asked: TwoHopQuery
+    asked: Query
     donor: Donor | None
     told: Mapping[str, Any] = field(default_factory=dict)
+    bridge: str = "e2"
 
 
 @dataclass(frozen=True)
@@ -469,14 +477,14 @@ class CellPatcher(ABC):
     settings: Mapping[str, Any]
 
     @abstractmethod
-    def vectors(self, query: TwoHopQuery) -> Iterator[tuple[str, QueryPrompts, Vectors]]:
+    def vectors(self, query: Query) -> Iterator[tuple[str, QueryPrompts, Vectors]]:
         """What is patched for a query: by position, the prompts to ask, and the vectors."""
 
     def tables(self, queries: QuerySet) -> Tables:
         """Frame and details of some queries."""
         return BackPatching.gathered(self._query(query) for query in divided(queries))
 
-    def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    def _query(self, query: Query) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
         frames, details = [], []
         for position, prompts, given in self.vectors(query):
             cells = [
@@ -495,11 +503,12 @@ class CellPatcher(ABC):
 
     def _read_out(self, prompts: QueryPrompts, given: Vectors) -> ReadOut:
         match, line = self.settings["match"], self.settings["one_line"]
+        names = given.asked.names(given.asked.answer)
         return ReadOut(
-            answer_tokens=prompts.tokens_of(given.prompt.prompt, given.asked, "e3", "e2"),
-            also_rank=prompts.tokens_of(given.prompt.prompt, given.asked, "e2", "e3"),
+            answer_tokens=prompts.tokens_of(given.prompt.prompt, given.asked, given.asked.answer),
+            also_rank=prompts.tokens_of(given.prompt.prompt, given.asked, given.bridge),
             max_new_tokens=self.settings["max_new_tokens"],
-            stop=stop_when_answered(prompts.model, given.asked.names("e3"), match, line)
+            stop=stop_when_answered(prompts.model, names, match, line)
             if self.settings["stop_early"]
             else None,
         )
@@ -525,10 +534,14 @@ class CellPatcher(ABC):
             }
         )
 
-    def _hits(self, asked: TwoHopQuery, texts: Sequence[str], rank: np.ndarray) -> list[bool]:
+    def _hits(self, asked: Query, texts: Sequence[str], rank: np.ndarray) -> list[bool]:
         if self.settings["criterion"] == "first_token":
             return [bool(each == 0) for each in rank]
-        names, match, line = asked.names("e3"), self.settings["match"], self.settings["one_line"]
+        names, match, line = (
+            asked.names(asked.answer),
+            self.settings["match"],
+            self.settings["one_line"],
+        )
         verdicts = {text: matches(answer_text(text, line), names, match) for text in set(texts)}
         return [verdicts[text] for text in texts]
 
@@ -538,10 +551,10 @@ class CellPatcher(ABC):
         asked, donor, texts_of = given.asked, given.donor, prompts.model.texts_of
         return {
             "prompt": question(given.prompt),
-            "bridge": asked.e2_label,
-            "answer": asked.e3_label,
-            "answer_tokens": texts_of(prompts.tokens_of(given.prompt.prompt, asked, "e3", "e2")),
-            "bridge_tokens": texts_of(prompts.tokens_of(given.prompt.prompt, asked, "e2", "e3")),
+            "bridge": asked.label(given.bridge),
+            "answer": asked.label(asked.answer),
+            "answer_tokens": texts_of(prompts.tokens_of(given.prompt.prompt, asked, asked.answer)),
+            "bridge_tokens": texts_of(prompts.tokens_of(given.prompt.prompt, asked, given.bridge)),
             **given.told,
             "clean_generation": clean["generation"],
             "clean_hit": bool(clean["hit"]),
@@ -566,7 +579,7 @@ class _BackPatcher(CellPatcher):
     prompts: QueryPrompts
     donors: Mapping[str, Donor]
 
-    def vectors(self, query: TwoHopQuery) -> Iterator[tuple[str, QueryPrompts, Vectors]]:
+    def vectors(self, query: Query) -> Iterator[tuple[str, QueryPrompts, Vectors]]:
         prompt = self.prompts.prompt(query)
         clean = self.prompts.clean(prompt)
         donor = self.donors.get(query.id)
@@ -582,5 +595,6 @@ class _BackPatcher(CellPatcher):
                 states["random"] = random_like(states["none"], self.settings["seed"], *named)
             token = prompt.position(write or read)
             told = {"token": prompt.position(read)}
-            given = Vectors(prompt, clean, token, states, query, donor, told)
+            bridge = bridge_at(query, read)
+            given = Vectors(prompt, clean, token, states, query, donor, told, bridge)
             yield position, self.prompts, given

@@ -25,8 +25,8 @@ from hopscope.models.token_model import FIRST_TOKENS
 from hopscope.prompting.capture import capture
 from hopscope.prompting.query_prompts import QueryPrompts, question, with_first_tokens
 from hopscope.prompting.tokenized import TokenizedPrompt
+from hopscope.queries.query import Query
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.wording import SITE_LABELS, largest_row, rows_where
@@ -189,7 +189,7 @@ class _Tracer:
         """Frame and details of some queries."""
         return Tracing.gathered(self._query(query) for query in divided(queries))
 
-    def _query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    def _query(self, query: Query) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
         model, prompt = self.prompts.model, self.prompts.prompt(query)
         clean = self.prompts.clean(prompt)
         read_out = ReadOut(answer_tokens=self.prompts.answer_tokens(query))
@@ -208,15 +208,15 @@ class _Tracer:
         details = {
             "query": query.id,
             "prompt": question(prompt),
-            "bridge": query.e2_label,
-            "answer": query.e3_label,
+            "bridge": query.label("e2"),
+            "answer": query.label("e3"),
             "answer_tokens": model.texts_of(read_out.answer_tokens),
             "clean": float(_probability(unedited)[0]),
             "noised": float(probability[0]),
         }
         return frame, [details]
 
-    def _noise(self, query: TwoHopQuery, prompt: TokenizedPrompt) -> list[Cell]:
+    def _noise(self, query: Query, prompt: TokenizedPrompt) -> list[Cell]:
         """For each draw the noised embeddings of the source entity."""
         tokens = prompt.tokens("e1")
         first, store = prompt.n_shared, self.prompts.store

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import chain
 
 from hopscope.queries.answers import normalise
+from hopscope.queries.query import Query
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import TwoHopQuery
 
 logger = logging.getLogger(__name__)
 
@@ -27,43 +27,43 @@ class Donor:
         same_relation: whether it asks the same relation, too.
     """
 
-    query: TwoHopQuery
+    query: Query
     same_relation: bool
 
 
-def all_candidates(queries: QuerySet) -> list[TwoHopQuery]:
+def all_candidates(queries: QuerySet) -> list[Query]:
     """A set and the one that it was chosen from, by id."""
     return sorted({q.id: q for q in (*queries.pool, *queries)}.values(), key=lambda q: q.id)
 
 
-def names_of(query: TwoHopQuery) -> set[str]:
-    """The normalised names of a query's bridge and answer."""
-    return {normalise(name) for name in (*query.names("e2"), *query.names("e3"))}
+def names_of(query: Query) -> set[str]:
+    """The normalised names of a query's bridges and answer."""
+    return {normalise(name) for entity in query.entities[1:] for name in query.names(entity)}
 
 
 def demonstrations_of(queries: QuerySet) -> dict[str, str]:
-    """The normalised demonstrations of each query's two-hop prompt, by query id."""
+    """The normalised demonstrations of each query's whole question, by query id."""
     return {p.query_id: normalise(p.before) for p in queries.prompts()}
 
 
-def choose_others(queries: QuerySet, seed: int) -> dict[str, TwoHopQuery]:
-    """For each query another one whose names of e2 and e3 it does not share: a chance level.
+def choose_others(queries: QuerySet, seed: int) -> dict[str, Query]:
+    """For each query another one, of other bridges and another answer: a chance level.
 
-    It comes from the set that the queries were chosen from, asks the same second relation if
-    possible, and its bridge and answer stand in no demonstration of the query.
+    It comes from the set that the queries were chosen from, asks the same last relation if
+    possible, and its bridges and answer stand in no demonstration of the query.
 
     Returns:
         Queries by id of the query that they stand beside; one to which none fits is left out.
     """
     pool = all_candidates(queries)
     names = {query.id: names_of(query) for query in pool}
-    labels = {q.id: (normalise(q.e2_label), normalise(q.e3_label)) for q in pool}
+    labels = {query.id: tuple(map(normalise, query.labels[1:])) for query in pool}
     shown = demonstrations_of(queries)
-    others: dict[str, TwoHopQuery] = {}
+    others: dict[str, Query] = {}
     for query in queries:
         candidates = list(pool)
         random.Random(f"{seed} {query.id}").shuffle(candidates)
-        alike = [each for each in candidates if each.r2_template == query.r2_template]
+        alike = [each for each in candidates if each.templates[-1] == query.templates[-1]]
         for other in chain(alike, candidates):
             leaked = any(label in shown[query.id] for label in labels[other.id])
             if not leaked and names[other.id].isdisjoint(names[query.id]):
@@ -72,21 +72,16 @@ def choose_others(queries: QuerySet, seed: int) -> dict[str, TwoHopQuery]:
     return others
 
 
-def fingerprint(others: Mapping[str, TwoHopQuery]) -> str:
+def fingerprint(others: Mapping[str, Query]) -> str:
     """sha256 of which query stands beside which: for a run's settings."""
-    listed = [
-        [id, *(getattr(other, f"{entity}_label") for entity in ("e1", "e2", "e3"))]
-        for id, other in sorted(others.items())
-    ]
+    listed = [[id, *other.labels] for id, other in sorted(others.items())]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 class _Lenders:
     """Queries by id, of which those are counted and found whose answers share no given name."""
 
-    def __init__(
-        self, queries: Sequence[TwoHopQuery], answers: Mapping[str, frozenset[str]]
-    ) -> None:
+    def __init__(self, queries: Sequence[Query], answers: Mapping[str, frozenset[str]]) -> None:
         self._queries = queries
         self._with_name: dict[str, list[int]] = {}
         for place, query in enumerate(queries):
@@ -98,7 +93,7 @@ class _Lenders:
         """How many share no name with an answer."""
         return len(self._queries) - len(self._shared(answer))
 
-    def at(self, number: int, answer: frozenset[str]) -> TwoHopQuery:
+    def at(self, number: int, answer: frozenset[str]) -> Query:
         """One of those that share no name with an answer, by its number among them."""
         shared = self._shared(answer)
         skipped = bisect_right(range(len(shared)), number, key=lambda i: shared[i] - i)
@@ -112,23 +107,23 @@ class _Lenders:
         return self._sharing[answer]
 
 
-def second_relation(query: TwoHopQuery) -> tuple[str, str]:
-    """What makes two second relations the same."""
-    return query.r2, query.r2_template
+def last_relation(query: Query) -> tuple[str, str]:
+    """What makes two last relations the same."""
+    return query.relation_ids[-1], query.templates[-1]
 
 
-def first_relation(query: TwoHopQuery) -> tuple[str, str]:
+def first_relation(query: Query) -> tuple[str, str]:
     """What makes two first relations the same."""
-    return query.r1, query.r1_template
+    return query.relation_ids[0], query.templates[0]
 
 
 def choose_donors(
     queries: QuerySet,
     seed: int,
-    relation: Callable[[TwoHopQuery], tuple[str, str]] = second_relation,
+    relation: Callable[[Query], tuple[str, str]] = last_relation,
     same: bool = True,
 ) -> dict[str, Donor]:
-    """For each query another one with another answer, of the same second relation if possible.
+    """For each query another one with another answer, of the same last relation if possible.
 
     Args:
         queries: the queries, which are also the donors.
@@ -140,9 +135,9 @@ def choose_donors(
         Donors by query id; a query to which none fits is left out, and a warning says so.
     """
     ordered = sorted(queries, key=lambda query: query.id)
-    answers = {q.id: frozenset(normalise(name) for name in q.names("e3")) for q in ordered}
+    answers = {q.id: frozenset(normalise(name) for name in q.names(q.answer)) for q in ordered}
     everyone = _Lenders(ordered, answers)
-    asking: dict[tuple[str, str], list[TwoHopQuery]] = {}
+    asking: dict[tuple[str, str], list[Query]] = {}
     for query in ordered:
         asking.setdefault(relation(query), []).append(query)
     if not same:
@@ -173,7 +168,7 @@ def choose_donors(
             strange,
             len(queries),
             which[0],
-            "second" if relation is second_relation else "first",
+            "last" if relation is last_relation else "first",
             which[1],
         )
     return donors

@@ -47,8 +47,9 @@ from hopscope.prompting.query_prompts import QueryPrompts, question
 from hopscope.prompting.tokenized import TokenizedPrompt
 from hopscope.queries.answers import MATCHES, Match
 from hopscope.queries.prompts import Prompt
+from hopscope.queries.query import Form, Query, Span, relation_only
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import FORMS, Form, Span, TwoHopQuery, relation_only
+from hopscope.queries.two_hop_query import FORMS
 
 Placeholder = Literal["", "e1", "e2", "r2"]
 PLACEHOLDERS: tuple[Placeholder, ...] = ("", "e1", "e2", "r2")
@@ -87,7 +88,7 @@ class Place:
         one_of("position", self.position, POSITIONS)
         one_of("placeholder", self.placeholder, PLACEHOLDERS)
 
-    def prompt(self, base: Prompt, query: TwoHopQuery) -> Prompt:
+    def prompt(self, base: Prompt, query: Query) -> Prompt:
         """The prompt of a query with what stands before and after the question of another one."""
         if self.placeholder == "r2":
             query = replace(query, r2_template=f"the {X} of {{}}", r2_ending=" is")
@@ -309,7 +310,7 @@ class _Bound:
     """
 
     route: Route
-    asked: Mapping[str, TwoHopQuery]
+    asked: Mapping[str, Query]
     donors: Mapping[str, Donor]
 
     @classmethod
@@ -334,7 +335,7 @@ class _CrossPatcher(CellPatcher):
     routes: Mapping[str, _Bound]
     prompts: Mapping[str, QueryPrompts]
 
-    def vectors(self, query: TwoHopQuery) -> Iterator[tuple[str, QueryPrompts, Vectors]]:
+    def vectors(self, query: Query) -> Iterator[tuple[str, QueryPrompts, Vectors]]:
         runs: dict[tuple[int, ...], CleanRun] = {}  # several routes read or write one prompt
 
         def clean(place: Place, prompt: TokenizedPrompt) -> CleanRun:
@@ -364,23 +365,23 @@ class _CrossPatcher(CellPatcher):
             given = Vectors(target, run, token, states, asked, donor, told)
             yield name, self.prompts[route.target.form], given
 
-    def _tokenized(self, place: Place, of: TwoHopQuery, asked: TwoHopQuery) -> TokenizedPrompt:
+    def _tokenized(self, place: Place, of: Query, asked: Query) -> TokenizedPrompt:
         """The prompt that asks for one query after the demonstrations of another."""
         prompts = self.prompts[place.form]
         prompt = place.prompt(prompts.by_query[of.id], asked)
         return TokenizedPrompt.of(prompts.model, prompt, prompts.room)
 
 
-def _relation_spans(prompt: Prompt, query: TwoHopQuery) -> dict[str, Span]:
+def _relation_spans(prompt: Prompt, query: Query) -> dict[str, Span]:
     """The spans of the nouns of the relations that a prompt has, as `r1` and `r2`."""
     start, spans = prompt.few_shot, {}
-    argument = query.e2_label if prompt.form == "second_hop" else query.e1_label
+    argument = query.label("e2") if prompt.form == "second_hop" else query.label("e1")
     if "r1e1" in prompt.spans:
         phrase = prompt.spans["r1e1"]
-        spans["r1"] = _noun(query.r1_template, query.e1_label, phrase[0])
+        spans["r1"] = _noun(query.template("r1"), query.label("e1"), phrase[0])
         argument = prompt.text[slice(*phrase)]
     if prompt.form != "first_hop":
-        spans["r2"] = _noun(query.r2_template, argument, start)
+        spans["r2"] = _noun(query.template("r2"), argument, start)
     return spans
 
 

@@ -7,7 +7,7 @@ another prompt. Beside it stands how often the names of another query's entities
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, get_args
 
@@ -23,18 +23,26 @@ from hopscope.engine.read_out import ReadOut
 from hopscope.engine.sampling import Sampling
 from hopscope.errors import UsageError, one_of
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
-from hopscope.experiments.arguments import AtLeast, Layers, ListOf, OneOf
+from hopscope.experiments.arguments import AtLeast, Layers, ListOf, OneOf, Queries
 from hopscope.experiments.randomness import generator_for
+from hopscope.experiments.two_hop.chains import ENDS, bridges_of, positions_of
 from hopscope.experiments.two_hop.controls import choose_others, fingerprint
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.token_model import TokenModel
 from hopscope.prompting.query_prompts import QueryPrompts, question
 from hopscope.queries.answers import MATCHES, Match, delimited, matches
+from hopscope.queries.query import ENTITIES, Query
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.wording import layer_in_words, percent, row_where, verdict, with_interval
+from hopscope.results.wording import (
+    entity_name,
+    layer_in_words,
+    percent,
+    row_where,
+    verdict,
+    with_interval,
+)
 from hopscope.statistics import first_layer_shares, paired_intervals
 
 if TYPE_CHECKING:
@@ -57,14 +65,11 @@ PROMPTS = {
 """Target prompts of Patchscopes, and the `sentences` of Hopping Too Late; the placeholder is the
 last token."""
 
-Entity = Literal["e1", "e2", "e3", "other"]
-ENTITIES = ("e1", "e2", "e3")
-CONTROLS = ("e2_other", "e3_other")
+CONTROLS = tuple(f"{entity}_other" for entity in ENTITIES[1:])
 Naming = Literal["anywhere", "delimited"]
 NAMINGS = get_args(Naming)
 Drawing = Literal["model", "checkpoint"]
 DRAWINGS = get_args(Drawing)
-POSITIONS = ("t1", "t2", "e1")
 PER_PART = 2
 
 
@@ -75,8 +80,8 @@ class Description(Result):
     `frame` has one row a query, target prompt, position, sample and cell: `source_layer`,
     `target_layer` (0-based blocks whose outputs are read and replaced); whether the text names
     `e1`, `e2`, `e3`; as chance levels `e2_other`, `e3_other`, the bridge and answer of another
-    query; and the `generation`. Sample 0 of a greedy run is greedy. `details` has one row a query
-    and position.
+    query; and the `generation`; of more hops also `e4`, `e5` and their controls. Sample 0 of a
+    greedy run is greedy. `details` has one row a query and position.
     """
 
     kind = "description"
@@ -88,10 +93,16 @@ class Description(Result):
         "sample": "int64",
         "source_layer": "int64",
         "target_layer": "int64",
-        **dict.fromkeys(ENTITIES, "bool"),
-        **dict.fromkeys(CONTROLS, "boolean"),
+        **dict.fromkeys(ENTITIES[:3], "bool"),
+        **dict.fromkeys(CONTROLS[:2], "boolean"),
         "generation": "str",
     }
+    further: ClassVar = dict.fromkeys((*ENTITIES[3:], *CONTROLS[2:]))
+
+    @property
+    def entities(self) -> list[str]:
+        """The entities of the queries that are looked for."""
+        return [entity for entity in ENTITIES if entity in self.frame]
 
     def described(self, seed: int = 0) -> pd.DataFrame:
         """Share of queries with some cell that names an entity, beside another query's entity.
@@ -118,11 +129,12 @@ class Description(Result):
             aggfunc="any",
             sort=False,
         )
-        found = found.reindex(columns=[*ENTITIES, *CONTROLS]).reset_index()
+        wanted = [*self.entities, *(f"{entity}_other" for entity in self.entities[1:])]
+        found = found.reindex(columns=wanted).reset_index()
         keys = ["prompt", "position", "entity"]
         tables = [
             paired_intervals(found.assign(entity=each), keys, f"{each}_other", each, seed)
-            for each in ("e2", "e3")
+            for each in self.entities[1:]
         ]
         return pd.concat(tables, ignore_index=True)
 
@@ -133,8 +145,9 @@ class Description(Result):
             Columns `prompt, position, e1, e2, e3, other`; one text may name several.
         """
         keys = ["prompt", "position"]
-        table = self.frame.assign(other=~self.frame[list(ENTITIES)].any(axis=1))
-        return table.groupby(keys, sort=False)[[*ENTITIES, "other"]].mean().reset_index()
+        entities = self.entities
+        table = self.frame.assign(other=~self.frame[entities].any(axis=1))
+        return table.groupby(keys, sort=False)[[*entities, "other"]].mean().reset_index()
 
     def first_layers(
         self, entity: str, position: str = "t1", prompt: str | None = None
@@ -144,10 +157,16 @@ class Description(Result):
         return chosen.set_index("query")["first_layer"]
 
     def heatmap(
-        self, entity: str = "e2", position: str = "t1", prompt: str | None = None
+        self, entity: str = "e2", position: str | None = None, prompt: str | None = None
     ) -> pd.DataFrame:
-        """Share of texts that name an entity; rows target, columns source layer."""
-        one_of("entity", entity, (*ENTITIES, *CONTROLS))
+        """Share of texts that name an entity; rows target, columns source layer.
+
+        Args:
+            entity: such as `e2`, or its control `e2_other`.
+            position: the first one of the run if None.
+            prompt: the first one of the run if None.
+        """
+        one_of("entity", entity, self._named)
         chosen = self.rows_with(self.frame, position=position, prompt=prompt)
         return chosen.pivot_table(
             index="target_layer", columns="source_layer", values=entity, aggfunc="mean"
@@ -166,11 +185,11 @@ class Description(Result):
     def findings(self) -> list[str]:
         described, gains = self.described(), self.above_chance()
         sentences = []
-        for entity, position in (("e2", "t1"), ("e2", "t2"), ("e3", "t2")):
+        for entity, position in self.places():
             row = row_where(described, entity=entity, position=position)
             if row is None:
                 continue
-            name = "the bridge" if entity == "e2" else "the answer"
+            name = f"the {entity_name(entity, len(self.entities) - 1)}"
             sentence = (
                 f"{name} is described at {position} in some cell for "
                 f"{with_interval(row['share'], row['low'], row['high'])} of the queries"
@@ -184,6 +203,19 @@ class Description(Result):
             sentences.append(f"{sentence}.")
         return sentences
 
+    def places(self) -> Iterator[tuple[str, str]]:
+        """What tells most: each bridge at its hop and at the end, and the answer at the end.
+
+        Yields:
+            Entity and position.
+        """
+        *bridges, answer = self.entities[1:]
+        last, there = f"t{len(bridges) + 1}", set(self.frame["position"])
+        for hop, bridge in enumerate(bridges, start=1):
+            yield from ((bridge, each) for each in (f"t{hop}", last) if each in there)
+        if last in there:
+            yield answer, last
+
     def grid(self) -> Grid | None:
         """What the interactive heatmap shows."""
         from hopscope.experiments.two_hop.grids import DescriptionGrid
@@ -193,21 +225,26 @@ class Description(Result):
     def plot(
         self,
         entity: str = "e2",
-        position: str = "t1",
+        position: str | None = None,
         prompt: str | None = None,
         ax: Axes | None = None,
     ) -> Axes:
         """Draw the source × target heatmap of one entity at one position."""
         from hopscope.plots import heatmaps
 
-        label = "texts that name it"
-        table = self.heatmap(entity, position, prompt)
-        return heatmaps.layer_heatmap(table, ax, f"{entity} described at {position}", label=label)
+        label, where = "texts that name it", self.in_run("position", position)
+        table = self.heatmap(entity, where, prompt)
+        return heatmaps.layer_heatmap(table, ax, f"{entity} described at {where}", label=label)
+
+    @property
+    def _named(self) -> list[str]:
+        """The columns that say whether a text names an entity."""
+        return [each for each in (*ENTITIES, *CONTROLS) if each in self.frame]
 
     def _first(self) -> pd.DataFrame:
         keys = ["query", "prompt", "position"]
         tables = []
-        for entity in (*ENTITIES, *CONTROLS):
+        for entity in self._named:
             named = self.frame[entity].fillna(False).astype(bool)
             table = self.frame[keys].assign(first_layer=self.frame["source_layer"].where(named))
             known = self.frame[entity].notna()
@@ -240,7 +277,8 @@ class TargetPrompts:
     subsets=("incorrect", "correct"),
     order=20,
     accepts={
-        "positions": ListOf(POSITIONS),
+        "queries": Queries(),
+        "positions": ListOf(ENDS, optional=True),
         "prompts": TargetPrompts(),
         "source_layers": Layers(),
         "target_layers": Layers(),
@@ -264,7 +302,7 @@ class TargetPrompts:
 def describe(
     model: LanguageModel,
     queries: QuerySet,
-    positions: Sequence[str] = ("t1", "t2"),
+    positions: Sequence[str] | None = None,
     prompts: Sequence[str] | Mapping[str, str] = ("description",),
     source_layers: Iterable[int] | None = None,
     target_layers: Iterable[int] | None = None,
@@ -285,7 +323,8 @@ def describe(
     Args:
         model: the model.
         queries: any; usually `graded.correct()` or `graded.incorrect()`.
-        positions: any of `t1`, `t2`, `e1`.
+        positions: any of `t1`, `t2`, …, the ends of the hops' phrases, and `e1`; the end of each
+            hop if None.
         prompts: `description`, `identity` and `sentences` (those of the paper's code), or texts of
             your own by name, the placeholder last.
         source_layers: blocks whose outputs are read; all if None.
@@ -314,7 +353,7 @@ def describe(
     drawn_as = Sampling.of_checkpoint(model) if sampling == "checkpoint" else Sampling()
     others = choose_others(queries, options.seed)
     settings = {
-        "positions": positions,
+        "positions": positions_of(queries, positions),
         "prompts": prompts,
         "source_layers": source_layers,
         "target_layers": target_layers,
@@ -357,7 +396,7 @@ class _Describer:
 
     prompts: QueryPrompts
     targets: Mapping[str, _Target]
-    others: Mapping[str, TwoHopQuery]
+    others: Mapping[str, Query]
     settings: Mapping[str, Any]
     sampling: Sampling
 
@@ -376,9 +415,9 @@ class _Describer:
                         "position": position,
                         "question": question(prompt),
                         "token": self.prompts.model.decode([prompt.ids[at]]),
-                        "source": query.e1_label,
-                        "bridge": query.e2_label,
-                        "answer": query.e3_label,
+                        "source": query.labels[0],
+                        "bridge": bridges_of(query),
+                        "answer": query.labels[-1],
                         "other": self._other(query.id),
                     }
                 )
@@ -425,7 +464,7 @@ class _Describer:
         return pd.concat(frames, ignore_index=True)
 
     def _frame(
-        self, query: TwoHopQuery, texts: Sequence[str], prompt: str, position: str, sample: int
+        self, query: Query, texts: Sequence[str], prompt: str, position: str, sample: int
     ) -> pd.DataFrame:
         """One row a cell: the text it gives, and which entities that names."""
         sources, targets = self.settings["source_layers"], self.settings["target_layers"]
@@ -454,14 +493,16 @@ class _Describer:
             drawn.append(torch.rand(each, tokens, generator=generator))
         return torch.cat(drawn)
 
-    def _named(self, query: TwoHopQuery, texts: Sequence[str]) -> dict[str, pd.Series[Any]]:
+    def _named(self, query: Query, texts: Sequence[str]) -> dict[str, pd.Series[Any]]:
         """Which entities each text names; missing for the controls of a query without another."""
-        other, own = self.others.get(query.id), query.names("e1")
-        names = {"e1": own, "e2": query.names("e2"), "e3": query.names("e3")}
+        other, entities = self.others.get(query.id), query.entities
+        names = {entity: query.names(entity) for entity in entities}
+        controls = [f"{entity}_other" for entity in entities[1:]]
         distinct = list(dict.fromkeys(texts))
         verdicts = {text: self._entities_in(text, names) for text in distinct}
         if other is not None:
-            theirs = {"e1": own, "e2_other": other.names("e2"), "e3_other": other.names("e3")}
+            theirs = {"e1": names["e1"]}
+            theirs |= {f"{entity}_other": other.names(entity) for entity in entities[1:]}
             verdicts = {
                 text: {**self._entities_in(text, theirs), **found}
                 for text, found in verdicts.items()
@@ -469,9 +510,9 @@ class _Describer:
         return {
             entity: pd.Series(
                 [verdicts[text].get(entity) for text in texts],
-                dtype="bool" if entity in ENTITIES else "boolean",
+                dtype="bool" if entity in entities else "boolean",
             )
-            for entity in (*ENTITIES, *CONTROLS)
+            for entity in (*entities, *controls)
         }
 
     def _entities_in(self, text: str, names: Mapping[str, Sequence[str]]) -> dict[str, bool]:

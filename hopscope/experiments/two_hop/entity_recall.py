@@ -33,8 +33,8 @@ from hopscope.probes import LogitLens
 from hopscope.prompting.capture import capture
 from hopscope.prompting.query_prompts import QueryPrompts, question, with_first_tokens
 from hopscope.queries.prompts import Prompt
+from hopscope.queries.query import Query, relation_only
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import TwoHopQuery, relation_only
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.wording import (
@@ -187,12 +187,12 @@ def _other_relations(queries: QuerySet, seed: int) -> dict[str, str]:
     """For each query id the template of another first relation, if possible of the same type."""
     known: dict[str, str] = {}
     for query in all_candidates(queries):
-        known.setdefault(query.r1_template, query.e1_type)
+        known.setdefault(query.template("r1"), query.entity_types[0])
     chosen: dict[str, str] = {}
     for query in queries:
-        own = relation_only(query.r1_template)
+        own = relation_only(query.template("r1"))
         others = [template for template in known if relation_only(template) != own]
-        same = [template for template in others if known[template] == query.e1_type]
+        same = [template for template in others if known[template] == query.entity_types[0]]
         pool = same or others
         if pool:
             draw = torch.randint(len(pool), (), generator=generator_for(seed, query.id, "r1"))
@@ -236,17 +236,17 @@ class _Measurer:
                 )
         return {"frame": Recall.joined(frames), "details": self._details(queries)}
 
-    def _substituted(self, query: TwoHopQuery, substitute: str) -> Prompt | None:
+    def _substituted(self, query: Query, substitute: str) -> Prompt | None:
         prompt = self.prompts.by_query[query.id]
         if substitute == "e1":
             partner = self.pairs[query.id].partner
             if self._token(partner) == self._token(query):
                 return None  # the bridges cannot be told apart by their first tokens
-            return with_substitution(prompt, query, e1_label=partner.e1_label)
+            return with_substitution(prompt, query, e1_label=partner.label("e1"))
         template = self.relations.get(query.id)
         return None if template is None else with_substitution(prompt, query, r1_template=template)
 
-    def _entrec(self, prompts: Sequence[Prompt], queries: Sequence[TwoHopQuery]) -> list[Tensor]:
+    def _entrec(self, prompts: Sequence[Prompt], queries: Sequence[Query]) -> list[Tensor]:
         """For each query the log-probability of its bridge's first token at t1, by layer."""
         model = self.prompts.model
         acts = capture(model, prompts, ["resid_post"], ["t1"])["resid_post"][:, 0]
@@ -256,7 +256,7 @@ class _Measurer:
             for states, token in zip(acts, tokens, strict=True)
         ]
 
-    def _token(self, query: TwoHopQuery) -> int:
+    def _token(self, query: Query) -> int:
         """The first token of a query's bridge, an article left out."""
         return next(iter(bridge_token(self.prompts.model, query)), -1)
 
@@ -264,7 +264,7 @@ class _Measurer:
         two_hop = self._next_token([self.prompts.by_query[query.id] for query in queries])
         own = [self.second.by_query[query.id] for query in queries]
         partners = [
-            with_substitution(prompt, query, e2_label=self.pairs[query.id].partner.e2_label)
+            with_substitution(prompt, query, e2_label=self.pairs[query.id].partner.label("e2"))
             for prompt, query in zip(own, queries, strict=True)
         ]
         scores = [consistency(two_hop, self._next_token(prompts)) for prompts in (own, partners)]
@@ -272,12 +272,12 @@ class _Measurer:
             {
                 "query": query.id,
                 "prompt": question(self.prompts.prompt(query)),
-                "bridge": query.e2_label,
+                "bridge": query.label("e2"),
                 "bridge_token": self.prompts.model.texts_of(
                     bridge_token(self.prompts.model, query)
                 ),
                 "partner": self.pairs[query.id].partner.id,
-                "partner_bridge": self.pairs[query.id].partner.e2_label,
+                "partner_bridge": self.pairs[query.id].partner.label("e2"),
                 "other_relation": self.relations.get(query.id),
                 "consistency": float(scores[0][index]),
                 "consistency_other": float(scores[1][index]),
@@ -295,9 +295,9 @@ class _Measurer:
         return logprobs
 
 
-def bridge_token(model: LanguageModel, query: TwoHopQuery) -> tuple[int, ...]:
+def bridge_token(model: LanguageModel, query: Query) -> tuple[int, ...]:
     """The first token of a query's bridge, an article left out; none if it does not tell."""
-    return model.first_tokens([query.e2_label], variants=True, required=False)[:1]
+    return model.first_tokens([query.label("e2")], variants=True, required=False)[:1]
 
 
 def consistency(a: Tensor, b: Tensor) -> np.ndarray:

@@ -23,16 +23,17 @@ from hopscope.experiments.analysis import (
     run_elsewhere,
     run_in_parts,
 )
-from hopscope.experiments.arguments import AtLeast, Flag, InstanceOf, OneOf
+from hopscope.experiments.arguments import AtLeast, Flag, InstanceOf, OneOf, Queries
 from hopscope.experiments.recipe import recipe_of
 from hopscope.experiments.registry import REGISTERED
+from hopscope.experiments.two_hop.chains import bridges_of
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.generation import answer_text, reads_one_line, stop_at_line_end
 from hopscope.prompting.query_prompts import question
 from hopscope.prompting.tokenized import TokenizedPrompt, by_prefix
 from hopscope.queries.answers import MATCHES, Match, matches
+from hopscope.queries.query import CUT, HOPS, Form, forms_of
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import FORMS, Form
 from hopscope.results.recipes import recording
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables, is_run, read_run
@@ -49,8 +50,9 @@ PER_PART = 128
 BATCH = 128
 LEAST_CHANCE = 0.5
 """Of finding enough queries of any subset that lacks some, below which no more are graded."""
+SHORTCUTS = tuple(form for form, asked in forms_of(2).items() if asked.like != form)
+"""Those of two hops."""
 SUBSETS = ("correct", "incorrect", "inconsistent")
-SHORTCUTS: tuple[Form, ...] = ("entity_shortcut", "relation_shortcut")
 RelationShortcut = Literal["whole", "cut"]
 RELATION_SHORTCUTS = get_args(RelationShortcut)
 
@@ -78,18 +80,37 @@ class Grading(Result):
         table = self.frame.pivot_table(
             index="query", columns="form", values="correct", aggfunc="first", sort=False
         )
-        return table[list(FORMS)].astype(bool)
+        return table[list(self.forms)].astype(bool)
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """The forms that were asked, the composition first."""
+        return tuple(dict.fromkeys(self.frame["form"]))
+
+    @property
+    def hops(self) -> tuple[Form, ...]:
+        """The forms that ask a single hop."""
+        return tuple(form for form in self.forms if form in HOPS)
+
+    @property
+    def shortcuts(self) -> tuple[Form, ...]:
+        """The forms that leave something out."""
+        known = forms_of(len(self.hops))
+        return tuple(form for form in self.forms if known[form].like != form)
 
     def correct(self, queries: QuerySet | None = None) -> QuerySet:
-        """The queries with first hop and composition right and no shortcut right."""
+        """The queries with the bridges and the composition right and no shortcut right.
+
+        The bridges are right if all hops but the last one are.
+        """
         return self.subset("correct", queries)
 
     def incorrect(self, queries: QuerySet | None = None) -> QuerySet:
-        """The queries with both hops right, the composition wrong, and no shortcut right."""
+        """The queries with all single hops right, the composition wrong, and no shortcut right."""
         return self.subset("incorrect", queries)
 
     def inconsistent(self, queries: QuerySet | None = None) -> QuerySet:
-        """The queries with both hops right and the composition wrong, whatever the shortcuts.
+        """The queries with all hops right and the composition wrong, whatever the shortcuts.
 
         CaKE (2025) analyses these.
         """
@@ -101,15 +122,14 @@ class Grading(Result):
         of_subset = {name: int(those.sum()) for name, those in self._subsets(table).items()}
         return {"graded": len(table), **of_subset}
 
-    @staticmethod
-    def _subsets(table: pd.DataFrame) -> dict[str, pd.Series[bool]]:
+    def _subsets(self, table: pd.DataFrame) -> dict[str, pd.Series[bool]]:
         """Which queries are of each subset, by verdicts."""
-        shortcut = table[list(SHORTCUTS)].any(axis=1)
-        hops = table["first_hop"] & table["second_hop"]
+        whole, shortcut = table[self.forms[0]], table[list(self.shortcuts)].any(axis=1)
+        bridges, hops = (table[list(each)].all(axis=1) for each in (self.hops[:-1], self.hops))
         return {
-            "correct": table["first_hop"] & table["two_hop"] & ~shortcut,
-            "incorrect": hops & ~table["two_hop"] & ~shortcut,
-            "inconsistent": hops & ~table["two_hop"],
+            "correct": bridges & whole & ~shortcut,
+            "incorrect": hops & ~whole & ~shortcut,
+            "inconsistent": hops & ~whole,
         }
 
     def subset(self, name: str, queries: QuerySet | None = None) -> QuerySet:
@@ -135,7 +155,8 @@ class Grading(Result):
         """Share right for each form and share in each subset, with Wilson 95 % intervals."""
         table = self.verdicts()
         subsets = self._subsets(table)
-        table["both_hops"] = table["first_hop"] & table["second_hop"]
+        every = "both_hops" if len(self.hops) == 2 else "all_hops"
+        table[every] = table[list(self.hops)].all(axis=1)
         table = table.assign(**subsets)
         rows = []
         for name in table.columns:
@@ -151,15 +172,18 @@ class Grading(Result):
         share = {
             what: with_interval(row["share"], row["low"], row["high"]) for what, row in rows.items()
         }
+        every = "both" if len(self.hops) == 2 else "all"
+        hops = ", ".join(f"{share[form]} {form.replace('_', ' ')}s" for form in self.hops)
+        short = [f"{shortcut_name(form)} {share[form]}" for form in self.shortcuts]
+        alone = f"Shortcuts give the answer: {', '.join(short)}. Without them, " if short else ""
         return [
-            f"Of {rows['correct']['n']} queries the model has {share['first_hop']} first hops, "
-            f"{share['second_hop']} second hops and {share['two_hop']} compositions right; both "
-            f"single hops in {share['both_hops']}.",
-            f"The entity shortcut alone gives the answer in {share['entity_shortcut']}, the "
-            f"relation shortcut in {share['relation_shortcut']}. Without shortcuts, "
-            f"{rows['correct']['right']} queries are answered (subset correct), and "
-            f"{rows['incorrect']['right']} fail although both hops are known (subset incorrect); "
-            f"with them, {rows['inconsistent']['right']} do (subset inconsistent).",
+            f"Of {rows['correct']['n']} queries the model has {hops} and "
+            f"{share[self.forms[0]]} compositions right; {every} single hops in "
+            f"{share[f'{every}_hops']}.",
+            f"{alone}{rows['correct']['right']} queries are answered (subset correct), and "
+            f"{rows['incorrect']['right']} fail although {every} hops are known (subset "
+            f"incorrect); whatever the shortcuts, {rows['inconsistent']['right']} do "
+            "(subset inconsistent).",
         ]
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -167,6 +191,12 @@ class Grading(Result):
         from hopscope.experiments.two_hop import plots
 
         return plots.grading_bars(self.summary(), ax)
+
+
+def shortcut_name(form: Form) -> str:
+    """What a shortcut is called in a sentence."""
+    words = form.replace("_", " ")
+    return f"the question {words}" if words.startswith("without") else f"the {words}"
 
 
 @analysis(
@@ -178,6 +208,7 @@ class Grading(Result):
     asks="queries",
     order=0,
     accepts={
+        "queries": Queries(),
         "match": OneOf(MATCHES),
         "max_new_tokens": AtLeast(1),
         "relation_shortcut": OneOf(RELATION_SHORTCUTS),
@@ -200,9 +231,10 @@ def grade(
     relation_shortcut: RelationShortcut = "whole",
     **run: Unpack[RunKeywords],
 ) -> Grading:
-    """Ask each query's first hop, second hop, two hops and both shortcuts, greedily.
+    """Ask each query's single hops, all of them at once, and its shortcuts, greedily.
 
-    Hopping Too Late, section 3. Prompts with the same demonstrations are
+    Hopping Too Late, section 3. Of three and four hops the parts of the chain between are asked,
+    too; `hopscope.queries.query.forms_of` names all forms. Prompts with the same demonstrations are
     one batch and share their keys and values.
 
     Args:
@@ -212,7 +244,7 @@ def grade(
         max_new_tokens: how many tokens are generated.
         one_line: whether an answer is the first line only; if None, for few-shot prompts.
         relation_shortcut: the two-hop prompt without e1 as a `whole` question, or, as the authors'
-            code has it, `cut` before its last four characters and without " is".
+            code has it, `cut` before its last four characters and without " is". Of two hops only.
 
     Returns:
         A `Grading`: `frame`, `summary()`, `correct()`, `incorrect()`, `inconsistent()`.
@@ -389,8 +421,8 @@ def _generations(
 ) -> dict[tuple[str, Form], tuple[str, str]]:
     """Prompt and generation of each query and form."""
     n_new, cut = settings["max_new_tokens"], settings["relation_shortcut"] == "cut"
-    written: dict[Form, Form] = {"relation_shortcut_cut": "relation_shortcut"} if cut else {}
-    asked = [form for form in FORMS if form not in written.values()] + list(written)
+    written = {CUT: "relation_shortcut"} if cut and "relation_shortcut" in queries.forms else {}
+    asked = [form for form in queries.forms if form not in written.values()] + list(written)
     prompts = [
         TokenizedPrompt.of(model, prompt, room=n_new)
         for form in asked
@@ -419,9 +451,11 @@ def _verdicts(
 ) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for query in queries:
-        for form in FORMS:
+        for form, asked in forms_of(query.n_hops).items():
+            if form not in query.forms:
+                continue
             prompt, generation = generations[query.id, form]
-            names = query.names("e2" if form == "first_hop" else "e3")
+            names = query.names(asked.answer)
             rows.append(
                 {
                     "query": query.id,
@@ -435,5 +469,5 @@ def _verdicts(
 
 
 def _answers(queries: QuerySet) -> pd.DataFrame:
-    rows = [(query.id, query.e1_label, query.e2_label, query.e3_label) for query in queries]
+    rows = [(query.id, query.labels[0], bridges_of(query), query.labels[-1]) for query in queries]
     return pd.DataFrame(rows, columns=["query", "source", "bridge", "answer"])

@@ -14,8 +14,9 @@ from hopscope.display.grid import EVERYTHING, Axis, Choice, Kind, Measure, Optio
 from hopscope.experiments.two_hop.path_ends import RECEIVER, SENDER, end_name, ends_of
 from hopscope.plots.figures import title_of
 from hopscope.plots.style import CONTROLS
+from hopscope.queries.query import ENTITIES
 from hopscope.results.result import Result
-from hopscope.results.wording import ENTITY_NAMES, SITE_LABELS
+from hopscope.results.wording import SITE_LABELS, entity_name
 
 HIT = Measure("hit", "answered", "yes")
 ANSWERED = Measure("hit", "queries answered", "share")
@@ -189,10 +190,11 @@ class DescriptionGrid(_LayerGrid):
         cells = frame[
             (frame["position"] == chosen["position"]) & (frame["prompt"] == chosen["prompt"])
         ]
+        n = sum(entity in frame for entity in ENTITIES) - 1
         entities = {
-            f"{entity}{other}": f"names {'another ' if other else 'the '}{ENTITY_NAMES[entity]}"
+            f"{entity}{other}": f"names {'another' if other else 'the'} {entity_name(entity, n)}"
             for other in ("", "_other")
-            for entity in ("e2", "e3", "e1")
+            for entity in (*ENTITIES[1:], "e1")
             if f"{entity}{other}" in frame
         }
         everything = chosen["query"] == EVERYTHING

@@ -12,8 +12,8 @@ from hopscope.experiments.two_hop import controls
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.answers import normalise
 from hopscope.queries.prompts import Prompt
+from hopscope.queries.query import Query
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import TwoHopQuery
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +30,8 @@ class Pair:
         tokens: the first token of each one's answer; they differ.
     """
 
-    query: TwoHopQuery
-    partner: TwoHopQuery
+    query: Query
+    partner: Query
     tokens: tuple[int, int]
 
 
@@ -45,34 +45,34 @@ class Alike:
         told: the partner in words, for messages.
     """
 
-    common: Callable[[TwoHopQuery], tuple[str, ...]]
-    apart: Callable[[TwoHopQuery], set[str]]
+    common: Callable[[Query], tuple[str, ...]]
+    apart: Callable[[Query], set[str]]
     told: str
 
 
-def _answer(query: TwoHopQuery) -> set[str]:
-    return {normalise(name) for name in query.names("e3")}
+def _answer(query: Query) -> set[str]:
+    return {normalise(name) for name in query.names(query.answer)}
 
 
-def _relations(query: TwoHopQuery) -> tuple[str, ...]:
-    return query.r1_template, query.r2_template, query.r2_ending
+def _relations(query: Query) -> tuple[str, ...]:
+    return *query.templates, query.endings[-1]
 
 
 OTHER_SOURCE = Alike(
     _relations,
-    lambda query: {*controls.names_of(query), f"source {normalise(query.e1_label)}"},
+    lambda query: {*controls.names_of(query), f"source {normalise(query.labels[0])}"},
     "with the same two relations, another bridge and another answer",
 )
 """Another source entity: r2(r1(e1′))."""
 OTHER_FIRST_RELATION = Alike(
-    lambda query: (normalise(query.e1_label), query.r2_template, query.r2_ending),
-    lambda query: {*_answer(query), f"relation {query.r1_template}"},
+    lambda query: (normalise(query.label("e1")), query.template("r2"), query.endings[-1]),
+    lambda query: {*_answer(query), f"relation {query.templates[0]}"},
     "with the same source entity and second relation, another first relation and another answer",
 )
 """Another first relation: r2(r1′(e1))."""
 OTHER_SECOND_RELATION = Alike(
-    lambda query: (normalise(query.e2_label),),
-    lambda query: {*_answer(query), f"relation {query.r2_template}"},
+    lambda query: (normalise(query.label("e2")),),
+    lambda query: {*_answer(query), f"relation {query.templates[-1]}"},
     "with the same bridge, another second relation and another answer",
 )
 """Another second relation of the same bridge: r2′(e2)."""
@@ -95,7 +95,7 @@ def pair_up(
     Raises:
         QueryError: if no query has a partner.
     """
-    groups: dict[tuple[str, ...], list[TwoHopQuery]] = {}
+    groups: dict[tuple[str, ...], list[Query]] = {}
     candidates = controls.all_candidates(queries)
     for query in candidates:
         groups.setdefault(alike.common(query), []).append(query)
@@ -128,8 +128,8 @@ def pair_up(
 
 def _partner(
     model: LanguageModel,
-    query: TwoHopQuery,
-    pool: list[TwoHopQuery],
+    query: Query,
+    pool: list[Query],
     seed: int,
     shown: str,
     asked: str,
@@ -138,11 +138,11 @@ def _partner(
 
     Both answers are told by the tokens that continue the query's question, `asked`.
     """
-    token = model.first_tokens([query.e3_label], required=False, after=asked)
+    token = model.first_tokens([query.labels[-1]], required=False, after=asked)
     random.Random(f"{seed} {query.id}").shuffle(pool)
     for other in pool if token else ():
-        theirs = model.first_tokens([other.e3_label], required=False, after=asked)
-        labels = (other.e1_label, other.e2_label, other.e3_label)
+        theirs = model.first_tokens([other.labels[-1]], required=False, after=asked)
+        labels = other.labels
         tells = theirs and theirs[0] != token[0]
         if tells and not any(normalise(label) in shown for label in labels):
             return Pair(query, other, (token[0], theirs[0]))
@@ -154,6 +154,6 @@ def fingerprint(pairs: Mapping[str, Pair]) -> str:
     return controls.fingerprint({id: pair.partner for id, pair in pairs.items()})
 
 
-def with_substitution(prompt: Prompt, query: TwoHopQuery, **changes: str) -> Prompt:
+def with_substitution(prompt: Prompt, query: Query, **changes: str) -> Prompt:
     """A query's prompt with other labels or templates, after the same demonstrations."""
-    return prompt.with_question(replace(query, **changes))  # type: ignore[arg-type]
+    return prompt.with_question(replace(query, **changes))

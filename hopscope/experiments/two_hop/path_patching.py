@@ -51,8 +51,8 @@ from hopscope.models.language_model import LanguageModel
 from hopscope.models.token_model import FIRST_TOKENS
 from hopscope.prompting.capture import Site, capture
 from hopscope.prompting.tokenized import TokenizedPrompt
+from hopscope.queries.query import Query
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.wording import (
@@ -372,7 +372,7 @@ class _PathPatcher(Patcher):
         beside = layer == receiver_layer and read.after_attention and site in ("attn_out", "z")
         return layer < receiver_layer or beside
 
-    def cells(self, query: TwoHopQuery) -> tuple[Sequence[Where], list[Cell]]:
+    def cells(self, query: Query) -> tuple[Sequence[Where], list[Cell]]:
         prompt, model = self.prompts.prompt(query), self.prompts.model
         positions = self.settings["positions"]
         own, read = self.states(prompt), self._captured(prompt, self.settings["receivers"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import cycle
+from collections.abc import Mapping
+from itertools import cycle, product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,7 +41,8 @@ from hopscope.plots.style import (
     legend_below,
     text_size,
 )
-from hopscope.results.wording import ENTITY_NAMES, SITE_LABELS, SUBSTITUTES
+from hopscope.queries.query import ENTITIES, POSITIONS
+from hopscope.results.wording import SITE_LABELS, SUBSTITUTES, entity_name
 
 FORM_LABELS = {
     "first_hop": "first hop",
@@ -52,6 +54,25 @@ FORM_LABELS = {
     "correct": "subset: correct",
     "incorrect": "subset: incorrect",
 }
+"""What the bars of a grading of two hops are called, in their order."""
+
+
+def form_label(what: str) -> str:
+    """What a bar of a grading is called.
+
+    Example:
+        >>> form_label("third_hop"), form_label("three_hop"), form_label("hops_2_3")
+        ('third hop', 'three hops', 'hops 2 to 3')
+    """
+    if what in FORM_LABELS:
+        return FORM_LABELS[what]
+    words = what.split("_")
+    if words[0] == "hops":
+        return f"hops {words[1]} to {words[2]}"
+    if what == "all_hops":
+        return "all single hops"
+    several = words[0] in ("three", "four") and words[-1] == "hop"
+    return " ".join(words) + "s" * several
 
 
 def success_bars(
@@ -84,7 +105,9 @@ def success_bars(
 
 def described_places(described: pd.DataFrame) -> dict[tuple[str, str], int]:
     """Where `described_bars` has each entity at each position, by both; those that there are."""
-    wanted = [("e2", "t1"), ("e2", "t2"), ("e3", "t1"), ("e3", "t2")]
+    named = [each for each in ENTITIES[1:] if each in set(described["entity"])]
+    positions = [each for each in POSITIONS if each in set(described["position"])]
+    wanted = list(product(named, positions))
     there = set(zip(described["entity"], described["position"], strict=True))
     return {each: place for place, each in enumerate(each for each in wanted if each in there)}
 
@@ -110,9 +133,9 @@ def described_bars(described: pd.DataFrame, ax: Axes | None = None, title: str =
         table = described.drop_duplicates(["entity", "position"]).set_index(["entity", "position"])
         rows = table.reindex([(f"{entity}{other}", position) for entity, position in named])
         bars(ax, np.arange(len(named)) + offset, rows, "share", 0.37, **bar_look(look))
-    ax.set_xticks(
-        range(len(named)), [f"{ENTITY_NAMES[entity]}\nat {position}" for entity, position in named]
-    )
+    n_hops = max(int(entity[1:]) for entity, _ in named) - 1 if named else 2
+    names = [f"{entity_name(entity, n_hops)}\nat {position}" for entity, position in named]
+    ax.set_xticks(range(len(named)), names)
     ax.set(ylabel="queries, in any cell", title=title)
     share_axis(ax)
     return ax
@@ -142,15 +165,24 @@ def knockout_lines(
     )
 
 
-TARGET_COLORS = {"e2": BLUE, "e3": VERMILION, "prediction": BLACK}
-TARGET_CONTROLS = {
-    "e2": ("e2_other", "another query's bridge", "--"),
-    "e3": ("e3_other", "another query's answer", ":"),
-}
+BRIDGE_COLORS = (BLUE, GREEN, PINK)
+DASHES = dict(zip(ENTITIES[1:], ("--", ":", "-.", "--"), strict=True))
+"""The lines of the controls of targets."""
+
+
+def target_colors(n_hops: int = 2) -> dict[str, str]:
+    """The colour of each target of queries of n hops, in the order in which they are drawn."""
+    *bridges, answer = ENTITIES[1 : n_hops + 1]
+    found = dict(zip(bridges, BRIDGE_COLORS, strict=False))
+    return {**found, answer: VERMILION, "prediction": BLACK}
 
 
 def projection_lines(
-    by_layer: pd.DataFrame, ax: Axes | None = None, title: str = "", site: str | None = None
+    by_layer: pd.DataFrame,
+    ax: Axes | None = None,
+    title: str = "",
+    site: str | None = None,
+    n_hops: int = 2,
 ) -> Axes:
     """Share of queries in which a sublayer's output resolves each target, by layer.
 
@@ -161,18 +193,20 @@ def projection_lines(
         ax: where to draw.
         title: of the axes.
         site: the sublayer; the first one if None.
+        n_hops: how many hops the queries have.
     """
-    ax = axes_or_new(ax, 2.4)
+    ax, colors = axes_or_new(ax, 2.4), target_colors(n_hops)
     site = str(by_layer["site"].iloc[0]) if site is None else site
     here = by_layer[by_layer["site"] == site]
-    targets = [target for target in TARGET_COLORS if target in set(here["target"])]
+    targets = [target for target in colors if target in set(here["target"])]
     beside = Whiskers() if len(targets) == 1 else None
     for target, interval in zip(targets, lone_band(len(targets)), strict=True):
-        if target in TARGET_CONTROLS:
-            control, label, dash = TARGET_CONTROLS[target]
-            layer_line(ax, here[here["target"] == control], "share", GREY, dash, label, beside)
-        rows, color = here[here["target"] == target], TARGET_COLORS[target]
-        layer_line(ax, rows, "share", color, "-", ENTITY_NAMES[target], interval)
+        name = entity_name(target, n_hops)
+        if target != "prediction":
+            control, dash = here[here["target"] == f"{target}_other"], DASHES[target]
+            layer_line(ax, control, "share", GREY, dash, f"another query's {name}", beside)
+        rows, color = here[here["target"] == target], colors[target]
+        layer_line(ax, rows, "share", color, "-", name, interval)
     named = SITE_LABELS.get(site, site)
     layer_axis(ax, "layer", "queries that resolve it", f"{named} at {title}" if title else named)
     share_axis(ax)
@@ -196,10 +230,11 @@ def stage_axis(
         title: of the axes.
     """
     ax = axes_or_new(ax, 2.3)
-    colors = {1: BLUE, 2: GREEN, 3: PINK, 4: VERMILION}
+    n_hops = int(summary["number"].max()) // 2
+    of_stages = [*(BLUE, GREEN) * (n_hops - 1), PINK, VERMILION]
     labels = []
     for place, row in enumerate(summary.to_dict("records")):
-        color = colors[row["number"]]
+        color = of_stages[row["number"] - 1]
         layers = frame.loc[frame["stage"] == row["stage"], "first_layer"].dropna().to_numpy()
         if len(layers) >= FEWEST:
             ax.plot([row["low"], row["high"]], [place, place], "-", color=color, lw=2)
@@ -211,6 +246,43 @@ def stage_axis(
         labels.append(f"{row['number']}  {stage}\n{row['n']} of {row['queries']} queries")
     ax.set_yticks(range(len(summary)), labels)
     ax.set_ylim(len(summary) - 0.5, -0.5)
+    ax.set(xlabel="first layer", title=title)
+    ax.grid(axis="x", color=FAINT, lw=0.6)
+    ax.set_axisbelow(True)
+    return ax
+
+
+def first_layer_strips(
+    frame: pd.DataFrame, n_hops: int, ax: Axes | None = None, title: str = ""
+) -> Axes:
+    """The first layers of the entities of chains: every query a dot, the mean a diamond.
+
+    Args:
+        frame: `LayerOrder.frame` at one position.
+        n_hops: how many hops the queries have.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax, colors = axes_or_new(ax, 2.3), target_colors(n_hops)
+    entities = list(dict.fromkeys(frame["entity"]))
+    ticks, labels = [], []
+    for place, (entity, control) in enumerate(product(entities, ("none", "other"))):
+        color = colors[entity] if control == "none" else GREY
+        rows = frame[(frame["entity"] == entity) & (frame["control"] == control)]
+        layers = rows["first_layer"].dropna().to_numpy()
+        at = place + 0.6 * (place // 2)
+        ax.plot(
+            layers, at + _spread(layers), "o", ms=3, mec="white", mew=0.3, color=color, alpha=0.6
+        )
+        if len(layers):
+            ax.plot(layers.mean(), at, "D", ms=6, color=color, mec="white", mew=0.8)
+        name = entity_name(entity, n_hops)
+        ticks.append(at)
+        labels.append(
+            f"{name if control == 'none' else f'another {name}'}\n{len(layers)} of {len(rows)}"
+        )
+    ax.set_yticks(ticks, labels)
+    ax.set_ylim(ticks[-1] + 0.6, -0.6)
     ax.set(xlabel="first layer", title=title)
     ax.grid(axis="x", color=FAINT, lw=0.6)
     ax.set_axisbelow(True)
@@ -497,6 +569,58 @@ def _site_lines(ax: Axes, table: pd.DataFrame, value: str) -> None:
             )
 
 
+def condition_bars(
+    accuracy: pd.DataFrame,
+    gains: pd.DataFrame,
+    labels: Mapping[str, str],
+    ax: Axes | None = None,
+    title: str = "",
+) -> Axes:
+    """Share of right answers by condition, with what each repairs and breaks.
+
+    Args:
+        accuracy: `PromptConditions.accuracy()`.
+        gains: `PromptConditions.gains()`.
+        labels: what the conditions are called.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = axes_or_new(ax, 2.4)
+    changes = gains.set_index("condition")
+    names = []
+    for condition in accuracy["condition"]:
+        name = labels.get(condition, condition).replace(" ", "\n", 1)
+        if condition in changes.index:
+            name += f"\n+{changes.loc[condition, 'better']} −{changes.loc[condition, 'worse']}"
+        names.append(name)
+    places = np.arange(len(accuracy))
+    for part, look in ((places[:1], CONTROLS["other"]), (places[1:], CONTROLS["none"])):
+        rows = accuracy.iloc[part]
+        bars(ax, part, rows, "share", 0.7, **bar_look(look._replace(label="")))
+    ax.set_xticks(places, names)
+    ax.set(ylabel="queries answered right", title=title)
+    share_axis(ax)
+    return ax
+
+
+KIND_COLORS = (BLUE, BLUE, BLUE, GREY, SKY, GREEN, VERMILION, VERMILION)
+"""The colours of the bars of a grading, by the kinds of `_kind_of_form`."""
+
+
+def _kind_of_form(what: str) -> int:
+    """The place of a bar of a grading: single hops, parts of the chain, all hops, shortcuts, …"""
+    if what.startswith("hops_"):
+        return 1
+    if what in ("two_hop", "three_hop", "four_hop"):
+        return 2
+    if what.startswith("without_") or what.endswith("_shortcut"):
+        return 3
+    if what in ("both_hops", "all_hops"):
+        return 4
+    subsets = ("correct", "incorrect", "inconsistent")
+    return 5 + subsets.index(what) if what in subsets else 0
+
+
 def grading_bars(summary: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
     """Share of queries that pass each form, and that fall into each subset.
 
@@ -505,9 +629,11 @@ def grading_bars(summary: pd.DataFrame, ax: Axes | None = None, title: str = "")
         ax: where to draw.
         title: of the axes.
     """
-    ax = axes_or_new(ax, 2.6)
-    table = summary.set_index("what").loc[list(FORM_LABELS)].reset_index()
-    colors = [BLUE] * 3 + [GREY] * 2 + [SKY] + [GREEN, VERMILION]
+    ax = axes_or_new(ax, max(2.6, 0.3 * len(summary)))
+    order = [*FORM_LABELS, *(each for each in summary["what"] if each not in FORM_LABELS)]
+    order = sorted((each for each in order if each in set(summary["what"])), key=_kind_of_form)
+    table = summary.set_index("what").loc[order].drop("inconsistent", errors="ignore").reset_index()
+    colors = [KIND_COLORS[_kind_of_form(each)] for each in table["what"]]
     places = np.arange(len(table))
     ax.barh(
         places,
@@ -521,7 +647,7 @@ def grading_bars(summary: pd.DataFrame, ax: Axes | None = None, title: str = "")
         ax.text(
             high + 0.012, float(place), str(right), va="center", fontsize=text_size(), color=TEXT
         )
-    ax.set_yticks(places, [FORM_LABELS[name] for name in table["what"]])
+    ax.set_yticks(places, [form_label(name) for name in table["what"]])
     ax.invert_yaxis()
     ax.set(xlabel=f"share of {int(table['n'].iloc[0])} queries", title=title)
     share_axis(ax, "x")

@@ -12,22 +12,23 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from hopscope.errors import QueryError
+from hopscope.errors import QueryError, one_of
 from hopscope.experiments.analysis import RunKeywords, RunOptions, Scale, analysis
-from hopscope.experiments.arguments import Above, AtLeast, Layers, OneOf
+from hopscope.experiments.arguments import Above, AtLeast, Layers, OneOf, Queries
 from hopscope.experiments.registry import REGISTERED
+from hopscope.experiments.two_hop.chains import ENDS, positions_of
 from hopscope.models.language_model import LanguageModel
 from hopscope.probes import LinearProbe, cross_validate, selectivity
 from hopscope.prompting.capture import capture
 from hopscope.queries.answers import normalise
+from hopscope.queries.query import ENTITIES, Query
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import provenance
@@ -40,9 +41,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Target = Literal["e2", "e2_type"]
-TARGETS = ("e2", "e2_type")
-POSITIONS = ("t1", "t2", "e1")
+TARGETS = tuple(name for entity in ENTITIES[1:-1] for name in (entity, f"{entity}_type"))
 FOLDS = 5
 
 
@@ -132,8 +131,9 @@ def _probed_in_study(queries: QuerySet, scale: Scale) -> QuerySet:
     order=90,
     keywords=("seed", "progress", "out", "on"),
     accepts={
+        "queries": Queries(),
         "target": OneOf(TARGETS),
-        "position": OneOf(POSITIONS),
+        "position": OneOf(ENDS),
         "layers": Layers(),
         "folds": AtLeast(2),
         "l2": Above(0),
@@ -144,7 +144,7 @@ def _probed_in_study(queries: QuerySet, scale: Scale) -> QuerySet:
 def probe(
     model: LanguageModel,
     queries: QuerySet,
-    target: Target = "e2",
+    target: str = "e2",
     position: str = "t1",
     layers: Iterable[int] | None = None,
     folds: int = FOLDS,
@@ -159,8 +159,9 @@ def probe(
     Args:
         model: the model.
         queries: many: every class needs `folds` source entities, each with two questions.
-        target: what is read: the bridge itself (`e2`) or its type (`e2_type`).
-        position: `t1`, `t2`, or `e1`.
+        target: what is read: a bridge itself (`e2`; of more hops also `e3`, `e4`) or its type
+            (`e2_type`).
+        position: `t1`, `t2`, …, the end of a hop's phrase, or `e1`.
         layers: blocks whose outputs are probed; all if None.
         folds: number of folds of the cross-validation.
         l2: strength of the L2 penalty of the probes.
@@ -172,6 +173,7 @@ def probe(
         >>> probe(model, load_queries("world").sample(800)).selectivity()  # doctest: +SKIP
     """
     options = RunOptions(**run)
+    positions_of(queries, [position])
     settings: dict[str, Any] = {
         "target": target,
         "position": position,
@@ -190,7 +192,7 @@ def probe(
     return Probing.of(run_once(compute, record, options.out), record)
 
 
-def labelled(queries: QuerySet, target: Target, folds: int) -> tuple[QuerySet, Tensor, list[str]]:
+def labelled(queries: QuerySet, target: str, folds: int) -> tuple[QuerySet, Tensor, list[str]]:
     """The queries that can be probed, the class of each, and what the classes are called.
 
     Raises:
@@ -198,6 +200,7 @@ def labelled(queries: QuerySet, target: Target, folds: int) -> tuple[QuerySet, T
         QueryError: if fewer than two classes are left.
     """
     OneOf(TARGETS).checked("target", target, None)
+    one_of("target", target[:2], queries.entities[1:-1])
     kept, classes = _usable(queries, target, folds)
     while True:  # what leaves may leave others alone
         fewer, classes = _usable(kept, target, folds)
@@ -216,7 +219,7 @@ def labelled(queries: QuerySet, target: Target, folds: int) -> tuple[QuerySet, T
     return kept, labels, classes
 
 
-def _usable(queries: QuerySet, target: Target, folds: int) -> tuple[QuerySet, list[str]]:
+def _usable(queries: QuerySet, target: str, folds: int) -> tuple[QuerySet, list[str]]:
     """The queries whose entity has two, then those of a class with enough entities."""
     rows = Counter(_entity(query) for query in queries)
     kept = queries.filter(lambda query: rows[_entity(query)] > 1)
@@ -243,12 +246,12 @@ def sample_entities(queries: QuerySet, most: int, seed: int = 0) -> QuerySet:
     return queries.filter(lambda query: _entity(query) in chosen)
 
 
-def _class(query: TwoHopQuery, target: Target) -> str:
-    return query.e2_label if target == "e2" else query.e2_type
+def _class(query: Query, target: str) -> str:
+    return str(query.value(target if target.endswith("_type") else f"{target}_label"))
 
 
-def _entity(query: TwoHopQuery) -> str:
-    return normalise(query.e1_label)
+def _entity(query: Query) -> str:
+    return normalise(query.labels[0])
 
 
 def _states(
@@ -285,7 +288,7 @@ def _tables(
     details = pd.DataFrame(
         {
             "query": [query.id for query in queries],
-            "source": [query.e1_label for query in queries],
+            "source": [query.labels[0] for query in queries],
             "label": [classes[label] for label in labels.tolist()],
         }
     )
@@ -295,7 +298,7 @@ def _tables(
 def fit_probe(
     model: LanguageModel,
     queries: QuerySet,
-    target: Target = "e2",
+    target: str = "e2",
     position: str = "t1",
     layers: Iterable[int] | None = None,
     folds: int = FOLDS,

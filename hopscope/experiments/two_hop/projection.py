@@ -23,7 +23,8 @@ from hopscope.experiments.analysis import (
     analysis,
     run_in_parts,
 )
-from hopscope.experiments.arguments import AtLeast, Flag, ListOf
+from hopscope.experiments.arguments import AtLeast, Flag, ListOf, Queries
+from hopscope.experiments.two_hop.chains import ENDS, bridges_of, positions_of
 from hopscope.experiments.two_hop.controls import choose_others, fingerprint
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.token_model import FIRST_TOKENS
@@ -31,19 +32,19 @@ from hopscope.probes import LogitLens
 from hopscope.probes.logit_lens import rank_among
 from hopscope.prompting.capture import Activations, capture
 from hopscope.prompting.query_prompts import QueryPrompts, question
+from hopscope.queries.query import POSITIONS, Query
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.wording import SITE_LABELS, percent, row_where, with_interval
+from hopscope.results.wording import SITE_LABELS, entity_name, percent, row_where, with_interval
 from hopscope.statistics import first_layer_shares, intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SITES = ("attn_out", "mlp_out", "resid_post")
 TARGETS = ("e2", "e3", "prediction", "e2_other", "e3_other")
-POSITIONS = ("t1", "t2", "e1")
+"""What is looked for in queries of two hops."""
+SITES = ("attn_out", "mlp_out", "resid_post")
 PER_PART = 16
 
 
@@ -52,9 +53,9 @@ class Projection(Result):
     """What each sublayer's output says through the logit lens.
 
     `frame` has one row a query, position, site, target and layer: `rank` (0-based) and `logprob`
-    (nats) of the best first token of the target. Targets: `e2` (the bridge), `e3` (the answer),
-    `prediction` (what the model says next), and as chance levels `e2_other`, `e3_other`, those of
-    another query. `details` has one row a query.
+    (nats) of the best first token of the target. Targets: `e2` (the bridge), `e3` (the answer; of
+    three hops the second bridge), …, `prediction` (what the model says next), and as chance levels
+    `e2_other`, `e3_other`, …, those of another query. `details` has one row a query.
     """
 
     kind = "projection"
@@ -69,6 +70,12 @@ class Projection(Result):
         "rank": "int64",
         "logprob": "float32",
     }
+
+    @property
+    def n_hops(self) -> int:
+        """How many hops the queries have."""
+        there = (int(name[1:]) for name in POSITIONS if name in self.details)
+        return max(there, default=2)
 
     def resolved(self, rank: int = 0) -> pd.DataFrame:
         """For each query, position, site and target the first layer where it is resolved.
@@ -138,16 +145,17 @@ class Projection(Result):
     def findings(self) -> list[str]:
         exact, near = self.summary(0), self.summary(9)
         sentences = []
+        n_hops = self.n_hops
         for target, site, position in (
-            ("e2", "mlp_out", "t1"),
-            ("e2", "attn_out", "t2"),
-            ("prediction", "mlp_out", "t2"),
+            *((f"e{k + 1}", "mlp_out", f"t{k}") for k in range(1, n_hops)),
+            *((f"e{k}", "attn_out", f"t{n_hops}") for k in range(2, n_hops + 1)),
+            ("prediction", "mlp_out", f"t{n_hops}"),
         ):
             where = {"target": target, "site": site, "position": position}
             first, ten = row_where(exact, **where), row_where(near, **where)
             if first is None or ten is None:
                 continue
-            name = "the bridge" if target == "e2" else "the prediction"
+            name = f"the {entity_name(target, n_hops)}"
             sentence = (
                 f"the output of {SITE_LABELS[site]} at {position} has {name} as its likeliest "
                 f"token in some layer for "
@@ -160,12 +168,19 @@ class Projection(Result):
             sentences.append(f"{sentence}.")
         return sentences
 
-    def plot(self, position: str = "t2", rank: int = 0, ax: Axes | None = None) -> Axes:
-        """Draw the share of queries that resolve each target at one position, by layer."""
+    def plot(self, position: str | None = None, rank: int = 0, ax: Axes | None = None) -> Axes:
+        """Draw the share of queries that resolve each target, by layer.
+
+        Args:
+            position: one that was read; the last one if None.
+            rank: a target is resolved where its rank is at most this.
+            ax: where to draw.
+        """
         from hopscope.experiments.two_hop import plots
 
-        table = self.by_layer(rank)
-        return plots.projection_lines(table[table["position"] == position], ax, title=position)
+        where = self.in_run("position", position or self.frame["position"].iloc[-1])
+        table = self.rows_with(self.by_layer(rank), position=where)
+        return plots.projection_lines(table, ax, title=where, n_hops=self.n_hops)
 
 
 @analysis(
@@ -179,7 +194,8 @@ class Projection(Result):
     keywords=WITHOUT_MEMORY,
     parity={"articles": True},
     accepts={
-        "positions": ListOf(POSITIONS),
+        "queries": Queries(),
+        "positions": ListOf(ENDS, optional=True),
         "sites": ListOf(SITES),
         "rank": AtLeast(0),
         "articles": Flag(),
@@ -188,7 +204,7 @@ class Projection(Result):
 def project(
     model: LanguageModel,
     queries: QuerySet,
-    positions: Sequence[str] = ("t1", "t2"),
+    positions: Sequence[str] | None = None,
     sites: Sequence[str] = SITES,
     *,
     articles: bool = False,
@@ -203,7 +219,8 @@ def project(
     Args:
         model: the model.
         queries: any; usually `graded.correct()` or `graded.incorrect()`.
-        positions: any of `t1`, `t2`, `e1`.
+        positions: any of `t1`, `t2`, …, the ends of the hops' phrases, and `e1`; the end of each
+            hop if None.
         sites: any of `attn_out`, `mlp_out`, `resid_post`.
         articles: keep articles before names, as the paper's code does: "The" then stands for "The
             Beatles".
@@ -217,7 +234,7 @@ def project(
     options = RunOptions(**run)
     others = choose_others(queries, options.seed)
     settings = {
-        "positions": positions,
+        "positions": positions_of(queries, positions),
         "sites": sites,
         "articles": articles,
         "seed": options.seed,
@@ -235,13 +252,13 @@ class _Projector:
 
     prompts: QueryPrompts
     lens: LogitLens
-    others: Mapping[str, TwoHopQuery]
+    others: Mapping[str, Query]
     settings: Mapping[str, Any]
 
     def tables(self, queries: QuerySet) -> Tables:
         """Frame and details of some queries."""
         prompts = [self.prompts.by_query[query.id] for query in queries]
-        positions = list(dict.fromkeys([*self.settings["positions"], "t2"]))
+        positions = list(dict.fromkeys([*self.settings["positions"], queries.positions[-1]]))
         sites = list(dict.fromkeys([*self.settings["sites"], "resid_post"]))
         acts = capture(self.prompts.model, prompts, sites, positions, store=self.prompts.store)
         return Projection.gathered(
@@ -250,10 +267,10 @@ class _Projector:
 
     @torch.no_grad()
     def _query(
-        self, query: TwoHopQuery, acts: Activations, index: int
+        self, query: Query, acts: Activations, index: int
     ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
         model = self.prompts.model
-        last = acts["resid_post"][index, acts.positions.index("t2"), -1]
+        last = acts["resid_post"][index, acts.positions.index(query.positions[-1]), -1]
         highest = self.lens(last).max(dim=-1)
         check_states(model, highest.values[None], [self.prompts.prompt(query).ids], "logits")
         predicted = int(highest.indices)
@@ -281,30 +298,27 @@ class _Projector:
         details = {
             "query": query.id,
             "prompt": question(prompt),
-            "bridge": query.e2_label,
-            "answer": query.e3_label,
-            "bridge_tokens": model.texts_of(targets.get("e2", ())),
-            "answer_tokens": model.texts_of(targets.get("e3", ())),
+            "bridge": bridges_of(query),
+            "answer": query.labels[-1],
+            "bridge_tokens": " → ".join(model.texts_of(targets.get(e, ())) for e in query.bridges),
+            "answer_tokens": model.texts_of(targets.get(query.answer, ())),
             "prediction": model.decode([predicted]),
             "other": None if other is None else other.id,
-            "t1": prompt.position("t1"),
-            "t2": prompt.position("t2"),
+            **{position: prompt.position(position) for position in query.positions},
         }
         return pd.concat(frames, ignore_index=True), [details]
 
-    def _targets(self, query: TwoHopQuery, predicted: int) -> dict[str, tuple[int, ...]]:
+    def _targets(self, query: Query, predicted: int) -> dict[str, tuple[int, ...]]:
         """The tokens that stand for each target; without what the query's own names share.
 
         A target that no first token identifies is left out.
         """
         other = self.others.get(query.id)
-        targets = {
-            "e2": self._first_tokens(query.names("e2")),
-            "e3": self._first_tokens(query.names("e3")),
-            "prediction": (predicted,),
-        }
+        entities = query.entities[1:]
+        targets = {entity: self._first_tokens(query.names(entity)) for entity in entities}
+        targets["prediction"] = (predicted,)
         if other is not None:
-            for entity in ("e2", "e3"):
+            for entity in entities:
                 tokens = self._first_tokens(other.names(entity))
                 others = tuple(token for token in tokens if token not in targets[entity])
                 if others and targets[entity]:

@@ -29,8 +29,8 @@ from hopscope.models.token_model import FIRST_TOKENS
 from hopscope.probes import key_clusters
 from hopscope.prompting.query_prompts import QueryPrompts, question, with_first_tokens
 from hopscope.queries.list_questions import one_of_each_prompt
+from hopscope.queries.query import Query
 from hopscope.queries.query_set import QuerySet
-from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.wording import percent, row_where, with_interval
@@ -202,7 +202,7 @@ class _Ranker:
         """Frame and details of some queries."""
         return RankNeighbours.gathered(self._of_query(query) for query in divided(queries))
 
-    def _of_query(self, query: TwoHopQuery) -> tuple[pd.DataFrame, list[dict[str, object]]]:
+    def _of_query(self, query: Query) -> tuple[pd.DataFrame, list[dict[str, object]]]:
         model, prompt = self.prompts.model, self.prompts.prompt(query)
         shared = self.prompts.store.get(prompt.shared)
         each_answer = [tokens for tokens in self.prompts.each_answer(query) if tokens]
@@ -222,7 +222,7 @@ class _Ranker:
         details = {
             "query": query.id,
             "prompt": question(prompt),
-            "answer": query.e3_label,
+            "answer": query.label("e3"),
             "answer_tokens": model.texts_of(answers),
             "answer_rank": int(found.rank[0]),
             "n_answers": len(each_answer),

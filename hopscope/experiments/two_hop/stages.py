@@ -13,43 +13,85 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Unpack, get_args
 
 import pandas as pd
 
-from hopscope.errors import ResultError
+from hopscope.errors import QueryError, ResultError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
-from hopscope.experiments.arguments import Layers, OneOf, SettingsOf
+from hopscope.experiments.arguments import Layers, OneOf, Queries, SettingsOf
 from hopscope.experiments.registry import REGISTERED
 from hopscope.experiments.two_hop.attention_knockout import Knockouts
 from hopscope.experiments.two_hop.attention_knockout import knockout as knock_out
 from hopscope.experiments.two_hop.description import Description, describe
 from hopscope.experiments.two_hop.projection import Projection, project
 from hopscope.models.language_model import LanguageModel
+from hopscope.queries.query import POSITIONS
 from hopscope.queries.query_set import QuerySet
 from hopscope.results.headline import Headline
 from hopscope.results.result import Result
 from hopscope.results.runs import run_each
-from hopscope.results.wording import layer_in_words, row_where, rows_where, with_interval
+from hopscope.results.wording import (
+    entity_name,
+    layer_in_words,
+    row_where,
+    rows_where,
+    with_interval,
+)
 from hopscope.statistics import intervals, wilson
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-STAGES: Mapping[str, int] = {
-    "bridge described at t1": 1,
-    "knockout t2->t1 bites": 2,
-    "attention at t2 projects bridge": 2,
-    "answer described at t2": 3,
-    "MLP at t2 projects prediction": 4,
-}
+MEAN_STAGE = "information leaves {}, mean of three"
+"""What stands for the two measures of a hand-over where the paper's code is followed."""
+
+
+class HandOver(NamedTuple):
+    """From one hop to the next: where the bridge is described, and what takes it along.
+
+    Attributes:
+        number: of the stage in which the bridge is described; the next one is the hand-over.
+        bridge: the entity, such as "e2".
+        here, there: the positions, such as "t1" and "t2".
+        name: of the bridge in names of stages.
+    """
+
+    number: int
+    bridge: str
+    here: str
+    there: str
+    name: str
+
+
+def hand_overs(n_hops: int) -> list[HandOver]:
+    """The hand-overs of n hops, one less than there are hops."""
+    return [
+        HandOver(2 * k - 1, f"e{k + 1}", f"t{k}", f"t{k + 1}", entity_name(f"e{k + 1}", n_hops))
+        for k in range(1, n_hops)
+    ]
+
+
+def stages_of(n_hops: int) -> dict[str, int]:
+    """The measures of the stages of n hops with their numbers, in the paper's order.
+
+    The paper has four stages of two hops: the bridge is described at t1, its information leaves t1
+    (two measures), the answer is described at t2, the prediction is read off the MLPs there. Each
+    further hop has the first two of its own.
+    """
+    found: dict[str, int] = {}
+    for number, _, here, there, name in hand_overs(n_hops):
+        found[f"{name} described at {here}"] = number
+        found[f"knockout {there}->{here} bites"] = number + 1
+        found[f"attention at {there} projects {name}"] = number + 1
+    last = f"t{n_hops}"
+    found[f"answer described at {last}"] = 2 * n_hops - 1
+    found[f"MLP at {last} projects prediction"] = 2 * n_hops
+    return found
+
+
+STAGES: Mapping[str, int] = stages_of(2)
 """The measures of the paper's four stages, in its order; two of them measure the second."""
-MEAN_STAGE = "information leaves t1, mean of three"
-"""What stands for the two measures of the second stage where the paper's code is followed."""
-NUMBERS: Mapping[str, int] = dict(
-    sorted({**STAGES, MEAN_STAGE: 2}.items(), key=lambda item: item[1])
-)
-"""The number of every stage that a result may have, in their order."""
 
 SecondStage = Literal["apart", "mean"]
 KnockoutLayer = Literal["end", "middle"]
@@ -100,12 +142,15 @@ class Stages(Result):
         wide = self.frame.pivot_table(
             index="query", columns="stage", values="first_layer", sort=False, dropna=False
         )
-        there = [stage for stage in NUMBERS if stage in wide]
+        numbers = (
+            self.frame.groupby("stage", sort=False)["number"].first().sort_values(kind="stable")
+        )
+        there = [stage for stage in numbers.index if stage in wide]
         tolerance = int(self.run.get("settings", {}).get("tolerance", 0))
         rows, any_broken = [], pd.Series(False, index=wide.index)
         paired = pd.Series(False, index=wide.index)
         for earlier, later in combinations(there, 2):
-            if NUMBERS[earlier] == NUMBERS[later]:
+            if numbers[earlier] == numbers[later]:
                 continue
             both = wide[[earlier, later]].notna().all(axis=1)
             wrong = both & (wide[earlier] > wide[later] + tolerance)
@@ -177,6 +222,7 @@ def combine(
 
     Raises:
         ResultError: if they are of different models or queries.
+        QueryError: if the queries do not have the ends of all phrases.
     """
     runs = (described.run, knocked.run, projected.run)
     for key in ("model", "queries"):
@@ -187,24 +233,31 @@ def combine(
                 f"the three results are not of the same {key}: run describe, knockout and "
                 "project on one model and one query set"
             )
-    middle = knockout_layer == "middle"
-    second = {
-        "knockout t2->t1 bites": knocked.first_layers() if middle else _last_of_window(knocked),
-        "attention at t2 projects bridge": projected.first_layers("e2", "t2", "attn_out"),
-    }
-    if second_stage == "mean":
-        measures = [*second.values(), described.first_layers("e2", "t2")]
-        second = {MEAN_STAGE: pd.concat(measures, axis=1).mean(axis=1)}
-    firsts = {
-        "bridge described at t1": described.first_layers("e2", "t1"),
-        **second,
-        "answer described at t2": described.first_layers("e3", "t2"),
-        "MLP at t2 projects prediction": projected.first_layers("prediction", "t2", "mlp_out"),
-    }
-    table = pd.DataFrame(firsts).rename_axis("query")
+    _check_positions(described.frame["position"], len(described.entities) - 1)
+    n_hops, middle = len(described.entities) - 1, knockout_layer == "middle"
+    firsts: dict[tuple[str, int], pd.Series[float]] = {}
+    for number, bridge, here, there, name in hand_overs(n_hops):
+        edge = f"{there}->{here}"
+        bites = _bites(knocked, edge, middle)
+        attends = projected.first_layers(bridge, there, "attn_out")
+        firsts[f"{name} described at {here}", number] = described.first_layers(bridge, here)
+        if second_stage == "mean":
+            measures = [bites, attends, described.first_layers(bridge, there)]
+            mean = pd.concat(measures, axis=1).mean(axis=1)
+            firsts[MEAN_STAGE.format(here), number + 1] = mean
+        else:
+            firsts[f"knockout {edge} bites", number + 1] = bites
+            firsts[f"attention at {there} projects {name}", number + 1] = attends
+    last, number = f"t{n_hops}", 2 * n_hops
+    said = described.first_layers(f"e{n_hops + 1}", last)
+    firsts[f"answer described at {last}", number - 1] = said
+    read = projected.first_layers("prediction", last, "mlp_out")
+    firsts[f"MLP at {last} projects prediction", number] = read
+    columns = {stage: layers for (stage, _), layers in firsts.items()}
+    table = pd.DataFrame(columns).rename_axis("query")
     frame = table.melt(ignore_index=False, var_name="stage", value_name="first_layer")
     frame = frame.reset_index()
-    frame.insert(2, "number", frame["stage"].map(dict(NUMBERS)))
+    frame.insert(2, "number", frame["stage"].map(dict(firsts.keys())))
     details = projected.details[["query", "prompt", "bridge", "answer"]]
     run: dict[str, Any] = {
         **projected.run,
@@ -219,11 +272,28 @@ def combine(
     return Stages(frame, details, run)
 
 
-def _last_of_window(knocked: Knockouts) -> pd.Series[float]:
-    """The last layer of the first window that bites: a layer shows first at the window's end."""
+def _check_positions(there: Iterable[str], n_hops: int) -> None:
+    """Raise QueryError if the end of a phrase is missing."""
+    missing = set(POSITIONS[:n_hops]) - set(there)
+    if missing:
+        raise QueryError(
+            f"stages need the ends of all phrases, and the queries have no {min(missing)}: a "
+            "question in its own words, such as MuSiQue's, is not composed of its hops"
+        )
+
+
+def _bites(knocked: Knockouts, edge: str, middle: bool) -> pd.Series[float]:
+    """The middle, or the last layer, of the first window that bites; NaN without such an edge.
+
+    A layer shows first at the window's end. Two phrases that end at one token have no edge between.
+    """
+    if edge not in set(knocked.frame["edge"]):
+        return pd.Series(float("nan"), index=knocked.frame["query"].unique())
+    if middle:
+        return knocked.first_layers(edge)
     last = int(knocked.frame["layer"].max())
     half = int(knocked.run.get("settings", {}).get("window", 0))
-    return (knocked.first_layers("t2->t1") + half).clip(upper=last)
+    return (knocked.first_layers(edge) + half).clip(upper=last)
 
 
 def _step(described: Description) -> int:
@@ -242,6 +312,7 @@ def _step(described: Description) -> int:
     order=50,
     keywords=("seed", "progress", "max_memory", "out", "on"),
     accepts={
+        "queries": Queries(),
         "layers": Layers(),
         "description": SettingsOf("description"),
         "knockout": SettingsOf("knockout"),
@@ -303,7 +374,9 @@ def stages(
         return {**common, "max_memory": options.max_memory} if sweeps else common
 
     at_layers = {} if layers is None else {"source_layers": layers, "target_layers": layers}
-    described, knocked = at_layers | dict(description), {"edges": ["t2->t1"], **knockout}
+    _check_positions(queries.positions, queries.n_hops)
+    edges = [f"{over.there}->{over.here}" for over in hand_overs(queries.n_hops)]
+    described, knocked = at_layers | dict(description), {"edges": edges, **knockout}
     results = run_each(
         lambda: describe(model, queries, **described, **given("description")),
         lambda: knock_out(model, queries, **knocked, **given("knockout")),

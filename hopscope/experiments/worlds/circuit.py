@@ -173,9 +173,9 @@ def _tables(world: World, sampled: dict[str, QuerySet], seed: int) -> Tables:
             "world": world.name,
             "seed": world.seed,
             "split": split,
-            "prompt": query.two_hop(),
-            "bridge": query.e2_label,
-            "answer": query.e3_label,
+            "prompt": query.compose()[0],
+            "bridge": query.label("e2"),
+            "answer": query.label("e3"),
         }
         for split, queries in sampled.items()
         for query in queries

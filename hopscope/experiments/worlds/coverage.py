@@ -110,7 +110,7 @@ def coverage(world: World, progress: bool = False, same_answer: bool = False) ->
     held_out, queries = task.held_out, world.queries()
     cutoff = cutoffs(task.inputs, task.answers, task.examples, same_answer)[held_out]
     right = answered(model, task.written(held_out)).numpy()
-    texts = [query.two_hop() for query in queries]
+    texts = [query.compose()[0] for query in queries]
     places = range(task.n_places)
     states = capture(model, texts, positions=places, progress=progress, batch_size=512)
     bridges, second = task.bridges[held_out], task.inputs[held_out, 1]
@@ -127,8 +127,8 @@ def coverage(world: World, progress: bool = False, same_answer: bool = False) ->
             "query": [query.id for query in queries],
             "prompt": texts,
             "cutoff": cutoff,
-            "bridge": [query.e2_label for query in queries],
-            "answer": [query.e3_label for query in queries],
+            "bridge": [query.label("e2") for query in queries],
+            "answer": [query.label("e3") for query in queries],
             "right": right,
         }
     )

@@ -26,8 +26,6 @@ from hopscope.engine.edits import Patch
 from hopscope.errors import QueryError, UsageError
 from hopscope.experiments.randomness import generator_for
 from hopscope.experiments.two_hop.description import (
-    CONTROLS,
-    ENTITIES,
     PROMPTS,
     Description,
     describe,
@@ -38,6 +36,7 @@ from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
 
 Cell = tuple[int, int]
+ENTITIES, CONTROLS = ("e1", "e2", "e3"), ("e2_other", "e3_other")
 COLUMNS = [
     *("query", "prompt", "position", "sample", "source_layer", "target_layer"),
     *("e1", "e2", "e3", "e2_other", "e3_other", "generation"),

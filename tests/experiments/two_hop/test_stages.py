@@ -21,9 +21,10 @@ from test_projection import readable_model
 import hopscope as hs
 from hopscope.errors import QueryError, ResultError, UsageError
 from hopscope.experiments.two_hop.attention_knockout import Knockouts, knockout
-from hopscope.experiments.two_hop.description import CONTROLS, ENTITIES, PROMPTS, Description
+from hopscope.experiments.two_hop.description import PROMPTS, Description
 from hopscope.experiments.two_hop.projection import Projection
-from hopscope.experiments.two_hop.stages import MEAN_STAGE, STAGES, Stages, combine, stages
+from hopscope.experiments.two_hop.stages import MEAN_STAGE as MEAN_TEMPLATE
+from hopscope.experiments.two_hop.stages import STAGES, Stages, combine, stages
 from hopscope.queries.query_set import QuerySet
 
 MODULES = {
@@ -34,6 +35,8 @@ MODULES = {
         ("projection", "projection"),
     )
 }
+MEAN_STAGE = MEAN_TEMPLATE.format("t1")
+ENTITIES, CONTROLS = ("e1", "e2", "e3"), ("e2_other", "e3_other")
 BRIDGE, KNOCKOUT, ATTENTION, ANSWER, PREDICTION = STAGES
 Firsts = Mapping[str, tuple[int | None, ...]]
 """For each query the first layer of each stage; None where it never shows."""
