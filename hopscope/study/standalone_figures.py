@@ -124,6 +124,12 @@ def _data_needed(settings: Settings) -> None:
     data_needed(seeds=(settings.seed,), device=settings.device, **run)
 
 
+def _identity_bridge(settings: Settings) -> None:
+    from hopscope.experiments.worlds.identity_bridge import identity_bridge
+
+    identity_bridge(SEEDS, device=settings.device, **settings.into("identity_bridge"))
+
+
 def _search_graph(settings: Settings) -> None:
     from hopscope.experiments.worlds.computation_graph import computation_graph
     from hopscope.worlds.catalogue import recipe_of
@@ -212,6 +218,7 @@ STANDALONE_FIGURES: Mapping[str, StandaloneFigure] = {
     "emergence": StandaloneFigure(_emergence, costly=True),
     "coverage": StandaloneFigure(_coverage, costly=True),
     "data_needed": StandaloneFigure(_data_needed, costly=True),
+    "identity_bridge": StandaloneFigure(_identity_bridge, costly=True),
     "search_graph": StandaloneFigure(_search_graph),
     "superposition": StandaloneFigure(_superposition, costly=True),
     "head_classes": StandaloneFigure(_head_classes, costly=True, pretrained=True),
