@@ -106,9 +106,9 @@ def exact_jacobian(model: LanguageModel, ids: Sequence[int], layer: int) -> Tens
     return mean
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "granite", "mixtral", "mamba2"])
 def test_it_is_the_exact_jacobian(family: str) -> None:
-    model = loaded(f"tiny-random-{family}")
+    model = model_of(family)
     lens = JacobianLens(model.final_norm, model.unembedding, model.n_layers, model.d_model)
     assert lens.fit(model.run_blocks, model.blocks, TEXTS, skip=SKIP) is lens
     for layer in (0, model.n_layers - 2, model.n_layers - 1):
