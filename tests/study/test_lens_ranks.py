@@ -18,6 +18,10 @@ def test_ranks_are_those_of_the_best_token_of_each_entity() -> None:
     plain = LogitLens(*parts)
     unfitted = JacobianLens(*parts, model.n_layers, model.d_model)
     found = ranks(model, queries, {"logit": plain, "Jacobian": unfitted})
+    assert found.loc[found["entity"] == "e3", "unasked"].isna().all()
+    bridges = found[found["entity"] == "e2"]
+    assert bridges["unasked"].notna().all()
+    assert (bridges["unasked"] != bridges["own"]).any()
     by_lens = [rows.drop(columns="lens") for _, rows in found.groupby("lens")]
     pd.testing.assert_frame_equal(*(each.reset_index(drop=True) for each in by_lens))
     for (query_id, entity), rows in found[found["lens"] == "logit"].groupby(["query", "entity"]):
@@ -35,7 +39,12 @@ def test_ranks_are_those_of_the_best_token_of_each_entity() -> None:
 
 
 def test_the_table_counts_how_often_the_own_entity_ranks_higher() -> None:
-    rows = [("q", "e2", "logit", 0, own, other) for own, other in ((1, 5), (3, 2), (4, 4), (0, 9))]
-    columns = ["query", "entity", "lens", "layer", "own", "other"]
+    rows = [
+        ("e2", "logit", 0, own, other, unasked)
+        for own, other, unasked in ((1, 5, 0), (3, 2, 0), (4, 4, 0), (0, 9, 2))
+    ]
+    columns = ["entity", "lens", "layer", "own", "other", "unasked"]
     (row,) = table(pd.DataFrame(rows, columns=columns)).to_dict("records")
-    assert (row["n"], row["own"], row["other"], row["own_higher"]) == (4, 2.0, 4.5, 0.5)
+    assert (row["n"], row["own"], row["other"], row["unasked"]) == (4, 2.0, 4.5, 0.0)
+    assert row["over_other"].startswith("50 % (")
+    assert row["over_unasked"].startswith("25 % (")
