@@ -158,17 +158,19 @@ class JacobianLens(TranslatingLens):
                 "of each, and blocks that are not in training mode (model.eval())"
             )
         sums = [torch.zeros_like(jacobian) for jacobian in self.jacobians[:-1]]
-        batches = torch.split(torch.arange(len(texts)), batch_size)
-        for number, rows in enumerate(batches):
-            batch, used = _padded([texts[row] for row in rows], skip)
+        device = self.jacobians[-1].device
+        starts = range(0, len(texts), batch_size)
+        for number, start in enumerate(starts):
+            batch, used = _padded(texts[start : start + batch_size], skip)
             states = self._states_after(run, blocks, batch)
+            used, rows = used.to(device), torch.arange(start, start + len(batch), device=device)
             for step in range(n_outputs if sums else 0):
                 outputs = (rows * n_outputs + step) % self.d_model
                 means = _mean_gradients(states, used, outputs, again=step < n_outputs - 1)
                 for total, mean in zip(sums, means, strict=True):
-                    total.index_add_(0, outputs.to(total.device), mean.to(total.device))
+                    total.index_add_(0, outputs, mean.to(device))
                 if progress is not None:
-                    progress(number * n_outputs + step + 1, len(batches) * n_outputs)
+                    progress(number * n_outputs + step + 1, len(starts) * n_outputs)
         given = torch.arange(len(texts) * n_outputs) % self.d_model
         n_texts = torch.bincount(given, minlength=self.d_model)[:, None]
         if not all(total.isfinite().all() for total in sums):
@@ -176,8 +178,8 @@ class JacobianLens(TranslatingLens):
                 "the Jacobians have infinite or not-a-number entries; load the model in float32 "
                 "or bfloat16 (the largest float16 is 65504)"
             )
-        for jacobian, total in zip(self.jacobians, sums, strict=False):
-            jacobian.copy_(total / n_texts.to(total.device))
+        for jacobian, total in zip(self.jacobians[:-1], sums, strict=True):
+            jacobian.copy_(total / n_texts.to(device))
         return self
 
     @torch.enable_grad()
