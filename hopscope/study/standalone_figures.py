@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SEEDS = (0, 1, 2)
 CIRCUIT = ("two-hop-looped", "two-hop-memoriser")
+BRIDGED = ("two-hop", "two-hop-looped")
 THINKING = ("reachability", "reachability-pause")
 HEADS = ("smollm2-135m", "gemma3-270m")
 LADDER = ("smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b")
@@ -126,8 +127,11 @@ def _data_needed(settings: Settings) -> None:
 
 def _identity_bridge(settings: Settings) -> None:
     from hopscope.experiments.worlds.identity_bridge import identity_bridge
+    from hopscope.worlds.catalogue import WORLDS
 
-    identity_bridge(SEEDS, device=settings.device, **settings.into("identity_bridge"))
+    for name in BRIDGED:
+        run, shape = settings.into("identity_bridge", name), WORLDS[name].shape
+        identity_bridge(SEEDS, shape=shape, device=settings.device, **run)
 
 
 def _search_graph(settings: Settings) -> None:

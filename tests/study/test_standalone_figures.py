@@ -213,13 +213,20 @@ def test_data_needed_is_drawn_from_trainings_of_any_size(setting, tmp_path, monk
     assert len(drawn("data_needed", setting, tmp_path / "a")) == 3
 
 
-def test_the_identity_bridge_is_drawn_of_three_trainings_a_seed(setting, tmp_path):
+def test_the_identity_bridge_is_drawn_of_each_shape(setting, tmp_path):
     how = {"facts": TINY["two-hop-looped"].task, "shape": Shape(**NARROW), "schedule": SHORT}
-    identity_bridge((0, 1), **how, out=setting.folder / "identity_bridge", progress=False)
+    for name in standalone_figures.BRIDGED:
+        where = setting.folder / "identity_bridge" / name
+        identity_bridge((0, 1), **how, out=where, progress=False)
     first, again = (drawn("identity_bridge", setting, tmp_path / each) for each in "ab")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
     numbers = pd.read_csv(tmp_path / "a" / "identity_bridge.csv")
-    assert numbers["measure"].value_counts().to_dict() == {"accuracy": 17, "difference": 9}
+    counts = numbers.groupby("world")["measure"].value_counts()
+    assert counts.to_dict() == {
+        (name, measure): n
+        for name in standalone_figures.BRIDGED
+        for measure, n in (("accuracy", 17), ("difference", 9))
+    }
 
 
 def test_heads_are_read_on_the_bundled_queries(setting):
