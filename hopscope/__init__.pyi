@@ -77,6 +77,8 @@ from .experiments.worlds.data_needed import DataNeeded as DataNeeded
 from .experiments.worlds.data_needed import data_needed as data_needed
 from .experiments.worlds.emergence import Emergence as Emergence
 from .experiments.worlds.emergence import over_checkpoints as over_checkpoints
+from .experiments.worlds.identity_bridge import IdentityBridge as IdentityBridge
+from .experiments.worlds.identity_bridge import identity_bridge as identity_bridge
 from .experiments.worlds.superposition import Superposition as Superposition
 from .experiments.worlds.superposition import superposition as superposition
 from .loading import load_any as load_any

@@ -5,6 +5,7 @@ from .control_tasks import control_labels as control_labels
 from .control_tasks import selectivity as selectivity
 from .cross_validation import assign_folds as assign_folds
 from .cross_validation import cross_validate as cross_validate
+from .jacobian_lens import JacobianLens as JacobianLens
 from .linear_probe import LinearProbe as LinearProbe
 from .logit_lens import LogitLens as LogitLens
 from .neighbours import KeyClusters as KeyClusters

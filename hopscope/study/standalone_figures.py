@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SEEDS = (0, 1, 2)
 CIRCUIT = ("two-hop-looped", "two-hop-memoriser")
+BRIDGED = ("two-hop", "two-hop-looped")
 THINKING = ("reachability", "reachability-pause")
 HEADS = ("smollm2-135m", "gemma3-270m")
 LADDER = ("smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b")
@@ -124,6 +125,15 @@ def _data_needed(settings: Settings) -> None:
 
     run = settings.into("data_needed")
     data_needed(seeds=(settings.seed,), device=settings.device, **run)
+
+
+def _identity_bridge(settings: Settings) -> None:
+    from hopscope.experiments.worlds.identity_bridge import identity_bridge
+    from hopscope.worlds.catalogue import WORLDS
+
+    for name in BRIDGED:
+        run, shape = settings.into("identity_bridge", name), WORLDS[name].shape
+        identity_bridge(SEEDS, shape=shape, device=settings.device, **run)
 
 
 def _search_graph(settings: Settings) -> None:
@@ -231,6 +241,7 @@ STANDALONE_FIGURES: Mapping[str, StandaloneFigure] = {
     "emergence": StandaloneFigure(_emergence, costly=True),
     "coverage": StandaloneFigure(_coverage, costly=True),
     "data_needed": StandaloneFigure(_data_needed, costly=True),
+    "identity_bridge": StandaloneFigure(_identity_bridge, costly=True),
     "search_graph": StandaloneFigure(_search_graph),
     "superposition": StandaloneFigure(_superposition, costly=True),
     "head_classes": StandaloneFigure(_head_classes, costly=True, pretrained=True),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hopscope.probes import LinearProbe, LogitLens, TunedLens
+from hopscope.probes import JacobianLens, LinearProbe, LogitLens, TunedLens
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -25,6 +25,10 @@ PROBES: dict[str, tuple[Any, Load]] = {
     "TunedLens": (
         TunedLens(*PARTS, 2, 4),
         lambda path: TunedLens.load(path, *copy.deepcopy(PARTS)),
+    ),
+    "JacobianLens": (
+        JacobianLens(*PARTS, 2, 4),
+        lambda path: JacobianLens.load(path, *copy.deepcopy(PARTS)),
     ),
     "LinearProbe": (LinearProbe(2).fit(ACTS, LABELS), LinearProbe.load),
 }

@@ -17,10 +17,14 @@ def loaded():
     return names - sys.stdlib_module_names - {"hopscope", "torch", "lazy_loader"}
 
 before = loaded()
-from hopscope.probes import LinearProbe, LogitLens, TunedLens, cross_validate, selectivity
+from hopscope.probes import JacobianLens, LinearProbe, LogitLens, TunedLens
+from hopscope.probes import cross_validate, selectivity
 norm, unembedding = torch.nn.LayerNorm(4), torch.nn.Linear(4, 10, bias=False)
 acts, labels = torch.randn(8, 3, 4), torch.arange(8) % 2
 lens = TunedLens(norm, unembedding, n_layers=3, d_model=4).fit(acts, epochs=1)
+block = torch.nn.Linear(4, 4).eval()
+run = torch.nn.Sequential(torch.nn.Embedding(9, 4), block)
+JacobianLens(norm, unembedding, 1, 4).fit(run, [block], [[1, 2, 3]], skip=0)
 LogitLens(norm, unembedding).fit(acts).score(acts, labels)
 LinearProbe(2).fit(acts, labels).score(acts, labels)
 cross_validate(acts, labels, folds=2)

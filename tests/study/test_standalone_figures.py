@@ -13,6 +13,7 @@ from known import known_model, known_queries
 from hopscope.errors import ResultError, UsageError
 from hopscope.experiments.two_hop.back_patching import BackPatching
 from hopscope.experiments.worlds.data_needed import data_needed
+from hopscope.experiments.worlds.identity_bridge import identity_bridge
 from hopscope.queries.load import load_queries
 from hopscope.study import figures, standalone_figures
 from hopscope.study.presets import Preset
@@ -198,9 +199,9 @@ def test_coverage_is_drawn_of_every_seed_or_not_at_all(setting, tmp_path):
 
 def test_every_figure_of_its_own_is_named_after_its_script():
     assert set(STANDALONE_FIGURES) <= set(figures.figure_scripts(SCRIPTS, []))
-    assert {*SIMPLE, "data_needed", "prefix_training", "size_ladder", "more_hops"} == set(
-        STANDALONE_FIGURES
-    )
+    with_tests_of_their_own = {"data_needed", "identity_bridge", "prefix_training"}
+    with_tests_of_their_own |= {"size_ladder", "more_hops"}
+    assert {*SIMPLE, *with_tests_of_their_own} == set(STANDALONE_FIGURES)
 
 
 def test_only_what_comes_along_is_run_unasked():
@@ -224,6 +225,22 @@ def test_data_needed_is_drawn_from_trainings_of_any_size(setting, tmp_path, monk
         table.to_parquet(part)
     assert path.exists()
     assert len(drawn("data_needed", setting, tmp_path / "a")) == 3
+
+
+def test_the_identity_bridge_is_drawn_of_each_shape(setting, tmp_path):
+    how = {"facts": TINY["two-hop-looped"].task, "shape": Shape(**NARROW), "schedule": SHORT}
+    for name in standalone_figures.BRIDGED:
+        where = setting.folder / "identity_bridge" / name
+        identity_bridge((0, 1), **how, out=where, progress=False)
+    first, again = (drawn("identity_bridge", setting, tmp_path / each) for each in "ab")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
+    numbers = pd.read_csv(tmp_path / "a" / "identity_bridge.csv")
+    counts = numbers.groupby("world")["measure"].value_counts()
+    assert counts.to_dict() == {
+        (name, measure): n
+        for name in standalone_figures.BRIDGED
+        for measure, n in (("accuracy", 17), ("difference", 9))
+    }
 
 
 def test_heads_are_read_on_the_bundled_queries(setting):

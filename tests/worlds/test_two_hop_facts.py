@@ -68,6 +68,27 @@ def test_a_pass_sees_every_atom_so_often_and_every_trained_fact_once():
     assert rows(SMALL, range(3, 4), size) == seen[3 * size : 4 * size]
 
 
+def test_zero_hop_facts_are_seen_as_often_as_atoms_and_change_no_other():
+    n_trained = len(chain(SMALL, "trained"))
+    for kind in ("identity", "shuffled"):
+        task = replace(SMALL, zero_hop=kind)
+        n = 3 * (28 + 7) + n_trained
+        seen = rows(task, range(1), n)
+        atoms = [(h, r, b) for (h, r), b in SMALL.atoms.items()] * 3
+        trained = [(e1, r1, r2, e3) for e1, r1, _, r2, e3 in chain(SMALL, "trained")]
+        zero_hop = [each for each in seen if len(each) == 2]
+        assert sorted(each for each in seen if len(each) > 2) == sorted(atoms + trained)
+        assert [first for first, _ in sorted(zero_hop)] == sorted(3 * SMALL.entities)
+        assert {answer for _, answer in zero_hop} == set(SMALL.entities)
+        same = {first == answer for first, answer in zero_hop}
+        assert same == {kind == "identity"}
+        assert {each.prompt + each.answer for each in task.tests()["zero_hop"]} == set(zero_hop)
+        assert {**task.tests(), "zero_hop": None} == {**SMALL.tests(), "zero_hop": None}
+    assert "zero_hop" not in SMALL.tests()
+    with pytest.raises(UsageError, match="zero_hop"):
+        replace(SMALL, zero_hop="other")
+
+
 def test_orders_differ_from_pass_to_pass_and_from_seed_to_seed():
     table = as_batch(
         [Example((str(n),), (str(n),)) for n in range(50)], {str(n): n for n in range(50)}, 50

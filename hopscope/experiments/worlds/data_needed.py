@@ -6,8 +6,6 @@ a power of the number of tokens, with an exponent above 2 that is larger for lon
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Unpack, get_args
@@ -27,6 +25,7 @@ from hopscope.experiments.arguments import (
     WholeNumbers,
     as_list,
 )
+from hopscope.experiments.worlds.trainings import Trainings
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import device_name, provenance
@@ -203,34 +202,12 @@ def data_needed(
         raise UsageError("give at least one size, number of examples and seed")
     first = untrained(tasks[0].words, shape, tasks[0].seed, "untrained")  # stands for all of them
     settings = {"shape": asdict(shape), "schedule": schedule.as_record()}
-    record = provenance(first, _Trainings(tasks), DataNeeded.kind, settings)
+    record = provenance(first, Trainings(tasks, "tables"), DataNeeded.kind, settings)
 
     def compute(number: int) -> Tables:
         return _trained(tasks[number], shape, schedule, device)
 
     return run_numbered(DataNeeded, len(tasks), compute, record, options, unit="training")
-
-
-@dataclass(frozen=True)
-class _Trainings:
-    """The trainings, described as a run's inputs."""
-
-    tasks: Sequence[ComposedTables]
-    name: str = "tables"
-    few_shot: int = 0
-    few_shot_seed: int = 0
-
-    def __len__(self) -> int:
-        return len(self.tasks)
-
-    @property
-    def fingerprint(self) -> str:
-        """The sha256 of the tasks, of what is given of them: results go on where more can be."""
-        given = [
-            {name: value for name, value in asdict(task).items() if value is not None}
-            for task in self.tasks
-        ]
-        return hashlib.sha256(json.dumps(given).encode()).hexdigest()
 
 
 def _trained(

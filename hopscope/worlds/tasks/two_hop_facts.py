@@ -2,7 +2,8 @@
 
 The task of Grokked Transformers (Wang et al. 2024), section 3: `h r -> b` and `h r1 r2 -> t`. Some
 atomic facts never occur in a two-hop fact of the training set. A two-hop fact that has one of them
-as its first or second hop is out of distribution (OOD).
+as its first or second hop is out of distribution (OOD). Beside them there may be zero-hop facts
+`h -> h`, the Identity Bridge (Lin et al. 2025).
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, get_args
 
-from hopscope.errors import UsageError
+from hopscope.errors import UsageError, one_of
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.worlds.tasks.examples import EpochBatches, Example, as_batch
+
+ZeroHop = Literal["none", "identity", "shuffled"]
 
 
 class Composed(NamedTuple):
@@ -62,6 +65,8 @@ class TwoHopFacts:
         trained: number of two-hop training facts; None for all that are not held out.
         atom_repeats: frequency of an atomic fact in training, relative to a two-hop fact.
         seed: seed of the facts and of the held-out facts.
+        zero_hop: zero-hop training facts, as often as atomic ones: `none`; `identity`, `h -> h` for
+            each entity; or, as their control, `shuffled`, `h -> g` with another entity for each.
 
     Raises:
         UsageError: if a value is out of range or leaves a split empty.
@@ -77,8 +82,10 @@ class TwoHopFacts:
     trained: int | None = None
     atom_repeats: int = 10
     seed: int = 0
+    zero_hop: ZeroHop = "none"
 
     def __post_init__(self) -> None:
+        one_of("zero_hop", self.zero_hop, get_args(ZeroHop))
         if min(self.n_entities, self.n_relations, self.atom_repeats, self.held_out) < 1:
             raise UsageError(
                 "n_entities, n_relations, atom_repeats and held_out must each be 1 or more"
@@ -169,18 +176,33 @@ class TwoHopFacts:
     def _atom_examples(self) -> list[Example]:
         return [Example((h, r), (b,)) for (h, r), b in self.atoms.items()]
 
+    @cached_property
+    def _zero_hop_examples(self) -> list[Example]:
+        if self.zero_hop == "none":
+            return []
+        order = random.Random(f"{self.seed} zero-hop").sample(self.entities, self.n_entities)
+        # Each leads to the next one, so that none leads to itself.
+        answers = order if self.zero_hop == "identity" else [*order[1:], order[0]]
+        return [Example((h,), (g,)) for h, g in zip(order, answers, strict=True)]
+
     def batches(self, vocabulary: Mapping[str, int], end: int, size: int) -> EpochBatches:
-        """Return the batches of repeated atomic facts and two-hop training facts."""
+        """Return the batches of repeated zero-hop and atomic facts, and two-hop training facts."""
         two_hop = [Example((e1, r1, r2), (e3,)) for e1, r1, _, r2, e3 in self._composed["trained"]]
-        examples = (*self._atom_examples * self.atom_repeats, *two_hop)
+        repeated = [*self._zero_hop_examples, *self._atom_examples]
+        examples = (*repeated * self.atom_repeats, *two_hop)
         return EpochBatches(as_batch(examples, vocabulary, end), size, self.seed)
 
     def tests(self) -> Mapping[str, Sequence[Example]]:
-        """Return the examples on which accuracy is measured: atoms, training facts, and splits."""
-        return {"atoms": self._atom_examples} | {
+        """Return the examples on which accuracy is measured: atoms, training facts, and splits.
+
+        Zero-hop facts are one more, if there are any.
+        """
+        composed = {
             split: [Example((e1, r1, r2), (e3,)) for e1, r1, _, r2, e3 in facts]
             for split, facts in self._composed.items()
         }
+        zero_hop = {"zero_hop": self._zero_hop_examples} if self._zero_hop_examples else {}
+        return {"atoms": self._atom_examples, **composed, **zero_hop}
 
 
 def names(letter: str, n: int) -> tuple[str, ...]:

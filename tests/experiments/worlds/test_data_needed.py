@@ -15,10 +15,10 @@ from hopscope.errors import UsageError
 from hopscope.experiments.worlds.coverage_plots import needed_points
 from hopscope.experiments.worlds.data_needed import (
     DataNeeded,
-    _Trainings,
     data_needed,
     examples_to_try,
 )
+from hopscope.experiments.worlds.trainings import Trainings
 from hopscope.loading import load_result
 from hopscope.training.settings import Schedule
 from hopscope.worlds.small_model import Shape
@@ -113,8 +113,8 @@ def test_results_go_on_where_more_can_be_given_of_a_task():
     tasks = [ComposedTables("two_hop", 20, 5000, 0)]
     before = [{"structure": "two_hop", "n_tokens": 20, "n_examples": 5000, "seed": 0}]
     digest = hashlib.sha256(json.dumps(before).encode()).hexdigest()
-    assert _Trainings(tasks).fingerprint == digest
-    assert _Trainings([replace(tasks[0], n_bridges=4)]).fingerprint != digest
+    assert Trainings(tasks, "tables").fingerprint == digest
+    assert Trainings([replace(tasks[0], n_bridges=4)], "tables").fingerprint != digest
 
 
 def test_the_exponent_stands_above_the_line():
