@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from hopscope.errors import UsageError
+from hopscope.results.run_folder import is_run, read_run
 from hopscope.study.figures import draw_figures
 from hopscope.study.presets import Preset
 
@@ -179,6 +180,34 @@ def _size_ladder(settings: Settings) -> None:
         )
 
 
+def _auto_patching(settings: Settings) -> None:
+    from hopscope.experiments.two_hop.auto_patching import auto_patch
+    from hopscope.loading import load_model, load_queries
+    from hopscope.queries.query_set import QuerySet
+
+    limit, folder = 4 * settings.size.of_world, settings.folder / "size_ladder"
+    for world in settings.worlds(CIRCUIT[:1]):
+        splits = [world.queries(split) for split in world.task.splits]
+        asked = [query for each in splits for query in each.sample(min(limit, len(each)))]
+        auto_patch(
+            world.model,
+            QuerySet(tuple(asked), "all splits"),
+            criterion="first_token",
+            seed=settings.seed,
+            **settings.into("auto_patching", f"{world.name}.seed-{world.seed}"),
+        )
+    for name in LADDER:
+        runs = [folder / name / f"back_patching.{subset}" for subset in ("incorrect", "correct")]
+        if all(map(is_run, runs)):  # of a model in the dtype that they were made in
+            auto_patch(
+                load_model(name, settings.device, read_run(runs[0])["model"]["dtype"]),
+                load_queries("world"),
+                patched=runs,
+                seed=settings.seed,
+                **settings.into("auto_patching", name),
+            )
+
+
 def _prefix_training(settings: Settings) -> None:
     from hopscope.experiments.documents.prefix_training import compare_masks
 
@@ -216,6 +245,7 @@ STANDALONE_FIGURES: Mapping[str, StandaloneFigure] = {
     "superposition": StandaloneFigure(_superposition, costly=True),
     "head_classes": StandaloneFigure(_head_classes, costly=True, pretrained=True),
     "size_ladder": StandaloneFigure(_size_ladder, costly=True, pretrained=True),
+    "auto_patching": StandaloneFigure(_auto_patching, costly=True),
     "prefix_training": StandaloneFigure(_prefix_training, costly=True),
 }
 """The figures that take no model and no queries, and how their results are made."""

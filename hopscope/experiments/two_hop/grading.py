@@ -49,7 +49,7 @@ PER_PART = 128
 BATCH = 128
 LEAST_CHANCE = 0.5
 """Of finding enough queries of any subset that lacks some, below which no more are graded."""
-SUBSETS = ("correct", "incorrect", "inconsistent")
+SUBSETS = ("correct", "incorrect", "inconsistent", "both")
 SHORTCUTS: tuple[Form, ...] = ("entity_shortcut", "relation_shortcut")
 RelationShortcut = Literal["whole", "cut"]
 RELATION_SHORTCUTS = get_args(RelationShortcut)
@@ -96,7 +96,7 @@ class Grading(Result):
         return self.subset("inconsistent", queries)
 
     def counts(self) -> dict[str, int]:
-        """How many queries are `graded`, `correct`, `incorrect` and `inconsistent`."""
+        """How many queries are `graded`, and in each subset; see `subset`."""
         table = self.verdicts()
         of_subset = {name: int(those.sum()) for name, those in self._subsets(table).items()}
         return {"graded": len(table), **of_subset}
@@ -106,14 +106,17 @@ class Grading(Result):
         """Which queries are of each subset, by verdicts."""
         shortcut = table[list(SHORTCUTS)].any(axis=1)
         hops = table["first_hop"] & table["second_hop"]
+        correct = table["first_hop"] & table["two_hop"] & ~shortcut
+        inconsistent = hops & ~table["two_hop"]
         return {
-            "correct": table["first_hop"] & table["two_hop"] & ~shortcut,
-            "incorrect": hops & ~table["two_hop"] & ~shortcut,
-            "inconsistent": hops & ~table["two_hop"],
+            "correct": correct,
+            "incorrect": inconsistent & ~shortcut,
+            "inconsistent": inconsistent,
+            "both": correct | (inconsistent & ~shortcut),
         }
 
     def subset(self, name: str, queries: QuerySet | None = None) -> QuerySet:
-        """The queries that are `correct`, `incorrect` or `inconsistent`.
+        """The queries that are `correct`, `incorrect`, `inconsistent`, or `both` of the first two.
 
         Args:
             name: of the subset.
@@ -136,7 +139,7 @@ class Grading(Result):
         table = self.verdicts()
         subsets = self._subsets(table)
         table["both_hops"] = table["first_hop"] & table["second_hop"]
-        table = table.assign(**subsets)
+        table = table.assign(**{name: those for name, those in subsets.items() if name != "both"})
         rows = []
         for name in table.columns:
             right, n = int(table[name].sum()), len(table)
