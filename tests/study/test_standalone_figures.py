@@ -12,6 +12,7 @@ from known import known_model, known_queries
 
 from hopscope.errors import ResultError, UsageError
 from hopscope.experiments.two_hop.auto_patching import AutoPatching
+from hopscope.experiments.two_hop.back_attention import BackAttending
 from hopscope.experiments.two_hop.back_patching import BackPatching, back_patch
 from hopscope.experiments.worlds.data_needed import data_needed
 from hopscope.queries.load import load_queries
@@ -115,6 +116,7 @@ def setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settings:
     monkeypatch.setattr("hopscope.worlds.load.places_of", lambda name: (empty, empty / name))
     monkeypatch.setattr(standalone_figures, "SEEDS", (0, 1))
     monkeypatch.setattr(standalone_figures, "SNAPSHOTS", (0, 5, 10))
+    monkeypatch.setattr(standalone_figures, "ATTENTION_STEPS", 2)
     monkeypatch.setattr(standalone_figures, "HEADS", ("tiny-random-gpt2", "tiny-random-llama"))
     return Settings(tmp_path / "runs", SMALL, device="cpu", progress=False)
 
@@ -126,6 +128,7 @@ def drawn(name: str, how: Settings, folder: Path) -> list[Path]:
 SIMPLE = [
     *("mask_gallery", "world_circuit", "emergence", "coverage"),
     *("search_graph", "superposition", "head_classes", "auto_patching"),
+    "back_attention",
 ]
 
 
@@ -169,7 +172,7 @@ def test_the_ladder_is_drawn_of_the_models_that_have_results(setting, tmp_path, 
         drawn("size_ladder", setting, tmp_path)
 
 
-def test_what_the_ladder_has_back_patched_is_auto_patched(setting, monkeypatch):
+def test_what_the_ladder_has_back_patched_is_used_by_its_heirs(setting, monkeypatch):
     monkeypatch.setattr("hopscope.loading.load_model", lambda *_, **__: known_model())
     queries = known_queries().filter(lambda query: not query.id.startswith("strange"))
     monkeypatch.setattr("hopscope.loading.load_queries", lambda _: queries)
@@ -180,6 +183,9 @@ def test_what_the_ladder_has_back_patched_is_auto_patched(setting, monkeypatch):
     found = AutoPatching.load(setting.folder / "auto_patching" / "smollm2-135m" / "auto_patching")
     assert set(found.details["query"]) == {query.id for query in queries}
     assert not (setting.folder / "auto_patching" / "qwen2.5-coder-1.5b").exists()
+    STANDALONE_FIGURES["back_attention"].run(setting)
+    trained = BackAttending.load(setting.folder / "back_attention" / "smollm2-135m")
+    assert set(trained.details["query"]) <= set(found.details["query"])
 
 
 def test_coverage_is_drawn_of_every_seed_or_not_at_all(setting, tmp_path):

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import numpy as np
 import pandas as pd
-import torch
 
-from hopscope.errors import QueryError, ResultError, UsageError
+from hopscope.errors import ResultError, UsageError
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
 from hopscope.experiments.arguments import (
     AtLeast,
@@ -37,9 +36,14 @@ from hopscope.experiments.two_hop.back_patching import (
     back_patch,
     cells_of,
 )
+from hopscope.experiments.two_hop.repairs import (
+    dealt,
+    halves,
+    repair_gains,
+    repair_rates,
+)
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.token_model import FIRST_TOKENS, TokenModel
-from hopscope.probes.cross_validation import deal
 from hopscope.prompting.capture import capture
 from hopscope.queries.answers import MATCHES, Match, normalise
 from hopscope.queries.query_set import QuerySet
@@ -47,7 +51,7 @@ from hopscope.results.headline import Headline
 from hopscope.results.result import Result
 from hopscope.results.run_record import provenance
 from hopscope.results.wording import percent, points, row_where, verdict, with_interval
-from hopscope.statistics import intervals, paired
+from hopscope.statistics import intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,15 +126,9 @@ class AutoPatching(Result):
             with Wilson 95 % intervals.
         """
         rows = self.frame[self.frame["policy"] != "never"]
-        wrong = rows[~rows["before"]]
-        right = rows[rows["before"]]
-        parts = {
-            "repaired": wrong.assign(share=wrong["hit"]),
-            "broken": right.assign(share=~right["hit"]),
-            "patched": rows.assign(share=rows["source_layer"] >= 0),
-        }
-        table = pd.concat([part.assign(what=what) for what, part in parts.items()])
-        found = intervals(table, ["policy", "what"], "share", "rate", seed)
+        patched = rows.assign(share=rows["source_layer"] >= 0)
+        shares = intervals(patched, ["policy"], "share", "rate", seed).assign(what="patched")
+        found = pd.concat([repair_rates(rows, "policy", seed), shares], ignore_index=True)
         order = found["policy"].map(list(POLICIES).index)
         return found.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
 
@@ -146,16 +144,10 @@ class AutoPatching(Result):
         Returns:
             Columns `policy, base`, and those of `hopscope.statistics.paired`, with exact intervals.
         """
-        wide = self.frame.pivot(index="query", columns="policy", values="hit")
-        there = [name for name in POLICIES if name in wide]
+        there = [name for name in POLICIES if name in set(self.frame["policy"])]
         pairs = [(name, "never") for name in there if name != "never"]
         pairs += [("probe", name) for name in there if name in ("shuffled", "always", "other")]
-        rows = []
-        for policy, base in pairs:
-            both = wide[[base, policy]].dropna().astype(bool)
-            gain = paired(both[base].to_numpy(), both[policy].to_numpy(), seed)
-            rows.append({"policy": policy, "base": base, **gain})
-        return pd.DataFrame(rows)
+        return repair_gains(self.frame, "policy", pairs, seed)
 
     def cells(self, policy: str = "probe") -> pd.DataFrame:
         """How often each cell is patched by a policy, and what comes of it.
@@ -434,13 +426,7 @@ def decide(
     before = details["clean_hit"].to_numpy(dtype=bool)
     outcomes = np.column_stack([before, hits.to_numpy(dtype=bool)])
     groups = np.unique(np.asarray(entities), return_inverse=True)[1]
-    half = _dealt(before, 2, groups, seed)
-    for part in (0, 1):
-        if len(set(groups[half == part])) < 2:
-            raise QueryError(
-                f"{len(details)} queries of {len(set(groups))} source entities are too few to be "
-                "trained and scored on: give more"
-            )
+    half = halves(before, entities, seed)
     shuffled = np.random.default_rng(seed)
     chosen = {name: np.zeros(len(details), dtype=int) for name in POLICIES if name != "other"}
     for part in (0, 1):
@@ -463,13 +449,6 @@ def decide(
     return AutoPatching.joined(frames), told
 
 
-def _dealt(right: np.ndarray, n: int, groups: np.ndarray, seed: int) -> np.ndarray:
-    """The part, of `n`, of each query: groups together, right and wrong ones spread evenly."""
-    strata, members = (torch.as_tensor(each.astype(int)) for each in (right, groups))
-    dealt: np.ndarray = deal(strata, n, members, seed).numpy()
-    return dealt
-
-
 def choose(
     states: np.ndarray, outcomes: np.ndarray, asked: np.ndarray, groups: np.ndarray, seed: int
 ) -> np.ndarray:
@@ -489,7 +468,7 @@ def choose(
     Returns:
         The index of an action for each query that is asked.
     """
-    folds = _dealt(outcomes[:, 0], FOLDS, groups, seed)
+    folds = dealt(outcomes[:, 0], FOLDS, groups, seed)
     tried = np.zeros((len(SETTINGS), len(outcomes)), dtype=int)
     for fold in set(folds.tolist()):
         held = folds == fold

@@ -194,6 +194,15 @@ def test_too_few_entities_are_told() -> None:
     decide(made(16), made_states(16), entities(16), 0)
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_all_queries_may_be_right_or_wrong_before(right: bool) -> None:
+    patched = made()
+    patched = replace(patched, details=patched.details.assign(clean_hit=right))
+    result = AutoPatching(*decide(patched, made_states(), entities(), 0))
+    assert set(result.rates()["what"]) == {"patched", "broken" if right else "repaired"}
+    assert result.findings()
+
+
 def test_findings_give_both_sides_and_each_control() -> None:
     said = " ".join(decided().findings())
     assert "of 160 queries, 80 wrong and 80 right before, the probe patches" in said
