@@ -35,6 +35,10 @@ from .experiments.two_hop.attention_knockout import Knockouts as Knockouts
 from .experiments.two_hop.attention_knockout import knockout as knockout
 from .experiments.two_hop.attribution import Attribution as Attribution
 from .experiments.two_hop.attribution import attribution_patch as attribution_patch
+from .experiments.two_hop.auto_patching import AutoPatching as AutoPatching
+from .experiments.two_hop.auto_patching import auto_patch as auto_patch
+from .experiments.two_hop.back_attention import BackAttending as BackAttending
+from .experiments.two_hop.back_attention import back_attention as back_attention
 from .experiments.two_hop.back_patching import BackPatching as BackPatching
 from .experiments.two_hop.back_patching import back_patch as back_patch
 from .experiments.two_hop.causal_tracing import Tracing as Tracing

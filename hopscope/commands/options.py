@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from hopscope.prompting.document_prompts import DocumentModel
     from hopscope.queries.query_set import QuerySet
 
-SUBSETS = ("incorrect", "correct", "inconsistent", "all")
+SUBSETS = ("incorrect", "correct", "both", "inconsistent", "all")
 
 
 def choice(known: Sequence[str], **described: Any) -> Any:

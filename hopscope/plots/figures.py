@@ -80,6 +80,33 @@ def summary_panels(
     return figure, numbers
 
 
+def result_panels(results: Mapping[str, Any], title: str, *tables: str) -> Drawn:
+    """Draw the own picture of each of several results, three in a row.
+
+    Args:
+        results: the results by name.
+        title: of the figure.
+        *tables: names of the tables of a result that hold the numbers.
+
+    Returns:
+        The figure, and the tables, with the columns `run` and `table`.
+    """
+    columns = min(3, len(results))
+    rows = -(-len(results) // columns)
+    figure, axes = panels(rows, columns, 2.5 * rows, sharey=True)
+    for ax in axes.flat[len(results) :]:
+        ax.set_visible(False)
+    for ax, result in zip(axes.flat, results.values(), strict=False):
+        result.plot(ax=ax)
+    figure.suptitle(title)
+    numbers = [
+        result.tables()[table].assign(run=name, table=table)
+        for name, result in results.items()
+        for table in tables
+    ]
+    return figure, pd.concat(numbers, ignore_index=True)
+
+
 def save_figure(figure: Figure, numbers: pd.DataFrame, folder: Path, name: str) -> list[Path]:
     """Write a figure as PNG and SVG, and the numbers that it shows as CSV.
 

@@ -115,6 +115,24 @@ def alone(name: str, kind: type[R]) -> Callable[[Path], R]:
     return lambda runs: kind.load(runs / name)
 
 
+def by_folder(name: str, kind: type[R]) -> Callable[[Path], dict[str, R]]:
+    """Loads the results of a figure that lie in folders of their own, by the folder's name."""
+
+    def load(runs: Path) -> dict[str, R]:
+        folders = sorted((runs / name).glob("*"))
+        places = {
+            each.name: place
+            for each in folders
+            for place in (each / kind.kind, each)
+            if is_run(place)
+        }
+        if not places:
+            raise ResultError(f"{runs / name} holds no result: run `hopscope figures {name}`")
+        return {each: kind.load(place) for each, place in places.items()}
+
+    return load
+
+
 def runs_folder(runs: Path) -> Path:
     """The folder of runs itself, for figures that are drawn from several."""
     return runs

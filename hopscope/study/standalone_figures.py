@@ -13,15 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from hopscope.errors import UsageError
+from hopscope.results.run_folder import is_run, read_run
 from hopscope.study.figures import draw_figures
 from hopscope.study.presets import Preset
 
 if TYPE_CHECKING:
+    from hopscope.queries.query_set import QuerySet
     from hopscope.worlds.world import World
 
 SEEDS = (0, 1, 2)
 CIRCUIT = ("two-hop-looped", "two-hop-memoriser")
 BRIDGED = ("two-hop", "two-hop-looped")
+READ = ("first_hop_ood", "in_distribution")
+"""The splits that a trained attention is asked."""
+ATTENTION_STEPS = 300
+"""Of the training of such an attention on a world."""
 THINKING = ("reachability", "reachability-pause")
 HEADS = ("smollm2-135m", "gemma3-270m")
 LADDER = ("smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b")
@@ -208,6 +214,75 @@ def _more_hops(settings: Settings) -> None:
         layer_order(model, queries, seed=settings.seed, **run)
 
 
+def _auto_patching(settings: Settings) -> None:
+    from hopscope.experiments.two_hop.auto_patching import auto_patch
+    from hopscope.loading import load_model, load_queries
+
+    for world in settings.worlds(CIRCUIT[:1]):
+        auto_patch(
+            world.model,
+            _of_splits(world, world.task.splits, 4 * settings.size.of_world),
+            criterion="first_token",
+            seed=settings.seed,
+            **settings.into("auto_patching", f"{world.name}.seed-{world.seed}"),
+        )
+    for name in LADDER:
+        if runs := _back_patched(settings, name):
+            auto_patch(
+                load_model(name, settings.device, read_run(runs[0])["model"]["dtype"]),
+                load_queries("world"),
+                patched=runs,
+                seed=settings.seed,
+                **settings.into("auto_patching", name),
+            )
+
+
+def _back_attention(settings: Settings) -> None:
+    from hopscope.experiments.two_hop.back_attention import ARMS, back_attention
+    from hopscope.experiments.two_hop.back_patching import BackPatching
+    from hopscope.loading import load_model, load_queries
+
+    for world in settings.worlds(CIRCUIT[:1]):
+        # Second hops that were never composed would be asked in both halves.
+        queries = _of_splits(world, READ, 4 * settings.size.of_world)
+        back_attention(
+            world.model,
+            queries,
+            tuple(ARMS),
+            steps=ATTENTION_STEPS,
+            seed=settings.seed,
+            **settings.into("back_attention", f"{world.name}.seed-{world.seed}"),
+        )
+    name = LADDER[0]
+    if runs := _back_patched(settings, name):
+        ids = [each for run in runs for each in BackPatching.load(run).details["query"].unique()]
+        world_queries = load_queries("world")
+        back_attention(
+            load_model(name, settings.device, read_run(runs[0])["model"]["dtype"]),
+            replace(world_queries, queries=tuple(map(world_queries.by_id, ids))),
+            steps=60,
+            batch_size=16,
+            seed=settings.seed,
+            **settings.into("back_attention", name),
+        )
+
+
+def _back_patched(settings: Settings, name: str) -> list[Path]:
+    """The runs of back-patching that the size ladder has of a model; none unless it has both."""
+    folder = settings.folder / "size_ladder" / name
+    runs = [folder / f"back_patching.{subset}" for subset in ("incorrect", "correct")]
+    return runs if all(map(is_run, runs)) else []
+
+
+def _of_splits(world: World, splits: Sequence[str], limit: int) -> QuerySet:
+    """At most so many queries of each of some splits of a world."""
+    from hopscope.queries.query_set import QuerySet
+
+    sampled = (world.queries(split) for split in splits)
+    asked = tuple(query for each in sampled for query in each.sample(min(limit, len(each))))
+    return QuerySet(asked, " and ".join(splits))
+
+
 def _prefix_training(settings: Settings) -> None:
     from hopscope.experiments.documents.prefix_training import compare_masks
 
@@ -247,6 +322,8 @@ STANDALONE_FIGURES: Mapping[str, StandaloneFigure] = {
     "head_classes": StandaloneFigure(_head_classes, costly=True, pretrained=True),
     "size_ladder": StandaloneFigure(_size_ladder, costly=True, pretrained=True),
     "more_hops": StandaloneFigure(_more_hops, costly=True, pretrained=True),
+    "auto_patching": StandaloneFigure(_auto_patching, costly=True),
+    "back_attention": StandaloneFigure(_back_attention, costly=True),
     "prefix_training": StandaloneFigure(_prefix_training, costly=True),
 }
 """The figures that take no model and no queries, and how their results are made."""

@@ -108,7 +108,7 @@ def test_a_shard_that_is_none_is_told_before_anything_is_loaded(
 def test_a_subset_that_is_none_is_told_before_anything_is_loaded() -> None:
     with pytest.raises(
         UsageError,
-        match="unknown subset 'right': choose one of incorrect, correct, inconsistent, all",
+        match="unknown subset 'right': choose one of incorrect, correct, both, inconsistent, all",
     ):
         SubsetOptions(subset="right")
 

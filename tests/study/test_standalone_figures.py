@@ -11,7 +11,9 @@ import pytest
 from known import known_model, known_queries
 
 from hopscope.errors import ResultError, UsageError
-from hopscope.experiments.two_hop.back_patching import BackPatching
+from hopscope.experiments.two_hop.auto_patching import AutoPatching
+from hopscope.experiments.two_hop.back_attention import BackAttending
+from hopscope.experiments.two_hop.back_patching import BackPatching, back_patch
 from hopscope.experiments.worlds.data_needed import data_needed
 from hopscope.experiments.worlds.identity_bridge import identity_bridge
 from hopscope.queries.load import load_queries
@@ -122,6 +124,7 @@ def setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settings:
     monkeypatch.setattr("hopscope.worlds.load.places_of", lambda name: (empty, empty / name))
     monkeypatch.setattr(standalone_figures, "SEEDS", (0, 1))
     monkeypatch.setattr(standalone_figures, "SNAPSHOTS", (0, 5, 10))
+    monkeypatch.setattr(standalone_figures, "ATTENTION_STEPS", 2)
     monkeypatch.setattr(standalone_figures, "HEADS", ("tiny-random-gpt2", "tiny-random-llama"))
     return Settings(tmp_path / "runs", SMALL, device="cpu", progress=False)
 
@@ -132,7 +135,8 @@ def drawn(name: str, how: Settings, folder: Path) -> list[Path]:
 
 SIMPLE = [
     *("mask_gallery", "world_circuit", "emergence", "coverage"),
-    *("search_graph", "superposition", "head_classes"),
+    *("search_graph", "superposition", "head_classes", "auto_patching"),
+    "back_attention",
 ]
 
 
@@ -181,6 +185,22 @@ def test_the_ladder_is_drawn_of_the_models_that_have_results(setting, tmp_path, 
     shutil.rmtree(folder / "smollm2-135m")
     with pytest.raises(ResultError, match="holds no result of a model"):
         drawn("size_ladder", setting, tmp_path)
+
+
+def test_what_the_ladder_has_back_patched_is_used_by_its_heirs(setting, monkeypatch):
+    monkeypatch.setattr("hopscope.loading.load_model", lambda *_, **__: known_model())
+    queries = known_queries().filter(lambda query: not query.id.startswith("strange"))
+    monkeypatch.setattr("hopscope.loading.load_queries", lambda _: queries)
+    for name, part in (("incorrect", queries[:6]), ("correct", queries[6:])):
+        where = setting.folder / "size_ladder" / "smollm2-135m" / f"back_patching.{name}"
+        back_patch(known_model(), part, ("t1",), (), cells=[(3, 0)], out=where, progress=False)
+    STANDALONE_FIGURES["auto_patching"].run(setting)
+    found = AutoPatching.load(setting.folder / "auto_patching" / "smollm2-135m" / "auto_patching")
+    assert set(found.details["query"]) == {query.id for query in queries}
+    assert not (setting.folder / "auto_patching" / "qwen2.5-coder-1.5b").exists()
+    STANDALONE_FIGURES["back_attention"].run(setting)
+    trained = BackAttending.load(setting.folder / "back_attention" / "smollm2-135m")
+    assert set(trained.details["query"]) <= set(found.details["query"])
 
 
 def test_coverage_is_drawn_of_every_seed_or_not_at_all(setting, tmp_path):

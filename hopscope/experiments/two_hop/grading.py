@@ -52,7 +52,7 @@ LEAST_CHANCE = 0.5
 """Of finding enough queries of any subset that lacks some, below which no more are graded."""
 SHORTCUTS = tuple(form for form, asked in forms_of(2).items() if asked.like != form)
 """Those of two hops."""
-SUBSETS = ("correct", "incorrect", "inconsistent")
+SUBSETS = ("correct", "incorrect", "inconsistent", "both")
 RelationShortcut = Literal["whole", "cut"]
 RELATION_SHORTCUTS = get_args(RelationShortcut)
 
@@ -117,7 +117,7 @@ class Grading(Result):
         return self.subset("inconsistent", queries)
 
     def counts(self) -> dict[str, int]:
-        """How many queries are `graded`, `correct`, `incorrect` and `inconsistent`."""
+        """How many queries are `graded`, and in each subset; see `subset`."""
         table = self.verdicts()
         of_subset = {name: int(those.sum()) for name, those in self._subsets(table).items()}
         return {"graded": len(table), **of_subset}
@@ -126,14 +126,16 @@ class Grading(Result):
         """Which queries are of each subset, by verdicts."""
         whole, shortcut = table[self.forms[0]], table[list(self.shortcuts)].any(axis=1)
         bridges, hops = (table[list(each)].all(axis=1) for each in (self.hops[:-1], self.hops))
+        correct, incorrect = bridges & whole & ~shortcut, hops & ~whole & ~shortcut
         return {
-            "correct": bridges & whole & ~shortcut,
-            "incorrect": hops & ~whole & ~shortcut,
+            "correct": correct,
+            "incorrect": incorrect,
             "inconsistent": hops & ~whole,
+            "both": correct | incorrect,
         }
 
     def subset(self, name: str, queries: QuerySet | None = None) -> QuerySet:
-        """The queries that are `correct`, `incorrect` or `inconsistent`.
+        """The queries that are `correct`, `incorrect`, `inconsistent`, or `both` of the first two.
 
         Args:
             name: of the subset.
@@ -157,7 +159,7 @@ class Grading(Result):
         subsets = self._subsets(table)
         every = "both_hops" if len(self.hops) == 2 else "all_hops"
         table[every] = table[list(self.hops)].all(axis=1)
-        table = table.assign(**subsets)
+        table = table.assign(**{name: those for name, those in subsets.items() if name != "both"})
         rows = []
         for name in table.columns:
             right, n = int(table[name].sum()), len(table)

@@ -551,6 +551,71 @@ def probe_lines(scores: pd.DataFrame, ax: Axes | None = None, title: str = "") -
     return ax
 
 
+POLICY_LABELS = {
+    "probe": "probe",
+    "shuffled": "labels\nshuffled",
+    "always": "best\ncell",
+    "other": "other\nstate",
+    "any": "oracle",
+}
+"""What the policies of auto-patching are called on an axis."""
+
+
+def policy_bars(rates: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """Share of wrong answers that each policy repairs, beside the share of right ones it breaks.
+
+    Args:
+        rates: `AutoPatching.rates()`.
+        ax: where to draw.
+        title: of the axes.
+    """
+    return repair_bars(rates, "policy", POLICY_LABELS, ax, title)
+
+
+ARM_LABELS = {
+    "back": "both",
+    "higher": "higher\nlayer",
+    "later": "later\ntokens",
+    "own": "neither",
+}
+"""What the modules of back attention see, on an axis: a higher layer, and later tokens."""
+
+
+def repair_bars(
+    rates: pd.DataFrame,
+    by: str,
+    labels: Mapping[str, str],
+    ax: Axes | None = None,
+    title: str = "",
+) -> Axes:
+    """Share of wrong answers that each intervention repairs, beside that of right ones it breaks.
+
+    Args:
+        rates: columns `by`, `what` (`repaired`, `broken`), `n`, `rate`, `low`, `high`.
+        by: the column that names the intervention.
+        labels: what each is called.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = axes_or_new(ax, 2.4)
+    there = [name for name in labels if name in set(rates[by])]
+    looks = (
+        ("repaired", "wrong answers repaired", BLUE),
+        ("broken", "right ones broken", VERMILION),
+    )
+    for offset, (what, label, color) in zip((-0.2, 0.2), looks, strict=True):
+        rows = rates[rates["what"] == what].set_index(by).reindex(there)
+        n = rows["n"].max()
+        counted = label if n != n else f"{label} (n = {n:.0f})"
+        look = {"color": color, "label": counted}
+        bars(ax, np.arange(len(there)) + offset, rows, "rate", 0.37, **look)
+    ax.set_xticks(range(len(there)), [labels[name] for name in there])
+    ax.set(ylabel="queries", title=title)
+    share_axis(ax)
+    legend_below(ax)
+    return ax
+
+
 def _site_lines(ax: Axes, table: pd.DataFrame, value: str) -> None:
     """Lines of sites; only those of the residual stream have intervals."""
     colors = color_of_each(table["position"])

@@ -371,7 +371,9 @@ def test_inconsistent_queries_may_have_shortcuts() -> None:
     queries = QuerySet(tuple(replace(known_queries()[0], id=name) for name in right), "made")
     assert ids(graded.inconsistent(queries)) == ["plain", "entity", "relation"]
     assert ids(graded.incorrect(queries)) == ["plain"]
-    assert graded.counts() == {"graded": 5, "correct": 1, "incorrect": 1, "inconsistent": 3}
+    counts = {"graded": 5, "correct": 1, "incorrect": 1, "inconsistent": 3, "both": 2}
+    assert graded.counts() == counts
+    assert ids(graded.subset("both", queries)) == ["plain", "composed"]
     with pytest.raises(UsageError, match=r"unknown subset 'inconsistant': .*mean inconsistent"):
         graded.subset("inconsistant", queries)
 
