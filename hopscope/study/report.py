@@ -37,10 +37,11 @@ from hopscope.study.study import Study
 T = TypeVar("T")
 GLOSSARY = {
     "t1": "the last token of the first-hop phrase, such as “… the performer of Imagine”",
-    "t2": "the last token of the prompt, after which the answer is to come",
+    "t2": "the last token of the prompt, after which the answer is to come; of more than two hops "
+    "that of the second hop's phrase",
     "e1": "the source entity, which the question names",
     "e2": "the bridge entity: the answer of the first hop, which the question does not name",
-    "e3": "the answer of the whole question",
+    "e3": "the answer of the whole question; of more than two hops the second bridge",
     "r1": "the relation of the first hop, from the source entity to the bridge",
     "r2": "the relation of the second hop, from the bridge to the answer",
     "cell": "one edited version of a prompt, such as one pair of source and target layer",

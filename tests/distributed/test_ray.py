@@ -138,8 +138,8 @@ def test_a_study_computes_each_of_its_runs(
 
 def test_what_the_analysis_refuses_is_told_as_it_is_here(on: hs.Ray, tmp_path: Path) -> None:
     queries = many_queries()[:4]
-    with pytest.raises(UsageError, match="unknown position 't3'"):
-        hs.back_patch(NAME, queries, positions=["t3"], on=on)
+    with pytest.raises(UsageError, match="unknown position 't9'"):
+        hs.back_patch(NAME, queries, positions=["t9"], on=on)
     with pytest.raises(UsageError) as error:
         hs.back_patch(NAME, queries, cells=[(99, 1)], on=on, out=tmp_path / "run")
     assert type(error.value).__module__.startswith("hopscope")

@@ -23,7 +23,6 @@ from hopscope.experiments.two_hop.projection import SITES, Projection, project
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.query import ENTITIES
 from hopscope.queries.query_set import QuerySet
-from hopscope.results.headline import Headline
 from hopscope.results.result import Result
 from hopscope.results.wording import (
     entity_name,
@@ -183,17 +182,6 @@ class LayerOrder(Result):
             difference = points(gain["difference"], gain["low"], gain["high"])
             sentence += f"; {difference} in the {gain['n']} that are in both: {verdict(gain)}"
         return [*sentences, f"{sentence}."]
-
-    def headline(self) -> Headline | None:
-        """How much oftener the order of a query's own entities is inverted than of another's."""
-        gain = row_where(self.above_chance(), position=self.end)
-        if gain is None or not gain["n"]:
-            return None
-        sentence = (
-            f"queries in which a later entity is decoded in an earlier layer at {self.end}: "
-            f"{points(gain['difference'], gain['low'], gain['high'])} against another query's"
-        )
-        return Headline(f"{sentence}.", "another query's entities", gain["n"], gain["p"])
 
     def plot(self, position: str | None = None, ax: Axes | None = None) -> Axes:
         """Draw the first layers of every entity at one position, beside those of another query.

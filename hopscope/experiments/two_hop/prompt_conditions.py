@@ -27,7 +27,6 @@ from hopscope.prompting.tokenized import TokenizedPrompt, by_prefix
 from hopscope.queries.answers import MATCHES, Match, matches
 from hopscope.queries.conditions import CONDITIONS, PLAIN, Condition
 from hopscope.queries.query_set import QuerySet
-from hopscope.results.headline import Headline
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.wording import percent, points, row_where, rows_where, verdict, with_interval
@@ -110,16 +109,6 @@ class PromptConditions(Result):
                 f"({points(gain['difference'], gain['low'], gain['high'])}): {verdict(gain)}."
             )
         return sentences
-
-    def headline(self) -> Headline | None:
-        """What the first condition changes against the plain prompt."""
-        gain = next(iter(rows_where(self.gains())), None)
-        if gain is None:
-            return None
-        name = LABELS.get(gain["condition"], gain["condition"])
-        change = points(gain["difference"], gain["low"], gain["high"])
-        sentence = f"right answers with {name}: {change} against the plain prompt."
-        return Headline(sentence, "the plain prompt", gain["n"], gain["p"])
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the share of right answers by condition."""

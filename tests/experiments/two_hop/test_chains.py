@@ -264,7 +264,7 @@ def test_the_subsets_of_chains() -> None:
         one_bridge=["first_hop", "three_hop"],
         nothing=[],
     )
-    counts = {"graded": 6, "correct": 1, "incorrect": 1, "inconsistent": 2}
+    counts = {"graded": 6, "correct": 1, "incorrect": 1, "inconsistent": 2, "both": 2}
     assert graded.counts() == counts
     summary = graded.summary().set_index("what")["right"]
     assert summary["all_hops"] == 3
@@ -359,7 +359,6 @@ def test_inversions_count_later_entities_in_earlier_layers() -> None:
     assert (gain["n"], gain["better"], gain["worse"]) == (3, 1, 1)
     assert result.end == "t3"
     assert "3 queries in which two entities or more are decoded at t3" in result.findings()[1]
-    assert result.headline() is not None
     assert result.at(OWN_HOP)["entity"].unique().tolist() == ["e4"]
     result.plot()
 

@@ -82,9 +82,6 @@ def test_repairs_and_breaks_are_paired() -> None:
     shares = result.accuracy().set_index("condition")["share"]
     assert shares.to_dict() == {"plain": 0.5, "filler": 0.75, "bridge_first": 0.75}
     assert "it repairs 2 and breaks 1 of 4" in result.findings()[1]
-    headline = result.headline()
-    assert headline is not None
-    assert "ten filler tokens" in headline.sentence
     ticks = [tick.get_text() for tick in result.plot().get_xticklabels()]
     assert ticks == ["plain\nprompt", "ten\nfiller tokens\n+2 −1", "bridge\nnamed first\n+1 −0"]
 
