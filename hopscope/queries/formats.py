@@ -257,30 +257,29 @@ def from_frame(frame: pd.DataFrame, name: str, hops: int | None = None) -> tuple
     if frame.empty:
         raise QueryError(f"{name} holds no queries: the table has a header but no rows")
     rows_of: dict[str, int] = {}
-    queries, left_out = list[Query](), 0
+    by_id, left_out = dict[str, Query](), 0
     for number, values in enumerate(frame.itertuples(index=False, name=None), start=1):
         row = {column: _plain(value) for column, value in zip(columns, values, strict=True)}
         try:
             query = read(row, number)
         except QueryError as error:
             raise QueryError(f"{name}, row {number} below the header: {error}") from error
-        if query is None:
-            left_out += 1
+        if query is None or (read is _from_musique and query == by_id.get(query.id)):
+            left_out += 1  # MuSiQue asks some questions twice, about other documents
             continue
         if query.id in rows_of:
             raise QueryError(
                 f"{name}, row {number} below the header: id {query.id!r} is already that of row "
                 f"{rows_of[query.id]}; give each query a different id"
             )
-        rows_of[query.id] = number
-        queries.append(query)
+        rows_of[query.id], by_id[query.id] = number, query
     if left_out:
         logger.warning(
             "%s: %d of %d rows are left out, since they are no chain of two to %d hops from an "
-            "entity that their first question names",
+            "entity that their first question names, cannot be answered, or ask the same again",
             *(name, left_out, len(frame), MAX_HOPS),
         )
-    return _of_hops(queries, name, hops)
+    return _of_hops(tuple(by_id.values()), name, hops)
 
 
 def _of_hops(queries: Sequence[Query], name: str, hops: int | None) -> tuple[Query, ...]:

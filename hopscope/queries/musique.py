@@ -24,7 +24,8 @@ def chain_of(row: Mapping[str, Any]) -> MultiHopQuery | None:
 
     Returns:
         The query; None if a hop needs anything but the answer of the one before, if the source
-        entity cannot be told, or if there are more than four hops.
+        entity cannot be told, if there are more than four hops, or if the row is marked as one that
+        cannot be answered (which asks what another row asks).
 
     Raises:
         QueryError: if a field is missing or damaged.
@@ -38,7 +39,7 @@ def chain_of(row: Mapping[str, Any]) -> MultiHopQuery | None:
     except (LookupError, TypeError, ValueError) as error:
         raise QueryError(f"no row of MuSiQue: {type(error).__name__}: {error}") from error
     templates = _templates(questions, source)
-    if not source or templates is None:
+    if not source or templates is None or row.get("answerable") is False:
         return None
     n = len(templates)
     return MultiHopQuery(

@@ -277,9 +277,13 @@ def test_what_is_no_chain_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
         musique_row(id="d", question_decomposition=[*step[:2], both]),
     ]
     with caplog.at_level(logging.WARNING):
-        queries = hs.load_queries(pd.DataFrame([*wrong, musique_row()]))
+        unanswerable = musique_row(answerable=False)
+        rows = [*wrong, unanswerable, musique_row(), musique_row()]
+        queries = hs.load_queries(pd.DataFrame(rows))
     assert [query.id for query in queries] == ["x"]
-    assert "4 of 5 rows are left out" in caplog.text
+    assert "6 of 7 rows are left out" in caplog.text
+    with pytest.raises(QueryError, match="id 'x' is already that of row 1"):
+        hs.load_queries(pd.DataFrame([musique_row(), musique_row(question="Who else?")]))
     with pytest.raises(HopscopeError, match="no row of MuSiQue"):
         hs.load_queries(pd.DataFrame([musique_row(question_decomposition=[{"no": "question"}])]))
 
