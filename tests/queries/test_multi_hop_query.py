@@ -277,7 +277,7 @@ def test_what_is_no_chain_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
         musique_row(id="d", question_decomposition=[*step[:2], both]),
     ]
     with caplog.at_level(logging.WARNING):
-        unanswerable = musique_row(answerable=False)
+        unanswerable = musique_row(id="e", answerable=False)
         rows = [*wrong, unanswerable, musique_row(), musique_row()]
         queries = hs.load_queries(pd.DataFrame(rows))
     assert [query.id for query in queries] == ["x"]

@@ -17,6 +17,7 @@ from plain import generated
 import hopscope as hs
 from hopscope.errors import UsageError
 from hopscope.experiments.two_hop.prompt_conditions import PromptConditions, prompt_conditions
+from hopscope.queries.answers import matches
 from hopscope.queries.chat import Chat
 from hopscope.queries.conditions import CONDITIONS, Condition
 
@@ -54,6 +55,16 @@ def test_known_answers_are_counted() -> None:
     assert right["plain"].to_dict() == graded.to_dict()
     again = hs.grade(known_model(), queries.with_condition(THINK), progress=False).verdicts()
     assert right["twice_is"].to_dict() == again["two_hop"].to_dict()
+
+
+def test_an_answer_that_comes_before_the_bracket_closes_is_none() -> None:
+    queries = known_queries()
+    result = prompt_conditions(known_model(), queries, ["bridge_first"], progress=False)
+    rows = result.frame[result.frame["condition"] == "bridge_first"].set_index("query")
+    named = [matches(rows.loc[q.id, "generation"], q.names("e3"), "word") for q in queries]
+    assert any(named)
+    assert not rows["generation"].str.contains("]", regex=False).any()
+    assert not rows["correct"].any()
 
 
 def made(**right: tuple[bool, bool, bool]) -> PromptConditions:
