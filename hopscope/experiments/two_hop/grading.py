@@ -453,11 +453,9 @@ def _verdicts(
 ) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for query in queries:
-        for form, asked in forms_of(query.n_hops).items():
-            if form not in query.forms:
-                continue
+        for form in query.forms:
             prompt, generation = generations[query.id, form]
-            names = query.names(asked.answer)
+            names = query.names(forms_of(query.n_hops)[form].answer)
             rows.append(
                 {
                     "query": query.id,

@@ -695,8 +695,7 @@ def grading_bars(summary: pd.DataFrame, ax: Axes | None = None, title: str = "")
         title: of the axes.
     """
     ax = axes_or_new(ax, max(2.6, 0.3 * len(summary)))
-    order = [*FORM_LABELS, *(each for each in summary["what"] if each not in FORM_LABELS)]
-    order = sorted((each for each in order if each in set(summary["what"])), key=_kind_of_form)
+    order = sorted(summary["what"], key=_kind_of_form)
     table = summary.set_index("what").loc[order].drop("inconsistent", errors="ignore").reset_index()
     colors = [KIND_COLORS[_kind_of_form(each)] for each in table["what"]]
     places = np.arange(len(table))

@@ -19,14 +19,14 @@ from hopscope.queries.multi_hop_query import MultiHopQuery
 from hopscope.queries.query import MAX_HOPS
 from hopscope.queries.query_set import QuerySet
 from hopscope.worlds.tasks.examples import EpochBatches, Example, as_batch
-from hopscope.worlds.tasks.two_hop_facts import names
+from hopscope.worlds.tasks.two_hop_facts import AtomicFacts
 
 Chain = tuple[str, tuple[str, ...]]
 """A source entity, and the relations that lead on from it."""
 
 
 @dataclass(frozen=True)
-class MultiHopFacts:
+class MultiHopFacts(AtomicFacts):
     """Random facts about entities, and their compositions.
 
     Attributes:
@@ -67,31 +67,10 @@ class MultiHopFacts:
                 f"{self.trained} trained on do not fit"
             )
 
-    @cached_property
-    def entities(self) -> tuple[str, ...]:
-        """Names of the entities, all of the same length, so that none is a prefix of another."""
-        return names("e", self.n_entities)
-
-    @cached_property
-    def relations(self) -> tuple[str, ...]:
-        """Names of the relations."""
-        return names("r", self.n_relations)
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """The vocabulary of the task."""
-        return (*self.entities, *self.relations)
-
     @property
     def longest(self) -> int:
         """Number of tokens of the longest chain with its answer."""
         return self.n_hops + 2
-
-    @cached_property
-    def atoms(self) -> Mapping[tuple[str, str], str]:
-        """The atomic facts: (entity, relation) -> entity."""
-        rng = random.Random(f"{self.seed} atoms")
-        return {(h, r): rng.choice(self.entities) for h in self.entities for r in self.relations}
 
     def entities_of(self, chain: Chain) -> tuple[str, ...]:
         """The entities of a chain, from its source to its answer."""

@@ -53,8 +53,40 @@ class Composed(NamedTuple):
         )
 
 
+class AtomicFacts:
+    """Random facts about entities: each relation maps each entity to some entity.
+
+    A task of such facts is a frozen dataclass with these fields.
+    """
+
+    n_entities: int
+    n_relations: int
+    seed: int
+
+    @cached_property
+    def entities(self) -> tuple[str, ...]:
+        """Names of the entities, all of the same length, so that none is a prefix of another."""
+        return names("e", self.n_entities)
+
+    @cached_property
+    def relations(self) -> tuple[str, ...]:
+        """Names of the relations."""
+        return names("r", self.n_relations)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The vocabulary of the task."""
+        return (*self.entities, *self.relations)
+
+    @cached_property
+    def atoms(self) -> Mapping[tuple[str, str], str]:
+        """The atomic facts: (entity, relation) -> entity."""
+        rng = random.Random(f"{self.seed} atoms")
+        return {(h, r): rng.choice(self.entities) for h in self.entities for r in self.relations}
+
+
 @dataclass(frozen=True)
-class TwoHopFacts:
+class TwoHopFacts(AtomicFacts):
     """Random facts about entities: each relation maps each entity to some entity.
 
     Attributes:
@@ -107,31 +139,10 @@ class TwoHopFacts:
                 f"these facts leave {empty[0]} empty: take more facts, or another seed"
             )
 
-    @cached_property
-    def entities(self) -> tuple[str, ...]:
-        """Names of the entities, all of the same length, so that none is a prefix of another."""
-        return names("e", self.n_entities)
-
-    @cached_property
-    def relations(self) -> tuple[str, ...]:
-        """Names of the relations."""
-        return names("r", self.n_relations)
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """The vocabulary of the task."""
-        return (*self.entities, *self.relations)
-
     @property
     def longest(self) -> int:
         """Number of tokens of a two-hop fact with its answer."""
         return 4
-
-    @cached_property
-    def atoms(self) -> Mapping[tuple[str, str], str]:
-        """The atomic facts: (entity, relation) -> entity."""
-        rng = random.Random(f"{self.seed} atoms")
-        return {(h, r): rng.choice(self.entities) for h in self.entities for r in self.relations}
 
     @cached_property
     def unseen_atoms(self) -> frozenset[tuple[str, str]]:
