@@ -241,6 +241,26 @@ def replacing(path: Path) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
 
 
+def read_parquet(path: Path) -> pd.DataFrame:
+    """Read a parquet file.
+
+    Arrow opens the file itself. Given a file that Python opened, as `pandas.read_parquet(path)`
+    gives it, one of Arrow's threads may still hold it when the interpreter ends, and the process
+    then sometimes aborts or never ends (apache/arrow#50482, #33975).
+
+    Raises:
+        OSError: if the file cannot be opened.
+        ValueError: if it cannot be read as parquet.
+    """
+    import pandas as pd
+    import pyarrow as pa  # type: ignore[import-untyped]
+
+    with path.open("rb"):  # whose error names the file
+        pass
+    with pa.OSFile(os.fspath(path)) as file:
+        return pd.read_parquet(file)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, with line breaks as they are in `text`."""
     with replacing(path) as temporary:

@@ -11,10 +11,14 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
+import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 import torch
+from pyarrow import parquet
 from safetensors.torch import save_file
 
+import hopscope
 from hopscope import files
 from hopscope.errors import HopscopeError, PlaceError, UsageError, WriteError
 from hopscope.files import (
@@ -23,6 +27,7 @@ from hopscope.files import (
     filling_folder,
     make_folder,
     publish_folder,
+    read_parquet,
     replacing,
     replacing_folder,
     temporary_folder,
@@ -289,3 +294,26 @@ def test_of_two_that_write_json_once_the_first_prevails(
     write_json_once(tmp_path / "other.json", {"a": 3})
     assert json.loads((tmp_path / "other.json").read_text()) == {"a": 3}
     assert names(tmp_path) == ["other.json", "run.json"]
+
+
+def test_arrow_opens_the_parquet_files_that_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that Python opened can abort the process as it ends, in a thread of Arrow's."""
+    table = pd.DataFrame({"id": ["a"], "n": [1]})
+    table.to_parquet(tmp_path / "part.parquet")
+    read, sources = parquet.read_table, []
+
+    def spied(source: object, *arguments: object, **options: object) -> object:
+        sources.append(source)
+        return read(source, *arguments, **options)
+
+    monkeypatch.setattr(parquet, "read_table", spied)
+    pd.testing.assert_frame_equal(read_parquet(tmp_path / "part.parquet"), table)
+    assert isinstance(sources[0], pa.OSFile)
+
+
+def test_no_parquet_file_is_read_in_another_way() -> None:
+    code = Path(hopscope.__file__).parent.rglob("*.py")
+    readers = [file.name for file in code if "pd.read_parquet(" in file.read_text("utf-8")]
+    assert readers == ["files.py"]

@@ -8,10 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from hopscope.documents.question_set import Document, Hop, MultiDocQuestion, QuestionSet
 from hopscope.errors import QueryError
+from hopscope.files import read_parquet
 from hopscope.queries.answers import matches, name_text, normalise
 from hopscope.queries.formats import (
     parse_aliases,
@@ -37,7 +36,7 @@ def read_rows(path: Path) -> list[Row]:
     """
     try:
         if path.suffix == ".parquet":
-            table = pd.read_parquet(path)
+            table = read_parquet(path)
             refuse_repeats([str(name) for name in table.columns])
             return [{str(key): row[key] for key in row} for row in table.to_dict("records")]
         if path.suffix == ".jsonl":

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from hopscope.errors import QueryError
-from hopscope.files import replacing
+from hopscope.files import read_parquet, replacing
 from hopscope.queries import musique
 from hopscope.queries.answers import name_text
 from hopscope.queries.multi_hop_query import MultiHopQuery
@@ -86,7 +86,7 @@ def read_table(path: Path) -> pd.DataFrame:
     """
     try:
         if path.suffix == ".parquet":
-            return pd.read_parquet(path)
+            return read_parquet(path)
         if path.suffix == ".jsonl":
             return pd.DataFrame(read_json_lines(path))
         if path.suffix == ".csv":

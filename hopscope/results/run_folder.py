@@ -9,7 +9,6 @@ import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from pyarrow import parquet
 
 from hopscope.errors import DamagedResultError, NoResultError, ResultError
-from hopscope.files import clear_leftovers, is_temporary, replacing, write_json
+from hopscope.files import clear_leftovers, is_temporary, read_parquet, replacing, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -325,7 +324,7 @@ def read_part(path: Path, part: int | str) -> Tables:
     """
     files = {name: part_path(path, name, part) for name in TABLES}
     try:
-        return {name: pd.read_parquet(BytesIO(each.read_bytes())) for name, each in files.items()}
+        return {name: read_parquet(each) for name, each in files.items()}
     except PermissionError as error:
         raise ResultError(f"{error.filename} cannot be read: {error.strerror}") from error
     except (OSError, ValueError) as error:

@@ -446,10 +446,14 @@ def test_what_may_not_be_read_is_not_called_damaged(
 ) -> None:
     run(tmp_path / "run")
 
-    def forbidden(path: Path) -> bytes:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    opened = Path.open
 
-    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    def forbidden(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.suffix == ".parquet":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", forbidden)
     with pytest.raises(ResultError, match=r"frame-000000.parquet cannot be read: Permission"):
         load_result(tmp_path / "run")
 
