@@ -169,12 +169,13 @@ def _difference_intervals(
 ) -> list[Interval]:
     """Of each pair (a, b) the mean of b - a with the interval that suits its values."""
     differences = [b.astype(float) - a.astype(float) for a, b in pairs]
-    found = mean_intervals(differences, seed)
-    for index, (a, b) in enumerate(pairs):
-        if _are_booleans(a) and _are_booleans(b):
-            better, worse = _better_and_worse(differences[index])
-            found[index] = share_difference(better, worse, len(a))
-    return found
+    exact = [_are_booleans(a) and _are_booleans(b) for a, b in pairs]
+    numbers = [each for each, counted in zip(differences, exact, strict=True) if not counted]
+    resampled = iter(mean_intervals(numbers, seed))
+    return [
+        share_difference(*_better_and_worse(each), len(each)) if counted else next(resampled)
+        for each, counted in zip(differences, exact, strict=True)
+    ]
 
 
 def _better_and_worse(differences: np.ndarray) -> tuple[int, int]:

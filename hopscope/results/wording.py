@@ -57,15 +57,15 @@ def with_interval(share: float, low: float, high: float) -> str:
 def value_with_interval(value: float, low: float, high: float, sign: str = "") -> str:
     """A number with its interval: `0.96 (0.84 to 1.07)`; without one where it is unknown."""
     if low != low:
-        return f"{value:{sign}.2f}"
-    return f"{value:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
+        return f"{value:{sign}z.2f}"
+    return f"{value:{sign}z.2f} ({low:{sign}z.2f} to {high:{sign}z.2f})"
 
 
 def points(difference: float, low: float, high: float) -> str:
     """A difference of shares in points, with its interval."""
     if low != low:
-        return f"{100 * difference:+.0f} points"
-    return f"{100 * difference:+.0f} points ({100 * low:+.0f} to {100 * high:+.0f})"
+        return f"{100 * difference:+z.0f} points"
+    return f"{100 * difference:+z.0f} points ({100 * low:+z.0f} to {100 * high:+z.0f})"
 
 
 LEAST_QUERIES = 6

@@ -56,6 +56,7 @@ def test_shares_and_differences_in_words() -> None:
     assert wording.with_interval(0.375, 0.12, 0.624) == "38 % (12\u201362)"
     assert wording.with_interval(1.0, float("nan"), float("nan")) == "100 %"
     assert wording.points(-0.065, -0.2, 0.07) == "-6 points (-20 to +7)"
+    assert wording.points(-0.001, -0.004, 0.004) == "+0 points (+0 to +0)"
 
 
 def told(name: str, result: Result) -> tuple[str, dict[str, pd.DataFrame]]:

@@ -104,7 +104,7 @@ class Probing(Result):
             f"{best['layer']}, of {len(table)}: {percent(best['new_entities'])}, the largest "
             f"class being {percent(best['majority'])}. For entities it has seen it is "
             f"{percent(best['accuracy'])}, against {percent(best['control'])} on the control "
-            f"task: selectivity {100 * best['selectivity']:+.0f} points."
+            f"task: selectivity {100 * best['selectivity']:+z.0f} points."
         ]
 
     def plot(self, ax: Axes | None = None) -> Axes:
