@@ -48,6 +48,11 @@ def demonstration_line(text: str, answer: str) -> str:
     return f"{text}{' ' * needs_space(text)}{answer}\n"
 
 
+def plain_line(query: Query, form: Form) -> str:
+    """Return a query in one form, followed by its answer, as one line."""
+    return demonstration_line(*demonstration(query, form))
+
+
 @lru_cache(maxsize=65536)
 def _words(text: str) -> str:
     """Return the normalised words of a text, with spaces between and around them."""
@@ -79,7 +84,7 @@ class _Candidate:
         self.ids = _ids(query)
         self.labels = "".join(map(_words, query.labels))
         forms = {demonstration_form(query, form) for form in query.forms}
-        lines = (demonstration_line(*demonstration(query, form)) for form in sorted(forms))
+        lines = (plain_line(query, form) for form in sorted(forms))
         self.text = "".join(map(_words, lines))
 
 
@@ -177,16 +182,12 @@ class Demonstrations:
         like = demonstration_form(query, form)
         return tuple(demonstration(each, like) for each in self.of(query))
 
-    def text(self, query: Query, form: Form) -> str:
-        """Return the demonstrations of a query as text, one per line, for a prompt of one form."""
-        return "".join(demonstration_line(*each) for each in self.shown(query, form))
-
-    def written(
-        self, query: Query, form: Form, line: Callable[[Query, Form], str]
-    ) -> Iterator[str]:
-        """Yield the demonstrations of a query for a prompt of one form, each as `line` has it."""
+    def text(
+        self, query: Query, form: Form, line: Callable[[Query, Form], str] = plain_line
+    ) -> str:
+        """Return the demonstrations of a query for a prompt of one form, each as `line` has it."""
         like = demonstration_form(query, form)
-        return (line(each, like) for each in self.of(query)) if self.k else iter(())
+        return "".join(line(each, like) for each in self.of(query)) if self.k else ""
 
     def _all_blocks(self) -> Iterator[_Block]:
         """The candidates in their order, in blocks of growing size that are made when needed."""

@@ -19,7 +19,7 @@ import pandas as pd
 from hopscope.errors import QueryError, did_you_mean, of_type, one_of, tuple_of, whole_number
 from hopscope.queries.chat import INSTRUCTION, PREFILL, Chat
 from hopscope.queries.conditions import CONDITIONS, Condition
-from hopscope.queries.demonstrations import Demonstrations
+from hopscope.queries.demonstrations import Demonstrations, plain_line
 from hopscope.queries.formats import from_frame, to_frame, write_csv
 from hopscope.queries.multi_hop_query import MultiHopQuery
 from hopscope.queries.prompts import Prompt, token_position, token_span
@@ -367,13 +367,10 @@ class QuerySet(Sequence[Query]):
 
     def _framed(self, form: Form) -> Iterator[Prompt]:
         """Yield the prompts as plain text."""
+        line = plain_line if self.condition is None else self.condition.line
         for query in self.queries:
-            if self.condition is None:
-                shown = self._demonstrations.text(query, form) if self.few_shot else ""
-                yield Prompt.of(query, form, shown)
-                continue
-            written = "".join(self._demonstrations.written(query, form, self.condition.line))
-            yield Prompt.of(query, form, written, condition=self.condition)
+            shown = self._demonstrations.text(query, form, line)
+            yield Prompt.of(query, form, shown, condition=self.condition)
 
     def _chatted(self, form: Form) -> Iterator[Prompt]:
         """Yield the prompts as chats; most queries share their demonstrations."""
