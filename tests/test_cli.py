@@ -153,6 +153,13 @@ def test_version(hopscope: Command) -> None:
     assert hopscope("--version") == (0, f"{hs.__version__}\n", "")
 
 
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hopscope", "--version"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, f"{hs.__version__}\n")
+
+
 def test_models_list(hopscope: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOPSCOPE_CACHE", str(tmp_path))
     (tmp_path / "models" / "smollm2-135m").mkdir(parents=True)
