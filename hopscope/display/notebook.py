@@ -6,7 +6,7 @@ import base64
 import html
 import inspect
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
@@ -44,8 +44,26 @@ def bundle_of(result: Shown) -> Bundle:
         return {**data, **bundle}
     if (picture := picture_of(result)) is not None:
         return {**bundle, "image/png": picture}
-    table = result.frame.head(10).to_html(index=False)
-    return {**bundle, "text/html": f"<p>{html.escape(repr(result))}</p>{table}"}
+    return {**bundle, "text/html": f"<p>{html.escape(repr(result))}</p>{_rows_of(result)}"}
+
+
+def still_of(result: Shown, findings: Sequence[str]) -> str:
+    """Return what a page shows of a result without cells: what was found, and its picture.
+
+    Of one that has no picture, its first rows.
+    """
+    told = [repr(result), *findings]
+    picture = picture_of(result)
+    shown = (
+        _rows_of(result)
+        if picture is None
+        else (f'<img alt="{html.escape(repr(result))}" src="data:image/png;base64,{picture}">')
+    )
+    return "".join(f"<p>{html.escape(each)}</p>" for each in told) + shown
+
+
+def _rows_of(result: Shown) -> str:
+    return result.frame.head(10).to_html(index=False)
 
 
 def picture_of(result: Shown) -> str | None:

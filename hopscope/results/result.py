@@ -107,12 +107,13 @@ class Result:
         return GridWidget(grid, lambda: picture_of(self), summary_of(self.run))
 
     def to_html(self, path: str | Path) -> Path:
-        """Write the interactive heatmap as one HTML file, to be read and linked to without Python.
+        """Write the result as one HTML file, to be read and linked to without Python.
 
-        The file asks nothing outside and opens without a kernel. Click a cell, and the address of
-        the page leads to it, as in `found.html#query=…&cell=18,3` (across, then upwards), so that a
-        finding can be sent to a colleague. At most 50 megabytes of queries are written; the page
-        says how many are left out.
+        The file asks nothing outside and opens without a kernel. It shows the interactive heatmap:
+        click a cell, and the address of the page leads to it, as in
+        `found.html#query=…&cell=18,3` (across, then upwards), so that a finding can be sent to a
+        colleague. At most 50 megabytes of queries are written; the page says how many are left
+        out. A result of a kind without cells shows what it found in words, and its picture.
 
         Args:
             path: the file, which is replaced if it is there; its folder must be there.
@@ -121,13 +122,18 @@ class Result:
             The path.
 
         Raises:
-            UsageError: if this kind of result has no interactive heatmap.
             PlaceError, WriteError: if the file cannot be written.
 
         Example:
             >>> result.to_html("found.html")  # doctest: +SKIP
         """
-        return self.view().to_html(path)
+        from hopscope.display.notebook import still_of
+        from hopscope.display.page import write_page
+        from hopscope.results.run_record import summary_of
+
+        if self.grid() is not None:
+            return self.view().to_html(path)
+        return write_page(path, repr(self), still_of(self, self.findings()), summary_of(self.run))
 
     @property
     def n_queries(self) -> int:

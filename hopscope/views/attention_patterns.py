@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,6 +94,14 @@ class AttentionPatterns:
             >>> view.chosen = {**view.chosen, "layer": "23", "head": "4"}  # doctest: +SKIP
         """
         return GridWidget(self.grid(), lambda: picture_of(self))
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write the interactive heatmap as one HTML file that opens without a kernel.
+
+        Raises:
+            PlaceError, WriteError: if the file cannot be written.
+        """
+        return self.view().to_html(path)
 
     def plot(self, layer: int = 0, head: int | None = None, ax: Axes | None = None) -> Axes:
         """Draw the pattern of one head, or the mean over a layer's heads; queries are rows.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -100,3 +102,9 @@ def test_what_is_not_there_is_told(patterns: AttentionPatterns) -> None:
         patterns.plot(0, -1)
     with pytest.raises(ModelError, match="attn_pattern cannot be read in mamba"):
         attention_view(model_of("mamba"), TEXT)
+
+
+def test_the_patterns_are_written_as_a_page(patterns: AttentionPatterns, tmp_path: Path) -> None:
+    text = patterns.to_html(tmp_path / "patterns.html").read_text("utf-8")
+    assert "://" not in text
+    assert '"layer": "0"' in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 from pathlib import Path
@@ -206,8 +207,6 @@ def test_a_result_without_a_grid_says_what_to_do() -> None:
     told = "'grading' has no interactive view; plot.* back_patching, .*description, .* have one"
     with pytest.raises(UsageError, match=told):
         graded.view()
-    with pytest.raises(UsageError, match=told):
-        graded.to_html("grading.html")
 
 
 def test_a_result_is_written_as_one_file_that_asks_nothing_outside(
@@ -229,6 +228,17 @@ def test_a_result_is_written_as_one_file_that_asks_nothing_outside(
     assert '"chosen": {"query": "b"' in other
     with pytest.raises(PlaceError, match=r"cannot write .*missing.*Choose another place"):
         result.to_html(tmp_path / "missing" / "found.html")
+
+
+def test_a_result_without_a_grid_is_written_as_words_and_a_picture(tmp_path: Path) -> None:
+    from known import made_grading
+
+    graded = made_grading({"a": {"first_hop"}, "<b>": {"two_hop"}})
+    text = graded.to_html(tmp_path / "grading.html").read_text("utf-8")
+    assert "data:image/png;base64," in text
+    assert "://" not in text
+    assert all(html.escape(each) in text for each in graded.findings())
+    assert f"<dd>{graded.run['model']['name']}</dd>" in text
 
 
 def test_names_from_data_cannot_become_html(tmp_path: Path) -> None:
