@@ -13,7 +13,7 @@ WORTH_SAYING = 1.5
 
 
 def advise_on_dtype(name: str, dtype: torch.dtype) -> None:
-    """Say that another dtype is faster on this CPU: a warning if float32 is, or else for the log.
+    """Warn if another dtype is faster on this CPU.
 
     Some CPUs are several times as fast in bfloat16 as in float32 (with AMX), others slower. Which
     it is does not change the default, float32: the same call shall give the same numbers anywhere.
@@ -30,15 +30,13 @@ def advise_on_dtype(name: str, dtype: torch.dtype) -> None:
             str(dtype).removeprefix("torch."),
             slower,
         )
-    if dtype == torch.float32 and logger.isEnabledFor(logging.INFO):
-        faster = 1 / slowdown(torch.bfloat16)
-        if faster > WORTH_SAYING:
-            logger.info(
-                "with dtype='bfloat16' %s would be faster on this CPU (by a factor of about %.1f "
-                "in a matrix product), and its numbers rounded",
-                name,
-                faster,
-            )
+    if dtype == torch.float32 and (faster := 1 / slowdown(torch.bfloat16)) > WORTH_SAYING:
+        logger.warning(
+            "with dtype='bfloat16' %s would be faster on this CPU (by a factor of about %.1f in a "
+            "matrix product), and its numbers rounded",
+            name,
+            faster,
+        )
 
 
 @cache

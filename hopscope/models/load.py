@@ -69,7 +69,7 @@ logger = logging.getLogger(__name__)
 M = TypeVar("M", bound=TokenModel)
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-LARGE = 50_000_000
+LARGE = 300_000_000
 """Parameters of a model with which it matters which dtype is faster."""
 RESOLVERS = {"world": "hopscope.worlds.load:model_folder"}
 """By scheme, as in `world:NAME`, the function that finds a model's folder and name. Like entry

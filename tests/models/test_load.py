@@ -676,7 +676,7 @@ def test_the_faster_dtype_of_a_cpu_is_said(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(cpu_speed, "slowdown", lambda _: slowdown)
-    caplog.set_level(logging.INFO, logger="hopscope.models.cpu_speed")
+    caplog.set_level(logging.WARNING, logger="hopscope.models.cpu_speed")
     load_model("tiny-random-llama", device="cpu", dtype=dtype)
     assert not caplog.text  # too small to matter
     monkeypatch.setattr("hopscope.models.load.LARGE", 0)

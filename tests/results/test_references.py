@@ -28,6 +28,8 @@ def test_numbers_are_those_of_the_papers() -> None:
     trained = hs.references("document_order", setting="fine-tuned, bidirectional")
     assert trained.set_index("model")["value"]["Qwen2.5-7B"] == 0.6296
     assert hs.references("order_choice")["value"].tolist() == [0.286, 0.337]
+    assert hs.references("data_needed")["value"].tolist() == [2.26, 2.43, 2.58]
+    assert hs.references("superposition", subset="optimal")["value"].tolist()[0] == 2.18
     assert hs.references("back_patching").query("page == 1")["value"].max() == 0.66
 
 

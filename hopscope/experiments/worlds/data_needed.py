@@ -26,6 +26,7 @@ from hopscope.experiments.arguments import (
     as_list,
 )
 from hopscope.experiments.worlds.trainings import Trainings
+from hopscope.results.references import references
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import device_name, provenance
@@ -40,8 +41,6 @@ from hopscope.worlds.train import train_world
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PUBLISHED = {"two_hop": 2.26, "parallel": 2.43, "three_hop": 2.58}
-"""The exponents of the paper (figure 5)."""
 LEARNED = 0.5
 SHAPE = WORLDS["coverage"].shape
 SCHEDULE = replace(COVERED, steps=2000, batch_size=1024)
@@ -92,13 +91,13 @@ class DataNeeded(Result):
         fit = stats.linregress(np.log(table["n_tokens"]), np.log(table["examples"]))
         free = len(table) - 2
         half = stats.t.ppf(0.975, free) * fit.stderr if free else float("nan")
-        published = PUBLISHED.get(str(self.frame["structure"].iloc[0]))
+        published = references("data_needed").set_index("setting")["value"]
         return Exponent(
             value=float(fit.slope),
             low=float(fit.slope - half),
             high=float(fit.slope + half),
             factor=float(np.exp(fit.intercept)),
-            published=published,
+            published=published.get(str(self.frame["structure"].iloc[0])),
         )
 
     def tables(self) -> dict[str, pd.DataFrame]:
