@@ -103,7 +103,7 @@ def _forest(ax: Axes, table: pd.DataFrame, claims: list[tuple[str, str]]) -> Non
     ax.set_yticks(range(len(claims)), [f"{claim}\nover {control}" for claim, control in claims])
     ax.set_ylim(len(claims) - 0.4, -0.6)
     ax.grid(axis="x", color=FAINT, lw=0.6)
-    ax.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
+    ax.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0, symbol=""))
     ax.set_xlabel("share of queries, less that of the control (points)")
 
 

@@ -30,7 +30,8 @@ def draw(results: Mapping[str, ActivationPatching]) -> Drawn:
         summary = result.summary()
         drawn = summary[summary["site"] != "z"]
         for column, position in enumerate(positions):
-            here, title = drawn[drawn["position"] == position], f"{position}, {subset}"
+            here = drawn[drawn["position"] == position]
+            title = position if len(results) == 1 else f"{position}, {subset}"
             plots.recovery_lines(here, axes[2 * number, column], title)
             plots.flip_lines(here, axes[2 * number + 1, column])
         numbers.append(summary.assign(subset=subset))

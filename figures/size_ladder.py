@@ -55,7 +55,7 @@ def draw(runs: Path) -> Drawn:
         rows = table[table["subset"] == subset]
         for ax, (cells, title) in zip(row, CELLS.items(), strict=False):
             _gains(ax, rows[rows["cells"] == cells], title, models)
-        row[0].set_ylabel(f"{SUBSET_TITLES[subset]}\n\ngain over the control")
+        row[0].set_ylabel(f"{SUBSET_TITLES[subset]}\n\ngain over the control, points")
         if staged:
             _broken(row[-1], rows[rows["cells"] == "stages"], models)
     shared_legend(figure, axes)
@@ -86,7 +86,7 @@ def _gains(ax: Axes, rows: pd.DataFrame, title: str, models: Sequence[str]) -> N
             place = models.index(row["model"]) + offset
             difference_mark(ax, place, row, MARKERS[control], color)
     ax.axhline(0, color=GREY, lw=0.8, zorder=0)
-    _model_axis(ax, rows, title, models)
+    _model_axis(ax, rows, title, models, symbol="")
 
 
 def _broken(ax: Axes, rows: pd.DataFrame, models: Sequence[str]) -> None:
@@ -100,7 +100,9 @@ def _broken(ax: Axes, rows: pd.DataFrame, models: Sequence[str]) -> None:
     ax.set_ylim(-0.03, 1.03)
 
 
-def _model_axis(ax: Axes, rows: pd.DataFrame, title: str, models: Sequence[str]) -> None:
+def _model_axis(
+    ax: Axes, rows: pd.DataFrame, title: str, models: Sequence[str], symbol: str = "%"
+) -> None:
     """The models by size, with the number of queries of each."""
     n = rows.groupby("model")["n"].max()
     names = [f"{model}\n(n = {int(n[model])})" if model in n else model for model in models]
@@ -108,7 +110,7 @@ def _model_axis(ax: Axes, rows: pd.DataFrame, title: str, models: Sequence[str])
     ax.set_xlim(-0.5, len(models) - 0.5)
     ax.set_title(title)
     ax.grid(axis="y", color=FAINT, lw=0.6)
-    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
+    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0, symbol=symbol))
 
 
 if __name__ == "__main__":

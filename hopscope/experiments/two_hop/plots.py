@@ -275,7 +275,8 @@ def first_layer_strips(
             layers, at + _spread(layers), "o", ms=3, mec="white", mew=0.3, color=color, alpha=0.6
         )
         if len(layers):
-            ax.plot(layers.mean(), at, "D", ms=6, color=color, mec="white", mew=0.8)
+            mean = layers.mean()
+            ax.plot(mean, at, "D", ms=6, color=color, mec="white", mew=0.8, clip_on=False)
         name = entity_name(entity, n_hops)
         ticks.append(at)
         labels.append(
