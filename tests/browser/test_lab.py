@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from browser.conftest import LAB, NOTEBOOK, output_of, run_cell, run_cell_until, save_and_open_again
+from browser.conftest import (
+    LAB,
+    NOTEBOOK,
+    output_of,
+    run_cell,
+    run_cell_until,
+    save_and_open_again,
+    wait_for_kernel,
+)
 from browser.contrast import hard_to_read, is_dark
 
 RunNotebook = Callable[..., Page]
@@ -251,3 +260,54 @@ explorer
             expect(view).to_be_visible()
             assert is_dark(view) == dark
             assert not hard_to_read(view)
+
+
+def test_a_sweep_that_is_stopped_says_what_is_there(run_notebook: RunNotebook) -> None:
+    page = run_notebook(
+        f"""
+{QUICK}
+world = hs.load_world("two-hop-looped")
+queries = world.queries("first_hop_ood")
+print("begins")
+hs.back_patch(world.model, queries)
+""",
+        "print(hs.partial().n_queries, 'of', len(queries))",
+        "print(hs.back_patch(world.model, queries.sample(2), progress=False).n_queries, 'more')",
+    )
+    shown = output_of(page, 0)
+    expect(shown.filter(has_text=re.compile(r"[4-9](\.\d+)?/\d+ \[")).first).to_be_visible()
+    page.evaluate("() => window.jupyterapp.commands.execute('notebook:interrupt-kernel')")
+    expect(shown.filter(has_text="hs.partial()").first).to_be_visible()
+    expect(shown.filter(has_text="KeyboardInterrupt").first).to_be_visible()
+    wait_for_kernel(page)
+    run_cell(page, 1)
+    expect(output_of(page, 1)).to_contain_text(re.compile(r"[1-9][0-9]* of [0-9]+"))
+    run_cell(page, 2)
+    expect(output_of(page, 2).filter(has_text="2 more")).to_be_visible()
+
+
+def test_views_fit_into_a_narrow_window(run_notebook: RunNotebook) -> None:
+    page = run_notebook(
+        BACK_PATCH,
+        f"""
+{QUICK}
+painter = hs.paint_mask(
+    hs.load_model("tiny-random-llama"),
+    hs.load_questions("world-docs", distractors=1).with_few_shot(0),
+)
+painter
+""",
+        "explorer = hs.explore(hs.load_model('tiny-random-llama'))\nexplorer",
+        place=NOTEBOOK,
+    )
+    expect(output_of(page, 2).get_by_label("query", exact=True)).to_be_visible()
+    page.set_viewport_size({"width": 640, "height": 800})
+    for cell in range(3):
+        view = output_of(page, cell).locator(".hopscope-view").first
+        view.scroll_into_view_if_needed()
+        expect(view).to_be_visible()
+        box = view.bounding_box()
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 640
+        assert view.evaluate("(each) => each.scrollWidth <= each.clientWidth + 1")
