@@ -135,7 +135,10 @@ def test_options_that_do_not_go_together_are_refused(
 
 
 def test_the_commands_say_where_runs_may_be_computed(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("back-patch", "grade", "permute", "study"):
+    for command in ("back-patch", "auto-patch", "grade", "permute", "study"):
         _, out, _ = shell(capsys, command, "--help")
         assert "--on" in out
         assert "--workers" in out
+    _, out, _ = shell(capsys, "back-attention", "--help")
+    assert "--on " not in out
+    assert "--workers" not in out
