@@ -135,14 +135,12 @@ class Scale:
     """How much of an analysis a study runs.
 
     Attributes:
-        layers: the layers that are sources, targets, or probed.
         most: queries that are analysed at most; all if None.
         shuffles: orders of the documents among which one is chosen.
         probed: queries that are probed at most, graded or not.
         seed: of everything that is drawn at random.
     """
 
-    layers: range
     most: int | None
     shuffles: int
     probed: int

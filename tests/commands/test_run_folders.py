@@ -11,11 +11,15 @@ from typing import Any
 import pytest
 from conftest import loaded
 from known import many_queries, parts
+from transformers import AutoModelForCausalLM
 
 import hopscope as hs
 from hopscope import cli
+from hopscope.errors import UsageError
+from hopscope.models.tiny import build_tiny
 from hopscope.results.claims import TRIES, note_failure
 from hopscope.results.run_folder import RECORD
+from hopscope.study import study
 
 BACK: dict[str, Any] = {"positions": ["t1"], "max_new_tokens": 2, "progress": False}
 
@@ -132,6 +136,40 @@ def test_options_that_do_not_go_together_are_refused(
     code, _, err = shell(capsys, "back-patch", *asked)
     assert code == 2
     assert told in err
+
+
+TURNS = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+
+
+def test_who_asks_for_a_study_reads_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the model that workers load the tokenizer is read, for the turns of its chat."""
+    hf, tokenizer = build_tiny("tiny-random-llama")
+    tokenizer.chat_template = TURNS
+    hf.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    asked = list[Any]()
+
+    def run_study(*given: Any, on: Any, **_: Any) -> None:
+        asked.extend([*given[:2], on])
+        raise UsageError("asked")
+
+    def read(*_: Any, **__: Any) -> None:
+        raise AssertionError("the weights are read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "run_study", run_study)
+        patch.setattr(AutoModelForCausalLM, "from_pretrained", read)
+        given = ["-m", tmp_path / "model", "--chat", "--on", "slurm", "-o", tmp_path / "study"]
+        code, _, err = shell(capsys, "study", *given)
+    assert (code, "asked" in err) == (2, True), err
+    reference, queries, on = asked
+    assert (reference.source, on) == (str(tmp_path / "model"), hs.Slurm())
+    model = hs.load_model(tmp_path / "model", device="cpu")
+    loaded_here = hs.load_queries("world").with_chat(model)
+    assert queries.fingerprint == loaded_here.fingerprint
+    assert queries.prompts()[0] == loaded_here.prompts()[0]
 
 
 def test_the_commands_say_where_runs_may_be_computed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,10 @@ from known import many_queries, parts
 
 import hopscope as hs
 from hopscope.errors import QueryError, UsageError
+from hopscope.models.reference import ModelReference
 from hopscope.results.run_folder import read_run
+from hopscope.study.presets import Preset
+from hopscope.study.study import run_study
 
 pytest.importorskip("submitit")
 BACK: dict[str, Any] = {"positions": ["t1"], "max_new_tokens": 2, "progress": False}
@@ -60,6 +63,24 @@ def test_auto_patching_is_computed_elsewhere_as_its_sweep_is(tmp_path: Path) -> 
     ]
     with pytest.raises(QueryError, match="too few to be trained"):
         hs.auto_patch(NAME, queries[:3], on=on, out=tmp_path / "few", **given)
+
+
+def test_a_study_of_a_model_by_its_name_is_that_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every other layer is taken by the workers, who know how many there are."""
+    monkeypatch.setattr(hs.Grading, "subset", lambda graded, _: graded.queries)
+    size, steps = Preset(limit=4, most=2, layer_step=2), ["description", "layer_order"]
+    named: Any = ModelReference(NAME)
+    on = hs.Slurm(cluster="debug")
+    two = run_study(named, many_queries()[:8], tmp_path / "two", size, steps, progress=False, on=on)
+    one = run_study(loaded(NAME), many_queries()[:8], tmp_path / "one", size, steps, progress=False)
+    assert list(two.results) == list(one.results) != []
+    assert two.left_out == one.left_out == {}
+    for name in ("grading", *one.results):
+        assert parts(tmp_path / "two" / name) == parts(tmp_path / "one" / name) != {}
+    described = two.results["description.correct"].frame
+    assert set(described["source_layer"]) == {0, 2}
 
 
 def test_a_job_that_is_preempted_is_queued_with_the_same_work() -> None:
