@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM
 
 import hopscope as hs
 from hopscope import cli
+from hopscope.commands.options import CommonOptions, QueryOptions
 from hopscope.errors import UsageError
 from hopscope.models.tiny import build_tiny
 from hopscope.results.claims import TRIES, note_failure
-from hopscope.results.run_folder import RECORD
+from hopscope.results.run_folder import RECORD, read_run
 from hopscope.study import study
 
 BACK: dict[str, Any] = {"positions": ["t1"], "max_new_tokens": 2, "progress": False}
@@ -172,8 +173,25 @@ def test_who_asks_for_a_study_reads_no_weights(
     assert queries.prompts()[0] == loaded_here.prompts()[0]
 
 
+def test_a_probe_is_computed_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(CommonOptions, "engine", hs.Slurm(cluster="debug"))
+    asked = ["-m", "tiny-random-llama", "--few-shot", 0, "--limit", 60, "--device", "cpu"]
+    asked += ["--target", "e2_type", "--folds", 2, "--layer-step", 2]
+    code, _, err = shell(capsys, "probe", *asked, "--on", "slurm", "--save", "x.safetensors")
+    assert (code, "leave out --save or --on" in err) == (2, True), err
+    with monkeypatch.context() as patch:
+        patch.setattr(QueryOptions, "load_model", None)  # workers load it
+        assert shell(capsys, "probe", *asked, "--on", "slurm", "-o", tmp_path / "two")[0] == 0
+    monkeypatch.setattr(CommonOptions, "engine", None)
+    assert shell(capsys, "probe", *asked, "-o", tmp_path / "one")[0] == 0
+    assert parts(tmp_path / "two") == parts(tmp_path / "one") != {}
+    assert read_run(tmp_path / "one")["settings"] == read_run(tmp_path / "two")["settings"]
+
+
 def test_the_commands_say_where_runs_may_be_computed(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("back-patch", "auto-patch", "grade", "permute", "study"):
+    for command in ("back-patch", "auto-patch", "probe", "grade", "permute", "study"):
         _, out, _ = shell(capsys, command, "--help")
         assert "--on" in out
         assert "--workers" in out
