@@ -1,12 +1,15 @@
 """Kills and interrupts at random moments: nothing is lost, nothing is left, no byte is another.
 
     python -m benchmarks.faults kills --times 100
+    python -m benchmarks.faults workers --times 100
     python -m benchmarks.faults interrupts --times 1000
 
 Kills are SIGKILL, to commands that are forked from this process, on tiny models: a study,
 back-patching, orders of documents and the training of a world, each run on by the next child until
 it is done, and then compared with a run that was never stopped; of back-patching and orders two
-workers share a folder, too. Interrupts are SIGINT, to analyses in this process.
+workers share a folder, too, in turn. Of `workers`, two at once compute the parts of one run of
+back-patching (`hopscope runs work`), one of them is killed, and another takes its place, until the
+run is done. Interrupts are SIGINT, to analyses in this process.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -61,6 +65,8 @@ COMMANDS: Mapping[str, Sequence[str]] = {
 }
 SHARED = ("back-patch", "permute")
 """Those that two workers share, each with a shard of its own."""
+OF_PARTS = ("*.parquet", "machine-*")
+"""What a run folder has of its parts."""
 TIMES = ("time", "seconds")
 """What a record says of when a run was, by name."""
 
@@ -91,15 +97,16 @@ def command(*arguments: str) -> None:
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """Every file of a folder; of a record all but when it was made."""
+    """Every file of a folder that stays there; of a record all but when it was made."""
     found: dict[str, object] = {}
     for path in sorted(each for each in folder.rglob("*") if each.is_file()):
         name = str(path.relative_to(folder))
-        if path.name in ("run.json", "world.json"):
-            record = json.loads(path.read_text("utf-8"))
-            found[name] = {key: each for key, each in record.items() if key not in TIMES}
-        else:
-            found[name] = path.read_bytes()
+        with suppress(FileNotFoundError):  # another worker is at work
+            content: object = path.read_bytes()
+            if path.name in ("run.json", "world.json"):
+                record = json.loads(path.read_text("utf-8"))
+                content = {key: each for key, each in record.items() if key not in TIMES}
+            found[name] = content
     return found
 
 
@@ -167,15 +174,61 @@ def kill_at_random(
             there = finished(place, whole)
             tally.lost += [each for each in kept if there.get(each) != kept[each]]
             kept = there
-        found = contents(place)
-        tally.runs += 1
-        tally.differing += [each for each in whole if found.get(each) != whole[each]]
-        tally.left += [each for each in found if each not in whole]
-        tally.left += [each.name for each in folder.iterdir() if each.name.startswith(".")]
+        compare(contents(place), whole, folder, tally)
         shutil.rmtree(place)
         for each in folder.glob(f"{name}.run*"):
             tally.left.append(each.name)
             shutil.rmtree(each, ignore_errors=True)
+    return tally
+
+
+def compare(
+    found: Mapping[str, object], whole: Mapping[str, object], folder: Path, tally: Tally
+) -> None:
+    """Count what a finished run has that the run without a stop has not, and the other way."""
+    tally.runs += 1
+    tally.differing += [each for each in whole if found.get(each) != whole[each]]
+    tally.left += [each for each in found if each not in whole]
+    tally.left += [each.name for each in folder.iterdir() if each.name.startswith(".")]
+
+
+def kill_one_of_two(times: int, folder: Path, draw: random.Random, most_seconds: float) -> Tally:
+    """Kill one of two workers of a run at random moments, until there were so many kills.
+
+    Each that is killed is followed by another. When the time is over, the run that goes on is
+    finished without a kill.
+    """
+    name, whole_place, place = "back-patch", folder / "whole", folder / "run"
+    arguments = arguments_of(name, whole_place, folder / "queries.csv")
+    assert ended(forked(partial(command, *arguments))) == 0
+    whole, tally = contents(whole_place), Tally()
+    work = partial(command, "runs", "work", str(place), "--device", "cpu", "--threads", "1")
+    begun = partial(shutil.copytree, whole_place, place, ignore=shutil.ignore_patterns(*OF_PARTS))
+    begun()
+    started = time.perf_counter()
+    assert ended(forked(work)) == 0
+    seconds = time.perf_counter() - started
+    shutil.rmtree(place)
+    until = time.perf_counter() + most_seconds
+    while tally.kills < times and time.perf_counter() < until:
+        begun()
+        workers, kept = [forked(work), forked(work)], dict[str, object]()
+        while workers:
+            if tally.kills < times and time.perf_counter() < until:
+                time.sleep(draw.uniform(0, seconds))
+                workers.insert(0, workers.pop(draw.randrange(len(workers))))
+                os.kill(workers[0], signal.SIGKILL)
+            code = ended(workers.pop(0))
+            if code == -signal.SIGKILL:
+                tally.kills += 1
+                workers.append(forked(work))
+            elif code:
+                tally.failed.append(f"{work.args}: {code}")
+            there = finished(place, whole)
+            tally.lost += [each for each in kept if there.get(each) != kept[each]]
+            kept = there
+        compare(contents(place), whole, folder, tally)
+        shutil.rmtree(place)
     return tally
 
 
@@ -229,6 +282,15 @@ def kills(times: int, seed: int, seconds: float) -> None:
         share = times // len(jobs) + (index < times % len(jobs))
         tally = kill_at_random(name, shards, share, folder, draw, seconds / len(jobs))
         print(f"{name}, {len(shards)} worker(s): {tally}", flush=True)
+    shutil.rmtree(folder)
+
+
+def workers(times: int, seed: int, seconds: float) -> None:
+    """Kill one of two workers so often, and print what was counted."""
+    folder, draw = Path(tempfile.mkdtemp(prefix="faults-")), random.Random(seed)
+    answered().to_csv(folder / "queries.csv")
+    import_all()
+    print(f"two workers at once: {kill_one_of_two(times, folder, draw, seconds)}", flush=True)
     shutil.rmtree(folder)
 
 
@@ -313,12 +375,13 @@ def starts_with(whole: pd.DataFrame, part: pd.DataFrame) -> bool:
 def main() -> None:
     """Run what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("kills", "interrupts"))
+    parser.add_argument("what", choices=("kills", "workers", "interrupts"))
     parser.add_argument("--times", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=3600.0, help="at most")
     given = parser.parse_args()
-    {"kills": kills, "interrupts": interrupts}[given.what](given.times, given.seed, given.seconds)
+    run = {"kills": kills, "workers": workers, "interrupts": interrupts}[given.what]
+    run(given.times, given.seed, given.seconds)
 
 
 if __name__ == "__main__":

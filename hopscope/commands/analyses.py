@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from hopscope.commands.options import (
+    ENGINE,
     CommonOptions,
     DocumentOptions,
     Parity,
@@ -63,7 +64,7 @@ class CatalogueGroup(TyperGroup):
 def command_of(spec: CommandSpec) -> Any:
     """The command of an analysis."""
     options = OPTIONS[spec.asks]
-    without = () if spec.shards else ("shard",)
+    without = (*(() if spec.shards else ("shard",)), *(() if spec.elsewhere else ENGINE))
     usual = {
         "subset": {"subset": spec.usual_subset},
         "documents": {"questions": spec.usual_questions},

@@ -277,10 +277,6 @@ class CommonOptions:
             return Ray(self.workers, self.gpus_each)
         return Slurm(self.partition, self.gpus_each, jobs=self.jobs or 1)
 
-    def here(self) -> Self:
-        """The same with the model in this process."""
-        return replace(self, on=None, workers=None, jobs=None, partition=None, gpus_each=None)
-
     def holding(self) -> AbstractContextManager[None]:
         """Keep the workers of the engine from one run to the next while the context is open."""
         engine = None if self.dry_run else self.engine
@@ -377,11 +373,23 @@ class QueryOptions(CommonOptions):
         """The queries as the model is asked them: in a chat, or as plain text."""
         return queries.with_chat(model) if self.chat else queries
 
+    def asked_elsewhere(self, queries: QuerySet) -> QuerySet:
+        """The same of a model that workers load: of it the tokenizer is enough."""
+        if not self.chat:
+            return queries
+        from hopscope.models.load import load_tokenizer
+        from hopscope.queries.chat import Chat
+
+        return replace(queries, chat=Chat(load_tokenizer(self.reference())))
+
     def load_both(self) -> tuple[LanguageModel, QuerySet]:
         """The model, or what workers load it by, and the queries as it is asked them."""
-        queries = self.load_queries()  # first, so that a mistake is reported before the model loads
-        if self.is_elsewhere and not self.chat:
-            return self.reference(), queries  # type: ignore[return-value]
+        return self.load_for(self.load_queries())  # first, to report mistakes before a model loads
+
+    def load_for(self, queries: QuerySet) -> tuple[LanguageModel, QuerySet]:
+        """The model, or what workers load it by, and queries as it is asked them."""
+        if self.is_elsewhere:
+            return self.reference(), self.asked_elsewhere(queries)  # type: ignore[return-value]
         model = self.load_model()
         return model, self.asked(model, queries)
 

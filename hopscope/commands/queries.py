@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from hopscope.commands.options import (
-    ENGINE,
     Match,
     Parity,
     QueryOptions,
@@ -22,6 +21,7 @@ from hopscope.commands.options import (
     with_options,
 )
 from hopscope.commands.printing import records, show, show_estimates, show_tables, table_text
+from hopscope.errors import UsageError
 from hopscope.queries.query import ENTITIES, POSITIONS
 
 queries_app = typer.Typer()
@@ -64,7 +64,7 @@ def grade_command(
 
 
 @queries_app.command("probe", epilog=example("probe -m smollm2-135m --layer-step 3 -o runs/probe"))
-@with_options(QueryOptions, without=["shard", "dry_run", *ENGINE], limit=1000)
+@with_options(QueryOptions, without=["shard", "dry_run"], limit=1000)
 def probe_command(
     options: QueryOptions,
     *,
@@ -85,16 +85,18 @@ def probe_command(
     """
     from hopscope.experiments.two_hop.probing import fit_probe, labelled, probe, sample_entities
 
+    if save is not None and options.is_elsewhere:
+        raise UsageError("the probe of --save is fitted here: leave out --save or --on")
     everything = replace(options, limit=None).load_queries()
     chosen = labelled(everything, target, folds)[0]
     if options.limit is not None:
         chosen = sample_entities(chosen, options.limit, options.seed)
-    model = options.load_model()
-    chosen = options.asked(model, chosen)
-    layers = range(0, model.n_layers, layer_step)
-    settings: dict[str, Any] = {"position": position, "layers": layers, "folds": folds}
-    result = probe(model, chosen, target, seed=options.seed, out=options.out, **settings)
+    model, chosen = options.load_for(chosen)
+    common = {name: each for name, each in options.settings().items() if name != "shard"}
+    settings: dict[str, Any] = {"position": position, "folds": folds}
+    result = probe(model, chosen, target, layer_step=layer_step, **settings, **common)
     show_tables(result, {"selectivity": result.selectivity()}, options.as_json, options.full)
     if save is not None:
-        fitted = fit_probe(model, chosen, target, **settings)
+        layers = range(0, model.n_layers, layer_step)
+        fitted = fit_probe(model, chosen, target, layers=layers, **settings)
         print(fitted.save(save), file=sys.stderr)

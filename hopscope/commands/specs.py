@@ -66,6 +66,7 @@ class CommandSpec:
         usual_subset: what it analyses if nothing else is said.
         usual_questions: the questions over documents that it asks if nothing else is said.
         shards: whether it can compute some parts only.
+        elsewhere: whether its parts can be computed where `on` says.
         parity: whether it has a setting of the paper's.
         own: its options that are arguments of the analysis.
         printed: its options that say what of the result is printed.
@@ -80,6 +81,7 @@ class CommandSpec:
     usual_subset: str
     usual_questions: str
     shards: bool
+    elsewhere: bool
     parity: bool
     own: tuple[OptionSpec, ...]
     printed: tuple[OptionSpec, ...]
@@ -134,6 +136,7 @@ def spec_of(entry: Analysis) -> CommandSpec:
         entry.usual_subset,
         entry.usual_questions,
         "shard" in entry.keywords,
+        "on" in entry.keywords,
         bool(entry.parity),
         _options(entry, own, entry.function),
         _options(

@@ -60,7 +60,6 @@ def study_command(
     options = options.zero_shot() if size.setting else options
     if limit is not None:
         size = replace(size, limit=limit, most=max(limit, need), questions=limit, probed=limit)
-    on, options = options.engine, options.here()
     model, queries = options.load_both()
     if options.dry_run:
         costs = study.estimate_study(model, queries, out / "runs", size, seed=options.seed)
@@ -71,7 +70,9 @@ def study_command(
             lambda: f"{table_text(overview(costs))}\n\nin all {duration(total)}",
         )
         return
-    found = study.run_study(model, queries, out / "runs", size, seed=options.seed, on=on)
+    found = study.run_study(
+        model, queries, out / "runs", size, seed=options.seed, on=options.engine
+    )
     sections = report.sections(found)
     page, findings = report.write(found, out, sections), report.sentences(sections)
     show(

@@ -135,14 +135,12 @@ class Scale:
     """How much of an analysis a study runs.
 
     Attributes:
-        layers: the layers that are sources, targets, or probed.
         most: queries that are analysed at most; all if None.
         shuffles: orders of the documents among which one is chosen.
         probed: queries that are probed at most, graded or not.
         seed: of everything that is drawn at random.
     """
 
-    layers: range
     most: int | None
     shuffles: int
     probed: int
@@ -178,6 +176,8 @@ class Analysis:
         grades: the parameters that also hold when queries are graded for it.
         parts: the analyses whose results `combine` puts together, in a study.
         combine: makes a result of those of `parts`.
+        composed: whether it is made of runs, each of which is computed where `on` says; one with
+            `combine` is, too.
     """
 
     name: str
@@ -202,6 +202,7 @@ class Analysis:
     grades: Sequence[str] = ()
     parts: tuple[str, ...] = ()
     combine: Callable[..., Result] | None = None
+    composed: bool = False
 
     @property
     def question_with_source(self) -> str:
@@ -411,7 +412,7 @@ def _made(entry: Analysis, function: Callable[..., Any], call: inspect.BoundArgu
     if options.on is None or recipe is None:
         with recording(None if options.out is None else recipe):
             return function(**arguments)
-    if entry.combine is not None:  # each of its runs is computed there
+    if entry.composed or entry.combine is not None:
         with engine_of(options.on).held():
             return function(**arguments)
     inputs = arguments[[*INPUTS[entry.asks]][1]]

@@ -37,7 +37,10 @@ from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
 from hopscope.results.run_folder import RECIPE, read_run
 
-UNREGISTERED = {"grade_until": "hopscope.experiments.two_hop.grading:grade_until"}
+UNREGISTERED = {
+    "grade_until": "hopscope.experiments.two_hop.grading:grade_until",
+    "auto_patch_by": "hopscope.experiments.two_hop.auto_patching:auto_patch_by",
+}
 """Functions that are no analyses of their own and run in parts, too, by their addresses."""
 OF_CALL = ("out", "shard", "progress", "on")
 """Keywords that say where and how a call is made, not what it asks."""

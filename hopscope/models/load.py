@@ -223,6 +223,23 @@ def load_any(
     return _loaded(model_class(*parts), x, name, options)
 
 
+def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model whose weights are not read, but for those of a GGUF file.
+
+    Args:
+        reference: what the model is loaded by.
+
+    Raises:
+        ModelError, UsageError: As `load_model`.
+    """
+    own = _LoadOptions(
+        "cpu", None, None, None, None, reference.trust_remote_code, reference.allow_pickle
+    )
+    _, tokenizer, name = _TokenizerReader(own, (LanguageModel, EncoderDecoder))(reference.source)
+    _check_fast(tokenizer, name)
+    return tokenizer
+
+
 @dataclass(frozen=True)
 class _LoadOptions:
     """The keyword arguments of `load_model` other than `name`."""
@@ -467,6 +484,13 @@ class _Reader:
             if part == "weights" and not self.allow_pickle and has_only_pickles(str(place)):
                 raise _pickle_refusal(str(place)) from error
             raise failure(f"cannot read the {part} of {place}: {reason}\n{advice}") from error
+
+
+class _TokenizerReader(_Reader):
+    """Reads a checkpoint without its weights."""
+
+    def _weights(self, auto: Any, place: str | Path, config: dict[str, Any]) -> Any:
+        """Read nothing."""
 
 
 def _config_of(place: str | Path) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """Provides what workers say of the parts of a run folder: which they compute, and which failed.
 
 `.claim-PART` names the process that computes a part, and is touched while it does. `.failed-PART`
-says why a part failed, and how often. `.ahead` says that parts of a run that ends when there are
-enough were given out before it was known whether they are needed. A claim whose process is gone, or
-which nobody has touched for `STALE` seconds, counts for nothing and is taken by whoever comes next.
+says why a part failed, and how often. A claim whose process is gone, or which nobody has touched
+for `STALE` seconds, counts for nothing and is taken by whoever comes next.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ STALE = 180.0
 more than file systems that are shared keep the times of files in mind."""
 TRIES = 3
 """How often a part is tried before it is given up."""
-AHEAD = ".ahead"
 _MARK = re.compile(r"\.(claim|failed)-([0-9]{6,})")
 
 

@@ -22,9 +22,12 @@ from hopscope.errors import (
 from hopscope.files import replacing_folder, write_json
 from hopscope.results.headline import Headline
 from hopscope.results.run_folder import (
+    ENOUGH,
     OF_FOLDER,
+    PLAN,
     RECORD,
     Tables,
+    enough_of,
     is_of_run,
     is_taken,
     read_parts,
@@ -300,10 +303,12 @@ def read_result(path: Path, kinds: Mapping[str, type[Result]]) -> Result:
         )
     if "n" not in run.get("queries", {}):
         raise DamagedResultError(f"{path / 'run.json'} is damaged: it does not say what was asked")
+    enough, told = enough_of(run), ENOUGH in run.get(PLAN, {})
     for of_folder in OF_FOLDER:
         run.pop(of_folder, None)
-    run, tables = upgrade_record(run), read_parts(path)
-    found, asked = tables["details"]["query"].nunique(), run["queries"]["n"]
-    if found < asked and "need" not in run.get("settings", {}):
-        logger.warning("%s is not finished: %d of %d queries", path, found, asked)
+    run, tables = upgrade_record(run), read_parts(path, None if enough is None else range(enough))
+    found, asked = tables["details"]["query"].nunique(), enough or run["queries"]["n"]
+    if found < asked and (told or "need" not in run.get("settings", {})):
+        most = "at most " if told and enough is None else ""
+        logger.warning("%s is not finished: %d of %s%d queries", path, found, most, asked)
     return kinds[name].of(tables, run)

@@ -28,6 +28,9 @@ PARTS = "parts"
 """What the record of a packed run says of the parts that were put together; see `packing`."""
 PLAN = "plan"
 """What the record says of the parts that there will be: how many inputs, and how many in a part."""
+ENOUGH = "enough"
+"""What the plan of a run that ends when there are enough says: how many of its first inputs were,
+or None as long as that is not known. Plans of other runs, and of earlier versions, lack it."""
 RECIPE = "recipe"
 """What the record says of the call, so that any process can compute parts; see `recipes`."""
 MACHINES = "machines"
@@ -37,7 +40,7 @@ OF_FOLDER = (PARTS, PLAN, RECIPE, MACHINES)
 PACKED = "packed"
 """What stands for a part's number in the names of the files that hold all parts together."""
 _PART = re.compile(rf"({'|'.join(TABLES)})-([0-9]{{6,}}|{PACKED})\.parquet")
-_BESIDE = re.compile(r"\.(claim|failed)-[0-9]{6,}|\.ahead|inputs-[0-9a-f]{64}\.json\.gz")
+_BESIDE = re.compile(r"\.(claim|failed)-[0-9]{6,}|inputs-[0-9a-f]{64}\.json\.gz")
 """What workers leave beside the parts (see `claims`), and inputs that no name stands for."""
 _MACHINE = re.compile(r"machine-([0-9]{6,})\.json")
 
@@ -60,6 +63,12 @@ def read_run(path: Path) -> dict[str, Any]:
 def is_run(path: Path) -> bool:
     """Whether a folder is a run folder."""
     return os.path.isfile(path / RECORD)
+
+
+def enough_of(run: Mapping[str, Any]) -> int | None:
+    """How many of the first inputs were enough, by a run's record; None if that is not known."""
+    enough: int | None = (run.get(PLAN) or {}).get(ENOUGH)
+    return enough
 
 
 def is_taken(path: Path, record: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -13,19 +13,26 @@ from typing import Any, Protocol
 
 from hopscope.display.front_end import ProgressBar
 from hopscope.display.progress import showing
-from hopscope.errors import QueryError, ResultError, TakenError, UsageError
-from hopscope.files import check_place, clear_leftovers, make_folder, write_json_once
+from hopscope.errors import QueryError, ResultError, TakenError, UsageError, WriteError
+from hopscope.files import (
+    check_place,
+    clear_leftovers,
+    make_folder,
+    write_json,
+    write_json_once,
+)
 from hopscope.interrupts import interrupt_safe, n_stops
 from hopscope.models.evaluation import torch_modes
-from hopscope.results.claims import AHEAD
 from hopscope.results.recipes import recipe_now
 from hopscope.results.result import Result, upgrade_record
 from hopscope.results.run_folder import (
+    ENOUGH,
     OF_FOLDER,
     PLAN,
     RECIPE,
     RECORD,
     Tables,
+    enough_of,
     finished_parts,
     has_part,
     is_run,
@@ -84,10 +91,7 @@ class Pending:
         """
         assert self.folder is not None
         _prepare(self.folder)
-        open_run(self.folder, self.run, self.parts)
-        if self.until is not None:
-            (self.folder / AHEAD).touch()
-        return self.folder
+        return open_run(self.folder, self.run, self.parts, may_end=self.until is not None)
 
     def write(self, part: int) -> None:
         """Compute a part and write it into the run folder, which must be open."""
@@ -303,15 +307,16 @@ def _run(
         for part in (each for each in parts if each not in there):
             tables = _computed(compute, part, sizes[part], bar)
             if folder is not None:
-                _write(open_run(folder, run, sizes), part, run, tables)
+                open_run(folder, run, sizes, may_end=until is not None)
+                _write(folder, part, run, tables)
             if folder is None or until is not None:
                 kept[part] = tables
-            shown = "" if until is None else _look(kept, parts, part, until)[0]
+            shown, n = ("", 0) if until is None else _look(kept, parts, part, until)
             if shown is None:
+                if folder is not None:
+                    _end(folder, parts, n, there)
                 break
             bar.set_postfix_str(shown)
-        if folder is not None and until is not None and (folder / AHEAD).exists():
-            _settle(folder, parts, until)
         tables = joined(list(kept.values())) if folder is None else read_parts(folder, sizes)
         _finished_run[:] = [(run, tables)]
     return tables
@@ -352,17 +357,32 @@ def _look(
 
 
 def _settle(folder: Path, parts: Sequence[int], until: Until) -> str | None:
-    """Look at the parts of a run whose parts were given out ahead, as `Pending.settle`."""
+    """Look at the parts of a run that may end early, as `Pending.settle`."""
     there = parts_of(folder, parts) if finished_parts(folder, parts) else {}
     if parts[0] not in there:
         return ""
     shown, n = _look(there, parts, parts[0], until)
     if shown is None or n == len(parts):
-        for part in set(there) - set(parts[:n]):
-            remove_part(folder, part)
-        (folder / AHEAD).unlink(missing_ok=True)
+        _end(folder, parts, n, there)
         return None
     return shown
+
+
+def _end(folder: Path, parts: Sequence[int], n: int, there: Collection[int]) -> None:
+    """Write down that the first `n` parts are enough, and remove others that are there.
+
+    Others were given out before that was known. Where nothing can be written, whoever reads the
+    folder leaves them out.
+    """
+    if n == len(parts):
+        return
+    record = read_run(folder)
+    if enough_of(record) != parts[n]:
+        with suppress(WriteError):
+            plan = {**record.get(PLAN, {}), ENOUGH: parts[n]}
+            write_json(folder / RECORD, {**record, PLAN: plan})
+    for part in set(there) - set(parts[:n]):
+        remove_part(folder, part)
 
 
 def _computed(compute: Callable[[int], Tables], part: int, n: int, bar: ProgressBar) -> Tables:
@@ -385,16 +405,9 @@ def _finished(
     check_run(folder, run)
     packed = packed_parts(folder)
     there = {part for part in parts if part in packed or has_part(folder, part)}
-    if there and until is not None and _enough(folder, parts, until):
+    if there and until is not None and _settle(folder, parts, until) is None:
         return set(parts)
     return there
-
-
-def _enough(folder: Path, parts: Sequence[int], until: Until) -> bool:
-    """Whether the parts that are there are enough."""
-    if (folder / AHEAD).exists():
-        return _settle(folder, parts, until) is None
-    return until(read_parts(folder, parts)) is None
 
 
 @interrupt_safe
@@ -554,13 +567,16 @@ def _check_goes_on(path: Path, run: Mapping[str, Any]) -> None:
         )
 
 
-def open_run(path: Path, run: Mapping[str, Any], sizes: Mapping[int, int]) -> Path:
+def open_run(
+    path: Path, run: Mapping[str, Any], sizes: Mapping[int, int], *, may_end: bool = False
+) -> Path:
     """Make a run folder, or go on with one that asks the same.
 
     Args:
         path: the folder.
         run: the run's record; the recipe of the call that is being made is written beside it.
         sizes: how many inputs each of its parts has.
+        may_end: whether it may end before all of its parts are there.
 
     Raises:
         TakenError: if the folder holds something else.
@@ -569,7 +585,9 @@ def open_run(path: Path, run: Mapping[str, Any], sizes: Mapping[int, int]) -> Pa
     check_run(path, run)
     recipe = recipe_now()
     if not is_run(path):
-        plan = {"inputs": sum(sizes.values()), "per_part": next(iter(sizes.values()), 1)}
+        plan: dict[str, Any] = {"inputs": sum(sizes.values())}
+        plan["per_part"] = next(iter(sizes.values()), 1)
+        plan |= {ENOUGH: None} if may_end else {}
         told = {} if recipe is None else {RECIPE: recipe.as_json()}
         write_json_once(make_folder(path) / RECORD, {**run, PLAN: plan, **told})
         check_run(path, run)  # another process may have been first

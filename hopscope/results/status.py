@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hopscope.results.claims import AHEAD, Failure, failures, running
+from hopscope.results.claims import Failure, failures, running
 from hopscope.results.run_folder import (
     PLAN,
     RECORD,
+    enough_of,
     finished_parts,
     is_run,
     packed_parts,
@@ -30,13 +31,12 @@ class RunStatus:
     Attributes:
         folder: the run folder.
         kind: of the result.
-        n_parts: how many parts there will be; 0 if it is not known.
+        n_parts: how many parts there will be, or may be if the run ends when there are enough; 0
+            if it is not known.
         n_done: how many are finished.
         running: the parts that are being computed.
         failed: those that failed, and were not finished since.
         per_minute: parts that were finished in a minute, of late; None with fewer than two.
-        ends_early: whether there may be enough before all parts are there, and nobody looks for
-            more just now.
     """
 
     folder: Path
@@ -46,7 +46,6 @@ class RunStatus:
     running: tuple[int, ...]
     failed: tuple[Failure, ...]
     per_minute: float | None
-    ends_early: bool
 
     @property
     def n_left(self) -> int:
@@ -56,7 +55,7 @@ class RunStatus:
     @property
     def is_finished(self) -> bool:
         """Whether all parts are there, or as many as are enough."""
-        return bool(self.n_parts) and (not self.n_left or self.ends_early)
+        return bool(self.n_parts) and not self.n_left
 
     @property
     def minutes_left(self) -> float | None:
@@ -84,9 +83,11 @@ def status_of(folder: Path) -> RunStatus:
         ResultError: if its record cannot be read.
     """
     if not is_run(folder):
-        return RunStatus(folder, "", 0, 0, (), (), None, False)
+        return RunStatus(folder, "", 0, 0, (), (), None)
     run = read_run(folder)
-    parts = [*packed_parts(folder)] or finished_parts(folder)
+    enough = enough_of(run)
+    there = [*packed_parts(folder)] or finished_parts(folder)
+    parts = there if enough is None else [part for part in there if part < enough]
     failed = tuple(each for each in failures(folder) if each.part not in parts)
     return RunStatus(
         folder,
@@ -96,7 +97,6 @@ def status_of(folder: Path) -> RunStatus:
         tuple(running(folder)),
         failed,
         _rate(folder, parts),
-        "need" in run.get("settings", {}) and not (folder / AHEAD).exists(),
     )
 
 
@@ -110,7 +110,7 @@ def runs_in(folder: Path) -> list[Path]:
 def _n_parts(run: Mapping[str, Any], parts: list[int]) -> int:
     """How many parts there will be; records of earlier versions do not say how large they are."""
     plan = run.get(PLAN) or {}
-    inputs = plan.get("inputs", run.get("queries", {}).get("n", 0))
+    inputs = enough_of(run) or plan.get("inputs", run.get("queries", {}).get("n", 0))
     per_part = plan.get("per_part") or (parts[1] - parts[0] if len(parts) > 1 else 0)
     return -(-inputs // per_part) if per_part else len(parts)
 

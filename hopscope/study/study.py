@@ -83,7 +83,7 @@ def run_study(
     """Grade, and run analyses on what was graded, into `folder`; finished parts are kept.
 
     Args:
-        model: the model.
+        model: the model; with `on` also what it is loaded by, so that workers alone load it.
         queries: the queries, of which `size` says how many are graded.
         folder: of the run folders.
         size: how much is run.
@@ -219,9 +219,8 @@ class _Task:
     @property
     def scale(self) -> Scale:
         """How much of an analysis is run."""
-        layers = range(0, self.model.n_layers, self.size.layer_step)
         size = self.size
-        return Scale(layers, size.most, size.shuffles, size.probed, self.seed)
+        return Scale(size.most, size.shuffles, size.probed, self.seed)
 
     def run(self, entry: Analysis, subset: str, results: Mapping[str, Result]) -> Result:
         """Run an analysis, or put together the results that it is made of."""
@@ -247,13 +246,14 @@ class _Task:
         """Run an analysis."""
         inputs, out = self.inputs(entry, subset), self.folder / f"{entry.name}.{subset}"
         scaled = {} if entry.in_study is None else entry.in_study(self.scale)
-        layers = entry.at_layers(self.model, self.size.layer_step)
         common: dict[str, Any] = {"seed": self.seed, "progress": self.progress, "out": out}
+        if entry.layers is not None:
+            common["layer_step"] = self.size.layer_step
         if "on" in entry.keywords:
             common["on"] = self.on
         if entry.parity and entry.preset == self.size.setting:
             common["preset"] = entry.preset
-        result: Result = entry.function(model, inputs, **scaled, **layers, **common)
+        result: Result = entry.function(model, inputs, **scaled, **common)
         return result
 
     def inputs(self, entry: Analysis, subset: str) -> QuerySet | QuestionSet:

@@ -11,11 +11,16 @@ from typing import Any
 import pytest
 from conftest import loaded
 from known import many_queries, parts
+from transformers import AutoModelForCausalLM
 
 import hopscope as hs
 from hopscope import cli
+from hopscope.commands.options import CommonOptions, QueryOptions
+from hopscope.errors import UsageError
+from hopscope.models.tiny import build_tiny
 from hopscope.results.claims import TRIES, note_failure
-from hopscope.results.run_folder import RECORD
+from hopscope.results.run_folder import RECORD, read_run
+from hopscope.study import study
 
 BACK: dict[str, Any] = {"positions": ["t1"], "max_new_tokens": 2, "progress": False}
 
@@ -134,8 +139,62 @@ def test_options_that_do_not_go_together_are_refused(
     assert told in err
 
 
+TURNS = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+
+
+def test_who_asks_for_a_study_reads_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the model that workers load the tokenizer is read, for the turns of its chat."""
+    hf, tokenizer = build_tiny("tiny-random-llama")
+    tokenizer.chat_template = TURNS
+    hf.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    asked = list[Any]()
+
+    def run_study(*given: Any, on: Any, **_: Any) -> None:
+        asked.extend([*given[:2], on])
+        raise UsageError("asked")
+
+    def read(*_: Any, **__: Any) -> None:
+        raise AssertionError("the weights are read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "run_study", run_study)
+        patch.setattr(AutoModelForCausalLM, "from_pretrained", read)
+        given = ["-m", tmp_path / "model", "--chat", "--on", "slurm", "-o", tmp_path / "study"]
+        code, _, err = shell(capsys, "study", *given)
+    assert (code, "asked" in err) == (2, True), err
+    reference, queries, on = asked
+    assert (reference.source, on) == (str(tmp_path / "model"), hs.Slurm())
+    model = hs.load_model(tmp_path / "model", device="cpu")
+    loaded_here = hs.load_queries("world").with_chat(model)
+    assert queries.fingerprint == loaded_here.fingerprint
+    assert queries.prompts()[0] == loaded_here.prompts()[0]
+
+
+def test_a_probe_is_computed_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(CommonOptions, "engine", hs.Slurm(cluster="debug"))
+    asked = ["-m", "tiny-random-llama", "--few-shot", 0, "--limit", 60, "--device", "cpu"]
+    asked += ["--target", "e2_type", "--folds", 2, "--layer-step", 2]
+    code, _, err = shell(capsys, "probe", *asked, "--on", "slurm", "--save", "x.safetensors")
+    assert (code, "leave out --save or --on" in err) == (2, True), err
+    with monkeypatch.context() as patch:
+        patch.setattr(QueryOptions, "load_model", None)  # workers load it
+        assert shell(capsys, "probe", *asked, "--on", "slurm", "-o", tmp_path / "two")[0] == 0
+    monkeypatch.setattr(CommonOptions, "engine", None)
+    assert shell(capsys, "probe", *asked, "-o", tmp_path / "one")[0] == 0
+    assert parts(tmp_path / "two") == parts(tmp_path / "one") != {}
+    assert read_run(tmp_path / "one")["settings"] == read_run(tmp_path / "two")["settings"]
+
+
 def test_the_commands_say_where_runs_may_be_computed(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("back-patch", "grade", "permute", "study"):
+    for command in ("back-patch", "auto-patch", "probe", "grade", "permute", "study"):
         _, out, _ = shell(capsys, command, "--help")
         assert "--on" in out
         assert "--workers" in out
+    _, out, _ = shell(capsys, "back-attention", "--help")
+    assert "--on " not in out
+    assert "--workers" not in out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,15 @@ from forks import ended, forked
 from known import many_queries, parts
 
 import hopscope as hs
+from hopscope import cli
 from hopscope.distributed.job import Job, Outcome, Plan
 from hopscope.distributed.work import share_of, work_on
 from hopscope.experiments.two_hop import grading
 from hopscope.experiments.worker import Worker, open_worker
+from hopscope.files import write_json
 from hopscope.results import runs
-from hopscope.results.claims import AHEAD, claimed, failures
-from hopscope.results.run_folder import Tables
+from hopscope.results.claims import claimed, failures
+from hopscope.results.run_folder import ENOUGH, PLAN, Tables, read_run, repair
 from hopscope.results.status import status_of
 
 BACK: dict[str, Any] = {"positions": ["t1"], "max_new_tokens": 2, "progress": False}
@@ -29,10 +32,14 @@ NEED = {"incorrect": 20}
 
 
 def begun(folder: Path, run: Callable[[], Any]) -> Path:
-    """A run folder without parts."""
+    """A run folder without parts, of which it is not known whether some are enough."""
     run()
     for path in folder.glob("*.parquet"):
         path.unlink()
+    record = read_run(folder)
+    if ENOUGH in record[PLAN]:
+        record[PLAN][ENOUGH] = None
+    write_json(folder / "run.json", record)
     return folder
 
 
@@ -152,12 +159,12 @@ def test_a_run_that_ends_when_there_are_enough_has_the_same_parts(tmp_path: Path
     beyond = list(ahead.plan().sizes)
     for part in (beyond[1], beyond[8], beyond[9]):  # out of order, and more than are needed
         assert ahead.compute(part).state == "done"
-    assert (folder / AHEAD).exists()
+    assert not status_of(folder).is_finished
     children = [forked(lambda: work_on(Job(str(folder), device="cpu"))) for _ in range(2)]
     assert [ended(child) for child in children] == [0, 0]
     assert parts(folder) == parts(tmp_path / "one")
-    assert not (folder / AHEAD).exists()
     assert status_of(folder).is_finished
+    assert not list(folder.glob(".*"))
     assert one.counts() == until_there_are_enough(folder).counts()
 
 
@@ -170,9 +177,78 @@ def test_parts_that_were_given_out_in_vain_are_removed_by_whoever_goes_on(tmp_pa
     assert pending is not None
     for part in list(pending.sizes)[2:9]:  # and is killed
         pending.write(part)
+    assert not status_of(folder).is_finished
     until_there_are_enough(folder)
     assert parts(folder) == parts(tmp_path / "one")
-    assert not (folder / AHEAD).exists()
+    assert status_of(folder).is_finished
+
+
+def told(folder: Path) -> tuple[bool, int, int, int]:
+    """What the status of a run says: whether it is finished, its parts, and those done and left."""
+    found = status_of(folder)
+    return found.is_finished, found.n_parts, found.n_done, found.n_left
+
+
+@pytest.mark.usefixtures("some_wrong")
+@pytest.mark.parametrize("command", ["work", "retry"])
+def test_the_end_of_a_run_that_may_end_early_is_told(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is stopped, gone on with from its folder, loses a part, and goes on again."""
+    until_there_are_enough(tmp_path / "one")
+    whole, folder = parts(tmp_path / "one"), tmp_path / "stopped"
+    n = len(whole) // 2
+    assert told(tmp_path / "one") == (True, n, n, 0)
+    assert status_of(tmp_path / "one").record()["minutes_left"] in (0, None)
+    given = grading._verdicts
+
+    def stopped(queries: Any, *more: Any) -> Any:
+        if len(parts(folder)) == 2:
+            raise KeyboardInterrupt
+        return given(queries, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(grading, "_verdicts", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            until_there_are_enough(folder)
+    assert told(folder) == (False, 13, 1, 12)
+    hs.load_result(folder)
+    assert "not finished: 32 of at most 400" in caplog.text
+
+    def go_on() -> None:
+        arguments = ["hopscope", "runs", command, str(folder), "--device", "cpu"]
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code in (0, None)
+
+    go_on()
+    assert parts(folder) == whole
+    assert told(folder) == (True, n, n, 0)
+    (folder / "frame-000032.parquet").write_bytes(b"cut off")
+    repair(folder)
+    assert told(folder) == (False, n, n - 1, 1)
+    caplog.clear()
+    hs.load_result(folder)
+    assert f"not finished: {32 * (n - 1)} of {32 * n} queries" in caplog.text
+    go_on()
+    assert parts(folder) == whole
+    assert told(folder) == (True, n, n, 0)
+
+
+@pytest.mark.usefixtures("some_wrong")
+def test_a_part_too_many_is_left_out_until_someone_goes_on(tmp_path: Path) -> None:
+    """Its worker was killed before it could see that there are enough."""
+    one, folder = until_there_are_enough(tmp_path / "one"), tmp_path / "run"
+    begun(folder, lambda: until_there_are_enough(folder))
+    worker = open_worker(Job(str(folder), device="cpu"))
+    work_on(Job(str(folder), device="cpu"))
+    assert worker.pending is not None
+    worker.pending.write(320)
+    assert status_of(folder).is_finished
+    assert hs.load_result(folder).frame.equals(one.frame)
+    assert until_there_are_enough(folder).frame.equals(one.frame)
+    assert parts(folder) == parts(tmp_path / "one")
 
 
 def test_workers_that_are_refused_leave_nothing(tmp_path: Path) -> None:

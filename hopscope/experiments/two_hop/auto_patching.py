@@ -8,6 +8,7 @@ is trained on one half of the queries and scored on the other, and the other way
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -18,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from hopscope.errors import ResultError, UsageError
-from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_elsewhere
 from hopscope.experiments.arguments import (
     AtLeast,
     Cells,
@@ -28,6 +29,7 @@ from hopscope.experiments.arguments import (
     as_list,
     kind_of,
 )
+from hopscope.experiments.recipe import recipe_of
 from hopscope.experiments.two_hop.back_patching import (
     CRITERIA,
     POSITIONS,
@@ -48,8 +50,11 @@ from hopscope.prompting.capture import capture
 from hopscope.queries.answers import MATCHES, Match, normalise
 from hopscope.queries.query_set import QuerySet
 from hopscope.results.headline import Headline
+from hopscope.results.recipes import recording
 from hopscope.results.result import Result
+from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import provenance
+from hopscope.results.runs import run_once
 from hopscope.results.wording import percent, points, row_where, verdict, with_interval
 from hopscope.statistics import intervals
 
@@ -255,7 +260,7 @@ class Patched:
     "never patching",
     usual_subset="both",
     order=17,
-    keywords=("seed", "progress", "max_memory", "out"),
+    keywords=("seed", "progress", "max_memory", "out", "on"),
     accepts={
         "positions": ListOf(POSITIONS),
         "controls": ListOf(CONTROLS, empty=True),
@@ -270,6 +275,7 @@ class Patched:
     },
     layers=lambda layers: {"cells": cells_of(layers)},
     grades=("match", "max_new_tokens"),
+    composed=True,
 )
 def auto_patch(
     model: LanguageModel,
@@ -322,6 +328,7 @@ def auto_patch(
     """
     options = RunOptions(**run)
     folder = None if options.out is None else Path(options.out)
+    swept: dict[str, Any] = {} if cells is None else {"cells": cells}
     if patched is None:
         found = back_patch(
             model,
@@ -331,29 +338,79 @@ def auto_patch(
             criterion,
             max_new_tokens,
             match,
-            cells,
-            stop_early,
+            stop_early=stop_early,
             one_line=one_line,
             seed=options.seed,
             progress=options.progress,
             max_memory=options.max_memory,
+            layer_step=options.layer_step,
+            on=options.on,
             out=None if folder is None else folder / BackPatching.kind,
+            **swept,
         )
-        asked = _queries_of(found, queries)
-    else:
-        found, asked = _joined(patched, model, queries)
+        patched = [found if folder is None else folder / BackPatching.kind]
+    common: RunKeywords = {"seed": options.seed, "progress": options.progress, "on": options.on}
+    common["out"] = None if folder is None else folder / AutoPatching.kind
+    return auto_patch_by(model, queries, patched, read_layers, **common)
+
+
+def auto_patch_by(
+    model: LanguageModel,
+    queries: QuerySet,
+    patched: Sequence[BackPatching | str | Path],
+    read_layers: int,
+    **run: Unpack[RunKeywords],
+) -> AutoPatching:
+    """What `auto_patch` makes of results of back-patching, as a run of one part.
+
+    Args:
+        model, queries, read_layers: as for `auto_patch`.
+        patched: the results, or their run folders.
+        **run: `seed`, `progress`, `out` and `on`.
+
+    Raises:
+        QueryError, ResultError: as `auto_patch`.
+    """
+    options = RunOptions(**run)
+    results = [each if isinstance(each, BackPatching) else Path(each).resolve() for each in patched]
+    with tempfile.TemporaryDirectory(prefix="hopscope-") as beside:
+        if options.on is not None and options.out is None:  # the workers are on this machine
+            results = [
+                each.save(Path(beside) / str(number)) if isinstance(each, BackPatching) else each
+                for number, each in enumerate(results)
+            ]
+        given = {"model": model, "queries": queries, "patched": results, "read_layers": read_layers}
+        recipe = recipe_of("auto_patch_by", __name__, {**given, **run})
+        if options.on is not None:
+            return run_elsewhere(AutoPatching, recipe, options, queries)
+        with recording(None if options.out is None else recipe):
+            return _by_states(model, queries, results, read_layers, options)
+
+
+def _by_states(
+    model: LanguageModel,
+    queries: QuerySet,
+    patched: Sequence[BackPatching | Path],
+    read_layers: int,
+    options: RunOptions,
+) -> AutoPatching:
+    """The cells that a probe of the states chooses among those that were patched."""
+    found, asked = _joined(patched, model, queries)
+    entities = [normalise(query.labels[0]) for query in asked]
+    halves(_before(found), entities, options.seed)  # refuses too few before states are read
     layers = evenly(model.n_layers, read_layers)
-    acts = capture(
-        model, asked.prompts(), positions=STATES, device="cpu", progress=options.progress
-    )
-    states = acts["resid_post"][:, :, layers].flatten(1).double().numpy()
-    tables = decide(found, states, [normalise(query.labels[0]) for query in asked], options.seed)
     settings = {**found.run["settings"], "seed": options.seed, "read_layers": layers}
     record = provenance(model, asked, AutoPatching.kind, settings, rules=AutoPatching.rules)
-    result = AutoPatching(*tables, record)
-    if folder is not None:
-        result.save(folder / AutoPatching.kind)
-    return result
+
+    def compute() -> Tables:
+        acts = capture(
+            model, asked.prompts(), positions=STATES, device="cpu", progress=options.progress
+        )
+        states = acts["resid_post"][:, :, layers].flatten(1).double().numpy()
+        frame, details = decide(found, states, entities, options.seed)
+        return {"frame": frame, "details": details}
+
+    return AutoPatching.of(run_once(compute, record, options.out), record)
 
 
 def evenly(n_layers: int, n: int) -> list[int]:
@@ -406,6 +463,11 @@ def _joined(
     return joined, _queries_of(joined, queries)
 
 
+def _before(patched: BackPatching) -> np.ndarray:
+    """Whether each query is right by itself, in the order of the result."""
+    return patched.details.drop_duplicates("query")["clean_hit"].to_numpy(dtype=bool)
+
+
 def decide(
     patched: BackPatching, states: np.ndarray, entities: Sequence[str], seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -423,7 +485,7 @@ def decide(
     details = patched.details.drop_duplicates("query").set_index("query", drop=False)
     own = patched.frame[patched.frame["control"] == "none"]
     hits = own.pivot(index="query", columns=CELL, values="hit").reindex(details.index)
-    before = details["clean_hit"].to_numpy(dtype=bool)
+    before = _before(patched)
     outcomes = np.column_stack([before, hits.to_numpy(dtype=bool)])
     groups = np.unique(np.asarray(entities), return_inverse=True)[1]
     half = halves(before, entities, seed)

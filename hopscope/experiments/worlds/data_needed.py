@@ -7,7 +7,7 @@ a power of the number of tokens, with an exponent above 2 that is larger for lon
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Unpack, get_args
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from scipy import stats
 
 from hopscope.errors import UsageError
-from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_numbered
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
 from hopscope.experiments.arguments import (
     Device,
     InstanceOf,
@@ -25,18 +25,16 @@ from hopscope.experiments.arguments import (
     WholeNumbers,
     as_list,
 )
-from hopscope.experiments.worlds.trainings import Trainings
+from hopscope.experiments.worlds.trainings import Trainings, of_training, run_trainings
 from hopscope.results.references import references
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.run_record import device_name, provenance
 from hopscope.statistics import Exponent
 from hopscope.training.settings import Schedule
 from hopscope.worlds.catalogue import COVERED, WORLDS
-from hopscope.worlds.recipe import Recipe
-from hopscope.worlds.small_model import Shape, untrained
+from hopscope.worlds.small_model import Shape
 from hopscope.worlds.tasks.composed_tables import ComposedTables, Structure
-from hopscope.worlds.train import train_world
+from hopscope.worlds.world import World
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -199,23 +197,18 @@ def data_needed(
     ]
     if not tasks:
         raise UsageError("give at least one size, number of examples and seed")
-    first = untrained(tasks[0].words, shape, tasks[0].seed, "untrained")  # stands for all of them
-    settings = {"shape": asdict(shape), "schedule": schedule.as_record()}
-    record = provenance(first, Trainings(tasks, "tables"), DataNeeded.kind, settings)
-
-    def compute(number: int) -> Tables:
-        return _trained(tasks[number], shape, schedule, device)
-
-    return run_numbered(DataNeeded, len(tasks), compute, record, options, unit="training")
+    return run_trainings(
+        DataNeeded, Trainings(tasks, "tables"), _name, _tables, shape, schedule, device, options
+    )
 
 
-def _trained(
-    task: ComposedTables, shape: Shape, schedule: Schedule, device: str | torch.device | None
-) -> Tables:
+def _name(task: ComposedTables) -> str:
+    """What the world of a task is called."""
+    return f"{task.structure}-{task.n_tokens}-{task.n_examples}-{task.seed}"
+
+
+def _tables(task: ComposedTables, world: World) -> Tables:
     """The tables of one training."""
-    name = f"{task.structure}-{task.n_tokens}-{task.n_examples}-{task.seed}"
-    recipe = Recipe(name, task, shape, schedule)
-    world = train_world(name, task.seed, recipe=recipe, device=device, progress=False)
     row = {
         "structure": task.structure,
         "n_tokens": task.n_tokens,
@@ -224,7 +217,6 @@ def _trained(
         "seed": task.seed,
         "accuracy": world.accuracy["in_distribution"],
         "trained": world.accuracy["trained"],
-        "seconds": world.record["seconds"],
-        "device": device_name(world.model.device),
+        **of_training(world),
     }
-    return {"frame": pd.DataFrame([row]), "details": pd.DataFrame([{"query": name, **row}])}
+    return {"frame": pd.DataFrame([row]), "details": pd.DataFrame([{"query": world.name, **row}])}

@@ -7,7 +7,7 @@ models compose two hops out of distribution, which they otherwise fail to.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, ClassVar, Unpack, get_args
 
@@ -15,20 +15,18 @@ import pandas as pd
 import torch
 
 from hopscope.errors import UsageError
-from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_numbered
+from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
 from hopscope.experiments.arguments import Device, InstanceOf, WholeNumbers, as_list
-from hopscope.experiments.worlds.trainings import Trainings
+from hopscope.experiments.worlds.trainings import Trainings, of_training, run_trainings
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.run_record import device_name, provenance
 from hopscope.results.wording import percent, points
 from hopscope.statistics import t_interval, t_intervals
 from hopscope.training.settings import Schedule
 from hopscope.worlds.catalogue import WORLDS
-from hopscope.worlds.recipe import Recipe
-from hopscope.worlds.small_model import Shape, untrained
+from hopscope.worlds.small_model import Shape
 from hopscope.worlds.tasks.two_hop_facts import TwoHopFacts, ZeroHop
-from hopscope.worlds.train import train_world
+from hopscope.worlds.world import World
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -161,32 +159,22 @@ def identity_bridge(
     if not seeds:
         raise UsageError("give at least one seed")
     tasks = [replace(facts, seed=seed, zero_hop=arm) for seed in seeds for arm in ARMS]
-    first = untrained(tasks[0].words, shape, tasks[0].seed, "untrained")  # stands for all of them
-    settings = {"shape": asdict(shape), "schedule": schedule.as_record()}
-    inputs = Trainings(tasks, "two-hop facts")
-    record = provenance(first, inputs, IdentityBridge.kind, settings)
-
-    def compute(number: int) -> Tables:
-        return _trained(tasks[number], shape, schedule, device)
-
-    return run_numbered(IdentityBridge, len(tasks), compute, record, options, unit="training")
+    trainings = Trainings(tasks, "two-hop facts")
+    return run_trainings(
+        IdentityBridge, trainings, _name, _tables, shape, schedule, device, options
+    )
 
 
-def _trained(
-    task: TwoHopFacts, shape: Shape, schedule: Schedule, device: str | torch.device | None
-) -> Tables:
+def _name(task: TwoHopFacts) -> str:
+    """What the world of a task is called."""
+    return f"two-hop-{task.zero_hop}-{task.seed}"
+
+
+def _tables(task: TwoHopFacts, world: World) -> Tables:
     """The tables of one training."""
-    name = f"two-hop-{task.zero_hop}-{task.seed}"
-    recipe = Recipe(name, task, shape, schedule)
-    world = train_world(name, task.seed, recipe=recipe, device=device, progress=False)
-    known = {
-        "zero_hop": task.zero_hop,
-        "seed": task.seed,
-        "seconds": world.record["seconds"],
-        "device": device_name(world.model.device),
-    }
+    known = {"zero_hop": task.zero_hop, "seed": task.seed, **of_training(world)}
     rows = [
         {**known, "split": split, "n": len(examples), "accuracy": world.accuracy[split]}
         for split, examples in task.tests().items()
     ]
-    return {"frame": pd.DataFrame(rows), "details": pd.DataFrame([{"query": name, **known}])}
+    return {"frame": pd.DataFrame(rows), "details": pd.DataFrame([{"query": world.name, **known}])}
