@@ -13,6 +13,7 @@ from scipy import stats
 
 from hopscope.errors import UsageError
 from hopscope.statistics import (
+    LEAST_QUERIES,
     chance_of_more,
     holm,
     intervals,
@@ -95,6 +96,28 @@ def test_numbers_that_are_all_equal_tell_no_interval(interval: Any, values: list
     mean, *ends = interval(np.array(values))
     assert mean == pytest.approx(values[0])
     assert np.isnan(ends).all()
+
+
+@pytest.mark.parametrize("n", [2, 3, LEAST_QUERIES - 1])
+def test_few_numbers_are_not_resampled_and_few_booleans_have_an_interval(n: int) -> None:
+    """Also in `intervals` and `paired_intervals`, where other groups have one."""
+    numbers = np.linspace(0.2, 0.8, n)
+    mean, *ends = mean_interval(numbers)
+    assert mean == pytest.approx(0.5)
+    assert np.isnan(ends).all()
+    assert not np.isnan(mean_interval(numbers > 0.5)).any()
+    assert np.isnan(paired(numbers * 0, numbers)["low"])
+    enough = np.linspace(0.2, 0.8, LEAST_QUERIES)
+    table = pd.DataFrame(
+        {"group": ["few"] * n + ["enough"] * len(enough), "value": [*numbers, *enough], "base": 0.0}
+    )
+    for found in (
+        intervals(table, ["group"], "value", "mean"),
+        paired_intervals(table, ["group"], "base", "value"),
+    ):
+        assert found["low"].isna().tolist() == found["high"].isna().tolist() == [True, False]
+    low, high = mean_interval(enough)[1:]
+    assert 0.2 < low < 0.5 < high < 0.8
 
 
 @pytest.mark.parametrize(
@@ -200,8 +223,7 @@ def test_intervals_group_rows_and_leave_out_what_is_missing() -> None:
     summary = intervals(table, ["layer"], "effect", "mean")
     assert list(summary) == ["layer", "n", "mean", "low", "high"]
     assert summary[["layer", "n", "mean"]].to_numpy().tolist() == [[1, 2, 0.5], [0, 1, 2.0]]
-    assert (summary["low"].iloc[0], summary["high"].iloc[0]) == (0.0, 1.0)
-    assert np.isnan(summary["low"].iloc[1])
+    assert summary[["low", "high"]].isna().all(axis=None)  # too few
 
 
 def test_paired_counts_and_tests_the_questions_that_differ() -> None:

@@ -130,7 +130,8 @@ class Knockouts(Result):
 
         Returns:
             Columns `edge, n, difference, low, high`: the share of layers at which the answer
-            changes, less that of the control; paired bootstrap intervals.
+            changes, less that of the control; paired bootstrap intervals, NaN as in
+            `hopscope.statistics.mean_intervals`.
         """
         keys = ["query", "edge", "control"]
         shares = self.frame.groupby(keys, sort=False)["changed"].mean().unstack("control")

@@ -119,7 +119,8 @@ class Stages(Result):
 
         Returns:
             Columns `stage, number, queries, n, share, mean, low, high`: all queries, those in
-            which it shows, their share; and their mean first layer with a bootstrap interval.
+            which it shows, their share; and their mean first layer with a bootstrap interval, NaN
+            as in `hopscope.statistics.mean_intervals`.
         """
         keys = ["stage", "number"]
         means = intervals(self.frame, keys, "first_layer", "mean", seed)

@@ -247,10 +247,10 @@ def made(values: dict[tuple[str, str, str, int, int], list[tuple[float, bool]]])
 def test_the_summary_is_a_mean_over_queries() -> None:
     result = made(
         {
-            ("t1", "resid_post", "none", 0, -1): [(1.0, True), (0.5, False), (0.0, False)],
-            ("t1", "resid_post", "random", 0, -1): [(0.1, False), (0.1, False), (0.1, False)],
-            ("t1", "resid_post", "none", 1, -1): [(np.nan, True), (0.2, True), (0.4, False)],
-            ("t2", "z", "none", 1, 3): [(2.0, True), (2.0, True), (-1.0, True)],
+            ("t1", "resid_post", "none", 0, -1): 3 * [(1.0, True), (0.5, False), (0.0, False)],
+            ("t1", "resid_post", "random", 0, -1): 9 * [(0.1, False)],
+            ("t1", "resid_post", "none", 1, -1): 3 * [(np.nan, True), (0.2, True), (0.4, False)],
+            ("t2", "z", "none", 1, 3): 3 * [(2.0, True), (2.0, True), (-1.0, True)],
         }
     )
     table = result.summary()
@@ -261,19 +261,19 @@ def test_the_summary_is_a_mean_over_queries() -> None:
     keys = ["position", "site", "control", "layer", "head"]
     found = table.set_index(keys)[["n", "recovery", "flip_rate"]]
     assert found.loc[("t1", "resid_post", "none", 0, -1)].to_list() == pytest.approx(
-        [3, 0.5, 1 / 3]
+        [9, 0.5, 1 / 3]
     )
-    assert found.loc[("t1", "resid_post", "random", 0, -1)].to_list() == pytest.approx([3, 0.1, 0])
+    assert found.loc[("t1", "resid_post", "random", 0, -1)].to_list() == pytest.approx([9, 0.1, 0])
     assert found.loc[("t1", "resid_post", "none", 1, -1)].to_list() == pytest.approx(
-        [2, 0.3, 2 / 3]
+        [6, 0.3, 2 / 3]
     )
-    assert found.loc[("t2", "z", "none", 1, 3)].to_list() == pytest.approx([3, 1.0, 1.0])
-    assert list(table["n_flips"]) == [3] * 4
+    assert found.loc[("t2", "z", "none", 1, 3)].to_list() == pytest.approx([9, 1.0, 1.0])
+    assert list(table["n_flips"]) == [9] * 4
     flips = table[["flip_rate", "flip_low", "flip_high"]].itertuples(index=False, name=None)
-    assert list(flips) == [wilson(flipped, 3) for flipped in (1, 0, 2, 3)]
+    assert list(flips) == [wilson(flipped, 9) for flipped in (3, 0, 6, 9)]
     vary = table[table["control"] == "none"]
     assert ((vary["low"] <= vary["recovery"]) & (vary["recovery"] <= vary["high"])).all()
-    assert table[table["control"] == "random"]["low"].isna().all()  # three times 0.1
+    assert table[table["control"] == "random"]["low"].isna().all()  # all are 0.1
     pd.testing.assert_frame_equal(result.summary(3), result.summary(3))
 
 

@@ -340,8 +340,7 @@ def test_the_consistency_and_its_gain() -> None:
     assert list(table["what"]) == ["own", "other", "gain"]
     assert list(table["n"]) == [3, 3, 3]
     assert table["mean"].to_list() == pytest.approx([-3, -4, 1])
-    assert (table["low"] < table["mean"]).all()
-    assert (table["mean"] < table["high"]).all()
+    assert table[["low", "high"]].isna().all(axis=None), "three queries are too few"
     pd.testing.assert_frame_equal(made().consistency(5), made().consistency(5))
 
 
