@@ -12,7 +12,7 @@ values of several tests that are reported together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -30,6 +30,12 @@ LEAST_QUERIES = 6
 percentile bootstrap is far too narrow."""
 Interval = tuple[float, float, float]
 """A mean (or share, or difference), and the low and high end of its interval."""
+Limits = tuple[float, float]
+"""The least and the largest value that something can have."""
+SHARE: Limits = (0.0, 1.0)
+DIFFERENCE: Limits = (-1.0, 1.0)
+"""Of two shares."""
+ANY: Limits = (-np.inf, np.inf)
 
 
 class Exponent(NamedTuple):
@@ -311,7 +317,7 @@ def chance_of_more(found: int, n: int, more: int, left: int) -> float:
     return float(stats.betabinom.sf(more - 1, left, found + 0.5, n - found + 0.5))
 
 
-def t_interval(values: np.ndarray) -> Interval:
+def t_interval(values: np.ndarray, within: Limits = ANY) -> Interval:
     """Return a mean with its 95 % interval from Student's t distribution.
 
     Meant for the few values that several seeds give, where a bootstrap interval would be far too
@@ -319,6 +325,7 @@ def t_interval(values: np.ndarray) -> Interval:
 
     Args:
         values: one number for each seed, shape (seed,).
+        within: what the values can be, such as `SHARE`; the interval is cut to it.
 
     Returns:
         Mean, low and high. Low and high are NaN for a single number, and for numbers that are all
@@ -327,28 +334,37 @@ def t_interval(values: np.ndarray) -> Interval:
     mean, low, high = _without_interval(values)
     if _vary(values):
         half_width = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-        low, high = mean - half_width, mean + half_width
+        low, high = np.clip([mean - half_width, mean + half_width], *within).tolist()
     return mean, low, high
 
 
-def t_intervals(table: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
+def t_intervals(
+    table: pd.DataFrame,
+    by: Sequence[str],
+    value: str,
+    within: Limits | Mapping[str, Limits] = ANY,
+) -> pd.DataFrame:
     """Return the mean of a column over seeds for each group of rows, with 95 % t intervals.
 
     Args:
         table: one row for each seed and group, with the columns `seed` and `n`.
         by: the columns whose values define a group; they may be missing.
         value: the column to average.
+        within: what the values can be, such as `SHARE`; the intervals are cut to it. For a table
+            with a column `measure` it may be told of some measures.
 
     Returns:
         A table with the columns `by`, `n_seeds`, `n` (the sum over seeds), `value`, `low`, `high`,
-        one row per group, in the order in which the groups first appear. The intervals are not cut
-        to [0, 1].
+        one row per group, in the order in which the groups first appear.
     """
     groups = table.groupby(list(by), sort=False, dropna=False)
-    rows = [
-        (*key, rows["seed"].nunique(), rows["n"].sum(), *t_interval(rows[value].to_numpy()))
-        for key, rows in groups
-    ]
+    rows = []
+    for key, group in groups:
+        limits = (
+            within.get(group["measure"].iloc[0], ANY) if isinstance(within, Mapping) else within
+        )
+        mean = t_interval(group[value].to_numpy(), limits)
+        rows.append((*key, group["seed"].nunique(), group["n"].sum(), *mean))
     return pd.DataFrame(rows, columns=[*by, "n_seeds", "n", value, "low", "high"])
 
 

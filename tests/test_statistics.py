@@ -13,7 +13,9 @@ from scipy import stats
 
 from hopscope.errors import UsageError
 from hopscope.statistics import (
+    DIFFERENCE,
     LEAST_QUERIES,
+    SHARE,
     chance_of_more,
     holm,
     intervals,
@@ -23,6 +25,7 @@ from hopscope.statistics import (
     paired_intervals,
     share_difference,
     t_interval,
+    t_intervals,
     wilson,
 )
 
@@ -50,6 +53,22 @@ def test_t_interval_is_scipys() -> None:
     values = np.array([0.71, 0.64, 0.93])
     low, high = stats.t.interval(0.95, 2, loc=values.mean(), scale=stats.sem(values))
     assert t_interval(values) == pytest.approx((values.mean(), low, high))
+
+
+def test_t_intervals_of_shares_and_of_their_differences_are_cut_to_what_these_can_be() -> None:
+    values = np.array([0.0, 0.03, 0.98])
+    mean, low, high = t_interval(values)
+    assert (low, high) != (0, 1)
+    assert t_interval(values, SHARE) == (mean, 0, 1)
+    assert t_interval(values, DIFFERENCE) == (mean, max(low, -1), 1)
+    close = np.array([0.4, 0.5, 0.6])
+    assert t_interval(close, SHARE) == t_interval(close)
+    assert np.isnan(t_interval(np.ones(3), SHARE)[1:]).all()
+    table = pd.DataFrame({"seed": [0, 1, 2] * 2, "n": 5, "value": [*values, *values]})
+    table["measure"] = ["correct"] * 3 + ["product"] * 3
+    cut = t_intervals(table, ["measure"], "value", {"correct": SHARE})
+    assert cut[["low", "high"]].to_numpy().tolist() == [[0, 1], [low, high]]
+    assert t_intervals(table, ["measure"], "value", SHARE)["high"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("interval", [t_interval, mean_interval])

@@ -78,7 +78,7 @@ def test_success_bars_are_the_rates() -> None:
 
 
 def test_a_share_axis_holds_whiskers_that_go_beyond_all_and_nothing() -> None:
-    """Intervals over seeds may: they are not cut."""
+    """Such as those of recovery, which is no share."""
     _, (left, right) = plt.subplots(1, 2, sharey=True)
     left.errorbar([0], [0.9], [[0.2], [0.5]])
     right.errorbar([0], [0.1], [[0.3], [0.1]])
