@@ -158,13 +158,17 @@ def test_results_of_different_runs_are_refused(which: int, key: str) -> None:
 
 def test_summary_by_hand() -> None:
     table = combine(*made(BY_HAND)).summary()
-    names = ["stage", "number", "queries", "n", "share", "mean", "low", "high"]
+    share = ["share", "share_low", "share_high"]
+    names = ["stage", "number", "queries", "n", *share, "mean", "low", "high"]
     assert list(table.columns) == names
     assert list(table["stage"]) == list(STAGES)
     assert list(table["number"]) == [1, 2, 2, 3, 4]
     assert list(table["queries"]) == [6] * 5
     assert list(table["n"]) == [4, 4, 3, 4, 4]
     assert list(table["share"]) == pytest.approx([4 / 6, 4 / 6, 3 / 6, 4 / 6, 4 / 6])
+    shares = table[share].itertuples(index=False, name=None)
+    for row, n in zip(shares, (4, 4, 3, 4, 4), strict=True):
+        assert row == pytest.approx((n / 6, *wilson(6, n)))
     means = [6 / 4, 14 / 4, 7 / 3, 13 / 4, 15 / 4]
     assert list(table["mean"]) == pytest.approx(means)
     assert table[["low", "high"]].isna().all(axis=None)  # a stage shows in four of them at most
