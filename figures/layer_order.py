@@ -19,7 +19,7 @@ from hopscope.study.figures import by_subset, figure_script, main
 def draw(results: Mapping[str, LayerOrder]) -> Drawn:
     """Draw the figure, and give the numbers that it shows."""
     first = next(iter(results.values()))
-    figure, axes = panels(1, len(results), 0.9 + 0.75 * first.n_hops)
+    figure, axes = panels(1, len(results), 1.05 + 0.75 * first.n_hops)
     numbers = []
     for ax, (subset, result) in zip(axes[0], results.items(), strict=True):
         here, inversions = result.frame["position"] == result.end, result.inversions()
@@ -34,7 +34,8 @@ def draw(results: Mapping[str, LayerOrder]) -> Drawn:
             if row is not None and row["n"]:
                 share = with_interval(row["share"], row["low"], row["high"])
                 told.append(f"{whose} {share} of {row['n']}")
-        ax.set_xlabel(f"first layer at {result.end}\ninverted: {', '.join(told) or 'none to tell'}")
+        joined = ",\n".join(told)
+        ax.set_xlabel(f"first layer at {result.end}\ninverted: {joined or 'none to tell'}")
         numbers.append(result.decoded().assign(subset=subset, panel="first layer"))
         numbers.append(inversions.assign(subset=subset, panel="inversions"))
     figure.suptitle(figures.title_of(first, "From which layer on entities are decoded"))
