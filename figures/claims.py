@@ -31,7 +31,7 @@ from hopscope.queries.query import ENTITIES, POSITIONS
 from hopscope.results.result import Result
 from hopscope.results.run_folder import is_run
 from hopscope.results.wording import CONTROL_NAMES, entity_name
-from hopscope.statistics import holm, paired
+from hopscope.statistics import holm, mean_interval, paired
 from hopscope.study.figures import figure_script, main
 from hopscope.study.study import COMPOSED
 
@@ -110,7 +110,10 @@ def _forest(ax: Axes, table: pd.DataFrame, claims: list[tuple[str, str]]) -> Non
 def _compared(table: pd.DataFrame) -> dict[str, Any]:
     """How many queries show what is claimed, how many the control, and the paired difference."""
     table = table[["own", "base"]].dropna().astype(bool)
-    shares = {name: float(table[name].mean()) for name in ("own", "base")}
+    shares: dict[str, float] = {}
+    for name in ("own", "base"):
+        ends = (name, f"{name}_low", f"{name}_high")
+        shares |= dict(zip(ends, mean_interval(table[name].to_numpy()), strict=True))
     return {**shares, **paired(table["base"].to_numpy(), table["own"].to_numpy())}
 
 

@@ -11,7 +11,7 @@ from hopscope.experiments.two_hop.layer_order import LayerOrder
 from hopscope.plots import figures
 from hopscope.plots.figures import Drawn
 from hopscope.plots.style import panels
-from hopscope.results.wording import percent, row_where
+from hopscope.results.wording import row_where, with_interval
 from hopscope.study.figures import by_subset, figure_script, main
 
 
@@ -19,7 +19,7 @@ from hopscope.study.figures import by_subset, figure_script, main
 def draw(results: Mapping[str, LayerOrder]) -> Drawn:
     """Draw the figure, and give the numbers that it shows."""
     first = next(iter(results.values()))
-    figure, axes = panels(1, len(results), 0.9 + 0.75 * first.n_hops)
+    figure, axes = panels(1, len(results), 1.05 + 0.75 * first.n_hops)
     numbers = []
     for ax, (subset, result) in zip(axes[0], results.items(), strict=True):
         here, inversions = result.frame["position"] == result.end, result.inversions()
@@ -32,8 +32,10 @@ def draw(results: Mapping[str, LayerOrder]) -> Drawn:
                 inversions, position=result.end, control=control, earlier="any", later="any"
             )
             if row is not None and row["n"]:
-                told.append(f"{whose} {percent(row['share'])} of {row['n']}")
-        ax.set_xlabel(f"first layer at {result.end}\ninverted: {', '.join(told) or 'none to tell'}")
+                share = with_interval(row["share"], row["low"], row["high"])
+                told.append(f"{whose} {share} of {row['n']}")
+        joined = ",\n".join(told)
+        ax.set_xlabel(f"first layer at {result.end}\ninverted: {joined or 'none to tell'}")
         numbers.append(result.decoded().assign(subset=subset, panel="first layer"))
         numbers.append(inversions.assign(subset=subset, panel="inversions"))
     figure.suptitle(figures.title_of(first, "From which layer on entities are decoded"))

@@ -4,14 +4,15 @@ All intervals are two-sided at 95 %. Which one a mean over queries has depends o
 and is chosen here alone: booleans make a share, which has a Wilson interval; of other numbers the
 percentile bootstrap tells it. A difference of two conditions on the same queries has an exact
 interval if both are booleans, or else a bootstrap of the differences. None of them is of no width:
-where all of several numbers are equal, so that they tell no spread, low and high are NaN.
-Student's t is for means over a few seeds. `paired` compares two conditions on the same questions,
-and `holm` corrects the p values of several tests that are reported together.
+where all of several numbers are equal, so that they tell no spread, low and high are NaN, and so
+they are where there are fewer than `LEAST_QUERIES` numbers to resample. Student's t is for means
+over a few seeds. `paired` compares two conditions on the same questions, and `holm` corrects the p
+values of several tests that are reported together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -24,8 +25,17 @@ from scipy import optimize, special, stats
 from hopscope.errors import UsageError
 
 _NAN = float("nan")
+LEAST_QUERIES = 6
+"""With fewer pairs no exact two-sided sign test can reach the 5 % level; with fewer numbers a
+percentile bootstrap is far too narrow."""
 Interval = tuple[float, float, float]
 """A mean (or share, or difference), and the low and high end of its interval."""
+Limits = tuple[float, float]
+"""The least and the largest value that something can have."""
+SHARE: Limits = (0.0, 1.0)
+DIFFERENCE: Limits = (-1.0, 1.0)
+"""Of two shares."""
+ANY: Limits = (-np.inf, np.inf)
 
 
 class Exponent(NamedTuple):
@@ -70,8 +80,9 @@ def mean_intervals(groups: Sequence[np.ndarray], seed: int = 0) -> list[Interval
         seed: seed of the resampling.
 
     Returns:
-        Mean, low and high of each group; all are NaN for an empty one. Low and high are NaN for a
-        single number, and for numbers that are all equal: they tell nothing of how others vary.
+        Mean, low and high of each group; all are NaN for an empty one. Low and high are NaN for
+        fewer than `LEAST_QUERIES` numbers, which are too few to resample, and for numbers that are
+        all equal: they tell nothing of how others vary. Booleans always have an interval.
     """
     found = [
         wilson(int(np.sum(group)), len(group)) if _are_booleans(group) else _without_interval(group)
@@ -80,7 +91,7 @@ def mean_intervals(groups: Sequence[np.ndarray], seed: int = 0) -> list[Interval
     numbers = {
         index: np.asarray(group, dtype=float)
         for index, group in enumerate(groups)
-        if not _are_booleans(group) and _vary(group)
+        if not _are_booleans(group) and len(group) >= LEAST_QUERIES and _vary(group)
     }
     for size in sorted({len(values) for values in numbers.values()}):
         members = {index: values for index, values in numbers.items() if len(values) == size}
@@ -155,7 +166,8 @@ def paired_intervals(
 
     Returns:
         A table with the columns `by`, `n`, `difference`, `low`, `high`, one row per group, in the
-        order in which the groups first appear.
+        order in which the groups first appear. Of numbers low and high may be NaN, as in
+        `mean_intervals`.
     """
     groups = list(table.dropna(subset=[base, value]).groupby(list(by), sort=False))
     pairs = [(group[base].to_numpy(), group[value].to_numpy()) for _, group in groups]
@@ -305,7 +317,7 @@ def chance_of_more(found: int, n: int, more: int, left: int) -> float:
     return float(stats.betabinom.sf(more - 1, left, found + 0.5, n - found + 0.5))
 
 
-def t_interval(values: np.ndarray) -> Interval:
+def t_interval(values: np.ndarray, within: Limits = ANY) -> Interval:
     """Return a mean with its 95 % interval from Student's t distribution.
 
     Meant for the few values that several seeds give, where a bootstrap interval would be far too
@@ -313,35 +325,46 @@ def t_interval(values: np.ndarray) -> Interval:
 
     Args:
         values: one number for each seed, shape (seed,).
+        within: what the values can be, such as `SHARE`; the interval is cut to it.
 
     Returns:
-        Mean, low and high, with NaN as in `mean_intervals`.
+        Mean, low and high. Low and high are NaN for a single number, and for numbers that are all
+        equal; all three are NaN for none.
     """
     mean, low, high = _without_interval(values)
     if _vary(values):
         half_width = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-        low, high = mean - half_width, mean + half_width
+        low, high = np.clip([mean - half_width, mean + half_width], *within).tolist()
     return mean, low, high
 
 
-def t_intervals(table: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
+def t_intervals(
+    table: pd.DataFrame,
+    by: Sequence[str],
+    value: str,
+    within: Limits | Mapping[str, Limits] = ANY,
+) -> pd.DataFrame:
     """Return the mean of a column over seeds for each group of rows, with 95 % t intervals.
 
     Args:
         table: one row for each seed and group, with the columns `seed` and `n`.
         by: the columns whose values define a group; they may be missing.
         value: the column to average.
+        within: what the values can be, such as `SHARE`; the intervals are cut to it. For a table
+            with a column `measure` it may be told of some measures.
 
     Returns:
         A table with the columns `by`, `n_seeds`, `n` (the sum over seeds), `value`, `low`, `high`,
-        one row per group, in the order in which the groups first appear. The intervals are not cut
-        to [0, 1].
+        one row per group, in the order in which the groups first appear.
     """
     groups = table.groupby(list(by), sort=False, dropna=False)
-    rows = [
-        (*key, rows["seed"].nunique(), rows["n"].sum(), *t_interval(rows[value].to_numpy()))
-        for key, rows in groups
-    ]
+    rows = []
+    for key, group in groups:
+        limits = (
+            within.get(group["measure"].iloc[0], ANY) if isinstance(within, Mapping) else within
+        )
+        mean = t_interval(group[value].to_numpy(), limits)
+        rows.append((*key, group["seed"].nunique(), group["n"].sum(), *mean))
     return pd.DataFrame(rows, columns=[*by, "n_seeds", "n", value, "low", "high"])
 
 
@@ -354,11 +377,11 @@ def paired(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, Any]:
 
     Returns:
         `n`, the number of questions; `difference`, the mean of `b - a`, with its 95 % interval
-        `low` and `high`: exact for booleans (`share_difference`), a bootstrap for scores; `better`
-        and `worse`, the numbers of questions on which `b` is higher and lower; and `p`, the
-        two-sided p value of the exact McNemar test, which is a sign test over the questions that
-        differ (1 if none does). For booleans `p` is below .05 exactly where the interval excludes
-        zero.
+        `low` and `high`: exact for booleans (`share_difference`), a bootstrap for scores, with NaN
+        as in `mean_intervals`; `better` and `worse`, the numbers of questions on which `b` is
+        higher and lower; and `p`, the two-sided p value of the exact McNemar test, which is a sign
+        test over the questions that differ (1 if none does). For booleans `p` is below .05 exactly
+        where the interval excludes zero.
 
     Raises:
         UsageError: if the two conditions have different numbers of questions.

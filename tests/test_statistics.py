@@ -13,6 +13,9 @@ from scipy import stats
 
 from hopscope.errors import UsageError
 from hopscope.statistics import (
+    DIFFERENCE,
+    LEAST_QUERIES,
+    SHARE,
     chance_of_more,
     holm,
     intervals,
@@ -22,6 +25,7 @@ from hopscope.statistics import (
     paired_intervals,
     share_difference,
     t_interval,
+    t_intervals,
     wilson,
 )
 
@@ -49,6 +53,22 @@ def test_t_interval_is_scipys() -> None:
     values = np.array([0.71, 0.64, 0.93])
     low, high = stats.t.interval(0.95, 2, loc=values.mean(), scale=stats.sem(values))
     assert t_interval(values) == pytest.approx((values.mean(), low, high))
+
+
+def test_t_intervals_of_shares_and_of_their_differences_are_cut_to_what_these_can_be() -> None:
+    values = np.array([0.0, 0.03, 0.98])
+    mean, low, high = t_interval(values)
+    assert (low, high) != (0, 1)
+    assert t_interval(values, SHARE) == (mean, 0, 1)
+    assert t_interval(values, DIFFERENCE) == (mean, max(low, -1), 1)
+    close = np.array([0.4, 0.5, 0.6])
+    assert t_interval(close, SHARE) == t_interval(close)
+    assert np.isnan(t_interval(np.ones(3), SHARE)[1:]).all()
+    table = pd.DataFrame({"seed": [0, 1, 2] * 2, "n": 5, "value": [*values, *values]})
+    table["measure"] = ["correct"] * 3 + ["product"] * 3
+    cut = t_intervals(table, ["measure"], "value", {"correct": SHARE})
+    assert cut[["low", "high"]].to_numpy().tolist() == [[0, 1], [low, high]]
+    assert t_intervals(table, ["measure"], "value", SHARE)["high"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("interval", [t_interval, mean_interval])
@@ -95,6 +115,28 @@ def test_numbers_that_are_all_equal_tell_no_interval(interval: Any, values: list
     mean, *ends = interval(np.array(values))
     assert mean == pytest.approx(values[0])
     assert np.isnan(ends).all()
+
+
+@pytest.mark.parametrize("n", [2, 3, LEAST_QUERIES - 1])
+def test_few_numbers_are_not_resampled_and_few_booleans_have_an_interval(n: int) -> None:
+    """Also in `intervals` and `paired_intervals`, where other groups have one."""
+    numbers = np.linspace(0.2, 0.8, n)
+    mean, *ends = mean_interval(numbers)
+    assert mean == pytest.approx(0.5)
+    assert np.isnan(ends).all()
+    assert not np.isnan(mean_interval(numbers > 0.5)).any()
+    assert np.isnan(paired(numbers * 0, numbers)["low"])
+    enough = np.linspace(0.2, 0.8, LEAST_QUERIES)
+    table = pd.DataFrame(
+        {"group": ["few"] * n + ["enough"] * len(enough), "value": [*numbers, *enough], "base": 0.0}
+    )
+    for found in (
+        intervals(table, ["group"], "value", "mean"),
+        paired_intervals(table, ["group"], "base", "value"),
+    ):
+        assert found["low"].isna().tolist() == found["high"].isna().tolist() == [True, False]
+    low, high = mean_interval(enough)[1:]
+    assert 0.2 < low < 0.5 < high < 0.8
 
 
 @pytest.mark.parametrize(
@@ -200,8 +242,7 @@ def test_intervals_group_rows_and_leave_out_what_is_missing() -> None:
     summary = intervals(table, ["layer"], "effect", "mean")
     assert list(summary) == ["layer", "n", "mean", "low", "high"]
     assert summary[["layer", "n", "mean"]].to_numpy().tolist() == [[1, 2, 0.5], [0, 1, 2.0]]
-    assert (summary["low"].iloc[0], summary["high"].iloc[0]) == (0.0, 1.0)
-    assert np.isnan(summary["low"].iloc[1])
+    assert summary[["low", "high"]].isna().all(axis=None)  # too few
 
 
 def test_paired_counts_and_tests_the_questions_that_differ() -> None:

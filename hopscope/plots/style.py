@@ -158,9 +158,12 @@ def bar_look(look: Look) -> dict[str, Any]:
 
 
 def errors_of(table: pd.DataFrame, value: str) -> np.ndarray:
-    """Return the distances from a value to its `low` and `high` for error bars, shape (2, row)."""
+    """Return the distances from a value to its `low` and `high` for error bars, shape (2, row).
+
+    They are NaN where there is no interval: then no bar is drawn, nor its caps.
+    """
     below, above = table[value] - table["low"], table["high"] - table[value]
-    errors: np.ndarray = np.nan_to_num(np.stack([below, above])).clip(min=0)
+    errors: np.ndarray = np.stack([below, above]).astype(float).clip(min=0)
     return errors
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hopscope.results.wording import LEAST_QUERIES
-from hopscope.statistics import holm, paired
+from hopscope.statistics import LEAST_QUERIES, holm, paired
 
 LEVEL = 0.05
 """Of the error rate that the headlines of a report share."""

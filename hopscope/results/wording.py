@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from hopscope.statistics import LEAST_QUERIES
+
 SITE_LABELS = {
     "attn_out": "attention",
     "mlp_out": "MLP",
@@ -68,16 +70,13 @@ def points(difference: float, low: float, high: float) -> str:
     return f"{100 * difference:+z.0f} points ({100 * low:+z.0f} to {100 * high:+z.0f})"
 
 
-LEAST_QUERIES = 6
-"""With fewer pairs no exact two-sided sign test can reach the 5 % level."""
-
-
 def verdict(gain: Mapping[str, Any], base: str | None = None) -> str:
     """What a paired difference says.
 
     Args:
-        gain: a row with `n`, `difference`, `low` and `high`. Where these are unknown because all
-            pairs differ by the same, the sign of the difference decides, as in a sign test.
+        gain: a row with `n`, `difference`, `low` and `high`. Where these are unknown of
+            `LEAST_QUERIES` pairs or more, all differ by the same, and the sign of the difference
+            decides, as in a sign test.
         base: the name of what is compared with, such as an order of documents; None for a control,
             which tells what chance does.
     """

@@ -128,10 +128,10 @@ def test_the_choice_of_an_order_is_told() -> None:
     result = OrderChoice(frame, frame[["query"]].drop_duplicates(), {"settings": {"k": 2}})
     said, _ = told("order_choice", result)
     assert "of 2 shuffles a random one is right for 50 %" in said
-    assert "Chosen by the highest peak: 100 %, +50 points over a random" in said
+    assert "Chosen by the highest peak: 100 % (68–100), +50 points over a random" in said
     assert "over a random shuffle: more than chance" in said
-    assert "Chosen by the majority: 0 %, -50 points" in said
-    assert "Chosen by an oracle: 100 %" in said
+    assert "Chosen by the majority: 0 % (0–32), -50 points" in said
+    assert "Chosen by an oracle: 100 % (68–100)" in said
 
 
 def test_masked_paths_are_told() -> None:
@@ -149,6 +149,6 @@ def test_masked_paths_are_told() -> None:
     result = MaskedPaths(frame, frame[["query"]].drop_duplicates(), {"settings": {"window": 1}})
     said, tables = told("document_paths", result)
     assert "blocking question->gold 1 in 3 layers changes most answers around layer 1, 75 %" in said
-    words = "the same edge to a distractor 25 %: not told apart from chance (the best of 2 windows)"
+    words = "the same edge to a distractor 25 % (7–59): not told apart from chance (the best of"
     assert words in said  # four more, none less: p = .125
     assert len(tables["document_paths.documents.above_chance"]) == 2

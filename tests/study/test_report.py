@@ -103,8 +103,31 @@ def test_the_known_model_is_told_as_it_is(written: tuple[Study, Path]) -> None:
     assert f"and {len(INCORRECT)} fail although" in grading
     patched = finding(found, "back_patching")
     assert "Both hops right, composition wrong (n = 2): at t1 some cell has the answer" in patched
-    assert "0 % with another query's state and 0 % with a random vector" in patched
+    assert "0 % (0–66) with another query's state and 0 % (0–66) with a random vector" in patched
     assert "blocking t2 → t1 changes what is said most around layer" in finding(found, "knockout")
+
+
+NOT_OF_QUERIES = (
+    *("chance 50 %", "by chance", "the largest class being"),
+    *("the mean over layers is", "a random one is right for", "the same sign in", "tenth"),
+)
+"""What stands before levels that chance has, and before means of a share of each query, which few
+queries tell without an interval."""
+
+
+def test_every_share_of_queries_is_told_with_its_interval(written: tuple[Study, Path]) -> None:
+    told = 0
+    for section in report.sections(written[0]):
+        if section.name in ("head_classes", "rank_neighbours"):  # of heads, of ranks
+            continue
+        for sentence in section.findings:
+            for share in re.finditer(r"\d+ %", sentence):
+                before, after = sentence[: share.end()], sentence[share.end() :]
+                if any(name in before[-40:] for name in NOT_OF_QUERIES):
+                    continue
+                assert re.match(r" \(\d+–\d+\)", after), (section.name, sentence)
+                told += 1
+    assert told > 20
 
 
 def test_what_was_left_out_is_said_with_its_reason(written: tuple[Study, Path]) -> None:

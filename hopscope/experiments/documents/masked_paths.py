@@ -50,7 +50,7 @@ from hopscope.prompting.document_prompts import (
 )
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.wording import largest_row, percent, row_where, verdict, with_interval
+from hopscope.results.wording import largest_row, row_where, verdict, with_interval
 from hopscope.statistics import intervals, paired_intervals
 
 if TYPE_CHECKING:
@@ -147,7 +147,8 @@ class MaskedPaths(Result):
             )
             other = row_where(effect, edge=edge, control="distractor", layer=best["layer"])
             if other is not None:
-                sentence += f", the same edge to a distractor {percent(other['effect'])}"
+                chance = with_interval(other["effect"], other["low"], other["high"])
+                sentence += f", the same edge to a distractor {chance}"
             gain = row_where(gains, edge=edge, layer=best["layer"])
             if gain is not None:
                 sentence += f": {verdict(gain)} (the best of {len(own)} windows)"

@@ -39,7 +39,7 @@ from hopscope.prompting.document_prompts import (
 from hopscope.queries.answers import squashed
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.wording import percent, points, rows_where, verdict, with_interval
+from hopscope.results.wording import points, rows_where, verdict, with_interval
 from hopscope.statistics import mean_intervals, paired
 
 if TYPE_CHECKING:
@@ -142,7 +142,8 @@ class OrderChoice(Result):
             gain = {"n": row["n"], "difference": row["gain"], **ends}
             difference = points(row["gain"], row["gain_low"], row["gain_high"])
             sentences.append(
-                f"Chosen by {STRATEGIES[strategy]}: {percent(row['accuracy'])}, {difference} over "
+                f"Chosen by {STRATEGIES[strategy]}: "
+                f"{with_interval(row['accuracy'], row['low'], row['high'])}, {difference} over "
                 f"a random shuffle: {verdict(gain)}."
             )
         return sentences

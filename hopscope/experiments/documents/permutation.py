@@ -232,7 +232,8 @@ def accuracy_table(results: Iterable[Permutation], metric: str | None = None) ->
 
     Returns:
         One row a model, template, mask, way of permuting and number of questions (the index), one
-        column an order: accuracy in per cent, NaN where a run has no such order.
+        column an order: accuracy in per cent, and beside it the ends of its 95 % interval, such as
+        `forward`, `forward_low` and `forward_high`; NaN where a run has no such order.
 
     Raises:
         UsageError: for no result, or templates that are scored by different metrics.
@@ -261,9 +262,15 @@ def accuracy_table(results: Iterable[Permutation], metric: str | None = None) ->
     orders = list(dict.fromkeys(table["order"]))
     keys = ["model", "template", "mask", "permuting", "n"]
     rows = table[keys].drop_duplicates()
-    wide = table.pivot_table(index=keys, columns="order", values="accuracy", aggfunc="last")
-    wide = 100 * wide.loc[list(rows.itertuples(index=False, name=None)), orders]
-    return wide.rename_axis(columns=None)
+    columns = {
+        f"{order}{end and '_'}{end}": (end or "accuracy", order)
+        for order in orders
+        for end in ("", "low", "high")
+    }
+    last = table.drop_duplicates([*keys, "order"], keep="last")
+    wide = last.pivot(index=keys, columns="order", values=["accuracy", "low", "high"])
+    wide = 100 * wide.loc[list(rows.itertuples(index=False, name=None)), list(columns.values())]
+    return wide.set_axis(list(columns), axis=1)
 
 
 @analysis(

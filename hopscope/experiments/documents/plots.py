@@ -67,7 +67,7 @@ def order_points(accuracy: pd.DataFrame, ax: Axes | None = None, title: str = ""
     if len(orders) > 6:
         ax.tick_params(axis="x", rotation=40)
     ax.set(ylabel="questions answered", title=title, xlim=(-0.5, len(orders) - 0.5))
-    top = max(0.1, 1.08 * float(accuracy["high"].max()))
+    top = max(0.1, 1.08 * float(np.nanmax(accuracy[["accuracy", "high"]].to_numpy(dtype=float))))
     ax.set_ylim(-0.03 * top, top)
     ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
     ax.grid(axis="y", color=FAINT, lw=0.6)

@@ -34,7 +34,7 @@ from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import provenance
 from hopscope.results.runs import run_parts
-from hopscope.statistics import holm, t_interval, t_intervals
+from hopscope.statistics import DIFFERENCE, SHARE, holm, t_interval, t_intervals
 from hopscope.training.mask_training import train
 from hopscope.training.settings import PAPER_FINETUNING, TrainingSettings
 from hopscope.training.small_models import small_model
@@ -104,14 +104,14 @@ class PrefixTraining(Result):
         """The mean accuracy over seeds, with its 95 % t interval over seeds.
 
         The interval tells how the mean of newly trained models would vary, with their held-out
-        questions; it is not one over questions. Of one seed it is NaN. It is not cut to [0, 1].
+        questions; it is not one over questions. Of one seed it is NaN. It is cut to [0, 1].
 
         Returns:
             Columns mask, read_under, control, order, n_seeds, n_queries (a seed), accuracy, low,
             high.
         """
         keys = ["mask", "read_under", "control", "order"]
-        table = t_intervals(self.by_seed(), keys, "accuracy")
+        table = t_intervals(self.by_seed(), keys, "accuracy", SHARE)
         table["n"] //= table["n_seeds"]
         return table.rename(columns={"n": "n_queries"})
 
@@ -135,7 +135,7 @@ class PrefixTraining(Result):
         for mask in others:
             for order in dict.fromkeys(own["order"]):
                 differences = (table[mask] - table[base]).loc[order].dropna().to_numpy()
-                mean, low, high = t_interval(differences)
+                mean, low, high = t_interval(differences, DIFFERENCE)
                 spread = len(differences) > 1 and differences.std() > 1e-9
                 p = float(stats.ttest_1samp(differences, 0).pvalue) if spread else float("nan")
                 row = {"mask": mask, "minus": base, "order": order, "n_seeds": len(differences)}

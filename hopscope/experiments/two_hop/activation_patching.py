@@ -35,14 +35,13 @@ from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.wording import (
     largest_row,
-    percent,
     points,
     row_where,
     value_with_interval,
     verdict,
     with_interval,
 )
-from hopscope.statistics import intervals, paired_intervals
+from hopscope.statistics import intervals, mean_interval, paired_intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -255,7 +254,7 @@ def beside_random(control: Mapping[str, Any] | None, gain: Mapping[str, Any] | N
     if control is not None:
         told += (
             f"; a random vector there: recovery {control['recovery']:.2f}, flipped in "
-            f"{percent(control['flip_rate'])}"
+            f"{with_interval(control['flip_rate'], control['flip_low'], control['flip_high'])}"
         )
     if gain is not None:
         difference = points(gain["difference"], gain["low"], gain["high"])
@@ -265,10 +264,10 @@ def beside_random(control: Mapping[str, Any] | None, gain: Mapping[str, Any] | N
 
 def flips_at_most(details: pd.DataFrame) -> str:
     """How many flips can be expected, in a sentence; `details` are of `ActivationPatching`."""
+    share = with_interval(*mean_interval(details["partner_answers"].to_numpy()))
     return (
-        "The other question by itself has its answer as the likeliest token in "
-        f"{percent(details['partner_answers'].mean())}: about so many flips can be expected at "
-        "most."
+        f"The other question by itself has its answer as the likeliest token in {share}: about so "
+        "many flips can be expected at most."
     )
 
 

@@ -43,7 +43,7 @@ from hopscope.queries.query_set import QuerySet
 from hopscope.results.headline import Headline, compared
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.wording import largest_row, percent, points, row_where, verdict, with_interval
+from hopscope.results.wording import largest_row, points, row_where, verdict, with_interval
 from hopscope.statistics import intervals, paired_intervals
 
 if TYPE_CHECKING:
@@ -130,7 +130,8 @@ class Knockouts(Result):
 
         Returns:
             Columns `edge, n, difference, low, high`: the share of layers at which the answer
-            changes, less that of the control; paired bootstrap intervals.
+            changes, less that of the control; paired bootstrap intervals, NaN as in
+            `hopscope.statistics.mean_intervals`.
         """
         keys = ["query", "edge", "control"]
         shares = self.frame.groupby(keys, sort=False)["changed"].mean().unstack("control")
@@ -167,7 +168,8 @@ class Knockouts(Result):
             )
             random = row_where(effect, edge=edge, control="random", layer=worst["layer"])
             if random is not None:
-                sentence += f" (as many random edges there: {percent(random['effect'])})"
+                chance = with_interval(random["effect"], random["low"], random["high"])
+                sentence += f", against {chance} with as many random edges there"
             gain = row_where(gains, edge=edge)
             if gain is not None:
                 difference = points(gain["difference"], gain["low"], gain["high"])

@@ -55,7 +55,7 @@ from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import provenance
 from hopscope.results.runs import run_once
-from hopscope.results.wording import percent, points, row_where, verdict, with_interval
+from hopscope.results.wording import points, row_where, verdict, with_interval
 from hopscope.statistics import intervals
 
 if TYPE_CHECKING:
@@ -226,7 +226,8 @@ def _told(policy: str, rates: pd.DataFrame, net: pd.DataFrame) -> str:
     patched, gain = row_where(rates, policy=policy, what="patched"), _gain(net, policy, "never")
     assert patched is not None
     parts = [
-        f"{POLICIES[policy]} patches {percent(patched['rate'])}",
+        f"{POLICIES[policy]} patches "
+        f"{with_interval(patched['rate'], patched['low'], patched['high'])}",
         f"repairs {shares['repaired']} of the wrong ones" if "repaired" in shares else "",
         f"breaks {shares['broken']} of the right ones" if "broken" in shares else "",
     ]

@@ -41,7 +41,6 @@ from hopscope.results.run_folder import Tables
 from hopscope.results.wording import (
     CONTROL_NAMES,
     OWN,
-    percent,
     points,
     row_where,
     rows_where,
@@ -311,7 +310,7 @@ def _found_at(found: str, position: str, rates: pd.DataFrame, gains: pd.DataFram
     own = row_where(rates, position=position, control="none")
     assert own is not None
     controls = [
-        f"{percent(row['rate'])} with {label}"
+        f"{with_interval(row['rate'], row['low'], row['high'])} with {label}"
         for control, label in CONTROL_NAMES.items()
         for row in rows_where(rates, position=position, control=control)
     ]

@@ -38,7 +38,6 @@ from hopscope.results.run_folder import Tables
 from hopscope.results.wording import (
     entity_name,
     layer_in_words,
-    percent,
     row_where,
     verdict,
     with_interval,
@@ -199,7 +198,8 @@ class Description(Result):
             other = row_where(described, entity=f"{entity}_other", position=position)
             gain = row_where(gains, entity=entity, position=position)
             if other is not None and gain is not None:
-                sentence += f"; another query's for {percent(other['share'])}: {verdict(gain)}"
+                chance = with_interval(other["share"], other["low"], other["high"])
+                sentence += f"; another query's for {chance}: {verdict(gain)}"
             sentences.append(f"{sentence}.")
         return sentences
 

@@ -40,13 +40,12 @@ from hopscope.results.run_folder import Tables
 from hopscope.results.wording import (
     SUBSTITUTES,
     largest_row,
-    percent,
     row_where,
     value_with_interval,
     verdict,
     with_interval,
 )
-from hopscope.statistics import intervals
+from hopscope.statistics import intervals, mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,10 +113,13 @@ class Recall(Result):
                 continue
             best = largest_row(rows, "share")
             share = with_interval(best["share"], best["low"], best["high"])
+            own = self.frame[self.frame["substitute"] == substitute]
+            of_queries = own.groupby("query", sort=False)["beats"].mean()
+            mean = with_interval(*mean_interval(of_queries.to_numpy()))
             sentences.append(
                 f"the bridge is recalled at t1 better than with {name} most often at layer "
                 f"{best['layer']}: {share} of the queries (chance 50 %; the best of {len(rows)} "
-                f"layers); the mean over layers is {percent(rows['share'].mean())}."
+                f"layers); the mean over layers is {mean}."
             )
         gain = row_where(self.consistency(), what="gain")
         if gain is not None:

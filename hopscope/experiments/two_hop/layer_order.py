@@ -27,7 +27,6 @@ from hopscope.results.result import Result
 from hopscope.results.wording import (
     entity_name,
     layer_in_words,
-    percent,
     points,
     row_where,
     rows_where,
@@ -160,8 +159,9 @@ class LayerOrder(Result):
     def findings(self) -> list[str]:
         decoded, where = self.decoded(), {"position": self.end}
         firsts = [
-            f"the {entity_name(row['entity'], self.n_hops)} {percent(row['share'])}"
-            + (f" (from {layer_in_words(row['mean_first_layer'])})" if row["share"] else "")
+            f"the {entity_name(row['entity'], self.n_hops)} "
+            f"{with_interval(row['share'], row['low'], row['high'])}"
+            + (f" from {layer_in_words(row['mean_first_layer'])}" if row["share"] else "")
             for row in rows_where(decoded, **where, control="none")
         ]
         sentences = [f"At {self.end} can be decoded in some layer: {', '.join(firsts)}."]
@@ -176,7 +176,8 @@ class LayerOrder(Result):
         )
         other = row_where(inversions, **where, control="other", earlier="any")
         if other is not None and other["n"]:
-            sentence += f"; of {other['n']} with another query's entities {percent(other['share'])}"
+            chance = with_interval(other["share"], other["low"], other["high"])
+            sentence += f"; of {other['n']} with another query's entities {chance}"
         gain = row_where(gains, **where)
         if gain is not None and gain["n"]:
             difference = points(gain["difference"], gain["low"], gain["high"])

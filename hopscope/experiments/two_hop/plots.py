@@ -214,10 +214,6 @@ def projection_lines(
     return ax
 
 
-FEWEST = 3
-"""Queries in which a stage shows; the mean of fewer has no interval."""
-
-
 def stage_axis(
     frame: pd.DataFrame, summary: pd.DataFrame, ax: Axes | None = None, title: str = ""
 ) -> Axes:
@@ -236,7 +232,7 @@ def stage_axis(
     for place, row in enumerate(summary.to_dict("records")):
         color = of_stages[row["number"] - 1]
         layers = frame.loc[frame["stage"] == row["stage"], "first_layer"].dropna().to_numpy()
-        if len(layers) >= FEWEST:
+        if row["low"] == row["low"]:
             ax.plot([row["low"], row["high"]], [place, place], "-", color=color, lw=2)
         ax.plot(
             layers, place + _spread(layers), "o", ms=4, mec="white", mew=0.5, color=color, alpha=0.6

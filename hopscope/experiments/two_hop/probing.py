@@ -33,7 +33,7 @@ from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import provenance
 from hopscope.results.runs import run_once
-from hopscope.results.wording import percent, row_where
+from hopscope.results.wording import percent, row_where, rows_where, with_interval
 from hopscope.statistics import wilson
 
 if TYPE_CHECKING:
@@ -90,20 +90,24 @@ class Probing(Result):
         return int(rows.sort_values(["score", "layer"], ascending=[False, True])["layer"].iloc[0])
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        return {"selectivity": self.selectivity()}
+        return {"selectivity": self.selectivity(), "scores": self.summary()}
 
     def findings(self) -> list[str]:
         table = self.selectivity()
         best = row_where(table, layer=self.best_layer())
         assert best is not None
+        share = {
+            row["what"]: with_interval(row["score"], row["low"], row["high"])
+            for row in rows_where(self.summary(), layer=best["layer"])
+        }
         n, classes = len(self.details), self.details["label"].nunique()
         settings = self.run["settings"]
         return [
             f"on {n} queries of {classes} classes a linear probe at {settings['position']} reads "
             f"{settings['target']} of entities that it has not seen best at layer "
-            f"{best['layer']}, of {len(table)}: {percent(best['new_entities'])}, the largest "
+            f"{best['layer']}, of {len(table)}: {share['new_entities']}, the largest "
             f"class being {percent(best['majority'])}. For entities it has seen it is "
-            f"{percent(best['accuracy'])}, against {percent(best['control'])} on the control "
+            f"{share['accuracy']}, against {share['control']} on the control "
             f"task: selectivity {100 * best['selectivity']:+z.0f} points."
         ]
 

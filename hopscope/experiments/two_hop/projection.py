@@ -36,7 +36,7 @@ from hopscope.queries.query import POSITIONS, Query
 from hopscope.queries.query_set import QuerySet
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.wording import SITE_LABELS, entity_name, percent, row_where, with_interval
+from hopscope.results.wording import SITE_LABELS, entity_name, row_where, with_interval
 from hopscope.statistics import first_layer_shares, intervals
 
 if TYPE_CHECKING:
@@ -160,11 +160,13 @@ class Projection(Result):
                 f"the output of {SITE_LABELS[site]} at {position} has {name} as its likeliest "
                 f"token in some layer for "
                 f"{with_interval(first['share'], first['low'], first['high'])} of the queries, "
-                f"among the ten likeliest for {percent(ten['share'])}"
+                f"among the ten likeliest for "
+                f"{with_interval(ten['share'], ten['low'], ten['high'])}"
             )
             other = row_where(near, **{**where, "target": f"{target}_other"})
             if other is not None:
-                sentence += f" (another query's: {percent(other['share'])})"
+                chance = with_interval(other["share"], other["low"], other["high"])
+                sentence += f"; another query's for {chance}"
             sentences.append(f"{sentence}.")
         return sentences
 

@@ -29,7 +29,7 @@ from hopscope.queries.conditions import CONDITIONS, PLAIN, Condition
 from hopscope.queries.query_set import QuerySet
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.wording import percent, points, row_where, rows_where, verdict, with_interval
+from hopscope.results.wording import points, row_where, rows_where, verdict, with_interval
 from hopscope.statistics import intervals, paired
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ class PromptConditions(Result):
     def findings(self) -> list[str]:
         plain = row_where(self.accuracy(), condition=PLAIN.name)
         assert plain is not None
-        sentences = [f"The plain prompt is answered right in {percent(plain['share'])}."]
+        share = with_interval(plain["share"], plain["low"], plain["high"])
+        sentences = [f"The plain prompt is answered right in {share}."]
         shares = {row["condition"]: row for row in rows_where(self.accuracy())}
         for gain in rows_where(self.gains()):
             row = shares[gain["condition"]]

@@ -33,7 +33,7 @@ from hopscope.queries.query import Query
 from hopscope.queries.query_set import QuerySet
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.wording import percent, row_where, with_interval
+from hopscope.results.wording import row_where, with_interval
 from hopscope.statistics import intervals
 
 if TYPE_CHECKING:
@@ -106,7 +106,10 @@ class RankNeighbours(Result):
         if own is None:
             return []
         share = with_interval(own["share"], own["low"], own["high"])
-        control = f", {percent(other['share'])} with shuffled clusters" if other else ""
+        control = ""
+        if other is not None:
+            chance = with_interval(other["share"], other["low"], other["high"])
+            control = f", {chance} with shuffled clusters"
         return [
             f"{share} of ranks {settings['top'] + 1} to {settings['ranks']} share a cluster of the "
             f"unembedding with a top-{settings['top']} token{control}."

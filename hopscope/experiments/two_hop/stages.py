@@ -118,16 +118,21 @@ class Stages(Result):
         """Mean first layer of each stage over the queries in which it shows.
 
         Returns:
-            Columns `stage, number, queries, n, share, mean, low, high`: all queries, those in
-            which it shows, their share; and their mean first layer with a bootstrap interval.
+            Columns `stage, number, queries, n, share, share_low, share_high, mean, low, high`: all
+            queries, those in which it shows, their share with its Wilson interval; and their mean
+            first layer with a bootstrap interval, NaN as in `hopscope.statistics.mean_intervals`.
         """
         keys = ["stage", "number"]
         means = intervals(self.frame, keys, "first_layer", "mean", seed)
         counts = self.frame.groupby(keys, sort=False)["query"].nunique().rename("queries")
         table = counts.reset_index().merge(means, on=keys, how="left")
         table["n"] = table["n"].fillna(0).astype(int)
-        table["share"] = table["n"] / table["queries"]
-        return table[[*keys, "queries", "n", "share", "mean", "low", "high"]]
+        shown = self.frame.assign(shows=self.frame["first_layer"].notna())
+        names = {"low": "share_low", "high": "share_high"}
+        shares = intervals(shown, keys, "shows", "share", seed).rename(columns=names)
+        table = table.merge(shares.drop(columns="n"), on=keys)
+        share = ["share", "share_low", "share_high"]
+        return table[[*keys, "queries", "n", *share, "mean", "low", "high"]]
 
     def broken(self) -> pd.DataFrame:
         """How often a later stage shows before an earlier one, query by query.

@@ -25,7 +25,7 @@ from hopscope.queries.query_set import QuerySet
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import provenance
-from hopscope.statistics import t_intervals
+from hopscope.statistics import SHARE, t_intervals
 from hopscope.worlds.train import accuracy
 from hopscope.worlds.world import World, check_distinct
 
@@ -66,9 +66,9 @@ class Circuit(Result):
 
         Returns:
             Columns world, measure, split, control, layer, n_seeds, n (questions of all seeds),
-            value, low, high. The interval is not cut to [0, 1].
+            value, low, high. The interval is cut to [0, 1], as all measures are.
         """
-        return t_intervals(self.frame, KEYS, "value")
+        return t_intervals(self.frame, KEYS, "value", SHARE)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         return {"summary": self.summary()}

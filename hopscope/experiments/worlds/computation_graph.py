@@ -77,16 +77,21 @@ class ComputationGraph(Result):
         """The share of prompts whose merged set joins start and goal, by group.
 
         Returns:
-            Columns group, n, correct (share), operations (mean number of important ones), other
-            (share in which another vertex is joined, see `joined_other`), explained, low, high:
-            Wilson 95 % intervals over prompts.
+            Columns group, n, operations (mean number of important ones), and three shares:
+            explained, low, high; correct, correct_low, correct_high; other (in which another vertex
+            is joined, see `joined_other`), other_low, other_high: Wilson 95 % intervals over
+            prompts.
         """
-        names = {"correct": "correct", "n_operations": "operations", "joined_other": "other"}
         table = self.details.sort_values("group", kind="stable")
-        joined = intervals(table, ["group"], "joined", "explained", seed)
-        means = table.astype(dict.fromkeys(names, float)).groupby("group")[list(names)].mean()
-        found = joined.merge(means.rename(columns=names).reset_index(), on="group")
-        return found[["group", "n", *names.values(), "explained", "low", "high"]]
+        table = table.astype({"correct": "boolean", "joined_other": "boolean"})
+        found = intervals(table, ["group"], "joined", "explained", seed)
+        operations = table.groupby("group")["n_operations"].mean().rename("operations")
+        found = found.merge(operations.reset_index(), on="group")
+        for column, name in (("correct", "correct"), ("joined_other", "other")):
+            ends = {"low": f"{name}_low", "high": f"{name}_high"}
+            share = intervals(table, ["group"], column, name, seed).rename(columns=ends)
+            found = found.merge(share.drop(columns="n"), on="group", how="left")
+        return found
 
     def tables(self) -> dict[str, pd.DataFrame]:
         return {"explained": self.explained()}

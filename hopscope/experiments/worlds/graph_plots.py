@@ -26,6 +26,7 @@ from hopscope.plots.style import (
     panels,
     shared_legend,
 )
+from hopscope.results.wording import with_interval
 
 EXPLAINED, UNEXPLAINED = BLUE, VERMILION
 VERTEX_COLORS = {
@@ -183,7 +184,8 @@ def superposition_figure(summary: pd.DataFrame) -> Figure:
             axes[row][column].set_ylim(low, high)
             axes[row][column].set_xlabel("thought" if row == len(worlds) - 1 else "")
     shared_legend(figure, axes)
-    shares = [f"{world} {right.loc[world, 'value']:.0%}" for world in worlds]
+    told = right[["value", "low", "high"]]
+    shares = [f"{world} {with_interval(*told.loc[world])}" for world in worlds]
     n_seeds = int(right["n_seeds"].max())
     seeds = f" (mean of {n_seeds} seeds)" if n_seeds > 1 else ""
     figure.suptitle(f"Questions right: {', '.join(shares)}{seeds}")

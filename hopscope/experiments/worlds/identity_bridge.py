@@ -20,8 +20,8 @@ from hopscope.experiments.arguments import Device, InstanceOf, WholeNumbers, as_
 from hopscope.experiments.worlds.trainings import Trainings, of_training, run_trainings
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
-from hopscope.results.wording import percent, points
-from hopscope.statistics import t_interval, t_intervals
+from hopscope.results.wording import points, with_interval
+from hopscope.statistics import DIFFERENCE, SHARE, t_interval, t_intervals
 from hopscope.training.settings import Schedule
 from hopscope.worlds.catalogue import WORLDS
 from hopscope.worlds.small_model import Shape
@@ -63,9 +63,9 @@ class IdentityBridge(Result):
 
         Returns:
             Columns zero_hop, split, n_seeds, n (examples of all seeds), accuracy, low, high (95 % t
-            interval over seeds, which is not cut to [0, 1]).
+            interval over seeds, cut to [0, 1]).
         """
-        return t_intervals(self.frame, ["zero_hop", "split"], "accuracy")
+        return t_intervals(self.frame, ["zero_hop", "split"], "accuracy", SHARE)
 
     def gains(self) -> pd.DataFrame:
         """What one kind of zero-hop facts gains over another, or over none, paired by seed.
@@ -80,7 +80,8 @@ class IdentityBridge(Result):
         rows = []
         for split, (one, other) in product(SPLITS, COMPARED):
             differences = (table[split, one] - table[split, other]).dropna().to_numpy()
-            rows.append((split, one, other, len(differences), *t_interval(differences)))
+            mean = t_interval(differences, DIFFERENCE)
+            rows.append((split, one, other, len(differences), *mean))
         columns = ["split", "zero_hop", "minus", "n_seeds", "difference", "low", "high"]
         return pd.DataFrame(rows, columns=columns)
 
@@ -89,15 +90,16 @@ class IdentityBridge(Result):
 
     def findings(self) -> list[str]:
         """What identities gain over no zero-hop facts, and over shuffled ones."""
-        gains = self.gains()
+        gains, summary = self.gains(), self.summary()
         gains = gains[gains["zero_hop"] == "identity"]
-        reached = self.frame[self.frame["zero_hop"] == "identity"].groupby("split")["accuracy"]
+        reached = summary[summary["zero_hop"] == "identity"].set_index("split")
         told = []
-        for split, share in reached.mean().reindex(list(SPLITS)).items():
+        for split, row in reached.reindex(list(SPLITS)).iterrows():
+            share = with_interval(row["accuracy"], row["low"], row["high"])
             rows = gains.loc[gains["split"] == split, ["difference", "low", "high"]]
             over_none, over_shuffled = (points(*row) for row in rows.to_numpy().tolist())
             told.append(
-                f"With identities {percent(share)} of the compositions {SPLITS[str(split)]} are "
+                f"With identities {share} of the compositions {SPLITS[str(split)]} are "
                 f"right: {over_none} over none, and {over_shuffled} over shuffled ones."
             )
         return told

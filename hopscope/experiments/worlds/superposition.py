@@ -27,7 +27,7 @@ from hopscope.queries.graph_paths import PathSet, reachable
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import provenance
-from hopscope.statistics import t_intervals
+from hopscope.statistics import SHARE, t_intervals
 from hopscope.worlds.tasks.graph_reachability import GraphReachability, Maze
 from hopscope.worlds.thoughts import Thinking, think
 from hopscope.worlds.train import answered, thought_of
@@ -86,7 +86,7 @@ class Superposition(Result):
 
         Returns:
             Columns world, measure, read_at, thought, vertices, n_seeds, n (queries of all seeds),
-            value, low, high.
+            value, low, high. The interval of the share of right answers is cut to [0, 1].
         """
         frame, keys = self.frame, [*KEYS, "seed"]
         weight = frame["n_items"] if "n_items" in frame else pd.Series(1, index=frame.index)
@@ -94,7 +94,7 @@ class Superposition(Result):
         by_seed = weighted.groupby(keys, sort=False)[["total", "weight"]].sum()
         by_seed = by_seed.assign(value=by_seed["total"] / by_seed["weight"])
         counted = by_seed.assign(n=frame.groupby(keys, sort=False).size()).reset_index()
-        return t_intervals(counted, KEYS, "value")
+        return t_intervals(counted, KEYS, "value", {"correct": SHARE})
 
     def findings(self) -> list[str]:
         """At which token each world's thoughts have made their step."""

@@ -53,6 +53,19 @@ def test_order_points_are_the_accuracies() -> None:
     assert (ax.get_title(), ax.get_ylabel()) == ("here", "questions answered")
 
 
+def test_numbers_without_an_interval_are_drawn_whole() -> None:
+    """Few F1 values have none."""
+    table = accuracy(("causal", "text")).assign(low=np.nan, high=np.nan)
+    ax = plots.order_points(table)
+    assert ax.get_ylim()[1] > 0.5
+    ((_, _, (whiskers,)),) = (each.lines for each in ax.containers)
+    assert not any(map(len, whiskers.get_segments()))
+    rows = table.assign(retriever=["gold alone", "bm25"])
+    ax = plots.retriever_points(rows, measure="f1")
+    assert np.isfinite(ax.get_ylim()).all()
+    ax.figure.draw_without_rendering()
+
+
 def test_order_points_tell_ways_apart_if_there_are_several() -> None:
     ax = plots.order_points(accuracy(("causal", "text"), ("causal", "mask")))
     assert [each.get_label() for each in ax.containers] == ["causal, by text", "causal, by mask"]

@@ -37,6 +37,7 @@ from hopscope.experiments.registry import REGISTERED
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.document_prompts import DocumentPrompts
 from hopscope.queries.answers import ANSWER_RULES, contains_ascii
+from hopscope.statistics import wilson
 
 SPACED = replace(
     OTHER,
@@ -311,11 +312,19 @@ def test_runs_are_laid_side_by_side(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         table = accuracy_table([small, large])
     assert not caplog.text
-    assert list(table.columns) == ["original", "forward", "backward"]
+    orders = ["original", "forward", "backward"]
+    ends = [f"{order}_{end}" for order in orders for end in ("low", "high")]
+    assert sorted(table.columns) == sorted([*orders, *ends])
+    assert list(table.columns)[:4] == ["original", "original_low", "original_high", "forward"]
+    assert table["forward_high"].iloc[0] == pytest.approx(100 * wilson(0, 1)[2])
+    assert np.isnan(table["backward_low"].iloc[0])
     assert [index[0] for index in table.index] == ["small", "large"]
     assert table.index.names == ["model", "template", "mask", "permuting", "n"]
-    np.testing.assert_array_equal(table.to_numpy(), [[100, 0, np.nan], [100, 100, 0]])
-    assert accuracy_table([small, large], "contained").to_numpy()[1].sum() == 0
+    np.testing.assert_array_equal(table[orders], [[100, 0, np.nan], [100, 100, 0]])
+    assert accuracy_table([small, large], "contained")[orders].to_numpy()[1].sum() == 0
+    unknown = accuracy_table([small, large], "f1")  # a single question has no interval
+    assert list(unknown.columns) == list(table.columns)
+    assert unknown[ends].isna().all(axis=None)
     accuracy_table([small, of("other", "y", original="a")])
     assert "do not ask the same questions" in caplog.text
     with pytest.raises(UsageError, match="scored by paper and contained: give one metric"):
@@ -338,7 +347,8 @@ def test_a_command_lays_runs_side_by_side(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     (row,) = json.loads(done.output)["accuracy"]
     keys = {"model": "small", "template": "paper", "mask": "causal", "permuting": "text", "n": 1}
-    assert row == keys | {"original": 100.0, "forward": 0.0, "backward": 100.0}
+    assert row.items() >= (keys | {"original": 100.0, "forward": 0.0, "backward": 100.0}).items()
+    assert row["forward_low"] == 0 < row["forward_high"] < 100
     done = CliRunner().invoke(app, ["accuracy-table", str(tmp_path / "run"), "--metric", "f1"])
     assert "0.00" in done.output
 

@@ -247,10 +247,10 @@ def made(values: dict[tuple[str, str, str, int, int], list[tuple[float, bool]]])
 def test_the_summary_is_a_mean_over_queries() -> None:
     result = made(
         {
-            ("t1", "resid_post", "none", 0, -1): [(1.0, True), (0.5, False), (0.0, False)],
-            ("t1", "resid_post", "random", 0, -1): [(0.1, False), (0.1, False), (0.1, False)],
-            ("t1", "resid_post", "none", 1, -1): [(np.nan, True), (0.2, True), (0.4, False)],
-            ("t2", "z", "none", 1, 3): [(2.0, True), (2.0, True), (-1.0, True)],
+            ("t1", "resid_post", "none", 0, -1): 3 * [(1.0, True), (0.5, False), (0.0, False)],
+            ("t1", "resid_post", "random", 0, -1): 9 * [(0.1, False)],
+            ("t1", "resid_post", "none", 1, -1): 3 * [(np.nan, True), (0.2, True), (0.4, False)],
+            ("t2", "z", "none", 1, 3): 3 * [(2.0, True), (2.0, True), (-1.0, True)],
         }
     )
     table = result.summary()
@@ -261,19 +261,19 @@ def test_the_summary_is_a_mean_over_queries() -> None:
     keys = ["position", "site", "control", "layer", "head"]
     found = table.set_index(keys)[["n", "recovery", "flip_rate"]]
     assert found.loc[("t1", "resid_post", "none", 0, -1)].to_list() == pytest.approx(
-        [3, 0.5, 1 / 3]
+        [9, 0.5, 1 / 3]
     )
-    assert found.loc[("t1", "resid_post", "random", 0, -1)].to_list() == pytest.approx([3, 0.1, 0])
+    assert found.loc[("t1", "resid_post", "random", 0, -1)].to_list() == pytest.approx([9, 0.1, 0])
     assert found.loc[("t1", "resid_post", "none", 1, -1)].to_list() == pytest.approx(
-        [2, 0.3, 2 / 3]
+        [6, 0.3, 2 / 3]
     )
-    assert found.loc[("t2", "z", "none", 1, 3)].to_list() == pytest.approx([3, 1.0, 1.0])
-    assert list(table["n_flips"]) == [3] * 4
+    assert found.loc[("t2", "z", "none", 1, 3)].to_list() == pytest.approx([9, 1.0, 1.0])
+    assert list(table["n_flips"]) == [9] * 4
     flips = table[["flip_rate", "flip_low", "flip_high"]].itertuples(index=False, name=None)
-    assert list(flips) == [wilson(flipped, 3) for flipped in (1, 0, 2, 3)]
+    assert list(flips) == [wilson(flipped, 9) for flipped in (3, 0, 6, 9)]
     vary = table[table["control"] == "none"]
     assert ((vary["low"] <= vary["recovery"]) & (vary["recovery"] <= vary["high"])).all()
-    assert table[table["control"] == "random"]["low"].isna().all()  # three times 0.1
+    assert table[table["control"] == "random"]["low"].isna().all()  # all are 0.1
     pd.testing.assert_frame_equal(result.summary(3), result.summary(3))
 
 
@@ -290,9 +290,11 @@ def test_flips_tell_apart_what_recovery_does_not() -> None:
     assert list(table.columns) == [*keys, "n", "difference", "low", "high"]
     (row,) = table.itertuples(index=False, name=None)
     assert row == ("t1", "resid_post", 0, -1, 9, *share_difference(8, 0, 9))
-    said = result.findings()[0]
+    said, at_most = result.findings()
+    assert at_most.startswith("The other question by itself has its answer as the likeliest token")
+    assert " in 100 % (70–100): about so many flips" in at_most
     assert "recovery 0.84 (0.82 to 0.86), answer flipped in 89 % (57–98)" in said
-    assert "a random vector there: recovery 0.44, flipped in 0 %, +89 points (+20 to +100)" in said
+    assert "a random vector there: recovery 0.44, flipped in 0 % (0–30), +89 points (" in said
     assert said.endswith(": more than chance.")
     alone = replace(result, frame=result.frame.query("control == 'none'"))
     assert alone.above_chance().empty

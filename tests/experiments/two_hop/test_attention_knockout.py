@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -728,7 +729,21 @@ def test_above_chance_pairs_each_query_with_its_control() -> None:
     assert table["difference"].to_dict() == pytest.approx(
         {"t2->t1": (2 / 3 - 1 / 3) / 2, "t2->e1": 1 / 3 - 1}
     )
-    assert table["low"]["t2->t1"] <= table["difference"]["t2->t1"] <= table["high"]["t2->t1"]
+    assert table[["low", "high"]].isna().all(axis=None)  # two queries are too few
+
+
+@pytest.mark.parametrize("n", [2, 5, 6])
+def test_few_queries_are_told_without_an_interval_of_their_layers(n: int) -> None:
+    changes = {
+        (f"q{each}", "t2->t1", control): (bites, bites and each % 2 == 0, bites)
+        for each in range(n)
+        for control, bites in (("none", True), ("random", False))
+    }
+    first, *_ = made(changes).findings()
+    assert "nan" not in first
+    few = re.search(r"over all layers \+\d+ points over as many random edges: too few", first)
+    enough = re.search(r"over all layers \+\d+ points \(\+\d+ to \+\d+\) over", first)
+    assert (few is not None, enough is not None) == (n < 6, n >= 6)
 
 
 def test_above_chance_without_controls_is_empty() -> None:

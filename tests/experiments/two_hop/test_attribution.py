@@ -152,9 +152,7 @@ def test_the_error_is_a_mean_over_swept_queries() -> None:
     assert table.loc["spearman", "value"] == pytest.approx((1 + ranks) / 2)
     # Of "a" the same two of twelve are the largest; of "b" layers 3 and 7, not 2 and 6.
     assert table.loc["strongest", "value"] == pytest.approx(0.5)
-    assert table.loc["chance", ["low", "high"]].isna().all(), "of equal queries none is told"
-    told = table.drop(index="chance")
-    assert ((told["low"] <= told["value"]) & (told["value"] <= told["high"])).all()
+    assert table[["low", "high"]].isna().all(axis=None), "two queries are too few"
 
 
 def test_findings_tell_the_error_or_that_it_is_not_known() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -206,6 +207,7 @@ def test_all_queries_may_be_right_or_wrong_before(right: bool) -> None:
 def test_findings_give_both_sides_and_each_control() -> None:
     said = " ".join(decided().findings())
     assert "of 160 queries, 80 wrong and 80 right before, the probe patches" in said
+    assert not re.search(r"%(?! \(\d+–\d+\))", said), "each share has its interval"
     for control in ("Always the best single cell", "A probe of shuffled labels", "another query's"):
         assert control in said
     assert "higher than never patching" in said

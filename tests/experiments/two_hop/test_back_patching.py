@@ -508,7 +508,7 @@ def test_cell_rate_is_the_mean_share_of_the_cells_of_a_query() -> None:
     row = result.cell_rate().iloc[0]
     assert (row["position"], row["control"], row["n"]) == ("t1", "none", 2)
     assert row["rate"] == pytest.approx((2 / 3 + 1 / 3) / 2)
-    assert (row["low"], row["high"]) == pytest.approx((1 / 3, 2 / 3))
+    assert np.isnan([row["low"], row["high"]]).all(), "two queries are too few"
 
 
 def test_success_rate_keeps_positions_apart(late: BackPatching) -> None:

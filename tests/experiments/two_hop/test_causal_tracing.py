@@ -337,7 +337,7 @@ def made(effects: dict[tuple[str, str, int], list[float]], clean: list[float]) -
         for number, effect in enumerate(each)
     ]
     details = pd.DataFrame({"query": [f"q{n}" for n in range(len(clean))], "clean": clean})
-    return Tracing(pd.DataFrame(rows, columns=COLUMNS), details.assign(noised=[0.1, 0.3, 0.2]))
+    return Tracing(pd.DataFrame(rows, columns=COLUMNS), details.assign(noised=[0.1, 0.3, 0.2] * 2))
 
 
 def test_the_summary_is_the_average_indirect_effect() -> None:
@@ -347,11 +347,12 @@ def test_the_summary_is_the_average_indirect_effect() -> None:
         ("t2", "resid_post", 0): [-0.2, 0.0, 0.5],
         ("t1", "mlp_out", 0): [0.0, 0.0, 0.9],
     }
-    table = made(effects, [0.9, 0.5, 0.4]).summary()
+    twice = {place: 2 * each for place, each in effects.items()}
+    table = made(twice, [0.9, 0.5, 0.4] * 2).summary()
     assert list(table.columns) == ["position", "site", "layer", "n", "effect", "low", "high"]
     found = table.set_index(["position", "site", "layer"])
     assert list(found.index) == list(effects)
-    assert found["n"].to_list() == [3, 3, 3, 3]
+    assert found["n"].to_list() == [6, 6, 6, 6]
     assert found["effect"].to_list() == pytest.approx([0.3, 0.1, 0.1, 0.3])
     vary = found.drop(index=("t1", "resid_post", 1))
     assert ((vary["low"] <= vary["effect"]) & (vary["effect"] <= vary["high"])).all()
@@ -359,10 +360,10 @@ def test_the_summary_is_the_average_indirect_effect() -> None:
 
 
 def test_the_total_effect_is_what_the_noise_takes() -> None:
-    table = made({("t1", "mlp_out", 0): [0.0, 0.0, 0.0]}, [0.9, 0.5, 0.4]).total_effect()
+    table = made({("t1", "mlp_out", 0): [0.0] * 6}, [0.9, 0.5, 0.4] * 2).total_effect()
     assert list(table.columns) == ["what", "n", "mean", "low", "high"]
     assert list(table["what"]) == ["clean", "noised", "total_effect"]
-    assert table["n"].to_list() == [3, 3, 3]
+    assert table["n"].to_list() == [6, 6, 6]
     assert table["mean"].to_list() == pytest.approx([0.6, 0.2, 0.4])
     assert ((table["low"] < table["mean"]) & (table["mean"] < table["high"])).all()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -358,7 +359,10 @@ def test_inversions_count_later_entities_in_earlier_layers() -> None:
     gain = result.above_chance().iloc[0]
     assert (gain["n"], gain["better"], gain["worse"]) == (3, 1, 1)
     assert result.end == "t3"
-    assert "3 queries in which two entities or more are decoded at t3" in result.findings()[1]
+    decoded, inverted = result.findings()
+    assert "3 queries in which two entities or more are decoded at t3" in inverted
+    assert all(re.match(r" \(\d+–\d+\)", after) for after in decoded.split("%")[1:])
+    assert re.search(r"with another query's entities \d+ % \(\d+–\d+\)", inverted)
     assert result.at(OWN_HOP)["entity"].unique().tolist() == ["e4"]
     result.plot()
 

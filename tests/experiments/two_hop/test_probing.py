@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -142,6 +143,10 @@ def test_intervals_are_wilsons() -> None:
     assert (row["n"], row["score"]) == (12, 1.0)  # source entities
     assert row["low"] == pytest.approx(12 / (12 + 1.959964**2))
     assert row["high"] == pytest.approx(1.0)
+    pd.testing.assert_frame_equal(result.tables()["scores"], result.summary())
+    (said,) = result.findings()
+    assert "best at layer 2, of 4: 100 % (76–100), the largest class being 33 %" in said
+    assert len(re.findall(r"\d % \(\d+–\d+\)", said)) == 3
 
 
 @pytest.mark.usefixtures("known_states")

@@ -92,6 +92,7 @@ def test_repairs_and_breaks_are_paired() -> None:
     assert gains["difference"].to_dict() == {"filler": 0.25, "bridge_first": 0.25}
     shares = result.accuracy().set_index("condition")["share"]
     assert shares.to_dict() == {"plain": 0.5, "filler": 0.75, "bridge_first": 0.75}
+    assert result.findings()[0] == "The plain prompt is answered right in 50 % (15–85)."
     assert "it repairs 2 and breaks 1 of 4" in result.findings()[1]
     ticks = [tick.get_text() for tick in result.plot().get_xticklabels()]
     assert ticks == ["plain\nprompt", "ten\nfiller tokens\n+2 −1", "bridge\nnamed first\n+1 −0"]

@@ -158,16 +158,26 @@ def test_results_of_different_runs_are_refused(which: int, key: str) -> None:
 
 def test_summary_by_hand() -> None:
     table = combine(*made(BY_HAND)).summary()
-    names = ["stage", "number", "queries", "n", "share", "mean", "low", "high"]
+    share = ["share", "share_low", "share_high"]
+    names = ["stage", "number", "queries", "n", *share, "mean", "low", "high"]
     assert list(table.columns) == names
     assert list(table["stage"]) == list(STAGES)
     assert list(table["number"]) == [1, 2, 2, 3, 4]
     assert list(table["queries"]) == [6] * 5
     assert list(table["n"]) == [4, 4, 3, 4, 4]
     assert list(table["share"]) == pytest.approx([4 / 6, 4 / 6, 3 / 6, 4 / 6, 4 / 6])
+    shares = table[share].itertuples(index=False, name=None)
+    for row, n in zip(shares, (4, 4, 3, 4, 4), strict=True):
+        assert row == pytest.approx((n / 6, *wilson(6, n)))
     means = [6 / 4, 14 / 4, 7 / 3, 13 / 4, 15 / 4]
     assert list(table["mean"]) == pytest.approx(means)
-    assert ((table["low"] <= table["mean"]) & (table["mean"] <= table["high"])).all()
+    assert table[["low", "high"]].isna().all(axis=None)  # a stage shows in four of them at most
+
+
+def test_the_mean_first_layer_has_an_interval() -> None:
+    table = combine(*made({f"q{n}": (n, n + 1, n, 3, 4) for n in range(6)})).summary()
+    first = table.iloc[0]
+    assert first["low"] < first["mean"] < first["high"]
 
 
 def test_a_stage_that_never_shows_has_no_mean() -> None:

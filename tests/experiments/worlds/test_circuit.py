@@ -128,6 +128,7 @@ def test_the_summary_is_over_seeds(read):
     assert row["value"] == pytest.approx(np.mean(seeds))
     assert row["n_seeds"] == 2
     assert row["low"] < row["value"] < row["high"] or seeds[0] == seeds[1]
+    assert read.summary()[["low", "high"]].stack().dropna().between(0, 1).all()
 
 
 def test_a_run_goes_on_after_the_last_finished_world(small, read, tmp_path, monkeypatch):

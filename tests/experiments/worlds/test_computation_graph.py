@@ -28,6 +28,7 @@ from hopscope.loading import load_result
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.capture import capture
 from hopscope.queries.graph_paths import PathPrompt, PathSet
+from hopscope.statistics import wilson
 
 FAMILIES = ["gpt2", "llama", "qwen3", "gemma3", "gpt-neox"]
 PROMPT = PathPrompt("0", "the bridge of a city", "is", ((1, 2), (2, 3)), start=1, goal=3)
@@ -401,6 +402,10 @@ def test_the_tables_the_plot_and_the_run_folder(tmp_path):
     pd.testing.assert_frame_equal(again.frame, result.frame)
     table = result.explained()
     assert table["n"].tolist() == [5, 5]
+    for name in ("correct", "other"):
+        ends = (name, f"{name}_low", f"{name}_high")
+        for share, low, high in table[list(ends)].itertuples(index=False, name=None):
+            assert (share, low, high) == wilson(round(share * 5), 5)
     assert result.details["n_operations"].sum() == len(result.frame)
     assert result.details["n_explained"].sum() == result.frame["explained"].sum()
     both = computation_graph(model, prompts, limits, signs="both", progress=False)

@@ -47,7 +47,8 @@ def test_gains_are_paired_by_seed() -> None:
     assert over_none["difference"] == pytest.approx(0.55)
     assert over_none["n_seeds"] == 2
     # The differences are .5 and .6, and t at one degree of freedom is 12.706.
-    assert over_none["high"] - over_none["difference"] == pytest.approx(12.706 * 0.05, rel=1e-3)
+    assert over_none["low"] == pytest.approx(0.55 - 12.706 * 0.05, rel=1e-3)
+    assert over_none["high"] == 1  # what a difference of shares can be at most
     same = gains.loc[("first_hop_ood", "identity", "none")]
     assert same["difference"] == pytest.approx(0.1)
     over_control = gains.loc[("first_hop_ood", "identity", "shuffled"), "difference"]
@@ -57,8 +58,8 @@ def test_gains_are_paired_by_seed() -> None:
 
 def test_what_is_found_is_told_beside_its_control() -> None:
     last = result().findings()[-1]
-    assert last.startswith("With identities 60 % of the compositions whose second hop was never")
-    assert "+55 points (-9 to +119) over none" in last.replace("\N{MINUS SIGN}", "-")
+    assert last.startswith("With identities 60 % (0\u2013100) of the compositions whose second hop")
+    assert "+55 points (-9 to +100) over none" in last.replace("\N{MINUS SIGN}", "-")
     assert "over shuffled ones." in last
 
 

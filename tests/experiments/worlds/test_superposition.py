@@ -180,6 +180,10 @@ def test_the_summary_is_over_seeds_and_the_picture_has_a_row_a_world(worlds, tmp
     own = own[(own["read_at"] == "at") & (own["vertices"] == "optimal")]
     wanted = own.groupby("seed")["value"].mean().mean()
     assert row["value"] == pytest.approx(wanted)
+    apart = result.frame.assign(value=result.frame["seed"].eq(5).astype(float))
+    ends = replace(result, frame=apart).summary().query("world == 'tiny'").groupby("measure")
+    assert ends[["low", "high"]].first().loc["correct"].tolist() == [0, 1]  # a share
+    assert ends["high"].first()["product"] == pytest.approx(0.5 + 12.7062 * 0.5, rel=1e-4)
     loaded = load_result(tmp_path / "run")
     assert isinstance(loaded, Superposition)
     pd.testing.assert_frame_equal(loaded.summary(), result.summary())
