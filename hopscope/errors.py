@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from numbers import Integral
 from pathlib import Path
 from types import UnionType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -168,6 +168,49 @@ def tuple_of(
         if not isinstance(each, kind):
             raise error(f"{name} must be {kind.__name__} objects, not {each!r:.60}: {advice}")
     return found
+
+
+def as_list(
+    value: Any,
+    single: type | UnionType = str,
+    name: str = "this argument",
+    hint: str = "",
+    error: type[UsageError] = UsageError,
+) -> list[Any]:
+    """What was given as a list; one alone makes a list of one.
+
+    Args:
+        value: several, or one alone.
+        single: the type of one.
+        name: of the parameter, for the message.
+        hint: what such a list looks like, for the message.
+        error: the class of the error.
+
+    Raises:
+        UsageError: or `error`: for what is neither one nor several.
+
+    Example:
+        >>> as_list("resid_post", name="sites"), as_list((3, 4), int)
+        (['resid_post'], [3, 4])
+    """
+    if isinstance(value, single):
+        return [value]
+    try:
+        if not isinstance(value, str | bytes | Mapping):
+            return list(value)
+    except TypeError:  # not all that has parts can be gone through, such as a number in an array
+        pass
+    raise error(f"{name} must be a list, not {kind_of(value)}{hint and f': {hint}'}")
+
+
+def kind_of(value: object) -> str:
+    """What kind of thing was given, in words: `a list of str`, `a DataFrame`, `'world'`."""
+    if isinstance(value, str | bool | int | float) or value is None:
+        return repr(value)
+    kind = f"a {type(value).__name__}"
+    if isinstance(value, list | tuple) and value:
+        kind += f" of {type(value[0]).__name__}"
+    return kind
 
 
 def path_of(name: str, value: object) -> Path:

@@ -21,7 +21,16 @@ from hopscope.documents.templates import Template, template_of
 from hopscope.engine.attention import give_back_attention
 from hopscope.engine.edits import Knockout
 from hopscope.engine.masked.reader import reader_of
-from hopscope.errors import QueryError, UsageError, of_type, one_of, path_of, whole_number
+from hopscope.errors import (
+    QueryError,
+    UsageError,
+    as_list,
+    kind_of,
+    of_type,
+    one_of,
+    path_of,
+    whole_number,
+)
 from hopscope.experiments.registry import REGISTERED
 from hopscope.masks.algebra import Mask
 from hopscope.masks.named import mask_of
@@ -47,37 +56,6 @@ class Constraint(Protocol):
         Raises:
             UsageError: with what was given and what is expected.
         """
-
-
-def as_list(value: Any, single: type | UnionType = str, name: str = "this argument") -> list[Any]:
-    """What was given as a list; one alone makes a list of one.
-
-    Args:
-        value: several, or one alone.
-        single: the type of one.
-        name: of the parameter, for the message.
-
-    Raises:
-        UsageError: for what is neither one nor several.
-    """
-    if isinstance(value, single):
-        return [value]
-    try:
-        if not isinstance(value, str | bytes | Mapping):
-            return list(value)
-    except TypeError:  # not all that has parts can be gone through, such as a number in an array
-        pass
-    raise UsageError(f"{name} must be a list, not {kind_of(value)}")
-
-
-def kind_of(value: object) -> str:
-    """What kind of thing was given, in words: `a list of str`, `a DataFrame`, `'world'`."""
-    if isinstance(value, str | bool | int | float) or value is None:
-        return repr(value)
-    kind = f"a {type(value).__name__}"
-    if isinstance(value, list | tuple) and value:
-        kind += f" of {type(value[0]).__name__}"
-    return kind
 
 
 @dataclass(frozen=True)
