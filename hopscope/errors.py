@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from numbers import Integral
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 T = TypeVar("T")
 
@@ -239,6 +239,22 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     similar = difflib.get_close_matches(name, list(known), n=3)
     return f"; did you mean {' or '.join(similar)}?" if similar else ""
+
+
+class NearNames:
+    """A base whose objects, asked for an attribute that they have not, name those that are near."""
+
+    if not TYPE_CHECKING:  # a type checker would take every name for one that is there
+
+        def __getattr__(self, name: str) -> Any:
+            if hasattr(type(self), name):  # a property that failed: its own error says why
+                return object.__getattribute__(self, name)
+            near = "" if name.startswith("_") else did_you_mean(name, dir(self))
+            kind = type(self).__name__
+            # Without `obj`, or Python's traceback would suggest a name for the second time.
+            raise AttributeError(
+                f"{kind!r} object has no attribute {name!r}{near}", name=name, obj=None
+            )
 
 
 class TakenError(ResultError, UsageError):

@@ -6,9 +6,12 @@ is computed: for what has no meaning a `UsageError`.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import inspect
 import json
 import math
+import pickle
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -670,3 +673,40 @@ def edited_logits(edits: Any) -> list[float]:
 def test_one_alone_is_taken_as_it_is_meant(name: str) -> None:
     short, full = MEANT[name]
     assert short() == full()
+
+
+NEAR: Mapping[str, tuple[Callable[[], Any], str]] = {
+    "a keyword": (lambda: back_patch(layersteps=2), r"'layersteps'; did you mean layer_step\?$"),
+    "a keyword of documents": (lambda: permute(orderings=["forward"]), r"did you mean order"),
+    "a keyword that is near nothing": (lambda: back_patch(zzz=2), r"'zzz'$"),
+    "a method of a result": (lambda: graded().incorect(), "did you mean incorrect"),
+    "a field of a result": (lambda: graded().frames, "did you mean frame"),
+    "a method of queries": (lambda: known_queries().with_fewshot(3), "did you mean with_few_shot"),
+    "a method of questions": (lambda: documents().with_fewshot(3), "did you mean with_few_shot"),
+    "an attribute that is near nothing": (lambda: graded().zzz, r"no attribute 'zzz'$"),
+}
+"""Names that are not there, and what is said of them."""
+
+
+@pytest.mark.parametrize("name", NEAR)
+def test_near_names_are_suggested(name: str) -> None:
+    call, said = NEAR[name]
+    with pytest.raises((TypeError, AttributeError), match=said):
+        call()
+
+
+@pytest.mark.parametrize("make", [graded, known_queries, documents])
+def test_what_suggests_names_is_probed_and_copied_as_before(make: Callable[[], Any]) -> None:
+    made = make()
+    assert not hasattr(made, "_repr_jpeg_")
+    assert not hasattr(made, "_ipython_canary_method_should_not_exist_")
+    assert not hasattr(made, "__array__")
+    for again in (copy.copy(made), copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert repr(again) == repr(made)
+    assert not hasattr(object.__new__(type(made)), "no_such_name")
+
+
+def test_a_property_that_fails_says_why() -> None:
+    strange: Any = {"query": ["1"]}
+    with pytest.raises(AttributeError, match="'list' object has no attribute 'nunique'"):
+        print(dataclasses.replace(graded(), details=strange).n_queries)
