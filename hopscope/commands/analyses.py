@@ -173,9 +173,14 @@ def _hint(option: OptionSpec) -> Any:
     """The type of an option, with its help, as typer reads it."""
     plain: Any = TYPES.get(option.kind, str)
     hint = plain | None if option.default is None else plain
+    shown: dict[str, Any] = {"help": option.help}
+    if isinstance(option.default, str) and "," in option.default:
+        shown["show_default"] = option.default.replace(",", ", ")  # a line can end there
     if option.choices:
-        return Annotated[hint, choice(option.choices, help=option.help)]
-    return Annotated[hint, typer.Option(min=option.least, help=option.help)]
+        return Annotated[hint, choice(option.choices, **shown)]
+    # What is off needs no option that leaves it off, which would take a column from the help.
+    on = (f"--{option.name.replace('_', '-')}",) if option.default is False else ()
+    return Annotated[hint, typer.Option(*on, min=option.least, **shown)]
 
 
 def _read(option: OptionSpec, value: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -183,6 +184,7 @@ def _option(entry: Analysis, parameter: inspect.Parameter, text: str) -> OptionS
 
 def _help(text: str) -> str:
     """What a docstring says of a parameter, as a sentence of `--help`."""
+    text = re.sub(r"[;,] (see|all names are in) `hopscope\.[\w.]+`", "", text)
     if not text.startswith("`"):
         text = text[:1].upper() + text[1:]
     return text.replace("`", "").replace("if None", "by default")

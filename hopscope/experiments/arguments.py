@@ -15,9 +15,9 @@ from types import UnionType
 from typing import Any, ClassVar, Protocol
 
 from hopscope.distributed.engines import engine_of
-from hopscope.documents.orders import Order, order_name
+from hopscope.documents.orders import NAMES, Order, order_name
 from hopscope.documents.question_set import QuestionSet
-from hopscope.documents.templates import Template, template_of
+from hopscope.documents.templates import TEMPLATES, Template, template_of
 from hopscope.engine.attention import give_back_attention
 from hopscope.engine.edits import Knockout
 from hopscope.engine.masked.reader import reader_of
@@ -33,7 +33,7 @@ from hopscope.errors import (
 )
 from hopscope.experiments.registry import REGISTERED
 from hopscope.masks.algebra import Mask
-from hopscope.masks.named import mask_of
+from hopscope.masks.named import MASKS, mask_of
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import device_of
 from hopscope.models.token_model import TokenModel
@@ -395,7 +395,13 @@ def _is_cell(cell: object, last: int) -> bool:
 
 @dataclass(frozen=True)
 class Orders:
-    """Orders of documents, each once."""
+    """Orders of documents, each once.
+
+    Attributes:
+        known: their names.
+    """
+
+    known: Sequence[str] = tuple(NAMES.split(", "))
 
     def checked(self, name: str, value: Any, model: TokenModel | None) -> list[Order]:
         given = as_list(value, name=name)
@@ -423,7 +429,13 @@ class OneOrder:
 
 @dataclass(frozen=True)
 class OneTemplate:
-    """A template by name or as it is; None for the one that suits the questions."""
+    """A template by name or as it is; None for the one that suits the questions.
+
+    Attributes:
+        known: the names.
+    """
+
+    known: Sequence[str] = tuple(TEMPLATES)
 
     def checked(self, name: str, value: Any, model: TokenModel | None) -> str | Template | None:
         if value is not None and not isinstance(value, Template):
@@ -437,9 +449,11 @@ class Masks:
 
     Attributes:
         optional: whether it may be None, for the model's usual one.
+        known: the names.
     """
 
     optional: bool = True
+    known: Sequence[str] = tuple(MASKS)
 
     def checked(self, name: str, value: Any, model: TokenModel | None) -> Any:
         if value is None and self.optional:

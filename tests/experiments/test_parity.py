@@ -204,6 +204,9 @@ def test_the_shell_has_the_setting(
         if setting in expected:
             assert settings[setting] == expected[setting]
     assert run["queries"]["few_shot"] == 0
+    if name == "cross_patching":
+        assert tuple(settings["routes"]) == expected["routes"]
+        assert not settings["stop_early"]
     if name == "stages":
         assert settings["second_stage"] == "mean"
         assert settings["description"]["naming"] == "delimited"

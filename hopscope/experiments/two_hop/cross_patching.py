@@ -174,7 +174,13 @@ class CrossPatching(BackPatching):
 
 @dataclass(frozen=True)
 class Routes:
-    """Routes by name."""
+    """Routes by name.
+
+    Attributes:
+        known: the names.
+    """
+
+    known: Sequence[str] = tuple(ROUTES)
 
     def checked(
         self, name: str, value: Sequence[str] | Mapping[str, Route], model: TokenModel | None
