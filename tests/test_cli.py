@@ -171,6 +171,11 @@ def test_help_is_whole_in_80_columns(
     assert not re.findall(r".*\w….*", out)
 
 
+def test_what_cannot_tell_its_cost_has_no_dry_run(hopscope: Command) -> None:
+    assert "--dry-run" not in hopscope("back-attention", "--help").out
+    assert "--dry-run" in hopscope("auto-patch", "--help").out
+
+
 NAMED: dict[str, Sequence[str]] = {
     "permute": (*MASKS, *TEMPLATES, *NAMES.split(", "), *METRICS),
     "describe": tuple(PROMPTS),

@@ -63,7 +63,8 @@ class CatalogueGroup(TyperGroup):
 def command_of(spec: CommandSpec) -> Any:
     """The command of an analysis."""
     options = OPTIONS[spec.asks]
-    without = () if spec.shards else ("shard",)
+    offered = {"shard": spec.shards, "dry_run": spec.estimated}
+    without = [name for name, is_offered in offered.items() if not is_offered]
     usual = {
         "subset": {"subset": spec.usual_subset},
         "documents": {"questions": spec.usual_questions},

@@ -67,6 +67,7 @@ class CommandSpec:
         usual_subset: what it analyses if nothing else is said.
         usual_questions: the questions over documents that it asks if nothing else is said.
         shards: whether it can compute some parts only.
+        estimated: whether it can say what it would cost.
         parity: whether it has a setting of the paper's.
         own: its options that are arguments of the analysis.
         printed: its options that say what of the result is printed.
@@ -81,6 +82,7 @@ class CommandSpec:
     usual_subset: str
     usual_questions: str
     shards: bool
+    estimated: bool
     parity: bool
     own: tuple[OptionSpec, ...]
     printed: tuple[OptionSpec, ...]
@@ -135,6 +137,7 @@ def spec_of(entry: Analysis) -> CommandSpec:
         entry.usual_subset,
         entry.usual_questions,
         "shard" in entry.keywords,
+        entry.estimated,
         bool(entry.parity),
         _options(entry, own, entry.function),
         _options(

@@ -178,6 +178,7 @@ class Analysis:
         grades: the parameters that also hold when queries are graded for it.
         parts: the analyses whose results `combine` puts together, in a study.
         combine: makes a result of those of `parts`.
+        estimated: whether what it costs can be told before; of what trains it cannot.
     """
 
     name: str
@@ -202,6 +203,7 @@ class Analysis:
     grades: Sequence[str] = ()
     parts: tuple[str, ...] = ()
     combine: Callable[..., Result] | None = None
+    estimated: bool = True
 
     @property
     def question_with_source(self) -> str:
