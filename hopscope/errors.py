@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from numbers import Integral
 from pathlib import Path
 from types import UnionType
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 T = TypeVar("T")
 
@@ -170,6 +170,49 @@ def tuple_of(
     return found
 
 
+def as_list(
+    value: Any,
+    single: type | UnionType = str,
+    name: str = "this argument",
+    hint: str = "",
+    error: type[UsageError] = UsageError,
+) -> list[Any]:
+    """What was given as a list; one alone makes a list of one.
+
+    Args:
+        value: several, or one alone.
+        single: the type of one.
+        name: of the parameter, for the message.
+        hint: what such a list looks like, for the message.
+        error: the class of the error.
+
+    Raises:
+        UsageError: or `error`: for what is neither one nor several.
+
+    Example:
+        >>> as_list("resid_post", name="sites"), as_list((3, 4), int)
+        (['resid_post'], [3, 4])
+    """
+    if isinstance(value, single):
+        return [value]
+    try:
+        if not isinstance(value, str | bytes | Mapping):
+            return list(value)
+    except TypeError:  # not all that has parts can be gone through, such as a number in an array
+        pass
+    raise error(f"{name} must be a list, not {kind_of(value)}{hint and f': {hint}'}")
+
+
+def kind_of(value: object) -> str:
+    """What kind of thing was given, in words: `a list of str`, `a DataFrame`, `'world'`."""
+    if isinstance(value, str | bool | int | float) or value is None:
+        return repr(value)
+    kind = f"a {type(value).__name__}"
+    if isinstance(value, list | tuple) and value:
+        kind += f" of {type(value[0]).__name__}"
+    return kind
+
+
 def path_of(name: str, value: object) -> Path:
     """Return an argument that names a file or folder as a path.
 
@@ -196,6 +239,22 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     similar = difflib.get_close_matches(name, list(known), n=3)
     return f"; did you mean {' or '.join(similar)}?" if similar else ""
+
+
+class NearNames:
+    """A base whose objects, asked for an attribute that they have not, name those that are near."""
+
+    if not TYPE_CHECKING:  # a type checker would take every name for one that is there
+
+        def __getattr__(self, name: str) -> Any:
+            if hasattr(type(self), name):  # a property that failed: its own error says why
+                return object.__getattribute__(self, name)
+            near = "" if name.startswith("_") else did_you_mean(name, dir(self))
+            kind = type(self).__name__
+            # Without `obj`, or Python's traceback would suggest a name for the second time.
+            raise AttributeError(
+                f"{kind!r} object has no attribute {name!r}{near}", name=name, obj=None
+            )
 
 
 class TakenError(ResultError, UsageError):

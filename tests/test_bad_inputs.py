@@ -6,8 +6,12 @@ is computed: for what has no meaning a `UsageError`.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import inspect
 import json
 import math
+import pickle
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -460,29 +464,53 @@ PYTHON: Mapping[str, Callable[[], object]] = {
     "a mask that is a tensor": lambda: hs.best_order(
         known_model(), documents(), mask=torch.ones(2, 2)
     ),
-    "a patch of a list": lambda: hs.Patch(0, 0, [1.0, 2.0]),
+    "a patch of texts": lambda: hs.Patch(0, 0, ["1.0", "2.0"]),
+    "a patch of a list of unlike rows": lambda: hs.Patch(0, 0, [[1.0], [1.0, 2.0]]),
     "a patch of a matrix": lambda: hs.Patch(0, 0, torch.zeros(2, 2)),
     "a patch at half a layer": lambda: edited(hs.Patch(0.5, 0, torch.zeros(48))),
     "a patch at a token in words": lambda: edited(hs.Patch(0, "t1", torch.zeros(48))),
     "a patch of a wrong width": lambda: edited(hs.Patch(0, 0, torch.zeros(7))),
     "a patch of no number": lambda: edited(hs.Patch(0, 0, torch.full((48,), math.nan))),
     "a patch of an unknown site": lambda: hs.Patch(0, 0, torch.zeros(2), site=["z"]),
-    "a knockout of a number": lambda: hs.Knockout(1, [1], [0]),
+    "a knockout of a text": lambda: hs.Knockout("all", [1], [0]),
+    "a knockout of half a layer": lambda: hs.Knockout(1.5, 1, 0),
     "a knockout of words": lambda: hs.Knockout([1], ["t2"], ["t1"]),
     "an edit that is text": lambda: hs.edit(known_model(), ["Patch"], 3).__enter__(),
-    "edits that are one edit": lambda: hs.edit(
-        known_model(), hs.Knockout([1], [1], [0]), 3
-    ).__enter__(),
+    "edits that are text": lambda: hs.edit(known_model(), "Patch", 3).__enter__(),
+    "edits of a model's name": lambda: hs.edit(LLAMA, [], 3).__enter__(),
     "tokens of a prompt in words": lambda: hs.edit(known_model(), [], "three").__enter__(),
     "a sweep over no prompt": lambda: hs.sweep(known_model(), [], [[]], hs.ReadOut()),
     "a sweep over unknown tokens": lambda: hs.sweep(known_model(), [10**6], [[]], hs.ReadOut()),
-    "a read-out of fewer than no tokens": lambda: hs.ReadOut(max_new_tokens=-1),
+    "a sweep over text": lambda: swept(ids="The capital of"),
+    "a sweep over halves of tokens": lambda: swept(ids=[0.5]),
+    "a sweep over tokens in a batch": lambda: swept(ids=torch.ones(1, 3, dtype=torch.long)),
+    "a sweep of text": lambda: swept(cells="Patch"),
+    "a sweep of cells of text": lambda: swept(cells=[["Patch"]]),
+    "a sweep of numbers": lambda: swept(cells=[1]),
+    "a sweep without a model": lambda: swept(model=LLAMA),
+    "a sweep that reads tokens": lambda: swept(read_out=[5]),
+    "a sweep that reads unknown tokens": lambda: swept(read_out=read_out(answer_tokens=10**6)),
+    "a sweep that reads more tokens than there are": lambda: swept(read_out=read_out(top_k=10**6)),
+    "a read-out of text": lambda: read_out(answer_tokens="Rome"),
+    "a read-out of texts": lambda: read_out(track=["Rome"]),
+    "a read-out of half a token": lambda: read_out(also_rank=0.5),
+    "a read-out that stops at a text": lambda: read_out(stop="."),
+    "a read-out of a list of draws": lambda: read_out(draws=[0.5]),
+    "a read-out that samples by a number": lambda: read_out(sampling=0.5),
+    "a read-out of fewer than no tokens": lambda: read_out(max_new_tokens=-1),
     "a capture of a number": lambda: hs.capture(known_model(), 3),
     "a capture of numbers": lambda: hs.capture(known_model(), [1, 2]),
     "a capture of nothing": lambda: hs.capture(known_model(), []),
     "a capture of an empty text": lambda: hs.capture(known_model(), [""]),
     "a capture of a site in a list": lambda: hs.capture(known_model(), ["The"], sites=[["z"]]),
     "a capture at half a place": lambda: hs.capture(known_model(), ["The"], positions=[0.5]),
+    "a capture of a query set": lambda: hs.capture(known_model(), known_queries()),
+    "a capture of a site of no such name": lambda: hs.capture(known_model(), "The", "resid"),
+    "a capture of a site that is a number": lambda: hs.capture(known_model(), "The", 3),
+    "a capture of no token in a batch": lambda: hs.capture(known_model(), "The", batch_size=0),
+    "accuracies of a number": lambda: hs.accuracy_table(3),
+    "accuracies of a grading": lambda: hs.accuracy_table(graded()),
+    "accuracies of paths": lambda: hs.accuracy_table(["runs/0.5b"]),
     "a capture by a model's name": lambda: hs.capture(LLAMA, ["The"]),
     "a lens of a model's name": lambda: hs.logit_lens(LLAMA),
     "a result in no folder": lambda: hs.load_result("gone"),
@@ -546,6 +574,24 @@ def edited(edit: Any) -> object:
     return hs.sweep(known_model(), [1, 2, 3], [[edit]], hs.ReadOut())
 
 
+def swept(**given: Any) -> Any:
+    """A sweep without the check of types that is there in tests alone."""
+    usual = {
+        "model": known_model(),
+        "ids": [1, 2, 3],
+        "cells": [[]],
+        "read_out": hs.ReadOut(top_k=9),
+    }
+    return inspect.unwrap(hs.sweep)(**{**usual, **given})
+
+
+def read_out(**given: Any) -> hs.ReadOut:
+    """What to read, made without that check."""
+    made = object.__new__(hs.ReadOut)
+    inspect.unwrap(hs.ReadOut.__init__)(made, **given)
+    return made
+
+
 def graded() -> hs.Result:
     from known import RIGHT, made_grading
 
@@ -566,3 +612,101 @@ def test_a_call_that_makes_no_sense_is_refused(
         PYTHON[name]()
     assert str(refused.value)
     assert not list(tmp_path.iterdir())
+
+
+MEANT: Mapping[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+    "a prompt": (
+        lambda: hs.capture(known_model(), "The capital of", "attn_out", -1)["attn_out"].tolist(),
+        lambda: hs.capture(known_model(), ["The capital of"], ["attn_out"], [-1])[
+            "attn_out"
+        ].tolist(),
+    ),
+    "a knockout": (lambda: hs.Knockout(1, -1, 0, 2), lambda: hs.Knockout([1], [-1], [0], [2])),
+    "tokens": (
+        lambda: read_out(answer_tokens=5, track=np.array([7, 8]), also_rank=[9]),
+        lambda: hs.ReadOut((5,), track=(7, 8), also_rank=(9,)),
+    ),
+    "edits for cells": (
+        lambda: tokens(swept(cells=[patch(), KNOCKOUT], ids=torch.tensor([1, 2, 3]))),
+        lambda: tokens(swept(cells=[[patch()], [KNOCKOUT]])),
+    ),
+    "an edit for cells": (
+        lambda: tokens(swept(cells=patch(), base=KNOCKOUT)),
+        lambda: tokens(swept(cells=[[patch()]], base=[KNOCKOUT])),
+    ),
+    "an array for a vector": (
+        lambda: tokens(swept(cells=[hs.Patch(1, -1, vector())])),
+        lambda: tokens(swept(cells=[[patch()]])),
+    ),
+    "numbers for a vector": (
+        lambda: tokens(swept(cells=[hs.Patch(1, -1, vector().tolist())])),
+        lambda: tokens(swept(cells=[[patch()]])),
+    ),
+    "an edit to be made": (
+        lambda: edited_logits(patch()),
+        lambda: edited_logits([patch()]),
+    ),
+}
+"""Calls that say what is meant in a shorter way, each with the same in full."""
+KNOCKOUT = hs.Knockout([1], [2], [1])
+
+
+def vector() -> Any:
+    return np.linspace(-1, 1, known_model().d_model)
+
+
+def patch() -> hs.Patch:
+    return hs.Patch(1, -1, torch.tensor(vector()))
+
+
+def tokens(outputs: Any) -> list[list[int]]:
+    return outputs.top_tokens.tolist()
+
+
+def edited_logits(edits: Any) -> list[float]:
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad(), hs.edit(known_model(), edits, 3):
+        return known_model().hf(ids).logits.flatten().tolist()
+
+
+@pytest.mark.parametrize("name", MEANT)
+def test_one_alone_is_taken_as_it_is_meant(name: str) -> None:
+    short, full = MEANT[name]
+    assert short() == full()
+
+
+NEAR: Mapping[str, tuple[Callable[[], Any], str]] = {
+    "a keyword": (lambda: back_patch(layersteps=2), r"'layersteps'; did you mean layer_step\?$"),
+    "a keyword of documents": (lambda: permute(orderings=["forward"]), r"did you mean order"),
+    "a keyword that is near nothing": (lambda: back_patch(zzz=2), r"'zzz'$"),
+    "a method of a result": (lambda: graded().incorect(), "did you mean incorrect"),
+    "a field of a result": (lambda: graded().frames, "did you mean frame"),
+    "a method of queries": (lambda: known_queries().with_fewshot(3), "did you mean with_few_shot"),
+    "a method of questions": (lambda: documents().with_fewshot(3), "did you mean with_few_shot"),
+    "an attribute that is near nothing": (lambda: graded().zzz, r"no attribute 'zzz'$"),
+}
+"""Names that are not there, and what is said of them."""
+
+
+@pytest.mark.parametrize("name", NEAR)
+def test_near_names_are_suggested(name: str) -> None:
+    call, said = NEAR[name]
+    with pytest.raises((TypeError, AttributeError), match=said):
+        call()
+
+
+@pytest.mark.parametrize("make", [graded, known_queries, documents])
+def test_what_suggests_names_is_probed_and_copied_as_before(make: Callable[[], Any]) -> None:
+    made = make()
+    assert not hasattr(made, "_repr_jpeg_")
+    assert not hasattr(made, "_ipython_canary_method_should_not_exist_")
+    assert not hasattr(made, "__array__")
+    for again in (copy.copy(made), copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert repr(again) == repr(made)
+    assert not hasattr(object.__new__(type(made)), "no_such_name")
+
+
+def test_a_property_that_fails_says_why() -> None:
+    strange: Any = {"query": ["1"]}
+    with pytest.raises(AttributeError, match="'list' object has no attribute 'nunique'"):
+        print(dataclasses.replace(graded(), details=strange).n_queries)

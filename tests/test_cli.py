@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,15 +20,23 @@ from hopscope.probes import LinearProbe
 
 import hopscope as hs
 from hopscope import cli
+from hopscope.commands import specs
+from hopscope.commands.options import SUBSETS
+from hopscope.documents.orders import NAMES
+from hopscope.documents.templates import TEMPLATES
 from hopscope.engine import sweep
 from hopscope.experiments.documents.attention import DocumentAttention
 from hopscope.experiments.documents.permutation import Permutation
 from hopscope.experiments.two_hop import probing
+from hopscope.experiments.two_hop.cross_patching import ROUTES
+from hopscope.experiments.two_hop.description import PROMPTS
 from hopscope.experiments.two_hop.grading import grade
+from hopscope.masks.named import MASKS
 from hopscope.models.hub import hub_models
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.tiny import build_tiny
 from hopscope.models.zoo import zoo
+from hopscope.prompting.document_prompts import METRICS
 from hopscope.queries.answers import matches
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import TwoHopQuery
@@ -149,6 +158,44 @@ def test_every_command_has_help(hopscope: Command, command: Sequence[str]) -> No
             assert option in done.out
 
 
+EVERY = [*((spec.command,) for spec in specs.list_specs()), *COMMANDS, ("accuracy-table",)]
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(EVERY), ids=" ".join)
+def test_help_is_whole_in_80_columns(
+    hopscope: Command, monkeypatch: pytest.MonkeyPatch, command: Sequence[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = hopscope(*command, "--help").out
+    assert max(map(len, out.splitlines())) <= 80
+    assert not re.findall(r".*\w….*", out)
+
+
+def test_what_cannot_tell_its_cost_has_no_dry_run(hopscope: Command) -> None:
+    assert "--dry-run" not in hopscope("back-attention", "--help").out
+    assert "--dry-run" in hopscope("auto-patch", "--help").out
+
+
+NAMED: dict[str, Sequence[str]] = {
+    "permute": (*MASKS, *TEMPLATES, *NAMES.split(", "), *METRICS),
+    "describe": tuple(PROMPTS),
+    "cross-patch": tuple(ROUTES),
+    "accuracy-table": tuple(METRICS),
+    "back-patch": SUBSETS,
+}
+
+
+@pytest.mark.parametrize("command", NAMED)
+def test_help_lists_every_name_that_there_is(
+    hopscope: Command, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = hopscope(command, "--help").out
+    told = " ".join(out.replace("│", " ").split())
+    missing = [name for name in NAMED[command] if name not in told]
+    assert not missing
+
+
 def test_version(hopscope: Command) -> None:
     assert hopscope("--version") == (0, f"{hs.__version__}\n", "")
 
@@ -175,6 +222,8 @@ def test_models_list(hopscope: Command, monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert on_hub["llama-3.1-8b"]["bfloat16_GB"] == 16.06
     table = hopscope("models", "list").out
     assert all(name in table for name in (*models, *on_hub))
+    assert max(map(len, table.splitlines())) <= 100
+    assert models["gemma3-270m"]["description"] in hopscope("models", "list", "--full").out
 
 
 def test_models_check(hopscope: Command) -> None:

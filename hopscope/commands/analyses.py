@@ -64,7 +64,12 @@ class CatalogueGroup(TyperGroup):
 def command_of(spec: CommandSpec) -> Any:
     """The command of an analysis."""
     options = OPTIONS[spec.asks]
-    without = (*(() if spec.shards else ("shard",)), *(() if spec.elsewhere else ENGINE))
+    offered = {
+        "shard": spec.shards,
+        "dry_run": spec.estimated,
+        **dict.fromkeys(ENGINE, spec.elsewhere),
+    }
+    without = [name for name, is_offered in offered.items() if not is_offered]
     usual = {
         "subset": {"subset": spec.usual_subset},
         "documents": {"questions": spec.usual_questions},
@@ -174,9 +179,14 @@ def _hint(option: OptionSpec) -> Any:
     """The type of an option, with its help, as typer reads it."""
     plain: Any = TYPES.get(option.kind, str)
     hint = plain | None if option.default is None else plain
+    shown: dict[str, Any] = {"help": option.help}
+    if isinstance(option.default, str) and "," in option.default:
+        shown["show_default"] = option.default.replace(",", ", ")  # a line can end there
     if option.choices:
-        return Annotated[hint, choice(option.choices, help=option.help)]
-    return Annotated[hint, typer.Option(min=option.least, help=option.help)]
+        return Annotated[hint, choice(option.choices, **shown)]
+    # What is off needs no option that leaves it off, which would take a column from the help.
+    on = (f"--{option.name.replace('_', '-')}",) if option.default is False else ()
+    return Annotated[hint, typer.Option(*on, min=option.least, **shown)]
 
 
 def _read(option: OptionSpec, value: Any) -> Any:

@@ -13,7 +13,12 @@ models_app = typer.Typer(no_args_is_help=True, help="The models that hopscope kn
 
 
 @models_app.command("list", epilog=example("models list"))
-def models_list(as_json: AsJson = False) -> None:
+def models_list(
+    full: Annotated[
+        bool, typer.Option("--full", help="All that is known of each, in wider tables.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """List the models that load by name: layers, gigabytes, licence, and whether at hand."""
     from hopscope.models.hub import HubEntry, hub_models, is_cached
     from hopscope.models.zoo import ZooEntry, model_dir, zoo
@@ -38,10 +43,15 @@ def models_list(as_json: AsJson = False) -> None:
         for entry in zoo().values()
     ]
     on_hub = [row(entry, is_cached(entry.hub_id)) for entry in hub_models().values()]
+    left_out = () if full else ("float32_GB", "description")
+    of_hub, of_packages = (
+        [{name: row[name] for name in row if name not in (*left_out, *more)} for row in rows]
+        for rows, more in ((on_hub, ()), (packaged, () if full else ("hub_id",)))
+    )
     show(
         {"models": packaged, "hub": on_hub},
         as_json,
-        lambda: f"from packages\n{table_text(packaged)}\n\nfrom the hub\n{table_text(on_hub)}",
+        lambda: f"from packages\n{table_text(of_packages)}\n\nfrom the hub\n{table_text(of_hub)}",
     )
 
 

@@ -9,6 +9,7 @@ import copy
 import functools
 import inspect
 import os
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
@@ -44,11 +45,13 @@ if TYPE_CHECKING:
     from hopscope.prompting.document_prompts import DocumentModel
     from hopscope.queries.query_set import QuerySet
 
+WIDEST = len("<int range> [x>=1]")
+"""How many characters of choices stand beside an option; more are in its help."""
 SUBSETS = ("incorrect", "correct", "both", "inconsistent", "all")
 
 
 def choice(known: Sequence[str], **described: Any) -> Any:
-    """An option whose choices `--help` lists and the shell completes.
+    """An option whose choices `--help` lists, whole in 80 columns, and the shell completes.
 
     Another value is refused where every argument is checked, with the names that are alike.
 
@@ -56,7 +59,12 @@ def choice(known: Sequence[str], **described: Any) -> Any:
         known: the choices.
         **described: as for `typer.Option`.
     """
-    return typer.Option(metavar="|".join(known), autocompletion=lambda: list(known), **described)
+    names, help = "|".join(known), str(described.pop("help", ""))
+    if len(names) > WIDEST:  # names in a column of their own would be cut, or cut the help
+        told = set(re.findall(r"[^\s,;:()]+", help.replace(".", " ")))
+        help += "" if set(known) <= told else f" Choices: {', '.join(known)}."
+        names = "<name>"
+    return typer.Option(metavar=names, autocompletion=lambda: list(known), help=help, **described)
 
 
 Model = Annotated[
@@ -115,7 +123,11 @@ Distractors = Annotated[
     int, typer.Option(min=0, help="Documents beside the gold ones, in the bundled sets.")
 ]
 SkipImpossible = Annotated[
-    bool, typer.Option(help="Skip questions whose documents cannot be put into one of the orders.")
+    bool,
+    typer.Option(
+        "--skip-impossible",
+        help="Skip questions whose documents cannot be put into one of the orders.",
+    ),
 ]
 Tokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens to generate.")]
 Match = Annotated[
@@ -123,7 +135,8 @@ Match = Annotated[
     choice(("word", "substring"), help="How an answer is recognised; substring is the paper's."),
 ]
 Parity = Annotated[
-    bool, typer.Option(help="The setting of the paper's own code, with no demonstrations.")
+    bool,
+    typer.Option("--parity", help="The setting of the paper's own code, with no demonstrations."),
 ]
 Step = Annotated[int, typer.Option("--layer-step", min=1, help="Use only every n-th layer.")]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Random seed.")]

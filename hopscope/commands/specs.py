@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -67,6 +68,7 @@ class CommandSpec:
         usual_questions: the questions over documents that it asks if nothing else is said.
         shards: whether it can compute some parts only.
         elsewhere: whether its parts can be computed where `on` says.
+        estimated: whether it can say what it would cost.
         parity: whether it has a setting of the paper's.
         own: its options that are arguments of the analysis.
         printed: its options that say what of the result is printed.
@@ -82,6 +84,7 @@ class CommandSpec:
     usual_questions: str
     shards: bool
     elsewhere: bool
+    estimated: bool
     parity: bool
     own: tuple[OptionSpec, ...]
     printed: tuple[OptionSpec, ...]
@@ -137,6 +140,7 @@ def spec_of(entry: Analysis) -> CommandSpec:
         entry.usual_questions,
         "shard" in entry.keywords,
         "on" in entry.keywords,
+        entry.estimated,
         bool(entry.parity),
         _options(entry, own, entry.function),
         _options(
@@ -186,6 +190,7 @@ def _option(entry: Analysis, parameter: inspect.Parameter, text: str) -> OptionS
 
 def _help(text: str) -> str:
     """What a docstring says of a parameter, as a sentence of `--help`."""
+    text = re.sub(r"[;,] (see|all names are in) `hopscope\.[\w.]+`", "", text)
     if not text.startswith("`"):
         text = text[:1].upper() + text[1:]
     return text.replace("`", "").replace("if None", "by default")

@@ -15,6 +15,7 @@ from hopscope.commands.options import (
     Need,
     Preset,
     QueryOptions,
+    choice,
     example,
     folder_option,
     with_options,
@@ -88,8 +89,9 @@ def accuracy_table_command(
     *,
     metric: Annotated[
         str | None,
-        typer.Option(
-            help="contained, matched, exact_match, f1 or paper; by default what suits the template."
+        choice(
+            ("contained", "matched", "exact_match", "paper", "f1"),
+            help="By default what suits the template.",
         ),
     ] = None,
     as_json: AsJson = False,

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, overload
 
-from hopscope.errors import QueryError, tuple_of, whole_number
+from hopscope.errors import NearNames, QueryError, tuple_of, whole_number
 from hopscope.queries.answers import name_text
 
 logger = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ class MultiDocQuestion:
 
 
 @dataclass(frozen=True, repr=False)
-class QuestionSet(Sequence[MultiDocQuestion]):
+class QuestionSet(NearNames, Sequence[MultiDocQuestion]):
     """An immutable sequence of questions over documents, with distinct ids.
 
     Args:

@@ -10,7 +10,7 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from hopscope.engine.edits import Edit, Knockout, Patch
+from hopscope.engine.edits import Edit, Knockout, Patch, edits_of
 from hopscope.engine.hooks import (
     beginning,
     blocking_attention,
@@ -43,7 +43,7 @@ SiteRewrite = Callable[[Tensor, float], Tensor | None]
 
 
 @interrupt_safe
-def edit(model: LanguageModel, edits: Sequence[Edit], n_tokens: int) -> Iterator[None]:
+def edit(model: LanguageModel, edits: Sequence[Edit] | Edit, n_tokens: int) -> Iterator[None]:
     """Make the same edits in every row of the forward passes that read a whole prompt.
 
     A pass may read more after the prompt, such as an answer. One that goes on from a key-value
@@ -52,7 +52,8 @@ def edit(model: LanguageModel, edits: Sequence[Edit], n_tokens: int) -> Iterator
 
     Args:
         model: the model.
-        edits: patches and knockouts; of two patches in one place the later one counts.
+        edits: patches and knockouts, or one alone; of two patches in one place the later one
+            counts.
         n_tokens: length of the prompt in tokens, padding included.
 
     Raises:
@@ -64,11 +65,9 @@ def edit(model: LanguageModel, edits: Sequence[Edit], n_tokens: int) -> Iterator
         >>> with edit(model, [Patch(3, -1, vector)], n_tokens=ids.shape[1]):  # doctest: +SKIP
         ...     logits = model.hf(input_ids=ids).logits
     """
+    of_type("model", model, LanguageModel, "load one with hs.load_model")
     whole_number("n_tokens", n_tokens, least=1)
-    of_type("edits", edits, Sequence)
-    placed = [
-        of_type("each edit", each, Patch | Knockout).placed(model, n_tokens) for each in edits
-    ]
+    placed = [each.placed(model, n_tokens) for each in edits_of(edits, "edits")]
     check_edits(model, placed)
     with _making(model, placed, n_tokens):
         yield

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Literal, get_args
 
+import torch
 from torch import Tensor
 
-from hopscope.errors import UsageError, of_type, one_of, whole_number
+from hopscope.errors import UsageError, as_list, kind_of, of_type, one_of, whole_number
 
 if TYPE_CHECKING:
     from hopscope.models.language_model import LanguageModel
@@ -24,7 +26,7 @@ class Patch:
     Args:
         layer: 0-based index of the block.
         position: index of the token in the prompt; negative counts from its end.
-        vector: shape (d_model,), the new value; (head_dim,) for `z`.
+        vector: shape (d_model,), the new value; (head_dim,) for `z`. A tensor, an array or a list.
         site: which vector of the block: the residual stream before (`resid_pre`) or after it
             (`resid_post`), what its attention (`attn_out`) or MLP (`mlp_out`) adds, the residual
             stream as its attention (`attn_in`) or its MLP (`mlp_in`) alone reads it, before its
@@ -49,7 +51,7 @@ class Patch:
         whole_number("the position of a patch", self.position)
         if self.head is not None:
             whole_number("the head of a patch", self.head)
-        of_type("the vector of a patch", self.vector, Tensor)
+        object.__setattr__(self, "vector", _vector_of(self.vector))
         if self.vector.ndim != 1:
             raise UsageError(
                 "a patch takes one vector of shape (d_model,), or (head_dim,) for site 'z', not "
@@ -110,6 +112,8 @@ class Knockout:
     weight; the other weights of that token sum to 1. A token always attends to itself, since
     one that attends to nothing has no attention output.
 
+    One layer, token or head alone is a list of one.
+
     Args:
         layers: 0-based indices of the blocks.
         queries: indices of the tokens that attend; negative ones count from the prompt's end.
@@ -130,8 +134,8 @@ class Knockout:
         for name in ("layers", "queries", "keys", "heads"):
             given = getattr(self, name)
             if given is not None:
-                of_type(f"{name} of a knockout", given, Iterable)
-                numbers = {whole_number(f"each of {name}", each) for each in given}
+                each_given = as_list(given, Integral, f"{name} of a knockout", "such as [3, 4]")
+                numbers = {whole_number(f"each of {name}", each) for each in each_given}
                 object.__setattr__(self, name, tuple(sorted(numbers)))
             if given is not None and not getattr(self, name):
                 raise UsageError(f"a knockout without {name} blocks nothing: give at least one")
@@ -172,6 +176,16 @@ class Knockout:
         return placed
 
 
+def _vector_of(given: object) -> Tensor:
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise UsageError(
+            f"the vector of a patch must be a tensor, an array or a list of numbers, not "
+            f"{kind_of(given)}: such as torch.zeros(model.d_model)"
+        ) from None
+
+
 def _check(kind: str, given: Sequence[int], n: int) -> None:
     """Refuse a layer or head that the model has not."""
     for index in given:
@@ -188,3 +202,24 @@ def _from_start(position: int, n_tokens: int) -> int:
 Edit = Patch | Knockout
 Cell = Sequence[Edit]
 """One version of a prompt: the edits that are made together."""
+EDITS = "such as [hs.Patch(layer=3, position=-1, vector=vector)]"
+
+
+def edits_of(given: object, name: str) -> list[Edit]:
+    """Several edits, or one alone, as a list.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    edits = as_list(given, Patch | Knockout, name, EDITS)
+    return [of_type("each edit", each, Patch | Knockout, EDITS) for each in edits]
+
+
+def cells_of(given: object) -> list[list[Edit]]:
+    """Several cells; an edit that stands alone for a cell is a cell of one.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    cells = as_list(given, Patch | Knockout, "cells", "[[], [an edit]] are two, the first unedited")
+    return [edits_of(cell, "each cell") for cell in cells]

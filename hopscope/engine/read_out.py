@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from hopscope.documents.layout import Layout
 from hopscope.engine.sampling import Sampling
 from hopscope.engine.work import count
-from hopscope.errors import whole_number
+from hopscope.errors import as_list, of_type, whole_number
 from hopscope.masks.algebra import Mask
 from hopscope.probes.logit_lens import rank_among
 
@@ -52,6 +53,8 @@ Stop = Callable[[tuple[int, ...]], bool]
 class ReadOut:
     """What to read from each cell.
 
+    One token alone is a list of one.
+
     Attributes:
         answer_tokens: first tokens of the answer's names; rank and log-probability are those of
             the best of them.
@@ -79,6 +82,17 @@ class ReadOut:
     def __post_init__(self) -> None:
         whole_number("max_new_tokens", self.max_new_tokens, least=0)
         whole_number("top_k", self.top_k, least=0)
+        for name in ("answer_tokens", "track", "also_rank"):
+            given = as_list(
+                getattr(self, name), Integral, name, "model.encode(text).ids gives them"
+            )
+            tokens = (whole_number(f"each of {name}", each, least=0) for each in given)
+            object.__setattr__(self, name, tuple(tokens))
+        if self.stop is not None:
+            of_type("stop", self.stop, Callable, "a function of the tokens generated so far")  # type: ignore[arg-type]
+        if self.draws is not None:
+            of_type("draws", self.draws, Tensor, "such as torch.rand(n_cells, max_new_tokens)")
+        of_type("sampling", self.sampling, Sampling)
 
     @property
     def beside(self) -> tuple[int, ...]:

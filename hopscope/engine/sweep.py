@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from hopscope.engine.cache import PassPlan, Prefix, StreamCache
 from hopscope.engine.clean_run import CleanRun
 from hopscope.engine.decoding import NO_TOKEN, check_draws, next_tokens
 from hopscope.engine.editing import check_edits
-from hopscope.engine.edits import Cell
+from hopscope.engine.edits import Cell, Edit, cells_of, edits_of
 from hopscope.engine.finite import check_finite
 from hopscope.engine.memory import in_chunks, memory_budget, row_bytes
 from hopscope.engine.placed_edits import PlacedEdits, regathering
@@ -31,7 +32,7 @@ from hopscope.engine.read_out import CellOutputs, ReadOut
 from hopscope.engine.rows import Histories, RowLayout
 from hopscope.engine.support import shares_prefixes
 from hopscope.engine.work import count
-from hopscope.errors import QueryError
+from hopscope.errors import QueryError, as_list, of_type, whole_number
 from hopscope.models.language_model import LanguageModel
 
 
@@ -39,10 +40,10 @@ from hopscope.models.language_model import LanguageModel
 def sweep(
     model: LanguageModel,
     ids: Sequence[int],
-    cells: Sequence[Cell],
+    cells: Sequence[Cell | Edit] | Edit,
     read_out: ReadOut,
     *,
-    base: Cell = (),
+    base: Cell | Edit = (),
     clean: CleanRun | None = None,
     max_memory: int | None = None,
 ) -> CellOutputs:
@@ -50,8 +51,9 @@ def sweep(
 
     Args:
         model: the model.
-        ids: tokens of the prompt.
-        cells: for each cell its edits; an empty cell is the prompt with nothing but `base`.
+        ids: tokens of the prompt, such as `model.encode(text).ids`.
+        cells: for each cell its edits, or one alone; an empty cell is the prompt with nothing but
+            `base`.
         read_out: what to read.
         base: edits that are made in every cell, before its own: of two patches in one place the
             cell's counts. Cells share their work up to where their own edits begin.
@@ -66,14 +68,23 @@ def sweep(
         UsageError: if an edit does not fit the model or the prompt, or the draws do not fit
             the cells.
         ModelError: if the logits of an unedited cell, or of all cells, are not finite numbers.
+
+    Example:
+        >>> ids = model.encode("The capital of France is").ids       # doctest: +SKIP
+        >>> cells = [[], [hs.Patch(3, -1, vector)]]                  # doctest: +SKIP
+        >>> hs.sweep(model, ids, cells, hs.ReadOut(top_k=5))         # doctest: +SKIP
     """
-    check_ids(model, ids)
+    of_type("model", model, LanguageModel, "load one with hs.load_model")
+    of_type("read_out", read_out, ReadOut, "such as hs.ReadOut(max_new_tokens=5)")
+    whole_number("top_k", read_out.top_k, most=model.vocab_size)
+    ids = check_ids(model, ids)
+    check_tokens(model, (*read_out.answer_tokens, *read_out.track, *read_out.also_rank))
     placed, always = (
         [[each.placed(model, len(ids)) for each in cell] for cell in group]
-        for group in (cells, [base])
+        for group in (cells_of(cells), [edits_of(base, "base")])
     )
-    check_draws(read_out, len(cells))
-    edited, prompts = [[*always[0], *cell] for cell in placed], [ids] * len(cells)
+    check_draws(read_out, len(placed))
+    edited, prompts = [[*always[0], *cell] for cell in placed], [ids] * len(placed)
     check_edits(model, [each for cell in [*placed, *always] for each in cell])
     if not shares_prefixes(model, len(ids) + read_out.max_new_tokens):
         return check_finite(model, plain_sweep(model, ids, edited, read_out), prompts, edited)
@@ -122,18 +133,32 @@ def generate(
     return check_finite(model, swept.run(read_out, max_memory), prompts)
 
 
-def check_ids(model: LanguageModel, ids: Sequence[int]) -> None:
-    """Check the tokens of a prompt.
+def check_ids(model: LanguageModel, ids: object) -> tuple[int, ...]:
+    """The tokens of a prompt.
 
     Raises:
         QueryError: if there is none, or one that the model does not know.
     """
-    if not len(ids):
+    given = ids.tolist() if isinstance(ids, Tensor) else ids
+    tokens = as_list(given, Integral, "ids", "model.encode(text).ids gives them", QueryError)
+    if not tokens:
         raise QueryError("the prompt has no token; give some text")
-    if not 0 <= min(ids) <= max(ids) < model.vocab_size:
+    return check_tokens(
+        model, [whole_number("each of ids", each, error=QueryError) for each in tokens]
+    )
+
+
+def check_tokens(model: LanguageModel, tokens: Sequence[int]) -> tuple[int, ...]:
+    """Some tokens.
+
+    Raises:
+        QueryError: if there is one that the model does not know.
+    """
+    if not all(0 <= each < model.vocab_size for each in tokens):
         raise QueryError(
             f"tokens are numbers from 0 to {model.vocab_size - 1}, as {model.name} has"
         )
+    return tuple(tokens)
 
 
 @dataclass

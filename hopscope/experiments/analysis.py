@@ -19,7 +19,7 @@ from hopscope.distributed.engines import compute_on, engine_of
 from hopscope.distributed.ray_cluster import Ray
 from hopscope.distributed.slurm import Slurm
 from hopscope.documents.question_set import QuestionSet
-from hopscope.errors import MAX_SEED, UsageError, one_of
+from hopscope.errors import MAX_SEED, UsageError, did_you_mean, one_of
 from hopscope.experiments.arguments import (
     AtLeast,
     Constraint,
@@ -178,6 +178,7 @@ class Analysis:
         combine: makes a result of those of `parts`.
         composed: whether it is made of runs, each of which is computed where `on` says; one with
             `combine` is, too.
+        estimated: whether what it costs can be told before; of what trains it cannot.
     """
 
     name: str
@@ -203,6 +204,7 @@ class Analysis:
     parts: tuple[str, ...] = ()
     combine: Callable[..., Result] | None = None
     composed: bool = False
+    estimated: bool = True
 
     @property
     def question_with_source(self) -> str:
@@ -348,7 +350,11 @@ def analysis(command: str | None, *, name: str = "", **described: Any) -> Callab
                 try:
                     call = signature.bind(*args, **given)
                 except TypeError as error:
-                    raise TypeError(f"{function.__name__}() {error}") from None
+                    known = signature.parameters
+                    near = next(
+                        (did_you_mean(each, known) for each in given if each not in known), ""
+                    )
+                    raise TypeError(f"{function.__name__}() {error}{near}") from None
                 return _made(entry, function, call)
 
         called.__signature__ = signature  # type: ignore[attr-defined]

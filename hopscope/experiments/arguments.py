@@ -15,16 +15,25 @@ from types import UnionType
 from typing import Any, ClassVar, Protocol
 
 from hopscope.distributed.engines import engine_of
-from hopscope.documents.orders import Order, order_name
+from hopscope.documents.orders import NAMES, Order, order_name
 from hopscope.documents.question_set import QuestionSet
-from hopscope.documents.templates import Template, template_of
+from hopscope.documents.templates import TEMPLATES, Template, template_of
 from hopscope.engine.attention import give_back_attention
 from hopscope.engine.edits import Knockout
 from hopscope.engine.masked.reader import reader_of
-from hopscope.errors import QueryError, UsageError, of_type, one_of, path_of, whole_number
+from hopscope.errors import (
+    QueryError,
+    UsageError,
+    as_list,
+    kind_of,
+    of_type,
+    one_of,
+    path_of,
+    whole_number,
+)
 from hopscope.experiments.registry import REGISTERED
 from hopscope.masks.algebra import Mask
-from hopscope.masks.named import mask_of
+from hopscope.masks.named import MASKS, mask_of
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.load import device_of
 from hopscope.models.token_model import TokenModel
@@ -47,37 +56,6 @@ class Constraint(Protocol):
         Raises:
             UsageError: with what was given and what is expected.
         """
-
-
-def as_list(value: Any, single: type | UnionType = str, name: str = "this argument") -> list[Any]:
-    """What was given as a list; one alone makes a list of one.
-
-    Args:
-        value: several, or one alone.
-        single: the type of one.
-        name: of the parameter, for the message.
-
-    Raises:
-        UsageError: for what is neither one nor several.
-    """
-    if isinstance(value, single):
-        return [value]
-    try:
-        if not isinstance(value, str | bytes | Mapping):
-            return list(value)
-    except TypeError:  # not all that has parts can be gone through, such as a number in an array
-        pass
-    raise UsageError(f"{name} must be a list, not {kind_of(value)}")
-
-
-def kind_of(value: object) -> str:
-    """What kind of thing was given, in words: `a list of str`, `a DataFrame`, `'world'`."""
-    if isinstance(value, str | bool | int | float) or value is None:
-        return repr(value)
-    kind = f"a {type(value).__name__}"
-    if isinstance(value, list | tuple) and value:
-        kind += f" of {type(value[0]).__name__}"
-    return kind
 
 
 @dataclass(frozen=True)
@@ -417,7 +395,13 @@ def _is_cell(cell: object, last: int) -> bool:
 
 @dataclass(frozen=True)
 class Orders:
-    """Orders of documents, each once."""
+    """Orders of documents, each once.
+
+    Attributes:
+        known: their names.
+    """
+
+    known: Sequence[str] = tuple(NAMES.split(", "))
 
     def checked(self, name: str, value: Any, model: TokenModel | None) -> list[Order]:
         given = as_list(value, name=name)
@@ -445,7 +429,13 @@ class OneOrder:
 
 @dataclass(frozen=True)
 class OneTemplate:
-    """A template by name or as it is; None for the one that suits the questions."""
+    """A template by name or as it is; None for the one that suits the questions.
+
+    Attributes:
+        known: the names.
+    """
+
+    known: Sequence[str] = tuple(TEMPLATES)
 
     def checked(self, name: str, value: Any, model: TokenModel | None) -> str | Template | None:
         if value is not None and not isinstance(value, Template):
@@ -459,9 +449,11 @@ class Masks:
 
     Attributes:
         optional: whether it may be None, for the model's usual one.
+        known: the names.
     """
 
     optional: bool = True
+    known: Sequence[str] = tuple(MASKS)
 
     def checked(self, name: str, value: Any, model: TokenModel | None) -> Any:
         if value is None and self.optional:

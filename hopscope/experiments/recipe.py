@@ -23,8 +23,7 @@ from typing import Any, Self
 import torch
 
 from hopscope.documents.question_set import Document, Hop, MultiDocQuestion, QuestionSet
-from hopscope.errors import DamagedResultError, ResultError, UsageError
-from hopscope.experiments.arguments import kind_of
+from hopscope.errors import DamagedResultError, ResultError, UsageError, kind_of
 from hopscope.experiments.registry import REGISTERED
 from hopscope.files import replacing
 from hopscope.models.reference import ModelReference, reference_of

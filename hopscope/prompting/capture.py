@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -18,7 +19,7 @@ from hopscope.engine.finite import check_states
 from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.support import shares_prefixes
 from hopscope.engine.work import count
-from hopscope.errors import ModelError, UsageError, of_type, one_of
+from hopscope.errors import ModelError, UsageError, as_list, of_type, one_of, whole_number
 from hopscope.models.language_model import LanguageModel
 from hopscope.models.linear import without_bias
 from hopscope.prompting.tokenized import TokenizedPrompt, by_shape
@@ -112,9 +113,9 @@ class Activations(Mapping[str, Tensor]):
 @torch.no_grad()
 def capture(
     model: LanguageModel,
-    prompts: Sequence[Prompt | str],
-    sites: Sequence[Site] = ("resid_post",),
-    positions: Sequence[str | int] = ("t2",),
+    prompts: Sequence[Prompt | str] | Prompt | str,
+    sites: Sequence[Site] | Site = ("resid_post",),
+    positions: Sequence[str | int] | str | int = ("t2",),
     *,
     device: torch.device | str | None = None,
     batch_size: int = 64,
@@ -122,6 +123,8 @@ def capture(
     store: PrefixStore | None = None,
 ) -> Activations:
     """Run prompts and keep the states at some sites and positions.
+
+    One prompt, site or position alone is a list of one.
 
     Args:
         model: the model.
@@ -143,11 +146,17 @@ def capture(
 
     Raises:
         UsageError: for an unknown site, no prompt, or a prompt without such a position.
+
+    Example:
+        >>> acts = capture(model, "The capital of France is", "resid_post")  # doctest: +SKIP
+        >>> acts["resid_post"].shape                                         # doctest: +SKIP
+        torch.Size([1, 1, 30, 576])
     """
     of_type("model", model, LanguageModel, "load one with hs.load_model")
-    of_type("prompts", prompts, Iterable)
-    for site in sites:
-        one_of("site", site, SITES)
+    prompts = as_list(prompts, str | Prompt, "prompts", "texts, or what queries.prompts() gives")
+    sites = [one_of("site", site, SITES) for site in as_list(sites, name="sites")]
+    positions = as_list(positions, str | Integral, "positions", "such as ['t1', 't2'] or [-1]")
+    whole_number("batch_size", batch_size, least=1)
     if not sites or not prompts or not positions:
         raise UsageError("nothing to capture: give at least one site, prompt and position")
     tokenized = [TokenizedPrompt.of(model, prompt) for prompt in prompts]

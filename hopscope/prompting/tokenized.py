@@ -46,7 +46,7 @@ class TokenizedPrompt:
         Raises:
             UsageError: if it is empty or too long for the model's context.
         """
-        of_type("prompt", prompt, str | Prompt, error=QueryError)
+        of_type("prompt", prompt, str | Prompt, "such as queries.prompts() gives", QueryError)
         if isinstance(prompt, str):
             prompt = Prompt(prompt, query_id="", form="two_hop", spans={"t2": (0, len(prompt))})
         encoded = model.encode(prompt.text, room, special=not prompt.chat)

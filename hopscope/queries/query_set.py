@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, overload
 
 import pandas as pd
 
-from hopscope.errors import QueryError, did_you_mean, of_type, one_of, tuple_of, whole_number
+from hopscope.errors import (
+    NearNames,
+    QueryError,
+    did_you_mean,
+    of_type,
+    one_of,
+    tuple_of,
+    whole_number,
+)
 from hopscope.queries.chat import INSTRUCTION, PREFILL, Chat
 from hopscope.queries.conditions import CONDITIONS, Condition
 from hopscope.queries.demonstrations import Demonstrations, plain_line
@@ -45,7 +53,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, repr=False)
-class QuerySet(Sequence[Query]):
+class QuerySet(NearNames, Sequence[Query]):
     """An immutable sequence of queries with distinct ids, all of as many hops.
 
     Args:

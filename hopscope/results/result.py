@@ -13,6 +13,7 @@ import pandas as pd
 
 from hopscope.errors import (
     DamagedResultError,
+    NearNames,
     ResultError,
     TakenError,
     UsageError,
@@ -47,7 +48,7 @@ IMPORTS_KINDS = "hopscope.experiments.catalogue:import_all"
 
 
 @dataclass(frozen=True, repr=False)
-class Result:
+class Result(NearNames):
     """What an experiment found.
 
     Attributes:

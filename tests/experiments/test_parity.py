@@ -22,10 +22,19 @@ from hopscope.study.presets import PRESETS, Preset
 from hopscope.study.study import Study, run_study
 
 HOPPING = "hopping-too-late"
-OF_THE_PAPER = ["grading", "back_patching", "description", "projection", "knockout", "stages"]
+OF_THE_PAPER = [
+    "grading",
+    "back_patching",
+    "cross_patching",
+    "description",
+    "projection",
+    "knockout",
+    "stages",
+]
 SMALL: dict[str, dict[str, Any]] = {
     "grading": {},
     "back_patching": {"cells": [(3, 1)]},
+    "cross_patching": {"source_layers": [1], "target_layers": [0]},
     "description": {"source_layers": [1], "target_layers": [0]},
     "projection": {"positions": ["t2"]},
     "knockout": {"layers": [2]},
@@ -88,6 +97,11 @@ THEIRS: dict[str, dict[str, Any]] = {
         "relation_shortcut": "cut",
     },
     "back_patching": {"match": "substring", "stop_early": False},
+    "cross_patching": {
+        "routes": ("t1->r2(x)", "t1->r2(r1(x))", "r2->x(r1(e1))"),
+        "match": "substring",
+        "stop_early": False,
+    },
     "description": DESCRIBED,
     "projection": {"articles": True},
     "knockout": BLOCKED,
@@ -120,7 +134,14 @@ def test_a_preset_is_its_arguments_without_demonstrations(name: str) -> None:
     usual = asked(name)
     assert usual.run["queries"]["few_shot"] == 2
     for setting, value in entry(name).parity.items():
-        if setting not in ("description", "knockout", "projection", "prompts", "sampling"):
+        if setting not in (
+            "description",
+            "knockout",
+            "projection",
+            "prompts",
+            "sampling",
+            "routes",
+        ):
             assert result.run["settings"][setting] == (
                 list(value) if isinstance(value, tuple) else value
             )
@@ -183,6 +204,9 @@ def test_the_shell_has_the_setting(
         if setting in expected:
             assert settings[setting] == expected[setting]
     assert run["queries"]["few_shot"] == 0
+    if name == "cross_patching":
+        assert tuple(settings["routes"]) == expected["routes"]
+        assert not settings["stop_early"]
     if name == "stages":
         assert settings["second_stage"] == "mean"
         assert settings["description"]["naming"] == "delimited"

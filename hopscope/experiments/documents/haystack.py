@@ -26,7 +26,7 @@ from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
 from hopscope.documents.retrieval import RETRIEVERS, Ranking, Retriever, retriever_of
 from hopscope.documents.templates import Template
 from hopscope.engine.read_out import Version
-from hopscope.errors import QueryError, UsageError
+from hopscope.errors import QueryError, UsageError, as_list
 from hopscope.experiments.analysis import (
     WITHOUT_MEMORY,
     RunKeywords,
@@ -35,14 +35,7 @@ from hopscope.experiments.analysis import (
     limited,
     run_in_parts,
 )
-from hopscope.experiments.arguments import (
-    AtLeast,
-    InstanceOf,
-    OneOf,
-    OneTemplate,
-    Orders,
-    as_list,
-)
+from hopscope.experiments.arguments import AtLeast, InstanceOf, OneOf, OneTemplate, Orders
 from hopscope.experiments.documents.attention import read_masses
 from hopscope.experiments.randomness import generator_for
 from hopscope.masks.named import document_block, knock_out, mask_of

@@ -18,7 +18,7 @@ from hopscope.documents.orders import Order, order_name
 from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
 from hopscope.documents.templates import Template
 from hopscope.engine.read_out import Version
-from hopscope.errors import UsageError
+from hopscope.errors import UsageError, as_list, of_type
 from hopscope.experiments.analysis import (
     WITHOUT_MEMORY,
     RunKeywords,
@@ -223,11 +223,13 @@ class Permutation(Result):
         return plots.order_points(self.accuracy(metric), ax)
 
 
-def accuracy_table(results: Iterable[Permutation], metric: str | None = None) -> pd.DataFrame:
+def accuracy_table(
+    results: Iterable[Permutation] | Permutation, metric: str | None = None
+) -> pd.DataFrame:
     """Lay the accuracy of several runs side by side, in the form of the paper's tables.
 
     Args:
-        results: such as those of several models, or of one with several templates.
+        results: such as those of several models, or of one with several templates; or one alone.
         metric: as for `Permutation.accuracy`; if None that of the templates, which must agree.
 
     Returns:
@@ -241,7 +243,11 @@ def accuracy_table(results: Iterable[Permutation], metric: str | None = None) ->
     Example:
         >>> accuracy_table([load_result("runs/0.5b"), load_result("runs/1.5b")])  # doctest: +SKIP
     """
-    results = list(results)
+    hint = "such as [hs.load_result('runs/0.5b'), hs.load_result('runs/1.5b')]"
+    results = [
+        of_type("each of results", each, Permutation, hint)
+        for each in as_list(results, Permutation, "results", hint)
+    ]
     usual = list(dict.fromkeys(metric or usual_metric(each.run) for each in results))
     if len(usual) != 1:
         raise UsageError(

@@ -22,9 +22,9 @@ from hopscope.documents.question_set import MultiDocQuestion, QuestionSet
 from hopscope.documents.templates import Template
 from hopscope.documents.world_docs import NAMES, with_names, world_docs
 from hopscope.engine.read_out import Version
-from hopscope.errors import UsageError
+from hopscope.errors import UsageError, as_list
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
-from hopscope.experiments.arguments import AtLeast, InstanceOf, Masks, Orders, WholeNumbers, as_list
+from hopscope.experiments.arguments import AtLeast, InstanceOf, Masks, Orders, WholeNumbers
 from hopscope.masks.algebra import Mask
 from hopscope.masks.named import mask_of
 from hopscope.models.language_model import LanguageModel

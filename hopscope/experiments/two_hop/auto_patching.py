@@ -18,17 +18,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 import numpy as np
 import pandas as pd
 
-from hopscope.errors import ResultError, UsageError
+from hopscope.errors import ResultError, UsageError, as_list, kind_of
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_elsewhere
-from hopscope.experiments.arguments import (
-    AtLeast,
-    Cells,
-    Flag,
-    ListOf,
-    OneOf,
-    as_list,
-    kind_of,
-)
+from hopscope.experiments.arguments import AtLeast, Cells, Flag, ListOf, OneOf
 from hopscope.experiments.recipe import recipe_of
 from hopscope.experiments.two_hop.back_patching import (
     CRITERIA,

@@ -183,6 +183,7 @@ class BackAttending(Result):
     usual_subset="both",
     order=18,
     keywords=("seed", "progress", "out"),
+    estimated=False,
     accepts={
         "arms": ListOf(tuple(ARMS)),
         "source_layer": AtLeast(1, optional=True),

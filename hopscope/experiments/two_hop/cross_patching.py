@@ -155,6 +155,7 @@ ROUTES: Mapping[str, Route] = {
     "other r2->t2": Route(Place("second_hop", "r2"), Place("two_hop", "t2"), "second relation"),
 }
 """The routes of the papers: the first three of Hopping Too Late, the others of CaKE."""
+OF_HOPPING = ("t1->r2(x)", "t1->r2(r1(x))", "r2->x(r1(e1))")
 
 
 class CrossPatching(BackPatching):
@@ -173,7 +174,13 @@ class CrossPatching(BackPatching):
 
 @dataclass(frozen=True)
 class Routes:
-    """Routes by name."""
+    """Routes by name.
+
+    Attributes:
+        known: the names.
+    """
+
+    known: Sequence[str] = tuple(ROUTES)
 
     def checked(
         self, name: str, value: Sequence[str] | Mapping[str, Route], model: TokenModel | None
@@ -212,6 +219,7 @@ class Routes:
         "match": OneOf(MATCHES),
     },
     layers=lambda layers: {"source_layers": layers, "target_layers": layers},
+    parity={"routes": OF_HOPPING, "match": "substring", "stop_early": False},
     grades=("match", "max_new_tokens"),
 )
 def cross_patch(

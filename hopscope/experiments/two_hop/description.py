@@ -255,7 +255,13 @@ class Description(Result):
 
 @dataclass(frozen=True)
 class TargetPrompts:
-    """Target prompts by name, as texts; the placeholder is the last token of each."""
+    """Target prompts by name, as texts; the placeholder is the last token of each.
+
+    Attributes:
+        known: the names.
+    """
+
+    known: Sequence[str] = tuple(PROMPTS)
 
     def checked(
         self, name: str, value: Sequence[str] | Mapping[str, str], model: TokenModel | None

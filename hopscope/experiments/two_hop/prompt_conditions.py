@@ -17,9 +17,9 @@ from hopscope.display.progress import divided
 from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.read_out import ReadOut
 from hopscope.engine.sweep import generate
-from hopscope.errors import UsageError
+from hopscope.errors import UsageError, as_list
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis, run_in_parts
-from hopscope.experiments.arguments import AtLeast, Flag, ListOf, OneOf, Queries, as_list
+from hopscope.experiments.arguments import AtLeast, Flag, ListOf, OneOf, Queries
 from hopscope.experiments.two_hop.chains import bridges_of
 from hopscope.models.language_model import LanguageModel
 from hopscope.prompting.generation import answer_text, reads_one_line, stop_at_line_end

@@ -15,16 +15,9 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from hopscope.errors import UsageError
+from hopscope.errors import UsageError, as_list
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
-from hopscope.experiments.arguments import (
-    Device,
-    InstanceOf,
-    NumbersEach,
-    OneOf,
-    WholeNumbers,
-    as_list,
-)
+from hopscope.experiments.arguments import Device, InstanceOf, NumbersEach, OneOf, WholeNumbers
 from hopscope.experiments.worlds.trainings import Trainings, of_training, run_trainings
 from hopscope.results.references import references
 from hopscope.results.result import Result

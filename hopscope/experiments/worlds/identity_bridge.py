@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, ClassVar, Unpack, get_args
 import pandas as pd
 import torch
 
-from hopscope.errors import UsageError
+from hopscope.errors import UsageError, as_list
 from hopscope.experiments.analysis import RunKeywords, RunOptions, analysis
-from hopscope.experiments.arguments import Device, InstanceOf, WholeNumbers, as_list
+from hopscope.experiments.arguments import Device, InstanceOf, WholeNumbers
 from hopscope.experiments.worlds.trainings import Trainings, of_training, run_trainings
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables

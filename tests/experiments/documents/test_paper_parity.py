@@ -331,6 +331,7 @@ def test_runs_are_laid_side_by_side(caplog: pytest.LogCaptureFixture) -> None:
         accuracy_table([small, of("plain", template="plain", original="a")])
     with pytest.raises(UsageError, match="give at least one result"):
         accuracy_table([])
+    pd.testing.assert_frame_equal(accuracy_table(small), accuracy_table([small]))
 
 
 def test_a_command_lays_runs_side_by_side(tmp_path: Path) -> None:
