@@ -33,7 +33,8 @@ are left out, and so are `streams.agrees_with_plain`, a probe that says what dif
 `experiments.document_attention.answer_length`, which is a span today,
 `experiments.description.Entity` and `experiments.probing.Target`, which are any text, and colours
 and dashes of figures that are drawn otherwise (`plots.TARGET_STYLES`,
-`worlds.emergence_plot.INSTRUMENTS`)."""
+`worlds.emergence_plot.INSTRUMENTS`), and `worlds.scaling.PUBLISHED`, which the table of
+`hs.references` holds today."""
 
 TOLD_LATER = {"answer_token", "answer_tokens", "bridge_token", "bridge_tokens"} | {
     "partner_answer_token",

@@ -251,7 +251,8 @@ def _candidates(
 ) -> Iterator[tuple[nn.Module, Tensor]]:
     """A sublayer, what runs behind it in its block, and what lies within it; with their outputs.
 
-    Of modules that give the same, such as an MLP and its last projection, only the first.
+    Of modules that give the same numbers, in whatever shape, only the first, such as an MLP before
+    its last projection or its experts.
     """
     children, within = set(block.children()) - {other}, set(sublayer.modules())
     called = [module for module, _ in calls]
@@ -262,7 +263,8 @@ def _candidates(
         *(call for call in calls if call[0] in within - {sublayer}),
     ]
     for index, (module, output) in enumerate(ordered):
-        if not any(torch.equal(output, earlier) for _, earlier in ordered[:index]):
+        earlier = (each.flatten() for _, each in ordered[:index])
+        if not any(torch.equal(output.flatten(), each) for each in earlier):
             yield module, output
 
 

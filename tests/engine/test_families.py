@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
 import hopscope.engine.attention
 import hopscope.engine.editing
+import hopscope.engine.sublayers
 import hopscope.engine.support
 from hopscope.engine.attention import ATTENTION_NAME, LayerMask, shared_prefix_attention
 from hopscope.engine.cache import StreamCache
@@ -34,7 +36,14 @@ from hopscope.engine.logit_lens import logit_lens
 from hopscope.engine.plain import plain_read, plain_sweep
 from hopscope.engine.prefix_store import PrefixStore
 from hopscope.engine.read_out import ReadOut
-from hopscope.engine.sublayers import INPUTS, Writer, input_of, writer_of, writing_layers
+from hopscope.engine.sublayers import (
+    INPUTS,
+    Writer,
+    find_writers,
+    input_of,
+    writer_of,
+    writing_layers,
+)
 from hopscope.engine.support import (
     compared_with_plain,
     position_limit,
@@ -246,6 +255,23 @@ def test_sublayers_add_up(model: LanguageModel, family: Family) -> None:
         assert mlp is not None
         assert attention.shape == mlp.shape == (1, N_TOKENS, model.d_model)
         assert_close(found[layer] + attention[0] + mlp[0], found[layer + 1])
+
+
+def test_experts_that_give_what_their_mlp_gives_are_no_writer_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fit, order = hopscope.engine.sublayers._fit, count(1)
+
+    def later_first(*given: Any) -> tuple[float, tuple[float, float]]:
+        error, scales = fit(*given)
+        return error - 1e-9 * next(order), scales
+
+    monkeypatch.setattr(hopscope.engine.sublayers, "_fit", later_first)
+    for name in ("granitemoe", "llama"):
+        model = model_of(name)
+        for layer, writer in enumerate(find_writers(model)):
+            assert writer is not None
+            assert writer["mlp_out"].module is model.mlp(layer)
 
 
 def test_patches_of_sublayers(model: LanguageModel, family: Family) -> None:

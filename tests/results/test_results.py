@@ -283,13 +283,13 @@ def test_a_shard_of_strange_digits_is_told(text: str) -> None:
 
 def test_many_intervals_at_once_are_like_those_of_one() -> None:
     draw = np.random.default_rng(3)
-    groups = [draw.random(size) for size in (12, 5, 12, 12, 1, 0)]
+    groups = [draw.random(size) for size in (12, 6, 12, 12, 5, 0)]
     many = mean_intervals(groups, seed=1)
     for group, found in zip(groups[:4], many, strict=False):
         one = mean_interval(group, seed=2)
         assert found[0] == pytest.approx(one[0])
         assert found[1:] == pytest.approx(one[1:], abs=0.02)
-    assert many[4][0] == groups[4][0]
+    assert many[4][0] == pytest.approx(groups[4].mean())
     assert np.isnan(many[4][1:]).all()
     assert np.isnan(many[5]).all()
     assert mean_intervals(groups[:1], seed=1) == mean_intervals(groups[:1], seed=1)
