@@ -18,13 +18,20 @@ from hopscope.study.figures import by_subset, figure_script, main
 def draw(results: Mapping[str, Stages]) -> Drawn:
     """Draw the figure, and give the numbers that it shows."""
     first = next(iter(results.values()))
-    figure, axes = panels(len(results), 1, 2.4 * len(results))
+    compared = {"correct", "incorrect"} <= set(results)
+    n_panels = len(results) + compared
+    figure, axes = panels(n_panels, 1, 2.4 * n_panels)
     numbers = []
-    for ax, (subset, result) in zip(axes[:, 0], results.items(), strict=True):
+    for ax, (subset, result) in zip(axes[:, 0], results.items(), strict=False):
         plots.stage_axis(result.frame, result.summary(), ax, figures.panel_title(result, subset))
         ax.set_xlim(-0.5, first.run["model"]["n_layers"] - 0.5)
         numbers.append(result.summary().assign(subset=subset, panel="first layer"))
         numbers.append(result.broken().assign(subset=subset, panel="broken order"))
+    if compared:
+        later = results["incorrect"].later_than(results["correct"])
+        title = "later where the composition is wrong than where it is right"
+        plots.later_axis(later, axes[-1, 0], title)
+        numbers.append(later.assign(subset="incorrect", panel="later than correct"))
     figure.suptitle(figures.title_of(first, "Stages"))
     table = pd.concat(numbers, ignore_index=True)
     return figure, table

@@ -6,7 +6,8 @@ percentile bootstrap tells it. A difference of two conditions on the same querie
 interval if both are booleans, or else a bootstrap of the differences. None of them is of no width:
 where all of several numbers are equal, so that they tell no spread, low and high are NaN, and so
 they are where there are fewer than `LEAST_QUERIES` numbers to resample. Student's t is for means
-over a few seeds. `paired` compares two conditions on the same questions, and `holm` corrects the p
+over a few seeds. `paired` compares two conditions on the same questions, `unpaired` two sets of
+different ones, and `holm` corrects the p
 values of several tests that are reported together.
 """
 
@@ -28,6 +29,7 @@ _NAN = float("nan")
 LEAST_QUERIES = 6
 """With fewer pairs no exact two-sided sign test can reach the 5 % level; with fewer numbers a
 percentile bootstrap is far too narrow."""
+PERMUTATIONS = 10_000
 Interval = tuple[float, float, float]
 """A mean (or share, or difference), and the low and high end of its interval."""
 Limits = tuple[float, float]
@@ -400,6 +402,72 @@ def paired(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, Any]:
         "worse": worse,
         "p": float(p),
     }
+
+
+def unpaired(
+    a: np.ndarray,
+    b: np.ndarray,
+    groups_of_a: Sequence[Any] | None = None,
+    groups_of_b: Sequence[Any] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compare two sets of different questions: how much higher is `b` than `a`?
+
+    The test permutes which numbers belong to which set, 10,000 times. With groups it does so within
+    each group, and the difference is the mean over groups of the difference within each, weighted
+    by n_a n_b / (n_a + n_b), which is least squares with an intercept for each group: a difference
+    that comes from what kinds of questions there are is not counted. The interval holds the
+    differences, the same for all questions, that the test does not reject (Garthwaite 1996).
+
+    Args:
+        a, b: numbers, shapes (question_a,) and (question_b,).
+        groups_of_a, groups_of_b: the group of each question; one group if None.
+        seed: seed of the permutations.
+
+    Returns:
+        `n_a` and `n_b`, how many can be compared, which are those of groups with both, and their
+        means `mean_a` and `mean_b`; `difference`, with its 95 % interval `low` and `high`; and `p`,
+        two-sided. The last three are NaN where either set has fewer than `LEAST_QUERIES`, or all
+        numbers are equal within groups.
+
+    Raises:
+        UsageError: if there are not as many groups as numbers.
+    """
+    values = np.concatenate([a, b]).astype(float)
+    is_b = np.repeat([0.0, 1.0], [len(a), len(b)])
+    of_a = [0] * len(a) if groups_of_a is None else [*groups_of_a]
+    of_b = [0] * len(b) if groups_of_b is None else [*groups_of_b]
+    if (len(of_a), len(of_b)) != (len(a), len(b)):
+        raise UsageError("give a group for each number of a and of b, or no groups")
+    groups, _ = pd.factorize(pd.Series([*of_a, *of_b], dtype=object), use_na_sentinel=False)
+    n_of_b, size = np.bincount(groups, is_b), np.bincount(groups)
+    usable = ((n_of_b > 0) & (n_of_b < size))[groups]
+    values, is_b, groups = values[usable], is_b[usable], groups[usable]
+    n_b = int(is_b.sum())
+    found: dict[str, Any] = {"n_a": len(values) - n_b, "n_b": n_b}
+    found |= dict.fromkeys(("mean_a", "mean_b", "difference", "low", "high", "p"), _NAN)
+    if not n_b:
+        return found
+    found |= {"mean_a": values[is_b == 0].mean(), "mean_b": values[is_b == 1].mean()}
+    share_of_b = (n_of_b / size)[groups]
+    weights = (is_b - share_of_b) / (share_of_b * (1 - is_b)).sum()
+    found["difference"] = observed = float(weights @ values)
+    if min(found["n_a"], n_b) < LEAST_QUERIES or not _varies(values, groups):
+        return found
+    random, order = np.random.default_rng(seed), np.argsort(groups, kind="stable")
+    draws = np.argsort(groups[order] + random.random((PERMUTATIONS, len(values))), axis=1)
+    shuffled = weights[order][draws]
+    moved = 1 - shuffled @ is_b[order]  # 0 where a permutation leaves both sets as they are
+    shifts = (observed - shuffled @ values[order])[moved > 1e-9] / moved[moved > 1e-9]
+    shifts[np.abs(shifts) < 1e-9 * np.abs(values).max()] = 0.0
+    found["low"], found["high"] = map(float, np.quantile(shifts, [0.025, 0.975]))
+    rarer = min((shifts <= 0).sum(), (shifts >= 0).sum())
+    return found | {"p": min(1.0, 2 * (1 + int(rarer)) / (1 + len(shifts)))}
+
+
+def _varies(values: np.ndarray, groups: np.ndarray) -> bool:
+    """Whether some group has two values."""
+    return bool((pd.Series(values).groupby(groups).nunique() > 1).any())
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:

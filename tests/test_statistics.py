@@ -26,6 +26,7 @@ from hopscope.statistics import (
     share_difference,
     t_interval,
     t_intervals,
+    unpaired,
     wilson,
 )
 
@@ -265,6 +266,71 @@ def test_paired_without_a_difference_has_p_1() -> None:
 def test_paired_refuses_other_questions() -> None:
     with pytest.raises(UsageError, match="a has 2 questions and b has 3"):
         paired(np.zeros(2), np.zeros(3))
+
+
+def test_sets_without_groups_are_compared_as_scipys_permutation_test_does() -> None:
+    draw = np.random.default_rng(0)
+    a, b = draw.normal(size=30), draw.normal(0.7, 1, 20)
+    found = unpaired(a, b)
+    wanted = stats.permutation_test(
+        (b, a), lambda x, y: x.mean() - y.mean(), n_resamples=10_000, rng=draw
+    )
+    assert (found["n_a"], found["n_b"]) == (30, 20)
+    assert (found["mean_a"], found["mean_b"]) == pytest.approx((a.mean(), b.mean()))
+    assert found["difference"] == pytest.approx(wanted.statistic)
+    assert found["p"] == pytest.approx(wanted.pvalue, abs=0.01)
+    (low, high) = stats.ttest_ind(b, a).confidence_interval()
+    assert (found["low"], found["high"]) == pytest.approx((low, high), abs=0.05)
+
+
+def test_within_groups_the_difference_is_least_squares_with_an_intercept_each() -> None:
+    draw = np.random.default_rng(1)
+    groups = draw.integers(0, 5, 80)
+    is_b = draw.random(80) < np.array([0.3, 0.4, 0.5, 0.6, 0.7])[groups]
+    values = 4.0 * groups + draw.normal(size=80)
+    apart = [("only", "here")] * 3, [None] * 4  # groups without the other set count for nothing
+    found = unpaired(
+        np.append(values[~is_b], [9.0] * 3),
+        np.append(values[is_b], [-9.0] * 4),
+        [*groups[~is_b], *apart[0]],
+        [*groups[is_b], *apart[1]],
+    )
+    columns = np.column_stack([is_b, *(groups == each for each in range(5))]).astype(float)
+    fitted = np.linalg.lstsq(columns, values, rcond=None)[0][0]
+    assert found["difference"] == pytest.approx(fitted)
+    assert found["low"] < fitted < found["high"]
+    assert (found["n_a"], found["n_b"]) == ((~is_b).sum(), is_b.sum())
+    assert found["p"] > 0.05
+    assert unpaired(values[~is_b], values[is_b])["p"] < 0.001  # which is all of the groups
+
+
+def test_intervals_of_sets_hold_what_their_tests_do_not_reject_as_often_as_they_say() -> None:
+    draw = np.random.default_rng(2)
+    groups = np.repeat(np.arange(6), 5)
+    covered, rejected = 0, 0
+    for _ in range(200):
+        is_b = draw.permuted(np.tile([0, 0, 0, 1, 1], (6, 1)), axis=1).ravel() == 1
+        values = draw.exponential(size=30) + groups + 1.5 * is_b
+        found = unpaired(values[~is_b], values[is_b], groups[~is_b], groups[is_b])
+        covered += found["low"] <= 1.5 <= found["high"]
+        shifted = unpaired(values[~is_b], values[is_b] - 1.5, groups[~is_b], groups[is_b])
+        rejected += shifted["p"] <= 0.05
+    assert 182 <= covered <= 198
+    assert 2 <= rejected <= 18
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [([1.0, 2.0] * 3, [3.0] * 5), ([2.0] * 6, [2.0] * 6), ([], [1.0] * 6)]
+)
+def test_sets_that_are_small_or_all_equal_have_no_interval(a: list[float], b: list[float]) -> None:
+    found = unpaired(np.array(a), np.array(b))
+    assert np.isnan([found["low"], found["high"], found["p"]]).all()
+    assert np.isnan(found["difference"]) == (not a)
+
+
+def test_sets_whose_groups_are_not_theirs_are_refused() -> None:
+    with pytest.raises(UsageError, match="a group for each"):
+        unpaired(np.ones(3), np.ones(2), ["x"] * 3, ["x"] * 3)
 
 
 def test_holm_on_a_worked_example() -> None:

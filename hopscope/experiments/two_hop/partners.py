@@ -54,12 +54,13 @@ def _answer(query: Query) -> set[str]:
     return {normalise(name) for name in query.names(query.answer)}
 
 
-def _relations(query: Query) -> tuple[str, ...]:
+def relations_of(query: Query) -> tuple[str, ...]:
+    """The relations that a query composes, as its prompt has them."""
     return *query.templates, query.endings[-1]
 
 
 OTHER_SOURCE = Alike(
-    _relations,
+    relations_of,
     lambda query: {*controls.names_of(query), f"source {normalise(query.labels[0])}"},
     "with the same two relations, another bridge and another answer",
 )

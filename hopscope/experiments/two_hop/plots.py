@@ -37,6 +37,7 @@ from hopscope.plots.style import (
     bar_look,
     bars,
     color_of_each,
+    difference_mark,
     errors_of,
     legend_below,
     text_size,
@@ -243,6 +244,33 @@ def stage_axis(
     ax.set_yticks(range(len(summary)), labels)
     ax.set_ylim(len(summary) - 0.5, -0.5)
     ax.set(xlabel="first layer", title=title)
+    ax.grid(axis="x", color=FAINT, lw=0.6)
+    ax.set_axisbelow(True)
+    return ax
+
+
+def later_axis(table: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """How much later each stage shows in one result than in another, with intervals.
+
+    A filled mark is told apart from zero after correction. A stage that shows too rarely for an
+    interval is named without a mark.
+
+    Args:
+        table: of `Stages.later_than`.
+        ax: where to draw.
+        title: of the axes.
+    """
+    ax = axes_or_new(ax, 2.3)
+    labels = []
+    for place, row in enumerate(table.to_dict("records")):
+        if row["low"] == row["low"]:
+            difference_mark(ax, place, row, "D", BLUE, across=True)
+        stage = row["stage"].replace("->", " → ")
+        labels.append(f"{row['number']}  {stage}\n{row['n']} and {row['n_other']} queries")
+    ax.axvline(0, color=GREY, lw=0.8, zorder=0)
+    ax.set_yticks(range(len(table)), labels)
+    ax.set_ylim(len(table) - 0.5, -0.5)
+    ax.set(xlabel="difference of the mean first layers (layers)", title=title)
     ax.grid(axis="x", color=FAINT, lw=0.6)
     ax.set_axisbelow(True)
     return ax

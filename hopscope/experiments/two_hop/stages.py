@@ -24,6 +24,7 @@ from hopscope.experiments.registry import REGISTERED
 from hopscope.experiments.two_hop.attention_knockout import Knockouts
 from hopscope.experiments.two_hop.attention_knockout import knockout as knock_out
 from hopscope.experiments.two_hop.description import Description, describe
+from hopscope.experiments.two_hop.partners import relations_of
 from hopscope.experiments.two_hop.projection import Projection, project
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.query import POSITIONS
@@ -38,7 +39,7 @@ from hopscope.results.wording import (
     rows_where,
     with_interval,
 )
-from hopscope.statistics import intervals, wilson
+from hopscope.statistics import holm, intervals, unpaired, wilson
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -165,6 +166,51 @@ class Stages(Result):
         table = pd.DataFrame(rows, columns=["earlier", "later", "n", "broken"])
         shares = [wilson(broken, n) for _, _, n, broken in rows]
         return table.join(pd.DataFrame(shares, columns=["share", "low", "high"]))
+
+    def later_than(
+        self, other: Stages, queries: QuerySet | None = None, seed: int = 0
+    ) -> pd.DataFrame:
+        """How much later each stage first shows here than in other queries.
+
+        Hopping Too Late (section 6) holds that compositions fail because the hops are resolved too
+        late: `stages(model, graded.incorrect()).later_than(stages(model, graded.correct()))`. Only
+        queries in which a stage shows count, and failing ones may compose other relations than
+        right ones. With `queries`, those of the same relations are compared, which tells the two
+        apart.
+
+        Args:
+            other: the result to compare with, of the same model.
+            queries: of both results; compare all with all if None.
+            seed: seed of the permutations (`hopscope.statistics.unpaired`).
+
+        Returns:
+            Columns `stage, number, n, n_other, mean, mean_other, difference, low, high, p, p_holm`,
+            in layers. Of a stage that shows too rarely for an interval the last five are NaN.
+
+        Raises:
+            ResultError: if the two are of different models.
+            QueryError: if `queries` lacks a query of either.
+        """
+        if self.run["model"]["sha256"] != other.run["model"]["sha256"]:
+            raise ResultError("the two results are of different models: run both on one")
+        relations = {} if queries is None else {each.id: relations_of(each) for each in queries}
+        asked = {*self.frame["query"], *other.frame["query"]}
+        if queries is not None and (missing := asked - set(relations)):
+            raise QueryError(
+                f"{len(missing)} queries of the results are not in the query set, such as "
+                f"{min(missing)!r}: give the set that was graded"
+            )
+        rows = []
+        for (stage, number), here in self.frame.groupby(["stage", "number"], sort=False):
+            there = other.frame[other.frame["stage"] == stage]
+            b, a = (each.dropna().set_index("query")["first_layer"] for each in (here, there))
+            of_a, of_b = ([relations.get(query, ()) for query in each.index] for each in (a, b))
+            found = unpaired(a.to_numpy(), b.to_numpy(), of_a, of_b, seed)
+            rows.append({"stage": stage, "number": number, **found})
+        names = {"n_b": "n", "n_a": "n_other", "mean_b": "mean", "mean_a": "mean_other"}
+        columns = ["stage", "number", *names.values(), "difference", "low", "high", "p"]
+        table = pd.DataFrame(rows).rename(columns=names)[columns]
+        return table.assign(p_holm=holm(table["p"].to_numpy(dtype=float)))
 
     def tables(self) -> dict[str, pd.DataFrame]:
         return dict(self.printed())

@@ -237,6 +237,62 @@ def test_an_order_that_all_keep() -> None:
     assert table["high"].iloc[0] == pytest.approx(wilson(2, 0)[1])
 
 
+def lagging(n: int, by: int, odd: int) -> Stages:
+    """Stages of n queries of which the bridge lags by layers; every second by `odd` more."""
+    firsts = {f"q{k}": (k % 3 + by + odd * (k % 2), None, k % 2, 4, 5) for k in range(n)}
+    return combine(*made(firsts))
+
+
+def test_what_shows_later_in_other_queries() -> None:
+    early, late = lagging(12, 0, 0), lagging(8, 2, 0)
+    table = late.later_than(early).set_index("stage")
+    row = table.loc[BRIDGE]
+    assert (row["n"], row["n_other"]) == (8, 12)
+    assert (row["mean"], row["mean_other"]) == pytest.approx((2 + 7 / 8, 1))
+    assert row["difference"] == pytest.approx(1 + 7 / 8)
+    assert 0 < row["low"] < row["difference"] < row["high"] < 4
+    assert row["p"] < row["p_holm"] < 0.05
+    assert table.loc[ATTENTION, "p"] > 0.5
+    assert table.loc[KNOCKOUT, "n"] == 0
+    unknown = ["difference", "low", "high", "p", "p_holm"]
+    assert table.loc[KNOCKOUT, unknown].isna().all()
+    assert table.loc[ANSWER, "difference"] == pytest.approx(0)
+    assert table.loc[ANSWER, unknown[1:]].isna().all()
+
+
+def test_what_shows_later_in_queries_of_other_relations_is_compared_within_the_same() -> None:
+    """Of twelve queries those of the later relations are half of one set, and most of the other."""
+    queries = QuerySet(
+        tuple(
+            hs.TwoHopQuery(f"q{k}", "a", "b", "c", f"the r{k % 2} of {{}}", "the s of {}")
+            for k in range(12)
+        )
+    )
+    whole = lagging(12, 0, 3)
+    mostly_odd = whole.frame["query"].isin([f"q{k}" for k in (0, 1, 3, 4, 5, 7, 9, 11)])
+    odd = replace(whole, frame=whole.frame[mostly_odd])
+    assert odd.later_than(whole)["difference"].iloc[0] > 0.5
+    within = odd.later_than(whole, queries).iloc[0]
+    assert abs(within["difference"]) < 0.5
+    firsts = odd.frame[odd.frame["stage"] == BRIDGE].set_index("query")["first_layer"]
+    every = whole.frame[whole.frame["stage"] == BRIDGE].set_index("query")["first_layer"]
+    found, weights = [], []
+    for one in (0, 1):
+        a, b = ([x for q, x in each.items() if int(q[1:]) % 2 == one] for each in (every, firsts))
+        found.append(np.mean(b) - np.mean(a))
+        weights.append(len(a) * len(b) / (len(a) + len(b)))
+    assert within["difference"] == pytest.approx(np.average(found, weights=weights))
+    with pytest.raises(QueryError, match="not in the query set"):
+        odd.later_than(whole, queries.filter(lambda query: query.id != "q4"))
+
+
+def test_stages_of_another_model_are_not_compared() -> None:
+    one = lagging(6, 0, 0)
+    other = replace(one, run={**one.run, "model": {"name": "other", "sha256": "n"}})
+    with pytest.raises(ResultError, match="different models"):
+        one.later_than(other)
+
+
 def chosen(*ids: str) -> QuerySet:
     return known_queries().filter(lambda query: query.id in ids)
 
