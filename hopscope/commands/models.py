@@ -43,7 +43,7 @@ def models_list(
         for entry in zoo().values()
     ]
     on_hub = [row(entry, is_cached(entry.hub_id)) for entry in hub_models().values()]
-    left_out = () if full else ("float32_GB", "description")
+    left_out = () if full else ("layers", "float32_GB", "description")
     of_hub, of_packages = (
         [{name: row[name] for name in row if name not in (*left_out, *more)} for row in rows]
         for rows, more in ((on_hub, ()), (packaged, () if full else ("hub_id",)))
