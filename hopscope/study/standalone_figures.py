@@ -29,6 +29,7 @@ READ = ("first_hop_ood", "in_distribution")
 ATTENTION_STEPS = 300
 """Of the training of such an attention on a world."""
 THINKING = ("reachability", "reachability-pause")
+AHEAD = "reachability-ahead"
 HEADS = ("smollm2-135m", "gemma3-270m")
 LADDER = ("smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b")
 LADDER_STEPS = (
@@ -162,6 +163,14 @@ def _superposition(settings: Settings) -> None:
 
     worlds, limit = settings.worlds(THINKING), 8 * settings.size.of_world
     superposition(worlds, limit, **settings.into("superposition"))
+
+
+def _thoughts_ahead(settings: Settings) -> None:
+    from hopscope.experiments.worlds.superposition import superposition
+    from hopscope.worlds.load import load_world
+
+    world = load_world(AHEAD, device=settings.device)  # the seed that is shipped
+    superposition([world], 8 * settings.size.of_world, **settings.into("thoughts_ahead"))
 
 
 def _head_classes(settings: Settings) -> None:
@@ -319,6 +328,7 @@ STANDALONE_FIGURES: Mapping[str, StandaloneFigure] = {
     "identity_bridge": StandaloneFigure(_identity_bridge, costly=True),
     "search_graph": StandaloneFigure(_search_graph),
     "superposition": StandaloneFigure(_superposition, costly=True),
+    "thoughts_ahead": StandaloneFigure(_thoughts_ahead),
     "head_classes": StandaloneFigure(_head_classes, costly=True, pretrained=True),
     "size_ladder": StandaloneFigure(_size_ladder, costly=True, pretrained=True),
     "more_hops": StandaloneFigure(_more_hops, costly=True, pretrained=True),

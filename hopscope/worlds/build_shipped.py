@@ -28,6 +28,7 @@ SHIPPED = {
     "in-context": (0,),
     "reachability": (0,),
     "reachability-pause": (0,),
+    "reachability-ahead": (0,),
 }
 
 

@@ -92,6 +92,13 @@ WORLDS: Mapping[str, Recipe] = MappingProxyType(
             THINKING_SHAPE,
             THINKING_SCHEDULE,
         ),
+        # Its first stage, without a thought, takes 2,000 steps to be learned.
+        "reachability-ahead": Recipe(
+            "as reachability, with two thoughts for three steps, so that none can lag behind",
+            replace(REACHABILITY, lead=1, stage_steps=4000),
+            THINKING_SHAPE,
+            replace(THINKING_SCHEDULE, steps=12000),
+        ),
     }
 )
 

@@ -71,6 +71,9 @@ TINY["two-hop-memoriser"] = TINY["two-hop-looped"]
 TINY["reachability-pause"] = replace(
     TINY["reachability"], task=replace(TINY["reachability"].task, continuous=False)
 )
+TINY["reachability-ahead"] = replace(
+    TINY["reachability"], task=replace(TINY["reachability"].task, lead=1)
+)
 SMALL = Preset(limit=6, most=6, layer_step=1, of_world=3)
 
 
@@ -136,7 +139,7 @@ def drawn(name: str, how: Settings, folder: Path) -> list[Path]:
 SIMPLE = [
     *("mask_gallery", "world_circuit", "emergence", "coverage"),
     *("search_graph", "superposition", "head_classes", "auto_patching"),
-    "back_attention",
+    *("back_attention", "thoughts_ahead"),
 ]
 
 
@@ -226,7 +229,7 @@ def test_every_figure_of_its_own_is_named_after_its_script():
 
 def test_only_what_comes_along_is_run_unasked():
     unasked = {name for name, figure in STANDALONE_FIGURES.items() if not figure.costly}
-    assert unasked == {"mask_gallery", "world_circuit", "search_graph"}
+    assert unasked == {"mask_gallery", "world_circuit", "search_graph", "thoughts_ahead"}
 
 
 def test_data_needed_is_drawn_from_trainings_of_any_size(setting, tmp_path, monkeypatch):

@@ -163,26 +163,28 @@ def explained_lines(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def superposition_figure(summary: pd.DataFrame) -> Figure:
-    """What each world points to (left) and attends to (right) at its thoughts' own tokens.
+def superposition_figure(summary: pd.DataFrame, read_at: str = "at") -> Figure:
+    """What each world points to (left) and attends to (right) at thoughts or where they are formed.
 
     Args:
         summary: `Superposition.summary()`.
+        read_at: the tokens: `at` the thoughts, or `before`, where they are formed.
     """
     worlds = list(dict.fromkeys(summary["world"]))
     figure, axes = panels(len(worlds), 2, 2.1 * len(worlds))
     right = summary[summary["measure"] == "correct"].set_index("world")
     for row, world in enumerate(worlds):
-        own = summary[(summary["world"] == world) & (summary["read_at"] == "at")]
+        own = summary[(summary["world"] == world) & (summary["read_at"] == read_at)]
         for column, measure in enumerate(MEASURE_LABELS):
             thought_lines(own[own["measure"] == measure], measure, axes[row][column])
             axes[row][column].set_title(f"{world}: {MEASURE_TITLES[measure]}")
+    label = "thought" if read_at == "at" else "thought, read at the token that forms it"
     for column in range(2):
         limits = [axes[row][column].get_ylim() for row in range(len(worlds))]
         low, high = min(each[0] for each in limits), max(each[1] for each in limits)
         for row in range(len(worlds)):
             axes[row][column].set_ylim(low, high)
-            axes[row][column].set_xlabel("thought" if row == len(worlds) - 1 else "")
+            axes[row][column].set_xlabel(label if row == len(worlds) - 1 else "")
     shared_legend(figure, axes)
     told = right[["value", "low", "high"]]
     shares = [f"{world} {with_interval(*told.loc[world])}" for world in worlds]

@@ -98,34 +98,44 @@ class Superposition(Result):
 
     def findings(self) -> list[str]:
         """At which token each world's thoughts have made their step."""
-        table = self.summary().set_index(["measure", "read_at", "thought", "vertices", "world"])
-        sentences = []
-        for world in dict.fromkeys(self.frame["world"]):
-            formed, passed = (
-                table["value"].get(("product", read_at, 1, "optimal", world), float("nan"))
-                for read_at in READ_AT
-            )
-            if formed == formed and passed == passed:
-                told = (
-                    "makes each step one token later than in the paper, at the thought and not at "
-                    "the token that forms it"
-                    if formed < passed
-                    else "makes each step at the token that forms the thought, as in the paper"
-                )
-                sentences.append(
-                    f"{world} {told}: the vertex after the first step has the product "
-                    f"{formed:.2f} at the token before the first thought, {passed:.2f} at its own."
-                )
-        return sentences
+        told = {
+            "at": "makes each step one token later than in the paper, at the thought and not at "
+            "the token that forms it",
+            "before": "makes each step at the token that forms the thought, as in the paper",
+        }
+        table = first_steps(self.summary())
+        return [
+            f"{world} {told[makes]}: the vertex after the first step has the product "
+            f"{before:.2f} at the token before the first thought, {at:.2f} at its own."
+            for world, before, at, makes in table.reset_index().to_numpy()
+        ]
 
     def tables(self) -> dict[str, pd.DataFrame]:
         return {"summary": self.summary()}
 
     def plot(self) -> Figure:
-        """Draw both measures at the thoughts' own tokens, for each world."""
+        """Draw both measures at the tokens that make the first world's steps."""
         from hopscope.experiments.worlds import graph_plots
 
-        return graph_plots.superposition_figure(self.summary())
+        summary = self.summary()
+        makes = first_steps(summary)["makes"]
+        return graph_plots.superposition_figure(summary, makes.iloc[0] if len(makes) else "at")
+
+
+def first_steps(summary: pd.DataFrame) -> pd.DataFrame:
+    """Which token makes the first step in each world whose thoughts are read at both tokens.
+
+    Args:
+        summary: `Superposition.summary()`.
+
+    Returns:
+        Indexed by world; the products with the vertex after the first step, in columns `before` and
+        `at`, and in `makes` which of the two is larger.
+    """
+    first = "measure == 'product' and thought == 1 and vertices == 'optimal'"
+    table = summary.query(first).pivot(index="world", columns="read_at", values="value")
+    table = table.reindex(index=summary["world"].unique(), columns=list(READ_AT)).dropna()
+    return table.assign(makes=table.idxmax(axis=1) if len(table) else "")
 
 
 @analysis(

@@ -12,7 +12,12 @@ import torch
 
 from hopscope.errors import UsageError
 from hopscope.experiments.worlds.graph_plots import MEASURE_TITLES, thought_lines
-from hopscope.experiments.worlds.superposition import Superposition, _kind, superposition
+from hopscope.experiments.worlds.superposition import (
+    Superposition,
+    _kind,
+    first_steps,
+    superposition,
+)
 from hopscope.loading import load_result
 from hopscope.queries.graph_paths import reachable
 from hopscope.training.settings import Schedule
@@ -156,6 +161,21 @@ def test_the_token_at_which_a_step_is_made_is_told(worlds):
         raised = result.frame["value"] + 99.0 * (first & (result.frame["read_at"] == read_at))
         again = replace(result, frame=result.frame.assign(value=raised))
         assert all(told in sentence for sentence in again.findings())
+        assert set(first_steps(again.summary())["makes"]) == {read_at}
+        label = again.plot().axes[-1].get_xlabel()
+        assert (
+            label
+            == {"at": "thought", "before": "thought, read at the token that forms it"}[read_at]
+        )
+
+
+def test_the_world_that_is_ahead_makes_its_steps_where_thoughts_are_formed():
+    (found,) = superposition(
+        [load_world("reachability-ahead")], limit=20, progress=False
+    ).findings()
+    assert "at the token that forms the thought, as in the paper" in found
+    (found,) = superposition([load_world("reachability")], limit=20, progress=False).findings()
+    assert "one token later than in the paper" in found
 
 
 def test_a_world_with_a_lead_has_a_thought_less_than_steps():
