@@ -11,7 +11,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 
-from hopscope.errors import ResultError
+from hopscope.errors import NoResultError
 from hopscope.experiments.registry import REGISTERED
 from hopscope.experiments.two_hop.attention_knockout import Knockouts
 from hopscope.experiments.two_hop.back_patching import BackPatching
@@ -47,7 +47,7 @@ def load(runs: Path) -> dict[tuple[str, str], Result]:
     """The results that lie in a folder of runs, by analysis and subset.
 
     Raises:
-        ResultError: if there is none.
+        NoResultError: if there is none.
     """
     found = {
         (step, subset): REGISTERED[step].result.load(runs / f"{step}.{subset}")
@@ -56,7 +56,7 @@ def load(runs: Path) -> dict[tuple[str, str], Result]:
         if is_run(runs / f"{step}.{subset}")
     }
     if not found:
-        raise ResultError(f"{runs} holds none of {', '.join(STEPS)}: run `hopscope study`")
+        raise NoResultError(f"{runs} holds none of {', '.join(STEPS)}: run `hopscope study`")
     return found
 
 

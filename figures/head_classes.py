@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hopscope.errors import ResultError
+from hopscope.errors import NoResultError
 from hopscope.experiments.two_hop import head_plots
 from hopscope.experiments.two_hop.head_retrieval import HeadRetrieval
 from hopscope.experiments.two_hop.rank_neighbours import RankNeighbours
@@ -23,7 +23,9 @@ def draw(runs: Path) -> Drawn:
     root = runs / "head_classes"
     folders = [each for each in sorted(root.glob("*")) if is_run(each / "head_classes")]
     if not folders:
-        raise ResultError(f"{root} holds no result of a model: run `hopscope figures head_classes`")
+        raise NoResultError(
+            f"{root} holds no result of a model: run `hopscope figures head_classes`"
+        )
     folders.sort(key=lambda each: HEADS.index(each.name) if each.name in HEADS else len(HEADS))
     tables = []
     figure, axes = panels(len(folders), 3, 2.0 * len(folders) + 0.4, width_ratios=(2, 1, 1.2))

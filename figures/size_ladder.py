@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from hopscope.errors import ResultError
+from hopscope.errors import NoResultError
 from hopscope.experiments.two_hop.back_patching import BackPatching
 from hopscope.experiments.two_hop.stages import Stages
 from hopscope.plots.figures import SUBSET_TITLES, Drawn
@@ -46,7 +46,9 @@ def draw(runs: Path) -> Drawn:
     found = [_numbers(root / name, name, subset) for name in LADDER for subset in SUBSETS]
     table = pd.concat([rows for each in found for rows in each] or [pd.DataFrame()])
     if table.empty:
-        raise ResultError(f"{root} holds no result of a model: run `hopscope figures size_ladder`")
+        raise NoResultError(
+            f"{root} holds no result of a model: run `hopscope figures size_ladder`"
+        )
     table["p_holm"] = holm(table["p"].to_numpy(dtype=float))
     models = [model for model in LADDER if model in set(table["model"])]
     staged = bool((table["cells"] == "stages").any())

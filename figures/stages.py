@@ -29,7 +29,7 @@ def draw(results: Mapping[str, Stages]) -> Drawn:
         numbers.append(result.broken().assign(subset=subset, panel="broken order"))
     if compared:
         later = results["incorrect"].later_than(results["correct"])
-        title = "later where the composition is wrong than where it is right"
+        title = "later where the composition is wrong (all relations together)"
         plots.later_axis(later, axes[-1, 0], title)
         numbers.append(later.assign(subset="incorrect", panel="later than correct"))
     figure.suptitle(figures.title_of(first, "Stages"))

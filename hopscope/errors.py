@@ -51,7 +51,7 @@ class ResultError(HopscopeError):
 
 
 class NoResultError(ResultError, UsageError):
-    """A place that was named for a saved result, and holds none."""
+    """A place that was named for a saved result, and holds none of the kind that is wanted."""
 
 
 class DamagedResultError(ResultError):

@@ -7,8 +7,7 @@ interval if both are booleans, or else a bootstrap of the differences. None of t
 where all of several numbers are equal, so that they tell no spread, low and high are NaN, and so
 they are where there are fewer than `LEAST_QUERIES` numbers to resample. Student's t is for means
 over a few seeds. `paired` compares two conditions on the same questions, `unpaired` two sets of
-different ones, and `holm` corrects the p
-values of several tests that are reported together.
+different ones, and `holm` corrects the p values of several tests that are reported together.
 """
 
 from __future__ import annotations
@@ -428,7 +427,8 @@ def unpaired(
         `n_a` and `n_b`, how many can be compared, which are those of groups with both, and their
         means `mean_a` and `mean_b`; `difference`, with its 95 % interval `low` and `high`; and `p`,
         two-sided. The last three are NaN where either set has fewer than `LEAST_QUERIES`, or all
-        numbers are equal within groups.
+        numbers are equal within groups; the interval also where so few permutations are possible
+        that the test can reject nothing, or all tell the same difference.
 
     Raises:
         UsageError: if there are not as many groups as numbers.
@@ -458,11 +458,18 @@ def unpaired(
     draws = np.argsort(groups[order] + random.random((PERMUTATIONS, len(values))), axis=1)
     shuffled = weights[order][draws]
     moved = 1 - shuffled @ is_b[order]  # 0 where a permutation leaves both sets as they are
-    shifts = (observed - shuffled @ values[order])[moved > 1e-9] / moved[moved > 1e-9]
+    is_moved = moved > 1e-9
+    shifts = (observed - shuffled @ values[order])[is_moved] / moved[is_moved]
     shifts[np.abs(shifts) < 1e-9 * np.abs(values).max()] = 0.0
-    found["low"], found["high"] = map(float, np.quantile(shifts, [0.025, 0.975]))
-    rarer = min((shifts <= 0).sum(), (shifts >= 0).sum())
-    return found | {"p": min(1.0, 2 * (1 + int(rarer)) / (1 + len(shifts)))}
+    # What is left as it is is as extreme as what was observed, whatever the difference is.
+    as_it_is = 1 + PERMUTATIONS - len(shifts)
+    share = (as_it_is + np.array([(shifts <= 0).sum(), (shifts >= 0).sum()])) / (1 + PERMUTATIONS)
+    tail = 0.025 * (1 + PERMUTATIONS) - as_it_is
+    if tail >= 1:
+        low, high = np.sort(shifts)[[int(tail) - 1, len(shifts) - int(tail)]]
+        if high - low > 1e-9 * np.abs(values).max():
+            found |= {"low": float(low), "high": float(high)}
+    return found | {"p": min(1.0, 2 * float(share.min()))}
 
 
 def _varies(values: np.ndarray, groups: np.ndarray) -> bool:

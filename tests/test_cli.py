@@ -192,7 +192,10 @@ def test_help_lists_every_name_that_there_is(
     monkeypatch.setenv("COLUMNS", "80")
     out = hopscope(command, "--help").out
     told = " ".join(out.replace("│", " ").split())
-    missing = [name for name in NAMED[command] if name not in told]
+    whole = r"(?<![\w>-]){}(?![\w-])"
+    missing = [
+        name for name in NAMED[command] if not re.search(whole.format(re.escape(name)), told)
+    ]
     assert not missing
 
 

@@ -328,6 +328,22 @@ def test_sets_that_are_small_or_all_equal_have_no_interval(a: list[float], b: li
     assert np.isnan(found["difference"]) == (not a)
 
 
+def test_few_permutations_make_no_small_p_value() -> None:
+    pairs = list(range(6))
+    a = np.arange(6.0)
+    found = unpaired(a, a + np.arange(1.0, 7), pairs, pairs)
+    assert found["p"] == pytest.approx(2 / 64, abs=0.005)
+    assert found["low"] > 0
+    same = unpaired(a, a + 1, pairs, pairs)
+    assert same["p"] == pytest.approx(2 / 64, abs=0.005)
+    assert np.isnan([same["low"], same["high"]]).all()
+    apart = unpaired(a, a + 10)
+    assert apart["p"] == pytest.approx(2 / 924, abs=0.001)
+    draw = np.random.default_rng(0)
+    p_values = [unpaired(draw.random(6), draw.random(6), pairs, pairs)["p"] for _ in range(200)]
+    assert min(p_values) > 0.02
+
+
 def test_sets_whose_groups_are_not_theirs_are_refused() -> None:
     with pytest.raises(UsageError, match="a group for each"):
         unpaired(np.ones(3), np.ones(2), ["x"] * 3, ["x"] * 3)

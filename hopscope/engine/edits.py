@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -178,7 +179,7 @@ class Knockout:
 
 def _vector_of(given: object) -> Tensor:
     try:
-        return torch.as_tensor(given)
+        return torch.as_tensor(given.copy() if isinstance(given, np.ndarray) else given)
     except (TypeError, ValueError, RuntimeError):
         raise UsageError(
             f"the vector of a patch must be a tensor, an array or a list of numbers, not "

@@ -14,7 +14,7 @@ import pandas as pd
 from hopscope.errors import (
     DamagedResultError,
     NearNames,
-    ResultError,
+    NoResultError,
     TakenError,
     UsageError,
     one_of,
@@ -298,7 +298,7 @@ def read_result(path: Path, kinds: Mapping[str, type[Result]]) -> Result:
         pkgutil.resolve_name(IMPORTS_KINDS)()
     if name not in kinds:
         newer = "" if name in Result.kinds else " It may come from a newer version of hopscope."
-        raise ResultError(
+        raise NoResultError(
             f"{path} holds a result of kind {run.get('kind')!r}; expected "
             f"{', '.join(sorted(filter(None, kinds)))}.{newer}"
         )

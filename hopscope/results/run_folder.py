@@ -37,6 +37,8 @@ MACHINES = "machines"
 """What the record of a packed run says of the machines that computed the parts, by part."""
 OF_FOLDER = (PARTS, PLAN, RECIPE, MACHINES)
 """What belongs to the folder, not to the result."""
+_OBJECTS = (*OF_FOLDER[1:], "settings", "rules", "model", "queries", "versions")
+"""What holds names and values, in each record that has it."""
 PACKED = "packed"
 """What stands for a part's number in the names of the files that hold all parts together."""
 _PART = re.compile(rf"({'|'.join(TABLES)})-([0-9]{{6,}}|{PACKED})\.parquet")
@@ -57,7 +59,17 @@ def read_run(path: Path) -> dict[str, Any]:
         raise DamagedResultError(f"{path / RECORD} is damaged: {error}") from None
     if not isinstance(run, dict):
         raise DamagedResultError(f"{path / RECORD} is damaged: it holds no object")
+    for name in (*_OBJECTS, PARTS):
+        if name in run and not _is_readable(name, run[name]):
+            raise DamagedResultError(f"{path / RECORD} is damaged: {name!r} is of another type")
     return run
+
+
+def _is_readable(name: str, value: Any) -> bool:
+    """Whether what a record has under a name is of the type that it must be."""
+    if name == PARTS:
+        return isinstance(value, list) and all(each and isinstance(each, list) for each in value)
+    return isinstance(value, dict)
 
 
 def is_run(path: Path) -> bool:

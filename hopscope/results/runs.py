@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from hopscope.display.front_end import ProgressBar
 from hopscope.display.progress import showing
-from hopscope.errors import QueryError, ResultError, TakenError, UsageError, WriteError
+from hopscope.errors import QueryError, ResultError, TakenError, UsageError
 from hopscope.files import (
     check_place,
     clear_leftovers,
@@ -314,10 +314,13 @@ def _run(
             shown, n = ("", 0) if until is None else _look(kept, parts, part, until)
             if shown is None:
                 if folder is not None:
-                    _end(folder, parts, n, there)
+                    _end(folder, parts, n, finished_parts(folder, parts))
                 break
             bar.set_postfix_str(shown)
-        tables = joined(list(kept.values())) if folder is None else read_parts(folder, sizes)
+        if folder is None:
+            tables = joined(list(kept.values()))
+        else:
+            tables = read_parts(folder, _needed(folder, sizes))
         _finished_run[:] = [(run, tables)]
     return tables
 
@@ -358,7 +361,8 @@ def _look(
 
 def _settle(folder: Path, parts: Sequence[int], until: Until) -> str | None:
     """Look at the parts of a run that may end early, as `Pending.settle`."""
-    there = parts_of(folder, parts) if finished_parts(folder, parts) else {}
+    begun = packed_parts(folder) or finished_parts(folder, parts)
+    there = parts_of(folder, parts) if begun else {}
     if parts[0] not in there:
         return ""
     shown, n = _look(there, parts, parts[0], until)
@@ -377,12 +381,21 @@ def _end(folder: Path, parts: Sequence[int], n: int, there: Collection[int]) -> 
     if n == len(parts):
         return
     record = read_run(folder)
-    if enough_of(record) != parts[n]:
-        with suppress(WriteError):
+    with suppress(OSError):
+        if enough_of(record) != parts[n]:
             plan = {**record.get(PLAN, {}), ENOUGH: parts[n]}
             write_json(folder / RECORD, {**record, PLAN: plan})
-    for part in set(there) - set(parts[:n]):
-        remove_part(folder, part)
+        for part in set(there) - set(parts[:n]):
+            remove_part(folder, part)
+
+
+def _needed(folder: Path, sizes: Mapping[int, int]) -> Mapping[int, int]:
+    """The parts that a run needs, with their sizes: of one that ends early, those that are enough.
+
+    Another process may have written more of them meanwhile.
+    """
+    enough = enough_of(read_run(folder))
+    return {part: n for part, n in sizes.items() if enough is None or part < enough}
 
 
 def _computed(compute: Callable[[int], Tables], part: int, n: int, bar: ProgressBar) -> Tables:

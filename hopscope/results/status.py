@@ -86,7 +86,7 @@ def status_of(folder: Path) -> RunStatus:
         return RunStatus(folder, "", 0, 0, (), (), None)
     run = read_run(folder)
     enough = enough_of(run)
-    there = [*packed_parts(folder)] or finished_parts(folder)
+    there = sorted(packed_parts(folder)) or finished_parts(folder)
     parts = there if enough is None else [part for part in there if part < enough]
     failed = tuple(each for each in failures(folder) if each.part not in parts)
     return RunStatus(

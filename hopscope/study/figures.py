@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from matplotlib import pyplot as plt
 
-from hopscope.errors import DamagedResultError, ResultError, UsageError
+from hopscope.errors import DamagedResultError, NoResultError, ResultError, UsageError
 from hopscope.files import make_folder, replacing
 from hopscope.plots.figures import Drawn, save_figure
 from hopscope.plots.style import figure_style
@@ -127,7 +127,7 @@ def by_folder(name: str, kind: type[R]) -> Callable[[Path], dict[str, R]]:
             if is_run(place)
         }
         if not places:
-            raise ResultError(f"{runs / name} holds no result: run `hopscope figures {name}`")
+            raise NoResultError(f"{runs / name} holds no result: run `hopscope figures {name}`")
         return {each: kind.load(place) for each, place in places.items()}
 
     return load
@@ -142,7 +142,7 @@ def results_of(runs: Path, step: str, kind: type[R]) -> dict[str, R]:
     """The results of an experiment that lie in a folder of runs, by subset.
 
     Raises:
-        ResultError: if there is none.
+        NoResultError: if there is none.
     """
     found = {
         subset: kind.load(runs / f"{step}.{subset}")
@@ -151,7 +151,7 @@ def results_of(runs: Path, step: str, kind: type[R]) -> dict[str, R]:
     }
     if not found:
         name = step.replace("_", "-")
-        raise ResultError(
+        raise NoResultError(
             f"{runs} holds no {name} result: no query was graded incorrect or correct, or "
             "`hopscope figures` has not run; grade more queries (--limit) or another model"
         )
@@ -174,9 +174,11 @@ def redraw(
         The files that were written.
 
     Raises:
-        ResultError: if there is nothing to draw.
+        NoResultError: if there is nothing to draw.
         UsageError: if there are several results for a figure.
     """
+    if not root.is_dir():
+        raise NoResultError(f"{root} is no folder of results: give one that is there to --from")
     inside = sorted(path for path in root.glob("*") if path.is_dir())
     drawn: list[Path] = []
     for name in names:
@@ -188,14 +190,14 @@ def redraw(
                     f"such as {next(iter(found))}"
                 )
             if strict and not found:
-                raise ResultError(f"{root} holds no result for the figure {name}")
+                raise NoResultError(f"{root} holds no result for the figure {name}")
             make_folder(rendered)
             for path in (path for paths in found.values() for path in paths):
                 drawn.append(rendered / path.name)
                 with replacing(drawn[-1]) as temporary:
                     shutil.copy(path, temporary)
     if not drawn:
-        raise ResultError(f"{root} holds no result to draw: run `hopscope figures` or `study`")
+        raise NoResultError(f"{root} holds no result to draw: run `hopscope figures` or `study`")
     return drawn
 
 
@@ -253,5 +255,5 @@ def draw_figures(
                 raise
             logger.warning("no figure %s: %s", name, error)
     if not drawn:
-        raise ResultError(f"{runs} holds no result to draw: run `hopscope figures` or `study`")
+        raise NoResultError(f"{runs} holds no result to draw: run `hopscope figures` or `study`")
     return drawn

@@ -14,13 +14,14 @@ import pytest
 from known import RIGHT, known_model, known_queries, made_back_patching, made_grading
 
 import hopscope as hs
-from hopscope.errors import HopscopeError, ResultError, UsageError
+from hopscope.errors import DamagedResultError, HopscopeError, ResultError, UsageError
 from hopscope.experiments.two_hop.back_patching import BackPatching, back_patch
 from hopscope.experiments.two_hop.grading import Grading, grade
 from hopscope.results import result as result_module
 from hopscope.results.result import Result, upgrade_record
 from hopscope.results.run_record import provenance
 from hopscope.results.runs import parse_shard
+from hopscope.results.status import status_of
 from hopscope.statistics import mean_interval, mean_intervals
 
 CELLS = [(1, 0), (2, 0), (2, 1)]
@@ -155,6 +156,20 @@ def test_damage_is_told(name: str, tmp_path: Path) -> None:
     with pytest.raises(ResultError, match=message) as caught:
         hs.load_result(place)
     assert str(place) in str(caught.value)
+
+
+RECORDED = ("plan", "queries", "model", "settings", "rules", "recipe", "machines", "versions")
+
+
+@pytest.mark.parametrize("name", [*RECORDED, "parts"])
+@pytest.mark.parametrize("value", [[1], "x", 3, None])
+def test_a_record_of_other_types_is_told(name: str, value: Any, tmp_path: Path) -> None:
+    place = made_grading(RIGHT).save(tmp_path / "run")
+    record = json.loads((place / "run.json").read_text("utf-8"))
+    (place / "run.json").write_text(json.dumps({**record, name: value}), "utf-8")
+    for read in (hs.load_result, status_of):
+        with pytest.raises(DamagedResultError, match=rf"is damaged: '{name}' is of another type"):
+            read(place)
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:

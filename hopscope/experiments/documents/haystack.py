@@ -50,7 +50,6 @@ from hopscope.prompting.document_prompts import (
     scored_by,
     scores,
 )
-from hopscope.results.headline import Headline
 from hopscope.results.result import Result
 from hopscope.results.run_folder import Tables
 from hopscope.results.wording import (
@@ -349,19 +348,6 @@ class Haystacks(Result):
     def _usual_order(self) -> str:
         """The order in which retrievers are compared: one in which gold documents stand alike."""
         return ALIGNED if ALIGNED in self._orders else self._orders[0]
-
-    def headline(self) -> Headline | None:
-        """How much less probable the answer is beside what the first retriever found."""
-        first = next(iter(dict.fromkeys(self.details["retriever"])))
-        rows = self.compare(measure=LOGPROB)
-        gain = row_where(rows, retriever=first, order=self._usual_order)
-        if gain is None or gain["base"] != "random":
-            return None
-        sentence = (
-            f"log-probability of the answer beside distractors of {first}, against as many tokens "
-            f"of random ones: {_difference(gain)} nats"
-        )
-        return Headline(f"{sentence}.", "random distractors", gain["n"], gain["p"])
 
     def plot(self, ax: Axes | None = None, measure: str | None = None) -> Axes:
         """Draw the answers by order, a colour for each retriever; gold documents alone in grey."""

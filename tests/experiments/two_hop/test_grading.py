@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from hopscope.experiments.two_hop.grading import Grading, grade, grade_until
 from hopscope.models.language_model import LanguageModel
 from hopscope.queries.query_set import QuerySet
 from hopscope.queries.two_hop_query import FORMS, TwoHopQuery
+from hopscope.results import runs
+from hopscope.results.packing import pack_run
 
 FAMILIES = ("tiny-random-llama", "tiny-random-gemma3", "tiny-random-gpt2")
 
@@ -356,6 +359,40 @@ def test_a_grading_with_enough_needs_no_place_to_write(
     pd.testing.assert_frame_equal(
         grade_until(model, queries, {"correct": 1}, 1, **given).frame, found.frame
     )
+
+
+def test_a_packed_grading_with_enough_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grading, "PER_PART", 2)
+    model, queries = known_model(), known_queries()
+    run: Any = {"out": tmp_path / "run", "progress": False}
+    found = grade_until(model, queries, {"correct": 1}, 1, **run)
+    assert len(found.frame) < len(grade(model, queries, progress=False).frame)
+    pack_run(tmp_path / "run", tmp_path / "packed")
+    again = grade_until(model, queries, {"correct": 1}, 1, **{**run, "out": tmp_path / "packed"})
+    pd.testing.assert_frame_equal(again.frame, found.frame)
+
+
+def test_a_part_that_another_process_wrote_meanwhile_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grading, "PER_PART", 2)
+    model, queries = known_model(), known_queries()
+    whole = tmp_path / "whole"
+    grade(model, queries, progress=False, out=whole)
+    ended = runs._end
+
+    def raced(folder: Path, *given: Any) -> None:
+        ended(folder, *given)
+        for path in whole.glob("*-*.parquet"):
+            if not (folder / path.name).exists():
+                shutil.copy(path, folder / path.name)
+
+    alone = grade_until(model, queries, {"correct": 1}, 1, progress=False)
+    monkeypatch.setattr(runs, "_end", raced)
+    found = grade_until(model, queries, {"correct": 1}, 1, progress=False, out=tmp_path / "run")
+    pd.testing.assert_frame_equal(found.frame, alone.frame)
 
 
 def test_inconsistent_queries_may_have_shortcuts() -> None:
