@@ -429,10 +429,10 @@ def _keeping_what_is_done(
 ) -> Iterator[None]:
     """When a run is interrupted, keep its finished parts for `partial`.
 
-    An interrupt that a library has turned into an error of its own is an interrupt again.
+    If it has none, what the same call has finished before is kept. An interrupt that a library has
+    turned into an error of its own is an interrupt again.
     """
     _interrupted.clear()
-    _finished_run.clear()
     stopped = n_stops()
     try:
         yield
@@ -443,8 +443,10 @@ def _keeping_what_is_done(
             tables = joined(list(kept.values())) if kept else None
         else:
             tables = read_parts(folder) if any(folder.glob("frame-*.parquet")) else None
-        _interrupted[:] = [] if tables is None else [(run, tables)]
-        logger.warning("stopped: %s", _left_behind(tables, folder))
+        _interrupted[:] = _finished_run if tables is None else [(run, tables)]
+        logger.warning(
+            "stopped: %s", _left_behind(_interrupted[0][1] if _interrupted else None, folder)
+        )
         if isinstance(error, KeyboardInterrupt):
             raise
         raise KeyboardInterrupt from error
@@ -483,6 +485,8 @@ _interrupted: list[tuple[Mapping[str, Any], Tables]] = []
 """What and how much the last interrupted run had done; empty if it had done nothing."""
 _finished_run: list[tuple[Mapping[str, Any], Tables]] = []
 """The run that was finished last in a call that goes on."""
+_calls: list[object] = []
+"""The calls that go on: one that an analysis makes of another lies within its own."""
 
 
 @interrupt_safe
@@ -491,7 +495,10 @@ def calling() -> Iterator[None]:
 
     When it is interrupted, `partial` has what it had done, and nothing of calls before.
     """
-    _interrupted.clear()
+    if not _calls:
+        _interrupted.clear()
+        _finished_run.clear()
+    _calls.append(None)
     try:
         with torch_modes():
             yield
@@ -500,7 +507,9 @@ def calling() -> Iterator[None]:
             _interrupted[:] = _finished_run
         raise
     finally:
-        _finished_run.clear()
+        _calls.pop()
+        if not _calls:
+            _finished_run.clear()
 
 
 def partial() -> Result:

@@ -40,7 +40,7 @@ from hopscope.results import packing, run_folder
 from hopscope.results.packing import pack_run
 from hopscope.results.run_folder import Tables
 from hopscope.results.run_record import provenance
-from hopscope.results.runs import run_over
+from hopscope.results.runs import calling, run_over
 
 N_PARTS = 6
 
@@ -149,7 +149,7 @@ def test_an_interrupted_run_has_its_finished_queries_in_hand(
 
 
 def test_nothing_is_in_hand_if_nothing_was_finished() -> None:
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), calling():
         run(None, Compute("early-1", KeyboardInterrupt))
     with pytest.raises(ResultError, match="no run was interrupted"):
         hs.partial()

@@ -312,6 +312,19 @@ def test_results_that_are_there_are_not_computed_again(
         auto_patch(model, queries, patched=[3], progress=False)
 
 
+def test_a_stop_while_states_are_read_leaves_the_sweep_in_hand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(auto_patching, "capture", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        auto_patch(loaded("tiny-random-llama"), places(16), progress=False)
+    assert isinstance(hs.partial(), BackPatching)
+    assert hs.partial().n_queries == 16
+
+
 def test_results_of_other_settings_do_not_go_together() -> None:
     model, queries = loaded("tiny-random-llama"), places(16)
     parts = [
