@@ -24,6 +24,7 @@ from hopscope.plots.style import (
     legend_below,
     panels,
 )
+from hopscope.statistics import wilson
 
 
 def curves(table: pd.DataFrame, value: str, ax: Axes | None = None, title: str = "") -> Axes:
@@ -96,11 +97,29 @@ FEWEST = 10
 """Questions that are right before an edge is cut; fewer are not drawn."""
 
 
+def with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
+    """The shares of a circuit over checkpoints with their Wilson 95 % intervals.
+
+    Args:
+        frame: of `over_checkpoints(..., lambda world: circuit([world]))`.
+
+    Returns:
+        The frame with columns `low` and `high`, which are NaN for `bridge`, a mean of ranks.
+    """
+    ends = [
+        wilson(round(row["value"] * row["n"]), int(row["n"]))[1:]
+        if row["measure"] != "bridge" and row["value"] == row["value"]
+        else (float("nan"), float("nan"))
+        for row in frame.to_dict("records")
+    ]
+    return frame.assign(low=[low for low, _ in ends], high=[high for _, high in ends])
+
+
 def circuit_curves(frame: pd.DataFrame) -> Figure:
     """When a world answers, when its instruments see how, and what back-patching repairs.
 
     Args:
-        frame: of `over_checkpoints(..., lambda world: circuit([world]))`.
+        frame: of `with_intervals`.
     """
     figure, grid = panels(2, 2, 5.0, sharex=True)
     answers, bridges, edges, patches = grid.flat
@@ -121,8 +140,11 @@ def circuit_curves(frame: pd.DataFrame) -> Figure:
     _curve(cut[cut["layer"] == 0], edges, "in the first block", GREY, ":")
     edges.set(title="edge r2 → r1 knocked out", ylabel="questions still right")
     patched = frame[(frame["measure"] == "patched") & (frame["split"] == "first_hop_ood")]
-    for control, (label, color, style) in PATCHES.items():
-        _curve(patched[patched["control"] == control], patches, label, color, style)
+    beside = patched["step"].max() / 110
+    for index, (control, (label, color, style)) in enumerate(PATCHES.items()):
+        rows = patched[patched["control"] == control]
+        rows = rows.assign(step=rows["step"] + beside * (index - 1.5))
+        _curve(rows, patches, label, color, style)
     patches.set(title="1st hop unseen, r1 back-patched", ylabel="questions right")
     for ax in grid.flat:
         ax.set_xlabel("step of the training")
@@ -138,3 +160,4 @@ def _curve(
 ) -> None:
     rows = rows.sort_values("step")
     ax.plot(rows["step"], rows["value"], color=color, ls=style, marker=mark, ms=3, label=label)
+    ax.vlines(rows["step"], rows["low"], rows["high"], color=color, lw=0.8)

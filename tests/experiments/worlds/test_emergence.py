@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 import hopscope as hs
 from hopscope.errors import ResultError, UsageError
 from hopscope.experiments.worlds.emergence import Emergence, kept_steps, over_checkpoints, world_at
-from hopscope.experiments.worlds.emergence_plots import circuit_curves
+from hopscope.experiments.worlds.emergence_plots import circuit_curves, with_intervals
+from hopscope.statistics import wilson
 from hopscope.training.fit import snapshot_path
 from hopscope.training.settings import Schedule
 from hopscope.worlds.recipe import Recipe
@@ -150,7 +151,12 @@ def test_every_axis_of_the_circuit_has_one_measure():
         )
     ]
     names = ["step", "measure", "split", "control", "layer", "value", "n"]
-    figure = circuit_curves(pd.DataFrame(rows, columns=names))
+    frame = with_intervals(pd.DataFrame(rows, columns=names))
+    shares = frame["measure"] != "bridge"
+    assert frame.loc[~shares, ["low", "high"]].isna().all(axis=None)
+    half = frame[shares & (frame["value"] == 0.5)]
+    assert half[["low", "high"]].to_numpy().tolist() == [list(wilson(10, 20)[1:])] * len(half)
+    figure = circuit_curves(frame)
     assert [ax.get_ylabel() for ax in figure.axes] == [
         "two-hop questions right",
         "mean reciprocal rank",
