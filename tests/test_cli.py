@@ -690,7 +690,7 @@ def test_figures_are_drawn_from_runs_without_a_model(
     assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == drawn
     assert b"<text" in drawn["grading.svg"]  # text that can be edited and searched
     empty = hopscope("figures", "knockout", "--from", tmp_path / "runs", *places)
-    assert empty.code == 1
+    assert empty.code == 2
     assert "no result for the figure knockout" in empty.err
     shutil.copytree(tmp_path / "runs", tmp_path / "more" / "runs")
     (folder,) = (tmp_path / "runs").iterdir()

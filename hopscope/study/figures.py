@@ -142,7 +142,7 @@ def results_of(runs: Path, step: str, kind: type[R]) -> dict[str, R]:
     """The results of an experiment that lie in a folder of runs, by subset.
 
     Raises:
-        NoResultError: if there is none.
+        ResultError: if there is none.
     """
     found = {
         subset: kind.load(runs / f"{step}.{subset}")
@@ -151,7 +151,7 @@ def results_of(runs: Path, step: str, kind: type[R]) -> dict[str, R]:
     }
     if not found:
         name = step.replace("_", "-")
-        raise NoResultError(
+        raise ResultError(
             f"{runs} holds no {name} result: no query was graded incorrect or correct, or "
             "`hopscope figures` has not run; grade more queries (--limit) or another model"
         )

@@ -115,5 +115,5 @@ def test_places_that_are_only_read_need_not_be_writable(
     for more in (["--check"], []):
         place = folder / ("kept" if more else "pictures")
         arguments = ["figures", "recall", "--scripts", SCRIPTS, "--from", folder / "kept", *more]
-        assert run(monkeypatch, *arguments, "--runs", folder / "kept", "--rendered", place) == 1
+        assert run(monkeypatch, *arguments, "--runs", folder / "kept", "--rendered", place) == 2
         assert "holds no result" in capfd.readouterr().err

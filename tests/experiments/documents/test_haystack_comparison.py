@@ -451,9 +451,7 @@ def test_findings_by_hand() -> None:
     assert nats.endswith("-2.00 nats: lower than random distractors.")
     assert len(taken) == 2
     assert "attends to the nearest distractor of bm25 by +4.00 (" in taken[0]
-    headline = result.headline()
-    assert headline is not None
-    assert headline.p == pytest.approx(2 * 0.5**8)
+    assert result.headline() is None  # the report's box has its five comparisons
 
 
 def test_a_run_goes_on_and_loads(tmp_path: Path, llama: LanguageModel) -> None:
