@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle, product
 from typing import Any, NamedTuple
 
@@ -241,12 +241,8 @@ def stage_axis(
         ax.plot(row["mean"], place, "D", ms=6, color=color, mec="white", mew=0.8)
         stage = row["stage"].replace("->", " → ")
         labels.append(f"{row['number']}  {stage}\n{row['n']} of {row['queries']} queries")
-    ax.set_yticks(range(len(summary)), labels)
-    ax.set_ylim(len(summary) - 0.5, -0.5)
     ax.set(xlabel="first layer", title=title)
-    ax.grid(axis="x", color=FAINT, lw=0.6)
-    ax.set_axisbelow(True)
-    return ax
+    return _lines_below(ax, range(len(summary)), labels)
 
 
 def later_axis(table: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
@@ -268,9 +264,16 @@ def later_axis(table: pd.DataFrame, ax: Axes | None = None, title: str = "") -> 
         stage = row["stage"].replace("->", " → ")
         labels.append(f"{row['number']}  {stage}\n{row['n']} and {row['n_other']} queries")
     ax.axvline(0, color=GREY, lw=0.8, zorder=0)
-    ax.set_yticks(range(len(table)), labels)
-    ax.set_ylim(len(table) - 0.5, -0.5)
     ax.set(xlabel="difference of the mean first layers (layers)", title=title)
+    return _lines_below(ax, range(len(table)), labels)
+
+
+def _lines_below(
+    ax: Axes, places: Sequence[float], labels: Sequence[str], margin: float = 0.5
+) -> Axes:
+    """Name the lines of an axis, the first on top, over a grid along which they are read."""
+    ax.set_yticks(places, labels)
+    ax.set_ylim(places[-1] + margin, -margin)
     ax.grid(axis="x", color=FAINT, lw=0.6)
     ax.set_axisbelow(True)
     return ax
@@ -306,12 +309,8 @@ def first_layer_strips(
         labels.append(
             f"{name if control == 'none' else f'another {name}'}\n{len(layers)} of {len(rows)}"
         )
-    ax.set_yticks(ticks, labels)
-    ax.set_ylim(ticks[-1] + 0.6, -0.6)
     ax.set(xlabel="first layer", title=title)
-    ax.grid(axis="x", color=FAINT, lw=0.6)
-    ax.set_axisbelow(True)
-    return ax
+    return _lines_below(ax, ticks, labels, margin=0.6)
 
 
 def _spread(layers: np.ndarray) -> np.ndarray:
